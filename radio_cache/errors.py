@@ -1,0 +1,105 @@
+"""Every error radio-cache raises on purpose.
+
+RadioCacheError
+├── ImageError                one image cannot be used; the build records it and goes on
+├── SourceError               the place the images come from is wrong as a whole
+├── StoreError                the cache on disk is not what was expected
+│   ├── NotACacheError        there is something at that path, but it is not a radio-cache store
+│   ├── StaleCacheError       the cache was made with other weights, geometry, codec or images
+│   ├── UnsupportedFormatError  the cache was written by a newer radio-cache
+│   ├── CorruptShardError     stored bytes do not match their checksum
+│   └── MissingRowsError      rows were asked for that no receipt vouches for
+├── TeacherError              a teacher cannot be had or run
+│   ├── UnknownTeacherError   no teacher of that name
+│   └── TeacherWeightsError   the weights are missing, or are not what the teacher needs
+├── CodecError                values cannot be stored without breaking the codec's promise
+├── ConfigError               a setting has an impossible value, or a name nobody knows
+├── ShapeError                two arrays that must agree do not
+└── TrainingError             a training run cannot go on
+    └── NonFiniteLossError    a loss became NaN or infinite
+
+A message names the thing, the value, the place and the cure.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RadioCacheError(Exception):
+    """Base of all errors above. The commands print it as one message, without a traceback."""
+
+
+class ImageError(RadioCacheError):
+    """One image cannot be used. `str(error)` is the reason alone; the caller knows which image it was."""
+
+
+class SourceError(RadioCacheError):
+    """The image source as a whole is wrong: missing, empty, or not a folder or tar."""
+
+
+class StoreError(RadioCacheError):
+    """The cache on disk is not what was expected."""
+
+
+class NotACacheError(StoreError):
+    """Something is at that path, but it is not a radio-cache store."""
+
+
+class StaleCacheError(StoreError):
+    """The cache holds something else than what was asked for."""
+
+
+class UnsupportedFormatError(StoreError):
+    """The cache was written in a format this version does not know."""
+
+
+class CorruptShardError(StoreError):
+    """Stored bytes do not match their checksum."""
+
+
+class MissingRowsError(StoreError):
+    """Rows were asked for that are not in the cache, or belong to unusable images."""
+
+
+class TeacherError(RadioCacheError):
+    """A teacher cannot be had or run."""
+
+
+class UnknownTeacherError(TeacherError):
+    """No teacher has that name."""
+
+
+class TeacherWeightsError(TeacherError):
+    """The weights are missing, or are not in the format the teacher's family uses."""
+
+
+class CodecError(RadioCacheError):
+    """Values cannot be stored without breaking the codec's promise."""
+
+
+class ConfigError(RadioCacheError):
+    """A setting has an impossible value, or a name nobody knows."""
+
+
+class ShapeError(RadioCacheError, ValueError):
+    """Two arrays that must agree in shape do not."""
+
+
+class TrainingError(RadioCacheError):
+    """A training run cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """A loss became NaN or infinite."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name nobody knows: the nearest known name first, then all of them.
+
+    `kind` is a singular noun ("teacher"). Long lists are cut after 40 names.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
+    return f"no {kind} is called '{name}'.{hint} Known: {listed}."
