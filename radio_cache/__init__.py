@@ -1,0 +1,8 @@
+"""radio-cache: the store of teacher features, its codecs and its crop geometry. Needs no torch, dask or faiss."""
+
+from radio_cache.errors import RadioCacheError
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.schema import CacheMeta, TeacherSpec
+
+__all__ = ["Cache", "CacheMeta", "CachedTeacher", "RadioCacheError", "TeacherSpec"]
+__version__ = "0.1.0"

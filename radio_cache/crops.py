@@ -1,0 +1,244 @@
+"""Crop geometry, written once: image pixels -> teacher input pixels -> teacher grid -> student grid.
+
+Frames. All coordinates are continuous, x to the right and y down. *Image pixels*: the decoded, upright image; pixel
+k covers [k, k + 1]. *Input pixels*: the same for the tensor a teacher receives. *Grid*: one unit is one token, and
+token k covers [k, k + 1], so its centre lies at k + 0.5 (half-pixel centres).
+
+Everything is plain numbers and numpy, so that the CPU side, the device side and the tests use one definition. The
+device only multiplies by the matrices of `resample_weights`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import ConfigError, ImageError
+
+Fit = Literal["squash", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic"]
+BoxXYXY = tuple[float, float, float, float]
+
+MAX_RESIZED_PIXELS = 64_000_000
+"""Largest image a resize may produce on its way to a teacher; a 20000 x 2 strip would need gigabytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewGeometry:
+    """How an image reaches a teacher, and where the teacher's tokens lie in its input.
+
+    fit: `squash` resizes to `input_hw` and ignores the aspect ratio; `crop` resizes the shorter side to `resize_px`
+        and cuts `input_hw` from the centre; `pad` resizes the longer side to `resize_px` and pads right and bottom.
+    stride_px, offset_px: token (i, j) is centred at input pixel (offset_y + i * stride, offset_x + j * stride). For a
+        ViT the offset is half a patch. For convolutions with TensorFlow's "same" padding it is not: the last token
+        of EfficientNet-Lite0 at 224 px is centred at pixel 223.5.
+    """
+
+    fit: Fit
+    input_hw: tuple[int, int]
+    resize_px: int
+    interpolation: Interpolation
+    grid_hw: tuple[int, int]
+    stride_px: float
+    offset_px: float
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("squash", "crop", "pad"):
+            raise ConfigError(f"fit '{self.fit}' is none of squash, crop, pad")
+        if min(*self.input_hw, *self.grid_hw, self.resize_px) < 1 or self.stride_px <= 0:
+            raise ConfigError(f"view geometry needs sizes of at least one pixel and one token: {self}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ViewGeometry":
+        hw = {key: cast(tuple[int, int], tuple(data[key])) for key in ("input_hw", "grid_hw")}
+        return cls(**{**data, **hw})
+
+
+def patch_geometry(
+    size_px: int, patch_px: int, *, fit: Fit, interpolation: Interpolation, resize_px: int | None = None
+) -> ViewGeometry:
+    """The geometry of a teacher that cuts a square input into square patches. `resize_px` defaults to `size_px`."""
+    if size_px % patch_px:
+        raise ConfigError(
+            f"input size {size_px} px is not a multiple of the patch, {patch_px} px; "
+            f"nearest: {max(1, round(size_px / patch_px)) * patch_px}"
+        )
+    tokens = size_px // patch_px
+    return ViewGeometry(
+        fit=fit, input_hw=(size_px, size_px), resize_px=resize_px or size_px, interpolation=interpolation,
+        grid_hw=(tokens, tokens), stride_px=float(patch_px), offset_px=patch_px / 2,
+    )  # fmt: skip
+
+
+def resized_hw(image_hw: tuple[int, int], geometry: ViewGeometry) -> tuple[int, int]:
+    """Size after the resize and before cropping or padding, in pixels, with each family's own rounding.
+
+    `crop` truncates the longer side as torchvision's Resize does; `pad` rounds half up as SAM's ResizeLongestSide.
+    Raises ImageError if the image is so long and thin that the resized one would not fit in memory.
+    """
+    h, w = image_hw
+    if geometry.fit == "squash":
+        return geometry.input_hw
+    if geometry.fit == "crop":
+        short = geometry.resize_px
+        hw = (short, int(short * w / h)) if h <= w else (int(short * h / w), short)
+    else:
+        scale = geometry.resize_px / max(h, w)
+        hw = (max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5)))
+    if hw[0] * hw[1] > MAX_RESIZED_PIXELS:
+        raise ImageError(f"{w} x {h} pixels is too long and thin: resized it would be {hw[1]} x {hw[0]}")
+    return hw
+
+
+def crop_offset_yx(resized: tuple[int, int], geometry: ViewGeometry) -> tuple[int, int]:
+    """Top-left corner of the centre crop in the resized image (torchvision's CenterCrop rounding); zero unless `crop`."""
+    if geometry.fit != "crop":
+        return (0, 0)
+    return (
+        round((resized[0] - geometry.input_hw[0]) / 2.0),
+        round((resized[1] - geometry.input_hw[1]) / 2.0),
+    )
+
+
+def valid_hw(image_hw: tuple[int, int], geometry: ViewGeometry) -> tuple[int, int]:
+    """Height and width of the input region that shows the image, from the top left; smaller than the input for `pad`."""
+    if geometry.fit != "pad":
+        return geometry.input_hw
+    return resized_hw(image_hw, geometry)
+
+
+def visible_box_xyxy(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:
+    """The part of the image that the teacher saw, in image pixels; the whole image unless `crop` cut some away."""
+    h, w = image_hw
+    rh, rw = resized_hw(image_hw, geometry)
+    top, left = crop_offset_yx((rh, rw), geometry)
+    vh, vw = valid_hw(image_hw, geometry)
+    return (
+        max(0.0, left * w / rw),
+        max(0.0, top * h / rh),
+        min(float(w), (left + vw) * w / rw),
+        min(float(h), (top + vh) * h / rh),
+    )
+
+
+def box_to_grid(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:
+    """An image box in the teacher's grid coordinates, (x0, y0, x1, y1); it may reach beyond the grid."""
+    h, w = image_hw
+    rh, rw = resized_hw(image_hw, geometry)
+    top, left = crop_offset_yx((rh, rw), geometry)
+
+    def to_grid(coordinate_px: float, scale: float, cut_px: int) -> float:
+        return (coordinate_px * scale - cut_px - geometry.offset_px) / geometry.stride_px + 0.5
+
+    x0, y0, x1, y1 = box_xyxy_px
+    return (
+        to_grid(x0, rw / w, left), to_grid(y0, rh / h, top), to_grid(x1, rw / w, left), to_grid(y1, rh / h, top),
+    )  # fmt: skip
+
+
+def resample_weights(
+    lo: NDArray[np.float64], hi: NDArray[np.float64], valid_lo: NDArray[np.float64], valid_hi: NDArray[np.float64],
+    *, num_in: int, num_out: int,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
+    """Matrices that sample one axis of a map under an interval: bilinear up, area-averaging down.
+
+    The filter is a triangle one output cell wide when shrinking and one input cell wide when enlarging, with
+    half-pixel centres: exactly `PIL.Image.resize(box=..., resample=BILINEAR)`, which the tests compare with.
+
+    lo, hi (b,): the interval in grid units. valid_lo, valid_hi (b,): the part of the axis that shows the image; cells
+    whose centre lies outside of it get no weight (padding never leaks into a target).
+    Returns weights (b, num_out, num_in), each row summing to 1, and valid (b, num_out): False where the output cell's
+    centre lies outside the valid part, where the row repeats the nearest valid cell.
+    """
+    scale = (hi - lo) / num_out
+    if np.any(scale <= 0):
+        raise ConfigError("a crop box has no area: its right or lower edge is not beyond the left or upper one")
+    centre = lo[:, None] + (np.arange(num_out) + 0.5)[None, :] * scale[:, None]
+    cells = np.arange(num_in) + 0.5
+    usable = (cells[None, :] > valid_lo[:, None] - 1e-9) & (cells[None, :] < valid_hi[:, None] + 1e-9)
+    # A valid region thinner than half a token holds no cell centre; its nearest cell then stands for it.
+    nearest = np.clip(np.floor((valid_lo + valid_hi) / 2).astype(np.int64), 0, num_in - 1)
+    usable[np.arange(len(lo)), nearest] |= ~usable.any(axis=1)
+    first = np.argmax(usable, axis=1) + 0.5
+    last = num_in - 1 - np.argmax(usable[:, ::-1], axis=1) + 0.5
+    support = np.maximum(scale, 1.0)[:, None]
+    # Centres beyond the usable cells are moved to where the filter still reaches the outermost one.
+    inside = np.clip(centre, first[:, None] - support / 2, last[:, None] + support / 2)
+    distance = np.abs(cells[None, None, :] - inside[:, :, None])
+    weights = np.maximum(0.0, 1.0 - distance / support[:, :, None]) * usable[:, None, :]
+    total = weights.sum(axis=2, keepdims=True)
+    valid = (centre >= valid_lo[:, None] - 1e-9) & (centre <= valid_hi[:, None] + 1e-9)
+    return (weights / total).astype(np.float32), valid
+
+
+@dataclass(frozen=True)
+class CropWeights:
+    """What turns one teacher's maps into targets under a batch of crops.
+
+    rows (b, out_h, grid_h), columns (b, out_w, grid_w): float32 matrices; target = rows @ map @ columns^T.
+    valid (b, out_h, out_w): output tokens whose centre the teacher saw.
+    kept (b,): the share of what the teacher saw that lies in the crop, in (0, 1]; summaries are weighted by it.
+    """
+
+    rows: NDArray[np.float32]
+    columns: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    kept: NDArray[np.float32]
+
+
+def crop_weights(
+    boxes_xyxy_px: Sequence[BoxXYXY], images_hw: Sequence[tuple[int, int]], geometry: ViewGeometry,
+    *, out_hw: tuple[int, int],
+) -> CropWeights:  # fmt: skip
+    """The matrices that sample a teacher's maps at the tokens of a student that sees these crops.
+
+    boxes_xyxy_px: one crop per image, in image pixels. out_hw: the student's grid.
+    """
+    grid = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(boxes_xyxy_px, images_hw, strict=True)])
+    seen_px = [visible_box_xyxy(hw, geometry) for hw in images_hw]
+    seen = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(seen_px, images_hw, strict=True)])
+    rows, valid_y = resample_weights(
+        grid[:, 1], grid[:, 3], seen[:, 1], seen[:, 3], num_in=geometry.grid_hw[0], num_out=out_hw[0]
+    )
+    columns, valid_x = resample_weights(
+        grid[:, 0], grid[:, 2], seen[:, 0], seen[:, 2], num_in=geometry.grid_hw[1], num_out=out_hw[1]
+    )
+    kept = np.array([_kept(box, seen_box) for box, seen_box in zip(boxes_xyxy_px, seen_px, strict=True)], np.float32)
+    return CropWeights(rows, columns, valid_y[:, :, None] & valid_x[:, None, :], kept)
+
+
+def _kept(box: BoxXYXY, seen: BoxXYXY) -> float:
+    width = min(box[2], seen[2]) - max(box[0], seen[0])
+    height = min(box[3], seen[3]) - max(box[1], seen[1])
+    area = (seen[2] - seen[0]) * (seen[3] - seen[1])
+    return max(0.0, width) * max(0.0, height) / area
+
+
+def intersect_xyxy(boxes: Sequence[BoxXYXY]) -> BoxXYXY:
+    """The common part of several boxes of one image."""
+    array = np.array(boxes)
+    x0, y0, x1, y1 = (*array[:, :2].max(axis=0), *array[:, 2:].min(axis=0))
+    return (float(x0), float(y0), float(x1), float(y1))
+
+
+def random_box_xyxy(
+    rng: np.random.Generator, within: BoxXYXY, *, area: tuple[float, float], ratio: tuple[float, float]
+) -> BoxXYXY:
+    """A random resized crop inside `within`: area share uniform, aspect ratio log-uniform, as in torchvision.
+
+    The ratio is relative to `within`, so that a crop of a wide image is as wide, on average, as the image: the student
+    is square, and so is what most teachers see of the image. A box that would not fit is shrunk to the side it exceeds.
+    """
+    x0, y0, x1, y1 = within
+    share = rng.uniform(*area)
+    aspect = float(np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]))))
+    w = min(1.0, float(np.sqrt(share * aspect))) * (x1 - x0)
+    h = min(1.0, float(np.sqrt(share / aspect))) * (y1 - y0)
+    left = x0 + rng.uniform(0.0, 1.0) * (x1 - x0 - w)
+    top = y0 + rng.uniform(0.0, 1.0) * (y1 - y0 - h)
+    return (left, top, left + w, top + h)

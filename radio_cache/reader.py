@@ -1,0 +1,342 @@
+"""Reading a cache: which rows are there, their summaries, maps, labels and pixels.
+
+Arrays are standard Zarr v3; the hot path reads the shard's index once, then one byte range per image straight into the
+caller's buffer, and checks every chunk's crc32c. Nothing here needs torch.
+"""
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from radio_cache.codecs import Codec, codec_from_json
+from radio_cache.crops import valid_hw
+from radio_cache.errors import (
+    CorruptShardError,
+    ImageError,
+    MissingRowsError,
+    NotACacheError,
+    ShapeError,
+    StoreError,
+    UnsupportedFormatError,
+)
+from radio_cache.schema import (
+    ATTRIBUTES_KEY,
+    FORMAT_VERSION,
+    IMAGES_UNIT,
+    CacheMeta,
+    Failure,
+    ImageStatus,
+    Receipt,
+    TeacherSpec,
+    receipt_path,
+    unit_group,
+)
+from radio_cache.shards import CRC_BYTES, crc32c, decode_index, index_bytes
+from radio_cache.writer import ImageIndex
+
+Verify = Literal["always", "never"]
+Rows = NDArray[np.int64] | Sequence[int] | range
+
+_MAX_OPEN_FILES = 256
+
+
+class Cache:
+    """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
+
+    Raises NotACacheError or UnsupportedFormatError when `path` does not hold one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.meta = CacheMeta.from_json(_attributes(self.path))
+        teachers = self.path / "teachers"
+        names = sorted(entry.name for entry in teachers.iterdir() if (entry / "zarr.json").exists())
+        self.teachers = {name: CachedTeacher(self, name) for name in names}
+
+    def __reduce__(self) -> tuple[type["Cache"], tuple[Path]]:
+        return (Cache, (self.path,))
+
+    @property
+    def num_images(self) -> int:
+        return self.meta.num_images
+
+    @cached_property
+    def index(self) -> ImageIndex:
+        """Keys, labels and places of all images, in row order."""
+        ends = self._column("key_ends").astype(np.int64)
+        text = self._column("key_bytes").tobytes()
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        keys = [text[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+        return ImageIndex(
+            keys, self._column("label"), self._column("container"), self._column("offset"), self._column("length")
+        )
+
+    @cached_property
+    def sizes_hw(self) -> NDArray[np.int32]:
+        """(n, 2) height and width of every image in pixels, upright; 0 where the image is unusable or not seen yet."""
+        return self._column("size_hw")
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        """(n, 16) BLAKE2b-128 of every image file's bytes; 0 where not seen yet."""
+        return self._column("digest")
+
+    def receipts(self, unit: str) -> list[Receipt | None]:
+        """The receipts of a unit ("images" or a teacher) by shard; None where the shard has not been made."""
+        return [read_receipt(self.path, unit, shard) for shard in range(self.meta.num_shards)]
+
+    def failures(self) -> list[Failure]:
+        """The images that cannot be used, and why, as far as the build has come."""
+        return [failure for receipt in self.receipts(IMAGES_UNIT) if receipt for failure in receipt.failures]
+
+    def usable_rows(self, teachers: Iterable[str] = ()) -> NDArray[np.int64]:
+        """Rows whose image is fine and whose shards are there for every teacher named, in order."""
+        usable = self._column("status") == ImageStatus.OK
+        for unit in (IMAGES_UNIT, *teachers):
+            for shard, receipt in enumerate(self.receipts(unit)):
+                if receipt is None:
+                    usable[self.meta.shard_rows(shard)] = False
+        return np.flatnonzero(usable)
+
+    def read_file(self, row: int) -> bytes:
+        """The bytes of an image file, from where the build found it.
+
+        Raises ImageError if it is gone, or is no longer the file that the teachers saw.
+        """
+        index = self.index
+        container = self.meta.containers[index.container[row]]
+        data = read_image_file(
+            Path(container.path), index.keys[row].removeprefix(container.prefix),
+            int(index.offset[row]), int(index.length[row]),
+        )  # fmt: skip
+        if digest(data) != self.digests[row].tobytes():
+            raise ImageError(f"{index.keys[row]} has changed since the cache was built: build the cache again")
+        return data
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return np.asarray(zarr.open_array(self.path / IMAGES_UNIT / name, mode="r")[...])
+
+
+class CachedTeacher:
+    """One teacher's features in a cache. Get it from `Cache.teachers`."""
+
+    def __init__(self, cache: Cache, name: str) -> None:
+        self._cache = cache
+        self._folder = cache.path / unit_group(name)
+        self.name = name
+        self.spec = TeacherSpec.from_json(_attributes(self._folder))
+        self.codec: Codec = codec_from_json(self.spec.codec)
+        self._shards = _ShardFiles(self._folder / "spatial", cache.meta.shard_images)
+
+    def summaries(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
+        """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
+        if self.spec.summary_dim is None:
+            raise StoreError(f"{self._cache.path}: teacher '{self.name}' has no summary, only maps")
+        stored = self._summaries[view][np.asarray(rows, dtype=np.int64)]
+        if np.isnan(stored).any():
+            holes = np.asarray(rows)[np.isnan(stored).any(axis=1)]
+            raise self._missing(holes)
+        return stored.astype(np.float32)
+
+    def codes(self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always") -> NDArray[Any]:
+        """(len(rows), h, w, c) stored codes of these rows' maps, in the codec's type; `codec.decode` gives features.
+
+        out: a buffer to fill instead of a new array; C-contiguous, of that shape and type.
+        Raises MissingRowsError for rows that are not there, CorruptShardError for bytes that fail their checksum.
+        """
+        shape = (len(rows), *self.spec.geometry.grid_hw, self.spec.spatial_dim)
+        if out is None:
+            out = np.empty(shape, dtype=self.codec.dtype)
+        if out.shape != shape or out.dtype != self.codec.dtype or not out.flags.c_contiguous:
+            raise ShapeError(
+                f"teacher '{self.name}': the buffer is {out.dtype} {out.shape}, needed is C-contiguous "
+                f"{self.codec.dtype} {shape}"
+            )
+        flat = out.reshape(len(rows), -1).view(np.uint8)
+        order = np.argsort(np.asarray(rows), kind="stable")
+        for position in order:
+            row = int(rows[position])
+            if not self._shards.read(view, row, memoryview(flat[position]), verify=verify):
+                raise self._missing(np.array([row]))
+        return out
+
+    def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
+        """(len(rows), h, w, c) decoded features of these rows."""
+        return self.codec.decode(self.codes(rows, view=view))
+
+    def spatial_mean_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Per-channel mean and standard deviation of the maps, over every token that shows an image."""
+        return self._mean_std("spatial", [receipt.num_tokens for receipt in self._done()])
+
+    def summary_mean_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Per-channel mean and standard deviation of the summaries."""
+        views = self.spec.views
+        return self._mean_std("summary", [views * (r.num_rows - len(r.failures)) for r in self._done()])
+
+    def stored_bytes(self) -> int:
+        """Bytes on disk of the finished shards of this teacher."""
+        return sum(file.num_bytes for receipt in self._done() for file in receipt.files)
+
+    def valid_hw(self, row: int) -> tuple[int, int]:
+        """Height and width in input pixels of the part of this teacher's input that shows the image."""
+        h, w = self._cache.sizes_hw[row]
+        return valid_hw((int(h), int(w)), self.spec.geometry)
+
+    def _done(self) -> list[Receipt]:
+        return [receipt for receipt in self._cache.receipts(self.name) if receipt]
+
+    @cached_property
+    def _summaries(self) -> NDArray[Any]:
+        # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
+        return np.asarray(zarr.open_array(self._folder / "summary", mode="r")[...])
+
+    def _mean_std(self, name: str, counts: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        shards = [receipt.shard for receipt in self._done()]
+        if sum(counts) == 0:
+            raise MissingRowsError(f"{self._cache.path}: teacher '{self.name}' has no finished shard yet: run the build")
+        sums = np.asarray(zarr.open_array(self._folder / "stats" / name, mode="r")[...])[shards].sum(axis=0)
+        mean = sums[0] / sum(counts)
+        return mean, np.sqrt(np.maximum(sums[1] / sum(counts) - mean**2, 0.0))
+
+    def _missing(self, rows: NDArray[np.int64]) -> MissingRowsError:
+        listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        return MissingRowsError(
+            f"{self._cache.path}: teacher '{self.name}' has nothing for row {listed}: the image is unusable or its "
+            "shard is not built yet; ask `usable_rows`, or run the build again"
+        )
+
+
+class _ShardFiles:
+    """Reads inner chunks of one sharded array whose chunk is one image of one view."""
+
+    def __init__(self, folder: Path, shard_images: int) -> None:
+        self._folder, self._shard_images = folder, shard_images
+        self._open: OrderedDict[tuple[int, int], tuple[int, NDArray[np.uint64]]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def read(self, view: int, row: int, out: memoryview, *, verify: Verify) -> bool:
+        """Fill `out` with the bytes of a row; False if the store has a hole there."""
+        shard, number = divmod(row, self._shard_images)
+        with self._lock:
+            descriptor, index = self._opened(view, shard)
+            if descriptor < 0 or index[number, 1] == np.uint64(2**64 - 1):
+                return False
+            offset, length = int(index[number, 0]), int(index[number, 1])
+            crc = bytearray(CRC_BYTES)
+            # Inside the lock: another thread could close the descriptor of a shard that was not used for long.
+            got = os.preadv(descriptor, [out, crc], offset)
+        if length != len(out) + CRC_BYTES or got != length:
+            raise CorruptShardError(f"{self._path(view, shard)}: row {row} is cut short ({got} of {length} bytes)")
+        if verify == "always" and crc32c(out) != int.from_bytes(crc, "little"):
+            raise CorruptShardError(
+                f"{self._path(view, shard)}: row {row} does not match its checksum: delete this shard's receipt and "
+                "run the build again"
+            )
+        return True
+
+    def _opened(self, view: int, shard: int) -> tuple[int, NDArray[np.uint64]]:
+        if os.getpid() != self._process:  # after a fork: the parent's descriptors share one file position and one fate
+            self._open.clear()
+            self._process = os.getpid()
+        key = (view, shard)
+        if key not in self._open:
+            if len(self._open) >= _MAX_OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1][0])
+            opened = self._open_shard(self._path(view, shard))
+            if opened is None:
+                return -1, np.empty((0, 2), np.uint64)
+            self._open[key] = opened
+        self._open.move_to_end(key)
+        return self._open[key]
+
+    def _open_shard(self, path: Path) -> tuple[int, NDArray[np.uint64]] | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        size, length = os.fstat(descriptor).st_size, index_bytes(self._shard_images)
+        if size < length:
+            os.close(descriptor)
+            raise CorruptShardError(f"{path}: {size} bytes are too few to hold this shard's index")
+        return descriptor, decode_index(os.pread(descriptor, length, size - length), path)
+
+    def _path(self, view: int, shard: int) -> Path:
+        return self._folder / "c" / str(view) / str(shard) / "0" / "0" / "0"
+
+    def __del__(self) -> None:
+        if os.getpid() == self._process:
+            for descriptor, _ in self._open.values():
+                os.close(descriptor)
+
+
+def digest(data: bytes) -> bytes:
+    """16 bytes that stand for an image file: BLAKE2b-128."""
+    import hashlib
+
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def read_image_file(container: Path, member: str, offset: int, length: int) -> bytes:
+    """The bytes of an image: a file below a folder (offset -1), or a byte range of a tar.
+
+    Raises ImageError with the operating system's reason.
+    """
+    try:
+        if offset < 0:
+            return (container / member).read_bytes()
+        with container.open("rb") as file:
+            data = os.pread(file.fileno(), length, offset)
+    except OSError as exc:
+        raise ImageError(f"cannot be read: {exc.strerror or exc}") from exc
+    if len(data) != length:
+        raise ImageError(f"cannot be read: {container} ends inside it")
+    return data
+
+
+def read_receipt(cache_path: Path, unit: str, shard: int) -> Receipt | None:
+    """The receipt of one shard, or None if the shard has not been made."""
+    try:
+        text = (cache_path / receipt_path(unit, shard)).read_bytes()
+    except FileNotFoundError:
+        return None
+    return Receipt.from_json(json.loads(text))
+
+
+def is_cache(path: Path) -> bool:
+    """Whether there is a radio-cache store at `path`, of any format version."""
+    try:
+        _attributes(path)
+    except NotACacheError:
+        return False
+    return True
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """Our attributes of the Zarr group at `path`, read as JSON: no library, no defaults."""
+    if not path.exists():
+        raise NotACacheError(f"{path} does not exist")
+    if not path.is_dir():
+        raise NotACacheError(f"{path} is a file, not a radio-cache store, which is a folder")
+    try:
+        document = json.loads((path / "zarr.json").read_bytes())
+        return document["attributes"][ATTRIBUTES_KEY]
+    except FileNotFoundError as exc:
+        raise NotACacheError(f"{path} is a folder, but not a radio-cache store: it has no zarr.json") from exc
+    except (KeyError, TypeError, ValueError) as exc:
+        raise NotACacheError(f"{path} is a Zarr group, but not a radio-cache store") from exc
+
+
+__all__ = [
+    "FORMAT_VERSION", "Cache", "CachedTeacher", "UnsupportedFormatError", "digest", "is_cache", "read_image_file",
+    "read_receipt",
+]  # fmt: skip

@@ -1,0 +1,218 @@
+"""Format version 1 as code: what the JSON in a cache means and where each file lies (docs/format.md).
+
+A cache is one Zarr v3 group. Numbers live in arrays that any Zarr tool reads; this module holds the rest.
+"""
+
+import re
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
+from typing import Any, Literal, cast
+
+from radio_cache.crops import ViewGeometry
+from radio_cache.errors import ConfigError, StoreError, UnsupportedFormatError
+
+FORMAT_VERSION = 1
+ATTRIBUTES_KEY = "radio_cache"
+"""Our attributes sit under this key of the group's attributes, so that other tools may keep theirs beside."""
+
+IMAGES_UNIT = "images"
+"""The unit of work that looks at every image once; the others are teachers."""
+
+_TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+
+
+class ImageStatus(IntEnum):
+    """What the build found out about an image. Stored in `images/status`; 0 is the fill value."""
+
+    NOT_SEEN = 0
+    OK = 1
+    UNUSABLE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """Where image files lie: a folder, or a tar whose members are read by offset. Keys start with `prefix`."""
+
+    kind: Literal["folder", "tar"]
+    path: str
+    prefix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheMeta:
+    """Attributes of the root group.
+
+    shard_images: images in one shard, which is the unit of work, of commit and of retry, for every array alike.
+    class_names: names of the labels 0, 1, ...; empty when the source has numbers only, or no labels.
+    """
+
+    num_images: int
+    shard_images: int
+    creator: str
+    containers: tuple[Container, ...]
+    class_names: tuple[str, ...]
+    max_pixels: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_images)
+
+    def shard_rows(self, shard: int) -> range:
+        """Rows (image numbers) of a shard; the last shard may be short."""
+        first = shard * self.shard_images
+        return range(first, min(first + self.shard_images, self.num_images))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "CacheMeta":
+        fields = dict(data)
+        version = fields.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UnsupportedFormatError(
+                f"the cache has format version {version}, this radio-cache reads version {FORMAT_VERSION}: "
+                "install the radio-cache that wrote it, or a newer one"
+            )
+        fields["containers"] = tuple(Container(**item) for item in fields["containers"])
+        fields["class_names"] = tuple(fields["class_names"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """Pixels to teacher input: (value / scale - mean) / std per channel, for values 0 to 255."""
+
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Normalisation":
+        mean, std = (cast(tuple[float, float, float], tuple(data[key])) for key in ("mean", "std"))
+        return cls(scale=data["scale"], mean=mean, std=std)
+
+
+IMAGENET_PIXELS = Normalisation(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """Everything that decides a teacher's stored bytes, and all the trainer needs to know about it.
+
+    name: the group below `teachers/`; lower case letters, digits, '.', '_' and '-'.
+    summary_dim: width of the one vector per image, None where the teacher has none (SAM).
+    spatial_dim: width of the one vector per token. summary_note, spatial_note: which features these are.
+    weights, weights_sha256: the file the weights came from, and its hash.
+    compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`).
+    software: versions of the libraries that computed the features; told, not compared.
+    """
+
+    name: str
+    family: str
+    model: str
+    licence: str
+    weights: str
+    weights_sha256: str
+    geometry: ViewGeometry
+    normalisation: Normalisation
+    summary_dim: int | None
+    spatial_dim: int
+    summary_note: str
+    spatial_note: str
+    compute_dtype: str
+    codec: dict[str, Any]
+    views: int
+    software: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not _TEACHER_NAME.match(self.name) or self.name == IMAGES_UNIT:
+            raise ConfigError(
+                f"teacher name '{self.name}' cannot name a group: use lower case letters, digits, '.', '_', '-'"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TeacherSpec":
+        geometry, normalisation = (
+            ViewGeometry.from_json(data["geometry"]), Normalisation.from_json(data["normalisation"])
+        )  # fmt: skip
+        return cls(**{**data, "geometry": geometry, "normalisation": normalisation})
+
+    def differences(self, asked: "TeacherSpec") -> list[str]:
+        """What is stored and what `asked` asks for, field by field, where they differ; software versions aside."""
+        stored_fields = _flat(replace(self, software={}).to_json())
+        asked_fields = _flat(replace(asked, software={}).to_json())
+        names = sorted(stored_fields.keys() | asked_fields.keys())
+        return [
+            f"{name} is {stored_fields.get(name)}, this run asks for {asked_fields.get(name)}"
+            for name in names
+            if stored_fields.get(name) != asked_fields.get(name)
+        ]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(cast(dict[str, Any], value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file a unit of work wrote: its path below the unit's group, its size and the crc32c of all its bytes."""
+
+    path: str
+    num_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One image that cannot be used, and why."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """Written last, after all the files it names are on disk. No receipt, no shard.
+
+    num_tokens: tokens that show the image, over all usable rows; the statistics in `stats/` are sums over them.
+    """
+
+    unit: str
+    shard: int
+    first_row: int
+    num_rows: int
+    num_tokens: int
+    failures: tuple[Failure, ...]
+    files: tuple[StoredFile, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Receipt":
+        try:
+            failures = tuple(Failure(**item) for item in data["failures"])
+            files = tuple(StoredFile(**item) for item in data["files"])
+            return cls(**{**data, "failures": failures, "files": files})
+        except (KeyError, TypeError) as exc:
+            raise StoreError(f"a receipt does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
+
+
+def receipt_path(unit: str, shard: int) -> str:
+    """Path of a receipt below the cache."""
+    return f"receipts/{unit}/{shard:06d}.json"
+
+
+def unit_group(unit: str) -> str:
+    """Path of the group a unit writes to, below the cache."""
+    return unit if unit == IMAGES_UNIT else f"teachers/{unit}"

@@ -1,0 +1,56 @@
+"""The bytes of a shard: Zarr v3's `sharding_indexed` codec, inner codecs `bytes` (little endian) and `crc32c`.
+
+Layout: the chunks one after the other, each followed by its own crc32c; then the index (offset and length of every
+chunk as two little-endian uint64, both 2^64 - 1 for a chunk that is not there), then the index's crc32c. Any Zarr v3
+library reads it; we write and read it ourselves because that is several times faster (docs/design/001-store.md).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import CorruptShardError
+
+CRC_BYTES = 4
+ABSENT = np.uint64(2**64 - 1)
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C (Castagnoli) of the bytes."""
+    return google_crc32c.value(bytes(data))
+
+
+def with_crc(data: bytes) -> bytes:
+    """The bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
+    return data + crc32c(data).to_bytes(CRC_BYTES, "little")
+
+
+def index_bytes(chunks_per_shard: int) -> int:
+    """Size of the index at the end of a shard."""
+    return 16 * chunks_per_shard + CRC_BYTES
+
+
+def encode_shard(chunks: Sequence[bytes | None], chunks_per_shard: int) -> bytes:
+    """A whole shard. None is a chunk that is not there; so are chunks beyond the end of a short last shard."""
+    index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
+    parts: list[bytes] = []
+    offset = 0
+    for number, chunk in enumerate(chunks):
+        if chunk is None:
+            continue
+        part = with_crc(chunk)
+        index[number] = (offset, len(part))
+        parts.append(part)
+        offset += len(part)
+    return b"".join([*parts, with_crc(index.tobytes())])
+
+
+def decode_index(data: bytes, path: Path) -> NDArray[np.uint64]:
+    """The (chunks, 2) offsets and lengths from the last bytes of a shard. Raises CorruptShardError naming `path`."""
+    body, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
+    if crc32c(body) != stored:
+        raise CorruptShardError(f"{path}: the index at the end of this shard does not match its checksum")
+    return np.frombuffer(body, dtype="<u8").reshape(-1, 2)

@@ -1,0 +1,127 @@
+"""What every student is: images in [0, 1] go in, one summary and one map of spatial features come out.
+
+StudentInputError(RadioCacheError, ValueError)    the images handed to a student cannot be used
+└── UnsupportedResolutionError                    their height or width is not a size this student takes
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from radio_cache.errors import RadioCacheError
+
+FeatureFormat = Literal["NLC", "NCHW"]
+
+# OpenAI CLIP's statistics; every student of the family conditions its input with them, whatever its teachers use.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class StudentInputError(RadioCacheError, ValueError):
+    """The images handed to a student cannot be used."""
+
+
+class UnsupportedResolutionError(StudentInputError):
+    """Height or width is not a size this student takes; the message names the nearest one it does."""
+
+
+class StudentOutput(NamedTuple):
+    """Summary (B, Cs), and spatial features (B, h*w, C), row-major from the top left, or (B, C, h, w) for "NCHW"."""
+
+    summary: Tensor
+    spatial: Tensor
+
+
+class Encoded(NamedTuple):
+    """What a student's own network hands to `Student.forward`: the summary and the map, always as NCHW."""
+
+    summary: Float[Tensor, "b s"]
+    map: Float[Tensor, "b c h w"]
+
+
+class Student(nn.Module, ABC):
+    """A backbone that learns from several teachers. Subclasses write `_encode` and nothing else of `forward`.
+
+    name: what `create_student` called it
+    patch_size: pixels of the side of one spatial token
+    embed_dim: width of a spatial token
+    summary_dim: width of the summary; `num_summary_tokens` equal parts of it belong to one summary teacher each
+    num_summary_tokens: 1, unless a ViT with several class tokens
+    min_resolution_step: both sides of the images, in pixels, are multiples of it
+    preferred_resolution: (height, width) in pixels the student was laid out for
+    fixed_resolution: the only (height, width) in pixels the network can take, or None when any multiple will do
+    no_weight_decay: names of parameters with two or more axes that must not decay (position tables, tokens)
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        patch_size: int,
+        embed_dim: int,
+        summary_dim: int,
+        preferred_resolution: tuple[int, int],
+        min_resolution_step: int,
+        num_summary_tokens: int = 1,
+        fixed_resolution: tuple[int, int] | None = None,
+        no_weight_decay: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.summary_dim = summary_dim
+        self.num_summary_tokens = num_summary_tokens
+        self.min_resolution_step = min_resolution_step
+        self.preferred_resolution = preferred_resolution
+        self.fixed_resolution = fixed_resolution
+        self.no_weight_decay = no_weight_decay
+        # Not in the state dict: they are constants of the family, not something a run learns.
+        self.input_mean: Tensor
+        self.input_std: Tensor
+        self.register_buffer("input_mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("input_std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def _encode(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
+        """Summary and map of images whose size was checked and whose colours were standardised."""
+
+    @final
+    def forward(self, images: Float[Tensor, "b 3 h w"], *, feature_fmt: FeatureFormat = "NLC") -> StudentOutput:
+        """Summary and spatial features of a batch.
+
+        Shapes: images (b, 3, h, w) give a summary (b, summary_dim) and spatial tokens (b, n, embed_dim),
+            n = (h / patch_size) * (w / patch_size), row-major from the top left; "NCHW" gives the same as a map.
+        Units: images are RGB in [0, 1]; standardising them is the student's own business.
+        Raises: StudentInputError for integer images; UnsupportedResolutionError, with the nearest legal size.
+        """
+        if not images.is_floating_point():
+            raise StudentInputError(f"student '{self.name}' takes float images in [0, 1], got {images.dtype}: divide by 255.")
+        h, w = int(images.shape[-2]), int(images.shape[-1])
+        nearest = self.nearest_supported_resolution(h, w)
+        if nearest != (h, w):
+            rule = (
+                f"multiples of {self.min_resolution_step} pixels"
+                if self.fixed_resolution is None
+                else f"exactly {self.fixed_resolution[0]} x {self.fixed_resolution[1]} pixels"
+            )
+            raise UnsupportedResolutionError(
+                f"student '{self.name}' takes {rule} (height x width), got {h} x {w}: "
+                f"resize to {nearest[0]} x {nearest[1]}, the nearest."
+            )
+        # The cast lets a half-precision student take the float32 images a loader hands out.
+        out = self._encode((images.to(self.input_mean.dtype) - self.input_mean) / self.input_std)
+        if feature_fmt == "NCHW":
+            return StudentOutput(out.summary, out.map)
+        return StudentOutput(out.summary, out.map.flatten(2).transpose(1, 2))
+
+    @final
+    def nearest_supported_resolution(self, h: int, w: int) -> tuple[int, int]:
+        """The legal (height, width) nearest to h x w pixels; halves round up, and one step is the least."""
+        if self.fixed_resolution is not None:
+            return self.fixed_resolution
+        step = self.min_resolution_step
+        return max(step, (2 * h + step) // (2 * step) * step), max(step, (2 * w + step) // (2 * step) * step)
