@@ -99,7 +99,9 @@ class Student(nn.Module, ABC):
         Raises: StudentInputError for integer images; UnsupportedResolutionError, with the nearest legal size.
         """
         if not images.is_floating_point():
-            raise StudentInputError(f"student '{self.name}' takes float images in [0, 1], got {images.dtype}: divide by 255.")
+            raise StudentInputError(
+                f"student '{self.name}' takes float images in [0, 1], got {images.dtype}: divide by 255."
+            )
         h, w = int(images.shape[-2]), int(images.shape[-1])
         nearest = self.nearest_supported_resolution(h, w)
         if nearest != (h, w):

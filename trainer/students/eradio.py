@@ -43,7 +43,9 @@ class ERadioConfig:
     def __post_init__(self) -> None:
         for stage, heads, window in zip((2, 3), self.heads, self.windows, strict=True):
             if self.width * 2**stage % heads:
-                raise ConfigError(f"{self.name}: stage {stage} is {self.width * 2**stage} wide, not divisible by {heads} heads.")
+                raise ConfigError(
+                    f"{self.name}: stage {stage} is {self.width * 2**stage} wide, not divisible by {heads} heads."
+                )
             if window < 2:
                 raise ConfigError(f"{self.name}: windows are at least 2 tokens wide, got {window}.")
         if self.width % 2:
@@ -57,7 +59,7 @@ class ERadioConfig:
 VERSIONS: dict[str, ERadioConfig] = {
     config.name: config
     for config in (
-        # For two CPU cores at 64 to 128 px; see the end of benchmarks in the docs for images/s.
+        # For two CPU cores at 64 to 128 px; about 4.5 M parameters.
         ERadioConfig(name="e-radio-tiny", width=32, stem_width=16, depths=(1, 2, 3, 3), heads=(4, 8), windows=(8, 8),
                      bias_hidden=64, neck="depthwise", preferred_resolution=(96, 96)),
         ERadioConfig(name="e-radio-t", width=80, depths=(1, 3, 4, 5), drop_path=0.2),
@@ -118,7 +120,9 @@ class ERadio(Student):
             case "shuffle":
                 self.neck = SumNeck(ShuffleLevel(w2, config.output_width, 1), ShuffleLevel(w3, config.output_width, 2))
             case "depthwise":
-                self.neck = SumNeck(DepthwiseLevel(w2, config.output_width, 1), DepthwiseLevel(w3, config.output_width, 2))
+                self.neck = SumNeck(
+                    DepthwiseLevel(w2, config.output_width, 1), DepthwiseLevel(w3, config.output_width, 2)
+                )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -200,7 +204,7 @@ class C2f(nn.Module):
 
 @final
 class PositionBias(nn.Module):
-    """Attention bias from the offset between two tokens, through a small MLP (continuous bias of Swin V2, arXiv 2111.09883).
+    """Attention bias from the offset between two tokens, through a small MLP (Swin V2, arXiv 2111.09883).
 
     bias = 16 * sigmoid(MLP(offset)), with offsets scaled by the window to [-8, 8] and then sign(x) log2(|x| + 1) / 3.
     A window smaller than the configured one reads a part of the same table: an offset of one token stays that.
@@ -260,15 +264,15 @@ class WindowAttention(nn.Module):
 
 @final
 class WindowBlock(nn.Module):
-    """Transformer block on the windows of a map, averaged with its input; optionally on the map halved by a convolution."""
+    """Transformer block on the windows of a map, or of the map reduced to half its sides; averaged with its input."""
 
     def __init__(
         self, width: int, heads: int, window: int, config: ERadioConfig, *, halve: bool, drop_path: float
     ) -> None:
         super().__init__()
         self.window = window
-        self.halve = nn.Conv2d(width, width, 2, 2) if halve else nn.Identity()
-        self.double = nn.ConvTranspose2d(width, width, 2, 2) if halve else nn.Identity()
+        self.reduce = nn.Conv2d(width, width, 2, 2) if halve else nn.Identity()
+        self.restore = nn.ConvTranspose2d(width, width, 2, 2) if halve else nn.Identity()
         self.local = ConvNorm(width, width, kernel=3) if config.local_conv and not halve else None
         self.norm1 = nn.LayerNorm(width)
         self.attention = WindowAttention(width, heads, window, config.bias_hidden)
@@ -279,7 +283,7 @@ class WindowBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        y = self.halve(x)
+        y = self.reduce(x)
         if self.local is not None:
             y = y + self.local(y)
         h, w = int(y.shape[-2]), int(y.shape[-1])
@@ -287,7 +291,7 @@ class WindowBlock(nn.Module):
         tokens = cut_windows(y, window_hw)
         tokens = tokens + self.drop_path(self.attention(self.norm1(tokens), window_hw))
         tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return 0.5 * x + 0.5 * self.double(join_windows(tokens, (h, w), window_hw))
+        return 0.5 * x + 0.5 * self.restore(join_windows(tokens, (h, w), window_hw))
 
 
 def even_window(tokens: int, window: int) -> int:
@@ -357,7 +361,8 @@ class ShuffleLevel(nn.Module):
         norm = self.norm
         if not isinstance(norm, nn.BatchNorm2d):
             return
-        assert norm.running_mean is not None and norm.running_var is not None  # batch norms here keep statistics
+        assert norm.running_mean is not None  # the batch norms here keep statistics
+        assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
         conv = nn.Conv2d(self.conv.in_channels, self.conv.out_channels, 1).to(scale)
@@ -368,7 +373,7 @@ class ShuffleLevel(nn.Module):
 
 @final
 class DepthwiseLevel(nn.Module):
-    """Nearest upsampling by r, a depthwise 3x3 convolution, batch norm, a 1x1 convolution: the neck of the CVPR model."""
+    """Nearest upsampling by r, a depthwise 3x3 convolution, batch norm, a 1x1 convolution: the CVPR model's neck."""
 
     def __init__(self, width_in: int, width_out: int, factor: int) -> None:
         super().__init__()
