@@ -1,0 +1,10 @@
+"""Errors of the evaluations.
+
+EvalError(RadioCacheError)   an evaluation cannot be done with the data, runs or settings it was given
+"""
+
+from radio_cache.errors import RadioCacheError
+
+
+class EvalError(RadioCacheError):
+    """An evaluation cannot be done: no labels, no common classes, nothing to compare."""
