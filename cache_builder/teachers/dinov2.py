@@ -1,0 +1,113 @@
+"""DINOv2 through timm, with and without registers: the dense-feature teacher (arXiv 2304.07193, 2309.16588)."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+
+from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
+from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
+from radio_cache.crops import patch_geometry
+from radio_cache.errors import TeacherWeightsError
+from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
+
+_SIZES = {"s": ("small", "22 M", "88 MB"), "b": ("base", "87 M", "346 MB"), "l": ("large", "304 M", "1.2 GB"),
+          "g": ("giant", "1137 M", "4.5 GB")}  # fmt: skip
+
+
+def _preset(letter: str, *, registers: bool) -> TeacherPreset:
+    size, params, download = _SIZES[letter]
+    model = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
+    return TeacherPreset(
+        name=f"dinov2-vit-{letter}-14{'-reg' if registers else ''}", family="dinov2", model=model, params=params,
+        licence="Apache-2.0", input_px=224, fit="crop",
+        weights=WeightsSource(size=download, hub=(f"timm/{model}.lvd142m", ("model.safetensors",))),
+    )  # fmt: skip
+
+
+PRESETS = tuple(_preset(letter, registers=registers) for letter in _SIZES for registers in (False, True))
+
+_HEAD_WIDTH = 64  # of every DINOv2
+
+
+@final
+class DinoV2(Teacher):
+    """Summary: the class token. Spatial: the patch tokens. Both after the final norm. Meta's and timm's files both load."""
+
+    def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
+        state = read_state_dict(path, teacher=preset.name)
+        architecture = self._architecture(preset, state, path)
+        patch = int(architecture.get("patch_size", 14))
+        geometry = patch_geometry(
+            options.size_px or preset.input_px // patch * patch, patch, fit=options.fit or preset.fit, interpolation="bicubic"
+        )
+        self._net = timm.create_model(
+            preset.model, pretrained=False, img_size=geometry.input_hw[0], num_classes=0, **architecture
+        ).eval()
+        # timm's own conversion: Meta's names to timm's, and position embeddings to the input size.
+        state = checkpoint_filter_fn(state, self._net)
+        state = {key: value for key, value in state.items() if key != "mask_token"}
+        load_exactly(self._net, state, teacher=preset.name, path=path)
+        width = int(self._net.embed_dim)
+        self.spec = TeacherSpec(
+            name=preset.name, family=preset.family, model=f"{preset.model} ({width} wide, {len(self._net.blocks)} deep)",
+            licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path), geometry=geometry, normalisation=IMAGENET_PIXELS,
+            summary_dim=width, spatial_dim=width,
+            summary_note="class token after the final norm", spatial_note="patch tokens after the final norm",
+            compute_dtype=options.dtype, codec=options.codec, views=1,
+            software={"timm": timm.__version__, "torch": version("torch")},
+        )  # fmt: skip
+
+    def _architecture(self, preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> dict[str, Any]:
+        """timm arguments for sizes in the file that are not the published model's; empty if they are."""
+        if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} is not a DINOv2 ViT in Meta's or timm's format: it has no "
+                "patch_embed.proj.weight or no blocks.0.attn.qkv.weight"
+            )
+        with torch.device("meta"):
+            published = timm.create_model(preset.model, pretrained=False, num_classes=0)
+        width, _, patch, _ = state["patch_embed.proj.weight"].shape
+        layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        registers = next((int(v.shape[1]) for k, v in state.items() if k in ("reg_token", "register_tokens")), 0)
+        first = state.get("blocks.0.mlp.w12.weight", state.get("blocks.0.mlp.fc1.weight"))
+        second = state.get("blocks.0.mlp.w3.weight", state.get("blocks.0.mlp.fc2.weight"))
+        if first is None or second is None:
+            raise TeacherWeightsError(f"teacher '{preset.name}': {path}: block 0 has no MLP weights")
+        own = (int(published.embed_dim), len(published.blocks), int(published.num_reg_tokens))
+        gated = second.shape[1] * 2 == first.shape[0]
+        if own == (width, layers, registers) and gated == ("giant" in preset.model):
+            return {}
+        heads = max(1, width // _HEAD_WIDTH)
+        self.notes = (
+            f"these weights are not the published {preset.model}: width {width}, {layers} layers, {registers} registers; "
+            f"{heads} attention head{'s' if heads > 1 else ''} assumed, {_HEAD_WIDTH} wide as in every DINOv2",
+        )
+        arguments: dict[str, Any] = {
+            "embed_dim": int(width), "depth": layers, "num_heads": heads, "patch_size": int(patch),
+            "reg_tokens": registers, "no_embed_class": registers > 0, "mlp_ratio": first.shape[0] / width,
+        }  # fmt: skip
+        if gated != ("giant" in preset.model):
+            from timm.layers import Mlp, SwiGLUPacked
+
+            arguments |= {
+                "mlp_layer": SwiGLUPacked if gated else Mlp, "act_layer": torch.nn.SiLU if gated else torch.nn.GELU
+            }  # fmt: skip
+        if not any("ls1" in key for key in state):
+            arguments["init_values"] = None
+        return arguments
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        net = self._net
+        tokens = net.forward_features(images)
+        h, w = net.patch_embed.grid_size
+        return Features(tokens[:, 0], tokens[:, net.num_prefix_tokens :].unflatten(1, (h, w)))
+
+    def to(self, device: torch.device) -> None:
+        self._net.to(device)

