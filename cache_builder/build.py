@@ -1,0 +1,297 @@
+"""Stage 1: run the teachers once over the images, and keep what they say.
+
+`build_cache` is the whole; `build_shard` is the unit of work: an ordinary function that writes one shard of one teacher,
+may run twice with the same result, and returns a receipt.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_builder.pipeline import StageSeconds, Stopwatch, ahead
+from cache_builder.preprocess import teacher_input, valid_tokens, view_pixels
+from cache_builder.scan import scan_shard
+from cache_builder.sources import Listing, list_images
+from cache_builder.sources.listing import same_images
+from cache_builder.teachers import FAMILIES, Teacher, TeacherOptions, find_teacher, find_weights
+from radio_cache import __version__
+from radio_cache.cli_support import ProgressLine
+from radio_cache.codecs import Half, codec_from_json
+from radio_cache.crops import ViewGeometry, valid_hw
+from radio_cache.errors import CodecError, ConfigError, ImageError, SourceError, StaleCacheError
+from radio_cache.images import MAX_PIXELS, decode_image
+from radio_cache.reader import Cache, is_cache, read_receipt
+from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
+from radio_cache.writer import ShardWriter, add_teacher, create_cache, remove_leftovers
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What to build. images: folders, tars, patterns. teachers: name -> options.
+
+    shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
+    limit: use the first so many images. max_pixels: larger images are refused. threads: for reading and decoding.
+    """
+
+    images: tuple[str, ...]
+    teachers: dict[str, TeacherOptions]
+    out: Path
+    shard_images: int = 128
+    batch_images: int = 32
+    device: str = "cpu"
+    limit: int | None = None
+    max_pixels: int = MAX_PIXELS
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+    def __post_init__(self) -> None:
+        for name in ("shard_images", "batch_images", "max_pixels", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit must be at least 1, not {self.limit}")
+        if not self.images:
+            raise ConfigError("no --images: name a folder of images, or WebDataset tars")
+        if not self.teachers:
+            raise ConfigError("no --teacher: name at least one; `radio-cache teachers` lists them")
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """What one teacher's pass did. images: computed by this run; seconds: their wall time."""
+
+    name: str
+    images: int
+    images_before: int
+    seconds: float
+    stages: StageSeconds
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did. unusable: images that could not be used, over the whole cache."""
+
+    cache: Cache
+    notes: tuple[str, ...]
+    results: tuple[TeacherResult, ...]
+    unusable: int
+
+
+def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
+    """Build a cache, or go on with one that was interrupted. The same command again does only what is missing.
+
+    say: told one sentence at a time about what is going on.
+    Raises SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done or anything is written.
+    """
+    weights = {name: find_weights(find_teacher(name), options.weights) for name, options in config.teachers.items()}
+    listing = list_images(config.images, limit=config.limit)
+    for note in listing.notes:
+        say(note)
+    cache = _open_or_create(config, listing)
+    results: list[TeacherResult] = []
+    with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
+        _scan(cache, pool, say)
+        for name, options in config.teachers.items():
+            teacher = FAMILIES[find_teacher(name).family](find_teacher(name), weights[name], options)
+            for note in teacher.notes:
+                say(f"{name}: {note}")
+            _join(cache, teacher)
+            teacher.to(torch.device(config.device))
+            results.append(_run_teacher(Cache(config.out), teacher, config, pool))
+            del teacher
+    cache = Cache(config.out)
+    return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()))
+
+
+def _open_or_create(config: BuildConfig, listing: Listing) -> Cache:
+    if not is_cache(config.out):
+        meta = CacheMeta(
+            num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
+            containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
+        )  # fmt: skip
+        create_cache(config.out, meta, listing.index)
+        return Cache(config.out)
+    remove_leftovers(config.out)
+    cache = Cache(config.out)
+    difference = same_images(cache.index, listing.index)
+    if difference is None and cache.meta.containers != listing.containers:
+        difference = f"the same images elsewhere (then {cache.meta.containers[0].path}, now {listing.containers[0].path})"
+    for name in ("shard_images", "max_pixels"):
+        if difference is None and getattr(cache.meta, name) != getattr(config, name):
+            difference = f"another --{name.replace('_', '-')} (then {getattr(cache.meta, name)}, now {getattr(config, name)})"
+    if difference is not None:
+        raise StaleCacheError(
+            f"{config.out} was built from other images than this run asks for: now there are {difference}. "
+            "Choose another --out, or remove that cache"
+        )
+    return cache
+
+
+def _scan(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
+    todo = _missing_shards(cache, IMAGES_UNIT)
+    total = sum(len(cache.meta.shard_rows(shard)) for shard in todo)
+    if todo:
+        with ProgressLine("checking images", cache.num_images, done=cache.num_images - total) as progress:
+            for shard in todo:
+                progress.advance(scan_shard(cache, shard, pool).num_rows)
+    failures = cache.failures()
+    if failures:
+        keys = cache.index.keys
+        say(f"{len(failures)} of {cache.num_images} images cannot be used and are left out:")
+        for failure in failures[:5]:
+            say(f"  {keys[failure.row]}: {failure.reason}")
+        if len(failures) > 5:
+            say(f"  ... and {len(failures) - 5} more: radio-cache info {cache.path} --failures")
+    if len(failures) == cache.num_images:
+        raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.path} --failures")
+
+
+def _join(cache: Cache, teacher: Teacher) -> None:
+    """Make the teacher's group, or check that the one there is this teacher's."""
+    asked = teacher.spec
+    if asked.name not in cache.teachers:
+        add_teacher(cache.path, cache.meta, asked)
+    differences = Cache(cache.path).teachers[asked.name].spec.differences(asked)
+    if differences:
+        raise StaleCacheError(
+            f"{cache.path}, teacher '{asked.name}': {'; '.join(differences)}. "
+            "Ask for what the cache holds, or build into another --out"
+        )
+
+
+def _missing_shards(cache: Cache, unit: str) -> list[int]:
+    return [shard for shard in range(cache.meta.num_shards) if read_receipt(cache.path, unit, shard) is None]
+
+
+def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor) -> TeacherResult:
+    name = teacher.spec.name
+    todo = _missing_shards(cache, name)
+    total = sum(len(cache.meta.shard_rows(shard)) for shard in todo)
+    done = cache.num_images - total
+    stages = StageSeconds()
+    started = time.perf_counter()
+    if todo:
+        usable = np.isin(np.arange(cache.num_images), cache.usable_rows())
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writers, ProgressLine(name, cache.num_images, done=done) as line:
+            rows = [row for shard in todo for row in cache.meta.shard_rows(shard) if usable[row]]
+            pixels = ahead(
+                pool, lambda row: _pixels(cache, row, teacher.spec.geometry), rows,
+                depth=2 * config.batch_images + config.threads,
+            )  # fmt: skip
+            last: Future[Receipt] | None = None
+            for shard in todo:
+                shard_rows = [row for row in cache.meta.shard_rows(shard) if usable[row]]
+                features = _compute(shard_rows, pixels, teacher, cache, config, stages, line)
+                line.advance(len(cache.meta.shard_rows(shard)) - len(shard_rows), stages.bottleneck())
+                with Stopwatch(stages, "write"):
+                    if last is not None:
+                        last.result()
+                last = writers.submit(write_shard, cache, teacher, shard, shard_rows, features)
+            with Stopwatch(stages, "write"):
+                if last is not None:
+                    last.result()
+    return TeacherResult(name, total, done, time.perf_counter() - started, stages)
+
+
+def build_shard(cache: Cache, teacher: Teacher, shard: int, config: BuildConfig) -> Receipt:
+    """Compute and commit one shard of one teacher: the unit of work.
+
+    Writes only that shard's files and its receipt; may run twice, or in two places at once, with the same bytes.
+    """
+    usable = set(cache.usable_rows().tolist())
+    rows = [row for row in cache.meta.shard_rows(shard) if row in usable]
+    pixels = (_pixels(cache, row, teacher.spec.geometry) for row in rows)
+    features = _compute(rows, pixels, teacher, cache, config, StageSeconds(), None)
+    return write_shard(cache, teacher, shard, rows, features)
+
+
+@dataclass(frozen=True)
+class ShardFeatures:
+    """Features of a shard's usable rows, in row order: summary (n, c) or None, spatial (n, h, w, c), float32."""
+
+    summary: NDArray[np.float32] | None
+    spatial: NDArray[np.float32]
+
+
+def _compute(
+    rows: list[int], pixels: Any, teacher: Teacher, cache: Cache, config: BuildConfig, stages: StageSeconds,
+    line: ProgressLine | None,
+) -> ShardFeatures:  # fmt: skip
+    spec, device = teacher.spec, torch.device(config.device)
+    spatial = np.empty((len(rows), *spec.geometry.grid_hw, spec.spatial_dim), np.float32)
+    summary = None if spec.summary_dim is None else np.empty((len(rows), spec.summary_dim), np.float32)
+    dtype = getattr(torch, spec.compute_dtype)
+    for first in range(0, len(rows), config.batch_images):
+        batch_rows = rows[first : first + config.batch_images]
+        with Stopwatch(stages, "decode"):
+            batch = np.stack([next(pixels) for _ in batch_rows])
+        with Stopwatch(stages, "teacher"), torch.inference_mode():
+            valid = [_valid_hw(cache, row, spec.geometry) for row in batch_rows]
+            images = teacher_input(torch.from_numpy(batch).to(device), valid, spec.normalisation)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                out = teacher(images)
+            spatial[first : first + len(batch_rows)] = out.spatial.float().cpu().numpy()
+            if summary is not None and out.summary is not None:
+                summary[first : first + len(batch_rows)] = out.summary.float().cpu().numpy()
+        if line:
+            line.advance(len(batch_rows), stages.bottleneck())
+    return ShardFeatures(summary, spatial)
+
+
+def write_shard(cache: Cache, teacher: Teacher, shard: int, rows: list[int], features: ShardFeatures) -> Receipt:
+    """Encode and commit the features of one shard: maps, summaries, sums for the statistics, and last the receipt."""
+    spec, meta = teacher.spec, cache.meta
+    codec = codec_from_json(spec.codec)
+    shard_rows = meta.shard_rows(shard)
+    writer = ShardWriter(cache.path, spec.name, shard)
+    try:
+        chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)
+        tokens = np.zeros((len(rows), *spec.geometry.grid_hw), np.bool_)
+        for number, (row, features_of_row) in enumerate(zip(rows, features.spatial, strict=True)):
+            chunks[row - shard_rows[0]] = codec.encode(features_of_row)
+            h, w = cache.sizes_hw[row]
+            tokens[number] = valid_tokens((int(h), int(w)), spec.geometry)
+        writer.write_sharded("spatial", chunks, grid=(0, shard, 0, 0, 0), chunks_per_shard=meta.shard_images)
+        writer.write_plain("stats/spatial", _sums(features.spatial[tokens])[None], grid=(shard, 0, 0))
+        if features.summary is not None:
+            summary = np.full((1, meta.shard_images, features.summary.shape[1]), np.nan, np.float16)
+            summary[0, [row - shard_rows[0] for row in rows]] = Half().encode(features.summary)
+            writer.write_plain("summary", summary, grid=(0, shard, 0))
+            writer.write_plain("stats/summary", _sums(features.summary)[None], grid=(shard, 0, 0))
+    except CodecError as exc:
+        raise CodecError(f"{cache.path}, teacher '{spec.name}', shard {shard}: {exc}") from exc
+    failures = read_receipt(cache.path, IMAGES_UNIT, shard)
+    return writer.commit({
+        "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": int(tokens.sum()),
+        "failures": failures.failures if failures else (),
+    })  # fmt: skip
+
+
+def _sums(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(2, c): sum and sum of squares over all but the last axis, in float64, so that shards merge exactly enough."""
+    flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    return np.stack([flat.sum(axis=0), np.square(flat).sum(axis=0)])
+
+
+def _valid_hw(cache: Cache, row: int, geometry: ViewGeometry) -> tuple[int, int]:
+    h, w = cache.sizes_hw[row]
+    return valid_hw((int(h), int(w)), geometry)
+
+
+def _pixels(cache: Cache, row: int, geometry: ViewGeometry) -> NDArray[np.uint8]:
+    try:
+        return view_pixels(decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels), geometry)
+    except ImageError as exc:
+        raise SourceError(
+            f"image {cache.index.keys[row]} was fine when the images were checked, and now: {exc}. "
+            "Put it back and run the same command again, or build a new cache"
+        ) from exc

@@ -1,0 +1,156 @@
+"""`radio-cache`: build a cache, see what is in it, try the whole idea."""
+
+from pathlib import Path
+from typing import cast
+
+import click
+
+from radio_cache import __version__
+from radio_cache.cli_support import console, human_bytes, plain_errors, table
+from radio_cache.errors import ConfigError
+from radio_cache.images import MAX_PIXELS
+from radio_cache.reader import Cache
+
+_SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="radio-cache")
+def main() -> None:
+    """Run big vision teachers once over your images, and keep what they say.
+
+    \b
+    See it work first, offline, in a few minutes:
+        radio-cache demo
+    Then your own:
+        radio-cache build --images photos/ --teacher clip --teacher dinov2 --teacher sam --out cache.zarr
+        radio-train --cache cache.zarr --student e-radio-tiny --out run
+        radio-eval knn --run run
+    """
+
+
+@main.command()
+@click.option("--images", multiple=True, required=True, metavar="DIR_OR_TAR",
+              help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, or a pattern "
+              "such as 'train-{000..004}.tar'. Repeatable.")
+@click.option("--teacher", "teachers", multiple=True, required=True, metavar="NAME",
+              help="Teacher to run; `radio-cache teachers` lists them. Repeatable.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="CACHE.zarr", help="The cache to make or go on with.")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE",
+              help="Local weights in the teacher's own format instead of a download.")
+@click.option("--size", multiple=True, metavar="[NAME=]PX", help="Side of the teacher's square input. [default: the teacher's own]")
+@click.option("--fit", multiple=True, metavar="[NAME=]HOW",
+              help="How images reach the teacher: squash, crop or pad. [default: the teacher's own]")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True,
+              help="Precision of the forward pass; auto is bfloat16 on a GPU, float32 on a CPU.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
+@click.option("--batch-size", default=32, show_default=True, help="Images in one forward pass.")
+@click.option("--shard-images", default=128, show_default=True, help="Images in one shard: the unit of work, and what a crash can cost.")
+@click.option("--limit", type=int, metavar="N", help="Use only the first N images.")
+@click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
+@click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
+@plain_errors(on_interrupt=_SAME_COMMAND)
+def build(
+    images: tuple[str, ...], teachers: tuple[str, ...], out: Path, weights: tuple[str, ...], size: tuple[str, ...],
+    fit: tuple[str, ...], dtype: str, device: str, batch_size: int, shard_images: int, limit: int | None,
+    max_pixels: int, threads: int | None,
+) -> None:  # fmt: skip
+    """Run teachers over images and write their features to a Zarr cache.
+
+    Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that cannot
+    be read are left out and named; they never stop a build. More teachers can be added to a cache later.
+    """
+    import os
+
+    import torch
+
+    from cache_builder.build import BuildConfig, build_cache
+    from cache_builder.options import per_teacher, pixels
+    from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
+    from radio_cache.crops import Fit
+
+    for name in teachers:
+        find_teacher(name)
+    if len(set(teachers)) < len(teachers):
+        raise ConfigError(f"--teacher {next(t for t in teachers if teachers.count(t) > 1)} is given twice")
+    device = _device(device)
+    files = per_teacher("--weights", weights, teachers, lambda text: Path(text).expanduser(), shared=False)
+    sizes = per_teacher("--size", size, teachers, pixels, shared=True)
+    fits = per_teacher("--fit", fit, teachers, lambda text: cast(Fit, text), shared=True)
+    precision = dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    config = BuildConfig(
+        images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, limit=limit,
+        max_pixels=max_pixels, threads=threads or os.cpu_count() or 1,
+        teachers={
+            name: TeacherOptions(
+                weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=cast(ComputeDtype, precision)
+            )
+            for name in teachers
+        },
+    )  # fmt: skip
+    click.echo(f"building {out} with {', '.join(teachers)} on {_device_name(torch.device(device))}", err=True)
+    report = build_cache(config, say=lambda text: click.echo(text, err=True))
+
+    cache = report.cache
+    rows = table("", "teacher", "images", "computed now", "images/s", "seconds", "bytes/image", "stored")
+    for result in report.results:
+        stored = cache.teachers[result.name].stored_bytes()
+        usable = cache.num_images - report.unusable
+        rate = f"{result.images / result.seconds:.1f}" if result.images else "-"
+        rows.add_row(
+            result.name, str(usable), str(result.images), rate, f"{result.seconds:.1f}",
+            human_bytes(stored / max(1, usable)), human_bytes(stored),
+        )  # fmt: skip
+    console().print(rows)
+    if report.unusable:
+        click.echo(f"{report.unusable} of {cache.num_images} images could not be used: radio-cache info {out} --failures")
+    click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
+
+
+@main.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--failures", is_flag=True, help="List the images that cannot be used, and why.")
+@plain_errors(on_interrupt="")
+def info(cache: Path, failures: bool) -> None:
+    """Say what is in CACHE: teachers, sizes, bytes per image, how complete it is."""
+    from radio_cache.info import describe, describe_failures
+
+    opened = Cache(cache)
+    console().print(describe_failures(opened) if failures else describe(opened))
+
+
+@main.command()
+@plain_errors(on_interrupt="")
+def teachers() -> None:
+    """List the teachers that can be built: sizes, licences, and where their weights come from."""
+    from cache_builder.teachers import ALIASES, TEACHERS
+
+    short = {full: alias for alias, full in ALIASES.items()}
+    rows = table("", "teacher", "short", "family", "weights", "parameters", "input px", "licence", left=4)
+    for preset in TEACHERS.values():
+        rows.add_row(
+            preset.name, short.get(preset.name, ""), preset.family, f"{preset.weights.describe()} ({preset.weights.size})",
+            preset.params, str(preset.input_px), preset.licence,
+        )  # fmt: skip
+    console().print(rows)
+    click.echo("\nWithout a network: fetch the file elsewhere and pass it with `radio-cache build --weights FILE`.")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as exc:
+        raise ConfigError(f"--device {name} cannot be used here: {str(exc).splitlines()[0]}") from exc
+    return name
+
+
+def _device_name(device: object) -> str:
+    import torch
+
+    if str(device) == "cpu":
+        return f"the CPU ({torch.get_num_threads()} threads)"
+    return f"{device} ({torch.cuda.get_device_name(str(device))})"

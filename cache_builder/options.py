@@ -1,0 +1,38 @@
+"""`NAME=VALUE` options: one value for all teachers, or one for each."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from radio_cache.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+def per_teacher(
+    flag: str, given: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool
+) -> dict[str, Value]:
+    """Teacher name -> value. `given` holds `VALUE` (for every teacher) or `NAME=VALUE`.
+
+    shared: whether a bare value may stand for several teachers; one weights file cannot.
+    Raises ConfigError for a name that is not among `teachers`, or a bare value where a name is needed.
+    """
+    values: dict[str, Value] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if equals and name in teachers:
+            values[name] = parse(value)
+        elif equals and not Path(text).exists():
+            raise ConfigError(f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})")
+        elif not shared and len(teachers) > 1:
+            raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
+        else:
+            values |= {teacher: parse(text) for teacher in teachers if teacher not in values}
+    return values
+
+
+def pixels(text: str) -> int:
+    """A size in pixels from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--size {text}: a size is a whole number of pixels")
+    return int(text)

@@ -1,0 +1,67 @@
+"""The first unit of work: look at every image once. Fills `images/`: status, size and digest; failures go to the receipt."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache_builder.pipeline import ahead
+from radio_cache.errors import ImageError
+from radio_cache.images import decode_image
+from radio_cache.reader import Cache, digest, read_image_file
+from radio_cache.schema import IMAGES_UNIT, Failure, ImageStatus, Receipt
+from radio_cache.writer import ShardWriter
+
+
+MAX_ASPECT = 50
+"""Longest side over shortest; a teacher that scales the shorter side up would need gigabytes for a longer strip."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    digest: bytes
+    size_hw: tuple[int, int]
+    reason: str | None
+
+
+def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
+    """Decode every image of a shard once and record what was found. Writes only this shard; twice gives the same bytes.
+
+    An image that cannot be used gets status UNUSABLE and a reason; it never stops the build.
+    """
+    meta, rows = cache.meta, cache.meta.shard_rows(shard)
+    status = np.zeros(meta.shard_images, np.uint8)
+    size_hw = np.zeros((meta.shard_images, 2), np.int32)
+    digests = np.zeros((meta.shard_images, 16), np.uint8)
+    failures: list[Failure] = []
+    for number, seen in enumerate(ahead(pool, lambda row: _look(cache, row), rows, depth=64)):
+        status[number] = ImageStatus.OK if seen.reason is None else ImageStatus.UNUSABLE
+        size_hw[number] = seen.size_hw
+        digests[number] = np.frombuffer(seen.digest, np.uint8)
+        if seen.reason is not None:
+            failures.append(Failure(row=rows[number], reason=seen.reason))
+    writer = ShardWriter(cache.path, IMAGES_UNIT, shard)
+    writer.write_plain("status", status, grid=(shard,))
+    writer.write_plain("size_hw", size_hw, grid=(shard, 0))
+    writer.write_plain("digest", digests, grid=(shard, 0))
+    return writer.commit(
+        {"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": tuple(failures)}
+    )
+
+
+def _look(cache: Cache, row: int) -> _Seen:
+    index = cache.index
+    container = cache.meta.containers[index.container[row]]
+    data = b""
+    try:
+        data = read_image_file(
+            Path(container.path), index.keys[row].removeprefix(container.prefix),
+            int(index.offset[row]), int(index.length[row]),
+        )  # fmt: skip
+        image = decode_image(data, max_pixels=cache.meta.max_pixels)
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")
+    except ImageError as exc:
+        return _Seen(digest(data), (0, 0), str(exc))
+    return _Seen(digest(data), (image.height, image.width), None)

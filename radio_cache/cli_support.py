@@ -1,0 +1,133 @@
+"""What all four commands share: errors as one message, a table style, and progress that works in a terminal and in a log."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from radio_cache.errors import RadioCacheError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+_LOG_EVERY_S = 10.0
+
+
+def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a command: its own errors are printed as one message without a traceback, and it exits with 1.
+
+    on_interrupt: what Ctrl-C tells the user to do next.
+    """
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return command(*args, **kwargs)
+            except RadioCacheError as exc:
+                click.echo(f"error: {exc}", err=True)
+                sys.exit(1)
+            except KeyboardInterrupt:
+                click.echo(f"\nstopped. {on_interrupt}", err=True)
+                sys.exit(INTERRUPTED)
+
+        return run
+
+    return decorate
+
+
+def console() -> Console:
+    """Where results go: standard output, as wide as the terminal, 110 columns in a file."""
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table; the first `left` columns are text, the others numbers aligned right."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for position, name in enumerate(columns):
+        made.add_column(name, justify="left" if position < left else "right", overflow="fold")
+    return made
+
+
+def human_bytes(num_bytes: float) -> str:
+    """1234567 -> '1.2 MB' (decimal units, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable: the last unit always returns")
+
+
+class ProgressLine:
+    """A progress bar on standard error: live in a terminal, a line every ten seconds in a log. Use as a context manager.
+
+    name: what is being worked on. unit: what is counted ("images").
+    """
+
+    def __init__(self, name: str, total: int, *, unit: str = "images", done: int = 0) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._done_before = done
+        self._note = ""
+        self._started = self._logged = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+
+    def __enter__(self) -> "ProgressLine":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, note="")
+        return self
+
+    def advance(self, count: int, note: str = "") -> None:
+        """So many more are done. note: what the line says besides the rate."""
+        self._done += count
+        self._note = note
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, note=self._text(now))
+        elif now - self._logged >= _LOG_EVERY_S:
+            self._log(now)
+
+    @property
+    def rate(self) -> float:
+        """Items a second since the start, not counting what was done before."""
+        return (self._done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
+
+    def _text(self, now: float) -> str:
+        rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
+        return f"{rate:.1f} {self._unit}/s" + (f", {self._note}" if self._note else "")
+
+    def _log(self, now: float) -> None:
+        self._logged = now
+        rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
+        click.echo(f"{self._name}: {self._done}/{self._total} {self._unit}, {self._text(now)}{left}", err=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            self._log(time.monotonic())

@@ -1,0 +1,85 @@
+"""What is in a cache, in a table a person understands."""
+
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from radio_cache.cli_support import human_bytes, table
+from radio_cache.reader import Cache
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """One teacher of a cache. bytes_per_image: stored bytes over the images of finished shards."""
+
+    name: str
+    model: str
+    input_hw: tuple[int, int]
+    fit: str
+    grid_hw: tuple[int, int]
+    spatial_dim: int
+    summary_dim: int | None
+    codec: str
+    shards_done: int
+    num_shards: int
+    stored_bytes: int
+    images_done: int
+
+    @property
+    def bytes_per_image(self) -> float:
+        return self.stored_bytes / max(1, self.images_done)
+
+
+def teacher_infos(cache: Cache) -> list[TeacherInfo]:
+    """One entry per teacher, by name."""
+    infos: list[TeacherInfo] = []
+    for teacher in cache.teachers.values():
+        done = [receipt for receipt in cache.receipts(teacher.name) if receipt]
+        spec = teacher.spec
+        infos.append(
+            TeacherInfo(
+                name=teacher.name, model=spec.model, input_hw=spec.geometry.input_hw, fit=spec.geometry.fit,
+                grid_hw=spec.geometry.grid_hw, spatial_dim=spec.spatial_dim, summary_dim=spec.summary_dim,
+                codec=teacher.codec.name, shards_done=len(done), num_shards=cache.meta.num_shards,
+                stored_bytes=sum(file.num_bytes for receipt in done for file in receipt.files),
+                images_done=sum(receipt.num_rows - len(receipt.failures) for receipt in done),
+            )  # fmt: skip
+        )
+    return infos
+
+
+def describe(cache: Cache) -> Group:
+    """The answer to `radio-cache info`: a headline, a row per teacher, what is missing."""
+    meta = cache.meta
+    failures = cache.failures()
+    classes = len(meta.class_names) or len(set(cache.index.labels[cache.index.labels >= 0].tolist()))
+    head = Text.assemble(
+        (str(cache.path), "bold"),
+        f"\n{cache.num_images} images in {meta.num_shards} shards of {meta.shard_images}, {classes or 'no'} classes"
+        f", {len(failures)} unusable; from {meta.containers[0].path}"
+        + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
+        + f"; written by {meta.creator}\n",
+    )
+    rows = table("", "teacher", "model", "input", "maps", "summary", "codec", "bytes/image", "stored", "complete", left=2)
+    infos = teacher_infos(cache)
+    for info in infos:
+        rows.add_row(
+            info.name, info.model, f"{info.input_hw[0]} x {info.input_hw[1]} {info.fit}",
+            f"{info.grid_hw[0]} x {info.grid_hw[1]} x {info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
+            human_bytes(info.bytes_per_image), human_bytes(info.stored_bytes), f"{info.shards_done / info.num_shards:.0%}",
+        )  # fmt: skip
+    scanned = sum(receipt is not None for receipt in cache.receipts("images"))
+    notes = [f"images checked: {scanned} of {meta.num_shards} shards"] if scanned < meta.num_shards else []
+    if any(info.shards_done < info.num_shards for info in infos):
+        notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
+    return Group(head, rows if infos else Text("no teacher yet"), *(Text(f"\n{note}") for note in notes))
+
+
+def describe_failures(cache: Cache) -> Table:
+    """Every image that cannot be used, and why."""
+    rows = table(f"{len(cache.failures())} images cannot be used", "image", "why", left=2)
+    for failure in cache.failures():
+        rows.add_row(cache.index.keys[failure.row], failure.reason)
+    return rows
