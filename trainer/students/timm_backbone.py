@@ -43,9 +43,7 @@ class TimmBackbone(Student):
         if not 0 <= out_index < len(strides):
             listed = ", ".join(f"{i} (stride {stride})" for i, stride in enumerate(strides))
             raise ConfigError(f"timm model '{model_name}' has no stage {out_index}. Stages: {listed}.")
-        net = timm.create_model(
-            model_name, pretrained=pretrained, features_only=True, out_indices=(out_index,), **timm_options
-        )
+        net = _feature_model(model_name, out_index, {"pretrained": pretrained, **timm_options})
         stride, width = int(net.feature_info.reduction()[-1]), int(net.feature_info.channels()[-1])
         native_hw, fixed = _native_resolution(net.pretrained_cfg, timm_options)
         super().__init__(
@@ -70,8 +68,13 @@ class TimmBackbone(Student):
 def _stage_strides(model_name: str, timm_options: dict[str, Any]) -> list[int]:
     """Stride in pixels of every stage. Built on the meta device, because timm knows them only of a built model."""
     with torch.device("meta"):
-        net = timm.create_model(model_name, features_only=True, **timm_options)
+        net = _feature_model(model_name, 0, timm_options)
     return [int(stage["reduction"]) for stage in net.feature_info.info]
+
+
+def _feature_model(model_name: str, out_index: int, timm_options: dict[str, Any]) -> Any:
+    """The layers up to one stage. `Any`, because its `feature_info` and `pretrained_cfg` are unknown to nn.Module."""
+    return timm.create_model(model_name, features_only=True, out_indices=(out_index,), **timm_options)
 
 
 def _native_resolution(pretrained_cfg: dict[str, Any], timm_options: dict[str, Any]) -> tuple[tuple[int, int], bool]:
