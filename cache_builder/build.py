@@ -1,7 +1,9 @@
 """Stage 1: run the teachers once over the images, and keep what they say.
 
 `build_cache` is the whole; `build_shard` is the unit of work: an ordinary function that writes one shard of one teacher,
-may run twice with the same result, and returns a receipt.
+may run twice with the same result, and returns a receipt. Files are read, decoded and resized in threads while the
+teacher computes and the previous shard is written. Batches are cut within a shard, in row order, so the stored bytes do
+not depend on the number of threads, nor on what an earlier run had already done.
 """
 
 import os
@@ -16,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_builder.pipeline import StageSeconds, Stopwatch, ahead
 from cache_builder.preprocess import teacher_input, valid_tokens, view_pixels
 from cache_builder.scan import scan_shard
 from cache_builder.sources import Listing, list_images
 from cache_builder.sources.listing import same_images
+from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers import FAMILIES, Teacher, TeacherOptions, find_teacher, find_weights
 from radio_cache import __version__
 from radio_cache.cli_support import ProgressLine
@@ -28,6 +30,7 @@ from radio_cache.codecs import Half, codec_from_json
 from radio_cache.crops import ViewGeometry, valid_hw
 from radio_cache.errors import CodecError, ConfigError, ImageError, SourceError, StaleCacheError
 from radio_cache.images import MAX_PIXELS, decode_image
+from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, is_cache, read_receipt
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
 from radio_cache.writer import ShardWriter, add_teacher, create_cache, remove_leftovers

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_builder.pipeline import ahead
 from radio_cache.errors import ImageError
 from radio_cache.images import decode_image
+from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, digest, read_image_file
 from radio_cache.schema import IMAGES_UNIT, Failure, ImageStatus, Receipt
 from radio_cache.writer import ShardWriter

@@ -101,10 +101,10 @@ class ProgressLine:
             self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, note="")
         return self
 
-    def advance(self, count: int, note: str = "") -> None:
-        """So many more are done. note: what the line says besides the rate."""
+    def advance(self, count: int, note: str | None = None) -> None:
+        """So many more are done. note: what the line says besides the rate from now on; None leaves it."""
         self._done += count
-        self._note = note
+        self._note = self._note if note is None else note
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=self._done, note=self._text(now))

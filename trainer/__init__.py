@@ -1,1 +1,7 @@
-"""placeholder"""
+"""Stage 2: students, adaptor heads, losses, recipes, and the trainer that reads cached features."""
+
+from trainer.export import DistilledStudent, StudentConfig, load_student
+from trainer.loop import TrainConfig, TrainReport, train
+from trainer.recipes import Recipe
+
+__all__ = ["DistilledStudent", "Recipe", "StudentConfig", "TrainConfig", "TrainReport", "load_student", "train"]

@@ -1,0 +1,27 @@
+"""Making things ahead of their use, in threads, in order, in bounded memory."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def ahead(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterable[Item], *, depth: int) -> Iterator[Made]:
+    """`map(make, items)` in order, with up to `depth` results being made ahead in the pool.
+
+    An exception of `make` surfaces where its result would have come.
+    """
+    waiting: deque[Future[Made]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
