@@ -1,0 +1,97 @@
+"""radio-eval: is the student any good, beside its teachers and beside an untrained one?"""
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+import click
+
+from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
+from evals.knn_table import KnnConfig, KnnTable, run_knn
+from evals.versions import software_versions
+from radio_cache.cli_support import ProgressLine, console, plain_errors, table
+from radio_cache.writer import write_atomically
+
+_AGAIN = "Nothing was written; the same command starts over."
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Evaluate students beside their teachers."""
+
+
+_cache_path = click.Path(path_type=Path)
+_device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where students run and neighbours are searched.",
+)  # fmt: skip
+
+
+@main.command()
+@click.option("--cache", type=_cache_path, help="The bank of labelled images. Default: the cache the run learned from.")
+@click.option("--queries", type=_cache_path, help="Labelled images to classify. Default: each of the bank's in turn.")
+@click.option("--run", "runs", type=_cache_path, multiple=True, help="Folder of a training run. May be given again.")
+@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
+@click.option("--temperature", default=PAPER_TEMPERATURE, show_default=True, help="Of the votes, exp(similarity / T).")
+@click.option("--limit", type=int, help="Use at most so many images of each cache, drawn at random.")
+@click.option("--json", "json_file", type=_cache_path, help="Write protocol, versions, image hashes and rows here.")
+@_device
+@plain_errors(on_interrupt=_AGAIN)
+def knn(
+    cache: Path | None, queries: Path | None, runs: tuple[Path, ...], k: int, temperature: float, limit: int | None,
+    json_file: Path | None, device: Device,
+) -> None:  # fmt: skip
+    """k-NN accuracy of the teachers in a cache, of students, and of the same students untrained.
+
+    Nothing is trained: every image is classified by the labels of the k images whose summaries are most like its own.
+    """
+    config = KnnConfig(
+        cache=cache, queries=queries, runs=runs, k=k, temperature=temperature, limit=limit, device=device
+    )
+    with _Progress() as progress:
+        result = run_knn(config, progress=progress)
+    if json_file is not None:
+        record = {**result.to_json(), "versions": software_versions()}
+        write_atomically(json_file, json.dumps(record, indent=1).encode())
+    _print(result)
+
+
+def _print(result: KnnTable) -> None:
+    out = console()
+    out.print(result.protocol)
+    shown = table("", "", "what it is", "width", "top-1", "top-5", "of best teacher", left=2)
+    for row in result.rows:
+        share = "" if row.share_of_best_teacher is None else f"{row.share_of_best_teacher:.1%}"
+        shown.add_row(row.name, row.about, str(row.width), f"{row.top1:.1%}", f"{row.top5:.1%}", share)
+    out.print(shown)
+    for note in result.notes:
+        out.print(f"note: {note}")
+
+
+class _Progress:
+    """One progress line per encoder that runs a model, on standard error."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+        self._name, self._done = "", 0
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if name != self._name:
+            self._close()
+            self._name, self._done, self._line = name, 0, ProgressLine(name, total).__enter__()
+        assert self._line is not None, "opened above for a new name, and kept until the next"
+        self._line.advance(done - self._done)
+        self._done = done
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._line is not None:
+            self._line.__exit__(None, None, None)
+            self._line = None

@@ -1,0 +1,48 @@
+"""radio-eval as a user meets it."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from evals.cli import main
+
+
+def test_knn_prints_protocol_table_and_notes(make_cache, make_run) -> None:
+    bank, queries = make_cache("bank"), make_cache("queries", seed=1)
+    run = make_run("run", bank.path)
+    result = CliRunner().invoke(
+        main, ["knn", "--cache", str(bank.path), "--queries", str(queries.path), "--run", str(run), "-k", "5"]
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(
+        "k-NN, k = 5, cosine, votes exp(similarity / 0.07); 20 queries against a bank of 20"
+    )
+    assert "of best teacher" in result.stdout
+    assert "student → alpha" in result.stdout
+    assert "note: 20 images tested" in result.stdout
+    assert "images/s" in result.stderr
+    assert "images/s" not in result.stdout
+
+
+def test_json_holds_protocol_versions_and_data_identity(make_cache, tmp_path) -> None:
+    bank = make_cache("bank")
+    file = tmp_path / "sub" / "knn.json"
+    result = CliRunner().invoke(main, ["knn", "--cache", str(bank.path), "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    record = json.loads(file.read_text())
+    assert (record["k"], record["temperature"], record["leave_one_out"]) == (19, 0.07, True)
+    assert record["bank"]["images"] == 20
+    assert len(record["bank"]["sha256_of_image_digests"]) == 64
+    assert record["rows"][0]["name"] == "alpha"
+    assert {"radio-cache", "python", "torch", "numpy"} <= record["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--cache", "nowhere.zarr"], ["--run", "nowhere"], ["--limit", "1", "--run", "x"]]
+)
+def test_errors_are_one_message_without_traceback(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, ["knn", *arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
