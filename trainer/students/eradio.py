@@ -59,8 +59,8 @@ class ERadioConfig:
 VERSIONS: dict[str, ERadioConfig] = {
     config.name: config
     for config in (
-        # For two CPU cores at 64 to 128 px. Width pays more than depth there: a training step of 64 images at 96 px takes
-        # half a second of one core (AMD EPYC with AVX2, float32), 1.7 times less than with depths (1, 2, 3, 3).
+        # For two CPU cores at 64 to 128 px. Width pays more than depth there: a training step of 64 images at 96 px
+        # takes half a second of one core (AMD EPYC with AVX2, float32), 1.7 times less than with depths (1, 2, 3, 3).
         ERadioConfig(name="e-radio-tiny", width=32, stem_width=16, depths=(1, 1, 1, 2), heads=(4, 8), windows=(8, 8),
                      bias_hidden=64, neck="depthwise", preferred_resolution=(96, 96)),
         ERadioConfig(name="e-radio-t", width=80, depths=(1, 3, 4, 5), drop_path=0.2),
