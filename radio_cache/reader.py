@@ -41,7 +41,7 @@ from radio_cache.schema import (
     unit_group,
 )
 from radio_cache.shards import CRC_BYTES, crc32c, decode_index, index_bytes
-from radio_cache.writer import ImageIndex
+from radio_cache.writer import TEMPORARY, ImageIndex
 
 Verify = Literal["always", "never"]
 Rows = NDArray[np.int64] | Sequence[int] | range
@@ -59,7 +59,9 @@ class Cache:
         self.path = Path(path)
         self.meta = CacheMeta.from_json(_attributes(self.path))
         teachers = self.path / "teachers"
-        names = sorted(entry.name for entry in teachers.iterdir() if (entry / "zarr.json").exists())
+        names = sorted(
+            entry.name for entry in teachers.iterdir() if TEMPORARY not in entry.name and (entry / "zarr.json").exists()
+        )
         self.teachers = {name: CachedTeacher(self, name) for name in names}
 
     def __reduce__(self) -> tuple[type["Cache"], tuple[Path]]:

@@ -1,0 +1,247 @@
+"""Writing: what zarr-python reads of it, what a kill leaves behind, and who may remove it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from radio_cache import Cache, TeacherSpec
+from radio_cache.errors import NotACacheError
+from radio_cache.reader import digest
+from radio_cache.schema import CacheMeta, Container, ImageStatus
+from radio_cache.shards import crc32c
+from radio_cache.testing import fake_features, fake_spec
+from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache, remove_leftovers, write_atomically
+
+
+def empty_cache(path: Path, *, num_images: int = 5, shard_images: int = 2) -> CacheMeta:
+    meta = CacheMeta(
+        num_images=num_images, shard_images=shard_images, creator="test", class_names=("a",), max_pixels=100,
+        containers=(Container(kind="folder", path="photos", prefix=""),),
+    )  # fmt: skip
+    none = np.full(num_images, -1, np.int64)
+    keys = [f"Grüße/{number}.png" for number in range(num_images)]
+    create_cache(path, meta, ImageIndex(keys, none.astype(np.int32), 0 * none.astype(np.int32), none, none))
+    return meta
+
+
+# ---------------------------------------------------------------- what other tools see
+
+
+def test_zarr_python_reads_the_same_maps_and_summaries_and_holes_are_nan(cache: Cache) -> None:
+    group = zarr.open_group(cache.path, mode="r")
+    usable = cache.usable_rows(["fake-a", "fake-b"])
+    assert len(usable) == 9
+    (hole,) = set(range(10)) - set(usable.tolist())
+    for name, teacher in cache.teachers.items():
+        maps = np.asarray(group[f"teachers/{name}/spatial"][...])
+        assert maps.shape == (1, 10, *teacher.spec.geometry.grid_hw, teacher.spec.spatial_dim)
+        assert maps.dtype == np.dtype("<f2")
+        np.testing.assert_array_equal(maps[0, usable], teacher.codes(usable))
+        assert np.isnan(maps[0, hole]).all()
+    summaries = np.asarray(group["teachers/fake-a/summary"][...])
+    np.testing.assert_array_equal(summaries[0, usable], cache.teachers["fake-a"].summaries(usable))
+    assert np.isnan(summaries[0, hole]).all()
+    assert "summary" not in group["teachers/fake-b"]
+
+
+def test_stored_maps_are_the_features_that_were_written(cache: Cache, photos: Path) -> None:
+    row = 3
+    image = Image.open(photos / cache.index.keys[row]).convert("RGB")
+    for teacher in cache.teachers.values():
+        summary, spatial = fake_features(image, teacher.spec)
+        np.testing.assert_array_equal(teacher.maps([row])[0], spatial.astype(np.float16))
+        if summary is not None:
+            np.testing.assert_array_equal(teacher.summaries([row])[0], summary.astype(np.float16))
+
+
+def test_zarr_python_reads_the_image_index(cache: Cache, photos: Path) -> None:
+    images = zarr.open_group(cache.path / "images", mode="r")
+    text, ends = np.asarray(images["key_bytes"][...]).tobytes(), np.asarray(images["key_ends"][...])
+    keys = [text[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    assert keys == [f"{name}/{number}.png" for name in ("blue", "red") for number in range(5)]
+    assert np.asarray(images["label"][...]).tolist() == [0] * 5 + [1] * 5
+    assert np.asarray(images["offset"][...]).tolist() == np.asarray(images["length"][...]).tolist() == [-1] * 10
+    status = np.asarray(images["status"][...])
+    assert [keys[row] for row in np.flatnonzero(status == ImageStatus.UNUSABLE)] == ["red/1.png"]
+    assert (status == ImageStatus.OK).sum() == 9
+    assert np.asarray(images["size_hw"][...]).max(axis=1).tolist() == [48] * 6 + [0] + [48] * 3
+    assert np.asarray(images["digest"][4, :]).tobytes() == digest((photos / keys[4]).read_bytes())
+
+
+def test_our_attributes_leave_room_for_those_of_other_tools(cache: Cache) -> None:
+    assert list(zarr.open_group(cache.path, mode="r").attrs) == ["radio_cache"]
+
+
+def test_keys_in_any_script_survive(tmp_path: Path) -> None:
+    empty_cache(tmp_path / "c.zarr")
+    assert Cache(tmp_path / "c.zarr").index.keys[4] == "Grüße/4.png"
+
+
+# ---------------------------------------------------------------- creating
+
+
+def test_an_empty_folder_becomes_a_cache_and_anything_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty_cache(tmp_path / "empty")
+    assert Cache(tmp_path / "empty").num_images == 5
+    for occupied in ("file", "folder/file"):
+        (tmp_path / occupied).parent.mkdir(exist_ok=True)
+        (tmp_path / occupied).write_text("mine")
+        with pytest.raises(NotACacheError, match=r"exists and is not empty: choose another --out, or remove it"):
+            empty_cache(tmp_path / occupied.split("/")[0])
+        assert (tmp_path / occupied).read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "file", "folder"]
+
+
+def test_parent_folders_are_made(tmp_path: Path) -> None:
+    empty_cache(tmp_path / "a/b/c.zarr")
+    assert Cache(tmp_path / "a/b/c.zarr").num_images == 5
+
+
+def test_adding_a_teacher_that_another_process_just_added_keeps_the_first(tmp_path: Path) -> None:
+    meta = empty_cache(tmp_path / "c.zarr")
+    add_teacher(tmp_path / "c.zarr", meta, fake_spec("t", summary_dim=None, spatial_dim=3))
+    add_teacher(tmp_path / "c.zarr", meta, fake_spec("t", summary_dim=None, spatial_dim=4))
+    assert Cache(tmp_path / "c.zarr").teachers["t"].spec.spatial_dim == 3
+    assert [entry.name for entry in (tmp_path / "c.zarr/teachers").iterdir() if entry.is_dir()] == ["t"]
+
+
+def test_a_teacher_in_the_making_is_not_a_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "c.zarr"
+    meta = empty_cache(path)
+    add_teacher(path, meta, fake_spec("t", summary_dim=None, spatial_dim=3))
+    (path / "teachers/t").rename(path / f"teachers/t.tmp-{socket.gethostname()}-{os.getpid()}-01234567")
+    assert not Cache(path).teachers
+
+
+# ---------------------------------------------------------------- receipts
+
+
+def test_a_receipt_names_every_file_with_its_size_and_checksum(cache: Cache) -> None:
+    for unit, folder in (("images", "images"), ("fake-a", "teachers/fake-a"), ("fake-b", "teachers/fake-b")):
+        for shard, receipt in enumerate(cache.receipts(unit)):
+            assert receipt is not None
+            assert (receipt.unit, receipt.shard, receipt.first_row) == (unit, shard, 4 * shard)
+            assert receipt.num_rows == (4 if shard < 2 else 2)
+            for file in receipt.files:
+                data = (cache.path / folder / file.path).read_bytes()
+                assert (len(data), crc32c(data)) == (file.num_bytes, file.crc32c)
+
+
+def test_writing_a_shard_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "c.zarr"
+    spec = fake_spec("t", summary_dim=None, spatial_dim=3)
+    add_teacher(path, empty_cache(path), spec)
+    seen: list[dict[Path, bytes]] = []
+    for _ in range(2):
+        writer = ShardWriter(path, "t", 1)
+        rows = [np.full((4, 4, 3), number, np.float16) for number in (1, 2)]
+        writer.write_sharded("spatial", rows, grid=(0, 1, 0, 0, 0), chunks_per_shard=2)
+        writer.commit({"first_row": 2, "num_rows": 2, "num_tokens": 32, "failures": ()})
+        seen.append({file: file.read_bytes() for file in path.rglob("*") if file.is_file()})
+    assert seen[0] == seen[1]
+
+
+def test_plain_chunks_are_little_endian_on_any_machine(tmp_path: Path) -> None:
+    path = tmp_path / "c.zarr"
+    empty_cache(path)
+    ShardWriter(path, "images", 0).write_plain("size_hw", np.array([[1, 2], [3, 4]], ">i4"), grid=(0, 0))
+    assert Cache(path).sizes_hw[:2].tolist() == [[1, 2], [3, 4]]
+
+
+# ---------------------------------------------------------------- kills and leftovers
+
+KILL_LOOP = """
+    import os, random, signal, sys, time
+    from pathlib import Path
+    from radio_cache.writer import write_atomically
+
+    target, rounds = Path(sys.argv[1]), int(sys.argv[2])
+    contents = {bytes([letter]) * 300_000 for letter in b"abc"}
+    write_atomically(target, b"a" * 300_000)
+    for number in range(rounds):
+        writer = os.fork()
+        if writer == 0:
+            while True:
+                for content in contents:
+                    write_atomically(target, content)
+        time.sleep(random.Random(number).uniform(0.001, 0.03))
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        if target.read_bytes() not in contents:
+            sys.exit(f"after kill {number}: {target.stat().st_size} bytes that nobody wrote")
+    print(sum(".tmp-" in entry.name for entry in target.parent.iterdir()))
+"""
+
+
+def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILL_LOOP), tmp_path / "file", "40"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert remove_leftovers(tmp_path) == int(done.stdout) > 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "file", "not bytes")  # type: ignore[arg-type]
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_leftovers_of_dead_processes_go_and_all_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "c.zarr"
+    empty_cache(path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    dead = [
+        path / f"receipts/t/000001.json.tmp-{host}-{ended.pid}-0a1b2c3d",
+        path / f"teachers/t.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",
+        tmp_path / f"c.zarr.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",
+    ]
+    kept = [
+        path / f"teachers/t.tmp-{host}-{os.getpid()}-0a1b2c3d/zarr.json",  # of a live process
+        path / f"teachers/u.tmp-another-host-{ended.pid}-0a1b2c3d/zarr.json",  # of another machine
+        path / "images/notes.tmp-mine",  # not named by us
+        tmp_path / f"other.zarr.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",  # of another cache
+    ]
+    for file in (*dead, *kept):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    assert remove_leftovers(path) == 3
+    assert [file.exists() for file in dead] == [False] * 3
+    assert [file.exists() for file in kept] == [True] * 4
+    assert not dead[2].parent.exists()
+    assert remove_leftovers(path) == 0
+
+
+def test_removing_leftovers_of_a_cache_that_is_not_there_does_nothing(tmp_path: Path) -> None:
+    assert remove_leftovers(tmp_path / "nowhere/c.zarr") == 0
+
+
+# ---------------------------------------------------------------- specs
+
+
+def test_a_spec_survives_json_and_tells_its_differences() -> None:
+    spec = fake_spec("t", summary_dim=6, spatial_dim=8)
+    stored = TeacherSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert stored == spec
+    assert spec.differences(stored) == []
+    larger = fake_spec("t", summary_dim=None, spatial_dim=8, size=40)
+    assert spec.differences(larger) == [
+        "geometry.grid_hw is (4, 4), this run asks for (5, 5)",
+        "geometry.input_hw is (32, 32), this run asks for (40, 40)",
+        "geometry.resize_px is 32, this run asks for 40",
+        "summary_dim is 6, this run asks for None",
+    ]
