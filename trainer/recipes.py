@@ -91,7 +91,7 @@ def quick() -> Recipe:
     return Recipe(
         name="quick", student_overrides={}, image_px=96, steps=5000, batch_images=64, lr=2e-3, warmup_steps=200,
         weight_decay=0.02, clip_grad_norm=1.0, crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), cos_weight=0.9, l1_weight=0.1,
-        summary_weight=1.0, spatial_weight=1.0, teacher_weights={}, normalise="standardise", adaptor_width=None,
+        summary_weight=1.0, spatial_weight=1.0, teacher_weights={}, normalise="standardise", adaptor_width=384,
         channels_last=True, seed=0, checkpoint_every=500, log_every=20,
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ def am_radio() -> Recipe:
     """
     return replace(
         quick(), name="am-radio", student="e-radio-b", image_px=256, steps=300_000, batch_images=1024, lr=1e-3, warmup_steps=2000,
-        crop_area=(0.4, 1.0), normalise="none", checkpoint_every=2000, log_every=50,
+        crop_area=(0.4, 1.0), normalise="none", adaptor_width=None, checkpoint_every=2000, log_every=50,
     )  # fmt: skip
 
 
