@@ -8,8 +8,9 @@ import click
 
 from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
 from evals.knn_table import KnnConfig, KnnTable, run_knn
+from evals.report import ReportConfig, write_report
 from evals.versions import software_versions
-from radio_cache.cli_support import ProgressLine, console, plain_errors, table
+from radio_cache.cli_support import ProgressLine, console, human_bytes, plain_errors, table
 from radio_cache.writer import write_atomically
 
 _AGAIN = "Nothing was written; the same command starts over."
@@ -54,6 +55,27 @@ def knn(
         record = {**result.to_json(), "versions": software_versions()}
         write_atomically(json_file, json.dumps(record, indent=1).encode())
     _print(result)
+
+
+@main.command()
+@click.option("--run", type=_cache_path, required=True, help="Folder of a training run.")
+@click.option("--cache", type=_cache_path, help="The bank of labelled images. Default: the cache the run learned from.")
+@click.option("--queries", type=_cache_path, help="Labelled images to classify and show. Default: the bank's own.")
+@click.option("--out", type=_cache_path, required=True, help="The HTML file to write.")
+@click.option("--images", default=6, show_default=True, help="Images shown as feature maps.")
+@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
+@_device
+@plain_errors(on_interrupt=_AGAIN)
+def report(run: Path, cache: Path | None, queries: Path | None, out: Path, images: int, k: int, device: Device) -> None:
+    """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
+
+    The page is a single file that needs no network: mail it, or open it on a phone.
+    """
+    config = ReportConfig(run=run, cache=cache, queries=queries, out=out, images=images, k=k, device=device)
+    with _Progress() as progress:
+        result = write_report(config, progress=progress)
+    _print(result)
+    console().print(f"\n{out} ({human_bytes(out.stat().st_size)})")
 
 
 def _print(result: KnnTable) -> None:

@@ -64,12 +64,6 @@ class PcaColours:
         return np.round(np.clip(share, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def upscale_nearest(picture: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """(h, w, 3) enlarged to `hw` pixels without smoothing: one token stays one block, so the grid can be seen."""
-    image = Image.fromarray(picture).resize((hw[1], hw[0]), Image.Resampling.NEAREST)
-    return np.asarray(image, dtype=np.uint8)
-
-
 def png_bytes(picture: NDArray[np.uint8]) -> bytes:
     """A PNG file of an (h, w, 3) picture."""
     buffer = io.BytesIO()

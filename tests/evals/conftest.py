@@ -1,11 +1,13 @@
 """Tiny caches with real image files, and a tiny student, for every test of the evaluations."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from radio_cache.crops import patch_geometry
@@ -114,6 +116,16 @@ def write_run(path: Path, cache: Path, *, teachers: Sequence[str] = ("alpha",), 
     ]  # fmt: skip
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """These networks are too small for threads, which only wait for each other when tests share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from radio_cache.errors import ShapeError
-from radio_cache.view import PcaColours, png_bytes, upscale_nearest
+from radio_cache.view import PcaColours, png_bytes
 
 
 def maps(seed: int = 0, channels: int = 16) -> np.ndarray:
@@ -79,8 +79,6 @@ def test_wrong_width_and_bad_values_are_refused() -> None:
         PcaColours.fit(np.full((1, 2, 2, 3), np.nan))
 
 
-def test_upscaling_keeps_blocks_and_png_keeps_colours() -> None:
+def test_png_keeps_colours() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
-    large = upscale_nearest(picture, (8, 12))
-    np.testing.assert_array_equal(large, picture.repeat(4, axis=0).repeat(4, axis=1))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(picture)))), picture)

@@ -1,0 +1,137 @@
+"""Training losses as small line charts: numbers from a run's `metrics.jsonl`, coordinates for inline SVG."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+from evals.errors import EvalError
+
+METRICS_FILE = "metrics.jsonl"
+
+WIDTH, HEIGHT = 320, 180
+_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 308, 10, 154
+"""Edges of the plotting area in the chart's own units; beyond them stand the numbers."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Lines of a run's log, by step. losses: teacher -> part ("summary", "spatial") -> one value per line or None."""
+
+    steps: tuple[int, ...]
+    losses: dict[str, dict[str, tuple[float | None, ...]]]
+    images_per_s: float
+    data_wait: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number on an axis and where it stands, in chart units."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: SVG `points`, the part of the loss it shows, its last value."""
+
+    part: str
+    points: str
+    end_x: float
+    end_y: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One teacher's losses over training steps."""
+
+    teacher: str
+    curves: tuple[Curve, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    left: float = _LEFT
+    right: float = _RIGHT
+    bottom: float = _BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+def read_metrics(run: Path) -> Metrics | None:
+    """The log of a run, or None if it has none (an exported student). Raises EvalError for lines that are not a log's.
+
+    images_per_s is the median over the log; data_wait the mean share of time that training waited for data.
+    """
+    path = run / METRICS_FILE
+    if not path.exists():
+        return None
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(cast(dict[str, Any], json.loads(text)))
+        except ValueError as exc:
+            raise EvalError(f"{path}, line {number} is not JSON: {exc}") from exc
+    if not lines:
+        return None
+    try:
+        teachers = list(lines[-1]["teachers"])
+        losses = {
+            teacher: {part: tuple(line["teachers"][teacher][part] for line in lines) for part in ("summary", "spatial")}
+            for teacher in teachers
+        }
+        speeds = sorted(float(line["images_per_s"]) for line in lines)
+        waits = [float(line["data_wait"]) for line in lines]
+        steps = tuple(int(line["step"]) for line in lines)
+    except (KeyError, TypeError) as exc:
+        raise EvalError(f"{path} lacks {exc} in some line: it is not a log of radio-train") from exc
+    return Metrics(steps, losses, speeds[len(speeds) // 2], sum(waits) / len(waits))
+
+
+def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
+    """One chart per teacher, all on the same scale from zero, so that their heights can be compared."""
+    values = [v for parts in metrics.losses.values() for part in parts.values() for v in part if _drawable(v)]
+    y_values = nice_ticks(max(values, default=0.0) or 1.0, at_most=4)
+    x_span, y_span = max(*metrics.steps, 1), y_values[-1]
+    x_values = nice_ticks(x_span, at_most=5, whole=True)
+
+    def x(step: float) -> float:
+        return round(_LEFT + (_RIGHT - _LEFT) * step / x_span, 1)
+
+    def y(value: float) -> float:
+        return round(_BOTTOM - (_BOTTOM - _TOP) * value / y_span, 1)
+
+    charts: list[Chart] = []
+    for teacher, parts in metrics.losses.items():
+        curves: list[Curve] = []
+        for part, series in parts.items():
+            drawn = [(step, value) for step, value in zip(metrics.steps, series, strict=True) if _drawable(value)]
+            if drawn:
+                points = " ".join(f"{x(step)},{y(value)}" for step, value in drawn)
+                step, value = drawn[-1]
+                curves.append(Curve(part, points, x(step), y(value), value))
+        charts.append(
+            Chart(
+                teacher=teacher,
+                curves=tuple(curves),
+                x_ticks=tuple(Tick(x(v), f"{v:,.0f}") for v in x_values if v <= x_span),
+                y_ticks=tuple(Tick(y(v), f"{v:g}") for v in y_values),
+            )
+        )
+    return tuple(charts)
+
+
+def nice_ticks(largest: float, *, at_most: int, whole: bool = False) -> Sequence[float]:
+    """Round numbers from 0 to just beyond or at `largest` (> 0): steps of 1, 2 or 5 times a power of ten."""
+    rough = largest / at_most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    if whole:
+        step = max(1.0, step)
+    return [round(number * step, 12) for number in range(math.ceil(largest / step - 1e-9) + 1)]
+
+
+def _drawable(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,205 @@
+"""One self-contained HTML page about a run: k-NN beside its teachers, losses, feature maps, the cache, how to repeat.
+
+`write_report` gathers, `render` turns what was gathered into HTML; the page needs no network and no scripts.
+"""
+
+import base64
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from evals.encoders import StudentEncoder, torch_device
+from evals.errors import EvalError
+from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
+from evals.knn_table import KnnConfig, KnnRow, KnnTable, Progress, run_knn
+from evals.labelled import LabelledImages, labelled_images
+from evals.loss_curves import Chart, Metrics, loss_charts, read_metrics
+from evals.pictures import ImagePictures, feature_pictures, live_maps
+from evals.versions import hardware, software_versions
+from radio_cache.cli_support import human_bytes
+from radio_cache.errors import ConfigError, TeacherError
+from radio_cache.info import TeacherInfo, teacher_infos
+from radio_cache.reader import Cache
+from radio_cache.view import png_bytes
+from radio_cache.writer import write_atomically
+from trainer import StudentConfig
+
+_JPEG_QUALITY = 85
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
+
+    cache: the bank; None takes the one the run was trained on. images: how many are shown as feature maps.
+    """
+
+    run: Path
+    out: Path
+    cache: Path | None = None
+    queries: Path | None = None
+    images: int = 6
+    k: int = PAPER_K
+    temperature: float = PAPER_TEMPERATURE
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ConfigError(f"--images is how many images are shown, 0 or more, not {self.images}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that the page says.
+
+    pictures_note: a sentence above the pictures, such as why live maps are missing. commands: to make all of it again.
+    """
+
+    student: StudentConfig
+    table: KnnTable
+    metrics: Metrics | None
+    pictures: tuple[ImagePictures, ...]
+    pictures_note: str
+    cache: str
+    cache_images: int
+    teachers: tuple[TeacherInfo, ...]
+    commands: tuple[str, ...]
+    versions: dict[str, str]
+    hardware: str
+
+
+def write_report(config: ReportConfig, *, progress: Progress | None = None) -> KnnTable:
+    """Evaluate the run, write the page to `config.out`, return its k-NN table. Raises RadioCacheError."""
+    table = run_knn(
+        KnnConfig(
+            cache=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
+            device=config.device,
+        ),
+        progress=progress,
+    )  # fmt: skip
+    device = torch_device(config.device)
+    student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
+    bank = Cache(config.cache or student.config.cache)
+    shown_cache = bank if config.queries is None else Cache(config.queries)
+    taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in shown_cache.teachers]
+    chosen = varied_rows(labelled_images(shown_cache, teachers=taught_by), config.images)
+    live: dict[str, NDArray[np.float32]] = {}
+    notes: list[str] = ["These images were trained on."] if config.queries is None else []
+    for name in taught_by if chosen.rows.size else ():
+        try:
+            live[name] = live_maps(shown_cache, name, chosen.rows.tolist(), device=device)
+        except TeacherError as exc:
+            # The page is about the student: without the teacher's weights it shows less, and says why.
+            notes.append(f"The live maps of {name} are missing: {exc}.")
+    names = [chosen.name_of(int(label)) for label in chosen.labels]
+    page = Page(
+        student=student.config,
+        table=table,
+        metrics=read_metrics(config.run),
+        pictures=feature_pictures(shown_cache, chosen.rows.tolist(), names, student, live) if chosen.rows.size else (),
+        pictures_note=" ".join(notes),
+        cache=str(bank.path),
+        cache_images=bank.num_images,
+        teachers=tuple(teacher_infos(bank)),
+        commands=tuple(_commands(config, bank, student.config)),
+        versions=software_versions(),
+        hardware=hardware(),
+    )
+    write_atomically(config.out, render(page).encode())
+    return table
+
+
+def render(page: Page) -> str:
+    """The page as HTML. The same `Page` gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("evals"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "png": _png_uri, "jpeg": _jpeg_uri, "human_bytes": human_bytes}
+    charts: Sequence[Chart] = loss_charts(page.metrics) if page.metrics else ()
+    text: dict[str, Any] = {"page": page, "headline": headline(page.student, page.table), "charts": charts}
+    return environment.get_template("report.html").render(text)
+
+
+def headline(student: StudentConfig, table: KnnTable) -> str:
+    """What the page found, in two sentences."""
+    own = _first(table.rows, "student")
+    untrained = _first(table.rows, "untrained")
+    best = max((row for row in table.rows if row.kind == "teacher"), key=lambda row: row.top1, default=None)
+    if own is None:
+        raise EvalError("a report is about a student, and the table has none")
+    what = "images" if table.leave_one_out else "test images"
+    said = (
+        f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {table.queries['images']:,} {what} "
+        f"right, among {table.classes:,} classes."
+    )
+    others = [f"its best teacher, {best.name}, gets {best.top1:.1%}"] if best else []
+    others += [f"the same network untrained {untrained.top1:.1%}"] if untrained else []
+    compared = "; ".join(others)
+    return f"{said} {compared[0].upper()}{compared[1:]}." if compared else said
+
+
+def varied_rows(images: LabelledImages, count: int) -> LabelledImages:
+    """`count` of the images, drawn with seed 0: one of each class, in random order, then second ones, and so on."""
+    order = np.random.default_rng(0).permutation(len(images))
+    seen: dict[int, int] = {}
+    turn = np.empty(len(images), dtype=np.int64)
+    for position in order:
+        label = int(images.labels[position])
+        turn[position] = seen.get(label, 0)
+        seen[label] = int(turn[position]) + 1
+    chosen = np.sort(order[np.argsort(turn[order], kind="stable")][:count])
+    return LabelledImages(images.cache, images.rows[chosen], images.labels[chosen], images.class_names)
+
+
+def _first(rows: Sequence[KnnRow], kind: str) -> KnnRow | None:
+    return next((row for row in rows if row.kind == kind), None)
+
+
+def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list[str]:
+    """The commands that make caches, run and page again, from what caches and run recorded about themselves."""
+    caches = [bank] if config.queries is None else [bank, Cache(config.queries)]
+    commands: list[list[str]] = []
+    for cache in caches:
+        build = ["radio-cache", "build"]
+        for container in cache.meta.containers:
+            build += ["--images", _short(container.path)]
+        for name, teacher in cache.teachers.items():
+            build += ["--teacher", name, "--size", f"{name}={teacher.spec.geometry.input_hw[0]}"]
+        commands.append([*build, "--out", _short(cache.path)])
+    train = ["radio-train", "--cache", _short(student.cache), "--recipe", _short(config.run / "recipe.json")]
+    if {teacher.name for teacher in student.teachers} != bank.teachers.keys():
+        train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
+    commands.append([*train, "--out", "another-run"])
+    report = ["radio-eval", "report", "--run", _short(config.run), "--cache", _short(bank.path)]
+    if config.queries is not None:
+        report += ["--queries", _short(config.queries)]
+    commands.append([*report, "--out", _short(config.out)])
+    return [shlex.join(command) for command in commands]
+
+
+def _short(path: Path | str) -> str:
+    """Relative to where we are, if it lies below."""
+    absolute, here = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _png_uri(picture: NDArray[np.uint8]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(picture)).decode()}"
+
+
+def _jpeg_uri(picture: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
