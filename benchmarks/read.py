@@ -31,7 +31,11 @@ BATCH = 32
 def make_cache(path: Path, num_images: int, shape: tuple[int, int, int], raw: Path) -> Cache:
     """A cache of random maps, and the same maps one after the other in a raw file."""
     meta = CacheMeta(
-        num_images=num_images, shard_images=128, creator="benchmark", class_names=(), max_pixels=1,
+        num_images=num_images,
+        shard_images=128,
+        creator="benchmark",
+        class_names=(),
+        max_pixels=1,
         containers=(Container(kind="folder", path="none", prefix=""),),
     )
     none = np.full(num_images, -1, np.int64)
@@ -95,8 +99,10 @@ def main() -> None:
                 rates[name].append(rate(read, args.images, rng))
         os.close(descriptor)
     floor = statistics.median(rates["pread of one raw file"])
-    print(f"# {datetime.now(UTC):%Y-%m-%d}, radio-cache {radio_cache.__version__}, {platform.processor() or platform.machine()}, "
-          f"{os.cpu_count()} cores, batches of {BATCH}, maps {shape} float16, {args.images} images, {args.rounds} rounds")
+    print(
+        f"# {datetime.now(UTC):%Y-%m-%d}, radio-cache {radio_cache.__version__}, {platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} cores, batches of {BATCH}, maps {shape} float16, {args.images} images, {args.rounds} rounds"
+    )
     print(f"{'reader':40} {'images/s':>10} {'GB/s':>6} {'x pread':>8}")
     for name, values in rates.items():
         median = statistics.median(values)

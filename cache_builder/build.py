@@ -127,10 +127,14 @@ def _open_or_create(config: BuildConfig, listing: Listing) -> Cache:
     cache = Cache(config.out)
     difference = same_images(cache.index, listing.index)
     if difference is None and cache.meta.containers != listing.containers:
-        difference = f"the same images elsewhere (then {cache.meta.containers[0].path}, now {listing.containers[0].path})"
+        difference = (
+            f"the same images elsewhere (then {cache.meta.containers[0].path}, now {listing.containers[0].path})"
+        )
     for name in ("shard_images", "max_pixels"):
         if difference is None and getattr(cache.meta, name) != getattr(config, name):
-            difference = f"another --{name.replace('_', '-')} (then {getattr(cache.meta, name)}, now {getattr(config, name)})"
+            difference = (
+                f"another --{name.replace('_', '-')} (then {getattr(cache.meta, name)}, now {getattr(config, name)})"
+            )
     if difference is not None:
         raise StaleCacheError(
             f"{config.out} was built from other images than this run asks for: now there are {difference}. "
@@ -155,7 +159,9 @@ def _scan(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
         if len(failures) > 5:
             say(f"  ... and {len(failures) - 5} more: radio-cache info {cache.path} --failures")
     if len(failures) == cache.num_images:
-        raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.path} --failures")
+        raise SourceError(
+            f"none of the {cache.num_images} images can be used: radio-cache info {cache.path} --failures"
+        )
 
 
 def _join(cache: Cache, teacher: Teacher) -> None:
@@ -184,7 +190,10 @@ def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
     started = time.perf_counter()
     if todo:
         usable = np.isin(np.arange(cache.num_images), cache.usable_rows())
-        with ThreadPoolExecutor(1, thread_name_prefix="write") as writers, ProgressLine(name, cache.num_images, done=done) as line:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writers,
+            ProgressLine(name, cache.num_images, done=done) as line,
+        ):
             rows = [row for shard in todo for row in cache.meta.shard_rows(shard) if usable[row]]
             pixels = ahead(
                 pool, lambda row: _pixels(cache, row, teacher.spec.geometry), rows,

@@ -30,22 +30,64 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--images", multiple=True, required=True, metavar="DIR_OR_TAR",
-              help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, or a pattern "
-              "such as 'train-{000..004}.tar'. Repeatable.")
-@click.option("--teacher", "teachers", multiple=True, required=True, metavar="NAME",
-              help="Teacher to run; `radio-cache teachers` lists them. Repeatable.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="CACHE.zarr", help="The cache to make or go on with.")
-@click.option("--weights", multiple=True, metavar="[NAME=]FILE",
-              help="Local weights in the teacher's own format instead of a download.")
-@click.option("--size", multiple=True, metavar="[NAME=]PX", help="Side of the teacher's square input. [default: the teacher's own]")
-@click.option("--fit", multiple=True, metavar="[NAME=]HOW",
-              help="How images reach the teacher: squash, crop or pad. [default: the teacher's own]")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True,
-              help="Precision of the forward pass; auto is bfloat16 on a GPU, float32 on a CPU.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
+@click.option(
+    "--images",
+    multiple=True,
+    required=True,
+    metavar="DIR_OR_TAR",
+    help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, or a pattern "
+    "such as 'train-{000..004}.tar'. Repeatable.",
+)
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Teacher to run; `radio-cache teachers` lists them. Repeatable.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="CACHE.zarr",
+    help="The cache to make or go on with.",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Local weights in the teacher's own format instead of a download.",
+)
+@click.option(
+    "--size",
+    multiple=True,
+    metavar="[NAME=]PX",
+    help="Side of the teacher's square input. [default: the teacher's own]",
+)
+@click.option(
+    "--fit",
+    multiple=True,
+    metavar="[NAME=]HOW",
+    help="How images reach the teacher: squash, crop or pad. [default: the teacher's own]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the forward pass; auto is bfloat16 on a GPU, float32 on a CPU.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
+)
 @click.option("--batch-size", default=32, show_default=True, help="Images in one forward pass.")
-@click.option("--shard-images", default=128, show_default=True, help="Images in one shard: the unit of work, and what a crash can cost.")
+@click.option(
+    "--shard-images",
+    default=128,
+    show_default=True,
+    help="Images in one shard: the unit of work, and what a crash can cost.",
+)
 @click.option("--limit", type=int, metavar="N", help="Use only the first N images.")
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
@@ -65,9 +107,8 @@ def build(
     import torch
 
     from cache_builder.build import BuildConfig, build_cache
-    from cache_builder.options import per_teacher, pixels
+    from cache_builder.options import fit_named, per_teacher, pixels
     from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
-    from radio_cache.crops import Fit
 
     for name in teachers:
         find_teacher(name)
@@ -76,7 +117,7 @@ def build(
     device = _device(device)
     files = per_teacher("--weights", weights, teachers, lambda text: Path(text).expanduser(), shared=False)
     sizes = per_teacher("--size", size, teachers, pixels, shared=True)
-    fits = per_teacher("--fit", fit, teachers, lambda text: cast(Fit, text), shared=True)
+    fits = per_teacher("--fit", fit, teachers, fit_named, shared=True)
     precision = dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
     config = BuildConfig(
         images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, limit=limit,
@@ -103,7 +144,9 @@ def build(
         )  # fmt: skip
     console().print(rows)
     if report.unusable:
-        click.echo(f"{report.unusable} of {cache.num_images} images could not be used: radio-cache info {out} --failures")
+        click.echo(
+            f"{report.unusable} of {cache.num_images} images could not be used: radio-cache info {out} --failures"
+        )
     click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
 
 
@@ -137,8 +180,20 @@ def teachers() -> None:
 
 
 @main.command()
-@click.option("--images", type=click.Path(path_type=Path), metavar="DIR", help="Your own photos instead of the bundled ones: a folder of two or more.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-out"), show_default=True, metavar="DIR", help="Where everything goes.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Your own photos instead of the bundled ones: a folder of two or more.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    metavar="DIR",
+    help="Where everything goes.",
+)
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def demo(images: Path | None, out: Path) -> None:
     """See the whole idea work, offline, in a few minutes on two CPU cores.

@@ -62,7 +62,10 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoReport:
     teachers = [word for name in TEACHERS for word in ("--teacher", name)]
     train, test, run, page = out / "train.zarr", out / "test.zarr", out / "run", out / "report.html"
     steps = (
-        ("teachers on the training crops", ["radio-cache", "build", "--images", images.train, *teachers, "--out", train]),
+        (
+            "teachers on the training crops",
+            ["radio-cache", "build", "--images", images.train, *teachers, "--out", train],
+        ),
         ("teachers on the test crops", ["radio-cache", "build", "--images", images.test, *teachers, "--out", test]),
         ("training the student", ["radio-train", "--cache", train, "--recipe", "demo", "--out", run]),
         ("k-NN", ["radio-eval", "knn", "--cache", train, "--queries", test, "--run", run, "--json", out / "knn.json"]),
@@ -80,7 +83,11 @@ def _run(command: list[str]) -> None:
     beside = Path(sys.executable).parent / command[0]
     program = str(beside) if beside.exists() else shutil.which(command[0])
     if program is None:
-        raise RadioCacheError(f"the command {command[0]} is not installed beside {sys.executable}: pip install the project again")
+        raise RadioCacheError(
+            f"the command {command[0]} is not installed beside {sys.executable}: pip install the project again"
+        )
     code = subprocess.run([program, *command[1:]], check=False).returncode  # its output is the demo's output
     if code != 0:
-        raise RadioCacheError(f"the demo stopped: `{shlex.join(command)}` ended with exit code {code}; its message is above")
+        raise RadioCacheError(
+            f"the demo stopped: `{shlex.join(command)}` ended with exit code {code}; its message is above"
+        )

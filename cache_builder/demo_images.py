@@ -62,7 +62,9 @@ def bundled_photos() -> dict[str, bytes]:
         for file in files:
             path = importlib.resources.files(package).joinpath(file)
             if not path.is_file():
-                raise SourceError(f"{package} no longer carries {file}: use the versions of constraints.txt, or --images DIR")
+                raise SourceError(
+                    f"{package} no longer carries {file}: use the versions of constraints.txt, or --images DIR"
+                )
             photos[Path(file).stem.replace("_", "-")] = path.read_bytes()
     return photos
 
@@ -90,13 +92,17 @@ def make_demo_images(photos: dict[str, bytes], out: Path, config: DemoImagesConf
         try:
             image = decode_image(data)
             if min(image.size) < MIN_PHOTO_SIDE_PX:
-                raise ImageError(f"{image.width} x {image.height} pixels is too small to cut up (at least {MIN_PHOTO_SIDE_PX})")
+                raise ImageError(
+                    f"{image.width} x {image.height} pixels is too small to cut up (at least {MIN_PHOTO_SIDE_PX})"
+                )
             usable[name] = image
         except ImageError as exc:
             skipped.append(f"{name}: {exc}")
     if len(usable) < 2:
         why = f" ({'; '.join(skipped[:3])})" if skipped else ""
-        raise SourceError(f"the demo tells photos apart and needs at least two that it can use, here are {len(usable)}{why}")
+        raise SourceError(
+            f"the demo tells photos apart and needs at least two that it can use, here are {len(usable)}{why}"
+        )
     done = out / "images.json"
     recipe = json.dumps({"photos": list(usable), **asdict(config)})
     if not done.exists() or done.read_text() != recipe:
@@ -109,7 +115,12 @@ def make_demo_images(photos: dict[str, bytes], out: Path, config: DemoImagesConf
 
 
 def _cut(
-    image: Image.Image, folder: Path, part: Sequence[float], count: int, config: DemoImagesConfig, rng: np.random.Generator
+    image: Image.Image,
+    folder: Path,
+    part: Sequence[float],
+    count: int,
+    config: DemoImagesConfig,
+    rng: np.random.Generator,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     w, h = image.size

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -23,7 +24,9 @@ def per_teacher(
         if equals and name in teachers:
             values[name] = parse(value)
         elif equals and not Path(text).exists():
-            raise ConfigError(f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})")
+            raise ConfigError(
+                f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
+            )
         elif not shared and len(teachers) > 1:
             raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
         else:
@@ -36,3 +39,11 @@ def pixels(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--size {text}: a size is a whole number of pixels")
     return int(text)
+
+
+def fit_named(text: str) -> Fit:
+    """How images reach the teacher, from the command line."""
+    for fit in get_args(Fit):
+        if text == fit:
+            return fit
+    raise ConfigError(f"--fit {text}: one of {', '.join(get_args(Fit))}")

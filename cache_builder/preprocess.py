@@ -40,7 +40,9 @@ def teacher_input(
 
     valid: height and width of the part of each input that shows the image, from the top left.
     """
-    mean, std = (pixels.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (normalisation.mean, normalisation.std))
+    mean, std = (
+        pixels.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (normalisation.mean, normalisation.std)
+    )
     images = pixels.permute(0, 3, 1, 2).to(torch.float32)
     images = images.div(normalisation.scale).sub(mean).div(std)
     for number, (h, w) in enumerate(valid):

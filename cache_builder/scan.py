@@ -13,7 +13,6 @@ from radio_cache.reader import Cache, digest, read_image_file
 from radio_cache.schema import IMAGES_UNIT, Failure, ImageStatus, Receipt
 from radio_cache.writer import ShardWriter
 
-
 MAX_ASPECT = 50
 """Longest side over shortest; a teacher that scales the shorter side up would need gigabytes for a longer strip."""
 
@@ -45,9 +44,7 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", size_hw, grid=(shard, 0))
     writer.write_plain("digest", digests, grid=(shard, 0))
-    return writer.commit(
-        {"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": tuple(failures)}
-    )
+    return writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": tuple(failures)})
 
 
 def _look(cache: Cache, row: int) -> _Seen:

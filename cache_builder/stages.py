@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+
 @dataclass
 class StageSeconds:
     """Where the main thread's time went; the larger of decode and write names the stage that holds the teacher up."""

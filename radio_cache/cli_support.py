@@ -77,7 +77,7 @@ def human_bytes(num_bytes: float) -> str:
 
 
 class ProgressLine:
-    """A progress bar on standard error: live in a terminal, a line every ten seconds in a log. Use as a context manager.
+    """Progress on standard error: a live bar in a terminal, a line every ten seconds in a log. A context manager.
 
     name: what is being worked on. unit: what is counted ("images").
     """
@@ -91,9 +91,15 @@ class ProgressLine:
         self._task = TaskID(0)
         if sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
 
     def __enter__(self) -> "ProgressLine":
         if self._bar:
@@ -126,7 +132,9 @@ class ProgressLine:
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
         click.echo(f"{self._name}: {self._done}/{self._total} {self._unit}, {self._text(now)}{left}", err=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
         elif kind is None:

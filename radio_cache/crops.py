@@ -10,7 +10,7 @@ device only multiplies by the matrices of `resample_weights`.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,8 @@ class ViewGeometry:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ViewGeometry":
-        hw = {key: cast(tuple[int, int], tuple(data[key])) for key in ("input_hw", "grid_hw")}
-        return cls(**{**data, **hw})
+        sizes: dict[str, Any] = {key: tuple(data[key]) for key in ("input_hw", "grid_hw")}
+        return cls(**(data | sizes))
 
 
 def patch_geometry(

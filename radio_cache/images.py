@@ -1,7 +1,6 @@
 """From file bytes to an upright RGB image, or to one sentence that says why not."""
 
 import io
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +44,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("the image has no pixels")
     try:
         image.load()
-        image = cast(Image.Image, ImageOps.exif_transpose(image))
+        image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except ImageError:
         raise

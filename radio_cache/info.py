@@ -40,12 +40,19 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
         spec = teacher.spec
         infos.append(
             TeacherInfo(
-                name=teacher.name, model=spec.model, input_hw=spec.geometry.input_hw, fit=spec.geometry.fit,
-                grid_hw=spec.geometry.grid_hw, spatial_dim=spec.spatial_dim, summary_dim=spec.summary_dim,
-                codec=teacher.codec.name, shards_done=len(done), num_shards=cache.meta.num_shards,
+                name=teacher.name,
+                model=spec.model,
+                input_hw=spec.geometry.input_hw,
+                fit=spec.geometry.fit,
+                grid_hw=spec.geometry.grid_hw,
+                spatial_dim=spec.spatial_dim,
+                summary_dim=spec.summary_dim,
+                codec=teacher.codec.name,
+                shards_done=len(done),
+                num_shards=cache.meta.num_shards,
                 stored_bytes=sum(file.num_bytes for receipt in done for file in receipt.files),
                 images_done=sum(receipt.num_rows - len(receipt.failures) for receipt in done),
-            )  # fmt: skip
+            )
         )
     return infos
 
@@ -62,7 +69,9 @@ def describe(cache: Cache) -> Group:
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
         + f"; written by {meta.creator}\n",
     )
-    rows = table("", "teacher", "model", "input", "maps", "summary", "codec", "bytes/image", "stored", "complete", left=2)
+    rows = table(
+        "", "teacher", "model", "input", "maps", "summary", "codec", "bytes/image", "stored", "complete", left=2
+    )
     infos = teacher_infos(cache)
     for info in infos:
         rows.add_row(

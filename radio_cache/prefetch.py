@@ -9,7 +9,9 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterable[Item], *, depth: int) -> Iterator[Made]:
+def ahead(
+    pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterable[Item], *, depth: int
+) -> Iterator[Made]:
     """`map(make, items)` in order, with up to `depth` results being made ahead in the pool.
 
     An exception of `make` surfaces where its result would have come.

@@ -57,7 +57,10 @@ class Cache:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.meta = CacheMeta.from_json(_attributes(self.path))
+        attributes = _attributes(self.path)
+        if "format_version" not in attributes:
+            raise NotACacheError(f"{self.path} is a part of a radio-cache store: open the store it belongs to")
+        self.meta = CacheMeta.from_json(attributes)
         teachers = self.path / "teachers"
         names = sorted(
             entry.name for entry in teachers.iterdir() if TEMPORARY not in entry.name and (entry / "zarr.json").exists()
@@ -102,11 +105,15 @@ class Cache:
 
     def usable_rows(self, teachers: Iterable[str] = ()) -> NDArray[np.int64]:
         """Rows whose image is fine and whose shards are there for every teacher named, in order."""
-        usable = self._column("status") == ImageStatus.OK
+        status = self._column("status")
+        usable = status == ImageStatus.OK
         for unit in (IMAGES_UNIT, *teachers):
             for shard, receipt in enumerate(self.receipts(unit)):
+                rows = self.meta.shard_rows(shard)
                 if receipt is None:
-                    usable[self.meta.shard_rows(shard)] = False
+                    usable[rows] = False
+                elif (status[rows] == ImageStatus.NOT_SEEN).any():
+                    raise _damaged(self.path, IMAGES_UNIT, f"status/c/{shard}", shard)
         return np.flatnonzero(usable)
 
     def read_file(self, row: int) -> bytes:
@@ -125,7 +132,7 @@ class Cache:
         return data
 
     def _column(self, name: str) -> NDArray[Any]:
-        return np.asarray(zarr.open_array(self.path / IMAGES_UNIT / name, mode="r")[...])
+        return _read_array(self.path, IMAGES_UNIT, name)
 
 
 class CachedTeacher:
@@ -143,13 +150,16 @@ class CachedTeacher:
         """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
         if self.spec.summary_dim is None:
             raise StoreError(f"{self._cache.path}: teacher '{self.name}' has no summary, only maps")
-        stored = self._summaries[view][np.asarray(rows, dtype=np.int64)]
+        wanted = self._existing(rows)
+        stored = self._summaries[view][wanted]
         if np.isnan(stored).any():
-            holes = np.asarray(rows)[np.isnan(stored).any(axis=1)]
-            raise self._missing(holes)
+            holes = wanted[np.isnan(stored).any(axis=1)]
+            raise self._missing(holes, f"summary/c/{view}/{holes[0] // self._cache.meta.shard_images}/0")
         return stored.astype(np.float32)
 
-    def codes(self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always") -> NDArray[Any]:
+    def codes(
+        self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always"
+    ) -> NDArray[Any]:
         """(len(rows), h, w, c) stored codes of these rows' maps, in the codec's type; `codec.decode` gives features.
 
         out: a buffer to fill instead of a new array; C-contiguous, of that shape and type.
@@ -163,12 +173,13 @@ class CachedTeacher:
                 f"teacher '{self.name}': the buffer is {out.dtype} {out.shape}, needed is C-contiguous "
                 f"{self.codec.dtype} {shape}"
             )
-        flat = out.reshape(len(rows), -1).view(np.uint8)
-        order = np.argsort(np.asarray(rows), kind="stable")
-        for position in order:
-            row = int(rows[position])
-            if not self._shards.read(view, row, memoryview(flat[position]), verify=verify):
-                raise self._missing(np.array([row]))
+        wanted = self._existing(rows)
+        flat = out.reshape(len(rows), int(np.prod(shape[1:]))).view(np.uint8)
+        for position in np.argsort(wanted, kind="stable"):
+            row = int(wanted[position])
+            if not self._shards.read(view, row, flat[position].data, verify=verify):
+                shard = row // self._cache.meta.shard_images
+                raise self._missing(wanted[[position]], f"spatial/c/{view}/{shard}/0/0/0")
         return out
 
     def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
@@ -199,17 +210,35 @@ class CachedTeacher:
     @cached_property
     def _summaries(self) -> NDArray[Any]:
         # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
-        return np.asarray(zarr.open_array(self._folder / "summary", mode="r")[...])
+        return _read_array(self._cache.path, self.name, "summary")
 
     def _mean_std(self, name: str, counts: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         shards = [receipt.shard for receipt in self._done()]
         if sum(counts) == 0:
-            raise MissingRowsError(f"{self._cache.path}: teacher '{self.name}' has no finished shard yet: run the build")
-        sums = np.asarray(zarr.open_array(self._folder / "stats" / name, mode="r")[...])[shards].sum(axis=0)
+            raise MissingRowsError(
+                f"{self._cache.path}: teacher '{self.name}' has no finished shard yet: run the build"
+            )
+        by_shard = _read_array(self._cache.path, self.name, f"stats/{name}")
+        holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]
+        if holes:
+            raise _damaged(self._cache.path, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
+        sums = by_shard[shards].sum(axis=0)
         mean = sums[0] / sum(counts)
         return mean, np.sqrt(np.maximum(sums[1] / sum(counts) - mean**2, 0.0))
 
-    def _missing(self, rows: NDArray[np.int64]) -> MissingRowsError:
+    def _existing(self, rows: Rows) -> NDArray[np.int64]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        outside = (wanted < 0) | (wanted >= self._cache.num_images)
+        if outside.any():
+            raise self._missing(wanted[outside])
+        return wanted
+
+    def _missing(self, rows: NDArray[np.int64], file: str | None = None) -> StoreError:
+        """Why these rows are not there. file: the shard file of the first one, which a receipt may vouch for."""
+        shard = int(rows[0]) // self._cache.meta.shard_images
+        receipt = read_receipt(self._cache.path, self.name, shard) if file else None
+        if receipt and rows[0] not in [failure.row for failure in receipt.failures]:
+            return _damaged(self._cache.path, self.name, str(file), shard)
         listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         return MissingRowsError(
             f"{self._cache.path}: teacher '{self.name}' has nothing for row {listed}: the image is unusable or its "
@@ -217,20 +246,28 @@ class CachedTeacher:
         )
 
 
+class _OpenFiles:
+    """Descriptors and indexes of a process's open shards, the least recently used first."""
+
+    def __init__(self) -> None:
+        self.shards: OrderedDict[tuple[int, int], tuple[int, NDArray[np.uint64]]] = OrderedDict()
+        self.lock = threading.Lock()
+
+
 class _ShardFiles:
     """Reads inner chunks of one sharded array whose chunk is one image of one view."""
 
     def __init__(self, folder: Path, shard_images: int) -> None:
         self._folder, self._shard_images = folder, shard_images
-        self._open: OrderedDict[tuple[int, int], tuple[int, NDArray[np.uint64]]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._process = os.getpid()
+        # By process: after a fork, a thread that is not there any more may hold the parent's lock for ever.
+        self._open: dict[int, _OpenFiles] = {}
 
     def read(self, view: int, row: int, out: memoryview, *, verify: Verify) -> bool:
         """Fill `out` with the bytes of a row; False if the store has a hole there."""
         shard, number = divmod(row, self._shard_images)
-        with self._lock:
-            descriptor, index = self._opened(view, shard)
+        opened = self._open.get(os.getpid()) or self._open.setdefault(os.getpid(), _OpenFiles())
+        with opened.lock:
+            descriptor, index = self._opened(opened, view, shard)
             if descriptor < 0 or index[number, 1] == np.uint64(2**64 - 1):
                 return False
             offset, length = int(index[number, 0]), int(index[number, 1])
@@ -246,38 +283,38 @@ class _ShardFiles:
             )
         return True
 
-    def _opened(self, view: int, shard: int) -> tuple[int, NDArray[np.uint64]]:
-        if os.getpid() != self._process:  # after a fork: the parent's descriptors share one file position and one fate
-            self._open.clear()
-            self._process = os.getpid()
+    def _opened(self, opened: _OpenFiles, view: int, shard: int) -> tuple[int, NDArray[np.uint64]]:
         key = (view, shard)
-        if key not in self._open:
-            if len(self._open) >= _MAX_OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1][0])
-            opened = self._open_shard(self._path(view, shard))
-            if opened is None:
+        if key not in opened.shards:
+            if len(opened.shards) >= _MAX_OPEN_FILES:
+                os.close(opened.shards.popitem(last=False)[1][0])
+            found = self._open_shard(self._path(view, shard))
+            if found is None:
                 return -1, np.empty((0, 2), np.uint64)
-            self._open[key] = opened
-        self._open.move_to_end(key)
-        return self._open[key]
+            opened.shards[key] = found
+        opened.shards.move_to_end(key)
+        return opened.shards[key]
 
     def _open_shard(self, path: Path) -> tuple[int, NDArray[np.uint64]] | None:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
-        size, length = os.fstat(descriptor).st_size, index_bytes(self._shard_images)
-        if size < length:
+        try:
+            size, length = os.fstat(descriptor).st_size, index_bytes(self._shard_images)
+            if size < length:
+                raise CorruptShardError(f"{path}: {size} bytes are too few to hold this shard's index")
+            return descriptor, decode_index(os.pread(descriptor, length, size - length), path)
+        except CorruptShardError:
             os.close(descriptor)
-            raise CorruptShardError(f"{path}: {size} bytes are too few to hold this shard's index")
-        return descriptor, decode_index(os.pread(descriptor, length, size - length), path)
+            raise
 
     def _path(self, view: int, shard: int) -> Path:
         return self._folder / "c" / str(view) / str(shard) / "0" / "0" / "0"
 
     def __del__(self) -> None:
-        if os.getpid() == self._process:
-            for descriptor, _ in self._open.values():
+        if os.getpid() in self._open:
+            for descriptor, _ in self._open[os.getpid()].shards.values():
                 os.close(descriptor)
 
 
@@ -323,6 +360,29 @@ def is_cache(path: Path) -> bool:
     return True
 
 
+def _read_array(cache_path: Path, unit: str, name: str) -> NDArray[Any]:
+    """A whole small array of a unit. Raises CorruptShardError naming the file and the cure."""
+    path = cache_path / unit_group(unit) / name
+    try:
+        return np.asarray(zarr.open_array(path, mode="r")[...])
+    except ValueError as exc:  # zarr's word for a checksum that does not match, without saying where
+        for receipt_file in sorted((cache_path / receipt_path(unit, 0)).parent.glob("*.json")):
+            receipt = Receipt.from_json(json.loads(receipt_file.read_bytes()))
+            for file in receipt.files:
+                stored = cache_path / unit_group(unit) / file.path
+                ours = file.path.startswith(f"{name}/")
+                if ours and not (stored.exists() and crc32c(stored.read_bytes()) == file.crc32c):
+                    raise _damaged(cache_path, unit, file.path, receipt.shard) from exc
+        raise CorruptShardError(f"{path} is damaged ({exc}): restore it, or build the cache again") from exc
+
+
+def _damaged(cache_path: Path, unit: str, file: str, shard: int) -> CorruptShardError:
+    return CorruptShardError(
+        f"{cache_path / unit_group(unit) / file} is damaged or gone, although there is a receipt for it: delete "
+        f"{cache_path / receipt_path(unit, shard)} and run the build again"
+    )
+
+
 def _attributes(path: Path) -> dict[str, Any]:
     """Our attributes of the Zarr group at `path`, read as JSON: no library, no defaults."""
     if not path.exists():
@@ -331,10 +391,10 @@ def _attributes(path: Path) -> dict[str, Any]:
         raise NotACacheError(f"{path} is a file, not a radio-cache store, which is a folder")
     try:
         document = json.loads((path / "zarr.json").read_bytes())
-        return document["attributes"][ATTRIBUTES_KEY]
+        return dict(document["attributes"][ATTRIBUTES_KEY].items())
     except FileNotFoundError as exc:
         raise NotACacheError(f"{path} is a folder, but not a radio-cache store: it has no zarr.json") from exc
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise NotACacheError(f"{path} is a Zarr group, but not a radio-cache store") from exc
 
 

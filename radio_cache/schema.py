@@ -136,10 +136,11 @@ class TeacherSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TeacherSpec":
-        geometry, normalisation = (
-            ViewGeometry.from_json(data["geometry"]), Normalisation.from_json(data["normalisation"])
-        )  # fmt: skip
-        return cls(**{**data, "geometry": geometry, "normalisation": normalisation})
+        parts: dict[str, Any] = {
+            "geometry": ViewGeometry.from_json(data["geometry"]),
+            "normalisation": Normalisation.from_json(data["normalisation"]),
+        }
+        return cls(**(data | parts))
 
     def differences(self, asked: "TeacherSpec") -> list[str]:
         """What is stored and what `asked` asks for, field by field, where they differ; software versions aside."""
@@ -201,9 +202,11 @@ class Receipt:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Receipt":
         try:
-            failures = tuple(Failure(**item) for item in data["failures"])
-            files = tuple(StoredFile(**item) for item in data["files"])
-            return cls(**{**data, "failures": failures, "files": files})
+            parts: dict[str, Any] = {
+                "failures": tuple(Failure(**item) for item in data["failures"]),
+                "files": tuple(StoredFile(**item) for item in data["files"]),
+            }
+            return cls(**(data | parts))
         except (KeyError, TypeError) as exc:
             raise StoreError(f"a receipt does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
 

@@ -10,14 +10,16 @@ from PIL import Image
 from radio_cache.codecs import Half
 from radio_cache.crops import Fit, patch_geometry
 from radio_cache.reader import Cache, digest
-from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, ImageStatus, TeacherSpec
+from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
 FakeTeachers = Mapping[str, tuple[int | None, int]]
 """Teacher name -> (summary width or None, spatial width)."""
 
 
-def write_images(root: Path, *, classes: Sequence[str] = ("blue", "red"), per_class: int = 4, size: int = 48, seed: int = 0) -> list[str]:
+def write_images(
+    root: Path, *, classes: Sequence[str] = ("blue", "red"), per_class: int = 4, size: int = 48, seed: int = 0
+) -> list[str]:
     """Small PNG photographs of noise around one colour per class, `root/<class>/<n>.png`; returns their keys, sorted."""
     rng = np.random.default_rng(seed)
     keys: list[str] = []
@@ -31,7 +33,9 @@ def write_images(root: Path, *, classes: Sequence[str] = ("blue", "red"), per_cl
     return sorted(keys)
 
 
-def fake_spec(name: str, *, summary_dim: int | None, spatial_dim: int, size: int = 32, patch: int = 8, fit: Fit = "squash") -> TeacherSpec:
+def fake_spec(
+    name: str, *, summary_dim: int | None, spatial_dim: int, size: int = 32, patch: int = 8, fit: Fit = "squash"
+) -> TeacherSpec:
     """The spec of a teacher that does not exist: square patches, `half` codec."""
     return TeacherSpec(
         name=name, family="fake", model="colours", licence="CC0-1.0", weights="none", weights_sha256="0" * 64,
@@ -41,21 +45,30 @@ def fake_spec(name: str, *, summary_dim: int | None, spatial_dim: int, size: int
     )  # fmt: skip
 
 
-def fake_features(image: Image.Image, spec: TeacherSpec, seed: int = 0) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+def fake_features(
+    image: Image.Image, spec: TeacherSpec, seed: int = 0
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
     """Features that mean something: fixed random projections of each patch's mean colour, and of the image's.
 
     Returns summary (c,) or None, and spatial (h, w, c).
     """
-    grid = np.asarray(image.resize(spec.geometry.grid_hw[::-1], Image.Resampling.BOX), np.float32) / 255 - 0.5
+    h, w = spec.geometry.grid_hw
+    grid = np.asarray(image.resize((w, h), Image.Resampling.BOX), np.float64) / 255 - 0.5
     rng = np.random.default_rng((seed, spec.spatial_dim))
-    spatial = grid @ rng.normal(size=(3, spec.spatial_dim)).astype(np.float32) * 4
-    if spec.summary_dim is None:
-        return None, spatial
-    return grid.mean(axis=(0, 1)) @ rng.normal(size=(3, spec.summary_dim)).astype(np.float32) * 4, spatial
+    spatial = grid @ rng.normal(size=(3, spec.spatial_dim)) * 4
+    summary = None
+    if spec.summary_dim is not None:
+        summary = (grid.mean(axis=(0, 1)) @ rng.normal(size=(3, spec.summary_dim)) * 4).astype(np.float32)
+    return summary, spatial.astype(np.float32)
 
 
 def make_tiny_cache(
-    path: Path, images: Path, *, teachers: FakeTeachers | None = None, shard_images: int = 4, unusable: Sequence[str] = ()
+    path: Path,
+    images: Path,
+    *,
+    teachers: FakeTeachers | None = None,
+    shard_images: int = 4,
+    unusable: Sequence[str] = (),
 ) -> Cache:
     """A complete cache over a folder of class folders, by fake teachers, in the real format.
 
@@ -78,12 +91,20 @@ def make_tiny_cache(
         spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim)
         add_teacher(path, meta, spec)
         for shard in range(meta.num_shards):
-            _write_teacher_shard(path, meta, shard, spec, [None if k in unusable else i for k, i in zip(keys, loaded, strict=True)])
+            _write_teacher_shard(
+                path, meta, shard, spec, [None if k in unusable else i for k, i in zip(keys, loaded, strict=True)]
+            )
     return Cache(path)
 
 
 def _write_images_shard(
-    path: Path, meta: CacheMeta, shard: int, keys: Sequence[str], folder: Path, loaded: Sequence[Image.Image], unusable: set[str]
+    path: Path,
+    meta: CacheMeta,
+    shard: int,
+    keys: Sequence[str],
+    folder: Path,
+    loaded: Sequence[Image.Image],
+    unusable: set[str],
 ) -> None:
     rows = meta.shard_rows(shard)
     status, size_hw = np.zeros(meta.shard_images, np.uint8), np.zeros((meta.shard_images, 2), np.int32)
@@ -97,17 +118,23 @@ def _write_images_shard(
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", size_hw, grid=(shard, 0))
     writer.write_plain("digest", digests, grid=(shard, 0))
-    failures = tuple({"row": row, "reason": "marked unusable"} for row in rows if keys[row] in unusable)
+    failures = tuple(Failure(row=row, reason="marked unusable") for row in rows if keys[row] in unusable)
     _commit(writer, rows, 0, failures)
 
 
-def _write_teacher_shard(path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, images: Sequence[Image.Image | None]) -> None:
+def _write_teacher_shard(
+    path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, images: Sequence[Image.Image | None]
+) -> None:
     rows = meta.shard_rows(shard)
     writer = ShardWriter(path, spec.name, shard)
     made = [None if image is None else fake_features(image, spec) for image in (images[row] for row in rows)]
     codes = [None if features is None else Half().encode(features[1]) for features in made]
     writer.write_sharded("spatial", codes, grid=(0, shard, 0, 0, 0), chunks_per_shard=meta.shard_images)
-    maps = np.stack([features[1] for features in made if features is not None]).reshape(-1, spec.spatial_dim).astype(np.float64)
+    maps = (
+        np.stack([features[1] for features in made if features is not None])
+        .reshape(-1, spec.spatial_dim)
+        .astype(np.float64)
+    )
     writer.write_plain("stats/spatial", np.stack([maps.sum(0), (maps**2).sum(0)])[None], grid=(shard, 0, 0))
     if spec.summary_dim is not None:
         summary = np.full((1, meta.shard_images, spec.summary_dim), np.nan, np.float16)
@@ -117,18 +144,13 @@ def _write_teacher_shard(path: Path, meta: CacheMeta, shard: int, spec: TeacherS
         writer.write_plain("summary", summary, grid=(0, shard, 0))
         kept = summary[0][~np.isnan(summary[0]).any(axis=1)].astype(np.float64)
         writer.write_plain("stats/summary", np.stack([kept.sum(0), (kept**2).sum(0)])[None], grid=(shard, 0, 0))
-    failures = tuple({"row": row, "reason": "marked unusable"} for row in rows if images[row] is None)
+    failures = tuple(Failure(row=row, reason="marked unusable") for row in rows if images[row] is None)
     tokens = sum(features is not None for features in made) * int(np.prod(spec.geometry.grid_hw))
     _commit(writer, rows, tokens, failures)
 
 
-def _commit(writer: ShardWriter, rows: range, num_tokens: int, failures: Sequence[dict[str, object]]) -> None:
-    from radio_cache.schema import Failure
-
-    writer.commit({
-        "first_row": rows[0], "num_rows": len(rows), "num_tokens": num_tokens,
-        "failures": tuple(Failure(row=int(str(item["row"])), reason=str(item["reason"])) for item in failures),
-    })  # fmt: skip
+def _commit(writer: ShardWriter, rows: range, num_tokens: int, failures: tuple[Failure, ...]) -> None:
+    writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": num_tokens, "failures": failures})
 
 
 __all__ = ["FakeTeachers", "fake_features", "fake_spec", "make_tiny_cache", "write_images"]

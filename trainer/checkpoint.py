@@ -60,7 +60,9 @@ def restore(path: Path, trainee: Trainee) -> int:
         trainee.adaptors.load_state_dict(state["adaptors"])
         trainee.optimizer.load_state_dict(state["optimizer"])
     except Exception as exc:  # torch raises many kinds for a damaged or foreign file
-        raise TrainingError(f"checkpoint {path} cannot be used ({exc}): remove it to go on from the one before") from exc
+        raise TrainingError(
+            f"checkpoint {path} cannot be used ({exc}): remove it to go on from the one before"
+        ) from exc
     torch.set_rng_state(state["random"])
     if state["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])

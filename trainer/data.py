@@ -5,7 +5,7 @@ resumed run sees what an uninterrupted one would have seen.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,17 +99,16 @@ class CropData:
                 f"{cache.path} has no image that is complete for {', '.join(teachers)}: run the build to its end"
             )
 
-        self._order = functools.lru_cache(maxsize=2)(
-            lambda epoch: np.random.default_rng((recipe.seed, _ORDER, epoch)).permutation(len(self.rows))
-        )
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
     def rows_of(self, step: int) -> NDArray[np.int64]:
         """Rows of a step. Every image comes once an epoch, in a new order; an epoch may begin inside a batch."""
         count, size = len(self.rows), self.recipe.batch_images
         positions = np.arange(step * size, (step + 1) * size)
-        epochs = np.unique(positions // count)
-        orders = {int(e): self._order(int(e)) for e in epochs}
-        return np.array([self.rows[orders[p // count][p % count]] for p in positions])
+        return np.array([self.rows[self._order(int(p) // count)[int(p) % count]] for p in positions])
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.recipe.seed, _ORDER, epoch)).permutation(len(self.rows))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step. Raises TrainingError naming an image that cannot be read any more."""
@@ -130,14 +129,15 @@ class CropData:
             boxes.append(box)
         parts = tuple(
             TeacherBatch(
-                teacher.codes(rows), crop_weights(boxes, sizes, teacher.spec.geometry, out_hw=self.grid_hw),
+                teacher.codes(rows),
+                crop_weights(boxes, sizes, teacher.spec.geometry, out_hw=self.grid_hw),
                 None if teacher.spec.summary_dim is None else teacher.summaries(rows),
-            )  # fmt: skip
+            )
             for teacher in self.teachers
         )
         return Batch(step, rows, pixels, parts)
 
-    def batches(self, first: int, last: int, *, threads: int) -> Iterator[Batch]:
+    def batches(self, first: int, last: int, *, threads: int) -> Generator[Batch]:
         """Batches of steps first to last - 1, made ahead in threads."""
         with ThreadPoolExecutor(threads, thread_name_prefix="data") as pool:
             yield from ahead(pool, self.batch, range(first, last), depth=threads + 2)

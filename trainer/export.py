@@ -99,7 +99,9 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
     write_atomically(folder / CONFIG_FILE, json.dumps(model.config.to_json(), indent=1).encode())
 
 
-def load_student(path: str | Path, *, adaptors: Sequence[str] | None = None, untrained: bool = False) -> DistilledStudent:
+def load_student(
+    path: str | Path, *, adaptors: Sequence[str] | None = None, untrained: bool = False
+) -> DistilledStudent:
     """A trained student from a run or an export folder, in eval mode, on the CPU.
 
     adaptors: the teachers whose heads to keep; all by default. untrained: with the weights the run started from.

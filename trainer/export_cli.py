@@ -12,10 +12,18 @@ from radio_cache.errors import NotACacheError
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="radio-export")
-@click.option("--run", required=True, type=click.Path(path_type=Path), metavar="RUN", help="A finished run of radio-train.")
+@click.option(
+    "--run", required=True, type=click.Path(path_type=Path), metavar="RUN", help="A finished run of radio-train."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to make.")
-@click.option("--format", "file_format", type=click.Choice(["safetensors"]), default="safetensors", show_default=True,
-              help="Weights as safetensors with a JSON beside them.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["safetensors"]),
+    default="safetensors",
+    show_default=True,
+    help="Weights as safetensors with a JSON beside them.",
+)
 @plain_errors(on_interrupt="")
 def main(run: Path, out: Path, file_format: str) -> None:
     """Write a trained student to a folder that `trainer.load_student` reads. No pickle; heads speak the teachers' units."""

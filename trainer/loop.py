@@ -7,9 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -101,7 +102,9 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
             stopped = stop.is_set()
             log.add(losses, recipe, wait_s, len(batch.rows))
             last = stopped or step == recipe.steps
-            line.advance(1, log.write(step, lr_at(batch.step, recipe)) if last or step % recipe.log_every == 0 else None)
+            line.advance(
+                1, log.write(step, lr_at(batch.step, recipe)) if last or step % recipe.log_every == 0 else None
+            )
             if last or step % recipe.checkpoint_every == 0:
                 save_checkpoint(config.out / "checkpoints", step, trainee)
             if stopped:
@@ -286,13 +289,18 @@ def _finish(model: DistilledStudent, targets: list[TargetMaker], config: TrainCo
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def _stop_signal() -> Generator[threading.Event]:
     """An event that SIGTERM and Ctrl-C set, so that the step under way ends and a checkpoint is written."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals belong to the main thread; whoever runs us elsewhere stops us otherwise
         return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
@@ -346,7 +354,9 @@ class _Log:
         self._file.flush()
         for key, value in means.items():
             self._board.add_scalar(key, value, step)
-        parts = " ".join(f"{name} {means.get(f'{name}/summary', math.nan):.2f}/{means[f'{name}/spatial']:.2f}" for name in teachers)
+        parts = " ".join(
+            f"{name} {means.get(f'{name}/summary', math.nan):.2f}/{means[f'{name}/spatial']:.2f}" for name in teachers
+        )
         note = f"loss {means['loss']:.3f} ({parts}), {record['images_per_s']:.0f} images/s, data wait {record['data_wait']:.0%}"
         self._sums, self._images, self._wait_s, self._started = {}, 0, 0.0, now
         return note

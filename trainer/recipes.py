@@ -83,7 +83,8 @@ class Recipe:
         missing = sorted(known - data.keys() - {"student"})
         if missing:
             raise ConfigError(f"the recipe lacks {', '.join(missing)}")
-        return cls(**{**data, "crop_area": tuple(data["crop_area"]), "crop_ratio": tuple(data["crop_ratio"])})
+        ranges: dict[str, Any] = {key: tuple(data[key]) for key in ("crop_area", "crop_ratio")}
+        return cls(**(data | ranges))
 
 
 def quick() -> Recipe:
@@ -109,7 +110,16 @@ def am_radio() -> Recipe:
 
 def demo() -> Recipe:
     """What `radio-cache demo` trains: a small student on a few hundred crops, a minute or two on two CPU cores."""
-    return replace(quick(), name="demo", image_px=96, steps=400, batch_images=48, warmup_steps=40, checkpoint_every=200, log_every=10)
+    return replace(
+        quick(),
+        name="demo",
+        image_px=96,
+        steps=400,
+        batch_images=48,
+        warmup_steps=40,
+        checkpoint_every=200,
+        log_every=10,
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"quick": quick, "am-radio": am_radio, "demo": demo}

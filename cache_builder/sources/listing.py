@@ -53,7 +53,9 @@ def list_images(sources: Sequence[str], *, limit: int | None = None) -> Listing:
         if others:
             notes.append(f"{path}: {others} file{'s' if others > 1 else ''} passed over (no image by name)")
         if repeated:
-            notes.append(f"{path}: {repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2")
+            notes.append(
+                f"{path}: {repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2"
+            )
         found += [(number, prefix + image.member, *_place(image)) for image in images]
     if limit is not None and limit < len(found):
         notes.append(f"the first {limit} of {len(found)} images are used (--limit)")
@@ -78,7 +80,9 @@ def _place(image: FolderImage | TarImage) -> tuple[str | int | None, int, int]:
 def _labels(raw: list[str | int | None]) -> tuple[np.ndarray[tuple[int], np.dtype[np.int32]], tuple[str, ...]]:
     names = sorted({label for label in raw if isinstance(label, str)})
     if names and any(isinstance(label, int) for label in raw):
-        raise SourceError("some images have class folders and others have class numbers (.cls): build two caches instead")
+        raise SourceError(
+            "some images have class folders and others have class numbers (.cls): build two caches instead"
+        )
     number = {name: position for position, name in enumerate(names)}
     labels = [number[label] if isinstance(label, str) else (-1 if label is None else label) for label in raw]
     return np.array(labels, dtype=np.int32), tuple(names)
@@ -101,7 +105,9 @@ def _expand(source: str) -> list[Path]:
     path = path.resolve()
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
-        others = [entry for entry in path.iterdir() if entry not in tars and entry.is_dir() and not entry.name.startswith(".")]
+        others = [
+            entry for entry in path.iterdir() if entry not in tars and entry.is_dir() and not entry.name.startswith(".")
+        ]
         return tars if tars and not others else [path]
     if path.suffix.lower() != ".tar":
         raise SourceError(f"{source} is a file, and not a tar: --images takes a folder of images, or WebDataset tars")

@@ -54,8 +54,14 @@ def list_tar(path: Path) -> tuple[list[TarImage], int, int]:
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     if path.stat().st_size < end + _END_OF_ARCHIVE_BYTES:
-        raise SourceError(f"{path} ends without tar's end-of-archive mark, so it was probably cut short: fetch it again")
-    return _with_unique_names(images, labels), others, sum(n - 1 for n in Counter(name for name, _, _ in images).values())
+        raise SourceError(
+            f"{path} ends without tar's end-of-archive mark, so it was probably cut short: fetch it again"
+        )
+    return (
+        _with_unique_names(images, labels),
+        others,
+        sum(n - 1 for n in Counter(name for name, _, _ in images).values()),
+    )
 
 
 def _with_unique_names(images: list[tuple[str, int, int]], labels: dict[str, int]) -> list[TarImage]:

@@ -65,7 +65,7 @@ class Clip(Teacher):
         patch = int(config.patch_size)
         geometry = patch_geometry(size, patch, fit=fit, interpolation="bicubic")
         config.image_size = size
-        self._net = _build_vision_tower(embed_dim, config, quick_gelu).eval()
+        self._net: Any = _build_vision_tower(embed_dim, config, quick_gelu).eval()
         # open_clip resizes position embeddings of a whole model; ours is the image tower alone.
         prefixed = {_PREFIX + key: value for key, value in state.items()}
         resize_pos_embed(prefixed, SimpleNamespace(visual=self._net))

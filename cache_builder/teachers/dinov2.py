@@ -44,9 +44,12 @@ class DinoV2(Teacher):
         architecture = self._architecture(preset, state, path)
         patch = int(architecture.get("patch_size", 14))
         geometry = patch_geometry(
-            options.size_px or preset.input_px // patch * patch, patch, fit=options.fit or preset.fit, interpolation="bicubic"
+            options.size_px or preset.input_px // patch * patch,
+            patch,
+            fit=options.fit or preset.fit,
+            interpolation="bicubic",
         )
-        self._net = timm.create_model(
+        self._net: Any = timm.create_model(
             preset.model, pretrained=False, img_size=geometry.input_hw[0], num_classes=0, **architecture
         ).eval()
         # timm's own conversion: Meta's names to timm's, and position embeddings to the input size.
@@ -72,7 +75,7 @@ class DinoV2(Teacher):
                 "patch_embed.proj.weight or no blocks.0.attn.qkv.weight"
             )
         with torch.device("meta"):
-            published = timm.create_model(preset.model, pretrained=False, num_classes=0)
+            published: Any = timm.create_model(preset.model, pretrained=False, num_classes=0)
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
         registers = next((int(v.shape[1]) for k, v in state.items() if k in ("reg_token", "register_tokens")), 0)
@@ -94,7 +97,7 @@ class DinoV2(Teacher):
             "reg_tokens": registers, "no_embed_class": registers > 0, "mlp_ratio": first.shape[0] / width,
         }  # fmt: skip
         if gated != ("giant" in preset.model):
-            from timm.layers import Mlp, SwiGLUPacked
+            from timm.layers.mlp import Mlp, SwiGLUPacked
 
             arguments |= {
                 "mlp_layer": SwiGLUPacked if gated else Mlp, "act_layer": torch.nn.SiLU if gated else torch.nn.GELU

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import timm
 import torch
@@ -40,7 +40,7 @@ class EfficientNetLite(Teacher):
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         state = read_state_dict(path, teacher=preset.name)
-        self._net = timm.create_model(preset.model, pretrained=False).eval()
+        self._net: Any = timm.create_model(preset.model, pretrained=False).eval()
         own = self._net.state_dict()
         if state.keys() != own.keys() and len(state) == len(own):
             # The packages keep the names of the training code; the tensors come in timm's order, and load_exactly

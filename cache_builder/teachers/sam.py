@@ -3,7 +3,7 @@
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,11 @@ PRESETS = (
     _preset("b", "90 M", "375 MB", "sam_vit_b_01ec64.pth"),
 )
 
-_PUBLISHED = {"vit_h": (1280, 32), "vit_l": (1024, 24), "vit_b": (768, 12)}  # width, depth; segment_anything/build_sam.py
+_PUBLISHED = {
+    "vit_h": (1280, 32),
+    "vit_l": (1024, 24),
+    "vit_b": (768, 12),
+}  # width, depth; segment_anything/build_sam.py
 _PREFIX = "image_encoder."
 
 
@@ -46,7 +50,9 @@ class Sam(Teacher):
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         if options.fit not in (None, "pad"):
-            raise ConfigError(f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad")
+            raise ConfigError(
+                f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad"
+            )
         state = read_state_dict(path, teacher=preset.name)
         state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
         if "pos_embed" not in state or "neck.0.weight" not in state:
@@ -58,7 +64,9 @@ class Sam(Teacher):
         load_exactly(self._net, state, teacher=preset.name, path=path)
         size, patch = int(self._net.img_size), int(state["patch_embed.proj.weight"].shape[-1])
         if options.size_px not in (None, size):
-            raise ConfigError(f"teacher '{preset.name}': these weights take {size} px, --size {options.size_px} is not possible")
+            raise ConfigError(
+                f"teacher '{preset.name}': these weights take {size} px, --size {options.size_px} is not possible"
+            )
         width, depth = int(state["pos_embed"].shape[-1]), len(self._net.blocks)
         if (width, depth) != _PUBLISHED.get(preset.model):
             self.notes = (f"these weights are not the published SAM {preset.model}: width {width}, {depth} blocks",)
@@ -94,7 +102,8 @@ def _encoder(state: dict[str, Tensor]) -> ImageEncoderViT:
     return ImageEncoderViT(
         img_size=grid * patch, patch_size=patch, embed_dim=width, depth=depth, num_heads=width // int(tables[0].shape[1]),
         mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / width, out_chans=int(state["neck.0.weight"].shape[0]),
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), qkv_bias="blocks.0.attn.qkv.bias" in state, use_rel_pos=True,
+        norm_layer=cast(type[torch.nn.Module], partial(torch.nn.LayerNorm, eps=1e-6)),
+        qkv_bias="blocks.0.attn.qkv.bias" in state, use_rel_pos=True,
         window_size=windows.pop() if windows else 0,
         global_attn_indexes=tuple(block for block, side in enumerate(sides) if side == grid),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """How features become stored numbers. A codec is a small frozen value; what is stored and what is built are one thing."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +15,17 @@ __all__ = ["CODECS", "Codec", "Half", "codec_from_json"]
 class Codec(Protocol):
     """The contract every codec keeps; one test body runs over all of `CODECS`."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+    dtype: ClassVar[np.dtype[Any]]
+    """Type of the stored codes, little-endian."""
+    fill_value: ClassVar[float]
+    """A code that `encode` never returns, so that a hole in the store is visible to every Zarr reader."""
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the stored codes, little-endian."""
-        ...
-
-    @property
-    def fill_value(self) -> float:
-        """A code that `encode` never returns, so that a hole in the store is visible to every Zarr reader."""
-        ...
-
-    def encode(self, features: NDArray[np.float32]) -> NDArray[Any]:
+    def encode(self, features: NDArray[np.float32], /) -> NDArray[Any]:
         """Features (..., c) to codes of the same shape. Raises CodecError on values it cannot keep its bound for."""
         ...
 
-    def decode(self, codes: NDArray[Any]) -> NDArray[np.float32]:
+    def decode(self, codes: NDArray[Any], /) -> NDArray[np.float32]:
         """Codes (..., c) back to float32 features."""
         ...
 

@@ -10,8 +10,6 @@ from radio_cache.errors import UnsupportedFormatError
 
 def decode_codes(codec: Codec, codes: Tensor) -> Float[Tensor, "*batch c"]:
     """The same values as `codec.decode`, as a float32 tensor on the codes' device."""
-    match codec:
-        case Half():
-            return codes.to(torch.float32)
-        case _:
-            raise UnsupportedFormatError(f"codec '{codec.name}' has no decoder for tensors")
+    if isinstance(codec, Half):
+        return codes.to(torch.float32)
+    raise UnsupportedFormatError(f"codec '{codec.name}' has no decoder for tensors")
