@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from cache_builder.teachers import ALIASES, TEACHERS
 from evals.encoders import StudentEncoder, torch_device
 from evals.errors import EvalError
 from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
@@ -172,7 +173,11 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
         for container in cache.meta.containers:
             build += ["--images", _short(container.path)]
         for name, teacher in cache.teachers.items():
-            build += ["--teacher", name, "--size", f"{name}={teacher.spec.geometry.input_hw[0]}"]
+            build += ["--teacher", name]
+            size_px = teacher.spec.geometry.input_hw[0]
+            preset = TEACHERS.get(ALIASES.get(name, name))
+            if preset is None or preset.input_px != size_px:
+                build += ["--size", f"{name}={size_px}"]
         commands.append([*build, "--out", _short(cache.path)])
     train = ["radio-train", "--cache", _short(student.cache), "--recipe", _short(config.run / "recipe.json")]
     if {teacher.name for teacher in student.teachers} != bank.teachers.keys():

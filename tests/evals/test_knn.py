@@ -152,3 +152,19 @@ def test_bad_input_is_refused_in_words() -> None:
         classify(bank, labels, bank, k=1, temperature=0.0)
     with pytest.raises(ShapeError, match="0 predictions"):
         accuracy(np.empty((0, 5), np.int64), np.empty(0, np.int64))
+
+
+@pytest.mark.gpu
+def test_gpu_ranks_as_the_cpu_does(clouds) -> None:
+    bank, labels, queries, _ = clouds
+    ranked = [
+        classify(bank, labels, queries, k=20, temperature=0.07, device=device).ranked for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_array_equal(*ranked)
+
+
+def test_gpu_that_is_not_there_is_said(clouds, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, labels, queries, _ = clouds
+    monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
+    with pytest.raises(ConfigError, match="FAISS sees none: use --device cpu"):
+        classify(bank, labels, queries, k=20, temperature=0.07, device="cuda")

@@ -55,6 +55,7 @@ def test_page_holds_the_numbers_and_reaches_for_nothing(make_cache, make_run, tm
     assert "student → alpha" in text
     assert text.count("<polyline") == 2
     assert "radio-cache build --images" in text
+    assert "--teacher alpha --size alpha=32" in text
     assert "20 queries against a bank of 20 images" in text
 
 
