@@ -40,7 +40,7 @@ from radio_cache.schema import (
     receipt_path,
     unit_group,
 )
-from radio_cache.shards import CRC_BYTES, crc32c, decode_index, index_bytes
+from radio_cache.shards import CRC_BYTES, crc32c, decode_index, file_crc32c, index_bytes
 from radio_cache.writer import TEMPORARY, ImageIndex
 
 Verify = Literal["always", "never"]
@@ -371,7 +371,7 @@ def _read_array(cache_path: Path, unit: str, name: str) -> NDArray[Any]:
             for file in receipt.files:
                 stored = cache_path / unit_group(unit) / file.path
                 ours = file.path.startswith(f"{name}/")
-                if ours and not (stored.exists() and crc32c(stored.read_bytes()) == file.crc32c):
+                if ours and not (stored.exists() and file_crc32c(stored.read_bytes()) == file.crc32c):
                     raise _damaged(cache_path, unit, file.path, receipt.shard) from exc
         raise CorruptShardError(f"{path} is damaged ({exc}): restore it, or build the cache again") from exc
 

@@ -166,7 +166,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """One file a unit of work wrote: its path below the unit's group, its size and the crc32c of all its bytes."""
+    """One file a unit of work wrote: its path below the unit's group, its size and its `shards.file_crc32c`."""
 
     path: str
     num_bytes: int

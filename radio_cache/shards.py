@@ -23,6 +23,15 @@ def crc32c(data: bytes | memoryview) -> int:
     return google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
 
 
+def file_crc32c(data: bytes) -> int:
+    """What a receipt records of a file: the crc32c of all but its last four bytes.
+
+    Those are a checksum already, of a plain chunk or of a shard's index. Over a plain chunk with its checksum the
+    result would be the same constant for every chunk.
+    """
+    return crc32c(memoryview(data)[:-CRC_BYTES])
+
+
 def with_crc(data: bytes) -> bytes:
     """The bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
     return data + crc32c(data).to_bytes(CRC_BYTES, "little")

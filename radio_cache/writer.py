@@ -30,7 +30,7 @@ from radio_cache.schema import (
     receipt_path,
     unit_group,
 )
-from radio_cache.shards import crc32c, encode_shard, with_crc
+from radio_cache.shards import encode_shard, file_crc32c, with_crc
 
 TEMPORARY = ".tmp-"
 """Names of files and folders in the making contain this; a killed process may leave some behind."""
@@ -178,7 +178,7 @@ class ShardWriter:
 
     def _write(self, relative: str, data: bytes) -> None:
         write_atomically(self._folder / relative, data)
-        self._files.append(StoredFile(path=relative, num_bytes=len(data), crc32c=crc32c(data)))
+        self._files.append(StoredFile(path=relative, num_bytes=len(data), crc32c=file_crc32c(data)))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
