@@ -3,20 +3,28 @@
 import json
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import click
 
-from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
-from evals.knn_table import KnnConfig, KnnTable, run_knn
-from evals.report import ReportConfig, write_report
-from evals.versions import software_versions
+from radio_cache import __version__
 from radio_cache.cli_support import ProgressLine, console, human_bytes, plain_errors, table
 from radio_cache.writer import write_atomically
+
+if TYPE_CHECKING:
+    from evals.knn import Device
+    from evals.knn_table import KnnTable
+
+# The commands import what they run: torch takes seconds, and --help needs none of it.
+
+PAPER_K, PAPER_TEMPERATURE = 20, 0.07
+"""Defaults of `evals.knn`, repeated for the help; a test compares them."""
 
 _AGAIN = "Nothing was written; the same command starts over."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="radio-eval")
 def main() -> None:
     """Evaluate students beside their teachers."""
 
@@ -40,12 +48,15 @@ _device = click.option(
 @plain_errors(on_interrupt=_AGAIN)
 def knn(
     cache: Path | None, queries: Path | None, runs: tuple[Path, ...], k: int, temperature: float, limit: int | None,
-    json_file: Path | None, device: Device,
+    json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """k-NN accuracy of the teachers in a cache, of students, and of the same students untrained.
 
     Nothing is trained: every image is classified by the labels of the k images whose summaries are most like its own.
     """
+    from evals.knn_table import KnnConfig, run_knn
+    from evals.versions import software_versions
+
     config = KnnConfig(
         cache=cache, queries=queries, runs=runs, k=k, temperature=temperature, limit=limit, device=device
     )
@@ -66,11 +77,15 @@ def knn(
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
 @_device
 @plain_errors(on_interrupt=_AGAIN)
-def report(run: Path, cache: Path | None, queries: Path | None, out: Path, images: int, k: int, device: Device) -> None:
+def report(
+    run: Path, cache: Path | None, queries: Path | None, out: Path, images: int, k: int, device: "Device"
+) -> None:
     """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
 
     The page is a single file that needs no network: mail it, or open it on a phone.
     """
+    from evals.report import ReportConfig, write_report
+
     config = ReportConfig(run=run, cache=cache, queries=queries, out=out, images=images, k=k, device=device)
     with _Progress() as progress:
         result = write_report(config, progress=progress)
@@ -78,7 +93,7 @@ def report(run: Path, cache: Path | None, queries: Path | None, out: Path, image
     console().print(f"\n{out} ({human_bytes(out.stat().st_size)})")
 
 
-def _print(result: KnnTable) -> None:
+def _print(result: "KnnTable") -> None:
     out = console()
     out.print(result.protocol)
     shown = table("", "", "what it is", "width", "top-1", "top-5", "of best teacher", left=2)

@@ -1,10 +1,13 @@
 """radio-eval as a user meets it."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
+from evals import cli, knn
 from evals.cli import main
 
 
@@ -46,3 +49,9 @@ def test_errors_are_one_message_without_traceback(arguments: list[str]) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.output
+
+
+def test_help_loads_no_torch_and_its_defaults_are_the_papers() -> None:
+    assert (cli.PAPER_K, cli.PAPER_TEMPERATURE) == (knn.PAPER_K, knn.PAPER_TEMPERATURE)
+    code = "import sys, evals.cli; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
