@@ -88,7 +88,8 @@ def describe(cache: Cache) -> Group:
 
 def describe_failures(cache: Cache) -> Table:
     """Every image that cannot be used, and why."""
-    rows = table(f"{len(cache.failures())} images cannot be used", "image", "why", left=2)
-    for failure in cache.failures():
-        rows.add_row(cache.index.keys[failure.row], failure.reason)
+    failures = cache.failures()
+    rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
+    for failure in failures:
+        rows.add_row(Text(cache.index.keys[failure.row]), Text(failure.reason))  # not strings: brackets are no markup
     return rows

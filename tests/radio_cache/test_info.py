@@ -1,0 +1,53 @@
+"""What `radio-cache info` says."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from radio_cache import Cache
+from radio_cache.info import describe, describe_failures, teacher_infos
+from radio_cache.schema import receipt_path
+from radio_cache.testing import make_tiny_cache, write_images
+
+
+def printed(content: RenderableType) -> str:
+    file = io.StringIO()
+    Console(file=file, width=140, highlight=False).print(content)
+    return file.getvalue()
+
+
+def test_info_counts_images_shards_classes_and_bytes(cache: Cache) -> None:
+    text = printed(describe(cache))
+    assert "10 images in 3 shards of 4, 2 classes, 1 unusable" in text
+    assert "4 x 4 x 8" in text
+    a, b = teacher_infos(cache)
+    assert (a.name, a.summary_dim, a.shards_done, a.num_shards, a.images_done) == ("fake-a", 6, 3, 3, 9)
+    assert (b.name, b.summary_dim) == ("fake-b", None)
+    assert a.bytes_per_image == a.stored_bytes / 9
+    assert "not complete" not in text
+
+
+def test_info_says_what_is_not_complete_and_how_to_go_on(cache_path: Path) -> None:
+    (cache_path / receipt_path("fake-b", 1)).unlink()
+    (cache_path / receipt_path("images", 0)).unlink()
+    text = printed(describe(Cache(cache_path)))
+    assert "67%" in text
+    assert "images checked: 2 of 3 shards" in text
+    assert "not complete: the same `radio-cache build` command goes on where it stopped" in text
+
+
+def test_failures_are_listed_with_their_reasons(cache: Cache) -> None:
+    lines = printed(describe_failures(cache)).splitlines()
+    assert lines[0].strip() == "1 image cannot be used"
+    assert lines[2].split(maxsplit=1) == ["red/1.png", "marked unusable"]
+
+
+@pytest.mark.parametrize("key", ["[red]/0.png", "a[/red].png", "a[1]/0.png"])
+def test_brackets_in_file_names_are_not_taken_for_markup(tmp_path: Path, key: str) -> None:
+    write_images(tmp_path / "photos", per_class=1)
+    (tmp_path / "photos" / key).parent.mkdir()
+    (tmp_path / "photos/blue/0.png").rename(tmp_path / "photos" / key)
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "photos", unusable=[key])
+    assert key in printed(describe_failures(cache))
