@@ -1,0 +1,64 @@
+"""What all commands share."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import radio_cache.cli_support
+from radio_cache.cli_support import INTERRUPTED, ProgressLine, human_bytes, plain_errors
+from radio_cache.errors import SourceError
+
+
+def run(body: BaseException) -> tuple[int, str]:
+    @click.command()
+    @plain_errors(on_interrupt="Run it again.")
+    def command() -> None:
+        raise body
+
+    result = CliRunner().invoke(command)
+    return result.exit_code, result.output
+
+
+def test_our_errors_are_one_message_without_a_traceback() -> None:
+    assert run(SourceError("photos holds no image")) == (1, "error: photos holds no image\n")
+
+
+def test_interrupting_says_what_to_do_next_and_exits_as_shells_expect() -> None:
+    assert run(KeyboardInterrupt()) == (INTERRUPTED, "\nstopped. Run it again.\n")
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    @click.command()
+    @plain_errors(on_interrupt="")
+    def command() -> None:
+        raise ZeroDivisionError
+
+    assert isinstance(CliRunner().invoke(command).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5.6e9, "5.6 GB"), (3.3e15, "3300.0 TB")]
+)
+def test_bytes_are_written_in_decimal_units(size: float, text: str) -> None:
+    assert human_bytes(size) == text
+
+
+def test_progress_in_a_log_is_a_line_now_and_then_and_one_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(radio_cache.cli_support, "_LOG_EVERY_S", 0.0)
+    with ProgressLine("lite0", 10, done=4) as line:
+        line.advance(3, "teacher 90%")
+        line.advance(3)
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("lite0: 7/10 images, ")
+    assert first.endswith(" s left")
+    assert "images/s, teacher 90%" in second
+    assert last.startswith("lite0: 10/10 images, ")
+    assert "left" not in last
+
+
+def test_progress_of_a_job_that_failed_claims_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no"), ProgressLine("lite0", 10):
+        raise ValueError("no")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,38 @@
+"""The tree of errors, and the message for a name nobody knows."""
+
+import inspect
+import re
+
+from radio_cache import errors
+from radio_cache.errors import RadioCacheError, unknown_name
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+    drawn: dict[str, str] = {}
+    path: list[str] = []
+    for line in inspect.getdoc(errors).splitlines():  # type: ignore[union-attr]
+        found = re.match(r"([│ ]*(?:├── |└── )?)(\w+Error)", line)
+        if found:
+            depth = len(found[1]) // 4
+            path = [*path[:depth], found[2]]
+            drawn[found[2]] = path[-2] if depth else "Exception"
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert drawn == {one.__name__: one.__bases__[0].__name__ for one in classes}
+    assert all(issubclass(one, RadioCacheError) for one in classes)
+
+
+def test_an_unknown_name_gets_the_nearest_one_first_and_then_all() -> None:
+    message = unknown_name("teacher", "dinov2-vitl", ["sam-vit-h", "dinov2-vit-l-14", "clip"])
+    assert message == (
+        "no teacher is called 'dinov2-vitl'. Did you mean 'dinov2-vit-l-14'? Known: clip, dinov2-vit-l-14, sam-vit-h."
+    )
+
+
+def test_a_name_unlike_all_others_gets_no_suggestion() -> None:
+    assert unknown_name("student", "xyz", ["a", "b"]) == "no student is called 'xyz'. Known: a, b."
+
+
+def test_a_long_list_of_names_is_cut_and_counted() -> None:
+    message = unknown_name("model", "q", [f"m{number:03d}" for number in range(100)])
+    assert "m039, ... (100 in all)" in message
+    assert "m040" not in message

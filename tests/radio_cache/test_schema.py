@@ -1,0 +1,58 @@
+"""What the JSON of a cache means."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from radio_cache import CacheMeta
+from radio_cache.errors import ConfigError, StoreError, UnsupportedFormatError
+from radio_cache.schema import Container, Failure, Receipt, StoredFile, receipt_path, unit_group
+from radio_cache.testing import fake_spec
+
+META = CacheMeta(
+    num_images=10, shard_images=4, creator="test", class_names=("a", "b"), max_pixels=100,
+    containers=(Container(kind="folder", path="photos", prefix="photos/"),),
+)  # fmt: skip
+
+
+def test_rows_are_cut_into_shards_and_the_last_may_be_short() -> None:
+    assert META.num_shards == 3
+    assert [list(META.shard_rows(shard)) for shard in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert replace(META, num_images=8).num_shards == 2
+
+
+def test_meta_survives_json() -> None:
+    assert CacheMeta.from_json(json.loads(json.dumps(META.to_json()))) == META
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_any_other_format_version_is_refused(version: object) -> None:
+    with pytest.raises(UnsupportedFormatError, match=f"format version {version}, this radio-cache reads version 1"):
+        CacheMeta.from_json({**META.to_json(), "format_version": version})
+
+
+def test_a_receipt_survives_json() -> None:
+    receipt = Receipt(
+        unit="sam", shard=2, first_row=8, num_rows=2, num_tokens=64, failures=(Failure(row=9, reason="empty"),),
+        files=(StoredFile(path="spatial/c/0/2/0/0/0", num_bytes=12, crc32c=2**32 - 1),),
+    )  # fmt: skip
+    assert Receipt.from_json(json.loads(json.dumps(receipt.to_json()))) == receipt
+
+
+@pytest.mark.parametrize("data", [{}, {"failures": [], "files": []}, {"failures": [{"line": 1}], "files": []}])
+def test_a_receipt_with_other_fields_is_a_store_error(data: dict[str, object]) -> None:
+    with pytest.raises(StoreError, match="a receipt does not have the fields of format version 1"):
+        Receipt.from_json(data)
+
+
+@pytest.mark.parametrize("name", ["images", "", "Upper", "a/b", "..", "a b", "ä", ".hidden", "x\n"])
+def test_a_teacher_name_that_cannot_name_a_group_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a group: use lower case letters, digits"):
+        fake_spec(name, summary_dim=None, spatial_dim=1)
+
+
+def test_paths_below_the_cache() -> None:
+    assert receipt_path("dinov2", 7) == "receipts/dinov2/000007.json"
+    assert unit_group("images") == "images"
+    assert unit_group("dinov2") == "teachers/dinov2"
