@@ -18,10 +18,10 @@ demo: setup
 	$(BIN)/radio-cache demo --out demo-out
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 check: setup
 	$(BIN)/ruff check .

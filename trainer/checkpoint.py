@@ -24,7 +24,11 @@ class Trainee:
     optimizer: torch.optim.Optimizer
 
 
-def save_checkpoint(folder: Path, step: int, trainee: Trainee) -> Path:
+LossSums = dict[str, list[float]]
+"""Losses since the last log line, so that a resumed run logs what an uninterrupted one would have."""
+
+
+def save_checkpoint(folder: Path, step: int, trainee: Trainee, losses: LossSums) -> Path:
     """Write `step-<steps done>.pt` and drop older ones. A crash in the middle leaves the previous checkpoint whole."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
@@ -35,6 +39,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee) -> Path:
             "student": trainee.student.state_dict(),
             "adaptors": trainee.adaptors.state_dict(),
             "optimizer": trainee.optimizer.state_dict(),
+            "losses": losses,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
@@ -52,8 +57,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if _NAME.match(path.name)) if folder.exists() else []
 
 
-def restore(path: Path, trainee: Trainee) -> int:
-    """Load a checkpoint into the trainee and the random generators; returns the number of steps done."""
+def restore(path: Path, trainee: Trainee) -> tuple[int, LossSums]:
+    """Load a checkpoint into the trainee and the random generators; returns the steps done and the losses not logged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         trainee.student.load_state_dict(state["student"])
@@ -66,4 +71,4 @@ def restore(path: Path, trainee: Trainee) -> int:
     torch.set_rng_state(state["random"])
     if state["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])
-    return int(state["step"])
+    return int(state["step"]), state["losses"]

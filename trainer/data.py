@@ -40,7 +40,7 @@ def student_pixels(image: Image.Image, image_hw: tuple[int, int], box_xyxy: BoxX
     Bicubic with area averaging, from the exact, fractional box, so that pixels and targets are cut at the same place.
     """
     h, w = image_hw
-    return np.asarray(image.resize((w, h), Image.Resampling.BICUBIC, box=box_xyxy), dtype=np.uint8)
+    return np.array(image.resize((w, h), Image.Resampling.BICUBIC, box=box_xyxy), dtype=np.uint8)
 
 
 def eval_box_xyxy(image_hw: tuple[int, int], fit: StudentFit) -> BoxXYXY | None:

@@ -21,7 +21,7 @@ from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, 
 from radio_cache.reader import Cache
 from radio_cache.writer import write_atomically
 from trainer.adaptors import AdaptorOutput, Head, TeacherWidths
-from trainer.checkpoint import Trainee, checkpoints, restore, save_checkpoint
+from trainer.checkpoint import LossSums, Trainee, checkpoints, restore, save_checkpoint
 from trainer.data import Batch, CropData, StudentFit, TargetMaker, Targets
 from trainer.export import DistilledStudent, StudentConfig, build_distilled, fold_statistics, save_student
 from trainer.losses import spatial_match, summary_cosine
@@ -70,7 +70,6 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
     cache = Cache(config.cache)
     teachers = _teachers(cache, config)
     student_config = _student_config(cache, config, teachers)
-    _claim(config, student_config)
     model = build_distilled(student_config)
     side = recipe.image_px
     legal = model.student.nearest_supported_resolution(side, side)
@@ -80,19 +79,20 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
         )
     grid = side // model.student.patch_size
     data = CropData(cache, teachers, recipe, (grid, grid))
+    _claim(config, student_config)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's stub lacks this overload
     targets = [
         TargetMaker(teacher, standardise=recipe.normalise == "standardise", device=device) for teacher in data.teachers
     ]
     trainee = Trainee(model.student, model.adaptors, _optimizer(model, recipe))
-    done = _resume(config.out, trainee, say)
+    done, unlogged = _resume(config.out, trainee, say)
     say(_headline(model, data, recipe))
 
     started = time.perf_counter()
     model.train()
     step, stopped = done, False
-    with _stop_signal() as stop, _Log(config.out, done) as log, contextlib.ExitStack() as stack:
+    with _stop_signal() as stop, _Log(config.out, done, unlogged) as log, contextlib.ExitStack() as stack:
         line = stack.enter_context(ProgressLine("training", recipe.steps, unit="steps", done=done))
         batches = stack.enter_context(contextlib.closing(data.batches(done, recipe.steps, threads=config.data_threads)))
         for batch, wait_s in _timed(batches):
@@ -106,7 +106,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
                 1, log.write(step, lr_at(batch.step, recipe)) if last or step % recipe.log_every == 0 else None
             )
             if last or step % recipe.checkpoint_every == 0:
-                save_checkpoint(config.out / "checkpoints", step, trainee)
+                save_checkpoint(config.out / "checkpoints", step, trainee, log.sums)
             if stopped:
                 break
     if not stopped:
@@ -234,13 +234,12 @@ def _optimizer(model: DistilledStudent, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
-def _resume(out: Path, trainee: Trainee, say: Callable[[str], None]) -> int:
+def _resume(out: Path, trainee: Trainee, say: Callable[[str], None]) -> tuple[int, LossSums]:
     saved = checkpoints(out / "checkpoints")
     if not saved:
-        return 0
-    done = restore(saved[-1], trainee)
+        return 0, {}
     say(f"going on from {saved[-1].name}")
-    return done
+    return restore(saved[-1], trainee)
 
 
 def _headline(model: DistilledStudent, data: CropData, recipe: Recipe) -> str:
@@ -311,13 +310,13 @@ def _stop_signal() -> Generator[threading.Event]:
 class _Log:
     """Averages between two log lines, to `metrics.jsonl` and TensorBoard."""
 
-    def __init__(self, out: Path, steps_done: int) -> None:
+    def __init__(self, out: Path, steps_done: int, unlogged: LossSums) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # heavy, and only a run needs it
 
         _drop_lines_after(out / METRICS_FILE, steps_done)
         self._file = (out / METRICS_FILE).open("a")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done or None)
-        self._sums: dict[str, list[float]] = {}
+        self.sums = unlogged
         self._images, self._wait_s, self._started = 0, 0.0, time.perf_counter()
 
     def __enter__(self) -> "_Log":
@@ -340,7 +339,7 @@ class _Log:
     def write(self, step: int, lr: float) -> str:
         """Write the means since the last call; returns what the progress line shows."""
         now = time.perf_counter()
-        means = {key: sum(values) / len(values) for key, values in self._sums.items()}
+        means = {key: sum(values) / len(values) for key, values in self.sums.items()}
         teachers = sorted({key.rpartition("/")[0] for key in means if "/" in key})
         seconds = now - self._started
         record = {
@@ -354,15 +353,19 @@ class _Log:
         self._file.flush()
         for key, value in means.items():
             self._board.add_scalar(key, value, step)
-        parts = " ".join(
-            f"{name} {means.get(f'{name}/summary', math.nan):.2f}/{means[f'{name}/spatial']:.2f}" for name in teachers
-        )
+        parts = ", ".join(f"{name} {_losses_in_words(means, name)}" for name in teachers)
         note = f"loss {means['loss']:.3f} ({parts}), {record['images_per_s']:.0f} images/s, data wait {record['data_wait']:.0%}"
-        self._sums, self._images, self._wait_s, self._started = {}, 0, 0.0, now
+        self.sums, self._images, self._wait_s, self._started = {}, 0, 0.0, now
         return note
 
     def _append(self, key: str, value: float) -> None:
-        self._sums.setdefault(key, []).append(value)
+        self.sums.setdefault(key, []).append(value)
+
+
+def _losses_in_words(means: dict[str, float], teacher: str) -> str:
+    """'0.31/0.54' (summary/spatial), or '0.54' for a teacher without a summary."""
+    summary, spatial = means.get(f"{teacher}/summary"), means[f"{teacher}/spatial"]
+    return f"{spatial:.2f}" if summary is None else f"{summary:.2f}/{spatial:.2f}"
 
 
 def _drop_lines_after(path: Path, steps_done: int) -> None:

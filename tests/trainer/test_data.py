@@ -1,0 +1,112 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from radio_cache.errors import ConfigError, TrainingError
+from radio_cache.reader import Cache
+from radio_cache.torch import crop_maps
+from trainer.data import CropData, TargetMaker, eval_box_xyxy, student_pixels
+from trainer.recipes import Recipe
+
+TEACHERS = ("fake-a", "fake-b")
+
+
+def test_every_usable_image_comes_once_an_epoch(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    data = CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2))
+    rows = np.concatenate([data.rows_of(step) for step in range(7)])  # 21 images: three epochs of seven
+    usable = tiny_cache.usable_rows(TEACHERS).tolist()
+    assert len(usable) == 7
+    epochs = [rows[i : i + 7].tolist() for i in (0, 7, 14)]
+    assert all(sorted(epoch) == usable for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_order_and_crops_depend_only_on_seed_and_step(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    ahead = list(CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batches(0, 6, threads=3))
+    alone = CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(4)
+    assert [batch.step for batch in ahead] == list(range(6))
+    np.testing.assert_array_equal(ahead[4].rows, alone.rows)
+    np.testing.assert_array_equal(ahead[4].pixels, alone.pixels)
+    np.testing.assert_array_equal(ahead[4].teachers[0].weights.rows, alone.teachers[0].weights.rows)
+    other = CropData(tiny_cache, TEACHERS, replace(tiny_recipe, seed=1), (2, 2)).batch(4)
+    assert (other.pixels != alone.pixels).any()
+
+
+def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    """Pixels and targets are cut at the same place: a smooth ramp, seen by a teacher that reports colours, ties them."""
+    from radio_cache.testing import fake_features, fake_spec, make_tiny_cache
+
+    y, x = np.mgrid[0:64, 0:96]
+    ramp = np.stack([x * 2, y * 3, 255 - x - y], axis=-1).astype(np.uint8)
+    (tmp_path / "images/ramp").mkdir(parents=True)
+    Image.fromarray(ramp).save(tmp_path / "images/ramp/0.png")
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 12)})
+    recipe = replace(tiny_recipe, crop_area=(0.3, 0.6), batch_images=1)
+    data = CropData(cache, ("colours",), recipe, (4, 4))
+    spec = fake_spec("colours", summary_dim=None, spatial_dim=12)
+    errors, mirrored = [], []
+    for step in range(20):
+        batch = data.batch(step)
+        targets = TargetMaker(data.teachers[0], standardise=False, device=torch.device("cpu"))(batch.teachers[0])
+        _, said = fake_features(Image.fromarray(batch.pixels[0]), spec)  # on the 4 x 4 grid of the 32 px crop itself
+        target = targets.spatial[0].numpy().reshape(4, 4, 12)
+        # The outer half token of the whole image has no neighbour to interpolate with; look inside.
+        errors.append(np.abs(target - said)[1:3, 1:3].max() / np.ptp(said))
+        mirrored.append(np.abs(target[:, ::-1] - said)[1:3, 1:3].max() / np.ptp(said))
+    assert max(errors) < 0.06
+    assert min(mirrored) > 3 * max(errors)
+
+
+def test_standardised_targets_have_the_statistics_of_the_cache_removed(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    teacher = tiny_cache.teachers["fake-a"]
+    data = CropData(tiny_cache, ("fake-a",), tiny_recipe, (4, 4))
+    part = data.batch(0).teachers[0]
+    raw = TargetMaker(teacher, standardise=False, device=torch.device("cpu"))(part)
+    scaled = TargetMaker(teacher, standardise=True, device=torch.device("cpu"))(part)
+    mean, std = teacher.spatial_mean_std()
+    np.testing.assert_allclose(scaled.spatial.numpy() * std + mean, raw.spatial.numpy(), rtol=1e-4, atol=1e-4)
+    assert raw.summary is not None
+    assert scaled.summary is not None
+    summary_mean, summary_std = teacher.summary_mean_std()
+    np.testing.assert_allclose(
+        scaled.summary.numpy() * summary_std + summary_mean, raw.summary.numpy(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_crop_maps_is_two_matrix_products_in_row_major_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, rows, columns = (torch.rand(2, *shape, generator=generator) for shape in ((3, 4, 5), (2, 3), (6, 4)))
+    expected = torch.stack(
+        [torch.einsum("ij,jwc,kw->ikc", rows[b], maps[b], columns[b]).reshape(12, 5) for b in range(2)]
+    )
+    torch.testing.assert_close(crop_maps(maps, rows, columns), expected)
+
+
+def test_an_image_that_changed_since_the_build_stops_training_by_name(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    folder = Path(tiny_cache.meta.containers[0].path)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(TrainingError, match=r"image (red|blue)/\d.png of .*has changed since the cache was built"):
+        CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(0)
+
+
+def test_a_cache_without_a_complete_image_is_refused(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    for receipt in (tiny_cache.path / "receipts/fake-a").iterdir():
+        receipt.unlink()
+    with pytest.raises(ConfigError, match="no image that is complete for fake-a, fake-b: run the build to its end"):
+        CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2))
+
+
+def test_student_pixels_of_a_box_are_that_part_of_the_image() -> None:
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, axis=2))
+    np.testing.assert_array_equal(student_pixels(image, (4, 4), (2, 4, 6, 8)), np.asarray(image)[4:8, 2:6])
+    assert student_pixels(image, (2, 3)).shape == (2, 3, 3)
+
+
+def test_the_eval_crop_is_the_centre_square_that_crop_teachers_see() -> None:
+    assert eval_box_xyxy((40, 80), "squash") is None
+    assert eval_box_xyxy((40, 80), "crop") == (22.5, 2.5, 57.5, 37.5)

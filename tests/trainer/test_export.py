@@ -1,0 +1,73 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from radio_cache.errors import ConfigError, NotACacheError
+from radio_cache.reader import Cache
+from trainer import TrainConfig, load_student, train
+from trainer.adaptors import Head
+from trainer.export import fold_statistics
+from trainer.export_cli import main as export_main
+from trainer.recipes import Recipe
+
+
+def test_folded_statistics_give_the_teachers_own_units() -> None:
+    torch.manual_seed(0)
+    head = Head(5, 8, 3)
+    x, mean, std = torch.randn(4, 5), torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 4.0, 2.0])
+    standardised = head(x)
+    fold_statistics(head, mean, std)
+    torch.testing.assert_close(head(x), standardised * std + mean)
+
+
+def test_a_trained_student_speaks_in_the_units_of_the_cache(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """The exported heads are near the cached maps themselves; without the folded mean they could not be."""
+    recipe = replace(tiny_recipe, steps=60, lr=5e-3, crop_area=(0.9, 1.0))
+    train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+    model = load_student(tmp_path / "run")
+    from radio_cache.images import decode_image
+    from trainer.data import student_pixels
+
+    teacher = tiny_cache.teachers["fake-a"]
+    row = int(tiny_cache.usable_rows(["fake-a"])[0])
+    pixels = student_pixels(decode_image(tiny_cache.read_file(row)), (32, 32))
+    with torch.inference_mode():
+        _, heads = model(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+    said = heads["fake-a"].spatial[0].numpy().mean(axis=0)
+    cached = teacher.maps([row])[0].mean(axis=(0, 1))
+    mean, std = teacher.spatial_mean_std()
+    assert np.abs(said - cached).mean() < np.abs(mean - cached).mean()
+    assert np.abs(said - cached).mean() < 0.9 * std.mean()
+
+
+def test_export_and_load_give_the_same_features(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
+    result = CliRunner().invoke(export_main, ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "student")])
+    assert result.exit_code == 0, result.output
+    assert "heads for fake-a, fake-b" in result.output
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        one, other = (load_student(tmp_path / name)(images) for name in ("run", "student"))
+        some = load_student(tmp_path / "student", adaptors=["fake-b"])(images)[1]
+        untrained = load_student(tmp_path / "student", untrained=True)(images)
+    assert torch.equal(one[0].summary, other[0].summary)
+    assert torch.equal(one[1]["fake-a"].spatial, other[1]["fake-a"].spatial)
+    assert list(some) == ["fake-b"]
+    assert not torch.equal(untrained[0].summary, one[0].summary)
+
+
+def test_what_is_not_a_student_is_named(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(NotACacheError, match="holds no trained student"):
+        load_student(tmp_path)
+    train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
+    with pytest.raises(ConfigError, match="no adaptor of this student is called 'fake-x'"):
+        load_student(tmp_path / "run", adaptors=["fake-x"])
+    result = CliRunner().invoke(export_main, ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "exists and is not empty" in result.output

@@ -1,0 +1,178 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, StoreError
+from radio_cache.reader import Cache
+from trainer.loop import TrainConfig, lr_at, train
+from trainer.recipes import Recipe
+
+
+def losses_of(run: Path) -> list[dict[str, object]]:
+    """What was logged, without the timings."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in ("step", "loss", "lr", "teachers")} for line in lines]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = load_file(one / "student.safetensors"), load_file(other / "student.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_training_brings_the_losses_down_and_leaves_a_student(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(tiny_recipe, steps=40, log_every=5)
+    report = train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+    assert (report.steps, report.steps_before, report.stopped) == (40, 0, False)
+    lines = losses_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(5, 41, 5))
+    first, last = lines[0]["loss"], lines[-1]["loss"]
+    assert isinstance(first, float)
+    assert isinstance(last, float)
+    assert last < 0.8 * first
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "recipe.json", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "student.json", "student.safetensors",
+    }  # fmt: skip
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+
+
+def test_two_runs_give_the_same_weights_and_another_seed_others(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    for name, recipe, threads in (("a", tiny_recipe, 1), ("b", tiny_recipe, 3), ("c", replace(tiny_recipe, seed=1), 1)):
+        train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / name, data_threads=threads))
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
+    assert losses_of(tmp_path / "a") != losses_of(tmp_path / "c")
+
+
+def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=whole))
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=cut)
+    seen: list[str] = []
+    # The first sentence is said just before the loop; a signal sent then arrives in one of its first steps.
+    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    def say(text: str) -> None:
+        seen.append(text)
+        timer.start()
+
+    report = train(config, say=say)
+    assert report.stopped
+    assert 0 < report.steps < tiny_recipe.steps
+    assert not (cut / "student.safetensors").exists()
+    report = train(config, say=seen.append)
+    assert not report.stopped
+    assert any("going on from step-" in text for text in seen)
+    assert_same_weights(whole, cut)
+    assert losses_of(whole)[-1] == losses_of(cut)[-1]
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe, steps=24, checkpoint_every=2, log_every=4)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=whole))
+    command = [sys.executable, "-c", "from trainer.cli import main; main()", "--cache", str(tiny_cache.path), "--out", str(cut)]
+    command += ["--recipe", str(whole / "recipe.json"), "--device", "cpu"]
+    # One thread, as in this process: sums over threads round differently.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    kills = 0
+    for wait_for in (4, 12):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not any(int(p.stem[5:]) >= wait_for for p in (cut / "checkpoints").glob("step-*.pt")):
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 2
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert_same_weights(whole, cut)
+    assert losses_of(whole) == losses_of(cut)
+
+
+def test_a_run_folder_with_other_settings_is_refused_by_name(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"holds a run with other settings: recipe.lr was 0.002, now 0.5"):
+        train(TrainConfig(cache=tiny_cache.path, recipe=replace(tiny_recipe, lr=0.5), out=tmp_path / "run"))
+
+
+def test_an_output_that_is_something_else_is_refused(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/thesis.tex").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(NotACacheError, match="exists and is not a run of radio-train"):
+            train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / name))
+    assert (tmp_path / "folder/thesis.tex").read_text() == "mine"
+
+
+def test_an_unknown_teacher_is_answered_with_the_cached_ones(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"no cached teacher is called 'fake-c'\. Did you mean 'fake-[ab]'"):
+        train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run", teachers=("fake-c",)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_illegal_image_size_names_the_nearest(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="image_px 50: student 'e-radio-tiny' takes 64 as the nearest; --set image_px=64"
+    ):
+        train(TrainConfig(cache=tiny_cache.path, recipe=replace(tiny_recipe, image_px=50), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_without_teachers_says_how_to_get_one(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    from radio_cache.testing import make_tiny_cache, write_images
+
+    write_images(tmp_path / "images")
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"only": (3, 4)})
+    import shutil
+
+    shutil.rmtree(cache.path / "teachers/only")
+    with pytest.raises(StoreError, match=r"holds no teacher yet: radio-cache build"):
+        train(TrainConfig(cache=cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite_names_teacher_step_and_images(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(tiny_recipe, lr=1e30, warmup_steps=0, clip_grad_norm=1e30)
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"step \d+: the loss of teacher 'fake-[ab]' is (nan|inf), on images such as \w+/\d.png",
+    ):
+        train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+
+
+def test_the_rate_warms_up_and_falls_to_zero(tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, lr=1.0, warmup_steps=4, steps=104)
+    rates = [lr_at(step, recipe) for step in range(recipe.steps)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[54] == pytest.approx(0.5)
+    assert rates[-1] < 1e-3
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_a_vit_gives_each_summary_teacher_its_own_token(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides={"num_summary_tokens": 1}, steps=2)
+    train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+    assert (tmp_path / "run/student.safetensors").exists()
