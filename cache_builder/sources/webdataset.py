@@ -11,7 +11,12 @@ from pathlib import Path, PurePosixPath
 from radio_cache.errors import SourceError
 from radio_cache.images import EXTENSIONS
 
-_END_OF_ARCHIVE_BYTES = 1024
+_BLOCK_BYTES = 512
+_END_OF_ARCHIVE_BYTES = 2 * _BLOCK_BYTES
+_TAIL_BYTES = 1 << 16
+"""Looked at behind the last member: the end mark, the padding to tar's 10 KiB records, and what may follow it."""
+
+_MAX_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,15 @@ def list_tar(path: Path) -> tuple[list[TarImage], int, int]:
     """The images of a tar in tar order, how many other members there are, and how many names came twice.
 
     A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one.
-    Raises SourceError if the tar is compressed, damaged, or ends before its end-of-archive mark.
+    Raises SourceError if the tar is compressed, damaged, ends before its end-of-archive mark, or goes on behind it.
     """
     images: list[tuple[str, int, int]] = []
     labels: dict[str, int] = {}
-    others = 0
-    end = 0
+    others = end = 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                end = member.offset_data + -(-member.size // 512) * 512
+                end = int(tar.offset)
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.name.startswith("."):
                     continue
@@ -48,20 +52,34 @@ def list_tar(path: Path) -> tuple[list[TarImage], int, int]:
                 else:
                     others += 1
     except tarfile.TarError as exc:
+        if end > 0:
+            raise SourceError(f"{path} is damaged or was cut short ({exc}): fetch it again") from exc
         raise SourceError(
-            f"{path} is not a plain tar, or is damaged ({exc}); compressed tars have no random access: decompress it first"
+            f"{path} is not a plain tar ({exc}); compressed tars have no random access: decompress it first"
         ) from exc
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    if path.stat().st_size < end + _END_OF_ARCHIVE_BYTES:
-        raise SourceError(
-            f"{path} ends without tar's end-of-archive mark, so it was probably cut short: fetch it again"
-        )
+    _check_end(path, end)
     return (
         _with_unique_names(images, labels),
         others,
         sum(n - 1 for n in Counter(name for name, _, _ in images).values()),
     )
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Python's tarfile stops without a word at the end of a cut file, at a damaged header, and before a second tar."""
+    with path.open("rb") as file:
+        file.seek(end)
+        tail = file.read(_TAIL_BYTES)
+    if len(tail) < _END_OF_ARCHIVE_BYTES:
+        raise SourceError(
+            f"{path} ends without tar's end-of-archive mark, so it was probably cut short: fetch it again"
+        )
+    if any(tail[:_END_OF_ARCHIVE_BYTES]):
+        raise SourceError(f"{path} is damaged: there is no tar header at byte {end}: fetch it again")
+    if any(tail[at + 257 : at + 262] == b"ustar" for at in range(0, len(tail), _BLOCK_BYTES)):
+        raise SourceError(f"{path} holds another tar behind its end, which would be lost: pack it again as one tar")
 
 
 def _with_unique_names(images: list[tuple[str, int, int]], labels: dict[str, int]) -> list[TarImage]:
@@ -82,6 +100,6 @@ def _sample(name: str) -> str:
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
     file = tar.extractfile(member)
     text = file.read(64).decode(errors="replace").strip() if file else ""
-    if not text.isdecimal():
+    if not text.isdecimal() or int(text) > _MAX_LABEL:
         raise SourceError(f"{path}: {member.name} holds '{text}', and a .cls file holds one whole number, the class")
     return int(text)
