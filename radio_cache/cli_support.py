@@ -63,7 +63,8 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     """An empty table; the first `left` columns are text, the others numbers aligned right."""
     made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     for position, name in enumerate(columns):
-        made.add_column(name, justify="left" if position < left else "right", overflow="fold")
+        # The first column names the row and is never broken; long text further right folds.
+        made.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=position == 0)
     return made
 
 

@@ -12,10 +12,13 @@ from radio_cache.reader import Cache
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """One teacher of a cache. bytes_per_image: stored bytes over the images of finished shards."""
+    """One teacher of a cache.
+
+    origin: model, licence and weights, in words. bytes_per_image: stored bytes over the images of finished shards.
+    """
 
     name: str
-    model: str
+    origin: str
     input_hw: tuple[int, int]
     fit: str
     grid_hw: tuple[int, int]
@@ -41,7 +44,7 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
         infos.append(
             TeacherInfo(
                 name=teacher.name,
-                model=spec.model,
+                origin=f"{spec.model}, {spec.licence}; {spec.weights} (SHA-256 {spec.weights_sha256[:12]})",
                 input_hw=spec.geometry.input_hw,
                 fit=spec.geometry.fit,
                 grid_hw=spec.geometry.grid_hw,
@@ -69,13 +72,11 @@ def describe(cache: Cache) -> Group:
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
         + f"; written by {meta.creator}\n",
     )
-    rows = table(
-        "", "teacher", "model", "input", "maps", "summary", "codec", "bytes/image", "stored", "complete", left=2
-    )
+    rows = table("", "teacher", "input px", "maps", "summary", "codec", "bytes/image", "stored", "complete")
     infos = teacher_infos(cache)
     for info in infos:
         rows.add_row(
-            info.name, info.model, f"{info.input_hw[0]} x {info.input_hw[1]} {info.fit}",
+            info.name, f"{info.input_hw[0]} x {info.input_hw[1]} {info.fit}",
             f"{info.grid_hw[0]} x {info.grid_hw[1]} x {info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
             human_bytes(info.bytes_per_image), human_bytes(info.stored_bytes), f"{info.shards_done / info.num_shards:.0%}",
         )  # fmt: skip
@@ -83,7 +84,9 @@ def describe(cache: Cache) -> Group:
     notes = [f"images checked: {scanned} of {meta.num_shards} shards"] if scanned < meta.num_shards else []
     if any(info.shards_done < info.num_shards for info in infos):
         notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
-    return Group(head, rows if infos else Text("no teacher yet"), *(Text(f"\n{note}") for note in notes))
+    origins = "\n".join(f"{info.name}: {info.origin}" for info in infos)
+    body = [rows, Text(f"\n{origins}")] if infos else [Text("no teacher yet")]
+    return Group(head, *body, *(Text(f"\n{note}") for note in notes))
 
 
 def describe_failures(cache: Cache) -> Table:

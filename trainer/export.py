@@ -11,7 +11,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from radio_cache.errors import ConfigError, NotACacheError, unknown_name
+from radio_cache.errors import ConfigError, NotACacheError, StoreError, unknown_name
 from radio_cache.writer import write_atomically
 from trainer.adaptors import AdaptorOutput, Adaptors, Head, TeacherWidths
 from trainer.data import StudentFit
@@ -117,7 +117,13 @@ def load_student(
     model = build_distilled(config)
     torch.set_rng_state(rng)
     if not untrained:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as exc:
+            raise StoreError(
+                f"{folder / WEIGHTS_FILE} does not fit student '{config.student}' as this radio-cache builds it: "
+                f"use the version that trained it, or train again ({str(exc).strip().splitlines()[-1].strip()})"
+            ) from exc
     known = [teacher.name for teacher in config.teachers]
     for name in adaptors or ():
         if name not in known:

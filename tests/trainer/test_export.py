@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from radio_cache.errors import ConfigError, NotACacheError
+from radio_cache.errors import ConfigError, NotACacheError, StoreError
 from radio_cache.reader import Cache
 from trainer import TrainConfig, load_student, train
 from trainer.adaptors import Head
@@ -68,6 +68,12 @@ def test_what_is_not_a_student_is_named(tiny_cache: Cache, tiny_recipe: Recipe, 
     train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
     with pytest.raises(ConfigError, match="no adaptor of this student is called 'fake-x'"):
         load_student(tmp_path / "run", adaptors=["fake-x"])
+    config = tmp_path / "run/student.json"
+    written = config.read_text()
+    config.write_text(written.replace('"adaptor_width": 16', '"adaptor_width": 24'))
+    with pytest.raises(StoreError, match="does not fit student 'e-radio-tiny' as this radio-cache builds it"):
+        load_student(tmp_path / "run")
+    config.write_text(written)
     result = CliRunner().invoke(export_main, ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "run")])
     assert result.exit_code == 1
     assert "exists and is not empty" in result.output
