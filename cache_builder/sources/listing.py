@@ -11,9 +11,11 @@ import numpy as np
 from cache_builder.sources.folder import FolderImage, list_folder
 from cache_builder.sources.webdataset import TarImage, list_tar
 from radio_cache.errors import SourceError
+from radio_cache.images import EXTENSIONS
 from radio_cache.schema import Container
 from radio_cache.writer import ImageIndex
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -35,8 +37,13 @@ def list_images(sources: Sequence[str], *, limit: int | None = None) -> Listing:
     Raises SourceError, naming the path, if one is missing, is no folder or tar, or holds no image.
     """
     paths = [path for source in sources for path in _expand(source)]
-    if len(set(paths)) < len(paths):
+    known = set(paths)
+    if len(known) < len(paths):
         raise SourceError(f"{next(p for p in paths if paths.count(p) > 1)} is given twice as a source of images")
+    for path in paths:
+        outer = known.intersection(path.parents) if path.is_dir() else None
+        if outer:
+            raise SourceError(f"{path} is part of {outer.pop()}, another source: its images would count twice")
     containers: list[Container] = []
     found: list[tuple[int, str, str | int | None, int, int]] = []
     notes: list[str] = []
@@ -49,7 +56,9 @@ def list_images(sources: Sequence[str], *, limit: int | None = None) -> Listing:
         else:
             images, others, repeated = list_tar(path)
         if not images:
-            raise SourceError(f"{path} holds no image" + (f" ({others} other files)" if others else ""))
+            raise SourceError(
+                f"{path} holds no image" + (f" ({others} other file{'s' * (others > 1)})" if others else "")
+            )
         if others:
             notes.append(f"{path}: {others} file{'s' if others > 1 else ''} passed over (no image by name)")
         if repeated:
@@ -92,6 +101,8 @@ def _expand(source: str) -> list[Path]:
     braces = _BRACES.search(source)
     if braces:
         low, high = braces.groups()
+        if int(low) > int(high):
+            raise SourceError(f"{source}: the range {braces[0]} counts down")
         names = [source.replace(braces[0], f"{i:0{len(low)}d}", 1) for i in range(int(low), int(high) + 1)]
         return [path for name in names for path in _expand(name)]
     path = Path(source).expanduser()
@@ -105,10 +116,13 @@ def _expand(source: str) -> list[Path]:
     path = path.resolve()
     if path.is_dir():
         tars = sorted(path.glob("*.tar"))
-        others = [
-            entry for entry in path.iterdir() if entry not in tars and entry.is_dir() and not entry.name.startswith(".")
-        ]
+        entries = [entry for entry in path.iterdir() if entry.suffix != ".tar" and not entry.name.startswith(".")]
+        others = any(entry.is_dir() for entry in entries)
+        if tars and any(entry.suffix.lower() in EXTENSIONS for entry in entries):
+            raise SourceError(f"{source} holds both tars and images: name the tars as '{source.rstrip('/')}/*.tar'")
         return tars if tars and not others else [path]
+    if path.name.lower().endswith(_COMPRESSED):
+        raise SourceError(f"{source} is a compressed tar, which has no random access: decompress it first")
     if path.suffix.lower() != ".tar":
         raise SourceError(f"{source} is a file, and not a tar: --images takes a folder of images, or WebDataset tars")
     return [path]
