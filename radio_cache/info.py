@@ -1,5 +1,6 @@
 """What is in a cache, in a table a person understands."""
 
+import os
 from dataclasses import dataclass
 
 from rich.console import Group
@@ -94,5 +95,6 @@ def describe_failures(cache: Cache) -> Table:
     failures = cache.failures()
     rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
     for failure in failures:
-        rows.add_row(Text(cache.index.keys[failure.row]), Text(failure.reason))  # not strings: brackets are no markup
+        key = os.fsencode(cache.index.keys[failure.row]).decode(errors="replace")  # names need not be UTF-8
+        rows.add_row(Text(key), Text(failure.reason))  # not strings: brackets are no markup
     return rows

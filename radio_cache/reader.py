@@ -80,7 +80,7 @@ class Cache:
         ends = self._column("key_ends").astype(np.int64)
         text = self._column("key_bytes").tobytes()
         starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-        keys = [text[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+        keys = [text[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends, strict=True)]
         return ImageIndex(
             keys, self._column("label"), self._column("container"), self._column("offset"), self._column("length")
         )

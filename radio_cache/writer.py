@@ -66,7 +66,9 @@ def create_cache(path: Path, meta: CacheMeta, index: ImageIndex) -> None:
     def fill(folder: Path) -> None:
         root = zarr.create_group(folder, zarr_format=3, attributes={ATTRIBUTES_KEY: meta.to_json()})
         images = root.create_group(IMAGES_UNIT)
-        encoded = [key.encode() for key in index.keys]
+        encoded = [
+            key.encode("utf-8", "surrogateescape") for key in index.keys
+        ]  # file names are bytes, in any encoding
         columns: dict[str, NDArray[Any]] = {
             # Text as bytes and end offsets: variable-length strings are not yet part of the Zarr v3 standard.
             "key_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from rich.console import Console
 
 from radio_cache import Cache, TeacherSpec
 from radio_cache.errors import NotACacheError
+from radio_cache.info import describe_failures
 from radio_cache.reader import digest
 from radio_cache.schema import CacheMeta, Container, ImageStatus
 from radio_cache.shards import CRC_BYTES, crc32c
-from radio_cache.testing import fake_features, fake_spec
+from radio_cache.testing import fake_features, fake_spec, make_tiny_cache, write_images
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache, remove_leftovers, write_atomically
 
 
@@ -84,6 +86,18 @@ def test_our_attributes_leave_room_for_those_of_other_tools(cache: Cache) -> Non
 def test_keys_in_any_script_survive(tmp_path: Path) -> None:
     empty_cache(tmp_path / "c.zarr")
     assert Cache(tmp_path / "c.zarr").index.keys[4] == "Grüße/4.png"
+
+
+def test_keys_that_are_not_utf8_survive_and_can_be_printed(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", per_class=1)
+    key = "blue/" + os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "photos/blue/0.png").rename(tmp_path / "photos" / key)
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "photos", unusable=[key])
+    assert cache.index.keys[0] == key
+    assert cache.read_file(0) == (tmp_path / "photos" / key).read_bytes()
+    with (tmp_path / "out").open("w", encoding="utf-8") as file:
+        Console(file=file).print(describe_failures(cache))
+    assert "blue/caf\N{REPLACEMENT CHARACTER}.png" in (tmp_path / "out").read_text()
 
 
 # ---------------------------------------------------------------- creating
