@@ -99,7 +99,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     `kind` is a singular noun ("teacher"). Long lists are cut after 40 names.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    lower = {known_name.lower(): known_name for known_name in reversed(names)}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
+    hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
     listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
     return f"no {kind} is called '{name}'.{hint} Known: {listed}."

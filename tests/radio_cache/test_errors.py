@@ -28,6 +28,11 @@ def test_an_unknown_name_gets_the_nearest_one_first_and_then_all() -> None:
     )
 
 
+def test_the_nearest_name_is_found_in_any_case() -> None:
+    assert "Did you mean 'ViT-B'?" in unknown_name("model", "vit-b", ["ViT-B", "RN50"])
+    assert "Did you mean 'sam'?" in unknown_name("teacher", "SAM", ["sam", "clip"])
+
+
 def test_a_name_unlike_all_others_gets_no_suggestion() -> None:
     assert unknown_name("student", "xyz", ["a", "b"]) == "no student is called 'xyz'. Known: a, b."
 
