@@ -40,7 +40,7 @@ def _preset(
 PRESETS = (
     _preset("dfn-clip-vit-h-14-378", "ViT-H-14-378-quickgelu", "apple/DFN5B-CLIP-ViT-H-14-378", "633 M",
             "Apple sample code licence", 378, "squash", "3.9 GB"),
-    _preset("openai-clip-vit-l-14-336", "ViT-L-14-336-quickgelu", "timm/vit_large_patch14_clip_336.openai", "305 M",
+    _preset("openai-clip-vit-l-14-336", "ViT-L-14-336-quickgelu", "timm/vit_large_patch14_clip_336.openai", "304 M",
             "MIT", 336, "crop", "1.7 GB"),
     _preset("openclip-vit-h-14", "ViT-H-14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "632 M",
             "MIT", 224, "crop", "3.9 GB"),

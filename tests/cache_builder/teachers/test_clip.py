@@ -120,6 +120,8 @@ def test_a_preset_is_a_model_of_open_clip_with_its_own_size(preset: TeacherPrese
     assert config is not None
     assert config["vision_cfg"]["image_size"] == preset.input_px
     assert PUBLISHED_TAGS[preset.name] in open_clip.list_pretrained_tags_by_model(preset.model)
+    tower = open_clip.create_model(preset.model, device="meta", load_weights=False).visual
+    assert preset.params == f"{sum(parameter.numel() for parameter in tower.parameters()) / 1e6:.0f} M"
 
 
 @functools.cache
