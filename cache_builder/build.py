@@ -28,12 +28,12 @@ from radio_cache import __version__
 from radio_cache.cli_support import ProgressLine
 from radio_cache.codecs import Half, codec_from_json
 from radio_cache.crops import ViewGeometry, valid_hw
-from radio_cache.errors import CodecError, ConfigError, ImageError, SourceError, StaleCacheError
+from radio_cache.errors import CodecError, ConfigError, ImageError, NotACacheError, SourceError, StaleCacheError
 from radio_cache.images import MAX_PIXELS, decode_image
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, is_cache, read_receipt
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
-from radio_cache.writer import ShardWriter, add_teacher, create_cache, remove_leftovers
+from radio_cache.writer import ShardWriter, add_teacher, create_cache, refuse_occupied, remove_leftovers
 
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class TeacherResult:
-    """What one teacher's pass did. images: computed by this run; seconds: their wall time."""
+    """What one teacher's pass did. images: computed by this run, not counting unusable ones; seconds: wall time."""
 
     name: str
     images: int
@@ -99,47 +99,65 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     listing = list_images(config.images, limit=config.limit)
     for note in listing.notes:
         say(note)
-    cache = _open_or_create(config, listing)
+    cache = _open(config, listing) if is_cache(config.out) else None
+    if cache is None:
+        refuse_occupied(config.out)
+    # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
+    teachers: list[Teacher] = [
+        FAMILIES[find_teacher(name).family](find_teacher(name), weights[name], options)
+        for name, options in config.teachers.items()
+    ]
+    for teacher in teachers:
+        for note in teacher.notes:
+            say(f"{teacher.spec.name}: {note}")
+    cache = _join(cache or _create(config, listing), teachers)
     results: list[TeacherResult] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         _scan(cache, pool, say)
-        for name, options in config.teachers.items():
-            teacher = FAMILIES[find_teacher(name).family](find_teacher(name), weights[name], options)
-            for note in teacher.notes:
-                say(f"{name}: {note}")
-            _join(cache, teacher)
+        while teachers:
+            teacher = teachers.pop(0)
             teacher.to(torch.device(config.device))
-            results.append(_run_teacher(Cache(config.out), teacher, config, pool))
+            results.append(_run_teacher(cache, teacher, config, pool))
             del teacher
     cache = Cache(config.out)
     return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()))
 
 
-def _open_or_create(config: BuildConfig, listing: Listing) -> Cache:
-    if not is_cache(config.out):
-        meta = CacheMeta(
-            num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
-            containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
-        )  # fmt: skip
+def _create(config: BuildConfig, listing: Listing) -> Cache:
+    meta = CacheMeta(
+        num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
+        containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
+    )  # fmt: skip
+    try:
         create_cache(config.out, meta, listing.index)
-        return Cache(config.out)
+    except NotACacheError:
+        if not is_cache(config.out):  # if it is one now, another process was faster
+            raise
+    return _open(config, listing)
+
+
+def _open(config: BuildConfig, listing: Listing) -> Cache:
+    """The cache that is there. Raises StaleCacheError if it was not made from these images in this way."""
     remove_leftovers(config.out)
     cache = Cache(config.out)
+    meta = cache.meta
+    cure = "choose another --out, or remove that cache"
     difference = same_images(cache.index, listing.index)
-    if difference is None and cache.meta.containers != listing.containers:
-        difference = (
-            f"the same images elsewhere (then {cache.meta.containers[0].path}, now {listing.containers[0].path})"
-        )
-    for name in ("shard_images", "max_pixels"):
-        if difference is None and getattr(cache.meta, name) != getattr(config, name):
-            difference = (
-                f"another --{name.replace('_', '-')} (then {getattr(cache.meta, name)}, now {getattr(config, name)})"
-            )
+    if difference is None and meta.containers != listing.containers:
+        difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:
         raise StaleCacheError(
             f"{config.out} was built from other images than this run asks for: now there are {difference}. "
-            "Choose another --out, or remove that cache"
+            + cure.capitalize()
         )
+    for name, then, now in (
+        ("--shard-images", meta.shard_images, config.shard_images),
+        ("--max-pixels", meta.max_pixels, config.max_pixels),
+    ):
+        if then != now:
+            raise StaleCacheError(
+                f"{config.out} was built with {name} {then}, this run asks for {now}: ask for {then}, {cure}"
+            )
     return cache
 
 
@@ -164,17 +182,25 @@ def _scan(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
         )
 
 
-def _join(cache: Cache, teacher: Teacher) -> None:
-    """Make the teacher's group, or check that the one there is this teacher's."""
-    asked = teacher.spec
-    if asked.name not in cache.teachers:
-        add_teacher(cache.path, cache.meta, asked)
-    differences = Cache(cache.path).teachers[asked.name].spec.differences(asked)
-    if differences:
-        raise StaleCacheError(
-            f"{cache.path}, teacher '{asked.name}': {'; '.join(differences)}. "
-            "Ask for what the cache holds, or build into another --out"
-        )
+def _join(cache: Cache, teachers: list[Teacher]) -> Cache:
+    """Make the groups of teachers that are new. Raises StaleCacheError, before that, if one there is another teacher's."""
+    _check_same(cache, teachers)
+    for teacher in teachers:
+        if teacher.spec.name not in cache.teachers:
+            add_teacher(cache.path, cache.meta, teacher.spec)
+    joined = Cache(cache.path)
+    _check_same(joined, teachers)  # another process may have been faster
+    return joined
+
+
+def _check_same(cache: Cache, teachers: list[Teacher]) -> None:
+    for asked in (teacher.spec for teacher in teachers):
+        differences = cache.teachers[asked.name].spec.differences(asked) if asked.name in cache.teachers else []
+        if differences:
+            raise StaleCacheError(
+                f"{cache.path}, teacher '{asked.name}': {'; '.join(differences)}. "
+                "Ask for what the cache holds, or build into another --out"
+            )
 
 
 def _missing_shards(cache: Cache, unit: str) -> list[int]:
@@ -188,13 +214,13 @@ def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
     done = cache.num_images - total
     stages = StageSeconds()
     started = time.perf_counter()
+    usable = np.isin(np.arange(cache.num_images), cache.usable_rows())
+    rows = [row for shard in todo for row in cache.meta.shard_rows(shard) if usable[row]]
     if todo:
-        usable = np.isin(np.arange(cache.num_images), cache.usable_rows())
         with (
             ThreadPoolExecutor(1, thread_name_prefix="write") as writers,
             ProgressLine(name, cache.num_images, done=done) as line,
         ):
-            rows = [row for shard in todo for row in cache.meta.shard_rows(shard) if usable[row]]
             pixels = ahead(
                 pool, lambda row: _pixels(cache, row, teacher.spec.geometry), rows,
                 depth=2 * config.batch_images + config.threads,
@@ -211,7 +237,7 @@ def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
             with Stopwatch(stages, "write"):
                 if last is not None:
                     last.result()
-    return TeacherResult(name, total, done, time.perf_counter() - started, stages)
+    return TeacherResult(name, len(rows), int(usable.sum()) - len(rows), time.perf_counter() - started, stages)
 
 
 def build_shard(cache: Cache, teacher: Teacher, shard: int, config: BuildConfig) -> Receipt:

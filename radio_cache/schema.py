@@ -103,7 +103,7 @@ class TeacherSpec:
     name: the group below `teachers/`; lower case letters, digits, '.', '_' and '-'.
     summary_dim: width of the one vector per image, None where the teacher has none (SAM).
     spatial_dim: width of the one vector per token. summary_note, spatial_note: which features these are.
-    weights, weights_sha256: the file the weights came from, and its hash.
+    weights: where the weights came from; told, not compared. weights_sha256: the hash of the file.
     compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`).
     software: versions of the libraries that computed the features; told, not compared.
     """
@@ -143,9 +143,9 @@ class TeacherSpec:
         return cls(**(data | parts))
 
     def differences(self, asked: "TeacherSpec") -> list[str]:
-        """What is stored and what `asked` asks for, field by field, where they differ; software versions aside."""
-        stored_fields = _flat(replace(self, software={}).to_json())
-        asked_fields = _flat(replace(asked, software={}).to_json())
+        """What is stored and what `asked` asks for, field by field, where they differ; what is only told aside."""
+        stored_fields = _flat(replace(self, software={}, weights="").to_json())
+        asked_fields = _flat(replace(asked, software={}, weights="").to_json())
         names = sorted(stored_fields.keys() | asked_fields.keys())
         return [
             f"{name} is {stored_fields.get(name)}, this run asks for {asked_fields.get(name)}"

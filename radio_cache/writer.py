@@ -54,13 +54,18 @@ class ImageIndex:
         self.labels, self.container, self.offset, self.length = labels, container, offset, length
 
 
+def refuse_occupied(path: Path) -> None:
+    """Raise NotACacheError if there is a file at `path`, or a folder with something in it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise NotACacheError(f"{path} exists and is not empty: choose another --out, or remove it")
+
+
 def create_cache(path: Path, meta: CacheMeta, index: ImageIndex) -> None:
     """Make an empty cache: the group, the image index, and arrays without data. All or nothing.
 
     Raises NotACacheError if `path` is a file or a folder with something in it.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise NotACacheError(f"{path} exists and is not empty: choose another --out, or remove it")
+    refuse_occupied(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def fill(folder: Path) -> None:

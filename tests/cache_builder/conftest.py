@@ -1,6 +1,9 @@
-"""Real photographs that install with a package, and the way of an image to a teacher."""
+"""Real photographs that install with a package, the way of an image to a teacher, and teachers without weights."""
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import skimage.data
@@ -8,10 +11,13 @@ import torch
 from PIL import Image
 
 from cache_builder.preprocess import teacher_input, view_pixels
-from cache_builder.teachers import Teacher
+from cache_builder.teachers import FAMILIES, TEACHERS, Teacher
 from radio_cache.crops import valid_hw
+from radio_cache.testing import write_images
 
 torch.set_num_threads(1)  # the machines that run this have few cores, and share them
+
+FAKE_TEACHER = Path(__file__).with_name("fake_teacher.py")
 
 PHOTOS = {
     "astronaut": (0, 0, 512, 512), "chelsea": (0, 0, 451, 300), "coffee": (0, 0, 600, 400),
@@ -53,3 +59,34 @@ def seen_by() -> Callable[[Teacher, Image.Image], torch.Tensor]:
         return teacher_input(pixels, [valid_hw((image.height, image.width), geometry)], teacher.spec.normalisation)
 
     return see
+
+
+@pytest.fixture(scope="session")
+def fake_module() -> ModuleType:
+    """`fake_teacher.py`, which pytest does not import by itself."""
+    spec = importlib.util.spec_from_file_location("fake_teacher", FAKE_TEACHER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake_teachers(fake_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """The names of two teachers that need no weights: one with a summary, one with maps only."""
+    monkeypatch.setitem(FAMILIES, "fake", fake_module.FakeTeacher)
+    for preset in fake_module.PRESETS:
+        monkeypatch.setitem(TEACHERS, preset.name, preset)
+    return tuple(preset.name for preset in fake_module.PRESETS)
+
+
+@pytest.fixture(scope="session")
+def ten_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images of several sizes in two class folders. For reading only."""
+    folder = tmp_path_factory.mktemp("ten")
+    write_images(folder, classes=("ant", "bee"), per_class=4, size=41)
+    for number, size in enumerate([(90, 33), (20, 64)]):
+        chosen = load_photo("astronaut").crop((100, 40, 100 + size[0], 40 + size[1]))
+        chosen.save(folder / "bee" / f"photo{number}.png")
+    return folder

@@ -1,0 +1,453 @@
+"""Building a cache: what is in it, what a second run does, and what is refused before any work is done."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from PIL import Image
+
+import cache_builder.build
+from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
+from cache_builder.preprocess import valid_tokens
+from cache_builder.teachers import TeacherOptions, load_teacher
+from radio_cache import Cache
+from radio_cache.errors import (
+    CodecError,
+    ConfigError,
+    NotACacheError,
+    RadioCacheError,
+    SourceError,
+    StaleCacheError,
+    TeacherWeightsError,
+    UnknownTeacherError,
+)
+from radio_cache.schema import receipt_path
+from radio_cache.testing import make_tiny_cache, write_images
+
+Build = Callable[..., BuildReport]
+
+
+@pytest.fixture
+def build(fake_teachers: tuple[str, ...], tmp_path: Path, ten_images: Path) -> Build:
+    """build(teachers={...}, shard_images=3, ...) -> report. Ten images, both fake teachers, into out.zarr."""
+
+    def run(**changes: Any) -> BuildReport:
+        say = changes.pop("say", lambda text: None)
+        settings: dict[str, Any] = {
+            "images": (str(ten_images),), "teachers": dict.fromkeys(fake_teachers, TeacherOptions()),
+            "out": tmp_path / "out.zarr", "shard_images": 3, "batch_images": 2, "threads": 2,
+        }  # fmt: skip
+        return build_cache(BuildConfig(**{**settings, **changes}), say)
+
+    return run
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+# ---------------------------------------------------------------- what is in a cache
+
+
+def test_a_cache_holds_what_the_teacher_says_of_every_image(build: Build, ten_images: Path, seen_by: Any) -> None:
+    cache = build().cache
+    assert cache.index.keys == sorted(cache.index.keys)
+    assert cache.usable_rows(cache.teachers).tolist() == list(range(10))
+    assert cache.meta.class_names == ("ant", "bee")
+    for name in ("fake-a", "fake-maps"):
+        teacher = load_teacher(name)
+        for row, key in enumerate(cache.index.keys):
+            out = teacher(seen_by(teacher, Image.open(ten_images / key).convert("RGB")))
+            torch.testing.assert_close(
+                torch.from_numpy(cache.teachers[name].maps([row])), out.spatial, atol=1e-3, rtol=1e-3
+            )
+            if out.summary is not None:
+                stored = torch.from_numpy(cache.teachers[name].summaries([row]))
+                torch.testing.assert_close(stored, out.summary, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_statistics_are_those_of_the_decoded_maps_without_padding(build: Build, fit: Any) -> None:
+    cache = build(teachers={"fake-a": TeacherOptions(fit=fit)}).cache
+    teacher = cache.teachers["fake-a"]
+    sizes = [(int(h), int(w)) for h, w in cache.sizes_hw]
+    shown = np.stack([valid_tokens(size, teacher.spec.geometry) for size in sizes])
+    assert shown.all() == (fit != "pad")
+    tokens = teacher.maps(range(10))[shown].astype(np.float64)
+    mean, std = teacher.spatial_mean_std()
+    np.testing.assert_allclose(mean, tokens.mean(axis=0), atol=2e-3)
+    np.testing.assert_allclose(std, tokens.std(axis=0), atol=2e-3)
+    mean, std = teacher.summary_mean_std()
+    np.testing.assert_allclose(mean, teacher.summaries(range(10)).mean(axis=0), atol=2e-3)
+    np.testing.assert_allclose(std, teacher.summaries(range(10)).std(axis=0), atol=2e-3)
+
+
+def test_images_in_tars_give_the_same_features_as_in_a_folder(build: Build, ten_images: Path, tmp_path: Path) -> None:
+    folder = build().cache
+    with tarfile.open(tmp_path / "ten.tar", "w") as tar:
+        for number, key in enumerate(folder.index.keys):
+            tar.add(ten_images / key, arcname=f"{number:03d}.png")
+    tar_cache = build(images=(str(tmp_path / "ten.tar"),), out=tmp_path / "tar.zarr").cache
+    np.testing.assert_array_equal(
+        tar_cache.teachers["fake-a"].codes(range(10)), folder.teachers["fake-a"].codes(range(10))
+    )
+    assert tar_cache.read_file(7) == folder.read_file(7)
+
+
+def test_a_limit_builds_the_first_images_only(build: Build) -> None:
+    cache = build(limit=4).cache
+    assert cache.num_images == 4
+    assert len(cache.teachers["fake-a"].codes(range(4))) == 4
+
+
+def test_the_notes_of_sources_and_teachers_reach_the_user(build: Build, tmp_path: Path, ten_images: Path) -> None:
+    shutil.copytree(ten_images, tmp_path / "photos")
+    (tmp_path / "photos/readme.txt").write_text("x")
+    said: list[str] = []
+    build(images=(str(tmp_path / "photos"),), say=said.append)
+    assert said == [
+        f"{tmp_path}/photos: 1 file passed over (no image by name)", "fake-a: fake-a is made up",
+        "fake-maps: fake-maps is made up",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- second runs
+
+
+class CountedCalls:
+    """Counts how many images teachers compute."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images = 0
+        original = cache_builder.build._compute
+
+        def counted(rows: list[int], *args: Any) -> Any:
+            self.images += len(rows)
+            return original(rows, *args)
+
+        monkeypatch.setattr(cache_builder.build, "_compute", counted)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> CountedCalls:
+    return CountedCalls(monkeypatch)
+
+
+def test_a_second_run_computes_nothing_and_changes_nothing(build: Build, computed: CountedCalls) -> None:
+    first = build()
+    assert computed.images == 20
+    before = {file: file.stat().st_mtime_ns for file in first.cache.path.rglob("*")}
+    second = build()
+    assert computed.images == 20
+    assert {file: file.stat().st_mtime_ns for file in first.cache.path.rglob("*")} == before
+    assert [(result.images, result.images_before) for result in first.results] == [(10, 0)] * 2
+    assert [(result.images, result.images_before) for result in second.results] == [(0, 10)] * 2
+
+
+def test_a_teacher_added_later_leaves_the_first_alone(build: Build, computed: CountedCalls, tmp_path: Path) -> None:
+    build(teachers={"fake-a": TeacherOptions()})
+    before = tree(tmp_path / "out.zarr")
+    build(teachers={"fake-maps": TeacherOptions()})
+    assert computed.images == 20
+    after = tree(tmp_path / "out.zarr")
+    assert {name: after[name] for name in before} == before
+    build(out=tmp_path / "together.zarr")
+    assert after == tree(tmp_path / "together.zarr")
+
+
+def test_a_lost_receipt_costs_one_shard(build: Build, computed: CountedCalls, tmp_path: Path) -> None:
+    build()
+    before = tree(tmp_path / "out.zarr")
+    (tmp_path / "out.zarr" / receipt_path("fake-a", 1)).unlink()
+    build()
+    assert computed.images == 20 + 3
+    assert tree(tmp_path / "out.zarr") == before
+
+
+def test_the_cure_in_the_error_for_a_damaged_shard_works(build: Build, tmp_path: Path) -> None:
+    cache = build().cache
+    before = tree(tmp_path / "out.zarr")
+    (cache.path / "teachers/fake-a/spatial/c/0/2/0/0/0").write_bytes(b"")
+    (cache.path / receipt_path("fake-a", 2)).unlink()
+    build()
+    assert tree(tmp_path / "out.zarr") == before
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("stop_after", [None, 1, 3])
+def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
+    build: Build, tmp_path: Path, threads: int, stop_after: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(out=tmp_path / "reference.zarr")
+    if stop_after is not None:
+        original, written = cache_builder.build.write_shard, 0
+
+        def fail_later(*args: Any) -> Any:
+            nonlocal written
+            written += 1
+            if written > stop_after:
+                raise OSError(28, "No space left on device")
+            return original(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(cache_builder.build, "write_shard", fail_later)
+            with pytest.raises(OSError, match="No space left"):
+                build(threads=threads)
+        usable = Cache(tmp_path / "out.zarr").usable_rows(["fake-a"])
+        assert usable.tolist() == list(range(min(10, 3 * stop_after)))
+    build(threads=threads)
+    assert tree(tmp_path / "out.zarr") == tree(tmp_path / "reference.zarr")
+
+
+def test_a_unit_of_work_alone_writes_the_same_bytes(build: Build, ten_images: Path, tmp_path: Path) -> None:
+    cache = build().cache
+    before = tree(cache.path)
+    (cache.path / receipt_path("fake-a", 3)).unlink()
+    config = BuildConfig(
+        images=(str(ten_images),), teachers={"fake-a": TeacherOptions()}, out=cache.path, batch_images=2
+    )
+    receipt = build_shard(Cache(cache.path), load_teacher("fake-a"), 3, config)
+    assert (receipt.shard, receipt.first_row, receipt.num_rows, receipt.num_tokens) == (3, 9, 1, 16)
+    assert tree(cache.path) == before
+
+
+def test_leftovers_of_a_build_killed_while_it_made_the_cache_are_removed(build: Build, tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    leftover = tmp_path / f"out.zarr.tmp-{socket.gethostname()}-{ended.pid}-0a1b2c3d"
+    (leftover / "images").mkdir(parents=True)
+    build()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.zarr"]
+
+
+# ---------------------------------------------------------------- unusable images
+
+
+def test_images_that_cannot_be_used_are_holes_everywhere(build: Build, tmp_path: Path, ten_images: Path) -> None:
+    shutil.copytree(ten_images, tmp_path / "photos")
+    (tmp_path / "photos/ant/1.png").write_bytes(b"")
+    (tmp_path / "photos/bee/0.png").write_bytes(b"hello")
+    Image.new("RGB", (600, 3)).save(tmp_path / "photos/bee/strip.png")
+    said: list[str] = []
+    report = build(images=(str(tmp_path / "photos"),), say=said.append)
+    cache = report.cache
+    assert report.unusable == 3
+    assert said[2:] == [
+        "3 of 11 images cannot be used and are left out:",
+        "  ant/1.png: the file is empty (0 bytes)", "  bee/0.png: not an image in a format PIL knows",
+        "  bee/strip.png: 600 x 3 pixels is too long and thin (more than 50 : 1)",
+    ]  # fmt: skip
+    bad = [1, 4, 10]
+    assert cache.usable_rows(cache.teachers).tolist() == [row for row in range(11) if row not in bad]
+    maps = np.asarray(zarr.open_array(cache.path / "teachers/fake-a/spatial", mode="r")[0])
+    assert np.flatnonzero(np.isnan(maps).any(axis=(1, 2, 3))).tolist() == bad
+    assert np.flatnonzero(np.isnan(maps).all(axis=(1, 2, 3))).tolist() == bad
+    assert cache.sizes_hw[bad].tolist() == [[0, 0]] * 3
+    assert report.results[0].images == 8
+    mean, _ = cache.teachers["fake-a"].spatial_mean_std()
+    np.testing.assert_allclose(mean, np.nanmean(maps.astype(np.float64), axis=(0, 1, 2)), atol=2e-3)
+
+
+def test_a_shard_of_unusable_images_only_is_a_shard_of_holes(build: Build, tmp_path: Path, ten_images: Path) -> None:
+    shutil.copytree(ten_images, tmp_path / "photos")
+    for number in range(3):
+        (tmp_path / f"photos/ant/{number}.png").write_bytes(b"")
+    cache = build(images=(str(tmp_path / "photos"),)).cache
+    assert cache.usable_rows(cache.teachers).tolist() == list(range(3, 10))
+    assert np.isfinite(cache.teachers["fake-a"].spatial_mean_std()[0]).all()
+
+
+def test_a_cache_without_any_usable_image_is_one_error(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(5):
+        (tmp_path / f"photos/{number}.jpg").write_bytes(b"nothing")
+    for _ in range(2):
+        with pytest.raises(
+            SourceError, match=r"none of the 5 images can be used: radio-cache info .*out\.zarr --failures"
+        ):
+            build(images=(str(tmp_path / "photos"),))
+
+
+# ---------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "zarr group"])
+def test_an_output_that_is_something_else_is_left_alone(build: Build, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out.zarr"
+    match kind:
+        case "file":
+            out.write_text("mine")
+        case "folder":
+            out.mkdir()
+            (out / "thesis.tex").write_text("mine")
+        case _:
+            zarr.create_group(out).create_array("theirs", shape=(3,), dtype="f4")
+    before = tree(tmp_path)
+    with pytest.raises(NotACacheError, match=r"out\.zarr exists and is not empty: choose another --out, or remove it"):
+        build()
+    assert tree(tmp_path) == before
+
+
+def copied_images(tmp_path: Path, ten_images: Path) -> Path:
+    return Path(shutil.copytree(ten_images, tmp_path / "photos"))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (
+            lambda folder: shutil.copy(folder / "ant/0.png", folder / "ant/new.png"),
+            r"1 new image \(such as ant/new\.png\)",
+        ),
+        (lambda folder: (folder / "ant/0.png").unlink(), r"1 missing \(such as ant/0\.png\)"),
+        (lambda folder: (folder / "ant/0.png").rename(folder / "bee/z.png"), r"1 new image .*bee/z.*1 missing .*ant/0"),
+    ],
+    ids=["added", "removed", "moved"],
+)
+def test_images_that_came_or_went_since_are_named(
+    build: Build, tmp_path: Path, ten_images: Path, change: Callable[[Path], object], difference: str
+) -> None:
+    folder = copied_images(tmp_path, ten_images)
+    build(images=(str(folder),))
+    before = tree(tmp_path / "out.zarr")
+    change(folder)
+    with pytest.raises(StaleCacheError, match=rf"{difference}.*Choose another --out, or remove that cache"):
+        build(images=(str(folder),))
+    assert tree(tmp_path / "out.zarr") == before
+
+
+def test_an_image_whose_content_changed_since_stops_a_teacher_added_later(
+    build: Build, tmp_path: Path, ten_images: Path
+) -> None:
+    folder = copied_images(tmp_path, ten_images)
+    build(images=(str(folder),), teachers={"fake-a": TeacherOptions()})
+    shutil.copy(folder / "ant/0.png", folder / "ant/2.png")
+    with pytest.raises(RadioCacheError, match=r"image ant/2\.png was fine .* has changed since the cache was built"):
+        build(images=(str(folder),))
+
+
+def test_the_same_images_elsewhere_are_told_with_both_places(build: Build, tmp_path: Path, ten_images: Path) -> None:
+    build()
+    folder = copied_images(tmp_path, ten_images)
+    with pytest.raises(StaleCacheError, match=rf"the same images elsewhere \(then {ten_images}, now {folder}\)"):
+        build(images=(str(folder),))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"shard_images": 4}, r"out\.zarr was built with --shard-images 3, this run asks for 4"),
+        ({"max_pixels": 10**6}, r"out\.zarr was built with --max-pixels 89478485, this run asks for 1000000"),
+    ],
+    ids=["shards", "pixels"],
+)
+def test_another_setting_than_the_caches_is_named_with_both_values(
+    build: Build, setting: dict[str, int], message: str
+) -> None:
+    build()
+    with pytest.raises(StaleCacheError, match=message):
+        build(**setting)
+
+
+@pytest.mark.parametrize(
+    ("options", "differences"),
+    [
+        (TeacherOptions(size_px=40), ["geometry.grid_hw is (4, 4), this run asks for (5, 5)", "geometry.input_hw is"]),
+        (TeacherOptions(fit="pad"), ["geometry.fit is squash, this run asks for pad"]),
+        (TeacherOptions(dtype="bfloat16"), ["compute_dtype is float32, this run asks for bfloat16"]),
+        (TeacherOptions(weights=Path(__file__)), ["weights_sha256 is "]),
+    ],
+    ids=["size", "fit", "dtype", "weights"],
+)
+def test_another_teacher_under_the_same_name_is_refused_with_the_fields(
+    build: Build, tmp_path: Path, options: TeacherOptions, differences: list[str]
+) -> None:
+    build()
+    before = tree(tmp_path / "out.zarr")
+    with pytest.raises(StaleCacheError, match=r"out\.zarr, teacher 'fake-a': .*Ask for what the cache holds") as caught:
+        build(teachers={"fake-a": options})
+    for difference in differences:
+        assert difference in str(caught.value)
+    assert tree(tmp_path / "out.zarr") == before
+
+
+def test_the_same_weights_at_another_path_are_the_same_weights(
+    build: Build, tmp_path: Path, computed: CountedCalls
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.pth").write_bytes(b"the same")
+        build(teachers={"fake-a": TeacherOptions(weights=tmp_path / name / "w.pth")})
+    assert computed.images == 10
+
+
+def test_a_wrong_second_teacher_is_refused_before_any_work_is_done(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(TeacherWeightsError, match="is a folder, not a weights file"):
+        build(teachers={"fake-a": TeacherOptions(), "fake-maps": TeacherOptions(weights=tmp_path)})
+    with pytest.raises(UnknownTeacherError):
+        build(teachers={"fake-a": TeacherOptions(), "fake-c": TeacherOptions()})
+    (tmp_path / "w.pth").write_bytes(b"damaged")
+    with pytest.raises(TeacherWeightsError, match=r"w\.pth"):
+        build(teachers={"fake-a": TeacherOptions(), "sam-vit-b": TeacherOptions(weights=tmp_path / "w.pth")})
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_second_teacher_unlike_the_cached_one_is_refused_before_the_first_computes(
+    build: Build, computed: CountedCalls
+) -> None:
+    build(teachers={"fake-maps": TeacherOptions()})
+    with pytest.raises(StaleCacheError, match="teacher 'fake-maps': geometry"):
+        build(teachers={"fake-a": TeacherOptions(), "fake-maps": TeacherOptions(size_px=40)})
+    assert computed.images == 10
+
+
+def test_features_that_overflow_name_the_cache_the_teacher_and_the_shard(
+    build: Build, fake_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = fake_module.FakeTeacher.__call__
+
+    def huge(self: Any, images: torch.Tensor) -> Any:
+        out = original(self, images)
+        return out._replace(spatial=out.spatial * 1e6)
+
+    monkeypatch.setattr(fake_module.FakeTeacher, "__call__", huge)
+    with pytest.raises(CodecError, match=r"out\.zarr, teacher 'fake-a', shard 0: codec half holds values below 65520"):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"shard_images": 0}, "shard images must be at least 1, not 0"),
+        ({"batch_images": -1}, "batch images must be at least 1, not -1"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"limit": 0}, "limit must be at least 1, not 0"),
+        ({"images": ()}, "no --images: name a folder of images"),
+        ({"teachers": {}}, "no --teacher: name at least one"),
+    ],
+)
+def test_impossible_settings_are_refused(build: Build, setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(**setting)
+
+
+def test_a_cache_made_for_tests_is_one_the_build_would_go_on_with(build: Build, tmp_path: Path) -> None:
+    """`radio_cache.testing` and the build write one format."""
+    write_images(tmp_path / "photos", per_class=2)
+    tiny = make_tiny_cache(tmp_path / "out.zarr", tmp_path / "photos", shard_images=3)
+    config = {"images": (str(tmp_path / "photos"),), "max_pixels": tiny.meta.max_pixels}
+    cache = build(**config, teachers={"fake-maps": TeacherOptions()}).cache
+    assert list(cache.teachers) == ["fake-a", "fake-b", "fake-maps"]
+    assert cache.usable_rows(cache.teachers).tolist() == [0, 1, 2, 3]
+    assert replace(cache.meta, creator="") == replace(tiny.meta, creator="")
