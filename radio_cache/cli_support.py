@@ -1,6 +1,7 @@
 """What all four commands share: errors as one message, a table style, and progress that works in a terminal and in a log."""
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -34,12 +35,17 @@ _LOG_EVERY_S = 10.0
 def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a command: its own errors are printed as one message without a traceback, and it exits with 1.
 
+    Also makes compute threads sleep while they wait, so that a command leaves room for others on the machine.
+
     on_interrupt: what Ctrl-C tells the user to do next.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            # Read when torch loads OpenMP, which a command does after this. Waiting threads that spin cost 7 % less on an
+            # idle machine, and make everything five times slower beside one other busy process (docs/log.md).
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
                 return command(*args, **kwargs)
             except RadioCacheError as exc:

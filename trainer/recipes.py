@@ -109,7 +109,7 @@ def am_radio() -> Recipe:
 
 
 def demo() -> Recipe:
-    """What `radio-cache demo` trains: a small student on a few hundred crops, a minute or two on two CPU cores."""
+    """What `radio-cache demo` trains: a small student on a few hundred crops, about a minute and a half on two CPU cores."""
     return replace(
         quick(),
         name="demo",
