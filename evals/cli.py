@@ -73,7 +73,7 @@ def knn(
 @click.option("--cache", type=_cache_path, help="The bank of labelled images. Default: the cache the run learned from.")
 @click.option("--queries", type=_cache_path, help="Labelled images to classify and show. Default: the bank's own.")
 @click.option("--out", type=_cache_path, required=True, help="The HTML file to write.")
-@click.option("--images", default=6, show_default=True, help="Images shown as feature maps.")
+@click.option("--images", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
 @_device
 @plain_errors(on_interrupt=_AGAIN)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
@@ -40,14 +41,14 @@ _JPEG_QUALITY = 85
 class ReportConfig:
     """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
 
-    cache: the bank; None takes the one the run was trained on. images: how many are shown as feature maps.
+    cache: the bank; None takes the one the run was trained on. images: how many of each cache are shown as feature maps.
     """
 
     run: Path
     out: Path
     cache: Path | None = None
     queries: Path | None = None
-    images: int = 6
+    images: int = 4
     k: int = PAPER_K
     temperature: float = PAPER_TEMPERATURE
     device: Device = "auto"
@@ -57,18 +58,26 @@ class ReportConfig:
             raise ConfigError(f"--images is how many images are shown, 0 or more, not {self.images}")
 
 
+@dataclass(frozen=True)
+class PictureGroup:
+    """Images shown together, in colours that may be compared. title: what kind of images. note: why something is missing."""
+
+    title: str
+    note: str
+    pictures: tuple[ImagePictures, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """All that the page says.
 
-    pictures_note: a sentence above the pictures, such as why live maps are missing. commands: to make all of it again.
+    commands: to make all of it again.
     """
 
     student: StudentConfig
     table: KnnTable
     metrics: Metrics | None
-    pictures: tuple[ImagePictures, ...]
-    pictures_note: str
+    groups: tuple[PictureGroup, ...]
     cache: str
     cache_images: int
     teachers: tuple[TeacherInfo, ...]
@@ -89,24 +98,16 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
     device = torch_device(config.device)
     student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
     bank = Cache(config.cache or student.config.cache)
-    shown_cache = bank if config.queries is None else Cache(config.queries)
-    taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in shown_cache.teachers]
-    chosen = varied_rows(labelled_images(shown_cache, teachers=taught_by), config.images)
-    live: dict[str, NDArray[np.float32]] = {}
-    notes: list[str] = ["These images were trained on."] if config.queries is None else []
-    for name in taught_by if chosen.rows.size else ():
-        try:
-            live[name] = live_maps(shown_cache, name, chosen.rows.tolist(), device=device)
-        except TeacherError as exc:
-            # The page is about the student: without the teacher's weights it shows less, and says why.
-            notes.append(f"The live maps of {name} are missing: {exc}.")
-    names = [chosen.name_of(int(label)) for label in chosen.labels]
+    groups: list[PictureGroup] = []
+    if config.images:
+        if config.queries is not None:
+            groups.append(picture_group("Images it never saw", Cache(config.queries), student, config.images, device))
+        groups.append(picture_group("Images it was trained on", bank, student, config.images, device))
     page = Page(
         student=student.config,
         table=table,
         metrics=read_metrics(config.run),
-        pictures=feature_pictures(shown_cache, chosen.rows.tolist(), names, student, live) if chosen.rows.size else (),
-        pictures_note=" ".join(notes),
+        groups=tuple(groups),
         cache=str(bank.path),
         cache_images=bank.num_images,
         teachers=tuple(teacher_infos(bank)),
@@ -116,6 +117,25 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
     )
     write_atomically(config.out, render(page).encode())
     return table
+
+
+def picture_group(
+    title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device
+) -> PictureGroup:
+    """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why."""
+    taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
+    chosen = varied_rows(labelled_images(cache, teachers=taught_by), count)
+    rows = chosen.rows.tolist()
+    live: dict[str, NDArray[np.float32]] = {}
+    notes: list[str] = []
+    for name in taught_by:
+        try:
+            live[name] = live_maps(cache, name, rows, device=device)
+        except TeacherError as exc:
+            # The page is about the student: without the teacher's weights it shows less, and says why.
+            notes.append(f"The live maps of {name} are missing: {exc}.")
+    names = [chosen.name_of(int(label)) for label in chosen.labels]
+    return PictureGroup(title, " ".join(notes), feature_pictures(cache, rows, names, student, live))
 
 
 def render(page: Page) -> str:

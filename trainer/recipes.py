@@ -114,7 +114,7 @@ def demo() -> Recipe:
         quick(),
         name="demo",
         image_px=96,
-        steps=400,
+        steps=300,
         batch_images=48,
         warmup_steps=40,
         checkpoint_every=200,

@@ -47,7 +47,9 @@ def test_page_holds_the_numbers_and_reaches_for_nothing(make_cache, make_run, tm
     page = Balanced()
     page.feed(text)
     assert page.open == []
-    assert len(page.sources) == 3 * 3  # photo, cache and student: the teacher does not exist, so no live map
+    # Three of each cache: photo, cache and student; the teacher does not exist, so no live map.
+    assert len(page.sources) == 2 * 3 * 3
+    assert text.index("Images it never saw") < text.index("Images it was trained on")
     assert all(source.startswith("data:image/") for source in page.sources)
     assert not re.search(r"https?://|<script|url\(|@import", text)
     assert "e-radio-tiny gets" in text
@@ -66,7 +68,8 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
     table = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", images=1))
     text = (tmp_path / "a" / "page.html").read_text(encoding="utf-8")
     assert table.leave_one_out
-    assert "These images were trained on." in text
+    assert "Images it was trained on" in text
+    assert "Images it never saw" not in text
     assert "has no training log" in text
 
 
