@@ -121,7 +121,7 @@ def build(
     precision = dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
     config = BuildConfig(
         images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, limit=limit,
-        max_pixels=max_pixels, threads=threads or os.cpu_count() or 1,
+        max_pixels=max_pixels, threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers={
             name: TeacherOptions(
                 weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=cast(ComputeDtype, precision)

@@ -16,22 +16,29 @@ def per_teacher(
     """Teacher name -> value. `given` holds `VALUE` (for every teacher) or `NAME=VALUE`.
 
     shared: whether a bare value may stand for several teachers; one weights file cannot.
-    Raises ConfigError for a name that is not among `teachers`, or a bare value where a name is needed.
+    Raises ConfigError for a name that is not among `teachers`, a bare value where a name is needed, or a second value.
     """
-    values: dict[str, Value] = {}
+    bare: dict[str, Value] = {}
+    named: dict[str, Value] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if equals and name in teachers:
-            values[name] = parse(value)
+            if name in named:
+                raise ConfigError(f"{flag} {text}: {name} has a value already")
+            named[name] = parse(value)
         elif equals and not Path(text).exists():
             raise ConfigError(
                 f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
             )
         elif not shared and len(teachers) > 1:
             raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
+        elif bare:
+            raise ConfigError(
+                f"{flag} {text}: {', '.join(teachers)} {'have' if len(teachers) > 1 else 'has'} a value already"
+            )
         else:
-            values |= {teacher: parse(text) for teacher in teachers if teacher not in values}
-    return values
+            bare = {teacher: parse(text) for teacher in teachers}
+    return bare | named
 
 
 def pixels(text: str) -> int:

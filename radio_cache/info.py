@@ -68,7 +68,8 @@ def describe(cache: Cache) -> Group:
     classes = len(meta.class_names) or len(set(cache.index.labels[cache.index.labels >= 0].tolist()))
     head = Text.assemble(
         (str(cache.path), "bold"),
-        f"\n{cache.num_images} images in {meta.num_shards} shards of {meta.shard_images}, {classes or 'no'} classes"
+        f"\n{cache.num_images} images in {meta.num_shards} shard{'s' * (meta.num_shards > 1)} of {meta.shard_images}, "
+        f"{classes or 'no'} classes"
         f", {len(failures)} unusable; from {meta.containers[0].path}"
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
         + f"; written by {meta.creator}\n",

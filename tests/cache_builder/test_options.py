@@ -1,0 +1,62 @@
+"""`NAME=VALUE` options: one value for all teachers, or one for each."""
+
+from pathlib import Path
+
+import pytest
+
+from cache_builder.options import per_teacher, pixels
+from radio_cache.errors import ConfigError
+
+TEACHERS = ("clip", "sam")
+
+
+def sizes(*given: str) -> dict[str, int]:
+    return per_teacher("--size", given, TEACHERS, pixels, shared=True)
+
+
+def weights(*given: str, teachers: tuple[str, ...] = TEACHERS) -> dict[str, Path]:
+    return per_teacher("--weights", given, teachers, Path, shared=False)
+
+
+def test_a_bare_value_is_every_teachers_and_a_named_one_wins_in_any_order() -> None:
+    assert sizes() == {}
+    assert sizes("224") == {"clip": 224, "sam": 224}
+    assert sizes("sam=1024") == {"sam": 1024}
+    assert sizes("224", "sam=1024") == sizes("sam=1024", "224") == {"clip": 224, "sam": 1024}
+
+
+def test_one_file_cannot_be_the_weights_of_two_teachers() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--weights w\.pt: with several teachers say whose it is: --weights clip=w\.pt"
+    ):
+        weights("w.pt")
+    assert weights("w.pt", teachers=("sam",)) == {"sam": Path("w.pt")}
+    assert weights("sam=a/b.pt", "clip=c.pt") == {"sam": Path("a/b.pt"), "clip": Path("c.pt")}
+
+
+def test_a_name_that_is_not_built_is_named_with_those_that_are() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--size dino=224: 'dino' is not among the teachers of this build \(clip, sam\)"
+    ):
+        sizes("dino=224")
+
+
+def test_an_equals_sign_in_a_file_name_is_no_teacher(tmp_path: Path) -> None:
+    file = tmp_path / "lr=0.1.pt"
+    file.touch()
+    assert weights(str(file), teachers=("sam",)) == {"sam": file}
+    assert weights(f"sam={file}", teachers=TEACHERS) == {"sam": file}
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "224px", "2.5", "224x224"])
+def test_a_size_that_is_no_number_of_pixels_is_refused(text: str) -> None:
+    for given in (text, f"sam={text}"):
+        with pytest.raises(ConfigError, match=r"--size .*: a size is a whole number of pixels"):
+            sizes(given)
+
+
+def test_a_teacher_given_two_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--size sam=2: sam has a value already"):
+        sizes("sam=1", "sam=2")
+    with pytest.raises(ConfigError, match="--size 448: clip, sam have a value already"):
+        sizes("224", "448")
