@@ -109,12 +109,13 @@ def build(
     from cache_builder.build import BuildConfig, build_cache
     from cache_builder.options import fit_named, per_teacher, pixels
     from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
+    from radio_cache.torch import pick_device
 
     for name in teachers:
         find_teacher(name)
     if len(set(teachers)) < len(teachers):
         raise ConfigError(f"--teacher {next(t for t in teachers if teachers.count(t) > 1)} is given twice")
-    device = _device(device)
+    device = pick_device(device)
     files = per_teacher("--weights", weights, teachers, lambda text: Path(text).expanduser(), shared=False)
     sizes = per_teacher("--size", size, teachers, pixels, shared=True)
     fits = per_teacher("--fit", fit, teachers, fit_named, shared=True)
@@ -206,18 +207,6 @@ def demo(images: Path | None, out: Path) -> None:
     report = run_demo(DemoConfig(out=out, images=images), say=click.echo)
     spent = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in report.seconds.items())
     click.echo(f"\n{spent}.\n\nOpen {report.page.resolve()}")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as exc:
-        raise ConfigError(f"--device {name} cannot be used here: {str(exc).splitlines()[0]}") from exc
-    return name
 
 
 def _device_name(device: object) -> str:

@@ -18,7 +18,6 @@ from torch import Tensor
 from evals.errors import EvalError
 from evals.pixels import pixel_batches
 from radio_cache.crops import BoxXYXY
-from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache, CachedTeacher, Rows
 from trainer import DistilledStudent, load_student
 from trainer.data import eval_box_xyxy, student_pixels
@@ -141,15 +140,6 @@ class StudentEncoder(Encoder):
 
     def _images(self, pixels: NDArray[np.uint8]) -> Float[Tensor, "b 3 h w"]:
         return torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255.0
-
-
-def torch_device(name: str) -> torch.device:
-    """The device named; "auto" is CUDA where there is one, else the CPU. Raises ConfigError if CUDA is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for, and torch sees none: use --device cpu")
-    return torch.device(name)
 
 
 def _pixels(hw: tuple[int, int]) -> str:

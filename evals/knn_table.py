@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from evals.encoders import SUMMARY, CachedTeacherEncoder, Encoder, Kind, StudentEncoder, torch_device
+from evals.encoders import SUMMARY, CachedTeacherEncoder, Encoder, Kind, StudentEncoder
 from evals.errors import EvalError
 from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device, accuracy, classify, lone_classes
 from evals.labelled import LabelledImages, in_classes_of, labelled_images
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache, is_cache
+from radio_cache.torch import pick_device
 
 Progress = Callable[[str, int, int], None]
 """Told (what is going on, images done, images in all)."""
@@ -93,7 +95,7 @@ class KnnTable:
 
 def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
     """Open the caches and runs and compare everything in them. Raises RadioCacheError with what is wrong."""
-    device = torch_device(config.device)
+    device = torch.device(pick_device(config.device))
     students = [
         StudentEncoder.of_run(run, name=name, trained=trained, device=device)
         for run, plain in zip(config.runs, _run_names(config.runs), strict=True)

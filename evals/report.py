@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache_builder.teachers import ALIASES, TEACHERS
-from evals.encoders import StudentEncoder, torch_device
+from evals.encoders import StudentEncoder
 from evals.errors import EvalError
 from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
 from evals.knn_table import KnnConfig, KnnRow, KnnTable, Progress, run_knn
@@ -30,6 +30,7 @@ from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
 from radio_cache.reader import Cache
+from radio_cache.torch import pick_device
 from radio_cache.view import png_bytes
 from radio_cache.writer import write_atomically
 from trainer import StudentConfig
@@ -95,7 +96,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
         ),
         progress=progress,
     )  # fmt: skip
-    device = torch_device(config.device)
+    device = torch.device(pick_device(config.device))
     student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
     bank = Cache(config.cache or student.config.cache)
     groups: list[PictureGroup] = []

@@ -72,6 +72,7 @@ def main(
     Stopped at any moment, the same command goes on where the last checkpoint was, and gives the same weights as a run
     that was never stopped. The run's folder holds student.safetensors, recipe.json, metrics.jsonl and TensorBoard events.
     """
+    from radio_cache.torch import pick_device
     from trainer.loop import TrainConfig, train
     from trainer.recipes import find_recipe, with_settings
 
@@ -117,16 +118,3 @@ def loss_table(out: Path) -> object:
         parts = [first["summary"], last["summary"], first["spatial"], last["spatial"]]
         rows.add_row(name, *("-" if value is None else f"{value:.3f}" for value in parts))
     return rows
-
-
-def pick_device(name: str) -> str:
-    """The device to train on. Raises ConfigError if it cannot be used here."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as exc:
-        raise ConfigError(f"--device {name} cannot be used here: {str(exc).splitlines()[0]}") from exc
-    return name

@@ -2,5 +2,6 @@
 
 from radio_cache.torch.align import crop_maps
 from radio_cache.torch.decode import decode_codes
+from radio_cache.torch.device import pick_device
 
-__all__ = ["crop_maps", "decode_codes"]
+__all__ = ["crop_maps", "decode_codes", "pick_device"]

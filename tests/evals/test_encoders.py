@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from evals.encoders import SUMMARY, CachedTeacherEncoder, StudentEncoder, torch_device
+from evals.encoders import SUMMARY, CachedTeacherEncoder, StudentEncoder
 from evals.errors import EvalError
 from evals.pixels import decoded_image, pixel_batches
-from radio_cache.errors import ConfigError
 from trainer.data import student_pixels
 from trainer.export import load_student
 
@@ -99,10 +98,3 @@ def test_image_that_is_gone_is_named(make_cache) -> None:
     (cache.path.with_suffix(".images") / "003.png").unlink()
     with pytest.raises(EvalError, match=r"image 003\.png of .*bank\.zarr: cannot be read"):
         list(pixel_batches(cache, [2, 3], lambda image: student_pixels(image, (8, 8)), batch_images=4))
-
-
-def test_cuda_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch_device("auto") == CPU
-    with pytest.raises(ConfigError, match="use --device cpu"):
-        torch_device("cuda")
