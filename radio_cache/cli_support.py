@@ -1,5 +1,6 @@
 """What all four commands share: errors as one message, a table style, and progress that works in a terminal and in a log."""
 
+import errno
 import functools
 import os
 import sys
@@ -33,7 +34,7 @@ _LOG_EVERY_S = 10.0
 
 
 def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a command: its own errors are printed as one message without a traceback, and it exits with 1.
+    """Decorate a command: our errors and the system's are one message without a traceback, and it exits with 1.
 
     Also makes compute threads sleep while they wait, so that a command leaves room for others on the machine.
 
@@ -50,6 +51,13 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
                 return command(*args, **kwargs)
             except RadioCacheError as exc:
                 click.echo(f"error: {exc}", err=True)
+                sys.exit(1)
+            except OSError as exc:
+                # Disk full, no permission, no such device: the user's to cure. A closed pipe is click's business.
+                if exc.errno is None or exc.errno == errno.EPIPE:
+                    raise
+                where = f": '{exc.filename}'" if exc.filename is not None else ""
+                click.echo(f"error: {exc.strerror}{where}. {on_interrupt}".rstrip(), err=True)
                 sys.exit(1)
             except KeyboardInterrupt:
                 click.echo(f"\nstopped. {on_interrupt}", err=True)

@@ -140,6 +140,12 @@ def test_an_occupied_output_is_one_sentence(run: Run, tmp_path: Path) -> None:
     assert_one_error(run(), r"out\.zarr exists and is not empty: choose another --out, or remove it")
 
 
+def test_an_output_below_a_file_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.zarr").write_text("mine")
+    result = run("--out", str(tmp_path / "out.zarr/inner.zarr"))
+    assert_one_error(result, r"out\.zarr.* Nothing is lost: the same command goes on")
+
+
 # ---------------------------------------------------------------- bad images
 
 

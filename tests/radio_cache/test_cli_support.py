@@ -27,6 +27,26 @@ def test_interrupting_says_what_to_do_next_and_exits_as_shells_expect() -> None:
     assert run(KeyboardInterrupt()) == (INTERRUPTED, "\nstopped. Run it again.\n")
 
 
+def test_the_systems_refusals_are_one_message_with_the_file_and_how_to_go_on() -> None:
+    assert run(PermissionError(13, "Permission denied", "/caches/c.zarr")) == (
+        1, "error: Permission denied: '/caches/c.zarr'. Run it again.\n",
+    )  # fmt: skip
+    assert run(OSError(28, "No space left on device")) == (1, "error: No space left on device. Run it again.\n")
+
+
+def test_a_closed_pipe_is_left_to_click() -> None:
+    assert run(BrokenPipeError(32, "Broken pipe")) == (1, "")
+
+
+def test_errors_of_libraries_that_only_call_themselves_oserror_keep_their_traceback() -> None:
+    @click.command()
+    @plain_errors(on_interrupt="")
+    def command() -> None:
+        raise OSError("cannot identify image file")
+
+    assert isinstance(CliRunner().invoke(command).exception, OSError)
+
+
 def test_other_errors_keep_their_traceback() -> None:
     @click.command()
     @plain_errors(on_interrupt="")
