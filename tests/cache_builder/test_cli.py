@@ -270,18 +270,38 @@ def test_version() -> None:
     assert command("--version").stdout == f"radio-cache, version {__version__}\n"
 
 
-def test_the_real_command_builds_with_a_real_teacher(tmp_path: Path, ten_images: Path) -> None:
-    """The installed program in its own process, real ImageNet weights, ten images, twice."""
-    program = shutil.which("radio-cache", path=Path(sys.executable).parent)
-    assert program is not None
-    arguments = [program, "build", "--images", str(ten_images), "--teacher", "efficientnet-lite0", "--size", "96",
-                 "--fit", "squash", "--shard-images", "4", "--out", str(tmp_path / "out.zarr"), "--device", "cpu"]  # fmt: skip
-    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"efficientnet-lite0 +10 +10 ", done.stdout)
-    assert "Warning" not in done.stderr
+def test_a_real_teacher_builds_a_cache_of_ten_images(tmp_path: Path, ten_images: Path) -> None:
+    result = command("build", "--images", str(ten_images), "--teacher", "efficientnet-lite0", "--size", "96",
+                     "--fit", "squash", "--shard-images", "4", "--out", str(tmp_path / "out.zarr"))  # fmt: skip
+    assert result.exit_code == 0, result.output
     cache = Cache(tmp_path / "out.zarr")
     teacher = cache.teachers["efficientnet-lite0"]
     assert teacher.maps(range(10)).shape == (10, 3, 3, 320)
     assert teacher.summaries(range(10)).shape == (10, 1280)
     assert cache.usable_rows(["efficientnet-lite0"]).tolist() == list(range(10))
+
+
+def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program as pip installed it, in its own process."""
+    program = shutil.which("radio-cache", path=Path(sys.executable).parent)
+    assert program is not None
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_the_installed_command_answers_and_fails_without_a_traceback(tmp_path: Path) -> None:
+    assert installed("--version").stdout == f"radio-cache, version {__version__}\n"
+    failed = installed("info", str(tmp_path))
+    assert failed.returncode == 1
+    assert failed.stderr == f"error: {tmp_path} is a folder, but not a radio-cache store: it has no zarr.json\n"
+
+
+@pytest.mark.slow
+def test_the_installed_command_builds_with_a_real_teacher(tmp_path: Path, ten_images: Path) -> None:
+    done = installed("build", "--images", str(ten_images), "--teacher", "efficientnet-lite0", "--device", "cpu",
+                     "--out", str(tmp_path / "out.zarr"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"efficientnet-lite0 +10 +10 ", done.stdout)
+    assert "Warning" not in done.stderr
+    assert Cache(tmp_path / "out.zarr").teachers["efficientnet-lite0"].maps(range(10)).shape == (10, 7, 7, 320)

@@ -86,13 +86,17 @@ def test_it_knows_what_is_on_the_photos(
     assert cup in (504, 967)
 
 
+@functools.cache
+def timms_transform(model: str) -> Callable[[Image.Image], torch.Tensor]:
+    with torch.device("meta"):
+        net = timm.create_model(model)
+    return create_transform(**resolve_data_config({}, model=net))
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_pixels_are_those_of_timms_own_transform(preset: TeacherPreset, seen_by: See, photo: Image.Image) -> None:
     teacher = cached_teacher(preset.name)
-    with torch.device("meta"):
-        config = resolve_data_config({}, model=timm.create_model(preset.model))
-    transform = create_transform(**config)
-    torch.testing.assert_close(seen_by(teacher, photo)[0], transform(photo), atol=1e-6, rtol=0)
+    torch.testing.assert_close(seen_by(teacher, photo)[0], timms_transform(preset.model)(photo), atol=1e-6, rtol=0)
 
 
 # ---------------------------------------------------------------- where the tokens lie
