@@ -19,7 +19,7 @@ from PIL import Image
 import cache_builder.build
 from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
 from cache_builder.preprocess import valid_tokens
-from cache_builder.teachers import TeacherOptions, load_teacher
+from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
 from radio_cache import Cache
 from radio_cache.errors import (
     CodecError,
@@ -37,19 +37,44 @@ from radio_cache.testing import make_tiny_cache, write_images
 Build = Callable[..., BuildReport]
 
 
+def settings(teachers: tuple[str, ...], images: Path, out: Path) -> dict[str, Any]:
+    """Ten images in shards of three, by both fake teachers."""
+    return {
+        "images": (str(images),), "teachers": dict.fromkeys(teachers, TeacherOptions()), "out": out,
+        "shard_images": 3, "batch_images": 2, "threads": 2,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def build(fake_teachers: tuple[str, ...], tmp_path: Path, ten_images: Path) -> Build:
-    """build(teachers={...}, shard_images=3, ...) -> report. Ten images, both fake teachers, into out.zarr."""
+    """build(teachers={...}, shard_images=3, ...) -> report. With what is not said as in `settings`, into out.zarr."""
 
     def run(**changes: Any) -> BuildReport:
         say = changes.pop("say", lambda text: None)
-        settings: dict[str, Any] = {
-            "images": (str(ten_images),), "teachers": dict.fromkeys(fake_teachers, TeacherOptions()),
-            "out": tmp_path / "out.zarr", "shard_images": 3, "batch_images": 2, "threads": 2,
-        }  # fmt: skip
-        return build_cache(BuildConfig(**{**settings, **changes}), say)
+        return build_cache(
+            BuildConfig(**{**settings(fake_teachers, ten_images, tmp_path / "out.zarr"), **changes}), say
+        )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reference(fake_module: Any, ten_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete cache, built once. For reading only."""
+    out = tmp_path_factory.mktemp("reference") / "out.zarr"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(FAMILIES, "fake", fake_module.FakeTeacher)
+        for preset in fake_module.PRESETS:
+            patched.setitem(TEACHERS, preset.name, preset)
+        names = tuple(preset.name for preset in fake_module.PRESETS)
+        build_cache(BuildConfig(**settings(names, ten_images, out)))
+    return out
+
+
+@pytest.fixture
+def built(reference: Path, tmp_path: Path, fake_teachers: tuple[str, ...]) -> Cache:
+    """out.zarr, complete: what `build()` would have made."""
+    return Cache(shutil.copytree(reference, tmp_path / "out.zarr"))
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -60,8 +85,8 @@ def tree(path: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------- what is in a cache
 
 
-def test_a_cache_holds_what_the_teacher_says_of_every_image(build: Build, ten_images: Path, seen_by: Any) -> None:
-    cache = build().cache
+def test_a_cache_holds_what_the_teacher_says_of_every_image(built: Cache, ten_images: Path, seen_by: Any) -> None:
+    cache = built
     assert cache.index.keys == sorted(cache.index.keys)
     assert cache.usable_rows(cache.teachers).tolist() == list(range(10))
     assert cache.meta.class_names == ("ant", "bee")
@@ -93,8 +118,10 @@ def test_statistics_are_those_of_the_decoded_maps_without_padding(build: Build, 
     np.testing.assert_allclose(std, teacher.summaries(range(10)).std(axis=0), atol=2e-3)
 
 
-def test_images_in_tars_give_the_same_features_as_in_a_folder(build: Build, ten_images: Path, tmp_path: Path) -> None:
-    folder = build().cache
+def test_images_in_tars_give_the_same_features_as_in_a_folder(
+    build: Build, built: Cache, ten_images: Path, tmp_path: Path
+) -> None:
+    folder = built
     with tarfile.open(tmp_path / "ten.tar", "w") as tar:
         for number, key in enumerate(folder.index.keys):
             tar.add(ten_images / key, arcname=f"{number:03d}.png")
@@ -145,51 +172,47 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> CountedCalls:
 
 
 def test_a_second_run_computes_nothing_and_changes_nothing(build: Build, computed: CountedCalls) -> None:
-    first = build()
-    assert computed.images == 20
+    first = build(teachers={"fake-a": TeacherOptions()})
+    assert computed.images == 10
     before = {file: file.stat().st_mtime_ns for file in first.cache.path.rglob("*")}
-    second = build()
-    assert computed.images == 20
+    second = build(teachers={"fake-a": TeacherOptions()})
+    assert computed.images == 10
     assert {file: file.stat().st_mtime_ns for file in first.cache.path.rglob("*")} == before
-    assert [(result.images, result.images_before) for result in first.results] == [(10, 0)] * 2
-    assert [(result.images, result.images_before) for result in second.results] == [(0, 10)] * 2
+    assert [(result.images, result.images_before) for result in first.results] == [(10, 0)]
+    assert [(result.images, result.images_before) for result in second.results] == [(0, 10)]
 
 
-def test_a_teacher_added_later_leaves_the_first_alone(build: Build, computed: CountedCalls, tmp_path: Path) -> None:
+def test_a_teacher_added_later_leaves_the_first_alone(
+    build: Build, reference: Path, computed: CountedCalls, tmp_path: Path
+) -> None:
     build(teachers={"fake-a": TeacherOptions()})
     before = tree(tmp_path / "out.zarr")
     build(teachers={"fake-maps": TeacherOptions()})
     assert computed.images == 20
     after = tree(tmp_path / "out.zarr")
     assert {name: after[name] for name in before} == before
-    build(out=tmp_path / "together.zarr")
-    assert after == tree(tmp_path / "together.zarr")
+    assert after == tree(reference)
 
 
-def test_a_lost_receipt_costs_one_shard(build: Build, computed: CountedCalls, tmp_path: Path) -> None:
+def test_a_lost_receipt_costs_one_shard(build: Build, built: Cache, reference: Path, computed: CountedCalls) -> None:
+    (built.path / receipt_path("fake-a", 1)).unlink()
     build()
-    before = tree(tmp_path / "out.zarr")
-    (tmp_path / "out.zarr" / receipt_path("fake-a", 1)).unlink()
-    build()
-    assert computed.images == 20 + 3
-    assert tree(tmp_path / "out.zarr") == before
+    assert computed.images == 3
+    assert tree(built.path) == tree(reference)
 
 
-def test_the_cure_in_the_error_for_a_damaged_shard_works(build: Build, tmp_path: Path) -> None:
-    cache = build().cache
-    before = tree(tmp_path / "out.zarr")
-    (cache.path / "teachers/fake-a/spatial/c/0/2/0/0/0").write_bytes(b"")
-    (cache.path / receipt_path("fake-a", 2)).unlink()
+def test_the_cure_in_the_error_for_a_damaged_shard_works(build: Build, built: Cache, reference: Path) -> None:
+    (built.path / "teachers/fake-a/spatial/c/0/2/0/0/0").write_bytes(b"")
+    (built.path / receipt_path("fake-a", 2)).unlink()
     build()
-    assert tree(tmp_path / "out.zarr") == before
+    assert tree(built.path) == tree(reference)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("stop_after", [None, 1, 3])
 def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
-    build: Build, tmp_path: Path, threads: int, stop_after: int | None, monkeypatch: pytest.MonkeyPatch
+    build: Build, reference: Path, tmp_path: Path, threads: int, stop_after: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(out=tmp_path / "reference.zarr")
     if stop_after is not None:
         original, written = cache_builder.build.write_shard, 0
 
@@ -207,19 +230,15 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
         usable = Cache(tmp_path / "out.zarr").usable_rows(["fake-a"])
         assert usable.tolist() == list(range(min(10, 3 * stop_after)))
     build(threads=threads)
-    assert tree(tmp_path / "out.zarr") == tree(tmp_path / "reference.zarr")
+    assert tree(tmp_path / "out.zarr") == tree(reference)
 
 
-def test_a_unit_of_work_alone_writes_the_same_bytes(build: Build, ten_images: Path, tmp_path: Path) -> None:
-    cache = build().cache
-    before = tree(cache.path)
-    (cache.path / receipt_path("fake-a", 3)).unlink()
-    config = BuildConfig(
-        images=(str(ten_images),), teachers={"fake-a": TeacherOptions()}, out=cache.path, batch_images=2
-    )
-    receipt = build_shard(Cache(cache.path), load_teacher("fake-a"), 3, config)
+def test_a_unit_of_work_alone_writes_the_same_bytes(built: Cache, reference: Path, ten_images: Path) -> None:
+    (built.path / receipt_path("fake-a", 3)).unlink()
+    config = BuildConfig(**settings(("fake-a",), ten_images, built.path))
+    receipt = build_shard(Cache(built.path), load_teacher("fake-a"), 3, config)
     assert (receipt.shard, receipt.first_row, receipt.num_rows, receipt.num_tokens) == (3, 9, 1, 16)
-    assert tree(cache.path) == before
+    assert tree(built.path) == tree(reference)
 
 
 def test_leftovers_of_a_build_killed_while_it_made_the_cache_are_removed(build: Build, tmp_path: Path) -> None:
@@ -337,8 +356,8 @@ def test_an_image_whose_content_changed_since_stops_a_teacher_added_later(
         build(images=(str(folder),))
 
 
+@pytest.mark.usefixtures("built")
 def test_the_same_images_elsewhere_are_told_with_both_places(build: Build, tmp_path: Path, ten_images: Path) -> None:
-    build()
     folder = copied_images(tmp_path, ten_images)
     with pytest.raises(StaleCacheError, match=rf"the same images elsewhere \(then {ten_images}, now {folder}\)"):
         build(images=(str(folder),))
@@ -353,9 +372,8 @@ def test_the_same_images_elsewhere_are_told_with_both_places(build: Build, tmp_p
     ids=["shards", "pixels"],
 )
 def test_another_setting_than_the_caches_is_named_with_both_values(
-    build: Build, setting: dict[str, int], message: str
+    build: Build, built: Cache, setting: dict[str, int], message: str
 ) -> None:
-    build()
     with pytest.raises(StaleCacheError, match=message):
         build(**setting)
 
@@ -371,15 +389,13 @@ def test_another_setting_than_the_caches_is_named_with_both_values(
     ids=["size", "fit", "dtype", "weights"],
 )
 def test_another_teacher_under_the_same_name_is_refused_with_the_fields(
-    build: Build, tmp_path: Path, options: TeacherOptions, differences: list[str]
+    build: Build, built: Cache, reference: Path, options: TeacherOptions, differences: list[str]
 ) -> None:
-    build()
-    before = tree(tmp_path / "out.zarr")
     with pytest.raises(StaleCacheError, match=r"out\.zarr, teacher 'fake-a': .*Ask for what the cache holds") as caught:
         build(teachers={"fake-a": options})
     for difference in differences:
         assert difference in str(caught.value)
-    assert tree(tmp_path / "out.zarr") == before
+    assert tree(built.path) == tree(reference)
 
 
 def test_the_same_weights_at_another_path_are_the_same_weights(

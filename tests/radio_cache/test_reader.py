@@ -384,7 +384,7 @@ def test_a_fork_while_other_threads_read_leaves_a_cache_that_works(cache: Cache)
     for reader in readers:
         reader.start()
     try:
-        for _ in range(20):
+        for _ in range(8):
             child = os.fork()
             if child == 0:
                 signal.alarm(20)  # a lock that a thread of the parent held would be held here for ever

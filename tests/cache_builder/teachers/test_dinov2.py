@@ -19,20 +19,24 @@ from radio_cache.errors import ConfigError, TeacherWeightsError
 See = Callable[[Teacher, Image.Image], torch.Tensor]
 
 ARCHITECTURES = {
-    "dinov2-vit-s-14": ("vit_small_patch14_dinov2", {}),
-    "dinov2-vit-s-14-reg": ("vit_small_patch14_reg4_dinov2", {}),
-    "dinov2-vit-g-14": ("vit_giant_patch14_dinov2", {}),
-    "dinov2-vit-g-14-reg": ("vit_giant_patch14_reg4_dinov2", {}),
+    "dinov2-vit-s-14": "vit_small_patch14_dinov2",
+    "dinov2-vit-s-14-reg": "vit_small_patch14_reg4_dinov2",
+    "dinov2-vit-g-14": "vit_giant_patch14_dinov2",
 }
 """Preset -> timm's model: with and without registers, with a plain and with a gated MLP."""
 
 
 def small_vit(name: str, *, img_size: int = 56, seed: int = 0, width: int = 128) -> Any:
     """Two layers, heads of 64 as in every DINOv2; every tensor random, so that none could be forgotten unnoticed."""
-    model, _ = ARCHITECTURES[name]
     torch.manual_seed(seed)
     net = timm.create_model(
-        model, pretrained=False, num_classes=0, img_size=img_size, embed_dim=width, depth=2, num_heads=width // 64
+        ARCHITECTURES[name],
+        pretrained=False,
+        num_classes=0,
+        img_size=img_size,
+        embed_dim=width,
+        depth=2,
+        num_heads=width // 64,
     ).eval()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -98,10 +102,9 @@ def test_another_size_resamples_positions_as_timm_does(tmp_path: Path, name: str
     assert_same(teacher, net, 84)
 
 
-@pytest.mark.parametrize("width", [192, 320])
-def test_hidden_widths_that_are_no_round_multiple_load(tmp_path: Path, width: int) -> None:
+def test_a_hidden_width_that_is_no_round_multiple_loads(tmp_path: Path) -> None:
     """The giant's gated MLP is 2 * 2.66667 times as wide as the network, rounded somewhere."""
-    net = small_vit("dinov2-vit-g-14", width=width)
+    net = small_vit("dinov2-vit-g-14", width=320)
     torch.save(net.state_dict(), tmp_path / "dino.pth")
     assert_same(load_teacher("dinov2-vit-g-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56)), net, 56)
 
