@@ -30,6 +30,8 @@ def start(out: Path, images: Path, log: Path) -> int:
                  "--shard-images", "1", "--batch-size", "2", "--threads", "2", "--device", "cpu"]  # fmt: skip
     child = os.fork()
     if child == 0:
+        # A job in the background of a script ignores Ctrl-C, and its children inherit that; a terminal's do not.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         code: object = 1
         try:
             with log.open("a") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):

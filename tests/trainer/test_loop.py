@@ -83,18 +83,30 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(
     assert losses_of(whole)[-1] == losses_of(cut)[-1]
 
 
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     recipe = replace(tiny_recipe, steps=24, checkpoint_every=2, log_every=4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=whole))
-    command = [sys.executable, "-c", "from trainer.cli import main; main()", "--cache", str(tiny_cache.path), "--out", str(cut)]
+    command = [
+        sys.executable,
+        "-c",
+        "from trainer.cli import main; main()",
+        "--cache",
+        str(tiny_cache.path),
+        "--out",
+        str(cut),
+    ]
     command += ["--recipe", str(whole / "recipe.json"), "--device", "cpu"]
     # One thread, as in this process: sums over threads round differently.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     kills = 0
     for wait_for in (4, 12):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not any(int(p.stem[5:]) >= wait_for for p in (cut / "checkpoints").glob("step-*.pt")):
+        while process.poll() is None and not any(
+            int(p.stem[5:]) >= wait_for for p in (cut / "checkpoints").glob("step-*.pt")
+        ):
             time.sleep(0.002)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
