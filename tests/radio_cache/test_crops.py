@@ -56,7 +56,7 @@ def intervals(draw: st.DrawFn, num_in: int) -> tuple[float, float]:
     return lo / 16, draw(st.integers(lo + 4, 16 * num_in)) / 16
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_sampling_equals_pil_resize_with_a_box(data: st.DataObject) -> None:
     grid_h, grid_w, out_h, out_w = (data.draw(st.integers(1, 20)) for _ in range(4))
@@ -67,7 +67,7 @@ def test_sampling_equals_pil_resize_with_a_box(data: st.DataObject) -> None:
     np.testing.assert_allclose(sampled, np.asarray(expected), atol=2e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     lo=st.floats(-30, 30), length=st.floats(0.01, 60), num_in=st.integers(1, 40), num_out=st.integers(1, 40),
     valid=st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -171,7 +171,7 @@ def test_a_ramp_sampled_under_a_crop_is_the_ramp_at_the_crops_token_centres(
     assert off_the_ramp(image_hw, crop_of(image_hw, geometry), geometry) < LEVELS_OFF
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     fit=st.sampled_from(FITS), h=st.integers(30, 230), w=st.integers(30, 230),
     corner=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), size=st.tuples(st.floats(0.3, 0.5), st.floats(0.3, 0.5)),
@@ -224,7 +224,7 @@ def test_shrinking_by_a_whole_number_keeps_a_ramp(num_out: int, shrink: int, sta
 # ---------------------------------------------------------------- padding
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     h=st.integers(1, 300), w=st.integers(1, 300), out=st.integers(1, 12),
     corners=st.tuples(*[st.floats(-0.5, 1.5)] * 4),
@@ -256,7 +256,7 @@ def test_valid_marks_the_tokens_whose_centre_the_teacher_saw() -> None:
 IMAGE_SIDE = st.integers(1, 255)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(h=IMAGE_SIDE, w=IMAGE_SIDE, resize_px=st.integers(16, 40), cut=st.integers(0, 7))
 def test_crop_is_torchvisions_resize_and_centre_crop(h: int, w: int, resize_px: int, cut: int) -> None:
     assume(max(h, w) < 12 * min(h, w))
@@ -276,7 +276,7 @@ def test_crop_is_torchvisions_resize_and_centre_crop(h: int, w: int, resize_px: 
     assert (x1 - x0, y1 - y0) == pytest.approx((seen_px * w / resized.width, seen_px * h / resized.height))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(h=st.integers(1, 5000), w=st.integers(1, 5000), long_side=st.sampled_from([64, 256, 1000, 1024]))
 def test_pad_is_segment_anythings_resize_longest_side(h: int, w: int, long_side: int) -> None:
     expected = ResizeLongestSide.get_preprocess_shape(h, w, long_side)
@@ -305,7 +305,7 @@ def test_a_strip_that_would_not_fit_in_memory_is_an_image_error_with_both_sizes(
 # ---------------------------------------------------------------- boxes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6), x0=st.floats(0, 100), y0=st.floats(0, 100), w=st.floats(1, 300), h=st.floats(1, 300),
     area=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)), ratio=st.floats(1, 3),
@@ -321,7 +321,7 @@ def test_a_random_box_stays_inside(
     assert (box[2] - box[0]) * (box[3] - box[1]) <= high * w * h * (1 + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), share=st.floats(0.05, 0.7), w=st.floats(1, 300), h=st.floats(1, 300))
 def test_a_random_box_that_fits_has_exactly_the_asked_area(seed: int, share: float, w: float, h: float) -> None:
     box = random_box_xyxy(np.random.default_rng(seed), (5, 7, 5 + w, 7 + h), area=(share, share), ratio=(0.75, 4 / 3))
@@ -342,7 +342,7 @@ def test_a_whole_share_is_the_whole_box() -> None:
     assert box == pytest.approx((1, 2, 11, 7))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(x=st.tuples(EIGHTHS, EIGHTHS), y=st.tuples(EIGHTHS, EIGHTHS), fit=st.sampled_from(FITS))
 def test_kept_share_is_counted_in_pixels(x: tuple[int, int], y: tuple[int, int], fit: Fit) -> None:
     (left, right), (top, bottom) = sorted(x), sorted(y)
