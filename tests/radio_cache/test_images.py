@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from radio_cache.errors import ImageError
@@ -83,6 +84,14 @@ def test_16_bit_rgb_png_keeps_the_high_byte() -> None:
         + chunk(b"IDAT", zlib.compress(b"\0" + raw.tobytes())) + chunk(b"IEND", b"")
     )  # fmt: skip
     np.testing.assert_array_equal(as_array(decode_image(data)), (raw >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_16_bit_rgb_tiff_keeps_the_high_byte(byteorder: str) -> None:
+    raw = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, raw, photometric="rgb", byteorder=byteorder)
+    np.testing.assert_array_equal(as_array(decode_image(file.getvalue())), (raw >> 8).astype(np.uint8))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
