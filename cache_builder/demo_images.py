@@ -37,8 +37,8 @@ class DemoImagesConfig:
     max_side_px: crops are shrunk to this. max_photos: of your own, the first so many in a seeded order.
     """
 
-    train_crops: int = 16
-    test_crops: int = 10
+    train_crops: int = 12
+    test_crops: int = 8
     crop_share: tuple[float, float] = (0.35, 0.6)
     max_side_px: int = 192
     max_photos: int = 32

@@ -109,15 +109,15 @@ def am_radio() -> Recipe:
 
 
 def demo() -> Recipe:
-    """What `radio-cache demo` trains: a small student on a few hundred crops, about a minute and a half on two CPU cores."""
+    """What `radio-cache demo` trains: a small student on a few hundred crops, a minute or so on two CPU cores."""
     return replace(
         quick(),
         name="demo",
         image_px=96,
-        steps=300,
+        steps=200,
         batch_images=48,
         warmup_steps=40,
-        checkpoint_every=200,
+        checkpoint_every=100,
         log_every=10,
     )
 

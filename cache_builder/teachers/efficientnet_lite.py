@@ -47,6 +47,7 @@ class EfficientNetLite(Teacher):
             # compares every shape.
             state = dict(zip(own, state.values(), strict=True))
         load_exactly(self._net, state, teacher=preset.name, path=path)
+        self._net.to(memory_format=torch.channels_last)
         self.spec = TeacherSpec(
             name=preset.name, family=preset.family, model=preset.model, licence=preset.licence,
             weights=describe_source(preset.weights, path, options.weights), weights_sha256=file_sha256(path),
@@ -60,6 +61,8 @@ class EfficientNetLite(Teacher):
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         net = self._net
+        # Depthwise convolutions run 1.5 to 1.9 times faster in this layout on a CPU (docs/log.md).
+        images = images.contiguous(memory_format=torch.channels_last)
         final, (bottleneck,) = net.forward_intermediates(images, indices=1)
         return Features(net.forward_head(final, pre_logits=True), bottleneck.permute(0, 2, 3, 1))
 

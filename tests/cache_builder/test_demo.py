@@ -30,7 +30,7 @@ def test_the_demo_runs_the_commands_a_user_would(tmp_path: Path, commands: list[
     assert report.page == tmp_path / "out/report.html"
     assert any("16 photographs that ship with scikit-image and scikit-learn" in text for text in said)
     assert sum("$ radio-" in text for text in said) == 5
-    assert len(list((tmp_path / "out/images/train").rglob("*.png"))) == 16 * 16
+    assert len(list((tmp_path / "out/images/train").rglob("*.png"))) == 16 * 12
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path, commands: list[list[str]]) -> None:
