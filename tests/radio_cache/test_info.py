@@ -1,6 +1,7 @@
 """What `radio-cache info` says."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_info_says_what_is_not_complete_and_how_to_go_on(cache_path: Path) -> No
     assert "67%" in text
     assert "images checked: 2 of 3 shards" in text
     assert "not complete: the same `radio-cache build` command goes on where it stopped" in text
+
+
+def test_info_of_a_cache_without_teachers_says_so(cache_path: Path) -> None:
+    for name in ("fake-a", "fake-b"):
+        shutil.rmtree(cache_path / "teachers" / name)
+    assert "no teacher yet" in printed(describe(Cache(cache_path)))
 
 
 def test_failures_are_listed_with_their_reasons(cache: Cache) -> None:
