@@ -1,7 +1,7 @@
 """How features become stored numbers. A codec is a small frozen value; what is stored and what is built are one thing."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,34 +15,55 @@ __all__ = ["CODECS", "Codec", "Half", "codec_from_json"]
 class Codec(Protocol):
     """The contract every codec keeps; one test body runs over all of `CODECS`."""
 
-    name: ClassVar[str]
-    dtype: ClassVar[np.dtype[Any]]
-    """Type of the stored codes, little-endian."""
-    fill_value: ClassVar[float]
-    """A code that `encode` never returns, so that a hole in the store is visible to every Zarr reader."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored codes, little-endian."""
+        ...
+
+    @property
+    def fill_value(self) -> float:
+        """Codes of an image are never all this value, so that a hole in the store is visible to every Zarr reader."""
+        ...
+
+    @property
+    def zstd_level(self) -> int | None:
+        """None: chunks are plain bytes. Otherwise the level of Zarr's `zstd` codec between `bytes` and `crc32c`."""
+        ...
+
+    def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
+        """Stored shape of one image's map."""
+        ...
 
     def encode(self, features: NDArray[np.float32], /) -> NDArray[Any]:
-        """Features (..., c) to codes of the same shape. Raises CodecError on values it cannot keep its bound for."""
+        """Features (..., h, w, c) to codes (..., *row_shape). Raises CodecError on values it cannot keep its bound for."""
         ...
 
     def decode(self, codes: NDArray[Any], /) -> NDArray[np.float32]:
-        """Codes (..., c) back to float32 features."""
+        """Codes (..., *row_shape) back to float32 features (..., h, w, c)."""
         ...
 
     def to_json(self) -> dict[str, Any]: ...
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What decoding needs beside the JSON; stored below the teacher's `transform/`, by these names."""
+        ...
 
-CODECS: dict[str, Callable[[dict[str, Any]], Codec]] = {
+
+CODECS: dict[str, Callable[[dict[str, Any], Mapping[str, NDArray[Any]]], Codec]] = {
     "half": Half.from_json,
 }
-"""Codec name -> how to build it from its stored JSON."""
+"""Codec name -> how to build it from its stored JSON and arrays."""
+
+_NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
 
 
-def codec_from_json(data: dict[str, Any]) -> Codec:
+def codec_from_json(data: dict[str, Any], arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> Codec:
     """The codec that a teacher's group was written with. Raises UnsupportedFormatError for names of the future."""
     name = data.get("name")
     if name not in CODECS:
         raise UnsupportedFormatError(
             f"codec '{name}' is not known here (known: {', '.join(CODECS)}): install the radio-cache that wrote the cache"
         )
-    return CODECS[name](data)
+    return CODECS[name](data, arrays)

@@ -1,7 +1,8 @@
 """Two bytes a value: IEEE half precision. The reference the smaller codecs are compared with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,24 @@ class Half:
     Larger, infinite and NaN values raise CodecError: half precision would silently turn them into infinity.
     """
 
-    name: ClassVar[str] = "half"
-    dtype: ClassVar[np.dtype[Any]] = np.dtype("<f2")
-    fill_value: ClassVar[float] = float("nan")
+    @property
+    def name(self) -> str:
+        return "half"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("<f2")
+
+    @property
+    def fill_value(self) -> float:
+        return float("nan")
+
+    @property
+    def zstd_level(self) -> int | None:
+        return None
+
+    def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
+        return (*grid_hw, channels)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.float16]:
         with np.errstate(over="ignore"):
@@ -38,7 +54,10 @@ class Half:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name}
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {}
+
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Half":
-        del data  # nothing but the name
+    def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Half":
+        del data, arrays  # nothing but the name
         return cls()
