@@ -1,0 +1,80 @@
+"""Count, mean and scatter of a stream of tokens: all that a codec or a normalisation needs to know about a teacher.
+
+A sample of a hundred million tokens does not fit in memory, so it is seen in pieces, possibly by several workers. Each
+piece gives one `Moments`; pieces merge by the formula of Chan, Golub and LeVeque (Updating formulae and a pairwise
+algorithm for computing sample variances, 1979), which never subtracts large numbers from each other, as sums of squares do.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import ShapeError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of `count` tokens of c channels, in float64.
+
+    Two halves merged are the whole, in any order, up to float64 rounding. A byte-exact result needs the same pieces
+    merged in the same order: merge by shard number, never by who finished first.
+    """
+
+    count: int
+    mean: NDArray[np.float64]  # (c,), in the teacher's units; zeros where count is 0
+    scatter: NDArray[np.float64]  # (c, c): sum over tokens of the outer product of their deviation from the mean
+
+    def __post_init__(self) -> None:
+        channels = self.mean.size
+        if self.mean.shape != (channels,) or self.scatter.shape != (channels, channels):
+            raise ShapeError(
+                f"moments with a mean of shape {self.mean.shape} and a scatter of shape {self.scatter.shape}: "
+                "they must be (c,) and (c, c)."
+            )
+
+    @classmethod
+    def empty(cls, channels: int) -> Self:
+        """Of no tokens at all: merging it changes nothing."""
+        return cls(0, np.zeros(channels), np.zeros((channels, channels)))
+
+    @classmethod
+    def of(cls, tokens: NDArray[Any]) -> Self:
+        """Of tokens (n, c), of any real type; n may be 0. Raises ShapeError if they have another number of axes."""
+        if tokens.ndim != 2:
+            raise ShapeError(f"moments need tokens of shape (n, c), these have shape {tokens.shape}: flatten the maps.")
+        if tokens.shape[0] == 0:
+            return cls.empty(tokens.shape[1])
+        # A new array, so that the subtraction below may be in place: one float64 copy of the piece is all the memory used.
+        deviations = np.array(tokens, np.float64, order="C")
+        mean = deviations.mean(axis=0)
+        deviations -= mean
+        # The mean above is rounded; what the deviations still average to belongs to it.
+        rest = deviations.mean(axis=0)
+        deviations -= rest
+        scatter = deviations.T @ deviations
+        return cls(len(tokens), mean + rest, (scatter + scatter.T) / 2)
+
+    @property
+    def channels(self) -> int:
+        return self.mean.size
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """(c, c), of the population: scatter / count. Zeros where count is 0."""
+        return self.scatter / max(self.count, 1)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of the tokens of both. Raises ShapeError if their channels differ."""
+        if self.channels != other.channels:
+            raise ShapeError(f"moments of {self.channels} and of {other.channels} channels are not of one teacher.")
+        if other.count == 0 or self.count == 0:
+            return self if other.count == 0 else other
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        # Written alike for both sides, so that a.merge(b) and b.merge(a) are equal to the last bit.
+        mean = (self.mean * self.count + other.mean * other.count) / count
+        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
+        return Moments(count, mean, scatter)

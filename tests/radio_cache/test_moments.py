@@ -1,0 +1,106 @@
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from radio_cache.errors import ShapeError
+from radio_cache.moments import Moments
+
+
+def _tokens(count: int, channels: int, seed: int) -> NDArray[np.float64]:
+    """Correlated channels of very different scales, far from zero: where naive sums of squares lose their digits."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(count, channels)) @ rng.normal(size=(channels, channels))
+    return mixed * 10.0 ** rng.uniform(-3, 3, channels) + rng.normal(size=channels) * 1000
+
+
+def _assert_close(one: Moments, other: Moments, tolerance: float) -> None:
+    """Relative to the standard deviations, plus the rounding of the mean's own size."""
+    assert one.count == other.count
+    sigma = np.sqrt(np.diag(other.covariance)) + 1e-12 * (1 + np.abs(other.mean))
+    assert np.abs(one.mean - other.mean).max() <= tolerance * (1 + np.abs(other.mean).max())
+    limit = tolerance * other.count * np.outer(sigma, sigma) + 1e-9 * other.count * sigma.min() ** 2
+    assert (np.abs(one.scatter - other.scatter) <= limit).all()
+
+
+def test_moments_agree_with_numpy() -> None:
+    tokens = _tokens(500, 6, 0)
+    moments = Moments.of(tokens)
+    np.testing.assert_allclose(moments.mean, tokens.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(moments.covariance, np.cov(tokens.T, bias=True), rtol=1e-10, atol=1e-12)
+    assert moments.count == 500
+    assert moments.channels == 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.integers(1, 12), st.integers(0, 10_000), st.data())
+def test_two_halves_are_the_whole(count: int, channels: int, seed: int, data: st.DataObject) -> None:
+    tokens = _tokens(count, channels, seed)
+    cut = data.draw(st.integers(0, count))
+    halves = Moments.of(tokens[:cut]).merge(Moments.of(tokens[cut:]))
+    _assert_close(halves, Moments.of(tokens), 1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 8), st.integers(0, 10_000))
+def test_the_order_of_merging_does_not_matter(pieces: int, channels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [Moments.of(rng.normal(3, 2, size=(int(rng.integers(0, 50)), channels))) for _ in range(pieces)]
+    shuffled = [parts[i] for i in rng.permutation(pieces)]
+    forwards, backwards = reduce(Moments.merge, parts), reduce(lambda a, b: b.merge(a), shuffled)
+    assert forwards.count == backwards.count
+    np.testing.assert_allclose(forwards.mean, backwards.mean, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(forwards.scatter, backwards.scatter, rtol=1e-12, atol=1e-12 * max(forwards.count, 1) * 4)
+
+
+def test_nothing_merges_into_anything() -> None:
+    some = Moments.of(_tokens(20, 3, 1))
+    for merged in (
+        some.merge(Moments.empty(3)),
+        Moments.empty(3).merge(some),
+        some.merge(Moments.of(np.zeros((0, 3)))),
+    ):
+        np.testing.assert_array_equal(merged.mean, some.mean)
+        np.testing.assert_array_equal(merged.scatter, some.scatter)
+        assert merged.count == 20
+    assert Moments.empty(3).merge(Moments.empty(3)).covariance.tolist() == np.zeros((3, 3)).tolist()
+
+
+def test_who_merges_whom_does_not_change_a_bit() -> None:
+    one, other = Moments.of(_tokens(20, 3, 1)), Moments.of(_tokens(33, 3, 2))
+    np.testing.assert_array_equal(one.merge(other).mean, other.merge(one).mean)
+    np.testing.assert_array_equal(one.merge(other).scatter, other.merge(one).scatter)
+
+
+def test_a_large_mean_does_not_eat_a_small_variance() -> None:
+    rng = np.random.default_rng(2)
+    noise = rng.normal(size=(1000, 2))
+    far = Moments.of(noise[:400] + 1e6).merge(Moments.of(noise[400:] + 1e6))
+    np.testing.assert_allclose(far.covariance, Moments.of(noise).covariance, rtol=0, atol=1e-8)
+
+
+def test_the_scatter_is_symmetric_and_half_precision_counts_in_float64() -> None:
+    tokens = np.random.default_rng(3).normal(size=(4000, 5)).astype(np.float16) * np.float16(100)
+    moments = Moments.of(tokens)
+    np.testing.assert_array_equal(moments.scatter, moments.scatter.T)
+    np.testing.assert_allclose(moments.mean, tokens.astype(np.float64).mean(axis=0), rtol=1e-12)
+    assert np.isfinite(moments.scatter).all()
+
+
+def test_the_tokens_are_left_alone() -> None:
+    tokens = _tokens(10, 3, 4)
+    before = tokens.copy()
+    Moments.of(tokens)
+    np.testing.assert_array_equal(tokens, before)
+
+
+def test_shapes_that_cannot_be_are_named() -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 3, 4\)"):
+        Moments.of(np.zeros((2, 3, 4)))
+    with pytest.raises(ShapeError, match="3 and of 4 channels"):
+        Moments.empty(3).merge(Moments.empty(4))
+    with pytest.raises(ShapeError, match=r"\(3, 4\)"):
+        Moments(1, np.zeros(3), np.zeros((3, 4)))
