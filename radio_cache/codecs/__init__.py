@@ -7,9 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.codecs.half import Half
+from radio_cache.codecs.int8 import Int8
+from radio_cache.codecs.klt_packed import KltPacked
+from radio_cache.codecs.klt_zstd import KltZstd
 from radio_cache.errors import UnsupportedFormatError
 
-__all__ = ["CODECS", "Codec", "Half", "codec_from_json"]
+__all__ = ["CODECS", "Codec", "Half", "Int8", "KltPacked", "KltZstd", "codec_from_json", "codec_label"]
 
 
 class Codec(Protocol):
@@ -53,17 +56,25 @@ class Codec(Protocol):
 
 CODECS: dict[str, Callable[[dict[str, Any], Mapping[str, NDArray[Any]]], Codec]] = {
     "half": Half.from_json,
+    "int8": Int8.from_json,
+    "klt/packed": KltPacked.from_json,
+    "klt/zstd": KltZstd.from_json,
 }
-"""Codec name -> how to build it from its stored JSON and arrays."""
+"""Codec name, and packing if it has one -> how to build it from its stored JSON and arrays."""
 
 _NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
 
 
 def codec_from_json(data: dict[str, Any], arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> Codec:
     """The codec that a teacher's group was written with. Raises UnsupportedFormatError for names of the future."""
-    name = data.get("name")
+    name = codec_label(data)
     if name not in CODECS:
         raise UnsupportedFormatError(
             f"codec '{name}' is not known here (known: {', '.join(CODECS)}): install the radio-cache that wrote the cache"
         )
     return CODECS[name](data, arrays)
+
+
+def codec_label(data: dict[str, Any]) -> str:
+    """A stored codec's key in `CODECS`: "half", "klt/zstd"."""
+    return "/".join(str(data[key]) for key in ("name", "packing") if key in data)

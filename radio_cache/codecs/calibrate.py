@@ -1,0 +1,162 @@
+"""Choosing a codec's parameters on a sample of a teacher's tokens, and saying what they cost."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.codecs import Codec
+from radio_cache.codecs.half import Half
+from radio_cache.codecs.int8 import Int8
+from radio_cache.codecs.klt_basis import KltBasis
+from radio_cache.codecs.klt_packed import MAX_WIDTH, PackedPlan
+from radio_cache.codecs.klt_zstd import KltZstd
+from radio_cache.errors import CodecError, ConfigError, unknown_name
+from radio_cache.fidelity import Fidelity, measure
+from radio_cache.moments import Moments
+
+CodecName = Literal["half", "int8", "klt"]
+Packing = Literal["packed", "zstd"]
+
+_TESTED_TOKENS = 8192
+_MARGIN = 0.05
+"""Held-out tokens are a sample too: calibration stops at a loss of 95 % of what was allowed."""
+_SMALLEST_STEP, _LARGEST_STEP = 1e-3, 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecRequest:
+    """What a user asks of the stored numbers. fidelity: mean cosine on held-out tokens; step: klt's, in units of phi,
+    instead of a fidelity. Both and the packing say something about klt only."""
+
+    name: CodecName = "klt"
+    packing: Packing = "packed"
+    fidelity: float = 0.99
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(CodecName):
+            raise ConfigError(unknown_name("codec", self.name, get_args(CodecName)))
+        if self.packing not in get_args(Packing):
+            raise ConfigError(unknown_name("packing", self.packing, get_args(Packing)))
+        if not 0.5 <= self.fidelity < 1:
+            raise ConfigError(
+                f"fidelity {self.fidelity:g} is a mean cosine: from 0.5 to below 1, such as 0.99 or 0.999"
+            )
+        if self.step is not None and not _SMALLEST_STEP <= self.step <= _LARGEST_STEP:
+            raise ConfigError(f"step {self.step:g} is outside {_SMALLEST_STEP:g} to {_LARGEST_STEP:g}")
+
+    @property
+    def target(self) -> float:
+        """The mean cosine that calibration aims at, a little above the fidelity asked for."""
+        return 1 - (1 - self.fidelity) * (1 - _MARGIN)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.name != "half"
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the stored bytes: settings that say nothing about the codec are left out."""
+        if self.name != "klt":
+            return {"name": self.name}
+        fields = asdict(self)
+        del fields["fidelity" if self.step is not None else "step"]
+        return fields
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A codec, and what it measured on held-out tokens."""
+
+    codec: Codec
+    fidelity: Fidelity
+
+
+def calibrate(
+    request: CodecRequest, moments: Moments, tokens: NDArray[np.float32], held_out: NDArray[np.float32]
+) -> Calibrated:
+    """The codec that was asked for.
+
+    moments: of all calibration tokens. tokens (n, c): some or all of them; held_out (m, c): tokens of other images.
+    Raises CodecError, with the cure, if the fidelity cannot be reached.
+    """
+    if len(held_out) > _TESTED_TOKENS:
+        held_out = held_out[np.random.default_rng(0).permutation(len(held_out))[:_TESTED_TOKENS]]
+    if request.name == "half":
+        return Calibrated(Half(), measure(held_out, Half().decode(Half().encode(held_out))))
+    if request.name == "int8":
+        int8 = Int8.fit(tokens)
+        return Calibrated(int8, measure(held_out, int8.decode(int8.encode(held_out))))
+    basis = KltBasis.fit(moments)
+    if request.packing == "zstd":
+        return _zstd(request, basis, held_out)
+    return _packed(request, basis, tokens, held_out)
+
+
+def _zstd(request: CodecRequest, basis: KltBasis, held_out: NDArray[np.float32]) -> Calibrated:
+    coordinates = basis.forward(held_out)
+
+    def measured(step: float) -> Fidelity:
+        rounded = np.rint(coordinates / np.float32(step)) * np.float32(step)
+        return measure_coordinates(basis, coordinates, rounded)
+
+    step = request.step
+    if step is None:
+        low, high = np.log(_SMALLEST_STEP), np.log(_LARGEST_STEP)
+        _refuse_if_below(request, measured(_SMALLEST_STEP))
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if measured(float(np.exp(middle))).cosine >= request.target else (low, middle)
+        step = float(np.exp(low))
+    return Calibrated(KltZstd(basis, step), measured(step))
+
+
+def _packed(
+    request: CodecRequest, basis: KltBasis, tokens: NDArray[np.float32], held_out: NDArray[np.float32]
+) -> Calibrated:
+    plan = PackedPlan.fit(basis, basis.forward(tokens))
+    coordinates = basis.forward(held_out)
+
+    def measured(bits: int) -> Fidelity:
+        return measure_coordinates(basis, coordinates, _through(plan, bits, coordinates))
+
+    wanted = request.target if request.step is None else _zstd(request, basis, held_out).fidelity.cosine
+    most = MAX_WIDTH * basis.channels
+    bits = _smallest(lambda bits: measured(bits).cosine >= wanted, most)
+    if bits > most:
+        _refuse_if_below(request, measured(most))
+    codec = plan.codec(bits)
+    return Calibrated(codec, measured(bits))
+
+
+def _through(plan: PackedPlan, bits: int, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
+    codec = plan.codec(bits)
+    gains, codes = codec.quantise(coordinates)
+    return codec.dequantise(gains, codes)
+
+
+def _smallest(enough: Callable[[int], bool], most: int) -> int:
+    """The smallest number up to `most` that is enough, most + 1 if none is; `enough` is monotone."""
+    low, high = 0, most + 1
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _refuse_if_below(request: CodecRequest, best: Fidelity) -> None:
+    if best.cosine < request.target:
+        raise CodecError(
+            f"klt cannot reach fidelity {request.fidelity:g} on this teacher: at its finest it keeps {best.cosine:.5f} on "
+            "held-out images. Ask for less, calibrate on more images, or take --codec half"
+        )
+
+
+def measure_coordinates(basis: KltBasis, coordinates: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fidelity:
+    """Fidelity of coordinates (n, c): the same as of the features, since a rotation changes no angle and no length."""
+    return measure(coordinates + basis.rotated_mean, decoded + basis.rotated_mean)

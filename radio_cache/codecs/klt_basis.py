@@ -1,0 +1,90 @@
+"""The Karhunen-Loeve transform both klt codecs share: rotate tokens so that their channels are uncorrelated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import CodecError, StoreError
+from radio_cache.moments import Moments
+
+_EIGENVALUE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class KltBasis:
+    """Mean, orthonormal eigenvectors (in columns, strongest first) and eigenvalues of a teacher's tokens.
+
+    Coordinates are y = U^T (x - mean) / phi with phi = sqrt(trace / c), so that their mean variance is 1, and
+    x = mean + phi U y. PHI-S (arXiv 2410.01680) is one more rotation: its target is H y with H a Hadamard matrix.
+
+    mean (c,), basis (c, c), eigenvalues (c,): float32, as stored.
+    """
+
+    mean: NDArray[np.float32]
+    basis: NDArray[np.float32]
+    eigenvalues: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, moments: Moments) -> "KltBasis":
+        """The basis of a sample of tokens. Directions it hardly saw keep a small variance, so that they are not lost."""
+        if moments.count < 2:
+            raise CodecError(f"{moments.count} tokens are too few to calibrate the codec klt on")
+        eigenvalues, basis = np.linalg.eigh(moments.covariance)
+        order = np.argsort(-eigenvalues, kind="stable")
+        eigenvalues, basis = eigenvalues[order], basis[:, order]
+        # An eigenvector's sign is the solver's choice: the largest entry is made positive, so that it is ours.
+        signs = np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(len(order))])
+        mean_variance = float(eigenvalues.mean())
+        if not mean_variance > 0:
+            raise CodecError("the teacher's tokens are all equal: there is nothing to calibrate the codec klt on")
+        floored = np.maximum(eigenvalues, _EIGENVALUE_FLOOR * mean_variance)
+        return cls(*(a.astype(np.float32) for a in (moments.mean, basis * signs, floored)))
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @cached_property
+    def phi(self) -> float:
+        """sqrt(trace / c): the root mean square of one channel of x - mean."""
+        return float(np.sqrt(self.eigenvalues.astype(np.float64).mean()))
+
+    @cached_property
+    def rotated_mean(self) -> NDArray[np.float32]:
+        """U^T mean / phi: a token is phi U (rotated_mean + y), so cosines can be taken without rotating back."""
+        rotated = self.basis.astype(np.float64).T @ self.mean.astype(np.float64)
+        return (rotated / self.phi).astype(np.float32)
+
+    def forward(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features (..., c) to coordinates (..., c). Raises CodecError for NaN or infinity."""
+        rotation = (self.basis / self.phi).astype(np.float32)
+        coordinates: NDArray[np.float32] = np.matmul(features - self.mean, rotation, dtype=np.float32)
+        if not np.isfinite(coordinates).all():
+            raise not_finite(float(np.abs(features).max()))
+        return coordinates
+
+    def inverse(self, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Coordinates (..., c) to features (..., c)."""
+        rotation = (self.basis.T * self.phi).astype(np.float32)
+        return np.matmul(coordinates, rotation, dtype=np.float32) + self.mean
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"mean": self.mean, "basis": self.basis, "eigenvalues": self.eigenvalues}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "KltBasis":
+        try:
+            return cls(*(np.asarray(arrays[name], np.float32) for name in ("mean", "basis", "eigenvalues")))
+        except KeyError as exc:
+            raise StoreError(f"codec klt: the array {exc} is not there") from exc
+
+
+def not_finite(worst: float) -> CodecError:
+    """The error for features that are NaN or infinite, or become so. worst: the largest magnitude among them."""
+    return CodecError(
+        f"the teacher returned {worst:g}, which no codec keeps; if that is NaN or inf, run the teacher with --dtype float32"
+    )
