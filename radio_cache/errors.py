@@ -14,6 +14,7 @@ RadioCacheError
 │   └── TeacherWeightsError   the weights are missing, or are not what the teacher needs
 ├── CodecError                values cannot be stored without breaking the codec's promise
 ├── ConfigError               a setting has an impossible value, or a name nobody knows
+├── HadamardError             no Hadamard matrix of that order exists, or none is known here
 ├── ShapeError                two arrays that must agree do not
 └── TrainingError             a training run cannot go on
     └── NonFiniteLossError    a loss became NaN or infinite
@@ -79,6 +80,10 @@ class CodecError(RadioCacheError):
 
 class ConfigError(RadioCacheError):
     """A setting has an impossible value, or a name nobody knows."""
+
+
+class HadamardError(RadioCacheError):
+    """No Hadamard matrix of that order exists, or none is known here."""
 
 
 class ShapeError(RadioCacheError, ValueError):
