@@ -15,6 +15,7 @@ RadioCacheError
 ├── CodecError                values cannot be stored without breaking the codec's promise
 ├── ConfigError               a setting has an impossible value, or a name nobody knows
 ├── HadamardError             no Hadamard matrix of that order exists, or none is known here
+├── MomentsError              a sample of tokens has no variance to normalise by, or is not finite
 ├── ShapeError                two arrays that must agree do not
 └── TrainingError             a training run cannot go on
     └── NonFiniteLossError    a loss became NaN or infinite
@@ -84,6 +85,10 @@ class ConfigError(RadioCacheError):
 
 class HadamardError(RadioCacheError):
     """No Hadamard matrix of that order exists, or none is known here."""
+
+
+class MomentsError(RadioCacheError):
+    """A sample of tokens has no variance to normalise by, or is not finite."""
 
 
 class ShapeError(RadioCacheError, ValueError):

@@ -66,6 +66,18 @@ class Moments:
         """(c, c), of the population: scatter / count. Zeros where count is 0."""
         return self.scatter / max(self.count, 1)
 
+    def principal_axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Eigenvalues (c,) of the covariance, largest first, and its eigenvectors (c, c) in columns.
+
+        Negative eigenvalues, which only rounding makes, are 0. The sign of an eigenvector is the solver's choice: the
+        largest of its entries is made positive, so that it is ours.
+        """
+        eigenvalues, axes = np.linalg.eigh(self.covariance)
+        order = np.argsort(-eigenvalues, kind="stable")
+        axes = axes[:, order]
+        signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(self.channels)])
+        return np.maximum(eigenvalues[order], 0.0), axes * signs
+
     def merge(self, other: "Moments") -> "Moments":
         """Of the tokens of both. Raises ShapeError if their channels differ."""
         if self.channels != other.channels:

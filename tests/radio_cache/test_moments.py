@@ -90,6 +90,21 @@ def test_the_scatter_is_symmetric_and_half_precision_counts_in_float64() -> None
     assert np.isfinite(moments.scatter).all()
 
 
+def test_principal_axes_diagonalise_the_covariance_strongest_first() -> None:
+    moments = Moments.of(_tokens(400, 7, 5))
+    eigenvalues, axes = moments.principal_axes()
+    np.testing.assert_allclose(axes.T @ axes, np.eye(7), atol=1e-12)
+    np.testing.assert_allclose((axes * eigenvalues) @ axes.T, moments.covariance, rtol=1e-9, atol=1e-9 * eigenvalues[0])
+    assert (np.diff(eigenvalues) <= 0).all()
+    assert (axes[np.abs(axes).argmax(axis=0), np.arange(7)] > 0).all()
+
+
+def test_directions_without_variance_have_eigenvalue_zero_or_rounding_but_never_less() -> None:
+    eigenvalues, _ = Moments.of(np.random.default_rng(6).normal(size=(5, 12))).principal_axes()
+    assert (eigenvalues >= 0).all()
+    assert eigenvalues[4:].max() < 1e-12
+
+
 def test_the_tokens_are_left_alone() -> None:
     tokens = _tokens(10, 3, 4)
     before = tokens.copy()
