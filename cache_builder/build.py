@@ -8,16 +8,18 @@ not depend on the number of threads, nor on what an earlier run had already done
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cache_builder.calibrate import choose_codec
 from cache_builder.preprocess import teacher_input, valid_tokens, view_pixels
 from cache_builder.scan import scan_shard
 from cache_builder.sources import Listing, list_images
@@ -26,13 +28,15 @@ from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers import FAMILIES, Teacher, TeacherOptions, find_teacher, find_weights
 from radio_cache import __version__
 from radio_cache.cli_support import ProgressLine
-from radio_cache.codecs import Half, codec_from_json
+from radio_cache.codecs import Half
 from radio_cache.crops import ViewGeometry, valid_hw
 from radio_cache.errors import CodecError, ConfigError, ImageError, NotACacheError, SourceError, StaleCacheError
+from radio_cache.fidelity import PERFECT, Fidelity, from_cosines
 from radio_cache.images import MAX_PIXELS, decode_image
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, is_cache, read_receipt
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
+from radio_cache.torch import MapEncoder
 from radio_cache.writer import ShardWriter, add_teacher, create_cache, refuse_occupied, remove_leftovers
 
 Say = Callable[[str], None]
@@ -110,13 +114,15 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     for teacher in teachers:
         for note in teacher.notes:
             say(f"{teacher.spec.name}: {note}")
-    cache = _join(cache or _create(config, listing), teachers)
+    cache = cache or _create(config, listing)
+    _check_same(cache, teachers)
     results: list[TeacherResult] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         _scan(cache, pool, say)
         while teachers:
             teacher = teachers.pop(0)
             teacher.to(torch.device(config.device))
+            cache = _join(cache, teacher, config, pool, say)
             results.append(_run_teacher(cache, teacher, config, pool))
             del teacher
     cache = Cache(config.out)
@@ -182,14 +188,29 @@ def _scan(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
         )
 
 
-def _join(cache: Cache, teachers: list[Teacher]) -> Cache:
-    """Make the groups of teachers that are new. Raises StaleCacheError, before that, if one there is another teacher's."""
-    _check_same(cache, teachers)
-    for teacher in teachers:
-        if teacher.spec.name not in cache.teachers:
-            add_teacher(cache.path, cache.meta, teacher.spec)
+def _join(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say) -> Cache:
+    """Choose the codec of a teacher that is new, and make its group. Raises StaleCacheError if it is another's now."""
+    name = teacher.spec.name
+    if name not in cache.teachers:
+
+        def tokens_of(rows: list[int]) -> Iterator[NDArray[np.float32]]:
+            with ProgressLine(f"{name}, calibrating", len(rows)) as line:
+                pixels = _ahead(cache, teacher, rows, config, pool)
+                for batch_rows, spatial, _ in _features(rows, pixels, teacher, cache, config, StageSeconds()):
+                    line.advance(len(batch_rows))
+                    valid = torch.from_numpy(_valid_tokens(cache, batch_rows, teacher.spec.geometry))
+                    for image, mask in zip(spatial.cpu(), valid, strict=True):
+                        yield image[mask].numpy()
+
+        try:
+            chosen = choose_codec(teacher.spec, cache.usable_rows(), tokens_of)
+        except CodecError as exc:
+            raise CodecError(f"{cache.path}, teacher '{name}': {exc}") from exc
+        if chosen.note:
+            say(f"{name}: {chosen.note}")
+        add_teacher(cache.path, cache.meta, replace(teacher.spec, codec=chosen.recorded), chosen.codec)
     joined = Cache(cache.path)
-    _check_same(joined, teachers)  # another process may have been faster
+    _check_same(joined, [teacher])  # another process may have been faster; what it chose is what counts
     return joined
 
 
@@ -221,10 +242,7 @@ def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
             ThreadPoolExecutor(1, thread_name_prefix="write") as writers,
             ProgressLine(name, cache.num_images, done=done) as line,
         ):
-            pixels = ahead(
-                pool, lambda row: _pixels(cache, row, teacher.spec.geometry), rows,
-                depth=2 * config.batch_images + config.threads,
-            )  # fmt: skip
+            pixels = _ahead(cache, teacher, rows, config, pool)
             last: Future[Receipt] | None = None
             for shard in todo:
                 shard_rows = [row for row in cache.meta.shard_rows(shard) if usable[row]]
@@ -254,19 +272,64 @@ def build_shard(cache: Cache, teacher: Teacher, shard: int, config: BuildConfig)
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """Features of a shard's usable rows, in row order: summary (n, c) or None, spatial (n, h, w, c), float32."""
+    """What one shard stores of its usable rows, in row order, and what it cost.
 
+    codes (n, *row_shape); summary (n, c) or None; spatial_sums (2, c): sum and sum of squares over `num_tokens` tokens.
+    """
+
+    codes: NDArray[Any]
     summary: NDArray[np.float32] | None
-    spatial: NDArray[np.float32]
+    spatial_sums: NDArray[np.float64]
+    num_tokens: int
+    fidelity: Fidelity
 
 
 def _compute(
-    rows: list[int], pixels: Any, teacher: Teacher, cache: Cache, config: BuildConfig, stages: StageSeconds,
-    line: ProgressLine | None,
+    rows: list[int], pixels: Iterator[NDArray[np.uint8]], teacher: Teacher, cache: Cache,
+    config: BuildConfig, stages: StageSeconds, line: ProgressLine | None,
 ) -> ShardFeatures:  # fmt: skip
+    """Forward passes and encoding of one shard, batch by batch: full-precision maps never pile up."""
     spec, device = teacher.spec, torch.device(config.device)
-    spatial = np.empty((len(rows), *spec.geometry.grid_hw, spec.spatial_dim), np.float32)
+    cached = cache.teachers[spec.name]
+    encoder = MapEncoder(cached.codec, device)
+    codes = np.empty((len(rows), *cached.row_shape), cached.codec.dtype)
     summary = None if spec.summary_dim is None else np.empty((len(rows), spec.summary_dim), np.float32)
+    sums = np.zeros((2, spec.spatial_dim))
+    cosines = [np.zeros(0, np.float32)]
+    squared_errors = 0.0
+    done = 0
+    for batch_rows, spatial, batch_summary in _features(rows, pixels, teacher, cache, config, stages):
+        with Stopwatch(stages, "encode"), torch.inference_mode():
+            here = slice(done, done + len(batch_rows))
+            try:
+                encoded = encoder(spatial)
+            except CodecError as exc:
+                keys = [cache.index.keys[row] for row in (batch_rows[0], batch_rows[-1])]
+                raise CodecError(f"{cache.path}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
+            codes[here] = encoded.codes.cpu().numpy()
+            valid = torch.from_numpy(_valid_tokens(cache, batch_rows, spec.geometry)).to(device)
+            tokens = spatial[valid].double()
+            sums += torch.stack([tokens.sum(dim=0), tokens.square().sum(dim=0)]).cpu().numpy()
+            cosines.append(encoded.cosines[valid].float().cpu().numpy())
+            squared_errors += float(encoded.squared_errors[valid].double().sum())
+            if summary is not None and batch_summary is not None:
+                summary[here] = batch_summary.float().cpu().numpy()
+        done += len(batch_rows)
+        if line:
+            line.advance(len(batch_rows), stages.bottleneck())
+    measured = np.concatenate(cosines)
+    if len(measured) == 0:
+        return ShardFeatures(codes, summary, sums, 0, PERFECT)
+    variance = float((sums[1] - np.square(sums[0]) / len(measured)).sum())
+    return ShardFeatures(codes, summary, sums, len(measured), from_cosines(measured, squared_errors, variance))
+
+
+def _features(
+    rows: list[int], pixels: Iterator[NDArray[np.uint8]], teacher: Teacher, cache: Cache, config: BuildConfig,
+    stages: StageSeconds,
+) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:  # fmt: skip
+    """Forward passes: for each batch its rows, spatial features (b, h, w, c) in float32 on the device, summary or None."""
+    spec, device = teacher.spec, torch.device(config.device)
     dtype = getattr(torch, spec.compute_dtype)
     for first in range(0, len(rows), config.batch_images):
         batch_rows = rows[first : first + config.batch_images]
@@ -277,40 +340,47 @@ def _compute(
             images = teacher_input(torch.from_numpy(batch).to(device), valid, spec.normalisation)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 out = teacher(images)
-            spatial[first : first + len(batch_rows)] = out.spatial.float().cpu().numpy()
-            if summary is not None and out.summary is not None:
-                summary[first : first + len(batch_rows)] = out.summary.float().cpu().numpy()
-        if line:
-            line.advance(len(batch_rows), stages.bottleneck())
-    return ShardFeatures(summary, spatial)
+            spatial = out.spatial.float()
+        yield batch_rows, spatial, out.summary
+
+
+def _ahead(
+    cache: Cache, teacher: Teacher, rows: list[int], config: BuildConfig, pool: ThreadPoolExecutor
+) -> Iterator[NDArray[np.uint8]]:
+    return ahead(
+        pool,
+        lambda row: _pixels(cache, row, teacher.spec.geometry),
+        rows,
+        depth=2 * config.batch_images + config.threads,
+    )
 
 
 def write_shard(cache: Cache, teacher: Teacher, shard: int, rows: list[int], features: ShardFeatures) -> Receipt:
-    """Encode and commit the features of one shard: maps, summaries, sums for the statistics, and last the receipt."""
+    """Commit one shard: codes, summaries, sums for the statistics, and last the receipt."""
     spec, meta = teacher.spec, cache.meta
-    codec = codec_from_json(spec.codec)
     shard_rows = meta.shard_rows(shard)
     writer = ShardWriter(cache.path, spec.name, shard)
-    try:
-        chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)
-        tokens = np.zeros((len(rows), *spec.geometry.grid_hw), np.bool_)
-        for number, (row, features_of_row) in enumerate(zip(rows, features.spatial, strict=True)):
-            chunks[row - shard_rows[0]] = codec.encode(features_of_row)
-            h, w = cache.sizes_hw[row]
-            tokens[number] = valid_tokens((int(h), int(w)), spec.geometry)
-        writer.write_sharded("spatial", chunks, grid=(0, shard, 0, 0, 0), chunks_per_shard=meta.shard_images)
-        writer.write_plain("stats/spatial", _sums(features.spatial[tokens])[None], grid=(shard, 0, 0))
-        if features.summary is not None:
-            summary = np.full((1, meta.shard_images, features.summary.shape[1]), np.nan, np.float16)
+    cached = cache.teachers[spec.name]
+    chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)
+    for row, codes in zip(rows, features.codes, strict=True):
+        chunks[row - shard_rows[0]] = codes
+    writer.write_sharded(
+        "spatial", chunks, grid=(0, shard, *(0 for _ in cached.row_shape)), chunks_per_shard=meta.shard_images,
+        zstd_level=cached.codec.zstd_level,
+    )  # fmt: skip
+    writer.write_plain("stats/spatial", features.spatial_sums[None], grid=(shard, 0, 0))
+    if features.summary is not None:
+        summary = np.full((1, meta.shard_images, features.summary.shape[1]), np.nan, np.float16)
+        try:
             summary[0, [row - shard_rows[0] for row in rows]] = Half().encode(features.summary)
-            writer.write_plain("summary", summary, grid=(0, shard, 0))
-            writer.write_plain("stats/summary", _sums(features.summary)[None], grid=(shard, 0, 0))
-    except CodecError as exc:
-        raise CodecError(f"{cache.path}, teacher '{spec.name}', shard {shard}: {exc}") from exc
+        except CodecError as exc:
+            raise CodecError(f"{cache.path}, teacher '{spec.name}', shard {shard}, summary: {exc}") from exc
+        writer.write_plain("summary", summary, grid=(0, shard, 0))
+        writer.write_plain("stats/summary", _sums(features.summary)[None], grid=(shard, 0, 0))
     failures = read_receipt(cache.path, IMAGES_UNIT, shard)
     return writer.commit({
-        "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": int(tokens.sum()),
-        "failures": failures.failures if failures else (),
+        "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": features.num_tokens,
+        "failures": failures.failures if failures else (), "fidelity": features.fidelity,
     })  # fmt: skip
 
 
@@ -318,6 +388,11 @@ def _sums(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """(2, c): sum and sum of squares over all but the last axis, in float64, so that shards merge exactly enough."""
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     return np.stack([flat.sum(axis=0), np.square(flat).sum(axis=0)])
+
+
+def _valid_tokens(cache: Cache, rows: list[int], geometry: ViewGeometry) -> NDArray[np.bool_]:
+    """(len(rows), grid_h, grid_w): tokens that show the image."""
+    return np.stack([valid_tokens((int(h), int(w)), geometry) for h, w in cache.sizes_hw[rows]])
 
 
 def _valid_hw(cache: Cache, row: int, geometry: ViewGeometry) -> tuple[int, int]:

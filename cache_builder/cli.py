@@ -79,6 +79,29 @@ def main() -> None:
     help="Precision of the forward pass; auto is bfloat16 on a GPU, float32 on a CPU.",
 )
 @click.option(
+    "--codec",
+    multiple=True,
+    metavar="[NAME=]CODEC",
+    help="How maps are stored: half (2 bytes a value), int8 (1 byte), klt (calibrated to --fidelity). "
+    "[default: klt; half where there are too few images to calibrate on]",
+)
+@click.option(
+    "--packing",
+    multiple=True,
+    metavar="[NAME=]HOW",
+    help="How klt codes are packed: packed (fixed width, read at the speed of the disk) or zstd (smallest, for buckets and "
+    "archives). [default: packed]",
+)
+@click.option(
+    "--fidelity",
+    multiple=True,
+    metavar="[NAME=]COSINE",
+    help="Mean cosine of decoded and true tokens that klt keeps on held-out images, such as 0.99 or 0.999. [default: 0.99]",
+)
+@click.option(
+    "--step", multiple=True, metavar="[NAME=]STEP", help="Step of klt instead of a fidelity, in units of phi."
+)
+@click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
 )
 @click.option("--batch-size", default=32, show_default=True, help="Images in one forward pass.")
@@ -94,7 +117,8 @@ def main() -> None:
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def build(
     images: tuple[str, ...], teachers: tuple[str, ...], out: Path, weights: tuple[str, ...], size: tuple[str, ...],
-    fit: tuple[str, ...], dtype: str, device: str, batch_size: int, shard_images: int, limit: int | None,
+    fit: tuple[str, ...], dtype: str, codec: tuple[str, ...], packing: tuple[str, ...], fidelity: tuple[str, ...],
+    step: tuple[str, ...], device: str, batch_size: int, shard_images: int, limit: int | None,
     max_pixels: int, threads: int | None,
 ) -> None:  # fmt: skip
     """Run teachers over images and write their features to a Zarr cache.
@@ -107,8 +131,11 @@ def build(
     import torch
 
     from cache_builder.build import BuildConfig, build_cache
-    from cache_builder.options import fit_named, per_teacher, pixels
+    from cache_builder.calibrate import wanted_codec
+    from cache_builder.options import codec_requests, fit_named, per_teacher, pixels
     from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
+    from radio_cache.codecs import codec_label
+    from radio_cache.info import cosine
     from radio_cache.torch import pick_device
 
     for name in teachers:
@@ -119,13 +146,15 @@ def build(
     files = per_teacher("--weights", weights, teachers, lambda text: Path(text).expanduser(), shared=False)
     sizes = per_teacher("--size", size, teachers, pixels, shared=True)
     fits = per_teacher("--fit", fit, teachers, fit_named, shared=True)
+    codecs = codec_requests(teachers, codec=codec, packing=packing, fidelity=fidelity, step=step)
     precision = dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
     config = BuildConfig(
         images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, limit=limit,
         max_pixels=max_pixels, threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers={
             name: TeacherOptions(
-                weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=cast(ComputeDtype, precision)
+                weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=cast(ComputeDtype, precision),
+                codec=wanted_codec(codecs[name]),
             )
             for name in teachers
         },
@@ -134,13 +163,16 @@ def build(
     report = build_cache(config, say=lambda text: click.echo(text, err=True))
 
     cache = report.cache
-    rows = table("", "teacher", "images", "computed now", "images/s", "seconds", "bytes/image", "stored")
+    rows = table(
+        "", "teacher", "images", "computed now", "images/s", "seconds", "codec", "cosine", "bytes/image", "stored"
+    )
     for result in report.results:
         stored = cache.teachers[result.name].stored_bytes()
         usable = cache.num_images - report.unusable
         rate = f"{result.images / result.seconds:.1f}" if result.images else "-"
         rows.add_row(
             result.name, str(usable), str(result.images), rate, f"{result.seconds:.1f}",
+            codec_label(cache.teachers[result.name].spec.codec), cosine(cache.teachers[result.name].fidelity()),
             human_bytes(stored / max(1, usable)), human_bytes(stored),
         )  # fmt: skip
     console().print(rows)

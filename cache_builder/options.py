@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
+from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
 
@@ -54,3 +55,42 @@ def fit_named(text: str) -> Fit:
         if text == fit:
             return fit
     raise ConfigError(f"--fit {text}: one of {', '.join(get_args(Fit))}")
+
+
+def codec_requests(
+    teachers: Sequence[str],
+    *,
+    codec: Sequence[str],
+    packing: Sequence[str],
+    fidelity: Sequence[str],
+    step: Sequence[str],
+) -> dict[str, CodecRequest | None]:
+    """What the command line asks of every teacher's codec; None where it says nothing.
+
+    Raises ConfigError for a setting of klt beside another codec, or both a fidelity and a step.
+    """
+    codecs = per_teacher("--codec", codec, teachers, str, shared=True)
+    settings: dict[str, dict[str, Any]] = {
+        "packing": per_teacher("--packing", packing, teachers, str, shared=True),
+        "fidelity": per_teacher("--fidelity", fidelity, teachers, lambda text: number("--fidelity", text), shared=True),
+        "step": per_teacher("--step", step, teachers, lambda text: number("--step", text), shared=True),
+    }
+    requests: dict[str, CodecRequest | None] = {}
+    for teacher in teachers:
+        own = {name: values[teacher] for name, values in settings.items() if teacher in values}
+        name = codecs.get(teacher, "klt")
+        if own and name != "klt":
+            raise ConfigError(f"--{next(iter(own))} is a setting of klt, and {teacher} is to be stored as {name}")
+        if "fidelity" in own and "step" in own:
+            raise ConfigError(f"{teacher} has both --fidelity and --step: one follows from the other, give one")
+        asked = teacher in codecs or own
+        requests[teacher] = CodecRequest(name=cast(Any, name), **own) if asked else None
+    return requests
+
+
+def number(flag: str, text: str) -> float:
+    """A number from the command line."""
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise ConfigError(f"{flag} {text}: that is not a number") from exc

@@ -10,11 +10,17 @@ class StageSeconds:
 
     decode: float = 0.0
     teacher: float = 0.0
+    encode: float = 0.0
     write: float = 0.0
 
     def bottleneck(self) -> str:
         """The stage that takes the most of the time, in words for the progress line."""
-        stages = {"teacher": self.teacher, "waiting for images": self.decode, "waiting for the disk": self.write}
+        stages = {
+            "teacher": self.teacher,
+            "encoding": self.encode,
+            "waiting for images": self.decode,
+            "waiting for the disk": self.write,
+        }
         total = sum(stages.values())
         name = max(stages, key=lambda stage: stages[stage])
         return f"{name} {stages[name] / total:.0%}" if total > 0 else ""

@@ -10,22 +10,32 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """Of `num_tokens` tokens: mean cosine of decoded and true token, its first percentile, and the mean squared error
-    relative to the variance (the squared distance from the tokens' own mean)."""
+    """Of `num_tokens` tokens: mean cosine of decoded and true token, and its first percentile; squared distance of
+    decoded and true token, and of the true token from the mean of all, both averaged over tokens."""
 
     num_tokens: int
     cosine: float
     cosine_worst: float
-    relative_mse: float
+    squared_error: float
+    variance: float
+
+    @property
+    def relative_mse(self) -> float:
+        """Squared error relative to the variance: 1 is what the mean token alone would reach."""
+        return self.squared_error / self.variance if self.variance > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+PERFECT = Fidelity(num_tokens=0, cosine=1.0, cosine_worst=1.0, squared_error=0.0, variance=0.0)
+"""Of no tokens at all."""
+
+
 def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fidelity:
     """Fidelity of decoded tokens (n, c), beside the true ones. Of no tokens at all it is perfect."""
     if len(features) == 0:
-        return Fidelity(num_tokens=0, cosine=1.0, cosine_worst=1.0, relative_mse=0.0)
+        return PERFECT
     true, found = features.astype(np.float64), decoded.astype(np.float64)
     lengths_true, lengths_found = np.linalg.norm(true, axis=-1), np.linalg.norm(found, axis=-1)
     products = np.einsum("nc,nc->n", true, found)
@@ -44,12 +54,16 @@ def from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, vari
         num_tokens=len(cosines),
         cosine=float(cosines.mean()),
         cosine_worst=float(np.percentile(cosines, 1)),
-        relative_mse=squared_errors / variance if variance > 0 else 0.0,
+        squared_error=squared_errors / len(cosines),
+        variance=variance / len(cosines),
     )
 
 
 def combined(parts: Iterable[Fidelity]) -> Fidelity | None:
-    """Of all the parts together: means by tokens; the worst of their worst percentiles. None of no parts."""
+    """Of all the parts together: means by tokens; the worst of their worst percentiles. None of no parts.
+
+    Its variance is the one within parts, less than that of the whole wherever parts differ: replace it where it is known.
+    """
     known = [part for part in parts if part.num_tokens > 0]
     count = sum(part.num_tokens for part in known)
     if count == 0:
@@ -58,5 +72,6 @@ def combined(parts: Iterable[Fidelity]) -> Fidelity | None:
         num_tokens=count,
         cosine=sum(part.cosine * part.num_tokens for part in known) / count,
         cosine_worst=min(part.cosine_worst for part in known),
-        relative_mse=sum(part.relative_mse * part.num_tokens for part in known) / count,
+        squared_error=sum(part.squared_error * part.num_tokens for part in known) / count,
+        variance=sum(part.variance * part.num_tokens for part in known) / count,
     )

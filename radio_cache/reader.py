@@ -9,15 +9,17 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import zarr
+import zstandard
 from numpy.typing import NDArray
 
-from radio_cache.codecs import Codec, codec_from_json
+from radio_cache.codecs import Codec, codec_from_json, refuse_unknown
 from radio_cache.crops import valid_hw
 from radio_cache.errors import (
     CorruptShardError,
@@ -28,10 +30,12 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from radio_cache.fidelity import Fidelity, combined
 from radio_cache.schema import (
     ATTRIBUTES_KEY,
     FORMAT_VERSION,
     IMAGES_UNIT,
+    TRANSFORM,
     CacheMeta,
     Failure,
     ImageStatus,
@@ -143,8 +147,37 @@ class CachedTeacher:
         self._folder = cache.path / unit_group(name)
         self.name = name
         self.spec = TeacherSpec.from_json(_attributes(self._folder))
-        self.codec: Codec = codec_from_json(self.spec.codec)
-        self._shards = _ShardFiles(self._folder / "spatial", cache.meta.shard_images)
+        refuse_unknown(self.spec.codec)
+
+    @cached_property
+    def _shards(self) -> "_ShardFiles":
+        zstd = self.codec.zstd_level is not None
+        return _ShardFiles(
+            self._folder / "spatial", self._cache.meta.shard_images, axes=len(self.row_shape), compressed=zstd
+        )
+
+    @cached_property
+    def codec(self) -> Codec:
+        """What the stored codes mean."""
+        folder = self._folder / TRANSFORM
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
+        arrays = {name: _read_array(self._cache.path, self.name, f"{TRANSFORM}/{name}") for name in names}
+        try:
+            codec = codec_from_json(self.spec.codec, arrays)
+            codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
+        except UnsupportedFormatError:
+            raise
+        except StoreError as exc:
+            raise StoreError(
+                f"{folder} is damaged, and teacher '{self.name}' cannot be decoded without it ({exc}): restore it from a "
+                f"copy, or drop the teacher and build it again"
+            ) from exc
+        return codec
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Stored shape of one image's map."""
+        return self.codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
 
     def summaries(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
         """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
@@ -160,12 +193,12 @@ class CachedTeacher:
     def codes(
         self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always"
     ) -> NDArray[Any]:
-        """(len(rows), h, w, c) stored codes of these rows' maps, in the codec's type; `codec.decode` gives features.
+        """(len(rows), *row_shape) stored codes of these rows' maps, in the codec's type; `codec.decode` gives features.
 
         out: a buffer to fill instead of a new array; C-contiguous, of that shape and type.
         Raises MissingRowsError for rows that are not there, CorruptShardError for bytes that fail their checksum.
         """
-        shape = (len(rows), *self.spec.geometry.grid_hw, self.spec.spatial_dim)
+        shape = (len(rows), *self.row_shape)
         if out is None:
             out = np.empty(shape, dtype=self.codec.dtype)
         if out.shape != shape or out.dtype != self.codec.dtype or not out.flags.c_contiguous:
@@ -179,7 +212,7 @@ class CachedTeacher:
             row = int(wanted[position])
             if not self._shards.read(view, row, flat[position].data, verify=verify):
                 shard = row // self._cache.meta.shard_images
-                raise self._missing(wanted[[position]], f"spatial/c/{view}/{shard}/0/0/0")
+                raise self._missing(wanted[[position]], f"spatial/{self._shards.key(view, shard)}")
         return out
 
     def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
@@ -194,6 +227,11 @@ class CachedTeacher:
         """Per-channel mean and standard deviation of the summaries."""
         views = self.spec.views
         return self._mean_std("summary", [views * (r.num_rows - len(r.failures)) for r in self._done()])
+
+    def fidelity(self) -> Fidelity | None:
+        """What the stored maps kept, measured while building, over all finished shards; None where nothing was measured."""
+        found = combined(receipt.fidelity for receipt in self._done() if receipt.fidelity)
+        return found and replace(found, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
 
     def stored_bytes(self) -> int:
         """Bytes on disk of the finished shards of this teacher."""
@@ -255,10 +293,10 @@ class _OpenFiles:
 
 
 class _ShardFiles:
-    """Reads inner chunks of one sharded array whose chunk is one image of one view."""
+    """Reads inner chunks of one sharded array whose chunk is one image of one view, with `axes` axes of its own."""
 
-    def __init__(self, folder: Path, shard_images: int) -> None:
-        self._folder, self._shard_images = folder, shard_images
+    def __init__(self, folder: Path, shard_images: int, *, axes: int, compressed: bool) -> None:
+        self._folder, self._shard_images, self._axes, self._compressed = folder, shard_images, axes, compressed
         # By process: after a fork, a thread that is not there any more may hold the parent's lock for ever.
         self._open: dict[int, _OpenFiles] = {}
 
@@ -272,16 +310,32 @@ class _ShardFiles:
                 return False
             offset, length = int(index[number, 0]), int(index[number, 1])
             crc = bytearray(CRC_BYTES)
+            # zstd writes at most a little more than it was given; what claims to be longer is not one of our chunks.
+            longest = len(out) + (len(out) >> 7 if self._compressed else 0) + 64
+            stored = memoryview(bytearray(min(length, longest) - CRC_BYTES)) if self._compressed else out
             # Inside the lock: another thread could close the descriptor of a shard that was not used for long.
-            got = os.preadv(descriptor, [out, crc], offset)
-        if length != len(out) + CRC_BYTES or got != length:
+            got = os.preadv(descriptor, [stored, crc], offset)
+        if length != len(stored) + CRC_BYTES or got != length:
             raise CorruptShardError(f"{self._path(view, shard)}: row {row} is cut short ({got} of {length} bytes)")
-        if verify == "always" and crc32c(out) != int.from_bytes(crc, "little"):
+        if verify == "always" and crc32c(stored) != int.from_bytes(crc, "little"):
             raise CorruptShardError(
                 f"{self._path(view, shard)}: row {row} does not match its checksum: delete this shard's receipt and "
                 "run the build again"
             )
+        if self._compressed:
+            out[:] = self._decompressed(stored, len(out), f"{self._path(view, shard)}: row {row}")
         return True
+
+    def _decompressed(self, stored: memoryview, length: int, place: str) -> bytes:
+        try:
+            # The frame says how much it holds; believed only if it is what the array's shape says.
+            if zstandard.frame_content_size(stored) == length:
+                data = zstandard.ZstdDecompressor().decompress(stored)
+                if len(data) == length:
+                    return data
+        except zstandard.ZstdError as exc:
+            raise CorruptShardError(f"{place} is not a zstd frame ({exc})") from exc
+        raise CorruptShardError(f"{place} does not hold {length} bytes")
 
     def _opened(self, opened: _OpenFiles, view: int, shard: int) -> tuple[int, NDArray[np.uint64]]:
         key = (view, shard)
@@ -309,8 +363,12 @@ class _ShardFiles:
             os.close(descriptor)
             raise
 
+    def key(self, view: int, shard: int) -> str:
+        """Chunk key of a shard."""
+        return f"c/{view}/{shard}" + "/0" * self._axes
+
     def _path(self, view: int, shard: int) -> Path:
-        return self._folder / "c" / str(view) / str(shard) / "0" / "0" / "0"
+        return self._folder / self.key(view, shard)
 
     def __del__(self) -> None:
         if os.getpid() in self._open:

@@ -10,10 +10,14 @@ from typing import Any, Literal, cast
 
 from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError, StoreError, UnsupportedFormatError
+from radio_cache.fidelity import Fidelity
 
 FORMAT_VERSION = 1
 ATTRIBUTES_KEY = "radio_cache"
 """Our attributes sit under this key of the group's attributes, so that other tools may keep theirs beside."""
+
+TRANSFORM = "transform"
+"""Below a teacher's group: the small arrays its codec decodes with."""
 
 IMAGES_UNIT = "images"
 """The unit of work that looks at every image once; the others are teachers."""
@@ -104,7 +108,8 @@ class TeacherSpec:
     summary_dim: width of the one vector per image, None where the teacher has none (SAM).
     spatial_dim: width of the one vector per token. summary_note, spatial_note: which features these are.
     weights: where the weights came from; told, not compared. weights_sha256: the hash of the file.
-    compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`).
+    compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`), and beside it
+    `asked`, the request it was calibrated for, and `calibration`: on how many images and tokens, and what it measured.
     software: versions of the libraries that computed the features; told, not compared.
     """
 
@@ -144,14 +149,21 @@ class TeacherSpec:
 
     def differences(self, asked: "TeacherSpec") -> list[str]:
         """What is stored and what `asked` asks for, field by field, where they differ; what is only told aside."""
-        stored_fields = _flat(replace(self, software={}, weights="").to_json())
-        asked_fields = _flat(replace(asked, software={}, weights="").to_json())
+        # Whoever asks for no codec in particular takes the one that is there.
+        stored_codec = _asked(self.codec) if asked.codec else {}
+        stored_fields = _flat(replace(self, software={}, weights="", codec=stored_codec).to_json())
+        asked_fields = _flat(replace(asked, software={}, weights="", codec=_asked(asked.codec)).to_json())
         names = sorted(stored_fields.keys() | asked_fields.keys())
         return [
             f"{name} is {stored_fields.get(name)}, this run asks for {asked_fields.get(name)}"
             for name in names
             if stored_fields.get(name) != asked_fields.get(name)
         ]
+
+
+def _asked(codec: dict[str, Any]) -> dict[str, Any]:
+    """What decides the codec: its parameters follow from the request and the calibration images."""
+    return codec.get("asked", {"name": codec["name"]} if codec else {})
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -186,6 +198,7 @@ class Receipt:
     """Written last, after all the files it names are on disk. No receipt, no shard.
 
     num_tokens: tokens that show the image, over all usable rows; the statistics in `stats/` are sums over them.
+    fidelity: of the stored maps, measured while building; None in units without a codec.
     """
 
     unit: str
@@ -195,9 +208,13 @@ class Receipt:
     num_tokens: int
     failures: tuple[Failure, ...]
     files: tuple[StoredFile, ...]
+    fidelity: Fidelity | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        if self.fidelity is None:
+            del data["fidelity"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Receipt":
@@ -205,6 +222,7 @@ class Receipt:
             parts: dict[str, Any] = {
                 "failures": tuple(Failure(**item) for item in data["failures"]),
                 "files": tuple(StoredFile(**item) for item in data["files"]),
+                "fidelity": Fidelity(**data["fidelity"]) if data.get("fidelity") else None,
             }
             return cls(**(data | parts))
         except (KeyError, TypeError) as exc:

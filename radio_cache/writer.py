@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import zarr
+import zstandard
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from radio_cache.codecs import codec_from_json
+from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import NotACacheError
 from radio_cache.schema import (
     ATTRIBUTES_KEY,
     IMAGES_UNIT,
+    TRANSFORM,
     CacheMeta,
     Receipt,
     StoredFile,
@@ -98,17 +100,21 @@ def create_cache(path: Path, meta: CacheMeta, index: ImageIndex) -> None:
     _make_folder(path, fill)
 
 
-def add_teacher(path: Path, meta: CacheMeta, spec: TeacherSpec) -> None:
-    """Make the group of a teacher that is not in the cache yet: its spec and arrays without data. All or nothing."""
+def add_teacher(path: Path, meta: CacheMeta, spec: TeacherSpec, codec: Codec | None = None) -> None:
+    """Make the group of a teacher that is not in the cache yet: its spec, its codec's arrays, and arrays without data.
+
+    All or nothing. codec: the one `spec.codec` describes; may be left out where that needs no arrays.
+    """
+    codec = codec or codec_from_json(spec.codec)
 
     def fill(folder: Path) -> None:
         group = zarr.create_group(folder, zarr_format=3, attributes={ATTRIBUTES_KEY: spec.to_json()})
-        codec = codec_from_json(spec.codec)
         n, s, views = meta.num_images, meta.shard_images, spec.views
-        inner = (1, 1, *spec.geometry.grid_hw, spec.spatial_dim)
+        inner = (1, 1, *codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
+        compressors = [] if codec.zstd_level is None else [ZstdCodec(level=codec.zstd_level)]
         sharding = ShardingCodec(
             chunk_shape=inner,
-            codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+            codecs=[BytesCodec(endian="little"), *compressors, Crc32cCodec()],
             index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
             index_location="end",
         )
@@ -117,6 +123,11 @@ def add_teacher(path: Path, meta: CacheMeta, spec: TeacherSpec) -> None:
             "spatial", shape=shape, dtype=codec.dtype, chunks=(1, s, *inner[2:]), serializer=sharding,
             compressors=None, filters=None, fill_value=codec.fill_value,
         )  # fmt: skip
+        if codec.arrays():
+            transform = group.create_group(TRANSFORM)
+            for name, array in codec.arrays().items():
+                _plain_array(transform, name, array.shape, array.shape, str(array.dtype), 0)
+                transform[name] = array
         num_shards = meta.num_shards
         stats = group.create_group("stats")
         _plain_array(stats, "spatial", (num_shards, 2, spec.spatial_dim), (1, 2, spec.spatial_dim), "float64", np.nan)
@@ -170,10 +181,19 @@ class ShardWriter:
         self._write(f"{array}/c/{'/'.join(map(str, grid))}", data)
 
     def write_sharded(
-        self, array: str, rows: Sequence[NDArray[Any] | None], *, grid: tuple[int, ...], chunks_per_shard: int
+        self,
+        array: str,
+        rows: Sequence[NDArray[Any] | None],
+        *,
+        grid: tuple[int, ...],
+        chunks_per_shard: int,
+        zstd_level: int | None = None,
     ) -> None:
-        """One shard whose inner chunks are `rows`; None leaves a hole."""
+        """One shard whose inner chunks are `rows`; None leaves a hole. zstd_level: of the array's codec, if it has one."""
         chunks = [None if row is None else np.ascontiguousarray(row).tobytes() for row in rows]
+        if zstd_level is not None:
+            compressor = zstandard.ZstdCompressor(level=zstd_level)
+            chunks = [None if chunk is None else compressor.compress(chunk) for chunk in chunks]
         self._write(f"{array}/c/{'/'.join(map(str, grid))}", encode_shard(chunks, chunks_per_shard))
 
     def commit(self, receipt: Mapping[str, Any]) -> Receipt:

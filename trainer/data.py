@@ -22,7 +22,7 @@ from radio_cache.errors import ConfigError, ImageError, TrainingError
 from radio_cache.images import decode_image
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.torch import crop_maps, decode_codes
+from radio_cache.torch import MapDecoder, crop_maps
 from trainer.recipes import Recipe
 
 StudentFit = Literal["squash", "crop"]
@@ -153,7 +153,7 @@ class TargetMaker:
     """Turns a teacher's part of a batch into targets on the device. Statistics come from the cache."""
 
     def __init__(self, teacher: CachedTeacher, *, standardise: bool, device: torch.device) -> None:
-        self._teacher, self._device = teacher, device
+        self._decoder, self._device = MapDecoder(teacher.codec, device), device
         self.spatial_mean_std = self._statistics(*teacher.spatial_mean_std()) if standardise else None
         has_summary = teacher.spec.summary_dim is not None
         self.summary_mean_std = self._statistics(*teacher.summary_mean_std()) if standardise and has_summary else None
@@ -162,8 +162,9 @@ class TargetMaker:
         device = self._device
         rows, columns, kept = (torch.from_numpy(a).to(device, non_blocking=True) for a in
                                (part.weights.rows, part.weights.columns, part.weights.kept))  # fmt: skip
-        maps = decode_codes(self._teacher.codec, torch.from_numpy(part.codes).to(device, non_blocking=True))
-        spatial = crop_maps(maps, rows, columns)
+        codes = torch.from_numpy(part.codes).to(device, non_blocking=True)
+        # Crops are cut before the codec's last step, which is linear: what is cut away need not be rotated.
+        spatial = self._decoder.features(crop_maps(self._decoder.coordinates(codes), rows, columns))
         if self.spatial_mean_std:
             spatial = (spatial - self.spatial_mean_std[0]) / self.spatial_mean_std[1]
         summary = None if part.summary is None else torch.from_numpy(part.summary).to(device, non_blocking=True)

@@ -66,13 +66,15 @@ class TeacherOptions:
     """What a user may change about a teacher; None keeps the preset's value.
 
     weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
+    codec: what goes into the spec until the codec is calibrated (`cache_builder.calibrate.wanted_codec`); empty leaves
+    the choice to the build.
     """
 
     weights: Path | None = None
     size_px: int | None = None
     fit: Fit | None = None
     dtype: ComputeDtype = "float32"
-    codec: dict[str, Any] = field(default_factory=lambda: {"name": "half"})
+    codec: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Teacher(ABC):

@@ -12,7 +12,17 @@ from radio_cache.codecs.klt_packed import KltPacked
 from radio_cache.codecs.klt_zstd import KltZstd
 from radio_cache.errors import UnsupportedFormatError
 
-__all__ = ["CODECS", "Codec", "Half", "Int8", "KltPacked", "KltZstd", "codec_from_json", "codec_label"]
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Half",
+    "Int8",
+    "KltPacked",
+    "KltZstd",
+    "codec_from_json",
+    "codec_label",
+    "refuse_unknown",
+]
 
 
 class Codec(Protocol):
@@ -67,12 +77,17 @@ _NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
 
 def codec_from_json(data: dict[str, Any], arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> Codec:
     """The codec that a teacher's group was written with. Raises UnsupportedFormatError for names of the future."""
+    refuse_unknown(data)
+    return CODECS[codec_label(data)](data, arrays)
+
+
+def refuse_unknown(data: dict[str, Any]) -> None:
+    """Raise UnsupportedFormatError for a codec that this version does not have."""
     name = codec_label(data)
     if name not in CODECS:
         raise UnsupportedFormatError(
             f"codec '{name}' is not known here (known: {', '.join(CODECS)}): install the radio-cache that wrote the cache"
         )
-    return CODECS[name](data, arrays)
 
 
 def codec_label(data: dict[str, Any]) -> str:

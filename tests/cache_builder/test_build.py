@@ -18,9 +18,11 @@ from PIL import Image
 
 import cache_builder.build
 from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
+from cache_builder.calibrate import wanted_codec
 from cache_builder.preprocess import valid_tokens
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
 from radio_cache import Cache
+from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import (
     CodecError,
     ConfigError,
@@ -28,9 +30,11 @@ from radio_cache.errors import (
     RadioCacheError,
     SourceError,
     StaleCacheError,
+    StoreError,
     TeacherWeightsError,
     UnknownTeacherError,
 )
+from radio_cache.fidelity import measure
 from radio_cache.schema import receipt_path
 from radio_cache.testing import make_tiny_cache, write_images
 
@@ -146,6 +150,8 @@ def test_the_notes_of_sources_and_teachers_reach_the_user(build: Build, tmp_path
     assert said == [
         f"{tmp_path}/photos: 1 file passed over (no image by name)", "fake-a: fake-a is made up",
         "fake-maps: fake-maps is made up",
+        "fake-a: 10 images are too few to calibrate the codec klt (it wants 64): keeping float16",
+        "fake-maps: 10 images are too few to calibrate the codec klt (it wants 64): keeping float16",
     ]  # fmt: skip
 
 
@@ -262,7 +268,7 @@ def test_images_that_cannot_be_used_are_holes_everywhere(build: Build, tmp_path:
     report = build(images=(str(tmp_path / "photos"),), say=said.append)
     cache = report.cache
     assert report.unusable == 3
-    assert said[2:] == [
+    assert said[2:6] == [
         "3 of 11 images cannot be used and are left out:",
         "  ant/1.png: the file is empty (0 bytes)", "  bee/0.png: not an image in a format PIL knows",
         "  bee/strip.png: 600 x 3 pixels is too long and thin (more than 50 : 1)",
@@ -428,7 +434,7 @@ def test_a_second_teacher_unlike_the_cached_one_is_refused_before_the_first_comp
     assert computed.images == 10
 
 
-def test_features_that_overflow_name_the_cache_the_teacher_and_the_shard(
+def test_features_that_overflow_name_the_cache_the_teacher_and_the_images(
     build: Build, fake_module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = fake_module.FakeTeacher.__call__
@@ -438,7 +444,7 @@ def test_features_that_overflow_name_the_cache_the_teacher_and_the_shard(
         return out._replace(spatial=out.spatial * 1e6)
 
     monkeypatch.setattr(fake_module.FakeTeacher, "__call__", huge)
-    with pytest.raises(CodecError, match=r"out\.zarr, teacher 'fake-a', shard 0: codec half holds values below 65520"):
+    with pytest.raises(CodecError, match=r"out\.zarr, teacher 'fake-a', images ant/0.png to .*: codec half holds"):
         build()
 
 
@@ -467,3 +473,58 @@ def test_a_cache_made_for_tests_is_one_the_build_would_go_on_with(build: Build, 
     assert list(cache.teachers) == ["fake-a", "fake-b", "fake-maps"]
     assert cache.usable_rows(cache.teachers).tolist() == [0, 1, 2, 3]
     assert replace(cache.meta, creator="") == replace(tiny.meta, creator="")
+
+
+# ---------------------------------------------------------------- codecs
+
+
+def stored_as(request: CodecRequest) -> dict[str, TeacherOptions]:
+    return dict.fromkeys(("fake-a", "fake-maps"), TeacherOptions(codec=wanted_codec(request)))
+
+
+@pytest.fixture(scope="module")
+def eighty_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    write_images(folder, classes=("ant", "bee"), per_class=40)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "request_", [CodecRequest(name="int8"), CodecRequest(), CodecRequest(packing="zstd", fidelity=0.999)]
+)
+def test_maps_of_every_codec_keep_what_was_asked_and_the_receipts_say_so(
+    build: Build, eighty_images: Path, tmp_path: Path, request_: CodecRequest
+) -> None:
+    exact = build(
+        images=(str(eighty_images),), out=tmp_path / "exact.zarr", teachers=stored_as(CodecRequest(name="half"))
+    ).cache
+    cache = build(images=(str(eighty_images),), out=tmp_path / "coded.zarr", teachers=stored_as(request_)).cache
+    for name in ("fake-a", "fake-maps"):
+        found = measure(
+            exact.teachers[name].maps(range(80)).reshape(-1, 5), cache.teachers[name].maps(range(80)).reshape(-1, 5)
+        )
+        said = cache.teachers[name].fidelity()
+        assert said is not None
+        assert said.num_tokens == found.num_tokens
+        assert said.cosine == pytest.approx(found.cosine, abs=1e-4)
+        assert said.relative_mse == pytest.approx(found.relative_mse, rel=0.05, abs=1e-5)
+        assert found.cosine > 0.98
+        mean, std = cache.teachers[name].spatial_mean_std()
+        np.testing.assert_allclose([mean, std], exact.teachers[name].spatial_mean_std(), atol=1e-4)
+
+
+def test_a_codec_once_chosen_stays_and_another_is_refused(build: Build, eighty_images: Path, tmp_path: Path) -> None:
+    images, out = (str(eighty_images),), tmp_path / "c.zarr"
+    spec = build(images=images, out=out, teachers=stored_as(CodecRequest())).cache.teachers["fake-a"].spec
+    assert build(images=images, out=out).cache.teachers["fake-a"].spec == spec
+    assert build(images=images, out=out, teachers=stored_as(CodecRequest())).cache.teachers["fake-a"].spec == spec
+    with pytest.raises(StaleCacheError, match=r"codec\.fidelity is 0\.99, this run asks for 0\.999"):
+        build(images=images, out=out, teachers=stored_as(CodecRequest(fidelity=0.999)))
+
+
+def test_damaged_codec_arrays_are_named(build: Build, eighty_images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.zarr"
+    build(images=(str(eighty_images),), out=out, teachers=stored_as(CodecRequest()))
+    shutil.rmtree(out / "teachers/fake-a/transform/basis")
+    with pytest.raises(StoreError, match=r"transform is damaged.*'basis' is not there"):
+        Cache(out).teachers["fake-a"].maps([0])

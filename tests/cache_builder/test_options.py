@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_builder.options import per_teacher, pixels
+from cache_builder.options import codec_requests, per_teacher, pixels
+from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError
 
 TEACHERS = ("clip", "sam")
@@ -60,3 +61,29 @@ def test_a_teacher_given_two_values_is_refused() -> None:
         sizes("sam=1", "sam=2")
     with pytest.raises(ConfigError, match="--size 448: clip, sam have a value already"):
         sizes("224", "448")
+
+
+def requests(**given: list[str]) -> dict[str, CodecRequest | None]:
+    return codec_requests(["a", "b"], **{"codec": [], "packing": [], "fidelity": [], "step": []} | given)
+
+
+def test_no_word_about_codecs_leaves_the_choice_to_the_build() -> None:
+    assert requests() == {"a": None, "b": None}
+
+
+def test_codecs_are_set_for_all_teachers_or_for_one() -> None:
+    assert requests(codec=["int8"]) == {"a": CodecRequest(name="int8"), "b": CodecRequest(name="int8")}
+    assert requests(fidelity=["a=0.999"], packing=["a=zstd"], codec=["b=half"]) == {
+        "a": CodecRequest(packing="zstd", fidelity=0.999),
+        "b": CodecRequest(name="half"),
+    }
+    assert requests(step=["b=0.5"])["b"] == CodecRequest(step=0.5)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--packing is a setting of klt, and a is to be stored as half"):
+        requests(codec=["half"], packing=["zstd"])
+    with pytest.raises(ConfigError, match="a has both --fidelity and --step"):
+        requests(fidelity=["0.99"], step=["0.1"])
+    with pytest.raises(ConfigError, match="--fidelity high: that is not a number"):
+        requests(fidelity=["high"])
