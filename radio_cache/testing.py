@@ -1,14 +1,17 @@
 """Fakes for tests, ours and yours: small real caches that need no weights, no network and no images on disk but their own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from radio_cache.codecs import Half
+from radio_cache.codecs import Codec, Half
+from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.crops import Fit, patch_geometry
+from radio_cache.moments import Moments
 from radio_cache.reader import Cache, digest
 from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
@@ -69,10 +72,12 @@ def make_tiny_cache(
     teachers: FakeTeachers | None = None,
     shard_images: int = 4,
     unusable: Sequence[str] = (),
+    codecs: Mapping[str, CodecRequest] | None = None,
 ) -> Cache:
     """A complete cache over a folder of class folders, by fake teachers, in the real format.
 
     teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default. unusable: keys to mark as images that cannot be used.
+    codecs: teacher name -> its codec, calibrated on all usable images; `half` for teachers that are not named.
     """
     keys = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.*"))
     class_names = tuple(sorted({key.split("/")[0] for key in keys}))
@@ -89,12 +94,19 @@ def make_tiny_cache(
         _write_images_shard(path, meta, shard, keys, images, loaded, set(unusable))
     for name, (summary_dim, spatial_dim) in (teachers or {"fake-a": (6, 8), "fake-b": (None, 5)}).items():
         spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim)
-        add_teacher(path, meta, spec)
+        usable = [None if key in unusable else image for key, image in zip(keys, loaded, strict=True)]
+        codec = _fitted((codecs or {}).get(name, CodecRequest(name="half")), spec, usable)
+        spec = replace(spec, codec=codec.to_json())
+        add_teacher(path, meta, spec, codec)
         for shard in range(meta.num_shards):
-            _write_teacher_shard(
-                path, meta, shard, spec, [None if k in unusable else i for k, i in zip(keys, loaded, strict=True)]
-            )
+            _write_teacher_shard(path, meta, shard, spec, codec, usable)
     return Cache(path)
+
+
+def _fitted(request: CodecRequest, spec: TeacherSpec, images: Sequence[Image.Image | None]) -> Codec:
+    maps = [fake_features(image, spec)[1] for image in images if image is not None]
+    tokens = np.concatenate(maps).reshape(-1, spec.spatial_dim)
+    return calibrate(request, Moments.of(tokens), tokens, tokens).codec
 
 
 def _write_images_shard(
@@ -123,13 +135,16 @@ def _write_images_shard(
 
 
 def _write_teacher_shard(
-    path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, images: Sequence[Image.Image | None]
+    path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, codec: Codec, images: Sequence[Image.Image | None]
 ) -> None:
     rows = meta.shard_rows(shard)
     writer = ShardWriter(path, spec.name, shard)
     made = [None if image is None else fake_features(image, spec) for image in (images[row] for row in rows)]
-    codes = [None if features is None else Half().encode(features[1]) for features in made]
-    writer.write_sharded("spatial", codes, grid=(0, shard, 0, 0, 0), chunks_per_shard=meta.shard_images)
+    codes = [None if features is None else codec.encode(features[1]) for features in made]
+    rest = (0,) * len(codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
+    writer.write_sharded(
+        "spatial", codes, grid=(0, shard, *rest), chunks_per_shard=meta.shard_images, zstd_level=codec.zstd_level
+    )
     maps = (
         np.stack([features[1] for features in made if features is not None])
         .reshape(-1, spec.spatial_dim)
