@@ -282,7 +282,8 @@ def table(rows: list[Row]) -> str:
 
 
 STYLES = {
-    "PHI-S step + zstd": ("#b3541e", ".", ":"), "klt zstd": ("#0b6e4f", "o", "-"), "klt packed": ("#37b385", "s", "-"), "PHI-S int8": ("#b3541e", "^", ""),
+    "PHI-S step + zstd": ("#b3541e", ".", ":"),
+    "klt zstd": ("#0b6e4f", "o", "-"), "klt packed": ("#37b385", "s", "-"), "PHI-S int8": ("#b3541e", "^", ""),
     "PHI-S int4": ("#b3541e", "v", ""), "absmax int8": ("#7a5195", "^", ""), "absmax int4": ("#7a5195", "v", ""),
     "FAISS SQ": ("#2f6db5", "D", "--"), "FAISS PQ": ("#84b1e0", "D", "--"), "half": ("#555555", "x", ""),
     "int8": ("#555555", "+", ""),
