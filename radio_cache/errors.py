@@ -8,7 +8,9 @@ RadioCacheError
 │   ├── StaleCacheError       the cache was made with other weights, geometry, codec or images
 │   ├── UnsupportedFormatError  the cache was written by a newer radio-cache
 │   ├── CorruptShardError     stored bytes do not match their checksum
-│   └── MissingRowsError      rows were asked for that no receipt vouches for
+│   ├── MissingRowsError      rows were asked for that no receipt vouches for
+│   ├── LimitError            the cache declares more than any cache holds: damaged, or hostile
+│   └── StorageError          the disk or the bucket refuses: full, read-only, unreachable, wrong credentials
 ├── TeacherError              a teacher cannot be had or run
 │   ├── UnknownTeacherError   no teacher of that name
 │   └── TeacherWeightsError   the weights are missing, or are not what the teacher needs
@@ -61,6 +63,14 @@ class CorruptShardError(StoreError):
 
 class MissingRowsError(StoreError):
     """Rows were asked for that are not in the cache, or belong to unusable images."""
+
+
+class LimitError(StoreError):
+    """The cache declares a size beyond what any cache has; nothing was allocated for it."""
+
+
+class StorageError(StoreError):
+    """The disk or the bucket a cache lies on refuses: full, read-only, unreachable, wrong credentials."""
 
 
 class TeacherError(RadioCacheError):

@@ -1,0 +1,395 @@
+"""Where the bytes of a cache lie: named byte strings under one root, a folder or the prefix of a bucket.
+
+`open_storage` picks by the look of the place. Every write is whole and atomic; what a power cut or a killed process
+leaves behind is the old content or the new one. Object stores are reached through obstore, imported when one is opened.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import socket
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, final
+
+from radio_cache.errors import ConfigError, StorageError
+
+TEMPORARY = ".tmp-"
+"""Names of files and folders in the making contain this; a killed process may leave some behind."""
+
+Part = bytes | bytearray | memoryview
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
+_MAX_PARTS = 1024  # IOV_MAX of Linux: what one writev takes
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is written as a URL rather than as a path."""
+    return isinstance(place, str) and _URL.match(place) is not None
+
+
+def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | None = None) -> "Storage":
+    """The storage at a path, or at a URL: s3://bucket/prefix, gs://, az://, file://.
+
+    options: settings of obstore's store for URLs, such as {"endpoint": "http://127.0.0.1:8333"}; what is not given comes
+    from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; docs/cloud.md). Nothing is read yet.
+    Raises ConfigError for a URL of a kind nobody knows.
+    """
+    if isinstance(place, Storage):
+        return place
+    found = _URL.match(place) if isinstance(place, str) else None
+    if found is None:
+        return LocalStorage(place)
+    if found[1].lower() == "file":
+        return LocalStorage(str(place)[len(found[0]) :])
+    if found[1].lower() not in _BUCKETS:
+        raise ConfigError(f"{place}: a cache lies in a folder, or at a URL with one of {', '.join(_BUCKETS)}, file")
+    from radio_cache.object_storage import ObjectStorage  # which imports this module
+
+    return ObjectStorage(str(place), options=options)
+
+
+class Storage(ABC):
+    """Named byte strings under one root. Paths are relative to it, separated by '/', and never climb out of it.
+
+    Missing files raise FileNotFoundError. Everything else the system or the bucket says becomes a StorageError that names
+    the place and the cure. Safe to share between threads and to pickle.
+    """
+
+    url: str
+    """What the user typed, for messages; of local storage a plain path."""
+    is_local: ClassVar[bool]
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+
+    @abstractmethod
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        """The bytes of each (offset, length); fewer where the file ends. Coalesced and parallel on object stores."""
+
+    @abstractmethod
+    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
+        """The last `length` bytes, all of them if the file is shorter, and the size of the file."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Bytes in a file, None if it is not there."""
+
+    @abstractmethod
+    def write(self, path: str, parts: Sequence[Part]) -> None:
+        """A file made of these parts, whole and atomic: after a crash it has its old content or the new one."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> bool:
+        """Like `write`, but only if there is no such file: False if there is. Of several writers exactly one gets True.
+
+        Where an answer of a bucket was lost and the request repeated, the winner may get False too.
+        """
+
+    @abstractmethod
+    def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
+        """A new folder of (path below it, content), all or nothing for whoever looks for `last` first.
+
+        False, and nothing changed that counts, if somebody was faster.
+        """
+
+    @abstractmethod
+    def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """(path below the root, bytes) of every file below a folder, sorted by path; none if it is not there."""
+
+    @abstractmethod
+    def list_folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly below one, sorted."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file; no error if it is gone already."""
+
+    @abstractmethod
+    def delete_tree(self, folder: str) -> None:
+        """Remove a folder with everything in it; no error if it is gone already."""
+
+    @abstractmethod
+    def remove_leftovers(self) -> int:
+        """Delete what killed processes of this machine left half-written; returns how many there were."""
+
+    def exists(self, path: str) -> bool:
+        return self.size(path) is not None
+
+    def local_path(self, path: str = "") -> Path:
+        """The file in the file system. Raises StorageError for storage that is not local."""
+        raise StorageError(f"{self.at(path)} is not on a local disk, and this works on local files only: copy it first")
+
+    def at(self, path: str = "") -> str:
+        """How to name a file in a message."""
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+
+def checked_path(path: str) -> str:
+    """The path itself. Raises StorageError if it is absolute or climbs out of the root, as a hostile cache might ask."""
+    if path.startswith("/") or "\0" in path or "\\" in path or ".." in path.split("/"):
+        raise StorageError(f"{path!r} is not a path inside a cache: the cache that asks for it is not to be trusted")
+    return path
+
+
+@final
+class LocalStorage(Storage):
+    """A folder. fsync: wait until the disk has what was written; without, only a power cut can lose or tear files."""
+
+    is_local = True
+
+    def __init__(self, root: str | Path, *, fsync: bool = True) -> None:
+        self._root = Path(root)
+        self._prefix = f"{self._root}/"
+        self._fsync = fsync
+        self.url = str(self._root)
+
+    def __reduce__(self) -> tuple[Callable[..., "LocalStorage"], tuple[Path, bool]]:
+        return (_local_storage, (self._root, self._fsync))
+
+    def read(self, path: str) -> bytes:
+        with self._named(path, "read"), self.local_path(path).open("rb") as file:
+            return file.read()
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        with self._named(path, "read"), self.local_path(path).open("rb") as file:
+            return [os.pread(file.fileno(), length, offset) for offset, length in ranges]
+
+    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
+        with self._named(path, "read"), self.local_path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return os.pread(file.fileno(), min(length, size), max(0, size - length)), size
+
+    def size(self, path: str) -> int | None:
+        try:
+            with self._named(path, "read"):
+                found = self.local_path(path).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size
+
+    def write(self, path: str, parts: Sequence[Part]) -> None:
+        with self._written_aside(path, parts) as (temporary, target):
+            temporary.replace(target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            with self._written_aside(path, [data]) as (temporary, target):
+                os.link(temporary, target)
+        except FileExistsError:
+            return False
+        return True
+
+    def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
+        target = self.local_path(folder)
+        temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
+        with self._named(folder, "write"):
+            new_folders = _make_folders(target.parent)
+            try:
+                for path, data in files:
+                    file = temporary / checked_path(path)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(data)
+                if self._fsync:
+                    _sync_tree(temporary)
+                try:
+                    temporary.rename(target)
+                except OSError:
+                    # Another process made the same folder a moment ago; the caller compares what it holds.
+                    if not (target / last).exists():
+                        raise
+                    return False
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._sync_folders([*new_folders, target.parent])
+        return True
+
+    def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        root = self.local_path(folder)
+        found: list[tuple[str, int]] = []
+        with self._named(folder, "list"):
+            for place, folders, files in os.walk(root, onerror=_raise_unless_gone):
+                folders[:] = [name for name in folders if TEMPORARY not in name]
+                for name in files:
+                    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                        if TEMPORARY not in name:
+                            file = Path(place) / name
+                            found.append((file.relative_to(self._root).as_posix(), file.stat().st_size))
+        yield from sorted(found)
+
+    def list_folders(self, folder: str = "") -> list[str]:
+        try:
+            with self._named(folder, "list"), os.scandir(self.local_path(folder)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir() and TEMPORARY not in entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def delete(self, path: str) -> None:
+        with self._named(path, "delete"):
+            self.local_path(path).unlink(missing_ok=True)
+
+    def delete_tree(self, folder: str) -> None:
+        target = self.local_path(folder)
+        # Renamed first, so that nobody ever sees half of it.
+        doomed = target.with_name(f"{target.name}{_temporary_suffix()}")
+        with contextlib.suppress(FileNotFoundError), self._named(folder, "delete"):
+            target.rename(doomed)
+            shutil.rmtree(doomed)
+            self._sync_folders([target.parent])
+
+    def remove_leftovers(self) -> int:
+        """Delete what killed processes of this machine left half-written; returns how many there were.
+
+        Names carry host and process number, so nothing that a live process is writing is touched.
+        """
+        removed = 0
+        with self._named("", "clean"):
+            for leftover in _leftovers(self._root):
+                host, _, rest = leftover.name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
+                if host == socket.gethostname() and not _is_running(int(rest)):
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    else:
+                        leftover.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def local_path(self, path: str = "") -> Path:
+        return Path(self._prefix + checked_path(path)) if path else self._root
+
+    @contextlib.contextmanager
+    def _written_aside(self, path: str, parts: Sequence[Part]) -> Generator[tuple[Path, Path]]:
+        """A complete, synced temporary file and where the caller shall put it; folders are synced afterwards."""
+        target = self.local_path(path)
+        temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
+        with self._named(path, "write"):
+            new_folders: list[Path] = []
+            try:
+                try:
+                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                except FileNotFoundError:
+                    new_folders = _make_folders(target.parent)
+                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                try:
+                    _write_all(descriptor, parts)
+                    if self._fsync:
+                        os.fdatasync(descriptor)
+                finally:
+                    os.close(descriptor)
+                yield temporary, target
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._sync_folders([target.parent, *new_folders])
+
+    def _sync_folders(self, folders: Iterable[Path]) -> None:
+        """Make renames in these folders survive a power cut."""
+        if self._fsync:
+            for folder in folders:
+                _sync(folder)
+
+    @contextlib.contextmanager
+    def _named(self, path: str, doing: str) -> Generator[None]:
+        """Turn the system's words into ours, except those callers react to."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+            raise
+        except OSError as exc:
+            cure = _CURES.get(exc.errno or 0, "nothing that was finished is lost; the same command goes on from there")
+            raise StorageError(f"cannot {doing} {self.at(path)}: {exc.strerror or exc}: {cure}") from exc
+
+
+_CURES = {
+    errno.ENOSPC: "free some space and run the same command again; nothing that was finished is lost",
+    errno.EDQUOT: "free some space or ask for more, and run the same command again; nothing that was finished is lost",
+    errno.EROFS: "the disk can only be read: choose a place that can be written",
+    errno.EACCES: "choose a place that you may use, or have its permissions changed",
+    errno.EPERM: "choose a place that you may use, or have its permissions changed",
+    errno.EIO: "the disk has an error: copy what can be read to another one",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+}
+
+
+def _local_storage(root: Path, fsync: bool) -> LocalStorage:
+    return LocalStorage(root, fsync=fsync)
+
+
+def _write_all(descriptor: int, parts: Sequence[Part]) -> None:
+    """All parts, in order, without joining them."""
+    waiting = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
+    first = 0
+    while first < len(waiting):
+        written = os.writev(descriptor, waiting[first : first + _MAX_PARTS])
+        while first < len(waiting) and written >= waiting[first].nbytes:
+            written -= waiting[first].nbytes
+            first += 1
+        if written:
+            waiting[first] = waiting[first][written:]
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it that are missing. Returns the folders that got a new entry, innermost first."""
+    changed: list[Path] = []
+    here = folder
+    while not here.exists():
+        here = here.parent
+        changed.append(here)
+    folder.mkdir(parents=True, exist_ok=True)
+    return changed
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(path: Path) -> None:
+    """Sync every file and folder below `path`."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _leftovers(path: Path) -> Iterator[Path]:
+    yield from (entry for entry in path.parent.glob(f"{path.name}{TEMPORARY}*"))
+    for folder, folders, files in os.walk(path):
+        for name in list(folders):
+            if TEMPORARY in name:
+                folders.remove(name)
+                yield Path(folder) / name
+        yield from (Path(folder) / name for name in files if TEMPORARY in name)
+
+
+def _temporary_suffix() -> str:
+    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+__all__ = ["TEMPORARY", "LocalStorage", "Part", "Storage", "checked_path", "is_url", "open_storage"]
