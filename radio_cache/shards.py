@@ -57,7 +57,7 @@ def encode_shard(chunks: Sequence[bytes | None], chunks_per_shard: int) -> bytes
     return b"".join([*parts, with_crc(index.tobytes())])
 
 
-def decode_index(data: bytes, path: Path) -> NDArray[np.uint64]:
+def decode_index(data: bytes, path: Path | str) -> NDArray[np.uint64]:
     """The (chunks, 2) offsets and lengths from the last bytes of a shard. Raises CorruptShardError naming `path`."""
     body, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
     if crc32c(body) != stored:
