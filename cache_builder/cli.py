@@ -196,6 +196,61 @@ def info(cache: Path, failures: bool) -> None:
 
 
 @main.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Also decode every map and summary.")
+@plain_errors(on_interrupt="")
+def verify(cache: Path, deep: bool) -> None:
+    """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing."""
+    from radio_cache.verify import verify_cache
+
+    report = verify_cache(Cache(cache), deep=deep)
+    rows = table("", "unit", "shards right", "damaged", "not built yet")
+    for unit, count in report.shards.items():
+        damaged = len({damage.shard for damage in report.damages if damage.unit == unit})
+        rows.add_row(unit, str(count - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
+    console().print(rows)
+    for damage in report.damages:
+        click.echo(f"{damage.place}: {damage.what}")
+    if not report.ok:
+        mendable = sum(damage.mendable for damage in report.damages)
+        click.echo(
+            f"\n{len(report.damages)} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again"
+        )
+        raise SystemExit(1)
+    click.echo(f"\n{cache}: all that is there is right" + (", decoded to the last map" if deep else ""))
+
+
+@main.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@plain_errors(on_interrupt=_SAME_COMMAND)
+def repair(cache: Path) -> None:
+    """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""
+    from radio_cache.verify import repair_cache, verify_cache
+
+    opened = Cache(cache)
+    report = verify_cache(opened, deep=True)
+    for line in repair_cache(opened, report):
+        click.echo(line)
+    click.echo("nothing to repair" if report.ok else f"\nNow run the build command of {cache} again")
+
+
+@main.command("drop-teacher")
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("teacher")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@plain_errors(on_interrupt=_SAME_COMMAND)
+def drop(cache: Path, teacher: str, yes: bool) -> None:
+    """Remove one TEACHER and all it wrote from CACHE. The others stay as they are."""
+    from radio_cache.verify import drop_teacher
+
+    opened = Cache(cache)
+    if teacher in opened.teachers and not yes:
+        stored = human_bytes(opened.teachers[teacher].stored_bytes())
+        click.confirm(f"remove {teacher} ({stored}) from {cache}?", abort=True)
+    click.echo(f"{teacher} is gone from {cache}: {human_bytes(drop_teacher(opened, teacher))} freed")
+
+
+@main.command()
 @plain_errors(on_interrupt="")
 def teachers() -> None:
     """List the teachers that can be built: sizes, licences, and where their weights come from."""

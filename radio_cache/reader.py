@@ -319,8 +319,8 @@ class _ShardFiles:
             raise CorruptShardError(f"{self._path(view, shard)}: row {row} is cut short ({got} of {length} bytes)")
         if verify == "always" and crc32c(stored) != int.from_bytes(crc, "little"):
             raise CorruptShardError(
-                f"{self._path(view, shard)}: row {row} does not match its checksum: delete this shard's receipt and "
-                "run the build again"
+                f"{self._path(view, shard)}: row {row} does not match its checksum: `radio-cache repair` drops its "
+                "shard, and the build makes it again"
             )
         if self._compressed:
             out[:] = self._decompressed(stored, len(out), f"{self._path(view, shard)}: row {row}")
@@ -402,11 +402,16 @@ def read_image_file(container: Path, member: str, offset: int, length: int) -> b
 
 def read_receipt(cache_path: Path, unit: str, shard: int) -> Receipt | None:
     """The receipt of one shard, or None if the shard has not been made."""
+    path = cache_path / receipt_path(unit, shard)
     try:
-        text = (cache_path / receipt_path(unit, shard)).read_bytes()
+        data = json.loads(path.read_bytes())
+        return Receipt.from_json(data)
     except FileNotFoundError:
         return None
-    return Receipt.from_json(json.loads(text))
+    except (ValueError, TypeError, StoreError) as exc:
+        raise CorruptShardError(
+            f"{path} is damaged ({exc}): radio-cache repair {cache_path}, then run the build again"
+        ) from exc
 
 
 def is_cache(path: Path) -> bool:
@@ -436,8 +441,8 @@ def _read_array(cache_path: Path, unit: str, name: str) -> NDArray[Any]:
 
 def _damaged(cache_path: Path, unit: str, file: str, shard: int) -> CorruptShardError:
     return CorruptShardError(
-        f"{cache_path / unit_group(unit) / file} is damaged or gone, although there is a receipt for it: delete "
-        f"{cache_path / receipt_path(unit, shard)} and run the build again"
+        f"{cache_path / unit_group(unit) / file} is damaged or gone, although there is a receipt for it: "
+        f"radio-cache repair {cache_path}, then run the build again"
     )
 
 

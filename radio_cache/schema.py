@@ -3,14 +3,16 @@
 A cache is one Zarr v3 group. Numbers live in arrays that any Zarr tool reads; this module holds the rest.
 """
 
+import json
 import re
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal, cast
 
 from radio_cache.crops import ViewGeometry
-from radio_cache.errors import ConfigError, StoreError, UnsupportedFormatError
+from radio_cache.errors import ConfigError, CorruptShardError, StoreError, UnsupportedFormatError
 from radio_cache.fidelity import Fidelity
+from radio_cache.shards import crc32c
 
 FORMAT_VERSION = 1
 ATTRIBUTES_KEY = "radio_cache"
@@ -67,7 +69,7 @@ class CacheMeta:
         return range(first, min(first + self.shard_images, self.num_images))
 
     def to_json(self) -> dict[str, Any]:
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        return _sealed({"format_version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "CacheMeta":
@@ -78,6 +80,8 @@ class CacheMeta:
                 f"the cache has format version {version}, this radio-cache reads version {FORMAT_VERSION}: "
                 "install the radio-cache that wrote it, or a newer one"
             )
+        fields = _unsealed(data, "the cache's own attributes in zarr.json")
+        del fields["format_version"]
         fields["containers"] = tuple(Container(**item) for item in fields["containers"])
         fields["class_names"] = tuple(fields["class_names"])
         return cls(**fields)
@@ -137,10 +141,11 @@ class TeacherSpec:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _sealed(asdict(self))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TeacherSpec":
+        data = _unsealed(data, "a teacher's spec in zarr.json")
         parts: dict[str, Any] = {
             "geometry": ViewGeometry.from_json(data["geometry"]),
             "normalisation": Normalisation.from_json(data["normalisation"]),
@@ -151,8 +156,8 @@ class TeacherSpec:
         """What is stored and what `asked` asks for, field by field, where they differ; what is only told aside."""
         # Whoever asks for no codec in particular takes the one that is there.
         stored_codec = _asked(self.codec) if asked.codec else {}
-        stored_fields = _flat(replace(self, software={}, weights="", codec=stored_codec).to_json())
-        asked_fields = _flat(replace(asked, software={}, weights="", codec=_asked(asked.codec)).to_json())
+        stored_fields = _flat(asdict(replace(self, software={}, weights="", codec=stored_codec)))
+        asked_fields = _flat(asdict(replace(asked, software={}, weights="", codec=_asked(asked.codec))))
         names = sorted(stored_fields.keys() | asked_fields.keys())
         return [
             f"{name} is {stored_fields.get(name)}, this run asks for {asked_fields.get(name)}"
@@ -214,10 +219,11 @@ class Receipt:
         data = asdict(self)
         if self.fidelity is None:
             del data["fidelity"]
-        return data
+        return _sealed(data)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Receipt":
+        data = _unsealed(data, "a receipt")
         try:
             parts: dict[str, Any] = {
                 "failures": tuple(Failure(**item) for item in data["failures"]),
@@ -225,8 +231,21 @@ class Receipt:
                 "fidelity": Fidelity(**data["fidelity"]) if data.get("fidelity") else None,
             }
             return cls(**(data | parts))
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, AttributeError) as exc:
             raise StoreError(f"a receipt does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
+
+
+def _sealed(data: dict[str, Any]) -> dict[str, Any]:
+    """With a checksum of the document in canonical form: layout and order of fields do not count."""
+    return data | {"crc32c": crc32c(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())}
+
+
+def _unsealed(data: dict[str, Any], what: str) -> dict[str, Any]:
+    """Without the checksum, if there is one and it is right. Raises CorruptShardError naming `what` if it is wrong."""
+    fields = dict(data)
+    if "crc32c" in fields and fields.pop("crc32c") != _sealed(fields)["crc32c"]:
+        raise CorruptShardError(f"{what} does not match its own checksum: restore it from a copy")
+    return fields
 
 
 def receipt_path(unit: str, shard: int) -> str:

@@ -88,7 +88,7 @@ def create_cache(path: Path, meta: CacheMeta, index: ImageIndex) -> None:
         for name, column in columns.items():
             array = images.create_array(
                 name, shape=column.shape, dtype=column.dtype, chunks=(min(len(column), _INDEX_CHUNK),),
-                compressors=None, filters=None, fill_value=0,
+                compressors=(Crc32cCodec(),), filters=None, fill_value=0,
             )  # fmt: skip
             array[:] = column
         n, s = meta.num_images, meta.shard_images

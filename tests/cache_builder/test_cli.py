@@ -56,7 +56,8 @@ def test_a_build_ends_with_a_table_and_the_next_command(run: Run, tmp_path: Path
     result = run()
     assert result.exit_code == 0, result.output
     title, first, second, *_ = result.stdout.splitlines()
-    assert title.split() == ["teacher", "images", "computed", "now", "images/s", "seconds", "bytes/image", "stored"]
+    columns = "teacher images computed now images/s seconds codec cosine bytes/image stored"
+    assert title.split() == columns.split()
     assert first.split()[:3] == ["fake-a", "10", "10"]
     assert second.split()[:3] == ["fake-maps", "10", "10"]
     assert f"{tmp_path}/out.zarr is complete. Next: radio-train --cache {tmp_path}/out.zarr" in result.stdout
@@ -305,3 +306,36 @@ def test_the_installed_command_builds_with_a_real_teacher(tmp_path: Path, ten_im
     assert re.search(r"efficientnet-lite0 +10 +10 ", done.stdout)
     assert "Warning" not in done.stderr
     assert Cache(tmp_path / "out.zarr").teachers["efficientnet-lite0"].maps(range(10)).shape == (10, 7, 7, 320)
+
+
+# ---------------------------------------------------------------- verify, repair, drop
+
+
+def test_verify_repair_and_build_bring_a_damaged_cache_back(run: Run, tmp_path: Path) -> None:
+    run()
+    out = tmp_path / "out.zarr"
+    shard = out / "teachers/fake-a/spatial/c/0/0/0/0/0"
+    good = shard.read_bytes()
+    runner = CliRunner()
+    assert "all that is there is right" in runner.invoke(main, ["verify", str(out), "--deep"]).output
+    shard.write_bytes(good[:5] + bytes([good[5] ^ 1]) + good[6:])
+    found = runner.invoke(main, ["verify", str(out)])
+    assert found.exit_code == 1
+    assert "teachers/fake-a/spatial/c/0/0/0/0/0: does not match its checksum" in found.output
+    assert f"radio-cache repair {out}" in found.output
+    assert "fake-a, shard 0: dropped" in runner.invoke(main, ["repair", str(out)]).output
+    run()
+    assert shard.read_bytes() == good
+    assert runner.invoke(main, ["verify", str(out), "--deep"]).exit_code == 0
+    assert "nothing to repair" in runner.invoke(main, ["repair", str(out)]).output
+
+
+def test_a_teacher_is_dropped_after_a_question(run: Run, tmp_path: Path) -> None:
+    run()
+    out = tmp_path / "out.zarr"
+    runner = CliRunner()
+    assert runner.invoke(main, ["drop-teacher", str(out), "fake-a"], input="n\n").exit_code != 0
+    assert "fake-a" in Cache(out).teachers
+    assert "fake-a is gone" in runner.invoke(main, ["drop-teacher", str(out), "fake-a", "--yes"]).output
+    assert list(Cache(out).teachers) == ["fake-maps"]
+    assert "no cached teacher is called 'fake-a'" in runner.invoke(main, ["drop-teacher", str(out), "fake-a"]).output
