@@ -1,0 +1,105 @@
+"""The `zarr.json` documents of a cache, version 3 of Zarr: groups, plain arrays, sharded arrays. Pure: numbers in, bytes out.
+
+Any Zarr library opens what is described here; writing needs none of them (tests/radio_cache/test_zarr_documents.py).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from radio_cache.errors import StoreError
+
+DOCUMENT = "zarr.json"
+
+_BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC32C: dict[str, Any] = {"name": "crc32c"}
+
+
+def group_document(attributes: Mapping[str, Any] | None = None) -> bytes:
+    """A group with these attributes."""
+    return _dumped({"attributes": dict(attributes or {}), "zarr_format": 3, "node_type": "group"})
+
+
+def plain_array_document(
+    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float
+) -> bytes:
+    """An uncompressed array whose chunks end with their crc32c."""
+    return _array(shape, chunks, np.dtype(dtype), fill_value, [_bytes_codec(np.dtype(dtype)), _CRC32C])
+
+
+def sharded_array_document(
+    shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float,
+    zstd_level: int | None,
+) -> bytes:  # fmt: skip
+    """An array of shard files with the index at their end. chunk: the inner chunk's shape; each ends with its crc32c.
+
+    zstd_level: None where chunks are plain bytes, otherwise what they were compressed with.
+    """
+    inner = [_bytes_codec(np.dtype(dtype))]
+    if zstd_level is not None:
+        inner.append({"name": "zstd", "configuration": {"level": zstd_level, "checksum": False}})
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": list(chunk), "codecs": [*inner, _CRC32C], "index_codecs": [_BYTES, _CRC32C],
+            "index_location": "end",
+        },
+    }  # fmt: skip
+    return _array(shape, shard, np.dtype(dtype), fill_value, [sharding])
+
+
+def with_shape(document: bytes, shape: tuple[int, ...]) -> bytes:
+    """The same array, larger or smaller."""
+    return _dumped(json.loads(document) | {"shape": list(shape)})
+
+
+def attributes_of(document: bytes) -> dict[str, Any]:
+    """The attributes of a group or an array. Raises ValueError for what is no such document."""
+    attributes = json.loads(document)["attributes"]
+    if not isinstance(attributes, dict):
+        raise TypeError("attributes are not an object")
+    return attributes
+
+
+def shape_of(document: bytes, place: str) -> tuple[int, ...]:
+    """The shape of an array. Raises StoreError naming the place for what is no such document."""
+    try:
+        shape = tuple(json.loads(document)["shape"])
+        if all(type(side) is int and side >= 0 for side in shape):
+            return shape
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise StoreError(f"{place} does not describe a Zarr array: {exc}") from exc
+    raise StoreError(f"{place} does not describe a Zarr array: its shape is {shape}")
+
+
+def _array(
+    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], fill_value: float, codecs: list[Any]
+) -> bytes:
+    whole = np.issubdtype(dtype, np.integer)
+    return _dumped({
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": int(fill_value) if whole else _json_float(fill_value),
+        "codecs": codecs,
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    })  # fmt: skip
+
+
+def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
+    return _BYTES if dtype.itemsize > 1 else {"name": "bytes"}
+
+
+def _json_float(value: float) -> float | str:
+    return float(value) if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity"}.get(str(value), "-Infinity")
+
+
+def _dumped(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode()
