@@ -206,7 +206,7 @@ def verify(cache: Path, deep: bool) -> None:
     report = verify_cache(Cache(cache), deep=deep)
     rows = table("", "unit", "shards right", "damaged", "not built yet")
     for unit, count in report.shards.items():
-        damaged = len({damage.shard for damage in report.damages if damage.unit == unit})
+        damaged = len({d.shard for d in report.damages if d.unit == unit and d.shard is not None})
         rows.add_row(unit, str(count - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
     console().print(rows)
     for damage in report.damages:

@@ -13,6 +13,7 @@ import zarr
 
 from radio_cache import Cache
 from radio_cache.errors import MissingRowsError
+from radio_cache.verify import verify_cache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -84,6 +85,12 @@ def test_golden_spec_tells_the_geometry(cache: Cache) -> None:
     assert (spec.geometry.fit, spec.geometry.input_hw, spec.geometry.grid_hw) == ("crop", (32, 48), (2, 3))
     assert (spec.geometry.stride_px, spec.geometry.offset_px, spec.geometry.resize_px) == (16.0, 8.0, 40)
     assert (spec.summary_dim, cache.teachers["golden-b"].spec.summary_dim) == (4, None)
+
+
+def test_golden_caches_pass_verification(cache: Cache) -> None:
+    report = verify_cache(cache, deep=True)
+    assert report.damages == ()
+    assert report.missing == {"images": 0, "golden-a": 0, "golden-b": 1}
 
 
 def test_zarr_python_reads_the_golden_cache(recipe: ModuleType) -> None:
