@@ -282,37 +282,51 @@ def table(rows: list[Row]) -> str:
 
 
 STYLES = {
-    "PHI-S step + zstd": ("#b3541e", ".", ":"),
-    "klt zstd": ("#0b6e4f", "o", "-"), "klt packed": ("#37b385", "s", "-"), "PHI-S int8": ("#b3541e", "^", ""),
-    "PHI-S int4": ("#b3541e", "v", ""), "absmax int8": ("#7a5195", "^", ""), "absmax int4": ("#7a5195", "v", ""),
-    "FAISS SQ": ("#2f6db5", "D", "--"), "FAISS PQ": ("#84b1e0", "D", "--"), "half": ("#555555", "x", ""),
-    "int8": ("#555555", "+", ""),
+    "klt zstd": ("#0b6e4f", "o", "-"), "klt packed": ("#37b385", "s", "-"), "PHI-S step + zstd": ("#b3541e", ".", ":"),
+    "PHI-S int8": ("#b3541e", "^", "none"), "PHI-S int4": ("#b3541e", "v", "none"), "absmax int8": ("#7a5195", "^", "none"),
+    "absmax int4": ("#7a5195", "v", "none"), "FAISS SQ": ("#2f6db5", "D", "--"), "FAISS PQ": ("#84b1e0", "D", "none"),
+    "int8": ("#222222", "+", "none"),
 }  # fmt: skip
-"""Family -> colour, marker, line."""
+"""Family -> colour, marker, line. half, at 16 bits and an error of 1e-8, would only squeeze the others together."""
 
 
 def plot(rows: list[Row], teachers: list[str], file: Path) -> None:
-    """1 - cosine, logarithmic, against bits per value; one panel per teacher. Down and left is better."""
+    """Two errors, logarithmic, against bits per value; a column per teacher. Down and left is better."""
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(1, len(teachers), figsize=(5 * len(teachers), 4.6), sharey=True, squeeze=False)
+    size = (4.6 * len(teachers) + 1.6, 7.6)
+    figure, axes = pyplot.subplots(2, len(teachers), figsize=size, sharex=True, sharey="row", squeeze=False)
     for axis, teacher in zip(axes[0], teachers, strict=True):
+        axis.set_title(teacher)
+    for column, teacher in enumerate(teachers):
         for family, (colour, marker, line) in STYLES.items():
-            points = sorted(
-                (r.bits_per_value, 1 - r.cosine) for r in rows if (r.teacher, r.family) == (teacher, family)
+            own = sorted(
+                (row for row in rows if (row.teacher, row.family) == (teacher, family)),
+                key=lambda row: row.bits_per_value,
             )
-            if points:
-                x, y = zip(*points, strict=True)
-                axis.plot(x, y, line, color=colour, marker=marker, markersize=6, label=family, linewidth=1.4)
-        axis.set(title=teacher, xlabel="bits per value, everything stored per image", yscale="log", xlim=(1.5, 17))
-        axis.set_xscale("log", base=2)
-        axis.set_xticks([2, 3, 4, 6, 8, 16], labels=["2", "3", "4", "6", "8", "16"])
-        axis.grid(which="major", color="#dddddd", linewidth=0.6)
-    axes[0][0].set_ylabel("1 - mean cosine on held-out images")
-    axes[0][-1].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+            look = {
+                "color": colour,
+                "marker": marker,
+                "linestyle": line,
+                "label": family,
+                "linewidth": 1.3,
+                "markersize": 6,
+            }
+            bits = [row.bits_per_value for row in own]
+            axes[0][column].plot(bits, [1 - row.cosine for row in own], **look)
+            axes[1][column].plot(bits, [row.relative_mse for row in own], **look)
+        axes[1][column].set_xlabel("bits per value, all that is stored per image")
+    for axis in axes.flat:
+        axis.set(xscale="log", yscale="log", xlim=(1.9, 8.7))
+        axis.set_xticks([2, 3, 4, 5, 6, 8], labels=["2", "3", "4", "5", "6", "8"])
+        axis.minorticks_off()
+        axis.grid(color="#dddddd", linewidth=0.6)
+    axes[0][0].set_ylabel("1 - mean cosine, held-out images")
+    axes[1][0].set_ylabel("relative MSE, held-out images")
+    figure.tight_layout(rect=(0, 0, 1 - 1.6 / size[0], 1))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="center right", frameon=False, fontsize=9)
+    figure.savefig(file, dpi=100)
 
 
 def main() -> None:
