@@ -95,13 +95,13 @@ def describe(cache: Cache) -> Group:
         + f"; written by {meta.creator}\n",
     )
     rows = table(
-        "", "teacher", "input px", "maps", "summary", "codec", "cosine", "bits/value", "bytes/image", "stored", "complete"
+        "", "teacher", "input px", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built"
     )  # fmt: skip
     infos = teacher_infos(cache)
     for info in infos:
         rows.add_row(
-            info.name, f"{info.input_hw[0]} x {info.input_hw[1]} {info.fit}",
-            f"{info.grid_hw[0]} x {info.grid_hw[1]} x {info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
+            info.name, f"{info.input_hw[0]}x{info.input_hw[1]} {info.fit}",
+            f"{info.grid_hw[0]}x{info.grid_hw[1]}x{info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
             cosine(info.fidelity), f"{info.bits_per_value:.2f}", human_bytes(info.bytes_per_image),
             human_bytes(info.stored_bytes), f"{info.shards_done / info.num_shards:.0%}",
         )  # fmt: skip

@@ -22,7 +22,7 @@ def printed(content: RenderableType) -> str:
 def test_info_counts_images_shards_classes_and_bytes(cache: Cache) -> None:
     text = printed(describe(cache))
     assert "10 images in 3 shards of 4, 2 classes, 1 unusable" in text
-    assert "4 x 4 x 8" in text
+    assert "4x4x8" in text
     a, b = teacher_infos(cache)
     assert (a.name, a.summary_dim, a.shards_done, a.num_shards, a.images_done) == ("fake-a", 6, 3, 3, 9)
     assert (b.name, b.summary_dim) == ("fake-b", None)
