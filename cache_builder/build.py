@@ -34,10 +34,11 @@ from radio_cache.errors import CodecError, ConfigError, ImageError, NotACacheErr
 from radio_cache.fidelity import PERFECT, Fidelity, from_cosines
 from radio_cache.images import MAX_PIXELS, decode_image
 from radio_cache.prefetch import ahead
-from radio_cache.reader import Cache, is_cache, read_receipt
+from radio_cache.reader import Cache, is_cache
+from radio_cache.receipts import compact_receipts, read_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
 from radio_cache.torch import MapEncoder
-from radio_cache.writer import ShardWriter, add_teacher, create_cache, refuse_occupied, remove_leftovers
+from radio_cache.writer import ShardWriter, add_teacher, create_cache, refuse_occupied
 
 Say = Callable[[str], None]
 
@@ -52,7 +53,7 @@ class BuildConfig:
 
     images: tuple[str, ...]
     teachers: dict[str, TeacherOptions]
-    out: Path
+    out: str | Path
     shard_images: int = 128
     batch_images: int = 32
     device: str = "cpu"
@@ -144,8 +145,8 @@ def _create(config: BuildConfig, listing: Listing) -> Cache:
 
 def _open(config: BuildConfig, listing: Listing) -> Cache:
     """The cache that is there. Raises StaleCacheError if it was not made from these images in this way."""
-    remove_leftovers(config.out)
     cache = Cache(config.out)
+    cache.storage.remove_leftovers()
     meta = cache.meta
     cure = "choose another --out, or remove that cache"
     difference = same_images(cache.index, listing.index)
@@ -174,18 +175,17 @@ def _scan(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
         with ProgressLine("checking images", cache.num_images, done=cache.num_images - total) as progress:
             for shard in todo:
                 progress.advance(scan_shard(cache, shard, pool).num_rows)
+    compact_receipts(cache.storage, IMAGES_UNIT)
     failures = cache.failures()
     if failures:
-        keys = cache.index.keys
+        index = cache.index
         say(f"{len(failures)} of {cache.num_images} images cannot be used and are left out:")
         for failure in failures[:5]:
-            say(f"  {keys[failure.row]}: {failure.reason}")
+            say(f"  {index.key(failure.row)}: {failure.reason}")
         if len(failures) > 5:
-            say(f"  ... and {len(failures) - 5} more: radio-cache info {cache.path} --failures")
+            say(f"  ... and {len(failures) - 5} more: radio-cache info {cache.url} --failures")
     if len(failures) == cache.num_images:
-        raise SourceError(
-            f"none of the {cache.num_images} images can be used: radio-cache info {cache.path} --failures"
-        )
+        raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.url} --failures")
 
 
 def _join(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say) -> Cache:
@@ -205,11 +205,11 @@ def _join(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolE
         try:
             chosen = choose_codec(teacher.spec, cache.usable_rows(), tokens_of)
         except CodecError as exc:
-            raise CodecError(f"{cache.path}, teacher '{name}': {exc}") from exc
+            raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
         if chosen.note:
             say(f"{name}: {chosen.note}")
-        add_teacher(cache.path, cache.meta, replace(teacher.spec, codec=chosen.recorded), chosen.codec)
-    joined = Cache(cache.path)
+        add_teacher(cache.storage, cache.meta, replace(teacher.spec, codec=chosen.recorded), chosen.codec)
+    joined = Cache(cache.storage)
     _check_same(joined, [teacher])  # another process may have been faster; what it chose is what counts
     return joined
 
@@ -219,13 +219,13 @@ def _check_same(cache: Cache, teachers: list[Teacher]) -> None:
         differences = cache.teachers[asked.name].spec.differences(asked) if asked.name in cache.teachers else []
         if differences:
             raise StaleCacheError(
-                f"{cache.path}, teacher '{asked.name}': {'; '.join(differences)}. "
+                f"{cache.url}, teacher '{asked.name}': {'; '.join(differences)}. "
                 "Ask for what the cache holds, or build into another --out"
             )
 
 
 def _missing_shards(cache: Cache, unit: str) -> list[int]:
-    return [shard for shard in range(cache.meta.num_shards) if read_receipt(cache.path, unit, shard) is None]
+    return unfinished_shards(cache.receipt_columns(unit), cache.meta.shard_rows, cache.meta.num_shards)
 
 
 def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor) -> TeacherResult:
@@ -255,6 +255,7 @@ def _run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
             with Stopwatch(stages, "write"):
                 if last is not None:
                     last.result()
+    compact_receipts(cache.storage, name)
     return TeacherResult(name, len(rows), int(usable.sum()) - len(rows), time.perf_counter() - started, stages)
 
 
@@ -304,8 +305,8 @@ def _compute(
             try:
                 encoded = encoder(spatial)
             except CodecError as exc:
-                keys = [cache.index.keys[row] for row in (batch_rows[0], batch_rows[-1])]
-                raise CodecError(f"{cache.path}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
+                keys = [cache.index.key(row) for row in (batch_rows[0], batch_rows[-1])]
+                raise CodecError(f"{cache.url}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
             codes[here] = encoded.codes.cpu().numpy()
             valid = torch.from_numpy(_valid_tokens(cache, batch_rows, spec.geometry)).to(device)
             tokens = spatial[valid].double()
@@ -359,7 +360,7 @@ def write_shard(cache: Cache, teacher: Teacher, shard: int, rows: list[int], fea
     """Commit one shard: codes, summaries, sums for the statistics, and last the receipt."""
     spec, meta = teacher.spec, cache.meta
     shard_rows = meta.shard_rows(shard)
-    writer = ShardWriter(cache.path, spec.name, shard)
+    writer = ShardWriter(cache.storage, spec.name, shard)
     cached = cache.teachers[spec.name]
     chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)
     for row, codes in zip(rows, features.codes, strict=True):
@@ -374,10 +375,10 @@ def write_shard(cache: Cache, teacher: Teacher, shard: int, rows: list[int], fea
         try:
             summary[0, [row - shard_rows[0] for row in rows]] = Half().encode(features.summary)
         except CodecError as exc:
-            raise CodecError(f"{cache.path}, teacher '{spec.name}', shard {shard}, summary: {exc}") from exc
+            raise CodecError(f"{cache.url}, teacher '{spec.name}', shard {shard}, summary: {exc}") from exc
         writer.write_plain("summary", summary, grid=(0, shard, 0))
         writer.write_plain("stats/summary", _sums(features.summary)[None], grid=(shard, 0, 0))
-    failures = read_receipt(cache.path, IMAGES_UNIT, shard)
+    failures = read_receipt(cache.storage, IMAGES_UNIT, shard)
     return writer.commit({
         "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": features.num_tokens,
         "failures": failures.failures if failures else (), "fidelity": features.fidelity,
@@ -405,6 +406,6 @@ def _pixels(cache: Cache, row: int, geometry: ViewGeometry) -> NDArray[np.uint8]
         return view_pixels(decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels), geometry)
     except ImageError as exc:
         raise SourceError(
-            f"image {cache.index.keys[row]} was fine when the images were checked, and now: {exc}. "
+            f"image {cache.index.key(row)} was fine when the images were checked, and now: {exc}. "
             "Put it back and run the same command again, or build a new cache"
         ) from exc

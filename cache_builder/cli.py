@@ -6,7 +6,7 @@ from typing import cast
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_support import console, human_bytes, plain_errors, table
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
 from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
@@ -49,9 +49,9 @@ def main() -> None:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PLACE,
     metavar="CACHE.zarr",
-    help="The cache to make or go on with.",
+    help="The cache to make or go on with: a folder, or a URL such as s3://bucket/cache.zarr.",
 )
 @click.option(
     "--weights",
@@ -116,7 +116,7 @@ def main() -> None:
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def build(
-    images: tuple[str, ...], teachers: tuple[str, ...], out: Path, weights: tuple[str, ...], size: tuple[str, ...],
+    images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, weights: tuple[str, ...], size: tuple[str, ...],
     fit: tuple[str, ...], dtype: str, codec: tuple[str, ...], packing: tuple[str, ...], fidelity: tuple[str, ...],
     step: tuple[str, ...], device: str, batch_size: int, shard_images: int, limit: int | None,
     max_pixels: int, threads: int | None,
@@ -184,10 +184,10 @@ def build(
 
 
 @main.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=PLACE)
 @click.option("--failures", is_flag=True, help="List the images that cannot be used, and why.")
 @plain_errors(on_interrupt="")
-def info(cache: Path, failures: bool) -> None:
+def info(cache: str | Path, failures: bool) -> None:
     """Say what is in CACHE: teachers, sizes, bytes per image, how complete it is."""
     from radio_cache.info import describe, describe_failures
 
@@ -196,10 +196,10 @@ def info(cache: Path, failures: bool) -> None:
 
 
 @main.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=PLACE)
 @click.option("--deep", is_flag=True, help="Also decode every map and summary.")
 @plain_errors(on_interrupt="")
-def verify(cache: Path, deep: bool) -> None:
+def verify(cache: str | Path, deep: bool) -> None:
     """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing."""
     from radio_cache.verify import verify_cache
 
@@ -221,9 +221,9 @@ def verify(cache: Path, deep: bool) -> None:
 
 
 @main.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=PLACE)
 @plain_errors(on_interrupt=_SAME_COMMAND)
-def repair(cache: Path) -> None:
+def repair(cache: str | Path) -> None:
     """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""
     from radio_cache.verify import repair_cache, verify_cache
 
@@ -235,11 +235,11 @@ def repair(cache: Path) -> None:
 
 
 @main.command("drop-teacher")
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=PLACE)
 @click.argument("teacher")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @plain_errors(on_interrupt=_SAME_COMMAND)
-def drop(cache: Path, teacher: str, yes: bool) -> None:
+def drop(cache: str | Path, teacher: str, yes: bool) -> None:
     """Remove one TEACHER and all it wrote from CACHE. The others stay as they are."""
     from radio_cache.verify import drop_teacher
 

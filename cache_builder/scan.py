@@ -40,7 +40,7 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
         digests[number] = np.frombuffer(seen.digest, np.uint8)
         if seen.reason is not None:
             failures.append(Failure(row=rows[number], reason=seen.reason))
-    writer = ShardWriter(cache.path, IMAGES_UNIT, shard)
+    writer = ShardWriter(cache.storage, IMAGES_UNIT, shard)
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", size_hw, grid=(shard, 0))
     writer.write_plain("digest", digests, grid=(shard, 0))
@@ -53,7 +53,7 @@ def _look(cache: Cache, row: int) -> _Seen:
     data = b""
     try:
         data = read_image_file(
-            Path(container.path), index.keys[row].removeprefix(container.prefix),
+            Path(container.path), index.key(row).removeprefix(container.prefix),
             int(index.offset[row]), int(index.length[row]),
         )  # fmt: skip
         image = decode_image(data, max_pixels=cache.meta.max_pixels)

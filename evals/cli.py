@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_support import ProgressLine, console, human_bytes, plain_errors, table
-from radio_cache.writer import write_atomically
+from radio_cache.cli_support import PLACE, ProgressLine, console, human_bytes, plain_errors, table
+from radio_cache.storage import write_atomically
 
 if TYPE_CHECKING:
     from evals.knn import Device
@@ -29,7 +29,7 @@ def main() -> None:
     """Evaluate students beside their teachers."""
 
 
-_cache_path = click.Path(path_type=Path)
+_path = click.Path(path_type=Path)
 _device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
     help="Where students run and neighbours are searched.",
@@ -37,17 +37,17 @@ _device = click.option(
 
 
 @main.command()
-@click.option("--cache", type=_cache_path, help="The bank of labelled images. Default: the cache the run learned from.")
-@click.option("--queries", type=_cache_path, help="Labelled images to classify. Default: each of the bank's in turn.")
-@click.option("--run", "runs", type=_cache_path, multiple=True, help="Folder of a training run. May be given again.")
+@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
+@click.option("--queries", type=PLACE, help="Labelled images to classify. Default: each of the bank's in turn.")
+@click.option("--run", "runs", type=_path, multiple=True, help="Folder of a training run. May be given again.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
 @click.option("--temperature", default=PAPER_TEMPERATURE, show_default=True, help="Of the votes, exp(similarity / T).")
 @click.option("--limit", type=int, help="Use at most so many images of each cache, drawn at random.")
-@click.option("--json", "json_file", type=_cache_path, help="Write protocol, versions, image hashes and rows here.")
+@click.option("--json", "json_file", type=_path, help="Write protocol, versions, image hashes and rows here.")
 @_device
 @plain_errors(on_interrupt=_AGAIN)
 def knn(
-    cache: Path | None, queries: Path | None, runs: tuple[Path, ...], k: int, temperature: float, limit: int | None,
+    cache: str | Path | None, queries: str | Path | None, runs: tuple[Path, ...], k: int, temperature: float, limit: int | None,
     json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """k-NN accuracy of the teachers in a cache, of students, and of the same students untrained.
@@ -69,16 +69,16 @@ def knn(
 
 
 @main.command()
-@click.option("--run", type=_cache_path, required=True, help="Folder of a training run.")
-@click.option("--cache", type=_cache_path, help="The bank of labelled images. Default: the cache the run learned from.")
-@click.option("--queries", type=_cache_path, help="Labelled images to classify and show. Default: the bank's own.")
-@click.option("--out", type=_cache_path, required=True, help="The HTML file to write.")
+@click.option("--run", type=_path, required=True, help="Folder of a training run.")
+@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
+@click.option("--queries", type=PLACE, help="Labelled images to classify and show. Default: the bank's own.")
+@click.option("--out", type=_path, required=True, help="The HTML file to write.")
 @click.option("--images", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
 @_device
 @plain_errors(on_interrupt=_AGAIN)
 def report(
-    run: Path, cache: Path | None, queries: Path | None, out: Path, images: int, k: int, device: "Device"
+    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path, images: int, k: int, device: "Device"
 ) -> None:
     """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
 

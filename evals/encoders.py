@@ -75,7 +75,7 @@ class CachedTeacherEncoder(Encoder):
     def encode(self, cache: Cache, rows: Rows, *, on_images: OnImages | None = None) -> dict[str, NDArray[np.float32]]:
         teacher = cache.teachers.get(self.name)
         if teacher is None:
-            raise EvalError(f"{cache.path} has no teacher '{self.name}': it has {', '.join(cache.teachers) or 'none'}")
+            raise EvalError(f"{cache.url} has no teacher '{self.name}': it has {', '.join(cache.teachers) or 'none'}")
         features = teacher.summaries(rows)
         if on_images is not None:
             on_images(len(rows))

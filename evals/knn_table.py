@@ -31,8 +31,8 @@ class KnnConfig:
     at a time. limit: images of each cache at most, drawn at random.
     """
 
-    cache: Path | None = None
-    queries: Path | None = None
+    cache: str | Path | None = None
+    queries: str | Path | None = None
     runs: tuple[Path, ...] = ()
     k: int = PAPER_K
     temperature: float = PAPER_TEMPERATURE
@@ -121,10 +121,10 @@ def _run_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _cache_of(student: StudentEncoder, run: Path) -> Cache:
-    path = Path(student.config.cache)
-    if not is_cache(path):
-        raise EvalError(f"{run} was trained from the cache {path}, which is not there now: name the bank by --cache")
-    return Cache(path)
+    place = student.config.cache
+    if not is_cache(place):
+        raise EvalError(f"{run} was trained from the cache {place}, which is not there now: name the bank by --cache")
+    return Cache(place)
 
 
 def _teachers(bank: Cache, queries: Cache | None) -> list[str]:
@@ -138,7 +138,7 @@ def _teachers(bank: Cache, queries: Cache | None) -> list[str]:
         here, there = (replace(c.teachers[name].spec, codec={}, views=1) for c in (bank, queries))
         if differences := here.differences(there):
             raise EvalError(
-                f"teacher '{name}' is not the same in {bank.path} and {queries.path}: "
+                f"teacher '{name}' is not the same in {bank.url} and {queries.url}: "
                 f"{differences[0].replace('this run asks for', 'there it is')}; build one of the two again"
             )
     return shared
@@ -156,7 +156,7 @@ def _strangers(
     for student in students:
         absent = sorted({teacher.name for teacher in student.config.teachers} - bank.teachers.keys())
         if absent and student.kind == "student":
-            notes.append(f"{student.name} learned from {', '.join(absent)}, which {bank.path} does not hold.")
+            notes.append(f"{student.name} learned from {', '.join(absent)}, which {bank.url} does not hold.")
     return notes
 
 

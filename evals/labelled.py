@@ -30,7 +30,7 @@ class LabelledImages:
         """Where these images are, how many, and one hash over the hashes of their files, for the record."""
         digests = self.cache.digests[self.rows]
         return {
-            "cache": str(self.cache.path),
+            "cache": self.cache.url,
             "images": len(self.rows),
             "images_in_cache": self.cache.num_images,
             "sha256_of_image_digests": hashlib.sha256(digests.tobytes()).hexdigest(),
@@ -56,7 +56,7 @@ def labelled_images(cache: Cache, *, teachers: Iterable[str], limit: int | None 
     usable = cache.usable_rows(teachers)
     if len(usable) == 0:
         raise EvalError(
-            f"{cache.path} has no finished images"
+            f"{cache.url} has no finished images"
             + (f" for {', '.join(teachers)}" if teachers else "")
             + f" ({cache.num_images} are listed): run the build again"
         )
@@ -64,7 +64,7 @@ def labelled_images(cache: Cache, *, teachers: Iterable[str], limit: int | None 
     rows = usable[labels >= 0]
     if len(rows) == 0:
         raise EvalError(
-            f"{cache.path} has no labels, and k-NN classifies: build it from a folder with one subfolder per class"
+            f"{cache.url} has no labels, and k-NN classifies: build it from a folder with one subfolder per class"
         )
     if limit is not None and limit < len(rows):
         rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
@@ -76,7 +76,7 @@ def in_classes_of(bank: LabelledImages, queries: LabelledImages) -> LabelledImag
 
     Raises EvalError if the queries have classes that the bank does not know, or only one of the two has names.
     """
-    here, there = queries.cache.path, bank.cache.path
+    here, there = queries.cache.url, bank.cache.url
     if bool(bank.class_names) != bool(queries.class_names):
         named, numbered = (there, here) if bank.class_names else (here, there)
         raise EvalError(f"{named} names its classes and {numbered} only numbers them: they cannot be matched")

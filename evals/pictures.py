@@ -78,14 +78,14 @@ def feature_pictures(
     names = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
     if not names:
         learned = ", ".join(teacher.name for teacher in student.config.teachers)
-        raise EvalError(f"{cache.path} holds no teacher of {student.name} ({learned}): there is no map to show")
+        raise EvalError(f"{cache.url} holds no teacher of {student.name} ({learned}): there is no map to show")
     guesses = student.teacher_maps(cache, rows)
     per_teacher = [
         _teacher_pictures(cache, rows, cache.teachers[name], student, guesses[name], live.get(name)) for name in names
     ]
     return tuple(
         ImagePictures(
-            key=cache.index.keys[row],
+            key=cache.index.key(row),
             class_name=class_names[number],
             image=_shown_image(cache, row, student),
             teachers=tuple(pictures[number] for pictures in per_teacher),

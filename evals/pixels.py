@@ -25,7 +25,7 @@ def decoded_image(cache: Cache, row: int) -> Image.Image:
     try:
         return decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels)
     except ImageError as exc:
-        raise EvalError(f"image {cache.index.keys[row]} of {cache.path}: {exc}") from exc
+        raise EvalError(f"image {cache.index.key(row)} of {cache.url}: {exc}") from exc
 
 
 def pixel_batches(cache: Cache, rows: Rows, to_pixels: ToPixels, *, batch_images: int) -> Iterator[NDArray[np.uint8]]:

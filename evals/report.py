@@ -30,9 +30,9 @@ from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
 from radio_cache.reader import Cache
+from radio_cache.storage import is_url, write_atomically
 from radio_cache.torch import pick_device
 from radio_cache.view import png_bytes
-from radio_cache.writer import write_atomically
 from trainer import StudentConfig
 
 _JPEG_QUALITY = 85
@@ -47,8 +47,8 @@ class ReportConfig:
 
     run: Path
     out: Path
-    cache: Path | None = None
-    queries: Path | None = None
+    cache: str | Path | None = None
+    queries: str | Path | None = None
     images: int = 4
     k: int = PAPER_K
     temperature: float = PAPER_TEMPERATURE
@@ -109,7 +109,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
         table=table,
         metrics=read_metrics(config.run),
         groups=tuple(groups),
-        cache=str(bank.path),
+        cache=bank.url,
         cache_images=bank.num_images,
         teachers=tuple(teacher_infos(bank)),
         commands=tuple(_commands(config, bank, student.config)),
@@ -120,9 +120,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
     return table
 
 
-def picture_group(
-    title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device
-) -> PictureGroup:
+def picture_group(title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device) -> PictureGroup:
     """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why."""
     taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
     chosen = varied_rows(labelled_images(cache, teachers=taught_by), count)
@@ -199,12 +197,12 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
             preset = TEACHERS.get(ALIASES.get(name, name))
             if preset is None or preset.input_px != size_px:
                 build += ["--size", f"{name}={size_px}"]
-        commands.append([*build, "--out", _short(cache.path)])
+        commands.append([*build, "--out", _short(cache.url)])
     train = ["radio-train", "--cache", _short(student.cache), "--recipe", _short(config.run / "recipe.json")]
     if {teacher.name for teacher in student.teachers} != bank.teachers.keys():
         train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
     commands.append([*train, "--out", "another-run"])
-    report = ["radio-eval", "report", "--run", _short(config.run), "--cache", _short(bank.path)]
+    report = ["radio-eval", "report", "--run", _short(config.run), "--cache", _short(bank.url)]
     if config.queries is not None:
         report += ["--queries", _short(config.queries)]
     commands.append([*report, "--out", _short(config.out)])
@@ -213,6 +211,8 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
 
 def _short(path: Path | str) -> str:
     """Relative to where we are, if it lies below."""
+    if is_url(path):
+        return str(path)
     absolute, here = Path(path).absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +24,19 @@ from rich.progress import (
 from rich.table import Table
 
 from radio_cache.errors import RadioCacheError
+from radio_cache.storage import is_url
+
+
+class PlaceType(click.ParamType[str | Path]):
+    """Where a cache lies, or shall: a path, or a URL such as s3://bucket/cache.zarr, which `click.Path` would break."""
+
+    name = "place"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        return value if is_url(value) else Path(value)
+
+
+PLACE = PlaceType()
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -87,7 +87,7 @@ def describe(cache: Cache) -> Group:
     failures = cache.failures()
     classes = len(meta.class_names) or len(set(cache.index.labels[cache.index.labels >= 0].tolist()))
     head = Text.assemble(
-        (str(cache.path), "bold"),
+        (cache.url, "bold"),
         f"\n{cache.num_images} images in {meta.num_shards} shard{'s' * (meta.num_shards > 1)} of {meta.shard_images}, "
         f"{classes or 'no'} classes"
         f", {len(failures)} unusable; from {meta.containers[0].path}"
@@ -119,6 +119,6 @@ def describe_failures(cache: Cache) -> Table:
     failures = cache.failures()
     rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
     for failure in failures:
-        key = os.fsencode(cache.index.keys[failure.row]).decode(errors="replace")  # names need not be UTF-8
+        key = os.fsencode(cache.index.key(failure.row)).decode(errors="replace")  # names need not be UTF-8
         rows.add_row(Text(key), Text(failure.reason))  # not strings: brackets are no markup
     return rows

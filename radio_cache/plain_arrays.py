@@ -66,10 +66,15 @@ class PlainArray:
         """Number of chunks along each axis."""
         return tuple(-(-side // chunk) for side, chunk in zip(self.shape, self.chunks, strict=True))
 
-    def expect(self, shape: tuple[int, ...]) -> "PlainArray":
-        """Itself. Raises StoreError if it does not have this shape: nothing was allocated yet."""
-        if self.shape != shape:
+    def expect(self, shape: tuple[int, ...], *, grows: int = 0) -> "PlainArray":
+        """Itself, with this shape. Raises the error of damage if it has another: nothing was allocated yet.
+
+        grows: the axis along which it may be longer, because a cache that grows has its arrays enlarged first.
+        """
+        cut = (*self.shape[:grows], shape[grows], *self.shape[grows + 1 :])
+        if cut != shape or self.shape[grows] < shape[grows]:
             raise self._damaged(DOCUMENT, f"it declares the shape {self.shape}, and the cache needs {shape}")
+        self.shape = shape
         return self
 
     def read(self, *, holes: bool = True) -> NDArray[Any]:

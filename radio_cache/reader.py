@@ -4,19 +4,16 @@ Arrays are standard Zarr v3; the hot path reads the shard's index once, then one
 caller's buffer, and checks every chunk's crc32c. Nothing here needs torch.
 """
 
-import json
+import contextlib
+import math
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import zarr
-import zstandard
 from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec, codec_from_json, refuse_unknown
@@ -31,6 +28,9 @@ from radio_cache.errors import (
     UnsupportedFormatError,
 )
 from radio_cache.fidelity import Fidelity, combined
+from radio_cache.image_index import ImageIndex
+from radio_cache.plain_arrays import PlainArray
+from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows, read_receipt
 from radio_cache.schema import (
     ATTRIBUTES_KEY,
     FORMAT_VERSION,
@@ -38,41 +38,50 @@ from radio_cache.schema import (
     TRANSFORM,
     CacheMeta,
     Failure,
-    ImageStatus,
     Receipt,
     TeacherSpec,
-    receipt_path,
     unit_group,
 )
-from radio_cache.shards import CRC_BYTES, crc32c, decode_index, file_crc32c, index_bytes
-from radio_cache.writer import TEMPORARY, ImageIndex
+from radio_cache.shard_reader import ShardLayout, ShardReader, Verify
+from radio_cache.storage import Storage, open_storage
+from radio_cache.zarr_documents import DOCUMENT, array_difference, attributes_of, sharded_array_document
 
-Verify = Literal["always", "never"]
 Rows = NDArray[np.int64] | Sequence[int] | range
-
-_MAX_OPEN_FILES = 256
 
 
 class Cache:
     """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
 
-    Raises NotACacheError or UnsupportedFormatError when `path` does not hold one.
+    place: a path, or a URL such as s3://bucket/cache.zarr (docs/cloud.md).
+    Raises NotACacheError or UnsupportedFormatError when there is none at `place`, LimitError if it declares impossible sizes.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        attributes = _attributes(self.path)
+    def __init__(self, place: str | Path | Storage) -> None:
+        self.storage = open_storage(place)
+        attributes = _attributes(self.storage)
         if "format_version" not in attributes:
-            raise NotACacheError(f"{self.path} is a part of a radio-cache store: open the store it belongs to")
-        self.meta = CacheMeta.from_json(attributes)
-        teachers = self.path / "teachers"
-        names = sorted(
-            entry.name for entry in teachers.iterdir() if TEMPORARY not in entry.name and (entry / "zarr.json").exists()
-        )
-        self.teachers = {name: CachedTeacher(self, name) for name in names}
+            raise NotACacheError(f"{self.url} is a part of a radio-cache store: open the store it belongs to")
+        try:
+            self.meta = CacheMeta.from_json(attributes)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise NotACacheError(f"{self.url} has attributes that are not those of format version 1: {exc}") from exc
+        self.teachers: dict[str, CachedTeacher] = {}
+        for name in self.storage.list_folders("teachers"):
+            with contextlib.suppress(_NoGroupError):  # a teacher being dropped, or none
+                self.teachers[name] = CachedTeacher(self, name)
 
-    def __reduce__(self) -> tuple[type["Cache"], tuple[Path]]:
-        return (Cache, (self.path,))
+    def __reduce__(self) -> tuple[type["Cache"], tuple[Storage]]:
+        return (Cache, (self.storage,))
+
+    @property
+    def url(self) -> str:
+        """Where the cache lies, as the user typed it."""
+        return self.storage.url
+
+    @property
+    def path(self) -> Path:
+        """The folder of a cache on a local disk."""
+        return self.storage.local_path()
 
     @property
     def num_images(self) -> int:
@@ -81,18 +90,18 @@ class Cache:
     @cached_property
     def index(self) -> ImageIndex:
         """Keys, labels and places of all images, in row order."""
-        ends = self._column("key_ends").astype(np.int64)
-        text = self._column("key_bytes").tobytes()
-        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-        keys = [text[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends, strict=True)]
-        return ImageIndex(
-            keys, self._column("label"), self._column("container"), self._column("offset"), self._column("length")
-        )
+        return ImageIndex.stored(self.storage, self.meta.index, self.num_images)
 
     @cached_property
     def sizes_hw(self) -> NDArray[np.int32]:
         """(n, 2) height and width of every image in pixels, upright; 0 where the image is unusable or not seen yet."""
-        return self._column("size_hw")
+        sizes = self._column("size_hw")
+        lost = self.usable_rows()
+        lost = lost[(sizes[lost] == 0).any(axis=1)]
+        if len(lost):
+            shard = int(lost[0]) // self.meta.shard_images
+            raise _damaged(self.storage, IMAGES_UNIT, f"size_hw/c/{shard}/0", shard)
+        return sizes
 
     @cached_property
     def digests(self) -> NDArray[np.uint8]:
@@ -101,7 +110,15 @@ class Cache:
 
     def receipts(self, unit: str) -> list[Receipt | None]:
         """The receipts of a unit ("images" or a teacher) by shard; None where the shard has not been made."""
-        return [read_receipt(self.path, unit, shard) for shard in range(self.meta.num_shards)]
+        found: list[Receipt | None] = [None] * self.meta.num_shards
+        for receipt in UnitReceipts(self.storage, unit).all():
+            if receipt.shard < len(found):
+                found[receipt.shard] = receipt
+        return found
+
+    def receipt_columns(self, unit: str) -> ReceiptColumns:
+        """What the receipts of a unit say, all together; the way for caches of millions of images."""
+        return UnitReceipts(self.storage, unit).columns()
 
     def failures(self) -> list[Failure]:
         """The images that cannot be used, and why, as far as the build has come."""
@@ -109,15 +126,11 @@ class Cache:
 
     def usable_rows(self, teachers: Iterable[str] = ()) -> NDArray[np.int64]:
         """Rows whose image is fine and whose shards are there for every teacher named, in order."""
-        status = self._column("status")
-        usable = status == ImageStatus.OK
+        usable = np.ones(self.num_images, np.bool_)
         for unit in (IMAGES_UNIT, *teachers):
-            for shard, receipt in enumerate(self.receipts(unit)):
-                rows = self.meta.shard_rows(shard)
-                if receipt is None:
-                    usable[rows] = False
-                elif (status[rows] == ImageStatus.NOT_SEEN).any():
-                    raise _damaged(self.path, IMAGES_UNIT, f"status/c/{shard}", shard)
+            columns = self.receipt_columns(unit)
+            finished_rows(columns, self.num_images, self.meta.shard_images, usable)
+            usable[columns.failed_rows[columns.failed_rows < self.num_images]] = False
         return np.flatnonzero(usable)
 
     def read_file(self, row: int) -> bytes:
@@ -128,15 +141,15 @@ class Cache:
         index = self.index
         container = self.meta.containers[index.container[row]]
         data = read_image_file(
-            Path(container.path), index.keys[row].removeprefix(container.prefix),
+            Path(container.path), index.key(row).removeprefix(container.prefix),
             int(index.offset[row]), int(index.length[row]),
         )  # fmt: skip
         if digest(data) != self.digests[row].tobytes():
-            raise ImageError(f"{index.keys[row]} has changed since the cache was built: build the cache again")
+            raise ImageError(f"{index.key(row)} has changed since the cache was built: build the cache again")
         return data
 
     def _column(self, name: str) -> NDArray[Any]:
-        return _read_array(self.path, IMAGES_UNIT, name)
+        return _read_array(self.storage, IMAGES_UNIT, name, length=self.num_images)
 
 
 class CachedTeacher:
@@ -144,24 +157,43 @@ class CachedTeacher:
 
     def __init__(self, cache: Cache, name: str) -> None:
         self._cache = cache
-        self._folder = cache.path / unit_group(name)
+        self._group = unit_group(name)
         self.name = name
-        self.spec = TeacherSpec.from_json(_attributes(self._folder))
+        self.spec = TeacherSpec.from_json(_attributes(cache.storage, self._group))
         refuse_unknown(self.spec.codec)
 
+    def __reduce__(self) -> tuple[type["CachedTeacher"], tuple[Cache, str]]:
+        return (CachedTeacher, (self._cache, self.name))
+
     @cached_property
-    def _shards(self) -> "_ShardFiles":
-        zstd = self.codec.zstd_level is not None
-        return _ShardFiles(
-            self._folder / "spatial", self._cache.meta.shard_images, axes=len(self.row_shape), compressed=zstd
-        )
+    def _shards(self) -> ShardReader:
+        cache, codec = self._cache, self.codec
+        storage, folder, shape = cache.storage, f"{self._group}/spatial", self.row_shape
+        expected = sharded_array_document(
+            (self.spec.views, cache.num_images, *shape), (1, cache.meta.shard_images, *shape), (1, 1, *shape),
+            codec.dtype, codec.fill_value, codec.zstd_level,
+        )  # fmt: skip
+        try:
+            difference = array_difference(storage.read(f"{folder}/{DOCUMENT}"), expected, grows_along=1)
+        except FileNotFoundError:
+            difference = "is gone"
+        if difference:
+            raise CorruptShardError(
+                f"{storage.at(folder)}/{DOCUMENT} {difference}: radio-cache repair {cache.url}, then run the build again"
+            )
+        row_bytes = math.prod(shape) * codec.dtype.itemsize
+        layout = ShardLayout(
+            row_axes=len(shape), row_bytes=row_bytes, shard_images=cache.meta.shard_images,
+            zstd=codec.zstd_level is not None,
+        )  # fmt: skip
+        return ShardReader(storage, folder, layout)
 
     @cached_property
     def codec(self) -> Codec:
         """What the stored codes mean."""
-        folder = self._folder / TRANSFORM
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
-        arrays = {name: _read_array(self._cache.path, self.name, f"{TRANSFORM}/{name}") for name in names}
+        storage, folder = self._cache.storage, f"{self._group}/{TRANSFORM}"
+        names = storage.list_folders(folder)
+        arrays = {name: _read_array(storage, self.name, f"{TRANSFORM}/{name}") for name in names}
         try:
             codec = codec_from_json(self.spec.codec, arrays)
             codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
@@ -169,8 +201,8 @@ class CachedTeacher:
             raise
         except StoreError as exc:
             raise StoreError(
-                f"{folder} is damaged, and teacher '{self.name}' cannot be decoded without it ({exc}): restore it from a "
-                f"copy, or drop the teacher and build it again"
+                f"{storage.at(folder)} is damaged, and teacher '{self.name}' cannot be decoded without it ({exc}): "
+                "restore it from a copy, or drop the teacher and build it again"
             ) from exc
         return codec
 
@@ -182,7 +214,7 @@ class CachedTeacher:
     def summaries(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
         """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
         if self.spec.summary_dim is None:
-            raise StoreError(f"{self._cache.path}: teacher '{self.name}' has no summary, only maps")
+            raise StoreError(f"{self._cache.url}: teacher '{self.name}' has no summary, only maps")
         wanted = self._existing(rows)
         stored = self._summaries[view][wanted]
         if np.isnan(stored).any():
@@ -191,11 +223,13 @@ class CachedTeacher:
         return stored.astype(np.float32)
 
     def codes(
-        self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always"
+        self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always", threads: int = 1
     ) -> NDArray[Any]:
         """(len(rows), *row_shape) stored codes of these rows' maps, in the codec's type; `codec.decode` gives features.
 
-        out: a buffer to fill instead of a new array; C-contiguous, of that shape and type.
+        out: a buffer to fill instead of a new array; C-contiguous, of that shape and type. After an error it holds anything.
+        verify: compare checksums always, of each row the first time this process reads it, or never.
+        threads: that share the batch, this one among them. An object store is asked by more of them, which wait.
         Raises MissingRowsError for rows that are not there, CorruptShardError for bytes that fail their checksum.
         """
         shape = (len(rows), *self.row_shape)
@@ -206,13 +240,14 @@ class CachedTeacher:
                 f"teacher '{self.name}': the buffer is {out.dtype} {out.shape}, needed is C-contiguous "
                 f"{self.codec.dtype} {shape}"
             )
+        if not 0 <= view < self.spec.views:
+            raise ShapeError(f"teacher '{self.name}' has {self.spec.views} views, and view {view} was asked for")
         wanted = self._existing(rows)
-        flat = out.reshape(len(rows), int(np.prod(shape[1:]))).view(np.uint8)
-        for position in np.argsort(wanted, kind="stable"):
-            row = int(wanted[position])
-            if not self._shards.read(view, row, flat[position].data, verify=verify):
-                shard = row // self._cache.meta.shard_images
-                raise self._missing(wanted[[position]], f"spatial/{self._shards.key(view, shard)}")
+        flat = out.reshape(len(rows), math.prod(shape[1:])).view(np.uint8)
+        missing = self._shards.read(view, wanted, flat, verify=verify, threads=threads)
+        if len(missing):
+            holes = np.sort(wanted[missing])
+            raise self._missing(holes, f"spatial/{self._shards.key(view, int(holes[0]))}")
         return out
 
     def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
@@ -248,18 +283,16 @@ class CachedTeacher:
     @cached_property
     def _summaries(self) -> NDArray[Any]:
         # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
-        return _read_array(self._cache.path, self.name, "summary")
+        return _read_array(self._cache.storage, self.name, "summary", length=self._cache.num_images, axis=1)
 
     def _mean_std(self, name: str, counts: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         shards = [receipt.shard for receipt in self._done()]
         if sum(counts) == 0:
-            raise MissingRowsError(
-                f"{self._cache.path}: teacher '{self.name}' has no finished shard yet: run the build"
-            )
-        by_shard = _read_array(self._cache.path, self.name, f"stats/{name}")
+            raise MissingRowsError(f"{self._cache.url}: teacher '{self.name}' has no finished shard yet: run the build")
+        by_shard = _read_array(self._cache.storage, self.name, f"stats/{name}", length=self._cache.meta.num_shards)
         holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]
         if holes:
-            raise _damaged(self._cache.path, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
+            raise _damaged(self._cache.storage, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
         sums = by_shard[shards].sum(axis=0)
         mean = sums[0] / sum(counts)
         return mean, np.sqrt(np.maximum(sums[1] / sum(counts) - mean**2, 0.0))
@@ -274,106 +307,14 @@ class CachedTeacher:
     def _missing(self, rows: NDArray[np.int64], file: str | None = None) -> StoreError:
         """Why these rows are not there. file: the shard file of the first one, which a receipt may vouch for."""
         shard = int(rows[0]) // self._cache.meta.shard_images
-        receipt = read_receipt(self._cache.path, self.name, shard) if file else None
+        receipt = read_receipt(self._cache.storage, self.name, shard) if file else None
         if receipt and rows[0] not in [failure.row for failure in receipt.failures]:
-            return _damaged(self._cache.path, self.name, str(file), shard)
+            return _damaged(self._cache.storage, self.name, str(file), shard)
         listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         return MissingRowsError(
-            f"{self._cache.path}: teacher '{self.name}' has nothing for row {listed}: the image is unusable or its "
+            f"{self._cache.url}: teacher '{self.name}' has nothing for row {listed}: the image is unusable or its "
             "shard is not built yet; ask `usable_rows`, or run the build again"
         )
-
-
-class _OpenFiles:
-    """Descriptors and indexes of a process's open shards, the least recently used first."""
-
-    def __init__(self) -> None:
-        self.shards: OrderedDict[tuple[int, int], tuple[int, NDArray[np.uint64]]] = OrderedDict()
-        self.lock = threading.Lock()
-
-
-class _ShardFiles:
-    """Reads inner chunks of one sharded array whose chunk is one image of one view, with `axes` axes of its own."""
-
-    def __init__(self, folder: Path, shard_images: int, *, axes: int, compressed: bool) -> None:
-        self._folder, self._shard_images, self._axes, self._compressed = folder, shard_images, axes, compressed
-        # By process: after a fork, a thread that is not there any more may hold the parent's lock for ever.
-        self._open: dict[int, _OpenFiles] = {}
-
-    def read(self, view: int, row: int, out: memoryview, *, verify: Verify) -> bool:
-        """Fill `out` with the bytes of a row; False if the store has a hole there."""
-        shard, number = divmod(row, self._shard_images)
-        opened = self._open.get(os.getpid()) or self._open.setdefault(os.getpid(), _OpenFiles())
-        with opened.lock:
-            descriptor, index = self._opened(opened, view, shard)
-            if descriptor < 0 or index[number, 1] == np.uint64(2**64 - 1):
-                return False
-            offset, length = int(index[number, 0]), int(index[number, 1])
-            crc = bytearray(CRC_BYTES)
-            # zstd writes at most a little more than it was given; what claims to be longer is not one of our chunks.
-            longest = len(out) + (len(out) >> 7 if self._compressed else 0) + 64
-            stored = memoryview(bytearray(min(length, longest) - CRC_BYTES)) if self._compressed else out
-            # Inside the lock: another thread could close the descriptor of a shard that was not used for long.
-            got = os.preadv(descriptor, [stored, crc], offset)
-        if length != len(stored) + CRC_BYTES or got != length:
-            raise CorruptShardError(f"{self._path(view, shard)}: row {row} is cut short ({got} of {length} bytes)")
-        if verify == "always" and crc32c(stored) != int.from_bytes(crc, "little"):
-            raise CorruptShardError(
-                f"{self._path(view, shard)}: row {row} does not match its checksum: `radio-cache repair` drops its "
-                "shard, and the build makes it again"
-            )
-        if self._compressed:
-            out[:] = self._decompressed(stored, len(out), f"{self._path(view, shard)}: row {row}")
-        return True
-
-    def _decompressed(self, stored: memoryview, length: int, place: str) -> bytes:
-        try:
-            # The frame says how much it holds; believed only if it is what the array's shape says.
-            if zstandard.frame_content_size(stored) == length:
-                data = zstandard.ZstdDecompressor().decompress(stored)
-                if len(data) == length:
-                    return data
-        except zstandard.ZstdError as exc:
-            raise CorruptShardError(f"{place} is not a zstd frame ({exc})") from exc
-        raise CorruptShardError(f"{place} does not hold {length} bytes")
-
-    def _opened(self, opened: _OpenFiles, view: int, shard: int) -> tuple[int, NDArray[np.uint64]]:
-        key = (view, shard)
-        if key not in opened.shards:
-            if len(opened.shards) >= _MAX_OPEN_FILES:
-                os.close(opened.shards.popitem(last=False)[1][0])
-            found = self._open_shard(self._path(view, shard))
-            if found is None:
-                return -1, np.empty((0, 2), np.uint64)
-            opened.shards[key] = found
-        opened.shards.move_to_end(key)
-        return opened.shards[key]
-
-    def _open_shard(self, path: Path) -> tuple[int, NDArray[np.uint64]] | None:
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            size, length = os.fstat(descriptor).st_size, index_bytes(self._shard_images)
-            if size < length:
-                raise CorruptShardError(f"{path}: {size} bytes are too few to hold this shard's index")
-            return descriptor, decode_index(os.pread(descriptor, length, size - length), path)
-        except CorruptShardError:
-            os.close(descriptor)
-            raise
-
-    def key(self, view: int, shard: int) -> str:
-        """Chunk key of a shard."""
-        return f"c/{view}/{shard}" + "/0" * self._axes
-
-    def _path(self, view: int, shard: int) -> Path:
-        return self._folder / self.key(view, shard)
-
-    def __del__(self) -> None:
-        if os.getpid() in self._open:
-            for descriptor, _ in self._open[os.getpid()].shards.values():
-                os.close(descriptor)
 
 
 def digest(data: bytes) -> bytes:
@@ -400,68 +341,64 @@ def read_image_file(container: Path, member: str, offset: int, length: int) -> b
     return data
 
 
-def read_receipt(cache_path: Path, unit: str, shard: int) -> Receipt | None:
-    """The receipt of one shard, or None if the shard has not been made."""
-    path = cache_path / receipt_path(unit, shard)
-    try:
-        data = json.loads(path.read_bytes())
-        return Receipt.from_json(data)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, StoreError) as exc:
-        raise CorruptShardError(
-            f"{path} is damaged ({exc}): radio-cache repair {cache_path}, then run the build again"
-        ) from exc
+class _NoGroupError(NotACacheError):
+    """There is no group of ours at a place."""
 
 
-def is_cache(path: Path) -> bool:
-    """Whether there is a radio-cache store at `path`, of any format version."""
+def is_cache(place: str | Path | Storage) -> bool:
+    """Whether there is a radio-cache store at `place`, of any format version."""
     try:
-        _attributes(path)
+        _attributes(open_storage(place))
     except NotACacheError:
         return False
     return True
 
 
-def _read_array(cache_path: Path, unit: str, name: str) -> NDArray[Any]:
-    """A whole small array of a unit. Raises CorruptShardError naming the file and the cure."""
-    path = cache_path / unit_group(unit) / name
-    try:
-        return np.asarray(zarr.open_array(path, mode="r")[...])
-    except ValueError as exc:  # zarr's word for a checksum that does not match, without saying where
-        for receipt_file in sorted((cache_path / receipt_path(unit, 0)).parent.glob("*.json")):
-            receipt = Receipt.from_json(json.loads(receipt_file.read_bytes()))
-            for file in receipt.files:
-                stored = cache_path / unit_group(unit) / file.path
-                ours = file.path.startswith(f"{name}/")
-                if ours and not (stored.exists() and file_crc32c(stored.read_bytes()) == file.crc32c):
-                    raise _damaged(cache_path, unit, file.path, receipt.shard) from exc
-        raise CorruptShardError(f"{path} is damaged ({exc}): restore it, or build the cache again") from exc
+def _read_array(storage: Storage, unit: str, name: str, *, length: int | None = None, axis: int = 0) -> NDArray[Any]:
+    """A whole small array of a unit. Raises CorruptShardError naming the file and the cure.
+
+    length: what it must have along `axis`, at least.
+    """
+    place = f"{unit_group(unit)}/{name}"
+
+    def damaged(file: str, what: str) -> CorruptShardError:
+        grid = [int(part) for part in file.split("/")[1:] if part.isdigit()]
+        if name.startswith(TRANSFORM) or not grid or file == DOCUMENT:
+            return CorruptShardError(f"{storage.at(f'{place}/{file}')} is damaged: {what}")
+        return _damaged(storage, unit, f"{name}/{file}", grid[min(axis, len(grid) - 1)])
+
+    array = PlainArray(storage, place, damaged=damaged)
+    if length is not None and len(array.shape) > axis:
+        array.expect((*array.shape[:axis], length, *array.shape[axis + 1 :]), grows=axis)
+    return array.read()
 
 
-def _damaged(cache_path: Path, unit: str, file: str, shard: int) -> CorruptShardError:
+def _damaged(storage: Storage, unit: str, file: str, shard: int) -> CorruptShardError:
     return CorruptShardError(
-        f"{cache_path / unit_group(unit) / file} is damaged or gone, although there is a receipt for it: "
-        f"radio-cache repair {cache_path}, then run the build again"
+        f"{storage.at(f'{unit_group(unit)}/{file}')} (shard {shard}) is damaged or gone, although there is a receipt for it: "
+        f"radio-cache repair {storage.url}, then run the build again"
     )
 
 
-def _attributes(path: Path) -> dict[str, Any]:
-    """Our attributes of the Zarr group at `path`, read as JSON: no library, no defaults."""
-    if not path.exists():
-        raise NotACacheError(f"{path} does not exist")
-    if not path.is_dir():
-        raise NotACacheError(f"{path} is a file, not a radio-cache store, which is a folder")
+def _attributes(storage: Storage, group: str = "") -> dict[str, Any]:
+    """Our attributes of a Zarr group, read as JSON: no library, no defaults."""
+    place = storage.at(group)
     try:
-        document = json.loads((path / "zarr.json").read_bytes())
-        return dict(document["attributes"][ATTRIBUTES_KEY].items())
+        document = storage.read(f"{group}/{DOCUMENT}" if group else DOCUMENT)
+    except NotADirectoryError as exc:
+        raise NotACacheError(f"{place} is a file, not a radio-cache store, which is a folder") from exc
     except FileNotFoundError as exc:
-        raise NotACacheError(f"{path} is a folder, but not a radio-cache store: it has no zarr.json") from exc
-    except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise NotACacheError(f"{path} is a Zarr group, but not a radio-cache store") from exc
+        if storage.is_local and not storage.local_path(group).exists():
+            raise _NoGroupError(f"{place} does not exist") from exc
+        what = "is a folder, but not" if storage.is_local else "holds no"
+        raise _NoGroupError(f"{place} {what} a radio-cache store: it has no {DOCUMENT}") from exc
+    try:
+        return dict(attributes_of(document)[ATTRIBUTES_KEY].items())
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise NotACacheError(f"{place} is a Zarr group, but not a radio-cache store") from exc
 
 
 __all__ = [
-    "FORMAT_VERSION", "Cache", "CachedTeacher", "UnsupportedFormatError", "digest", "is_cache", "read_image_file",
-    "read_receipt",
+    "FORMAT_VERSION", "Cache", "CachedTeacher", "UnsupportedFormatError", "Verify", "digest", "is_cache",
+    "read_image_file", "read_receipt",
 ]  # fmt: skip

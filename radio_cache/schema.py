@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any, Literal, cast
 
 from radio_cache.crops import ViewGeometry
-from radio_cache.errors import ConfigError, CorruptShardError, StoreError, UnsupportedFormatError
+from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
 from radio_cache.fidelity import Fidelity
 from radio_cache.shards import crc32c
 
@@ -24,6 +24,16 @@ TRANSFORM = "transform"
 IMAGES_UNIT = "images"
 """The unit of work that looks at every image once; the others are teachers."""
 
+MAX_IMAGES = 1 << 32
+MAX_SHARD_IMAGES = 1 << 20
+MAX_SHARDS = 1 << 24
+MAX_VIEWS = 1 << 10
+MAX_WIDTH = 1 << 20
+MAX_ROW_BYTES = 1 << 30
+"""What a cache may declare at most: of images, images in a shard, shards, views, channels, bytes of one image's map.
+Checked before anything is allocated, because a cache may come from anybody."""
+
+_INDEX_GROUP = re.compile(rf"{IMAGES_UNIT}(/index-[0-9a-z]+)?\Z")
 _TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 
 
@@ -50,6 +60,7 @@ class CacheMeta:
 
     shard_images: images in one shard, which is the unit of work, of commit and of retry, for every array alike.
     class_names: names of the labels 0, 1, ...; empty when the source has numbers only, or no labels.
+    index: the group with the list of images; a cache that grows gets a new one.
     """
 
     num_images: int
@@ -58,6 +69,14 @@ class CacheMeta:
     containers: tuple[Container, ...]
     class_names: tuple[str, ...]
     max_pixels: int
+    index: str = IMAGES_UNIT
+
+    def __post_init__(self) -> None:
+        check_limit("images", self.num_images, MAX_IMAGES)
+        check_limit("images in a shard", self.shard_images, MAX_SHARD_IMAGES)
+        check_limit("shards", self.num_shards, MAX_SHARDS)
+        if not _INDEX_GROUP.match(self.index):
+            raise LimitError(f"the cache keeps its list of images in {self.index!r}, which is no place inside a cache")
 
     @property
     def num_shards(self) -> int:
@@ -69,7 +88,10 @@ class CacheMeta:
         return range(first, min(first + self.shard_images, self.num_images))
 
     def to_json(self) -> dict[str, Any]:
-        return _sealed({"format_version": FORMAT_VERSION, **asdict(self)})
+        data = asdict(self)
+        if self.index == IMAGES_UNIT:
+            del data["index"]  # as the first caches had it
+        return _sealed({"format_version": FORMAT_VERSION, **data})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "CacheMeta":
@@ -235,6 +257,14 @@ class Receipt:
             raise StoreError(f"a receipt does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
 
 
+def check_limit(what: str, count: Any, most: int) -> None:
+    """Raise LimitError if a cache declares fewer than 1 or more than `most` of something, or no whole number."""
+    if type(count) is not int or not 1 <= count <= most:
+        raise LimitError(
+            f"the cache declares {count!r:.40} {what}; possible are 1 to {most}: it is damaged, or not to be trusted"
+        )
+
+
 def _sealed(data: dict[str, Any]) -> dict[str, Any]:
     """With a checksum of the document in canonical form: layout and order of fields do not count."""
     return data | {"crc32c": crc32c(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())}
@@ -248,9 +278,14 @@ def _unsealed(data: dict[str, Any], what: str) -> dict[str, Any]:
     return fields
 
 
+def receipts_folder(unit: str) -> str:
+    """Path of the folder with a unit's receipts, below the cache."""
+    return f"receipts/{unit}"
+
+
 def receipt_path(unit: str, shard: int) -> str:
-    """Path of a receipt below the cache."""
-    return f"receipts/{unit}/{shard:06d}.json"
+    """Path of a receipt that is a file of its own, below the cache."""
+    return f"{receipts_folder(unit)}/{shard:06d}.json"
 
 
 def unit_group(unit: str) -> str:

@@ -42,7 +42,7 @@ _REMOTE_THREADS = 16
 _ABSENT, _OUTSIDE = -1, -2
 """In place of an offset: the chunk is not there; the index places it where it cannot be."""
 
-_CURE = "delete this shard's receipt and run the build again"
+_CURE = "`radio-cache repair` drops its shard, and the build makes it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,10 @@ class ShardReader:
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[Storage, str, ShardLayout]]:
         return (ShardReader, (self._storage, self._folder, self._layout))
+
+    def key(self, view: int, row: int) -> str:
+        """Path below the array of the shard file that holds a row."""
+        return self._layout.key(view, row // self._layout.shard_images)
 
     def read(
         self, view: int, rows: NDArray[np.int64], out: Bytes, *, verify: Verify = "always", threads: int = 1
@@ -150,6 +154,13 @@ class _Kept:
                 self.files.move_to_end(key)
         return found
 
+    def forget(self, key: tuple[int, int]) -> None:
+        """Look at the file anew next time: it may be repaired, or finished, by then."""
+        with self.lock:
+            self.shards.pop(key, None)
+            file = self.files.pop(key, None)
+        del file  # closed here, outside the lock
+
     def keep_shard(self, key: tuple[int, int], shard: _Shard) -> _Shard:
         with self.lock:
             self.shards[key] = shard
@@ -200,8 +211,18 @@ class _Batch:
         self._shard_images = self._layout.shard_images
         self.missing: list[int] = []
 
+    def run(self, job: _Job) -> None:
+        """Read a job's rows into `out`, and note those that are missing."""
+        known = len(self.missing)
+        try:
+            self.do(job)
+        except CorruptShardError:
+            self._kept.forget((self._view, job.shard))
+            raise
+        if len(self.missing) > known:
+            self._kept.forget((self._view, job.shard))
+
     def do(self, job: _Job) -> None:
-        """Read a job's rows into `out`."""
         raise NotImplementedError
 
     def _path(self, shard: int) -> str:
@@ -272,35 +293,30 @@ class _LocalBatch(_Batch):
 
     def do(self, job: _Job) -> None:
         try:
-            opened = self._opened(job.shard)
-            if opened is None:
-                self.missing.extend(job.positions)
-            else:
-                self._read(job, *opened)
+            file, shard = self._opened(job.shard)
+            self._read(job, file, shard)
+        except FileNotFoundError:
+            self.missing.extend(job.positions)
         except OSError as exc:
             place = self._storage.at(self._path(job.shard))
             raise StorageError(
                 f"cannot read {place}: {exc.strerror}: check the disk and the file's permissions"
             ) from exc
 
-    def _opened(self, shard: int) -> tuple[_File, _Shard] | None:
+    def _opened(self, shard: int) -> tuple[_File, _Shard]:
         key = (self._view, shard)
         file, index = self._kept.file(key), self._kept.shard(key)
-        if file is None:
-            try:
-                file = self._kept.keep_file(key, _File(str(self._storage.local_path(self._path(shard)))))
-            except FileNotFoundError:
-                return None
-            status = os.fstat(file.descriptor)
-            # Between two openings a repair may have put another file in this place.
-            if index and index.identity != _identity(status):
-                index = None
-        if index is None:
-            status = os.fstat(file.descriptor)
+        if file and index:
+            return file, index
+        file = file or _File(str(self._storage.local_path(self._path(shard))))
+        status = os.fstat(file.descriptor)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        # Between two openings a repair may have put another file in this place.
+        if index is None or index.identity != identity:
             length = index_bytes(self._shard_images)
             tail = os.pread(file.descriptor, length, max(0, status.st_size - length))
-            index = self._kept.keep_shard(key, self._decoded_index(shard, tail, status.st_size, _identity(status)))
-        return file, index
+            index = self._decoded_index(shard, tail, status.st_size, identity)
+        return self._kept.keep_file(key, file), self._kept.keep_shard(key, index)
 
     def _read(self, job: _Job, file: _File, shard: _Shard) -> None:
         if shard.lengths is not None:
@@ -399,10 +415,6 @@ def _runs(present: list[tuple[int, int, int]], length: int) -> Iterator[list[tup
         yield run
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
 class _Scratch(threading.local):
     """What a thread needs to decompress: reused, because fresh memory costs more than reading does."""
 
@@ -438,7 +450,7 @@ def _run(batch: _Batch, jobs: Sequence[_Job], threads: int) -> None:
 
     def work() -> None:
         for job in waiting:
-            batch.do(job)
+            batch.run(job)
 
     def help_out() -> None:
         try:

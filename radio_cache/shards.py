@@ -17,6 +17,9 @@ from radio_cache.errors import CorruptShardError
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
 
+Chunk = bytes | memoryview
+"""Stored bytes of a chunk; a memoryview is flat and counts bytes."""
+
 
 def crc32c(data: bytes | memoryview) -> int:
     """CRC-32C (Castagnoli) of the bytes, without copying them."""
@@ -32,9 +35,17 @@ def file_crc32c(data: bytes) -> int:
     return crc32c(memoryview(data)[:-CRC_BYTES])
 
 
+def parts_crc32c(parts: Sequence[Chunk]) -> int:
+    """`file_crc32c` of the file these parts make; the last part is its last four bytes."""
+    crc = 0
+    for part in parts[:-1]:
+        crc = google_crc32c.extend(crc, np.frombuffer(part, dtype=np.uint8))
+    return crc
+
+
 def with_crc(data: bytes) -> bytes:
     """The bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
-    return data + crc32c(data).to_bytes(CRC_BYTES, "little")
+    return data + _closing_crc(data)
 
 
 def index_bytes(chunks_per_shard: int) -> int:
@@ -42,19 +53,28 @@ def index_bytes(chunks_per_shard: int) -> int:
     return 16 * chunks_per_shard + CRC_BYTES
 
 
-def encode_shard(chunks: Sequence[bytes | None], chunks_per_shard: int) -> bytes:
+def encode_shard(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> bytes:
     """A whole shard. None is a chunk that is not there; so are chunks beyond the end of a short last shard."""
+    return b"".join(shard_parts(chunks, chunks_per_shard))
+
+
+def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> list[Chunk]:
+    """The parts that make a whole shard when written one after the other: the chunks themselves, nothing is copied."""
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
-    parts: list[bytes] = []
+    parts: list[Chunk] = []
     offset = 0
     for number, chunk in enumerate(chunks):
         if chunk is None:
             continue
-        part = with_crc(chunk)
-        index[number] = (offset, len(part))
-        parts.append(part)
-        offset += len(part)
-    return b"".join([*parts, with_crc(index.tobytes())])
+        parts += (chunk, _closing_crc(chunk))
+        index[number] = (offset, len(chunk) + CRC_BYTES)
+        offset += len(chunk) + CRC_BYTES
+    last = index.tobytes()
+    return [*parts, last, _closing_crc(last)]
+
+
+def _closing_crc(data: Chunk) -> bytes:
+    return crc32c(data).to_bytes(CRC_BYTES, "little")
 
 
 def decode_index(data: bytes, path: Path | str) -> NDArray[np.uint64]:

@@ -33,6 +33,11 @@ def is_url(place: str | Path) -> bool:
     return isinstance(place, str) and _URL.match(place) is not None
 
 
+def absolute_place(place: str | Path) -> str:
+    """How to find a place again from anywhere: a URL as it is, a path from the root."""
+    return str(place) if is_url(place) else str(Path(place).resolve())
+
+
 def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | None = None) -> "Storage":
     """The storage at a path, or at a URL: s3://bucket/prefix, gs://, az://, file://.
 
@@ -294,7 +299,7 @@ class LocalStorage(Storage):
         """Make renames in these folders survive a power cut."""
         if self._fsync:
             for folder in folders:
-                _sync(folder)
+                sync_folder(folder)
 
     @contextlib.contextmanager
     def _named(self, path: str, doing: str) -> Generator[None]:
@@ -317,6 +322,20 @@ _CURES = {
     errno.EIO: "the disk has an error: copy what can be read to another one",
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
 }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A file of its own, beside any cache: after a crash it has its old content or the new one."""
+    LocalStorage(path.parent).write(path.name, [data])
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in this folder survive a power cut; or what was written, if it is a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _local_storage(root: Path, fsync: bool) -> LocalStorage:
@@ -347,20 +366,12 @@ def _make_folders(folder: Path) -> list[Path]:
     return changed
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_tree(path: Path) -> None:
     """Sync every file and folder below `path`."""
     for folder, _, files in os.walk(path):
         for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync_folder(Path(folder) / name)
+        sync_folder(Path(folder))
 
 
 def _raise_unless_gone(error: OSError) -> None:
@@ -392,4 +403,15 @@ def _is_running(process: int) -> bool:
     return True
 
 
-__all__ = ["TEMPORARY", "LocalStorage", "Part", "Storage", "checked_path", "is_url", "open_storage"]
+__all__ = [
+    "TEMPORARY",
+    "LocalStorage",
+    "Part",
+    "Storage",
+    "absolute_place",
+    "checked_path",
+    "is_url",
+    "open_storage",
+    "sync_folder",
+    "write_atomically",
+]

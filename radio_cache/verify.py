@@ -1,20 +1,27 @@
 """Is a cache right? Every receipt against its files, every document against what the spec says, and how to mend it."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from radio_cache.errors import RadioCacheError, StoreError, UnsupportedFormatError, unknown_name
-from radio_cache.reader import Cache, CachedTeacher, read_receipt
-from radio_cache.schema import ATTRIBUTES_KEY, IMAGES_UNIT, TRANSFORM, Receipt, receipt_path, unit_group
+from radio_cache.errors import RadioCacheError, StorageError, StoreError, UnsupportedFormatError, unknown_name
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.receipts import drop_receipt, each_receipt
+from radio_cache.schema import (
+    ATTRIBUTES_KEY,
+    IMAGES_UNIT,
+    TRANSFORM,
+    Receipt,
+    receipt_path,
+    receipts_folder,
+    unit_group,
+)
 from radio_cache.shards import CRC_BYTES, crc32c, file_crc32c
-from radio_cache.writer import TEMPORARY, add_teacher, sync_folder, write_atomically
+from radio_cache.storage import Storage
+from radio_cache.writer import teacher_documents
 
 _ROWS_AT_ONCE = 32
 
@@ -57,19 +64,14 @@ def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
     for unit in (IMAGES_UNIT, *cache.teachers):
         shards[unit] = missing[unit] = 0
         unit_damages = list(_document_damages(cache, unit))
-        for shard in range(cache.meta.num_shards):
-            try:
-                receipt = read_receipt(cache.path, unit, shard)
-            except UnsupportedFormatError:
-                raise
-            except StoreError as exc:
-                unit_damages.append(Damage(unit, shard, receipt_path(unit, shard), str(exc), mendable=True))
-                shards[unit] += 1
-                continue
+        for shard, receipt in each_receipt(cache.storage, unit, cache.meta.num_shards):
             if receipt is None:
                 missing[unit] += 1
                 continue
             shards[unit] += 1
+            if isinstance(receipt, StoreError):
+                unit_damages.append(Damage(unit, shard, receipt_path(unit, shard), str(receipt), mendable=True))
+                continue
             found = list(_shard_damages(cache, unit, shard, receipt))
             if deep and not found and not unit_damages and unit != IMAGES_UNIT:
                 found = list(_deep_damages(cache, cache.teachers[unit], shard, receipt))
@@ -91,10 +93,7 @@ def repair_cache(cache: Cache, report: VerifyReport) -> list[str]:
             _rewrite_document(cache, damage)
             done.append(f"{damage.place}: written again from the spec")
         else:
-            receipt = cache.path / receipt_path(damage.unit, damage.shard)
-            if receipt.exists():
-                receipt.unlink()
-                sync_folder(receipt.parent)
+            if drop_receipt(cache.storage, damage.unit, damage.shard):
                 done.append(f"{damage.unit}, shard {damage.shard}: dropped, the next build makes it again")
     return done
 
@@ -106,46 +105,48 @@ def drop_teacher(cache: Cache, name: str) -> int:
     teacher that is not there.
     """
     if name not in cache.teachers:
-        raise StoreError(f"{cache.path}: " + unknown_name("cached teacher", name, cache.teachers))
-    folder, receipts = cache.path / unit_group(name), (cache.path / receipt_path(name, 0)).parent
-    freed = sum(file.stat().st_size for place in (folder, receipts) for file in place.rglob("*") if file.is_file())
-    shutil.rmtree(receipts, ignore_errors=True)
-    gone = folder.with_name(f"{folder.name}{TEMPORARY}dropped")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    sync_folder(folder.parent)
-    shutil.rmtree(gone)
+        raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
+    group, receipts = unit_group(name), receipts_folder(name)
+    freed = sum(size for folder in (group, receipts) for _, size in cache.storage.list_files(folder))
+    cache.storage.delete_tree(receipts)
+    cache.storage.delete_tree(group)
     return freed
 
 
 def _index_damages(cache: Cache) -> Iterator[Damage]:
     try:
         index = cache.index
-        if not len(index.keys) == len(index.labels) == len(index.container) == cache.num_images:
-            yield Damage(
-                IMAGES_UNIT, None, IMAGES_UNIT, "the columns of the image index differ in length", mendable=False
-            )
+        for column in (index.labels, index.container, index.offset, index.length, [*index.keys]):
+            if len(column) != cache.num_images:
+                what = "the columns of the image index differ in length"
+                yield Damage(IMAGES_UNIT, None, cache.meta.index, what, mendable=False)
+                return
+    except (StorageError, UnsupportedFormatError):
+        raise
     except (RadioCacheError, ValueError, OSError, KeyError, UnicodeDecodeError) as exc:
         what = f"the image index cannot be read ({exc}): restore images/ from a copy, or build a new cache"
-        yield Damage(IMAGES_UNIT, None, IMAGES_UNIT, what, mendable=False)
+        yield Damage(IMAGES_UNIT, None, cache.meta.index, what, mendable=False)
 
 
 def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Iterator[Damage]:
     rows = cache.meta.shard_rows(shard)
     place = receipt_path(unit, shard)
     said = (receipt.unit, receipt.shard, receipt.first_row, receipt.num_rows)
-    if said != (unit, shard, rows.start, len(rows)):
+    # It may speak of fewer rows, from before the cache grew: then the next build makes the shard again.
+    if said[:3] != (unit, shard, rows.start) or not 0 < receipt.num_rows <= len(rows):
         yield Damage(unit, shard, place, f"it is the receipt of another shard: {said}", mendable=True)
         return
     for file in receipt.files:
         path = f"{unit_group(unit)}/{file.path}"
         try:
-            data = (cache.path / path).read_bytes()
+            data = cache.storage.read(path)
         except FileNotFoundError:
             yield Damage(unit, shard, path, "gone, although there is a receipt for it", mendable=True)
             continue
-        except OSError as exc:
-            yield Damage(unit, shard, path, f"cannot be read: {exc.strerror or exc}", mendable=True)
+        except StorageError as exc:
+            if not cache.storage.is_local:  # a bucket that cannot be reached is not damaged
+                raise
+            yield Damage(unit, shard, path, str(exc), mendable=True)
             continue
         if len(data) != file.num_bytes:
             what = f"{len(data)} bytes long, the receipt says {file.num_bytes}"
@@ -164,7 +165,7 @@ def _closing_crc_fits(cache: Cache, unit: str, path: str, data: bytes) -> bool:
 
 def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Receipt) -> Iterator[Damage]:
     bad = {failure.row for failure in receipt.failures}
-    rows = [row for row in cache.meta.shard_rows(shard) if row not in bad]
+    rows = [row for row in cache.meta.shard_rows(shard)[: receipt.num_rows] if row not in bad]
     place = f"{unit_group(teacher.name)}, shard {shard}"
     try:
         for first in range(0, len(rows), _ROWS_AT_ONCE):
@@ -187,28 +188,24 @@ def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
     except UnsupportedFormatError:
         raise
     except RadioCacheError as exc:
-        what = f"{exc}; or drop the teacher: radio-cache drop-teacher {cache.path} {unit}"
+        what = f"{exc}; or drop the teacher: radio-cache drop-teacher {cache.url} {unit}"
         yield Damage(unit, None, f"{unit_group(unit)}/{TRANSFORM}", what, mendable=False)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder)
-        (fresh / "teachers").mkdir()
-        add_teacher(fresh, cache.meta, teacher.spec, codec)
-        for document in sorted((fresh / unit_group(unit)).rglob("zarr.json")):
-            path = document.relative_to(fresh).as_posix()
-            what = _document_difference(document, cache.path / path)
-            if what:
-                yield Damage(unit, None, path, what, mendable=True)
+    for path, expected in teacher_documents(cache.meta, teacher.spec, codec):
+        place = f"{unit_group(unit)}/{path}"
+        what = _document_difference(expected, cache.storage, place)
+        if what:
+            yield Damage(unit, None, place, what, mendable=True)
 
 
-def _document_difference(expected: Path, found: Path) -> str | None:
+def _document_difference(expected: bytes, storage: Storage, path: str) -> str | None:
     try:
-        ours: Any = json.loads(found.read_bytes())
-    except FileNotFoundError:
+        ours: Any = json.loads(storage.read(path))
+    except (FileNotFoundError, NotADirectoryError):
         return "gone"
-    except (OSError, ValueError) as exc:
+    except (StorageError, ValueError) as exc:
         return f"cannot be read ({exc})"
-    theirs: Any = json.loads(expected.read_bytes())
+    theirs: Any = json.loads(expected)
     if "crc32c" not in ours.get("attributes", {}).get(ATTRIBUTES_KEY, {}):
         theirs["attributes"].get(ATTRIBUTES_KEY, {}).pop("crc32c", None)  # the first caches had none
     return None if ours == theirs else "is not what the teacher's spec says"
@@ -216,8 +213,5 @@ def _document_difference(expected: Path, found: Path) -> str | None:
 
 def _rewrite_document(cache: Cache, damage: Damage) -> None:
     teacher = cache.teachers[damage.unit]
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = Path(folder)
-        (fresh / "teachers").mkdir()
-        add_teacher(fresh, cache.meta, teacher.spec, teacher.codec)
-        write_atomically(cache.path / damage.place, (fresh / damage.place).read_bytes())
+    documents = dict(teacher_documents(cache.meta, teacher.spec, teacher.codec))
+    cache.storage.write(damage.place, [documents[damage.place.removeprefix(f"{unit_group(damage.unit)}/")]])

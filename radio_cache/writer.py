@@ -1,26 +1,24 @@
-"""Creating a cache, and committing a shard of it: whole files, renamed into place, the receipt last.
+"""Creating a cache, growing it, and committing a shard of it: whole files, the receipt last.
 
-Two processes that write the same shard write the same bytes, so whoever renames last changes nothing; two that write
-different shards never touch the same file. Nothing is locked.
+Two processes that write the same shard write the same bytes, so whoever comes last changes nothing; two that write
+different shards never touch the same file. Nothing is locked, and Zarr documents are written without a Zarr library.
 """
 
 import json
-import os
-import shutil
-import socket
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 import zstandard
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import NotACacheError
+from radio_cache.image_index import ImageIndex, encoded_keys
 from radio_cache.schema import (
     ATTRIBUTES_KEY,
     IMAGES_UNIT,
@@ -32,254 +30,196 @@ from radio_cache.schema import (
     receipt_path,
     unit_group,
 )
-from radio_cache.shards import encode_shard, file_crc32c, with_crc
+from radio_cache.shards import Chunk, crc32c, parts_crc32c, shard_parts, with_crc
+from radio_cache.storage import TEMPORARY, Storage, open_storage, sync_folder, write_atomically
+from radio_cache.zarr_documents import DOCUMENT, group_document, plain_array_document, sharded_array_document
 
-TEMPORARY = ".tmp-"
-"""Names of files and folders in the making contain this; a killed process may leave some behind."""
+Place = Storage | str | Path
+"""Where a cache lies: an open storage, a path or a URL."""
 
 _INDEX_CHUNK = 1 << 20
-"""Rows of the image index in one chunk: it is written once, as a whole, and read as a whole."""
+"""Rows of the image index in one chunk: it is written once, as a whole."""
 
 
-class ImageIndex:
-    """The list of a cache's images, as columns. Written once, when the cache is created.
-
-    keys: unique, one per image. labels (n,) int32, -1 without a label. container (n,): number in `CacheMeta.containers`.
-    offset, length (n,): bytes within a tar; -1 for a file of its own.
-    """
-
-    def __init__(
-        self, keys: Sequence[str], labels: NDArray[np.int32], container: NDArray[np.int32],
-        offset: NDArray[np.int64], length: NDArray[np.int64],
-    ) -> None:  # fmt: skip
-        self.keys = list(keys)
-        self.labels, self.container, self.offset, self.length = labels, container, offset, length
-
-
-def refuse_occupied(path: Path) -> None:
-    """Raise NotACacheError if there is a file at `path`, or a folder with something in it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise NotACacheError(f"{path} exists and is not empty: choose another --out, or remove it")
+def refuse_occupied(place: Place) -> None:
+    """Raise NotACacheError if there is a file at `place`, or a folder with something in it."""
+    storage = open_storage(place)
+    if storage.is_local:
+        path = storage.local_path()
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    else:
+        # What a creation left that was killed before the root's document: a local one leaves nothing at this place.
+        ours = (f"{IMAGES_UNIT}/", "teachers/")
+        occupied = storage.exists(DOCUMENT) or any(not path.startswith(ours) for path, _ in storage.list_files())
+    if occupied:
+        raise NotACacheError(f"{storage.url} exists and is not empty: choose another --out, or remove it")
 
 
-def create_cache(path: Path, meta: CacheMeta, index: ImageIndex) -> None:
+def create_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     """Make an empty cache: the group, the image index, and arrays without data. All or nothing.
 
-    Raises NotACacheError if `path` is a file or a folder with something in it.
+    Returns what was stored: `meta` with the place of the index.
+    Raises NotACacheError if `place` is a file or a folder with something in it, or another process was faster.
     """
-    refuse_occupied(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage = open_storage(place)
+    refuse_occupied(storage)
+    columns = _index_columns(index)
+    meta = replace(meta, index=_index_group(columns))
 
-    def fill(folder: Path) -> None:
-        root = zarr.create_group(folder, zarr_format=3, attributes={ATTRIBUTES_KEY: meta.to_json()})
-        images = root.create_group(IMAGES_UNIT)
-        encoded = [
-            key.encode("utf-8", "surrogateescape") for key in index.keys
-        ]  # file names are bytes, in any encoding
-        columns: dict[str, NDArray[Any]] = {
-            # Text as bytes and end offsets: variable-length strings are not yet part of the Zarr v3 standard.
-            "key_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-            "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.uint64),
-            "label": index.labels,
-            "container": index.container,
-            "offset": index.offset,
-            "length": index.length,
-        }
-        for name, column in columns.items():
-            array = images.create_array(
-                name, shape=column.shape, dtype=column.dtype, chunks=(min(len(column), _INDEX_CHUNK),),
-                compressors=(Crc32cCodec(),), filters=None, fill_value=0,
-            )  # fmt: skip
-            array[:] = column
-        n, s = meta.num_images, meta.shard_images
-        _plain_array(images, "status", (n,), (s,), "uint8", 0)
-        _plain_array(images, "size_hw", (n, 2), (s, 2), "int32", 0)
-        _plain_array(images, "digest", (n, 16), (s, 16), "uint8", 0)
-        root.create_group("teachers")
+    def files() -> Iterator[tuple[str, bytes]]:
+        yield f"{IMAGES_UNIT}/{DOCUMENT}", group_document()
+        yield from _index_files(meta.index, columns)
+        yield from _images_documents(meta)
+        yield f"teachers/{DOCUMENT}", group_document()
+        yield DOCUMENT, group_document({ATTRIBUTES_KEY: meta.to_json()})
 
-    _make_folder(path, fill)
+    if not storage.write_tree("", files(), last=DOCUMENT):
+        raise NotACacheError(f"{storage.url} was made by another process a moment ago: run the same command again")
+    return meta
 
 
-def add_teacher(path: Path, meta: CacheMeta, spec: TeacherSpec, codec: Codec | None = None) -> None:
+def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec | None = None) -> None:
     """Make the group of a teacher that is not in the cache yet: its spec, its codec's arrays, and arrays without data.
 
-    All or nothing. codec: the one `spec.codec` describes; may be left out where that needs no arrays.
+    All or nothing; a group that is there already stays as it is.
+    codec: the one `spec.codec` describes; may be left out where that needs no arrays.
     """
-    codec = codec or codec_from_json(spec.codec)
+    known = codec or codec_from_json(spec.codec)
 
-    def fill(folder: Path) -> None:
-        group = zarr.create_group(folder, zarr_format=3, attributes={ATTRIBUTES_KEY: spec.to_json()})
-        n, s, views = meta.num_images, meta.shard_images, spec.views
-        inner = (1, 1, *codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
-        compressors = [] if codec.zstd_level is None else [ZstdCodec(level=codec.zstd_level)]
-        sharding = ShardingCodec(
-            chunk_shape=inner,
-            codecs=[BytesCodec(endian="little"), *compressors, Crc32cCodec()],
-            index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
-            index_location="end",
-        )
-        shape = (views, n, *inner[2:])
-        group.create_array(
-            "spatial", shape=shape, dtype=codec.dtype, chunks=(1, s, *inner[2:]), serializer=sharding,
-            compressors=None, filters=None, fill_value=codec.fill_value,
-        )  # fmt: skip
-        if codec.arrays():
-            transform = group.create_group(TRANSFORM)
-            for name, array in codec.arrays().items():
-                _plain_array(transform, name, array.shape, array.shape, str(array.dtype), 0)
-                transform[name] = array
-        num_shards = meta.num_shards
-        stats = group.create_group("stats")
-        _plain_array(stats, "spatial", (num_shards, 2, spec.spatial_dim), (1, 2, spec.spatial_dim), "float64", np.nan)
-        if spec.summary_dim is not None:
-            width = spec.summary_dim
-            _plain_array(group, "summary", (views, n, width), (1, s, width), "float16", np.nan)
-            _plain_array(stats, "summary", (num_shards, 2, width), (1, 2, width), "float64", np.nan)
+    def files() -> Iterator[tuple[str, bytes]]:
+        yield from teacher_documents(meta, spec, known)
+        for name, array in known.arrays().items():
+            yield f"{TRANSFORM}/{name}/{_first_chunk(array)}", with_crc(_stored(array))
 
-    _make_folder(path / unit_group(spec.name), fill)
+    open_storage(place).write_tree(unit_group(spec.name), files(), last=DOCUMENT)
 
 
-def _plain_array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, fill_value: float
-) -> None:
-    group.create_array(
-        name, shape=shape, dtype=dtype, chunks=chunks, compressors=(Crc32cCodec(),), filters=None, fill_value=fill_value
+def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Iterator[tuple[str, bytes]]:
+    """Every `zarr.json` of a teacher: (path below its group, content)."""
+    n, s, views = meta.num_images, meta.shard_images, spec.views
+    row = codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim)
+    yield DOCUMENT, group_document({ATTRIBUTES_KEY: spec.to_json()})
+    yield (
+        f"spatial/{DOCUMENT}",
+        sharded_array_document(
+            (views, n, *row), (1, s, *row), (1, 1, *row), codec.dtype, codec.fill_value, codec.zstd_level
+        ),
     )
+    if codec.arrays():
+        yield f"{TRANSFORM}/{DOCUMENT}", group_document()
+    for name, array in codec.arrays().items():
+        yield f"{TRANSFORM}/{name}/{DOCUMENT}", plain_array_document(array.shape, array.shape, array.dtype, 0)
+    widths = {"spatial": spec.spatial_dim}
+    if spec.summary_dim is not None:
+        widths["summary"] = width = spec.summary_dim
+        yield f"summary/{DOCUMENT}", plain_array_document((views, n, width), (1, s, width), "float16", np.nan)
+    yield f"stats/{DOCUMENT}", group_document()
+    for name, width in widths.items():
+        shape = (meta.num_shards, 2, width)
+        yield f"stats/{name}/{DOCUMENT}", plain_array_document(shape, (1, 2, width), "float64", np.nan)
 
 
-def _make_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f"{path.name}{_temporary_suffix()}")
-    try:
-        fill(temporary)
-        sync_tree(temporary)
-        try:
-            temporary.rename(path)
-        except OSError:
-            # Another process made the same folder a moment ago; the caller compares what it holds.
-            if not (path / "zarr.json").exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(path.parent)
+def _images_documents(meta: CacheMeta) -> Iterator[tuple[str, bytes]]:
+    n, s = meta.num_images, meta.shard_images
+    for name, dtype, row in (("status", "uint8", ()), ("size_hw", "int32", (2,)), ("digest", "uint8", (16,))):
+        yield f"{IMAGES_UNIT}/{name}/{DOCUMENT}", plain_array_document((n, *row), (s, *row), dtype, 0)
+
+
+def _index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
+    key_bytes, key_ends = encoded_keys(index.keys)
+    return {
+        "key_bytes": key_bytes, "key_ends": key_ends, "label": np.asarray(index.labels, np.int32),
+        "container": np.asarray(index.container, np.int32), "offset": np.asarray(index.offset, np.int64),
+        "length": np.asarray(index.length, np.int64),
+    }  # fmt: skip
+
+
+def _index_group(columns: Mapping[str, NDArray[Any]]) -> str:
+    """Named by its contents: two processes that write different lists never write the same file."""
+    together = b"".join(crc32c(_stored(column)).to_bytes(4, "little") for column in columns.values())
+    return f"{IMAGES_UNIT}/index-{crc32c(together):08x}"
+
+
+def _index_files(group: str, columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, bytes]]:
+    yield f"{group}/{DOCUMENT}", group_document()
+    for name, column in columns.items():
+        side = max(1, min(len(column), _INDEX_CHUNK))
+        yield f"{group}/{name}/{DOCUMENT}", plain_array_document(column.shape, (side,), column.dtype, 0)
+        for number, first in enumerate(range(0, len(column), side)):
+            part = column[first : first + side]
+            chunk = np.zeros(side, column.dtype)  # the last one is stored in full size, too
+            chunk[: len(part)] = part
+            yield f"{group}/{name}/c/{number}", with_crc(_stored(chunk))
+
+
+def _stored(array: NDArray[Any]) -> bytes:
+    """Little-endian, in C order, on any machine."""
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _first_chunk(array: NDArray[Any]) -> str:
+    return "/".join(("c", *("0" for _ in array.shape)))
 
 
 class ShardWriter:
     """Commits one unit's shard: hand over its arrays, then `commit`.
 
-    Files are written aside, synced and renamed one by one; only the receipt makes them count.
+    Files are written whole, one by one; only the receipt makes them count. storage: open, or a path or URL.
     """
 
-    def __init__(self, cache_path: Path, unit: str, shard: int) -> None:
-        self._cache_path = cache_path
-        self._folder = cache_path / unit_group(unit)
+    def __init__(self, place: Place, unit: str, shard: int) -> None:
+        self._storage = open_storage(place)
         self._unit, self._shard = unit, shard
         self._files: list[StoredFile] = []
 
     def write_plain(self, array: str, chunk: NDArray[Any], *, grid: tuple[int, ...]) -> None:
         """One chunk of an array without sharding. `chunk` has the full chunk shape; `grid` is its chunk coordinate."""
-        data = with_crc(np.ascontiguousarray(chunk).astype(chunk.dtype.newbyteorder("<"), copy=False).tobytes())
-        self._write(f"{array}/c/{'/'.join(map(str, grid))}", data)
+        data = _stored(chunk)
+        self._write(_chunk_path(array, grid), [data, crc32c(data).to_bytes(4, "little")])
 
     def write_sharded(
-        self,
-        array: str,
-        rows: Sequence[NDArray[Any] | None],
-        *,
-        grid: tuple[int, ...],
-        chunks_per_shard: int,
-        zstd_level: int | None = None,
-    ) -> None:
-        """One shard whose inner chunks are `rows`; None leaves a hole. zstd_level: of the array's codec, if it has one."""
-        chunks = [None if row is None else np.ascontiguousarray(row).tobytes() for row in rows]
+        self, array: str, rows: Sequence[NDArray[Any] | None], *, grid: tuple[int, ...], chunks_per_shard: int,
+        zstd_level: int | None = None, pool: Executor | None = None,
+    ) -> None:  # fmt: skip
+        """One shard whose inner chunks are `rows`; None leaves a hole.
+
+        zstd_level: of the array's codec, if it has one. pool: threads to compress in; the bytes are the same without.
+        """
+        chunks: list[Chunk | None] = [None if row is None else _flat(row) for row in rows]
         if zstd_level is not None:
-            compressor = zstandard.ZstdCompressor(level=zstd_level)
-            chunks = [None if chunk is None else compressor.compress(chunk) for chunk in chunks]
-        self._write(f"{array}/c/{'/'.join(map(str, grid))}", encode_shard(chunks, chunks_per_shard))
+            compress = partial(_compressed, level=zstd_level)
+            chunks = list(pool.map(compress, chunks) if pool else map(compress, chunks))
+        self._write(_chunk_path(array, grid), shard_parts(chunks, chunks_per_shard))
 
     def commit(self, receipt: Mapping[str, Any]) -> Receipt:
         """Write the receipt, which makes the shard exist. `receipt` holds its fields except unit, shard and files."""
         done = Receipt(unit=self._unit, shard=self._shard, files=tuple(self._files), **receipt)
-        data = json.dumps(done.to_json(), indent=1).encode()
-        write_atomically(self._cache_path / receipt_path(self._unit, self._shard), data)
+        self._storage.write(receipt_path(self._unit, self._shard), [json.dumps(done.to_json(), indent=1).encode()])
         return done
 
-    def _write(self, relative: str, data: bytes) -> None:
-        write_atomically(self._folder / relative, data)
-        self._files.append(StoredFile(path=relative, num_bytes=len(data), crc32c=file_crc32c(data)))
+    def _write(self, relative: str, parts: list[Chunk]) -> None:
+        self._storage.write(f"{unit_group(self._unit)}/{relative}", parts)
+        num_bytes = sum(len(part) for part in parts)
+        self._files.append(StoredFile(path=relative, num_bytes=num_bytes, crc32c=parts_crc32c(parts)))
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """After a crash the file has its old content or the new one, never a part: write aside, sync, rename, sync."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{_temporary_suffix()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fdatasync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def _chunk_path(array: str, grid: tuple[int, ...]) -> str:
+    return "/".join((array, "c", *map(str, grid)))
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames in this folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _flat(row: NDArray[Any]) -> memoryview:
+    """The bytes of an array, little-endian, in C order; a view of them where they lie so already."""
+    stored = np.ascontiguousarray(row).astype(row.dtype.newbyteorder("<"), copy=False)
+    return stored.reshape(-1).view(np.uint8).data
 
 
-def sync_tree(path: Path) -> None:
-    """Sync every file and folder below `path`."""
-    for folder, _, files in os.walk(path):
-        for name in files:
-            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(Path(folder))
+def _compressed(chunk: Chunk | None, *, level: int) -> bytes | None:
+    # The frame says how much it holds; the checksum behind it is Zarr's.
+    made = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
+    return None if chunk is None else made.compress(chunk)
 
 
-def remove_leftovers(path: Path) -> int:
-    """Delete what killed processes of this machine left half-written below a cache; returns how many there were.
-
-    Names carry host and process number, so nothing that a live process is writing is touched.
-    """
-    removed = 0
-    for leftover in _leftovers(path):
-        host, _, rest = leftover.name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
-        if host == socket.gethostname() and not _is_running(int(rest)):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-            removed += 1
-    return removed
-
-
-def _leftovers(path: Path) -> Iterator[Path]:
-    yield from (entry for entry in path.parent.glob(f"{path.name}{TEMPORARY}*"))
-    for folder, folders, files in os.walk(path):
-        for name in list(folders):
-            if TEMPORARY in name:
-                folders.remove(name)
-                yield Path(folder) / name
-        yield from (Path(folder) / name for name in files if TEMPORARY in name)
-
-
-def _temporary_suffix() -> str:
-    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+__all__ = [
+    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "create_cache", "refuse_occupied", "sync_folder",
+    "teacher_documents", "write_atomically",
+]  # fmt: skip

@@ -64,6 +64,27 @@ def attributes_of(document: bytes) -> dict[str, Any]:
     return attributes
 
 
+def array_difference(found: bytes, expected: bytes, *, grows_along: int | None = None) -> str | None:
+    """How an array's document differs from what it should say, in words; None if it does not. Attributes do not count.
+
+    grows_along: an axis that may be longer than expected, because arrays are enlarged before the cache says so.
+    """
+    try:
+        theirs = dict(json.loads(found).items())
+        needed: dict[str, Any] = json.loads(expected)
+        if grows_along is not None and theirs["shape"][grows_along] > needed["shape"][grows_along]:
+            needed["shape"][grows_along] = theirs["shape"][grows_along]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        return f"does not describe a Zarr array ({exc!r})"
+    for field, value in needed.items():
+        if field != "attributes" and theirs.get(field) != value:
+            return (
+                f"says {field} is {json.dumps(theirs.get(field))}, the cache's spec says {json.dumps(value)}: it was "
+                "edited, or belongs to another cache"
+            )
+    return None
+
+
 def shape_of(document: bytes, place: str) -> tuple[int, ...]:
     """The shape of an array. Raises StoreError naming the place for what is no such document."""
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from radio_cache.errors import TrainingError
-from radio_cache.writer import TEMPORARY, sync_folder
+from radio_cache.storage import TEMPORARY, sync_folder
 
 _NAME = re.compile(r"step-(\d{8})\.pt\Z")
 _KEEP = 2

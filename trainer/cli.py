@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_support import console, plain_errors, table
+from radio_cache.cli_support import PLACE, console, plain_errors, table
 from radio_cache.errors import ConfigError
 
 TERMINATED = 143
@@ -17,7 +17,7 @@ TERMINATED = 143
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="radio-train")
 @click.option(
-    "--cache", required=True, type=click.Path(path_type=Path), metavar="CACHE.zarr", help="Made by `radio-cache build`."
+    "--cache", required=True, type=PLACE, metavar="CACHE.zarr", help="Made by `radio-cache build`: a folder, or a URL."
 )
 @click.option(
     "--student",
@@ -64,7 +64,7 @@ TERMINATED = 143
 )
 @plain_errors(on_interrupt="Nothing was written yet.")
 def main(
-    cache: Path, student: str | None, out: Path, teachers: tuple[str, ...], recipe: str, steps: int | None,
+    cache: str | Path, student: str | None, out: Path, teachers: tuple[str, ...], recipe: str, steps: int | None,
     batch_size: int | None, image_size: int | None, lr: float | None, seed: int | None, settings: tuple[str, ...], device: str,
 ) -> None:  # fmt: skip
     """Train a student on the cached features of its teachers, with fresh random crops. No teacher runs.

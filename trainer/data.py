@@ -96,7 +96,7 @@ class CropData:
         self.rows = cache.usable_rows(teachers)
         if len(self.rows) == 0:
             raise ConfigError(
-                f"{cache.path} has no image that is complete for {', '.join(teachers)}: run the build to its end"
+                f"{cache.url} has no image that is complete for {', '.join(teachers)}: run the build to its end"
             )
 
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
@@ -146,7 +146,7 @@ class CropData:
         try:
             return decode_image(self.cache.read_file(row), max_pixels=self.cache.meta.max_pixels)
         except ImageError as exc:
-            raise TrainingError(f"image {self.cache.index.keys[row]} of {self.cache.path}: {exc}") from exc
+            raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
 
 
 class TargetMaker:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError, NotACacheError, StoreError, unknown_name
-from radio_cache.writer import write_atomically
+from radio_cache.storage import write_atomically
 from trainer.adaptors import AdaptorOutput, Adaptors, Head, TeacherWidths
 from trainer.data import StudentFit
 from trainer.students import Student, StudentOutput, create_student

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, StoreError, unknown_name
 from radio_cache.reader import Cache
-from radio_cache.writer import write_atomically
+from radio_cache.storage import absolute_place, write_atomically
 from trainer.adaptors import AdaptorOutput, Head, TeacherWidths
 from trainer.checkpoint import LossSums, Trainee, checkpoints, restore, save_checkpoint
 from trainer.data import Batch, CropData, StudentFit, TargetMaker, Targets
@@ -34,7 +34,7 @@ RECIPE_FILE, METRICS_FILE = "recipe.json", "metrics.jsonl"
 class TrainConfig:
     """A run: which cache, which teachers (none named: all of them), which recipe, where to, on what."""
 
-    cache: Path
+    cache: str | Path
     recipe: Recipe
     out: Path
     teachers: tuple[str, ...] = ()
@@ -172,10 +172,10 @@ def lr_at(step: int, recipe: Recipe) -> float:
 
 def _teachers(cache: Cache, config: TrainConfig) -> tuple[str, ...]:
     if not cache.teachers:
-        raise StoreError(f"{cache.path} holds no teacher yet: radio-cache build --out {cache.path} --teacher NAME ...")
+        raise StoreError(f"{cache.url} holds no teacher yet: radio-cache build --out {cache.url} --teacher NAME ...")
     for name in (*config.teachers, *config.recipe.teacher_weights):
         if name not in cache.teachers:
-            raise ConfigError(f"{cache.path}: " + unknown_name("cached teacher", name, cache.teachers))
+            raise ConfigError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
     return config.teachers or tuple(cache.teachers)
 
 
@@ -189,7 +189,7 @@ def _student_config(cache: Cache, config: TrainConfig, names: tuple[str, ...]) -
     return StudentConfig(
         student=recipe.student, overrides=recipe.student_overrides, image_hw=(recipe.image_px, recipe.image_px), fit=fit,
         teachers=widths, adaptor_width=recipe.adaptor_width, seed=recipe.seed, steps=recipe.steps,
-        images_seen=recipe.steps * recipe.batch_images, cache=str(config.cache.resolve()), run=str(config.out.resolve()),
+        images_seen=recipe.steps * recipe.batch_images, cache=absolute_place(config.cache), run=str(config.out.resolve()),
         recipe=recipe.name,
     )  # fmt: skip
 
@@ -268,7 +268,7 @@ def _check_finite(losses: dict[str, TeacherLoss], batch: Batch, data: CropData) 
     for name, loss in losses.items():
         for part in loss:
             if part is not None and not math.isfinite(part.item()):
-                keys = [data.cache.index.keys[row] for row in batch.rows[:3]]
+                keys = [data.cache.index.key(row) for row in batch.rows[:3]]
                 raise NonFiniteLossError(
                     f"step {batch.step}: the loss of teacher '{name}' is {part.item()}, on images such as "
                     f"{', '.join(keys)}. The last checkpoint is whole; try a lower --lr, or verify the cache"

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
-import radio_cache.reader
-from radio_cache import Cache
+from radio_cache import Cache, shard_reader
 from radio_cache.errors import (
     CorruptShardError,
     ImageError,
@@ -26,7 +26,7 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.reader import is_cache, read_image_file
+from radio_cache.reader import Verify, is_cache, read_image_file
 from radio_cache.schema import receipt_path
 from radio_cache.shards import CRC_BYTES, index_bytes
 from radio_cache.testing import make_tiny_cache, write_images
@@ -168,7 +168,63 @@ def test_a_buffer_that_does_not_fit_is_refused_with_both_shapes(cache: Cache, bu
         cache.teachers["fake-a"].codes([0, 1], out=buffer)
 
 
+@pytest.mark.parametrize("verify", ["always", "first", "never"])
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_threads_and_verification_change_no_byte(cache: Cache, threads: int, verify: Verify) -> None:
+    teacher = cache.teachers["fake-a"]
+    rows = [9, 0, 4, 4, 1, 8]
+    np.testing.assert_array_equal(
+        teacher.codes(rows, threads=threads, verify=verify), np.stack([teacher.codes([row])[0] for row in rows])
+    )
+
+
+def test_a_view_that_is_not_there_is_refused(cache: Cache) -> None:
+    for view in (-1, 1):
+        with pytest.raises(ShapeError, match=f"'fake-a' has 1 views, and view {view} was asked for"):
+            cache.teachers["fake-a"].codes([0], view=view)
+
+
 # ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("shape", [1, 10, 4, 4, 1 << 40]),
+        ("data_type", "float32"),
+        ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 2, 4, 4, 8]}}),
+        ("fill_value", 0),
+        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}]),
+    ],
+)
+def test_metadata_of_another_array_are_refused_before_anything_is_read(
+    cache_path: Path, field: str, value: object
+) -> None:
+    document = cache_path / "teachers/fake-a/spatial/zarr.json"
+    edit_json(document, lambda data: data.update({field: value}))
+    with pytest.raises(
+        CorruptShardError, match=f"{document} says {field} is .*, the cache's spec says .*edited.*repair"
+    ):
+        Cache(cache_path).teachers["fake-a"].codes([0])
+
+
+def test_maps_may_be_longer_than_the_cache_says_while_it_grows(cache_path: Path, cache: Cache) -> None:
+    document = cache_path / "teachers/fake-a/spatial/zarr.json"
+    edit_json(document, lambda data: data["shape"].__setitem__(1, 1000))
+    np.testing.assert_array_equal(
+        Cache(cache_path).teachers["fake-a"].codes([0, 9]), cache.teachers["fake-a"].codes([0, 9])
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 100_000, b"7"])
+def test_metadata_that_are_no_document_are_refused(cache_path: Path, content: bytes) -> None:
+    document = cache_path / "teachers/fake-a/spatial/zarr.json"
+    document.write_bytes(content)
+    with pytest.raises(CorruptShardError, match=f"{document} does not describe a Zarr array.*repair"):
+        Cache(cache_path).teachers["fake-a"].codes([0])
+    document.unlink()
+    with pytest.raises(CorruptShardError, match=f"{document} is gone: radio-cache repair"):
+        Cache(cache_path).teachers["fake-a"].codes([0])
 
 
 def flip(file: Path, position: int) -> None:
@@ -245,7 +301,6 @@ def test_damage_leaks_no_descriptor(cache_path: Path, shard_file: Path) -> None:
         ("teachers/fake-a/summary/c/0/1/0", lambda cache: cache.teachers["fake-a"].summaries([0])),
         ("teachers/fake-a/stats/spatial/c/1/0/0", lambda cache: cache.teachers["fake-a"].spatial_mean_std()),
         ("teachers/fake-a/stats/summary/c/1/0/0", lambda cache: cache.teachers["fake-a"].summary_mean_std()),
-        ("images/status/c/1", lambda cache: cache.usable_rows()),
         ("images/size_hw/c/1/0", lambda cache: cache.sizes_hw),
         ("images/digest/c/1/0", lambda cache: cache.digests),
     ],
@@ -272,9 +327,16 @@ def test_deleted_statistics_do_not_become_nan(cache_path: Path) -> None:
 
 
 def test_a_deleted_status_does_not_silently_shrink_the_cache(cache_path: Path) -> None:
+    """Receipts say which images are usable; `images/status` says the same to other tools."""
+    before = Cache(cache_path).usable_rows()
     (cache_path / "images/status/c/1").unlink()
-    with pytest.raises(CorruptShardError, match=r"images/status/c/1 .*receipt.*repair"):
-        Cache(cache_path).usable_rows()
+    np.testing.assert_array_equal(Cache(cache_path).usable_rows(), before)
+
+
+def test_deleted_sizes_do_not_become_zeros(cache_path: Path) -> None:
+    (cache_path / "images/size_hw/c/1/0").unlink()
+    with pytest.raises(CorruptShardError, match=r"images/size_hw/c/1/0 .*receipt.*repair"):
+        Cache(cache_path).sizes_hw  # noqa: B018
 
 
 def test_attributes_edited_by_hand_are_noticed(cache_path: Path) -> None:
@@ -359,7 +421,7 @@ def test_a_byte_range_of_a_tar_that_ends_early_is_an_image_error(tmp_path: Path)
 
 
 def test_many_threads_read_the_same_as_one(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(radio_cache.reader, "_MAX_OPEN_FILES", 1)  # every read of another shard closes the last one
+    monkeypatch.setattr(shard_reader, "MAX_OPEN_FILES", 1)  # every read of another shard closes the last one
     teacher = cache.teachers["fake-a"]
     expected = teacher.codes(USABLE)
     rows = np.random.default_rng(0).integers(0, len(USABLE), 400)
@@ -369,7 +431,7 @@ def test_many_threads_read_the_same_as_one(cache: Cache, monkeypatch: pytest.Mon
 
 
 def test_descriptors_stay_bounded_and_are_closed(cache_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(radio_cache.reader, "_MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(shard_reader, "MAX_OPEN_FILES", 2)
     cache = Cache(cache_path)
     cache.teachers["fake-a"].codes(USABLE)
     assert open_files(cache_path) == 2
@@ -381,6 +443,33 @@ def test_a_pickled_cache_reads_the_same(cache: Cache) -> None:
     cache.teachers["fake-a"].codes([0])
     copy = pickle.loads(pickle.dumps(cache))
     np.testing.assert_array_equal(copy.teachers["fake-a"].codes(USABLE), cache.teachers["fake-a"].codes(USABLE))
+    teacher = pickle.loads(pickle.dumps(cache.teachers["fake-b"]))
+    np.testing.assert_array_equal(teacher.codes(USABLE), cache.teachers["fake-b"].codes(USABLE))
+
+
+class MapsOfRows(torch.utils.data.Dataset[np.ndarray]):
+    """What a training script of somebody else's may do."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(USABLE)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.cache.teachers["fake-a"].codes([USABLE[number]], threads=2)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_a_data_loader_read_the_same(cache: Cache, start: str) -> None:
+    expected = cache.teachers["fake-a"].codes(
+        USABLE, threads=2
+    )  # descriptors, indexes and threads are there when it forks
+    loader = torch.utils.data.DataLoader(
+        MapsOfRows(cache), batch_size=4, num_workers=2 if start == "fork" else 1, multiprocessing_context=start
+    )
+    np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the mixture of threads and fork is the point

@@ -117,7 +117,7 @@ def test_metadata_that_was_edited_is_written_again(cache_path: Path) -> None:
 
 
 def test_an_image_index_that_cannot_be_read_is_named_and_left(cache_path: Path) -> None:
-    flip(cache_path / "images/key_bytes/c/0", 3)
+    flip(cache_path / Cache(cache_path).meta.index / "key_bytes/c/0", 3)
     cache = Cache(cache_path)
     report = verify_cache(cache)
     assert not report.ok

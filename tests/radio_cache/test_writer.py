@@ -1,11 +1,8 @@
-"""Writing: what zarr-python reads of it, what a kill leaves behind, and who may remove it."""
+"""Writing: what zarr-python reads of it."""
 
 import json
 import os
 import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,7 @@ from radio_cache.reader import digest
 from radio_cache.schema import CacheMeta, Container, ImageStatus
 from radio_cache.shards import CRC_BYTES, crc32c
 from radio_cache.testing import fake_features, fake_spec, make_tiny_cache, write_images
-from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache, remove_leftovers, write_atomically
+from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
 
 def empty_cache(path: Path, *, num_images: int = 5, shard_images: int = 2) -> CacheMeta:
@@ -31,8 +28,7 @@ def empty_cache(path: Path, *, num_images: int = 5, shard_images: int = 2) -> Ca
     )  # fmt: skip
     none = np.full(num_images, -1, np.int64)
     keys = [f"Grüße/{number}.png" for number in range(num_images)]
-    create_cache(path, meta, ImageIndex(keys, none.astype(np.int32), 0 * none.astype(np.int32), none, none))
-    return meta
+    return create_cache(path, meta, ImageIndex(keys, none.astype(np.int32), 0 * none.astype(np.int32), none, none))
 
 
 # ---------------------------------------------------------------- what other tools see
@@ -66,12 +62,13 @@ def test_stored_maps_are_the_features_that_were_written(cache: Cache, photos: Pa
 
 
 def test_zarr_python_reads_the_image_index(cache: Cache, photos: Path) -> None:
-    images = zarr.open_group(cache.path / "images", mode="r")
-    text, ends = np.asarray(images["key_bytes"][...]).tobytes(), np.asarray(images["key_ends"][...])
+    group = zarr.open_group(cache.path, mode="r")
+    index, images = group[cache.meta.index], group["images"]
+    text, ends = np.asarray(index["key_bytes"][...]).tobytes(), np.asarray(index["key_ends"][...])
     keys = [text[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     assert keys == [f"{name}/{number}.png" for name in ("blue", "red") for number in range(5)]
-    assert np.asarray(images["label"][...]).tolist() == [0] * 5 + [1] * 5
-    assert np.asarray(images["offset"][...]).tolist() == np.asarray(images["length"][...]).tolist() == [-1] * 10
+    assert np.asarray(index["label"][...]).tolist() == [0] * 5 + [1] * 5
+    assert np.asarray(index["offset"][...]).tolist() == np.asarray(index["length"][...]).tolist() == [-1] * 10
     status = np.asarray(images["status"][...])
     assert [keys[row] for row in np.flatnonzero(status == ImageStatus.UNUSABLE)] == ["red/1.png"]
     assert (status == ImageStatus.OK).sum() == 9
@@ -176,78 +173,6 @@ def test_plain_chunks_are_little_endian_on_any_machine(tmp_path: Path) -> None:
     empty_cache(path)
     ShardWriter(path, "images", 0).write_plain("size_hw", np.array([[1, 2], [3, 4]], ">i4"), grid=(0, 0))
     assert Cache(path).sizes_hw[:2].tolist() == [[1, 2], [3, 4]]
-
-
-# ---------------------------------------------------------------- kills and leftovers
-
-KILL_LOOP = """
-    import os, random, signal, sys, time
-    from pathlib import Path
-    from radio_cache.writer import write_atomically
-
-    target, rounds = Path(sys.argv[1]), int(sys.argv[2])
-    contents = {bytes([letter]) * 300_000 for letter in b"abc"}
-    write_atomically(target, b"a" * 300_000)
-    for number in range(rounds):
-        writer = os.fork()
-        if writer == 0:
-            while True:
-                for content in contents:
-                    write_atomically(target, content)
-        time.sleep(random.Random(number).uniform(0.001, 0.03))
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
-        if target.read_bytes() not in contents:
-            sys.exit(f"after kill {number}: {target.stat().st_size} bytes that nobody wrote")
-    print(sum(".tmp-" in entry.name for entry in target.parent.iterdir()))
-"""
-
-
-def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILL_LOOP), tmp_path / "file", "40"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert remove_leftovers(tmp_path) == int(done.stdout) > 0
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", b"old")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "file", "not bytes")  # type: ignore[arg-type]
-    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"file": b"old"}
-
-
-def test_leftovers_of_dead_processes_go_and_all_others_stay(tmp_path: Path) -> None:
-    path = tmp_path / "c.zarr"
-    empty_cache(path)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    host = socket.gethostname()
-    dead = [
-        path / f"receipts/t/000001.json.tmp-{host}-{ended.pid}-0a1b2c3d",
-        path / f"teachers/t.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",
-        tmp_path / f"c.zarr.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",
-    ]
-    kept = [
-        path / f"teachers/t.tmp-{host}-{os.getpid()}-0a1b2c3d/zarr.json",  # of a live process
-        path / f"teachers/u.tmp-another-host-{ended.pid}-0a1b2c3d/zarr.json",  # of another machine
-        path / "images/notes.tmp-mine",  # not named by us
-        tmp_path / f"other.zarr.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",  # of another cache
-    ]
-    for file in (*dead, *kept):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("{}")
-    assert remove_leftovers(path) == 3
-    assert [file.exists() for file in dead] == [False] * 3
-    assert [file.exists() for file in kept] == [True] * 4
-    assert not dead[2].parent.exists()
-    assert remove_leftovers(path) == 0
-
-
-def test_removing_leftovers_of_a_cache_that_is_not_there_does_nothing(tmp_path: Path) -> None:
-    assert remove_leftovers(tmp_path / "nowhere/c.zarr") == 0
 
 
 # ---------------------------------------------------------------- specs

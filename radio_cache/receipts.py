@@ -1,0 +1,338 @@
+"""Which shards are finished: one small file each while a unit is in the making, one log a unit when many are done.
+
+A log is `receipts/<unit>/log-<its checksum>.jsonl`: a receipt a line, by shard; a line `{"columns": ...}` with what a
+reader needs of all of them at once; and last `{"lines", "columns_bytes", "columns_crc32c", "crc32c"}`, the latter over
+the lines of receipts. A file of its own counts more than a line. A log is written before what it replaces is deleted,
+and named by its contents, so builders that compact at the same time lose nothing.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import CorruptShardError, StoreError
+from radio_cache.schema import MAX_SHARDS, Receipt, check_limit, receipt_path, receipts_folder
+from radio_cache.shards import crc32c
+from radio_cache.storage import Storage, open_storage
+
+_TAIL_BYTES = 1 << 16
+_TRIES = 5
+_PER_SHARD = ("shard", "num_rows", "num_tokens", "num_failures", "num_bytes", "line_bytes")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiptColumns:
+    """All receipts of a unit as columns, by shard. num_bytes: of the shard's files. failed_rows: of all shards, sorted."""
+
+    shard: NDArray[np.int64]
+    num_rows: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    num_failures: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+    failed_rows: NDArray[np.int64]
+
+
+@final
+class UnitReceipts:
+    """The receipts of one unit as they were when first asked for. Cheap to make: nothing is read before."""
+
+    def __init__(self, place: Storage | str | Path, unit: str) -> None:
+        self._storage, self._unit = open_storage(place), unit
+
+    def columns(self) -> ReceiptColumns:
+        """What readers need of all receipts. Raises CorruptShardError for one that is damaged."""
+        return self._loaded.columns
+
+    def receipt(self, shard: int) -> Receipt | None:
+        """One receipt, None where the shard has not been made. Raises CorruptShardError if it is damaged."""
+        return self._loaded.receipt(shard)
+
+    def all(self) -> Iterator[Receipt]:
+        """Every receipt, by shard. Raises CorruptShardError for one that is damaged."""
+        loaded = self._loaded
+        for shard in loaded.columns.shard.tolist():
+            receipt = loaded.receipt(shard)
+            if receipt is not None:
+                yield receipt
+
+    @cached_property
+    def _loaded(self) -> "_Loaded":
+        return _again(lambda: _Loaded(self._storage, self._unit))
+
+
+def read_receipt(place: Storage | str | Path, unit: str, shard: int) -> Receipt | None:
+    """The receipt of one shard, or None if the shard has not been made. Raises CorruptShardError if it is damaged."""
+    storage = open_storage(place)
+    path = receipt_path(unit, shard)
+    try:
+        return _parsed(storage, path, storage.read(path))
+    except FileNotFoundError:
+        return _again(lambda: _Loaded(storage, unit, files=False)).receipt(shard)
+
+
+def each_receipt(
+    place: Storage | str | Path, unit: str, num_shards: int
+) -> Iterator[tuple[int, Receipt | CorruptShardError | None]]:
+    """(shard, receipt) of every shard; an error in place of a receipt that is damaged, None where there is none."""
+    storage = open_storage(place)
+    files = dict(_files(storage, unit))
+    lines: dict[int, bytes] = {}
+    error: CorruptShardError | None = None
+    for log in _logs(storage, unit):
+        data = storage.read(log)
+        found, lost = _salvaged(data)
+        _merge(lines, found)
+        if lost or not _is_whole(storage, log, data):
+            error = _damaged(
+                storage, log, f"{lost} lines lost" if lost else "its last lines are not what they should be"
+            )
+    for shard in range(num_shards):
+        try:
+            if shard in files:
+                yield shard, _parsed(storage, files[shard], storage.read(files[shard]))
+            elif shard in lines and (error is None or shard != min(lines)):
+                yield shard, Receipt.from_json(json.loads(lines[shard]))
+            else:
+                # Of a damaged log the missing shards are reported, and at least one, so that it is written again.
+                yield shard, error
+        except CorruptShardError as exc:
+            yield shard, exc
+
+
+def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
+    """Make a shard unfinished, whether its receipt is a file, a line or damaged; False if it was not finished.
+
+    Lines of a log that are damaged go with it: nobody can tell which shards they spoke of.
+    """
+    storage = open_storage(place)
+    path = receipt_path(unit, shard)
+    dropped = storage.exists(path)
+    for log in _logs(storage, unit):
+        data = storage.read(log)
+        kept, lost = _salvaged(data)
+        if shard in kept or lost or not _is_whole(storage, log, data):
+            dropped = True
+            kept.pop(shard, None)
+            new = _write_log(storage, unit, kept)
+            if new != log:
+                storage.delete(log)
+    storage.delete(path)
+    return dropped
+
+
+def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int = 256) -> None:
+    """Put all receipts of a unit into one log. Killed at any moment, no receipt is lost.
+
+    from_files: fewer receipts than this that are files of their own stay so; people can read them.
+    """
+    storage = open_storage(place)
+
+    def compact() -> None:
+        files = dict(_files(storage, unit))
+        logs = _logs(storage, unit)
+        if len(files) < max(1, from_files) and len(logs) <= 1:
+            return
+        lines: dict[int, bytes] = {}
+        for log in logs:
+            found, lost = _salvaged(storage.read(log))
+            if lost:
+                raise _damaged(storage, log, f"{lost} of its lines do not match their checksums")
+            _merge(lines, found)
+        for shard, path in files.items():
+            lines[shard] = _line(_parsed(storage, path, storage.read(path)))
+        new = _write_log(storage, unit, lines)
+        for log in logs:
+            if log != new:
+                storage.delete(log)
+        for path in files.values():
+            storage.delete(path)
+
+    _again(compact)
+
+
+class _Loaded:
+    """Receipt files, if asked for, and logs of a unit; read once."""
+
+    def __init__(self, storage: Storage, unit: str, *, files: bool = True) -> None:
+        self._storage = storage
+        own = _files(storage, unit) if files else ()
+        self._own = {shard: _parsed(storage, path, storage.read(path)) for shard, path in own}
+        self._lazy: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = []
+        tables = [_own_table(self._own)] if self._own else []
+        failed = [np.array([failure.row for one in self._own.values() for failure in one.failures], np.int64)]
+        for log in _logs(storage, unit):
+            table, log_failed = _read_columns(storage, log)
+            self._lazy.append((log, table[:, 0], np.cumsum(table[:, 5]) - table[:, 5]))
+            tables.append(table)
+            failed.append(log_failed)
+        self._tables = tables
+        together = np.concatenate(tables) if tables else np.zeros((0, len(_PER_SHARD)), np.int64)
+        # The first one of a shard counts: its own file, then the log that knows most rows of it.
+        order = np.lexsort((-together[:, 1], np.arange(len(together)) >= len(self._own), together[:, 0]))
+        together = together[order]
+        together = together[np.concatenate([np.ones(min(1, len(together)), np.bool_), np.diff(together[:, 0]) > 0])]
+        columns = {name: np.ascontiguousarray(together[:, at]) for at, name in enumerate(_PER_SHARD[:-1])}
+        self.columns = ReceiptColumns(**columns, failed_rows=np.unique(np.concatenate(failed)))
+
+    def receipt(self, shard: int) -> Receipt | None:
+        if shard in self._own:
+            return self._own[shard]
+        best: Receipt | None = None
+        for (log, shards, starts), table in zip(self._lazy, self._tables[-len(self._lazy) :], strict=True):
+            at = int(np.searchsorted(shards, shard))
+            if at < len(shards) and shards[at] == shard:
+                (line,) = self._storage.read_ranges(log, [(int(starts[at]), int(table[at, 5]))])
+                found = _parsed(self._storage, log, bytes(line))
+                if best is None or found.num_rows > best.num_rows:
+                    best = found
+        return best
+
+
+def _own_table(receipts: dict[int, Receipt]) -> NDArray[np.int64]:
+    return np.array([_numbers(one, 0) for _, one in sorted(receipts.items())], np.int64).reshape(-1, len(_PER_SHARD))
+
+
+def _numbers(receipt: Receipt, line_bytes: int) -> tuple[int, ...]:
+    num_bytes = sum(file.num_bytes for file in receipt.files)
+    return (receipt.shard, receipt.num_rows, receipt.num_tokens, len(receipt.failures), num_bytes, line_bytes)
+
+
+def _files(storage: Storage, unit: str) -> Iterator[tuple[int, str]]:
+    """(shard, path) of receipts that are files of their own."""
+    for path, _ in storage.list_files(receipts_folder(unit)):
+        name = path.rpartition("/")[2]
+        if name.endswith(".json") and name[:-5].isdigit():
+            yield int(name[:-5]), path
+
+
+def _logs(storage: Storage, unit: str) -> list[str]:
+    paths = (path for path, _ in storage.list_files(receipts_folder(unit)))
+    return [path for path in paths if path.rpartition("/")[2].startswith("log-") and path.endswith(".jsonl")]
+
+
+def _parsed(storage: Storage, path: str, text: bytes) -> Receipt:
+    try:
+        return Receipt.from_json(json.loads(text))
+    except (ValueError, TypeError, AttributeError, StoreError, RecursionError) as exc:
+        raise _damaged(storage, path, str(exc)) from exc
+
+
+def _damaged(storage: Storage, path: str, what: str) -> CorruptShardError:
+    return CorruptShardError(
+        f"{storage.at(path)} is damaged ({what}): radio-cache repair {storage.url}, then run the build again"
+    )
+
+
+def _line(receipt: Receipt) -> bytes:
+    return json.dumps(receipt.to_json(), separators=(",", ":")).encode() + b"\n"
+
+
+def _merge(lines: dict[int, bytes], found: dict[int, bytes]) -> None:
+    for shard, line in found.items():
+        if shard not in lines or json.loads(line)["num_rows"] > json.loads(lines[shard])["num_rows"]:
+            lines[shard] = line
+
+
+def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
+    """Write a log of these lines; returns its path."""
+    ordered = [lines[shard] for shard in sorted(lines)]
+    receipts = [Receipt.from_json(json.loads(line)) for line in ordered]
+    table = np.array([_numbers(one, len(line)) for one, line in zip(receipts, ordered, strict=True)], np.int64)
+    columns: dict[str, list[int]] = dict(zip(_PER_SHARD, table.reshape(-1, len(_PER_SHARD)).T.tolist(), strict=True))
+    columns["failed_rows"] = sorted(failure.row for receipt in receipts for failure in receipt.failures)
+    body = b"".join(ordered)
+    second = json.dumps({"columns": columns}, separators=(",", ":")).encode() + b"\n"
+    last = {
+        "lines": len(ordered), "columns_bytes": len(second), "columns_crc32c": crc32c(second), "crc32c": crc32c(body),
+    }  # fmt: skip
+    path = f"{receipts_folder(unit)}/log-{crc32c(body):08x}.jsonl"
+    storage.write(path, [body, second, json.dumps(last).encode() + b"\n"])
+    return path
+
+
+def _read_columns(storage: Storage, log: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The (lines, 6) numbers of `_PER_SHARD` and the failed rows of a log, without reading its receipts."""
+    tail, size = storage.read_tail(log, _TAIL_BYTES)
+    try:
+        last = json.loads(tail[tail.rindex(b"\n", 0, -1) + 1 :] if tail.count(b"\n") > 1 else tail)
+        last_bytes = len(tail) - tail.rindex(b"\n", 0, -1) - 1
+        check_limit("receipts in a log", max(1, last["lines"]), MAX_SHARDS)
+        length = last["columns_bytes"]
+        if type(length) is not int or not 0 < length <= size - last_bytes:
+            raise ValueError(f"columns of {length} bytes")
+        if length + last_bytes > len(tail):
+            tail, _ = storage.read_tail(log, length + last_bytes)
+        second = tail[-length - last_bytes : -last_bytes]
+        if crc32c(second) != last["columns_crc32c"]:
+            raise ValueError("the columns do not match their checksum")
+        columns = json.loads(second)["columns"]
+        table = np.array([columns[name] for name in _PER_SHARD], np.int64).reshape(len(_PER_SHARD), last["lines"]).T
+        failed = np.array(columns["failed_rows"], np.int64).reshape(-1)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StoreError) as exc:
+        raise _damaged(storage, log, str(exc)) from exc
+    return np.ascontiguousarray(table), failed
+
+
+def _salvaged(log: bytes) -> tuple[dict[int, bytes], int]:
+    """The lines of a log that are whole, by shard, and how many are not."""
+    kept: dict[int, bytes] = {}
+    lost = 0
+    for line in log.splitlines(keepends=True):
+        try:
+            data: Any = json.loads(line)
+            if "unit" in data:
+                if "crc32c" not in data or not line.endswith(b"\n"):
+                    raise ValueError("cut short")
+                kept[Receipt.from_json(data).shard] = line
+            elif "columns" not in data and "lines" not in data:
+                lost += 1
+        except (ValueError, TypeError, AttributeError, StoreError, RecursionError):
+            lost += 1
+    return kept, lost
+
+
+def _is_whole(storage: Storage, log: str, data: bytes) -> bool:
+    """Whether the last lines of a log are right, too."""
+    try:
+        table, _ = _read_columns(storage, log)
+        body = data[: int(table[:, 5].sum())]
+        return crc32c(body) == json.loads(data[data.rindex(b"\n", 0, -1) + 1 :])["crc32c"]
+    except (CorruptShardError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _again(read: Callable[[], T]) -> T:
+    """Read once more if a file went away between listing and reading: another process put it into a log."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
+
+
+def finished_rows(columns: ReceiptColumns, num_images: int, shard_images: int, out: NDArray[np.bool_]) -> None:
+    """Clear `out` (n,) where no receipt vouches for the row. A receipt from before the cache grew vouches for fewer."""
+    num_shards = -(-num_images // shard_images)
+    known = columns.shard < num_shards
+    done = np.zeros(num_shards, np.bool_)
+    done[columns.shard[known]] = True
+    for shard in np.flatnonzero(~done).tolist():
+        out[shard * shard_images : (shard + 1) * shard_images] = False
+    short = known & (columns.num_rows < shard_images)
+    for shard, rows in zip(columns.shard[short].tolist(), columns.num_rows[short].tolist(), strict=True):
+        out[shard * shard_images + rows : (shard + 1) * shard_images] = False
+
+
+def unfinished_shards(columns: ReceiptColumns, shard_rows: Callable[[int], range], num_shards: int) -> list[int]:
+    """Shards a build has to make: without a receipt, or with one from before the cache grew."""
+    done = dict(zip(columns.shard.tolist(), columns.num_rows.tolist(), strict=True))
+    return [shard for shard in range(num_shards) if done.get(shard) != len(shard_rows(shard))]
