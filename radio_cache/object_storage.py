@@ -51,12 +51,13 @@ class ObjectStorage(Storage):
         store = self._store("read")
         with self._named(path, "read"):
             try:
-                return _get_ranges(store, checked_path(path), ranges)
+                if all(length for _, length in ranges):
+                    return _get_ranges(store, checked_path(path), ranges)
             except obstore.exceptions.BaseError as exc:
                 if not _is_about_ranges(exc):
                     raise
-            # One of them begins beyond the end of the object, which was cut short.
-            size = obstore.head(store, path)["size"]
+            # One of them begins beyond the end of the object, which was cut short; or there is nothing to get.
+            size = obstore.head(store, checked_path(path))["size"]
             inside = [(offset, length) for offset, length in ranges if offset < size and length]
             found = iter(_get_ranges(store, path, inside) if inside else [])
             return [next(found) if offset < size and length else b"" for offset, length in ranges]

@@ -141,7 +141,7 @@ class Storage(ABC):
 
 def checked_path(path: str) -> str:
     """The path itself. Raises StorageError if it is absolute or climbs out of the root, as a hostile cache might ask."""
-    if path.startswith("/") or "\0" in path or "\\" in path or ".." in path.split("/"):
+    if path and ("\0" in path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/"))):
         raise StorageError(f"{path!r} is not a path inside a cache: the cache that asks for it is not to be trusted")
     return path
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from radio_cache.crops import patch_geometry
 from radio_cache.reader import Cache, digest
-from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, ImageStatus, TeacherSpec
+from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 from trainer.adaptors import TeacherWidths
 from trainer.export import StudentConfig, build_distilled, save_student
@@ -63,7 +63,8 @@ def write_cache(
         writer.write_plain("status", status, grid=(number,))
         writer.write_plain("size_hw", sizes, grid=(number, 0))
         writer.write_plain("digest", digests, grid=(number, 0))
-        writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": ()})
+        failures = tuple(Failure(row=row, reason="made up") for row in rows if row in unusable)
+        writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": failures})
     for spec in specs if specs is not None else [teacher_spec()]:
         _write_teacher(path, meta, spec, labels, rng)
     return Cache(path)
