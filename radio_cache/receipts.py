@@ -7,7 +7,7 @@ and named by its contents, so builders that compact at the same time lose nothin
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,14 +83,17 @@ def each_receipt(
 ) -> Iterator[tuple[int, Receipt | CorruptShardError | None]]:
     """(shard, receipt) of every shard; an error in place of a receipt that is damaged, None where there is none."""
     storage = open_storage(place)
-    files = dict(_files(storage, unit))
+    files, logs = _listing(storage, unit)
     lines: dict[int, bytes] = {}
     error: CorruptShardError | None = None
-    for log in _logs(storage, unit):
+    blamed: set[int] = set()
+    for log in logs:
         data = storage.read(log)
         found, lost = _salvaged(data)
         _merge(lines, found)
         if lost or not _is_whole(storage, log, data):
+            # Shards without a receipt are reported; if only the columns are damaged one is, so that the log is written again.
+            blamed |= set() if lost else {min(found, default=0)}
             error = _damaged(
                 storage, log, f"{lost} lines lost" if lost else "its last lines are not what they should be"
             )
@@ -98,10 +101,9 @@ def each_receipt(
         try:
             if shard in files:
                 yield shard, _parsed(storage, files[shard], storage.read(files[shard]))
-            elif shard in lines and (error is None or shard != min(lines)):
+            elif shard in lines and shard not in blamed:
                 yield shard, Receipt.from_json(json.loads(lines[shard]))
             else:
-                # Of a damaged log the missing shards are reported, and at least one, so that it is written again.
                 yield shard, error
         except CorruptShardError as exc:
             yield shard, exc
@@ -115,7 +117,7 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
     storage = open_storage(place)
     path = receipt_path(unit, shard)
     dropped = storage.exists(path)
-    for log in _logs(storage, unit):
+    for log in _listing(storage, unit)[1]:
         data = storage.read(log)
         kept, lost = _salvaged(data)
         if shard in kept or lost or not _is_whole(storage, log, data):
@@ -136,8 +138,7 @@ def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int 
     storage = open_storage(place)
 
     def compact() -> None:
-        files = dict(_files(storage, unit))
-        logs = _logs(storage, unit)
+        files, logs = _listing(storage, unit)
         if len(files) < max(1, from_files) and len(logs) <= 1:
             return
         lines: dict[int, bytes] = {}
@@ -163,12 +164,13 @@ class _Loaded:
 
     def __init__(self, storage: Storage, unit: str, *, files: bool = True) -> None:
         self._storage = storage
-        own = _files(storage, unit) if files else ()
+        paths, logs = _listing(storage, unit)
+        own = sorted(paths.items()) if files else []
         self._own = {shard: _parsed(storage, path, storage.read(path)) for shard, path in own}
         self._lazy: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = []
         tables = [_own_table(self._own)] if self._own else []
         failed = [np.array([failure.row for one in self._own.values() for failure in one.failures], np.int64)]
-        for log in _logs(storage, unit):
+        for log in logs:
             table, log_failed = _read_columns(storage, log)
             self._lazy.append((log, table[:, 0], np.cumsum(table[:, 5]) - table[:, 5]))
             tables.append(table)
@@ -205,17 +207,17 @@ def _numbers(receipt: Receipt, line_bytes: int) -> tuple[int, ...]:
     return (receipt.shard, receipt.num_rows, receipt.num_tokens, len(receipt.failures), num_bytes, line_bytes)
 
 
-def _files(storage: Storage, unit: str) -> Iterator[tuple[int, str]]:
-    """(shard, path) of receipts that are files of their own."""
+def _listing(storage: Storage, unit: str) -> tuple[dict[int, str], list[str]]:
+    """Paths of the receipts that are files of their own, by shard, and of the logs."""
+    files: dict[int, str] = {}
+    logs: list[str] = []
     for path, _ in storage.list_files(receipts_folder(unit)):
         name = path.rpartition("/")[2]
         if name.endswith(".json") and name[:-5].isdigit():
-            yield int(name[:-5]), path
-
-
-def _logs(storage: Storage, unit: str) -> list[str]:
-    paths = (path for path, _ in storage.list_files(receipts_folder(unit)))
-    return [path for path in paths if path.rpartition("/")[2].startswith("log-") and path.endswith(".jsonl")]
+            files[int(name[:-5])] = path
+        elif name.startswith("log-") and name.endswith(".jsonl"):
+            logs.append(path)
+    return files, logs
 
 
 def _parsed(storage: Storage, path: str, text: bytes) -> Receipt:
@@ -239,6 +241,11 @@ def _merge(lines: dict[int, bytes], found: dict[int, bytes]) -> None:
     for shard, line in found.items():
         if shard not in lines or json.loads(line)["num_rows"] > json.loads(lines[shard])["num_rows"]:
             lines[shard] = line
+
+
+def write_log(storage: Storage, unit: str, receipts: Iterable[Receipt]) -> str:
+    """Write a log of these receipts, beside whatever there is; returns its path."""
+    return _write_log(storage, unit, {receipt.shard: _line(receipt) for receipt in receipts})
 
 
 def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
