@@ -23,7 +23,7 @@ from cache_builder.calibrate import choose_codec
 from cache_builder.preprocess import teacher_input, valid_tokens, view_pixels
 from cache_builder.scan import scan_shard
 from cache_builder.sources import Listing, list_images
-from cache_builder.sources.listing import same_images
+from cache_builder.sources.listing import begins_with, same_images
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers import FAMILIES, Teacher, TeacherOptions, find_teacher, find_weights
 from radio_cache import __version__
@@ -35,10 +35,10 @@ from radio_cache.fidelity import PERFECT, Fidelity, from_cosines
 from radio_cache.images import MAX_PIXELS, decode_image
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, is_cache
-from radio_cache.receipts import compact_receipts, read_receipt, unfinished_shards
+from radio_cache.receipts import compact_receipts, drop_short_receipt, read_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
 from radio_cache.torch import MapEncoder
-from radio_cache.writer import ShardWriter, add_teacher, create_cache, refuse_occupied
+from radio_cache.writer import ShardWriter, add_teacher, create_cache, grow_cache, refuse_occupied
 
 Say = Callable[[str], None]
 
@@ -104,7 +104,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     listing = list_images(config.images, limit=config.limit)
     for note in listing.notes:
         say(note)
-    cache = _open(config, listing) if is_cache(config.out) else None
+    cache = _open(config, listing, say) if is_cache(config.out) else None
     if cache is None:
         refuse_occupied(config.out)
     # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
@@ -143,14 +143,18 @@ def _create(config: BuildConfig, listing: Listing) -> Cache:
     return _open(config, listing)
 
 
-def _open(config: BuildConfig, listing: Listing) -> Cache:
-    """The cache that is there. Raises StaleCacheError if it was not made from these images in this way."""
+def _open(config: BuildConfig, listing: Listing, say: Say = lambda _: None) -> Cache:
+    """The cache that is there, made longer if the listing goes on where it ends.
+
+    Raises StaleCacheError if it was not made from these images in this way.
+    """
     cache = Cache(config.out)
     cache.storage.remove_leftovers()
     meta = cache.meta
     cure = "choose another --out, or remove that cache"
-    difference = same_images(cache.index, listing.index)
-    if difference is None and meta.containers != listing.containers:
+    grows = begins_with(listing, cache.index, meta)
+    difference = None if grows else same_images(cache.index, listing.index)
+    if difference is None and not grows and meta.containers != listing.containers:
         difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:
         raise StaleCacheError(
@@ -165,6 +169,15 @@ def _open(config: BuildConfig, listing: Listing) -> Cache:
             raise StaleCacheError(
                 f"{config.out} was built with {name} {then}, this run asks for {now}: ask for {then}, {cure}"
             )
+    if grows:
+        grown = replace(
+            meta, num_images=len(listing.index), containers=listing.containers, class_names=listing.class_names
+        )
+        grow_cache(cache.storage, grown, listing.index)
+        say(
+            f"{config.out}: {grown.num_images - meta.num_images} images are added to the {meta.num_images} that are there"
+        )
+        cache = Cache(config.out)
     return cache
 
 
@@ -360,6 +373,7 @@ def write_shard(cache: Cache, teacher: Teacher, shard: int, rows: list[int], fea
     """Commit one shard: codes, summaries, sums for the statistics, and last the receipt."""
     spec, meta = teacher.spec, cache.meta
     shard_rows = meta.shard_rows(shard)
+    drop_short_receipt(cache.storage, spec.name, shard, len(shard_rows))
     writer = ShardWriter(cache.storage, spec.name, shard)
     cached = cache.teachers[spec.name]
     chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)

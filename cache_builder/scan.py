@@ -10,6 +10,7 @@ from radio_cache.errors import ImageError
 from radio_cache.images import decode_image
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, digest, read_image_file
+from radio_cache.receipts import drop_short_receipt
 from radio_cache.schema import IMAGES_UNIT, Failure, ImageStatus, Receipt
 from radio_cache.writer import ShardWriter
 
@@ -40,6 +41,7 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
         digests[number] = np.frombuffer(seen.digest, np.uint8)
         if seen.reason is not None:
             failures.append(Failure(row=rows[number], reason=seen.reason))
+    drop_short_receipt(cache.storage, IMAGES_UNIT, shard, len(rows))
     writer = ShardWriter(cache.storage, IMAGES_UNIT, shard)
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", size_hw, grid=(shard, 0))

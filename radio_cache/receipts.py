@@ -130,6 +130,13 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
     return dropped
 
 
+def drop_short_receipt(place: Storage | str | Path, unit: str, shard: int, num_rows: int) -> None:
+    """Before a shard is made again that grew: its new files and its old receipt would contradict each other."""
+    receipt = read_receipt(place, unit, shard)
+    if receipt is not None and receipt.num_rows != num_rows:
+        drop_receipt(place, unit, shard)
+
+
 def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int = 256) -> None:
     """Put all receipts of a unit into one log. Killed at any moment, no receipt is lost.
 

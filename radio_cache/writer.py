@@ -32,7 +32,15 @@ from radio_cache.schema import (
 )
 from radio_cache.shards import Chunk, crc32c, parts_crc32c, shard_parts, with_crc
 from radio_cache.storage import TEMPORARY, Storage, open_storage, sync_folder, write_atomically
-from radio_cache.zarr_documents import DOCUMENT, group_document, plain_array_document, sharded_array_document
+from radio_cache.zarr_documents import (
+    DOCUMENT,
+    attributes_of,
+    group_document,
+    plain_array_document,
+    shape_of,
+    sharded_array_document,
+    with_shape,
+)
 
 Place = Storage | str | Path
 """Where a cache lies: an open storage, a path or a URL."""
@@ -76,6 +84,48 @@ def create_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     if not storage.write_tree("", files(), last=DOCUMENT):
         raise NotACacheError(f"{storage.url} was made by another process a moment ago: run the same command again")
     return meta
+
+
+def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
+    """Make a cache longer. Killed at any moment it is the old cache or the new one, with all that was finished.
+
+    meta: the longer cache's, with the same `shard_images`; index: all its images, the old ones first and unchanged.
+    The last shard, if it was short, counts as unfinished for builds; its receipts still vouch for the rows they knew.
+    Returns what was stored: `meta` with the place of the index.
+    """
+    storage = open_storage(place)
+    columns = _index_columns(index)
+    old = CacheMeta.from_json(attributes_of(storage.read(DOCUMENT))[ATTRIBUTES_KEY])
+    meta = replace(meta, index=_index_group(columns))
+    for path, data in _index_files(meta.index, columns):
+        storage.write(path, [data])
+    # Arrays first: one that is longer than the cache says is read as far as the cache goes.
+    for path, data in _images_documents(meta):
+        storage.write(path, [data])
+    for name in storage.list_folders("teachers"):
+        _grow_teacher(storage, unit_group(name), meta)
+    storage.write(DOCUMENT, [group_document({ATTRIBUTES_KEY: meta.to_json()})])
+    # Whoever has the old cache open may still need its index; nobody needs those before.
+    for name in storage.list_folders(IMAGES_UNIT):
+        group = f"{IMAGES_UNIT}/{name}"
+        if name.startswith("index-") and group not in (old.index, meta.index):
+            storage.delete_tree(group)
+    return meta
+
+
+def _grow_teacher(storage: Storage, group: str, meta: CacheMeta) -> None:
+    for name, axis, length in (
+        ("spatial", 1, meta.num_images), ("summary", 1, meta.num_images),
+        ("stats/spatial", 0, meta.num_shards), ("stats/summary", 0, meta.num_shards),
+    ):  # fmt: skip
+        path = f"{group}/{name}/{DOCUMENT}"
+        try:
+            document = storage.read(path)
+        except FileNotFoundError:
+            continue  # a teacher without summaries
+        shape = shape_of(document, storage.at(path))
+        if shape[axis] < length:
+            storage.write(path, [with_shape(document, (*shape[:axis], length, *shape[axis + 1 :]))])
 
 
 def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec | None = None) -> None:
@@ -220,6 +270,7 @@ def _compressed(chunk: Chunk | None, *, level: int) -> bytes | None:
 
 
 __all__ = [
-    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "create_cache", "refuse_occupied", "sync_folder",
+    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "create_cache", "grow_cache", "refuse_occupied",
+    "sync_folder",
     "teacher_documents", "write_atomically",
 ]  # fmt: skip

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache_builder.sources.folder import FolderImage, list_folder
 from cache_builder.sources.webdataset import TarImage, list_tar
 from radio_cache.errors import SourceError
 from radio_cache.images import EXTENSIONS
-from radio_cache.schema import Container
+from radio_cache.schema import CacheMeta, Container
 from radio_cache.writer import ImageIndex
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -154,4 +155,22 @@ def same_images(stored: ImageIndex, listed: ImageIndex) -> str | None:
     return " and ".join(parts)
 
 
-__all__ = ["Listing", "list_images", "same_images"]
+def begins_with(listing: Listing, stored: ImageIndex, meta: CacheMeta) -> bool:
+    """Whether a listing is a cache's list of images and then more: nothing moved, renamed or in another class."""
+    known, index = len(stored), listing.index
+    if len(index) <= known or listing.containers[: len(meta.containers)] != meta.containers:
+        return False
+    columns = ("container", "offset", "length")
+    return (
+        index.keys[:known] == [*stored.keys]
+        and all(np.array_equal(getattr(index, name)[:known], getattr(stored, name)) for name in columns)
+        and _classes(index.labels[:known], listing.class_names) == _classes(stored.labels, meta.class_names)
+    )
+
+
+def _classes(labels: NDArray[np.int32], names: tuple[str, ...]) -> list[str | int]:
+    """Names, because numbers shift when a class is added."""
+    return [names[label] if 0 <= label < len(names) else label for label in labels.tolist()]
+
+
+__all__ = ["Listing", "begins_with", "list_images", "same_images"]

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ from radio_cache.errors import (
 )
 from radio_cache.fidelity import measure
 from radio_cache.schema import receipt_path
+from radio_cache.storage import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
+from radio_cache.verify import verify_cache
 
 Build = Callable[..., BuildReport]
 
@@ -528,3 +530,89 @@ def test_damaged_codec_arrays_are_named(build: Build, eighty_images: Path, tmp_p
     shutil.rmtree(out / "teachers/fake-a/transform/basis")
     with pytest.raises(StoreError, match=r"transform is damaged.*'basis' is not there"):
         Cache(out).teachers["fake-a"].maps([0])
+
+
+# ---------------------------------------------------------------- growing
+
+
+@pytest.fixture
+def seven(build: Build) -> Cache:
+    """The first seven of the ten images, in shards of three: the last one is short."""
+    return build(limit=7).cache
+
+
+def test_a_listing_that_goes_on_where_the_cache_ends_makes_it_longer(
+    build: Build, seven: Cache, reference: Path, fake_module: Any
+) -> None:
+    before = seven.teachers["fake-a"].maps(range(7))
+    said: list[str] = []
+    report = build(say=said.append)
+    assert f"{seven.url}: 3 images are added to the 7 that are there" in said
+    assert [result.images for result in report.results] == [4, 4]  # the last short shard is made again
+    whole = Cache(reference)
+    for name, teacher in report.cache.teachers.items():
+        np.testing.assert_array_equal(teacher.codes(range(10)), whole.teachers[name].codes(range(10)))
+        np.testing.assert_array_equal(teacher.spatial_mean_std(), whole.teachers[name].spatial_mean_std())
+    np.testing.assert_array_equal(report.cache.teachers["fake-a"].maps(range(7)), before)
+    assert report.cache.index.keys == whole.index.keys
+    assert report.cache.meta == whole.meta
+    maps = np.asarray(zarr.open_array(report.cache.path / "teachers/fake-a/spatial", mode="r")[0])
+    np.testing.assert_array_equal(maps, whole.teachers["fake-a"].codes(range(10)))
+    # What the shorter cache had is still there for whoever has it open.
+    assert list(seven.index.keys) == list(whole.index.keys)[:7]
+    np.testing.assert_array_equal(seven.teachers["fake-a"].maps(range(7)), before)
+
+
+def test_a_shorter_listing_is_refused(build: Build, seven: Cache) -> None:
+    with pytest.raises(StaleCacheError, match="2 missing"):
+        build(limit=5)
+    assert Cache(seven.path).num_images == 7
+
+
+@pytest.mark.slow
+def test_killed_at_any_write_a_growing_cache_is_the_old_one_or_the_new_one(
+    build: Build, seven: Cache, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = Cache(reference), tmp_path / "killed.zarr"
+    change = {name: getattr(LocalStorage, name) for name in ("write", "delete", "delete_tree")}
+    sizes: list[int] = []
+    for kill_after in range(100):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(seven.path, out)
+        left = iter(range(kill_after))
+
+        def killed(original: Callable[..., None], left: Iterator[int] = left) -> Callable[..., None]:
+            def run(*given: Any) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                original(*given)
+
+            return run
+
+        for name, original in change.items():
+            monkeypatch.setattr(LocalStorage, name, killed(original))
+        finished = False
+        try:
+            build(out=out)
+            finished = True
+        except KeyboardInterrupt:
+            pass
+        for name, original in change.items():
+            monkeypatch.setattr(LocalStorage, name, original)
+        cache = Cache(out)
+        sizes.append(cache.num_images)
+        assert not verify_cache(cache, deep=True).damages, f"killed after {kill_after} changes"
+        for name, teacher in cache.teachers.items():
+            rows = cache.usable_rows([name])
+            assert len(rows) >= 6  # the short shard's image may be between two receipts
+            np.testing.assert_array_equal(teacher.codes(rows), whole.teachers[name].codes(rows))
+        grown = build(out=out).cache
+        for name, teacher in grown.teachers.items():
+            np.testing.assert_array_equal(teacher.codes(range(10)), whole.teachers[name].codes(range(10)))
+        assert grown.meta == whole.meta
+        assert verify_cache(grown, deep=True).ok
+        if finished:
+            break
+    assert set(sizes) == {7, 10}
+    assert sizes == sorted(sizes)
+    assert len(sizes) > 30
