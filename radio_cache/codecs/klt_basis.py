@@ -33,16 +33,12 @@ class KltBasis:
         """The basis of a sample of tokens. Directions it hardly saw keep a small variance, so that they are not lost."""
         if moments.count < 2:
             raise CodecError(f"{moments.count} tokens are too few to calibrate the codec klt on")
-        eigenvalues, basis = np.linalg.eigh(moments.covariance)
-        order = np.argsort(-eigenvalues, kind="stable")
-        eigenvalues, basis = eigenvalues[order], basis[:, order]
-        # An eigenvector's sign is the solver's choice: the largest entry is made positive, so that it is ours.
-        signs = np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(len(order))])
+        eigenvalues, basis = moments.principal_axes()
         mean_variance = float(eigenvalues.mean())
         if not mean_variance > 0:
             raise CodecError("the teacher's tokens are all equal: there is nothing to calibrate the codec klt on")
         floored = np.maximum(eigenvalues, _EIGENVALUE_FLOOR * mean_variance)
-        return cls(*(a.astype(np.float32) for a in (moments.mean, basis * signs, floored)))
+        return cls(*(a.astype(np.float32) for a in (moments.mean, basis, floored)))
 
     @property
     def channels(self) -> int:
