@@ -89,6 +89,7 @@ def main() -> None:
         readers: dict[str, Callable[[np.ndarray], None]] = {
             "pread of one raw file": pread,
             "radio-cache, checksums verified": lambda rows: teacher.codes(rows, out=out) is None,
+            "radio-cache, verified, 2 threads": lambda rows: teacher.codes(rows, out=out, threads=2) is None,
             "radio-cache, not verified": lambda rows: teacher.codes(rows, out=out, verify="never") is None,
             f"zarr-python {zarr.__version__}, one by one": zarr_loop,
         }
