@@ -104,7 +104,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     listing = list_images(config.images, limit=config.limit)
     for note in listing.notes:
         say(note)
-    cache = _open(config, listing, say) if is_cache(config.out) else None
+    cache = _open(config, listing) if is_cache(config.out) else None
     if cache is None:
         refuse_occupied(config.out)
     # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
@@ -117,6 +117,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
             say(f"{teacher.spec.name}: {note}")
     cache = cache or _create(config, listing)
     _check_same(cache, teachers)
+    cache = _grown(cache, listing, say)
     results: list[TeacherResult] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         _scan(cache, pool, say)
@@ -143,11 +144,9 @@ def _create(config: BuildConfig, listing: Listing) -> Cache:
     return _open(config, listing)
 
 
-def _open(config: BuildConfig, listing: Listing, say: Say = lambda _: None) -> Cache:
-    """The cache that is there, made longer if the listing goes on where it ends.
-
-    Raises StaleCacheError if it was not made from these images in this way.
-    """
+def _open(config: BuildConfig, listing: Listing) -> Cache:
+    """The cache that is there. Raises StaleCacheError if it was made neither from these images in this way, nor from
+    the first of them."""
     cache = Cache(config.out)
     cache.storage.remove_leftovers()
     meta = cache.meta
@@ -169,16 +168,18 @@ def _open(config: BuildConfig, listing: Listing, say: Say = lambda _: None) -> C
             raise StaleCacheError(
                 f"{config.out} was built with {name} {then}, this run asks for {now}: ask for {then}, {cure}"
             )
-    if grows:
-        grown = replace(
-            meta, num_images=len(listing.index), containers=listing.containers, class_names=listing.class_names
-        )
-        grow_cache(cache.storage, grown, listing.index)
-        say(
-            f"{config.out}: {grown.num_images - meta.num_images} images are added to the {meta.num_images} that are there"
-        )
-        cache = Cache(config.out)
     return cache
+
+
+def _grown(cache: Cache, listing: Listing, say: Say) -> Cache:
+    """The cache itself, made longer if the listing goes on where it ends."""
+    meta = cache.meta
+    if not begins_with(listing, cache.index, meta):
+        return cache
+    grown = replace(meta, num_images=len(listing.index), containers=listing.containers, class_names=listing.class_names)
+    grow_cache(cache.storage, grown, listing.index)
+    say(f"{cache.url}: {grown.num_images - meta.num_images} images are added to the {meta.num_images} that are there")
+    return Cache(cache.storage)
 
 
 def _scan(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:

@@ -616,3 +616,10 @@ def test_killed_at_any_write_a_growing_cache_is_the_old_one_or_the_new_one(
     assert set(sizes) == {7, 10}
     assert sizes == sorted(sizes)
     assert len(sizes) > 30
+
+
+def test_a_teacher_that_is_refused_leaves_the_cache_as_long_as_it_was(build: Build, seven: Cache) -> None:
+    other = {"fake-a": TeacherOptions(size_px=48)}
+    with pytest.raises(StaleCacheError, match="input_hw"):
+        build(teachers=other)
+    assert Cache(seven.url).num_images == 7
