@@ -25,7 +25,8 @@ from cache_builder.scan import scan_shard
 from cache_builder.sources import Listing, list_images
 from cache_builder.sources.listing import begins_with, same_images
 from cache_builder.stages import StageSeconds, Stopwatch
-from cache_builder.teachers import FAMILIES, Teacher, TeacherOptions, find_teacher, find_weights
+from cache_builder.teachers import FAMILIES, TeacherOptions, find_teacher, find_weights
+from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
 from radio_cache.cli_support import ProgressLine
 from radio_cache.codecs import Half

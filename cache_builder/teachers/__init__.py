@@ -1,26 +1,42 @@
-"""The teachers: names people use, and how to load one."""
+"""The teachers: names people use, and how to load one. A family's library is imported when its first teacher is loaded."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cache_builder.teachers import clip, dinov2, efficientnet_lite, sam
-from cache_builder.teachers.base import ComputeDtype, Features, Teacher, TeacherOptions, TeacherPreset
+from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherPreset
+from cache_builder.teachers.presets import ALIASES, TEACHERS
 from cache_builder.teachers.weights import find_weights
-from radio_cache.errors import UnknownTeacherError, unknown_name
+from radio_cache.errors import TeacherWeightsError, UnknownTeacherError, unknown_name
 from radio_cache.schema import TeacherSpec
 
+if TYPE_CHECKING:
+    from cache_builder.teachers.base import Teacher
+
 __all__ = [
-    "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "Features", "Teacher", "TeacherOptions", "TeacherPreset",
-    "find_teacher", "find_weights", "load_recorded", "load_teacher",
+    "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "find_teacher", "find_weights",
+    "load_recorded", "load_teacher",
 ]  # fmt: skip
 
-TEACHERS: dict[str, TeacherPreset] = {
-    preset.name: preset for family in (clip, dinov2, sam, efficientnet_lite) for preset in family.PRESETS
+Family = Callable[[TeacherPreset, Path, TeacherOptions], "Teacher"]
+
+
+def _family(module: str, name: str) -> Family:
+    def load(preset: TeacherPreset, path: Path, options: TeacherOptions) -> "Teacher":
+        family: Family = getattr(import_module(f"cache_builder.teachers.{module}"), name)
+        return family(preset, path, options)
+
+    return load
+
+
+FAMILIES: dict[str, Family] = {
+    "clip": _family("clip", "Clip"),
+    "dinov2": _family("dinov2", "DinoV2"),
+    "sam": _family("sam", "Sam"),
+    "efficientnet-lite": _family("efficientnet_lite", "EfficientNetLite"),
 }
-ALIASES = {"clip": "dfn-clip-vit-h-14-378", "dinov2": "dinov2-vit-g-14-reg", "sam": "sam-vit-h"}
-FAMILIES = {
-    "clip": clip.Clip, "dinov2": dinov2.DinoV2, "sam": sam.Sam, "efficientnet-lite": efficientnet_lite.EfficientNetLite
-}  # fmt: skip
 
 
 def find_teacher(name: str) -> TeacherPreset:
@@ -32,14 +48,14 @@ def find_teacher(name: str) -> TeacherPreset:
     return TEACHERS[name]
 
 
-def load_teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
+def load_teacher(name: str, options: TeacherOptions | None = None) -> "Teacher":
     """A teacher on the CPU, in eval mode. Raises TeacherError with the cure if it cannot be had."""
     options = options or TeacherOptions()
     preset = find_teacher(name)
     return FAMILIES[preset.family](preset, find_weights(preset, options.weights), options)
 
 
-def load_recorded(spec: TeacherSpec) -> Teacher:
+def load_recorded(spec: TeacherSpec) -> "Teacher":
     """The teacher that a cache was built with, from the spec recorded there, with the same geometry and weights.
 
     Raises TeacherError if the weights are gone or are other ones now.
@@ -51,8 +67,6 @@ def load_recorded(spec: TeacherSpec) -> Teacher:
     )
     teacher = load_teacher(spec.name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
-        from radio_cache.errors import TeacherWeightsError
-
         raise TeacherWeightsError(
             f"teacher '{preset.name}': the weights at {spec.weights} are not the ones this cache was built with"
         )

@@ -19,34 +19,13 @@ from open_clip.model import (
 )
 from torch import Tensor
 
-from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
-from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
-from radio_cache.crops import Fit, patch_geometry
+from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import describe_source, file_sha256
+from radio_cache.crops import patch_geometry
 from radio_cache.errors import TeacherWeightsError
 from radio_cache.schema import Normalisation, TeacherSpec
-
-_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
-
-def _preset(
-    name: str, model: str, repository: str, params: str, licence: str, input_px: int, fit: Fit, size: str
-) -> TeacherPreset:
-    return TeacherPreset(
-        name=name, family="clip", model=model, params=params, licence=licence, input_px=input_px, fit=fit,
-        weights=WeightsSource(size=size, hub=(repository, _HUB_FILES)),
-    )  # fmt: skip
-
-
-PRESETS = (
-    _preset("dfn-clip-vit-h-14-378", "ViT-H-14-378-quickgelu", "apple/DFN5B-CLIP-ViT-H-14-378", "633 M",
-            "Apple sample code licence", 378, "squash", "3.9 GB"),
-    _preset("openai-clip-vit-l-14-336", "ViT-L-14-336-quickgelu", "timm/vit_large_patch14_clip_336.openai", "304 M",
-            "MIT", 336, "crop", "1.7 GB"),
-    _preset("openclip-vit-h-14", "ViT-H-14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "632 M",
-            "MIT", 224, "crop", "3.9 GB"),
-    _preset("metaclip-vit-h-14", "ViT-H-14-quickgelu", "timm/vit_huge_patch14_clip_224.metaclip_2pt5b", "632 M",
-            "CC-BY-NC-4.0", 224, "crop", "3.9 GB"),
-)  # fmt: skip
 
 _PREFIX = "visual."
 

@@ -10,27 +10,13 @@ from jaxtyping import Float
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
-from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
-from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
+from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import describe_source, file_sha256
 from radio_cache.crops import patch_geometry
 from radio_cache.errors import TeacherWeightsError
 from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
-
-_SIZES = {"s": ("small", "22 M", "88 MB"), "b": ("base", "87 M", "346 MB"), "l": ("large", "304 M", "1.2 GB"),
-          "g": ("giant", "1136 M", "4.5 GB")}  # fmt: skip
-
-
-def _preset(letter: str, *, registers: bool) -> TeacherPreset:
-    size, params, download = _SIZES[letter]
-    model = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
-    return TeacherPreset(
-        name=f"dinov2-vit-{letter}-14{'-reg' if registers else ''}", family="dinov2", model=model, params=params,
-        licence="Apache-2.0", input_px=224, fit="crop",
-        weights=WeightsSource(size=download, hub=(f"timm/{model}.lvd142m", ("model.safetensors",))),
-    )  # fmt: skip
-
-
-PRESETS = tuple(_preset(letter, registers=registers) for letter in _SIZES for registers in (False, True))
 
 _HEAD_WIDTH = 64  # of every DINOv2
 

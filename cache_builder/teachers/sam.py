@@ -10,27 +10,13 @@ from jaxtyping import Float
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor
 
-from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
-from cache_builder.teachers.weights import describe_source, file_sha256, load_exactly, read_state_dict
+from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import describe_source, file_sha256
 from radio_cache.crops import patch_geometry
 from radio_cache.errors import ConfigError, TeacherWeightsError
 from radio_cache.schema import Normalisation, TeacherSpec
-
-_ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything/"
-
-
-def _preset(letter: str, params: str, size: str, file: str) -> TeacherPreset:
-    return TeacherPreset(
-        name=f"sam-vit-{letter}", family="sam", model=f"vit_{letter}", params=params, licence="Apache-2.0",
-        input_px=1024, fit="pad", weights=WeightsSource(size=size, url=_ADDRESS + file),
-    )  # fmt: skip
-
-
-PRESETS = (
-    _preset("h", "637 M", "2.6 GB", "sam_vit_h_4b8939.pth"),
-    _preset("l", "308 M", "1.2 GB", "sam_vit_l_0b3195.pth"),
-    _preset("b", "90 M", "375 MB", "sam_vit_b_01ec64.pth"),
-)
 
 _PUBLISHED = {
     "vit_h": (1280, 32),

@@ -1,19 +1,14 @@
-"""Finding a teacher's weights file and reading it without running code from it."""
+"""Finding a teacher's weights file: the one given, the one of a package, or one that is downloaded once."""
 
 import hashlib
 import importlib.resources
 import os
-import pickle
 import socket
 import sys
 from pathlib import Path
-from typing import Any, cast
 from urllib.parse import urlparse
 
-import torch
-from torch import Tensor
-
-from cache_builder.teachers.base import TeacherPreset, WeightsSource
+from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from radio_cache.errors import TeacherWeightsError
 
 
@@ -34,7 +29,7 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
         return _from_hub(*source.hub) if source.hub else _from_url(str(source.url))
     except Exception as exc:  # the hub client and urllib raise dozens of kinds; the cure is the same for all
         raise TeacherWeightsError(
-            f"teacher '{preset.name}' has no weights here, and they could not be downloaded ({_first_line(exc)}).\n"
+            f"teacher '{preset.name}' has no weights here, and they could not be downloaded ({first_line(exc)}).\n"
             f"On a machine with a network, fetch {source.describe()} ({source.size}), and pass it with "
             f"--weights FILE."
         ) from exc
@@ -72,6 +67,8 @@ def _from_hub(repository: str, files: tuple[str, ...]) -> Path:
 
 
 def _from_url(url: str) -> Path:
+    import torch
+
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not target.exists():
         _check_network(url)
@@ -92,62 +89,9 @@ def _check_network(url: str) -> None:
         raise ConnectionError(f"no connection to {parts.hostname}: {exc.strerror or exc}") from exc
 
 
-def _first_line(exc: Exception) -> str:
+def first_line(exc: Exception) -> str:
+    """The first line of what a library says went wrong."""
     return str(exc).strip().split("\n", 1)[0] or type(exc).__name__
-
-
-def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or PyTorch file; nothing in the file can run.
-
-    Unwraps the usual `state_dict` and `model` levels and a `module.` prefix.
-    Raises TeacherWeightsError for a pickle that needs code, a damaged file, or one that holds no tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: Any = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:
-        raise TeacherWeightsError(
-            f"teacher '{teacher}': {path} is not a plain file of tensors, and files that can run code are not opened "
-            f"({_first_line(exc)}). Save its state dict with torch.save, or as safetensors"
-        ) from exc
-    except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} cannot be read as weights: {_first_line(exc)}") from exc
-    for level in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(cast(Any, loaded).get(level), dict):
-            loaded = cast(Any, loaded)[level]
-    if not isinstance(loaded, dict):
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} holds a {type(loaded).__name__}, not tensors by name")
-    items = cast(dict[Any, Any], loaded).items()
-    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
-    if not tensors:
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} holds no tensors")
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
-
-
-def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path) -> None:
-    """Load all of a network's tensors. Raises TeacherWeightsError naming what is missing, left over or misshapen."""
-    own = net.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
-    wrong = [
-        f"{key} is {tuple(state[key].shape)}, needed is {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & state.keys())
-        if own[key].shape != state[key].shape
-    ]
-    problems = [
-        f"{len(names)} {what} (such as {names[0]})"
-        for names, what in ((missing, "tensors missing"), (extra, "tensors too many"), (wrong, "of another shape"))
-        if names
-    ]
-    if problems:
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}")
-    net.load_state_dict(state)
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cache_builder.preprocess import teacher_input, view_pixels
-from cache_builder.teachers import FAMILIES, TEACHERS, Teacher
+from cache_builder.teachers import FAMILIES, TEACHERS
+from cache_builder.teachers.base import Teacher
 from radio_cache.crops import valid_hw
 from radio_cache.testing import write_images
 

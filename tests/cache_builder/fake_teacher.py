@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cache_builder.teachers import FAMILIES, TEACHERS
-from cache_builder.teachers.base import Features, Teacher, TeacherOptions, TeacherPreset, WeightsSource
+from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import TeacherOptions, TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import describe_source, file_sha256
 from radio_cache.crops import patch_geometry
 from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec

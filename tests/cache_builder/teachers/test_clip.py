@@ -12,8 +12,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from cache_builder.teachers import Teacher, TeacherOptions, TeacherPreset, load_teacher
-from cache_builder.teachers.clip import PRESETS
+from cache_builder.teachers import TeacherOptions, TeacherPreset, load_teacher
+from cache_builder.teachers.base import Teacher
+from cache_builder.teachers.presets import CLIPS
 from radio_cache.errors import TeacherWeightsError
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
@@ -114,7 +115,7 @@ def test_a_tensor_too_few_or_too_many_is_named(tmp_path: Path) -> None:
         load(tmp_path / "many.pt")
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", CLIPS, ids=lambda preset: preset.name)
 def test_a_preset_is_a_model_of_open_clip_with_its_own_size(preset: TeacherPreset) -> None:
     config = open_clip.get_model_config(preset.model)
     assert config is not None
@@ -131,7 +132,7 @@ def teacher_of_size(name: str, size_px: int, folder: Path) -> Teacher:
     return load(folder / f"{size_px}.pt", name)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", CLIPS, ids=lambda preset: preset.name)
 def test_pixels_are_those_of_open_clips_transform_for_the_published_weights(
     preset: TeacherPreset, seen_by: See, photo: Image.Image, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -143,4 +144,4 @@ def test_pixels_are_those_of_open_clips_transform_for_the_published_weights(
 
 
 def test_the_two_ways_to_fit_an_image_are_both_among_the_presets() -> None:
-    assert {preset.fit for preset in PRESETS} == {"crop", "squash"}
+    assert {preset.fit for preset in CLIPS} == {"crop", "squash"}

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
-from cache_builder.teachers import Teacher, TeacherOptions, TeacherPreset, load_teacher
-from cache_builder.teachers.dinov2 import PRESETS
+from cache_builder.teachers import TeacherOptions, TeacherPreset, load_teacher
+from cache_builder.teachers.base import Teacher
+from cache_builder.teachers.presets import DINOV2S
 from radio_cache.errors import ConfigError, TeacherWeightsError
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
@@ -131,7 +132,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56))
 
 
-@pytest.mark.parametrize("preset", [PRESETS[0], *PRESETS[1::2]], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", [DINOV2S[0], *DINOV2S[1::2]], ids=lambda preset: preset.name)
 def test_a_preset_is_a_model_of_timm_with_its_parameters(preset: TeacherPreset) -> None:
     with torch.device("meta"):
         net = timm.create_model(preset.model, pretrained=False, num_classes=0)

@@ -13,8 +13,10 @@ from timm.data import create_transform, resolve_data_config
 from timm.layers import create_conv2d
 from torch import nn
 
-from cache_builder.teachers import Teacher, TeacherOptions, TeacherPreset, load_teacher
-from cache_builder.teachers.efficientnet_lite import PRESETS, same_padding_grid
+from cache_builder.teachers import TeacherOptions, TeacherPreset, load_teacher
+from cache_builder.teachers.base import Teacher
+from cache_builder.teachers.efficientnet_lite import same_padding_grid
+from cache_builder.teachers.presets import EFFICIENTNET_LITES
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
 
@@ -93,7 +95,7 @@ def timms_transform(model: str) -> Callable[[Image.Image], torch.Tensor]:
     return create_transform(**resolve_data_config({}, model=net))
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", EFFICIENTNET_LITES, ids=lambda preset: preset.name)
 def test_pixels_are_those_of_timms_own_transform(preset: TeacherPreset, seen_by: See, photo: Image.Image) -> None:
     teacher = cached_teacher(preset.name)
     torch.testing.assert_close(seen_by(teacher, photo)[0], timms_transform(preset.model)(photo), atol=1e-6, rtol=0)

@@ -12,8 +12,9 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from cache_builder.teachers import Teacher, TeacherOptions, TeacherPreset, load_teacher
-from cache_builder.teachers.sam import PRESETS
+from cache_builder.teachers import TeacherOptions, TeacherPreset, load_teacher
+from cache_builder.teachers.base import Teacher
+from cache_builder.teachers.presets import SAMS
 from radio_cache.crops import valid_hw
 from radio_cache.errors import ConfigError, TeacherWeightsError
 
@@ -142,7 +143,7 @@ def test_an_encoder_alone_is_not_in_segment_anythings_format(tmp_path: Path) -> 
         load(tmp_path / "encoder.pth")
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", SAMS, ids=lambda preset: preset.name)
 def test_a_preset_has_the_parameters_of_the_published_encoder(preset: TeacherPreset) -> None:
     # width, depth, heads and global blocks as in segment_anything/build_sam.py
     width, depth, heads, global_blocks = {

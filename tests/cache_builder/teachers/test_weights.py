@@ -13,7 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
 from cache_builder.teachers import TEACHERS, TeacherOptions, find_teacher, find_weights, load_teacher
-from cache_builder.teachers.weights import file_sha256, load_exactly, read_state_dict
+from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import file_sha256
 from radio_cache.errors import TeacherWeightsError
 
 ONE_PER_FAMILY = ("openclip-vit-h-14", "dinov2-vit-b-14", "sam-vit-b", "efficientnet-lite0")

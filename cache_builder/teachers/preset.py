@@ -1,0 +1,62 @@
+"""A teacher before it is loaded: what it is called, where its weights come from, what a user may change. Needs no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from radio_cache.crops import Fit
+
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSource:
+    """Where published weights come from when no `--weights FILE` is given. One of the three is set.
+
+    package: a Python package that carries the file, as module name and file below it.
+    hub: a Hugging Face repository and the files to try in it, in order. url: a plain download.
+    size: what the user is told to expect.
+    """
+
+    size: str
+    package: tuple[str, str] | None = None
+    hub: tuple[str, tuple[str, ...]] | None = None
+    url: str | None = None
+
+    def describe(self) -> str:
+        """Where the file is, in words."""
+        if self.package:
+            return f"Python package {self.package[0].replace('_', '-')}"
+        if self.hub:
+            return f"huggingface.co/{self.hub[0]}, file {self.hub[1][0]}"
+        return str(self.url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPreset:
+    """A published teacher. family picks the class; model is the library's own name for the architecture."""
+
+    name: str
+    family: str
+    model: str
+    params: str
+    licence: str
+    input_px: int
+    fit: Fit
+    weights: WeightsSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """What a user may change about a teacher; None keeps the preset's value.
+
+    weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
+    codec: what goes into the spec until the codec is calibrated (`cache_builder.calibrate.wanted_codec`); empty leaves
+    the choice to the build.
+    """
+
+    weights: Path | None = None
+    size_px: int | None = None
+    fit: Fit | None = None
+    dtype: ComputeDtype = "float32"
+    codec: dict[str, Any] = field(default_factory=dict[str, Any])

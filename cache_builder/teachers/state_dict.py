@@ -1,0 +1,65 @@
+"""Reading a weights file without running code from it, and loading all of it into a network."""
+
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from cache_builder.teachers.weights import first_line
+from radio_cache.errors import TeacherWeightsError
+
+
+def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors or PyTorch file; nothing in the file can run.
+
+    Unwraps the usual `state_dict` and `model` levels and a `module.` prefix.
+    Raises TeacherWeightsError for a pickle that needs code, a damaged file, or one that holds no tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        raise TeacherWeightsError(
+            f"teacher '{teacher}': {path} is not a plain file of tensors, and files that can run code are not opened "
+            f"({first_line(exc)}). Save its state dict with torch.save, or as safetensors"
+        ) from exc
+    except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} cannot be read as weights: {first_line(exc)}") from exc
+    for level in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(cast(Any, loaded).get(level), dict):
+            loaded = cast(Any, loaded)[level]
+    if not isinstance(loaded, dict):
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} holds a {type(loaded).__name__}, not tensors by name")
+    items = cast(dict[Any, Any], loaded).items()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} holds no tensors")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path) -> None:
+    """Load all of a network's tensors. Raises TeacherWeightsError naming what is missing, left over or misshapen."""
+    own = net.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, needed is {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"{len(names)} {what} (such as {names[0]})"
+        for names, what in ((missing, "tensors missing"), (extra, "tensors too many"), (wrong, "of another shape"))
+        if names
+    ]
+    if problems:
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}")
+    net.load_state_dict(state)
