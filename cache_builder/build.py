@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_builder.calibrate import choose_codec
-from cache_builder.preprocess import teacher_input, valid_tokens, view_pixels
+from cache_builder.preprocess import teacher_input, view_pixels
 from cache_builder.scan import scan_shard
 from cache_builder.sources import Listing, list_images
 from cache_builder.sources.listing import begins_with, same_images
@@ -30,7 +30,7 @@ from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
 from radio_cache.cli_support import ProgressLine
 from radio_cache.codecs import Half
-from radio_cache.crops import ViewGeometry, valid_hw
+from radio_cache.crops import ViewGeometry, valid_hw, valid_tokens
 from radio_cache.errors import CodecError, ConfigError, ImageError, NotACacheError, SourceError, StaleCacheError
 from radio_cache.fidelity import PERFECT, Fidelity, from_cosines
 from radio_cache.images import MAX_PIXELS, decode_image

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from radio_cache.crops import ViewGeometry, crop_offset_yx, resized_hw, valid_hw
+from radio_cache.crops import ViewGeometry, crop_offset_yx, resized_hw
 from radio_cache.schema import Normalisation
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -49,10 +49,3 @@ def teacher_input(
         images[number, :, h:] = 0
         images[number, :, :, w:] = 0
     return images.contiguous()
-
-
-def valid_tokens(image_hw: tuple[int, int], geometry: ViewGeometry) -> NDArray[np.bool_]:
-    """(grid_h, grid_w): tokens whose centre lies on the image, not on padding."""
-    limits = valid_hw(image_hw, geometry)
-    centres = [geometry.offset_px + geometry.stride_px * np.arange(n) for n in geometry.grid_hw]
-    return (centres[0] <= limits[0])[:, None] & (centres[1] <= limits[1])[None, :]

@@ -112,6 +112,13 @@ def valid_hw(image_hw: tuple[int, int], geometry: ViewGeometry) -> tuple[int, in
     return resized_hw(image_hw, geometry)
 
 
+def valid_tokens(image_hw: tuple[int, int], geometry: ViewGeometry) -> NDArray[np.bool_]:
+    """(grid_h, grid_w): tokens whose centre lies on the image, not on padding."""
+    limits = valid_hw(image_hw, geometry)
+    centres = [geometry.offset_px + geometry.stride_px * np.arange(n) for n in geometry.grid_hw]
+    return (centres[0] <= limits[0])[:, None] & (centres[1] <= limits[1])[None, :]
+
+
 def visible_box_xyxy(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:
     """The part of the image that the teacher saw, in image pixels; the whole image unless `crop` cut some away."""
     h, w = image_hw

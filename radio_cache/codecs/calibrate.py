@@ -90,14 +90,19 @@ def calibrate(
         int8 = Int8.fit(tokens)
         return Calibrated(int8, measure(held_out, int8.decode(int8.encode(held_out))))
     basis = KltBasis.fit(moments)
+    return calibrate_klt(request, basis, basis.forward(tokens), basis.forward(held_out))
+
+
+def calibrate_klt(
+    request: CodecRequest, basis: KltBasis, coordinates: NDArray[np.float32], held_out: NDArray[np.float32]
+) -> Calibrated:
+    """The klt codec that was asked for, in a basis that is known. coordinates, held_out: of tokens in that basis."""
     if request.packing == "zstd":
         return _zstd(request, basis, held_out)
-    return _packed(request, basis, tokens, held_out)
+    return _packed(request, basis, coordinates, held_out)
 
 
-def _zstd(request: CodecRequest, basis: KltBasis, held_out: NDArray[np.float32]) -> Calibrated:
-    coordinates = basis.forward(held_out)
-
+def _zstd(request: CodecRequest, basis: KltBasis, coordinates: NDArray[np.float32]) -> Calibrated:
     def measured(step: float) -> Fidelity:
         rounded = np.rint(coordinates / np.float32(step)) * np.float32(step)
         return measure_coordinates(basis, coordinates, rounded)
@@ -114,13 +119,12 @@ def _zstd(request: CodecRequest, basis: KltBasis, held_out: NDArray[np.float32])
 
 
 def _packed(
-    request: CodecRequest, basis: KltBasis, tokens: NDArray[np.float32], held_out: NDArray[np.float32]
+    request: CodecRequest, basis: KltBasis, coordinates: NDArray[np.float32], held_out: NDArray[np.float32]
 ) -> Calibrated:
-    plan = PackedPlan.fit(basis, basis.forward(tokens))
-    coordinates = basis.forward(held_out)
+    plan = PackedPlan.fit(basis, coordinates)
 
     def measured(bits: int) -> Fidelity:
-        return measure_coordinates(basis, coordinates, _through(plan, bits, coordinates))
+        return measure_coordinates(basis, held_out, _through(plan, bits, held_out))
 
     wanted = request.target if request.step is None else _zstd(request, basis, held_out).fidelity.cosine
     most = MAX_WIDTH * basis.channels

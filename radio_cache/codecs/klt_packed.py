@@ -123,7 +123,10 @@ class KltPacked:
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
         coordinates = self.basis.forward(features)
-        gains, codes = self.quantise(coordinates)
+        return self.pack(*self.quantise(coordinates))
+
+    def pack(self, gains: NDArray[np.int32], codes: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Gain codes (..., groups) and level numbers (..., c) as stored: (..., token_bytes)."""
         fields, bits = self.bit_sources
         values = np.concatenate([gains, codes, np.zeros_like(gains[..., :1])], axis=-1)
         return np.packbits(((values[..., fields] >> bits) & 1).astype(np.uint8), axis=-1, bitorder="little")

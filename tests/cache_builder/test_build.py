@@ -19,10 +19,10 @@ from PIL import Image
 import cache_builder.build
 from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
 from cache_builder.calibrate import wanted_codec
-from cache_builder.preprocess import valid_tokens
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.crops import valid_tokens
 from radio_cache.errors import (
     CodecError,
     ConfigError,

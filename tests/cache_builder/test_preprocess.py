@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_builder.preprocess import teacher_input, valid_tokens, view_pixels
+from cache_builder.preprocess import teacher_input, view_pixels
 from radio_cache.crops import Fit, patch_geometry
 from radio_cache.errors import ImageError
 from radio_cache.schema import IMAGENET_PIXELS, Normalisation
@@ -34,14 +34,6 @@ def test_normalisation_divides_by_the_scale_first() -> None:
     out = teacher_input(pixels, [(1, 1)], normalisation)
     assert out.shape == (1, 3, 1, 1)
     torch.testing.assert_close(out.flatten(), torch.tensor([0.2, 0.2, 0.25]))
-
-
-def test_tokens_are_valid_where_their_centre_shows_the_image() -> None:
-    geometry = patch_geometry(32, 8, fit="pad", interpolation="bilinear")
-    # 32 x 20 pixels of image: of the columns, centred at 4, 12, 20 and 28, the first three show it.
-    np.testing.assert_array_equal(valid_tokens((32, 20), geometry), [[True, True, True, False]] * 4)
-    np.testing.assert_array_equal(valid_tokens((64, 38), geometry), [[True, True, False, False]] * 4)
-    assert valid_tokens((5, 90), patch_geometry(32, 8, fit="crop", interpolation="bilinear")).all()
 
 
 def test_a_strip_that_would_fill_the_memory_is_an_image_error() -> None:

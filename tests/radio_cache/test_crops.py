@@ -25,6 +25,7 @@ from radio_cache.crops import (
     resample_weights,
     resized_hw,
     valid_hw,
+    valid_tokens,
     visible_box_xyxy,
 )
 from radio_cache.errors import ConfigError, ImageError
@@ -386,3 +387,11 @@ def test_an_unknown_fit_is_refused_with_the_known_ones() -> None:
 def test_geometry_without_pixels_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one pixel and one token"):
         replace(teacher_geometry("squash"), stride_px=0.0)
+
+
+def test_tokens_are_valid_where_their_centre_shows_the_image() -> None:
+    geometry = patch_geometry(32, 8, fit="pad", interpolation="bilinear")
+    # 32 x 20 pixels of image: of the columns, centred at 4, 12, 20 and 28, the first three show it.
+    np.testing.assert_array_equal(valid_tokens((32, 20), geometry), [[True, True, True, False]] * 4)
+    np.testing.assert_array_equal(valid_tokens((64, 38), geometry), [[True, True, False, False]] * 4)
+    assert valid_tokens((5, 90), patch_geometry(32, 8, fit="crop", interpolation="bilinear")).all()
