@@ -2,14 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from radio_cache.errors import ImageError
 from radio_cache.images import decode_image
 from radio_cache.prefetch import ahead
-from radio_cache.reader import Cache, digest, read_image_file
+from radio_cache.reader import Cache, digest
 from radio_cache.receipts import drop_short_receipt
 from radio_cache.schema import IMAGES_UNIT, Failure, ImageStatus, Receipt
 from radio_cache.writer import ShardWriter
@@ -50,14 +49,9 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
 
 
 def _look(cache: Cache, row: int) -> _Seen:
-    index = cache.index
-    container = cache.meta.containers[index.container[row]]
     data = b""
     try:
-        data = read_image_file(
-            Path(container.path), index.key(row).removeprefix(container.prefix),
-            int(index.offset[row]), int(index.length[row]),
-        )  # fmt: skip
+        data = cache.read_unchecked(row)
         image = decode_image(data, max_pixels=cache.meta.max_pixels)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")

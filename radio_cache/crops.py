@@ -53,10 +53,6 @@ class ViewGeometry:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "ViewGeometry":
-        sizes: dict[str, Any] = {key: tuple(data[key]) for key in ("input_hw", "grid_hw")}
-        return cls(**(data | sizes))
 
 
 def patch_geometry(

@@ -1,5 +1,6 @@
 """The list of a cache's images, as columns; stored keys are cut from one long text when they are asked for."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -9,11 +10,30 @@ from typing import Any, final, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.errors import CorruptShardError
+from radio_cache.layout import INDEX_DTYPES
 from radio_cache.plain_arrays import PlainArray
 from radio_cache.schema import IMAGES_UNIT
 from radio_cache.storage import Storage
 
 _KEPT_CHUNKS = 4
+_MAX_KEY_BYTES = 1 << 16
+_NO_NEED_TO_LOOK = 1 << 20
+"""Images for which there is memory on any machine."""
+
+
+def refuse_unfounded(storage: Storage, group: str, num_images: int) -> None:
+    """Raise CorruptShardError unless as many images are listed as the cache says it has, before anything is allocated for
+    them: a document of a hundred bytes can declare four billion."""
+    if num_images <= _NO_NEED_TO_LOOK:
+        return
+    folder = f"{group}/key_ends/c"
+    listed = sum(size for _, size in storage.list_files(folder)) // 8
+    if listed < num_images:
+        raise CorruptShardError(
+            f"{storage.at(folder)} lists {listed} images, and the cache says it has {num_images}: restore it from a copy, "
+            "or build the cache again"
+        )
 
 
 @final
@@ -39,7 +59,12 @@ class ImageIndex:
         index = cls([], none, none, none.astype(np.int64), none.astype(np.int64))
         index.keys = StoredKeys(storage, group, num_images)
         holes = _may_have_holes(group)
-        index._column = lambda name: PlainArray(storage, f"{group}/{name}").expect((num_images,)).read(holes=holes)
+
+        def column(name: str) -> NDArray[Any]:
+            array = PlainArray(storage, f"{group}/{name}").expect((num_images,), INDEX_DTYPES[name])
+            return array.read(holes=holes)
+
+        index._column = column
         return index
 
     def __len__(self) -> int:
@@ -77,11 +102,18 @@ class StoredKeys(Sequence[str]):
 
     @cached_property
     def _ends(self) -> PlainArray:
-        return PlainArray(self._storage, f"{self._group}/key_ends").expect((self._num_images,))
+        column = PlainArray(self._storage, f"{self._group}/key_ends")
+        return column.expect((self._num_images,), INDEX_DTYPES["key_ends"])
 
     @cached_property
     def _text(self) -> PlainArray:
-        return PlainArray(self._storage, f"{self._group}/key_bytes")
+        column = PlainArray(self._storage, f"{self._group}/key_bytes")
+        return column.expect((math.prod(column.shape),), "uint8")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all keys together."""
+        return self._end(self._num_images - 1)
 
     def __len__(self) -> int:
         return self._num_images
@@ -121,7 +153,7 @@ class StoredKeys(Sequence[str]):
         return int(self._chunk("ends", self._ends, chunk)[number])
 
     def _between(self, start: int, end: int) -> str:
-        if not 0 <= start <= end <= self._text.shape[0]:
+        if not 0 <= start <= end <= self._text.shape[0] or end - start > _MAX_KEY_BYTES:
             raise self._ends.damage("the places of keys are out of order")
         side = self._text.chunks[0]
         first, last = start // side, max(start, end - 1) // side

@@ -1,8 +1,7 @@
 """Arrays of a cache without shards: uncompressed chunks, each followed by its crc32c. Read without a Zarr library."""
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -11,10 +10,12 @@ from numpy.typing import NDArray
 from radio_cache.errors import CorruptShardError, LimitError, StoreError
 from radio_cache.shards import CRC_BYTES, crc32c
 from radio_cache.storage import Storage
-from radio_cache.zarr_documents import DOCUMENT, shape_of
+from radio_cache.strict_json import parse_json
+from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, shape_of
 
 MAX_CHUNK_BYTES = 1 << 31
-"""Larger chunks than this are nobody's."""
+MAX_CHUNKS = 1 << 24
+"""Larger chunks than this, and more of them, are nobody's."""
 
 _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -31,19 +32,29 @@ class PlainArray:
 
     Raises StoreError if there is no array at `path`, or one that was not written by this library; LimitError if its
     chunks are too large to be true.
+
+    document: what its own should say; any other is damage. grows_along: the axis along which the stored array may be
+    longer all the same, because a cache that grows has its arrays enlarged first. Without, any array will do.
     """
 
-    def __init__(self, storage: Storage, path: str, *, damaged: Damaged | None = None) -> None:
+    def __init__(
+        self, storage: Storage, path: str, *, document: bytes | None = None, grows_along: int | None = None,
+        damaged: Damaged | None = None,
+    ) -> None:  # fmt: skip
         self._storage, self._path = storage, path
         self._damaged = damaged or self._damaged_file
         place = storage.at(f"{path}/{DOCUMENT}")
         try:
-            document = storage.read(f"{path}/{DOCUMENT}")
-        except (FileNotFoundError, NotADirectoryError) as exc:
+            found = storage.read_at_most(f"{path}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
+        except FileNotFoundError as exc:
             raise self._damaged(DOCUMENT, "it is gone") from exc
+        difference = document and array_difference(found, document, grows_along=grows_along)
+        if difference:
+            raise self._damaged(DOCUMENT, f"it {difference}")
+        document = document or found
         self.shape = shape_of(document, place)
         try:
-            data = json.loads(document)
+            data = parse_json(document)
             codecs = [codec["name"] for codec in data["codecs"]]
             self.chunks = tuple(data["chunk_grid"]["configuration"]["chunk_shape"])
             self.dtype = _DTYPES[data["data_type"]]
@@ -60,34 +71,48 @@ class PlainArray:
             raise LimitError(
                 f"{place} declares chunks of {self.chunks} {self.dtype}, more than {MAX_CHUNK_BYTES} bytes"
             )
+        if math.prod(self.grid) > MAX_CHUNKS:
+            raise LimitError(f"{place} declares {self.grid} chunks, more than {MAX_CHUNKS}")
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Number of chunks along each axis."""
         return tuple(-(-side // chunk) for side, chunk in zip(self.shape, self.chunks, strict=True))
 
-    def expect(self, shape: tuple[int, ...], *, grows: int = 0) -> "PlainArray":
-        """Itself, with this shape. Raises the error of damage if it has another: nothing was allocated yet.
-
-        grows: the axis along which it may be longer, because a cache that grows has its arrays enlarged first.
-        """
-        cut = (*self.shape[:grows], shape[grows], *self.shape[grows + 1 :])
-        if cut != shape or self.shape[grows] < shape[grows]:
-            raise self._damaged(DOCUMENT, f"it declares the shape {self.shape}, and the cache needs {shape}")
-        self.shape = shape
+    def expect(self, shape: tuple[int, ...], dtype: str) -> "PlainArray":
+        """Itself. Raises the error of damage if it has another shape or type: nothing was allocated yet."""
+        if self.shape != shape or self.dtype != _DTYPES[dtype]:
+            what = f"it declares {self.shape} {self.dtype}, and the cache needs {shape} {dtype}"
+            raise self._damaged(DOCUMENT, what)
         return self
 
-    def read(self, *, holes: bool = True) -> NDArray[Any]:
-        """The whole array. holes: whether chunks may be missing, and hold the fill value; otherwise they are damage."""
-        out = np.full(self.shape, self.fill_value, self.dtype)
+    def read(self, *, holes: bool = True, vouched: Mapping[str, int] | None = None) -> NDArray[Any]:
+        """The whole array.
+
+        holes: whether chunks may be missing, and hold the fill value; otherwise they are damage.
+        vouched: path of a chunk below the array -> the `shards.file_crc32c` that its receipt knows. Chunks that are
+        missing or other ones are damage, even if they are right in themselves.
+        """
+        try:
+            # What is read in full needs no filling, and costs nothing before it is there.
+            out = np.full(self.shape, self.fill_value, self.dtype) if holes else np.empty(self.shape, self.dtype)
+        except (MemoryError, ValueError) as exc:
+            raise LimitError(
+                f"{self._storage.at(self._path)} declares {self.shape} {self.dtype}: more than this machine's memory holds"
+            ) from exc
         for grid in np.ndindex(self.grid):
-            found = self.stored_chunk(grid) if holes else self.chunk(grid, holes=False)
-            if found is not None:
-                places = tuple(
-                    slice(at * side, min((at + 1) * side, end))
-                    for at, side, end in zip(grid, self.chunks, self.shape, strict=True)
-                )
-                out[places] = found[tuple(slice(0, place.stop - place.start) for place in places)]
+            file = _chunk_key(grid)
+            known = (vouched or {}).get(file)
+            found = self.chunk(grid, holes=False) if known is not None or not holes else self.stored_chunk(grid)
+            if found is None:
+                continue
+            if known is not None and crc32c(found.reshape(-1).view(np.uint8).data) != known:
+                raise self._damaged(file, "it is another file than its receipt vouches for")
+            places = tuple(
+                slice(at * side, min((at + 1) * side, end))
+                for at, side, end in zip(grid, self.chunks, self.shape, strict=True)
+            )
+            out[places] = found[tuple(slice(0, place.stop - place.start) for place in places)]
         return out
 
     def chunk(self, grid: tuple[int, ...], *, holes: bool = True) -> NDArray[Any]:
@@ -105,7 +130,7 @@ class PlainArray:
         expected = math.prod(self.chunks) * self.dtype.itemsize
         try:
             data, size = self._storage.read_tail(f"{self._path}/{file}", expected + self._crc_bytes)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         if size != expected + self._crc_bytes:
             raise self._damaged(file, f"it has {size} bytes instead of {expected + self._crc_bytes}")

@@ -4,9 +4,9 @@ Arrays are standard Zarr v3; the hot path reads the shard's index once, then one
 caller's buffer, and checks every chunk's crc32c. Nothing here needs torch.
 """
 
-import contextlib
 import math
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,29 +24,39 @@ from radio_cache.errors import (
     MissingRowsError,
     NotACacheError,
     ShapeError,
+    StorageError,
     StoreError,
     UnsupportedFormatError,
 )
 from radio_cache.fidelity import Fidelity, combined
-from radio_cache.image_index import ImageIndex
+from radio_cache.image_index import ImageIndex, refuse_unfounded
+from radio_cache.layout import images_documents, spatial_document, stats_document, stats_widths, summary_document
 from radio_cache.plain_arrays import PlainArray
 from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows, read_receipt
 from radio_cache.schema import (
+    ARRAYS_CRC32C,
     ATTRIBUTES_KEY,
     FORMAT_VERSION,
     IMAGES_UNIT,
+    MAX_ROW_BYTES,
     TRANSFORM,
     CacheMeta,
     Failure,
     Receipt,
     TeacherSpec,
+    check_limit,
     unit_group,
 )
 from radio_cache.shard_reader import ShardLayout, ShardReader, Verify
+from radio_cache.shards import crc32c
 from radio_cache.storage import Storage, open_storage
-from radio_cache.zarr_documents import DOCUMENT, array_difference, attributes_of, sharded_array_document
+from radio_cache.strict_json import parse_json
+from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference
 
 Rows = NDArray[np.int64] | Sequence[int] | range
+
+MAX_IMAGE_FILE_BYTES = 1 << 30
+"""Larger image files are refused: nobody's, or no images."""
 
 
 class Cache:
@@ -61,14 +71,17 @@ class Cache:
         attributes = _attributes(self.storage)
         if "format_version" not in attributes:
             raise NotACacheError(f"{self.url} is a part of a radio-cache store: open the store it belongs to")
-        try:
-            self.meta = CacheMeta.from_json(attributes)
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise NotACacheError(f"{self.url} has attributes that are not those of format version 1: {exc}") from exc
-        self.teachers: dict[str, CachedTeacher] = {}
+        self.meta = CacheMeta.from_json(attributes, self.storage.at(DOCUMENT))
+        self.teachers = Teachers()
         for name in self.storage.list_folders("teachers"):
-            with contextlib.suppress(_NoGroupError):  # a teacher being dropped, or none
+            try:
                 self.teachers[name] = CachedTeacher(self, name)
+            except _NoGroupError:
+                pass  # a teacher being dropped, or none
+            except StoreError as exc:
+                if isinstance(exc, StorageError) and not self.storage.is_local:
+                    raise  # a bucket that does not answer says nothing about a teacher
+                self.teachers.unreadable[name] = exc
 
     def __reduce__(self) -> tuple[type["Cache"], tuple[Storage]]:
         return (Cache, (self.storage,))
@@ -95,13 +108,7 @@ class Cache:
     @cached_property
     def sizes_hw(self) -> NDArray[np.int32]:
         """(n, 2) height and width of every image in pixels, upright; 0 where the image is unusable or not seen yet."""
-        sizes = self._column("size_hw")
-        lost = self.usable_rows()
-        lost = lost[(sizes[lost] == 0).any(axis=1)]
-        if len(lost):
-            shard = int(lost[0]) // self.meta.shard_images
-            raise _damaged(self.storage, IMAGES_UNIT, f"size_hw/c/{shard}/0", shard)
-        return sizes
+        return self._column("size_hw")
 
     @cached_property
     def digests(self) -> NDArray[np.uint8]:
@@ -126,6 +133,7 @@ class Cache:
 
     def usable_rows(self, teachers: Iterable[str] = ()) -> NDArray[np.int64]:
         """Rows whose image is fine and whose shards are there for every teacher named, in order."""
+        self.refuse_unfounded()
         usable = np.ones(self.num_images, np.bool_)
         for unit in (IMAGES_UNIT, *teachers):
             columns = self.receipt_columns(unit)
@@ -138,18 +146,47 @@ class Cache:
 
         Raises ImageError if it is gone, or is no longer the file that the teachers saw.
         """
-        index = self.index
-        container = self.meta.containers[index.container[row]]
-        data = read_image_file(
-            Path(container.path), index.key(row).removeprefix(container.prefix),
-            int(index.offset[row]), int(index.length[row]),
-        )  # fmt: skip
+        data = self.read_unchecked(row)
         if digest(data) != self.digests[row].tobytes():
-            raise ImageError(f"{index.key(row)} has changed since the cache was built: build the cache again")
+            raise ImageError(f"{self.index.key(row)} has changed since the cache was built: build the cache again")
         return data
 
+    def read_unchecked(self, row: int) -> bytes:
+        """The bytes of an image file as they are now; for a build, which is about to note what they should be."""
+        index, containers = self.index, self.meta.containers
+        number, key = int(index.container[row]), index.key(row)
+        if not 0 <= number < len(containers):
+            raise ImageError(f"cannot be read: {self.url} says that it lies in place {number} of {len(containers)}")
+        place = containers[number]
+        return read_image_file(
+            Path(place.path), key.removeprefix(place.prefix), int(index.offset[row]), int(index.length[row])
+        )
+
+    def refuse_unfounded(self) -> None:
+        """Raise CorruptShardError if the cache says it has more images than it lists."""
+        if not self._founded:
+            refuse_unfounded(self.storage, self.meta.index, self.num_images)
+            self._founded = True
+
+    _founded = False
+
     def _column(self, name: str) -> NDArray[Any]:
-        return _read_array(self.storage, IMAGES_UNIT, name, length=self.num_images)
+        self.refuse_unfounded()
+        document = dict(images_documents(self.meta))[f"{name}/{DOCUMENT}"]
+        return _read_array(self.storage, IMAGES_UNIT, name, document, grows_along=0)
+
+
+class Teachers(dict[str, "CachedTeacher"]):
+    """Name -> teacher. unreadable: those that are there and cannot be used; asking for one raises its error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreadable: dict[str, StoreError] = {}
+
+    def __missing__(self, name: str) -> "CachedTeacher":
+        if name in self.unreadable:
+            raise self.unreadable[name]
+        raise KeyError(name)
 
 
 class CachedTeacher:
@@ -159,8 +196,14 @@ class CachedTeacher:
         self._cache = cache
         self._group = unit_group(name)
         self.name = name
-        self.spec = TeacherSpec.from_json(_attributes(cache.storage, self._group))
-        refuse_unknown(self.spec.codec)
+        place = cache.storage.at(f"{self._group}/{DOCUMENT}")
+        self.spec = TeacherSpec.from_json(_attributes(cache.storage, self._group), place)
+        if self.spec.name != name:
+            raise CorruptShardError(
+                f"{place} is that of teacher '{self.spec.name}', not of '{name}': restore it from a copy, or drop '{name}' and "
+                "build it again"
+            )
+        refuse_unknown(self.spec.codec, place)
 
     def __reduce__(self) -> tuple[type["CachedTeacher"], tuple[Cache, str]]:
         return (CachedTeacher, (self._cache, self.name))
@@ -169,12 +212,10 @@ class CachedTeacher:
     def _shards(self) -> ShardReader:
         cache, codec = self._cache, self.codec
         storage, folder, shape = cache.storage, f"{self._group}/spatial", self.row_shape
-        expected = sharded_array_document(
-            (self.spec.views, cache.num_images, *shape), (1, cache.meta.shard_images, *shape), (1, 1, *shape),
-            codec.dtype, codec.fill_value, codec.zstd_level,
-        )  # fmt: skip
+        expected = spatial_document(cache.meta, self.spec, codec)
         try:
-            difference = array_difference(storage.read(f"{folder}/{DOCUMENT}"), expected, grows_along=1)
+            found = storage.read_at_most(f"{folder}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
+            difference = array_difference(found, expected, grows_along=1)
         except FileNotFoundError:
             difference = "is gone"
         if difference:
@@ -193,11 +234,13 @@ class CachedTeacher:
         """What the stored codes mean."""
         storage, folder = self._cache.storage, f"{self._group}/{TRANSFORM}"
         names = storage.list_folders(folder)
-        arrays = {name: _read_array(storage, self.name, f"{TRANSFORM}/{name}") for name in names}
         try:
-            codec = codec_from_json(self.spec.codec, arrays)
-            codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
-        except UnsupportedFormatError:
+            arrays = {name: PlainArray(storage, f"{folder}/{name}").read(holes=False) for name in names}
+            self._refuse_other_arrays(arrays)
+            codec = codec_from_json(self.spec.codec, arrays, channels=self.spec.spatial_dim)
+            row = codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
+            check_limit(f"bytes in a map of teacher '{self.name}'", math.prod(row) * codec.dtype.itemsize, MAX_ROW_BYTES)
+        except (UnsupportedFormatError, StorageError):
             raise
         except StoreError as exc:
             raise StoreError(
@@ -205,6 +248,15 @@ class CachedTeacher:
                 "restore it from a copy, or drop the teacher and build it again"
             ) from exc
         return codec
+
+    def _refuse_other_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Arrays that are right in themselves may be those of another codec."""
+        known = self.spec.codec.get(ARRAYS_CRC32C)
+        found = {name: crc32c(np.ascontiguousarray(array).tobytes()) for name, array in arrays.items()}
+        if known is not None and known != found:
+            others = sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
+            told = [f"'{name}' is {'another' if name in found else 'not there'}" for name in others]
+            raise CorruptShardError(f"its arrays are not those that the teacher's spec names: {', '.join(told)}")
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -283,13 +335,16 @@ class CachedTeacher:
     @cached_property
     def _summaries(self) -> NDArray[Any]:
         # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
-        return _read_array(self._cache.storage, self.name, "summary", length=self._cache.num_images, axis=1)
+        self._cache.refuse_unfounded()
+        document = summary_document(self._cache.meta, self.spec)
+        return _read_array(self._cache.storage, self.name, "summary", document, grows_along=1)
 
     def _mean_std(self, name: str, counts: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         shards = [receipt.shard for receipt in self._done()]
         if sum(counts) == 0:
             raise MissingRowsError(f"{self._cache.url}: teacher '{self.name}' has no finished shard yet: run the build")
-        by_shard = _read_array(self._cache.storage, self.name, f"stats/{name}", length=self._cache.meta.num_shards)
+        document = stats_document(self._cache.meta, stats_widths(self.spec)[name])
+        by_shard = _read_array(self._cache.storage, self.name, f"stats/{name}", document, grows_along=0)
         holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]
         if holes:
             raise _damaged(self._cache.storage, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
@@ -327,17 +382,34 @@ def digest(data: bytes) -> bytes:
 def read_image_file(container: Path, member: str, offset: int, length: int) -> bytes:
     """The bytes of an image: a file below a folder (offset -1), or a byte range of a tar.
 
-    Raises ImageError with the operating system's reason.
+    The places come from a cache, which may come from anybody: nothing but regular files of a sensible size is read, and
+    no member that climbs out of its folder. Raises ImageError with the reason, or the operating system's.
     """
+    if offset < 0 and (member.startswith("/") or ".." in member.split("/")):
+        raise ImageError(f"cannot be read: {member!r:.80} is no path below a folder")
+    path = container / member if offset < 0 else container
     try:
-        if offset < 0:
-            return (container / member).read_bytes()
-        with container.open("rb") as file:
-            data = os.pread(file.fileno(), length, offset)
+        # A pipe would wait for ever for somebody to write to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"cannot be read: {path} is no file")
+            if offset < 0:
+                offset, length = 0, status.st_size
+            elif not 0 <= length <= status.st_size - offset:
+                raise ImageError(f"cannot be read: {path} ends inside it")
+            if length > MAX_IMAGE_FILE_BYTES:
+                raise ImageError(f"cannot be read: {length} bytes are more than an image file has ({MAX_IMAGE_FILE_BYTES})")
+            data = os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
     except OSError as exc:
         raise ImageError(f"cannot be read: {exc.strerror or exc}") from exc
+    except ValueError as exc:  # a path with a NUL
+        raise ImageError(f"cannot be read: {exc}") from exc
     if len(data) != length:
-        raise ImageError(f"cannot be read: {container} ends inside it")
+        raise ImageError(f"cannot be read: {path} ends inside it")
     return data
 
 
@@ -354,23 +426,29 @@ def is_cache(place: str | Path | Storage) -> bool:
     return True
 
 
-def _read_array(storage: Storage, unit: str, name: str, *, length: int | None = None, axis: int = 0) -> NDArray[Any]:
-    """A whole small array of a unit. Raises CorruptShardError naming the file and the cure.
+def _read_array(storage: Storage, unit: str, name: str, document: bytes, *, grows_along: int) -> NDArray[Any]:
+    """A whole small array of a unit, compared with what the unit's receipts vouch for.
 
-    length: what it must have along `axis`, at least.
+    document: what its own says, but for a longer shape along the axis `grows_along`.
+    Raises CorruptShardError naming the file and the cure.
     """
     place = f"{unit_group(unit)}/{name}"
 
     def damaged(file: str, what: str) -> CorruptShardError:
         grid = [int(part) for part in file.split("/")[1:] if part.isdigit()]
-        if name.startswith(TRANSFORM) or not grid or file == DOCUMENT:
-            return CorruptShardError(f"{storage.at(f'{place}/{file}')} is damaged: {what}")
-        return _damaged(storage, unit, f"{name}/{file}", grid[min(axis, len(grid) - 1)])
+        if file == DOCUMENT:
+            cure = f"radio-cache repair {storage.url} writes it again"
+            return CorruptShardError(f"{storage.at(f'{place}/{file}')} is damaged: {what}: {cure}")
+        return _damaged(storage, unit, f"{name}/{file}", grid[grows_along])
 
-    array = PlainArray(storage, place, damaged=damaged)
-    if length is not None and len(array.shape) > axis:
-        array.expect((*array.shape[:axis], length, *array.shape[axis + 1 :]), grows=axis)
-    return array.read()
+    def read() -> NDArray[Any]:
+        array = PlainArray(storage, place, document=document, grows_along=grows_along, damaged=damaged)
+        return array.read(vouched=UnitReceipts(storage, unit).checksums(name))
+
+    try:
+        return read()
+    except CorruptShardError:
+        return read()  # a builder that makes a shard again changes first its receipt and then its files
 
 
 def _damaged(storage: Storage, unit: str, file: str, shard: int) -> CorruptShardError:
@@ -383,18 +461,23 @@ def _damaged(storage: Storage, unit: str, file: str, shard: int) -> CorruptShard
 def _attributes(storage: Storage, group: str = "") -> dict[str, Any]:
     """Our attributes of a Zarr group, read as JSON: no library, no defaults."""
     place = storage.at(group)
+    path = f"{group}/{DOCUMENT}" if group else DOCUMENT
     try:
-        document = storage.read(f"{group}/{DOCUMENT}" if group else DOCUMENT)
-    except NotADirectoryError as exc:
-        raise NotACacheError(f"{place} is a file, not a radio-cache store, which is a folder") from exc
+        text = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
     except FileNotFoundError as exc:
+        if storage.is_local and storage.local_path(group).is_file():
+            raise NotACacheError(f"{place} is a file, not a radio-cache store, which is a folder") from exc
         if storage.is_local and not storage.local_path(group).exists():
             raise _NoGroupError(f"{place} does not exist") from exc
         what = "is a folder, but not" if storage.is_local else "holds no"
         raise _NoGroupError(f"{place} {what} a radio-cache store: it has no {DOCUMENT}") from exc
     try:
-        return dict(attributes_of(document)[ATTRIBUTES_KEY].items())
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        document = parse_json(text)
+    except ValueError as exc:
+        raise CorruptShardError(f"{storage.at(path)} is damaged ({exc}): restore it from a copy") from exc
+    try:
+        return dict(document["attributes"][ATTRIBUTES_KEY].items())
+    except (AttributeError, KeyError, TypeError) as exc:
         raise NotACacheError(f"{place} is a Zarr group, but not a radio-cache store") from exc
 
 

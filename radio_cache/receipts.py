@@ -1,17 +1,18 @@
 """Which shards are finished: one small file each while a unit is in the making, one log a unit when many are done.
 
-A log is `receipts/<unit>/log-<its checksum>.jsonl`: a receipt a line, by shard; a line `{"columns": ...}` with what a
-reader needs of all of them at once; and last `{"lines", "columns_bytes", "columns_crc32c", "crc32c"}`, the latter over
+A log is `receipts/<unit>/log-<its checksum>.jsonl`: a receipt a line, by shard; a line `{"of": unit, "columns": ...}` with
+what a reader needs of all of them at once; and last `{"lines", "columns_bytes", "columns_crc32c", "crc32c"}`, the latter over
 the lines of receipts. A file of its own counts more than a line. A log is written before what it replaces is deleted,
 and named by its contents, so builders that compact at the same time lose nothing.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,12 @@ from radio_cache.errors import CorruptShardError, StoreError
 from radio_cache.schema import MAX_SHARDS, Receipt, check_limit, receipt_path, receipts_folder
 from radio_cache.shards import crc32c
 from radio_cache.storage import Storage, open_storage
+from radio_cache.strict_json import MAX_INTEGER, parse_json
 
 _TAIL_BYTES = 1 << 16
 _TRIES = 5
+_MAX_RECEIPT_BYTES = 1 << 28
+_FILE_NAME = re.compile(r"(\d{6,9})\.json")
 _PER_SHARD = ("shard", "num_rows", "num_tokens", "num_failures", "num_bytes", "line_bytes")
 
 T = TypeVar("T")
@@ -63,6 +67,13 @@ class UnitReceipts:
             if receipt is not None:
                 yield receipt
 
+    def checksums(self, array: str) -> dict[str, int]:
+        """Of one array: path of each of its files, below it -> the `shards.file_crc32c` in the receipt that names it.
+
+        The way for caches of millions of images. Raises CorruptShardError for a receipt that is damaged.
+        """
+        return _again(lambda: self._loaded.checksums(f"{array}/"))
+
     @cached_property
     def _loaded(self) -> "_Loaded":
         return _again(lambda: _Loaded(self._storage, self._unit))
@@ -73,7 +84,7 @@ def read_receipt(place: Storage | str | Path, unit: str, shard: int) -> Receipt 
     storage = open_storage(place)
     path = receipt_path(unit, shard)
     try:
-        return _parsed(storage, path, storage.read(path))
+        return _read(storage, path, unit, shard)
     except FileNotFoundError:
         return _again(lambda: _Loaded(storage, unit, files=False)).receipt(shard)
 
@@ -86,23 +97,22 @@ def each_receipt(
     files, logs = _listing(storage, unit)
     lines: dict[int, bytes] = {}
     error: CorruptShardError | None = None
-    blamed: set[int] = set()
     for log in logs:
         data = storage.read(log)
-        found, lost = _salvaged(data)
+        found, lost = _salvaged(data, unit)
         _merge(lines, found)
-        if lost or not _is_whole(storage, log, data):
-            # Shards without a receipt are reported; if only the columns are damaged one is, so that the log is written again.
-            blamed |= set() if lost else {min(found, default=0)}
+        if lost or not _is_whole(storage, log, data, unit):
             error = _damaged(
                 storage, log, f"{lost} lines lost" if lost else "its last lines are not what they should be"
             )
+    # Shards without a receipt are reported; where there are none, one is all the same, so that the log is written again.
+    blamed = min(lines, default=0) if error and lines.keys() | files.keys() >= set(range(num_shards)) else None
     for shard in range(num_shards):
         try:
             if shard in files:
-                yield shard, _parsed(storage, files[shard], storage.read(files[shard]))
-            elif shard in lines and shard not in blamed:
-                yield shard, Receipt.from_json(json.loads(lines[shard]))
+                yield shard, _read(storage, files[shard], unit, shard)
+            elif shard in lines and shard != blamed:
+                yield shard, Receipt.from_json(parse_json(lines[shard]))
             else:
                 yield shard, error
         except CorruptShardError as exc:
@@ -119,8 +129,8 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
     dropped = storage.exists(path)
     for log in _listing(storage, unit)[1]:
         data = storage.read(log)
-        kept, lost = _salvaged(data)
-        if shard in kept or lost or not _is_whole(storage, log, data):
+        kept, lost = _salvaged(data, unit)
+        if shard in kept or lost or not _is_whole(storage, log, data, unit):
             dropped = True
             kept.pop(shard, None)
             new = _write_log(storage, unit, kept)
@@ -150,12 +160,12 @@ def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int 
             return
         lines: dict[int, bytes] = {}
         for log in logs:
-            found, lost = _salvaged(storage.read(log))
+            found, lost = _salvaged(storage.read(log), unit)
             if lost:
                 raise _damaged(storage, log, f"{lost} of its lines do not match their checksums")
             _merge(lines, found)
         for shard, path in files.items():
-            lines[shard] = _line(_parsed(storage, path, storage.read(path)))
+            lines[shard] = _line(_read(storage, path, unit, shard))
         new = _write_log(storage, unit, lines)
         for log in logs:
             if log != new:
@@ -170,15 +180,15 @@ class _Loaded:
     """Receipt files, if asked for, and logs of a unit; read once."""
 
     def __init__(self, storage: Storage, unit: str, *, files: bool = True) -> None:
-        self._storage = storage
+        self._storage, self._unit = storage, unit
         paths, logs = _listing(storage, unit)
         own = sorted(paths.items()) if files else []
-        self._own = {shard: _parsed(storage, path, storage.read(path)) for shard, path in own}
+        self._own = {shard: _read(storage, path, unit, shard) for shard, path in own}
         self._lazy: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = []
         tables = [_own_table(self._own)] if self._own else []
         failed = [np.array([failure.row for one in self._own.values() for failure in one.failures], np.int64)]
         for log in logs:
-            table, log_failed = _read_columns(storage, log)
+            table, log_failed = _read_columns(storage, log, unit)
             self._lazy.append((log, table[:, 0], np.cumsum(table[:, 5]) - table[:, 5]))
             tables.append(table)
             failed.append(log_failed)
@@ -199,10 +209,35 @@ class _Loaded:
             at = int(np.searchsorted(shards, shard))
             if at < len(shards) and shards[at] == shard:
                 (line,) = self._storage.read_ranges(log, [(int(starts[at]), int(table[at, 5]))])
-                found = _parsed(self._storage, log, bytes(line))
+                found = _parsed(self._storage, log, bytes(line), self._unit, shard)
                 if best is None or found.num_rows > best.num_rows:
                     best = found
         return best
+
+    def checksums(self, below: str) -> dict[str, int]:
+        """Of the files whose path begins so, without that."""
+        found: dict[str, int] = {}
+        rows: dict[int, int] = {}
+        for log, shards, starts in self._lazy:
+            data = self._storage.read(log)
+            if not _is_whole(self._storage, log, data, self._unit):
+                raise _damaged(self._storage, log, "its lines do not match their checksum")
+            try:
+                for shard, start in zip(shards.tolist(), starts.tolist(), strict=True):
+                    # The checksum over all lines has just been compared: theirs need not be.
+                    line = json.loads(data[start : data.index(b"\n", start)])
+                    if shard not in self._own and line["num_rows"] > rows.get(shard, 0):
+                        rows[shard] = line["num_rows"]
+                        found |= _crcs_below(below, ((file["path"], file["crc32c"]) for file in line["files"]))
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as exc:
+                raise _damaged(self._storage, log, f"a line is no receipt: {exc!r:.80}") from exc
+        for receipt in self._own.values():
+            found |= _crcs_below(below, ((file.path, file.crc32c) for file in receipt.files))
+        return found
+
+
+def _crcs_below(below: str, files: Iterable[tuple[str, int]]) -> dict[str, int]:
+    return {path.removeprefix(below): crc for path, crc in files if path.startswith(below)}
 
 
 def _own_table(receipts: dict[int, Receipt]) -> NDArray[np.int64]:
@@ -220,18 +255,32 @@ def _listing(storage: Storage, unit: str) -> tuple[dict[int, str], list[str]]:
     logs: list[str] = []
     for path, _ in storage.list_files(receipts_folder(unit)):
         name = path.rpartition("/")[2]
-        if name.endswith(".json") and name[:-5].isdigit():
-            files[int(name[:-5])] = path
+        if (found := _FILE_NAME.fullmatch(name)) and path == receipt_path(unit, int(found[1])):
+            files[int(found[1])] = path
         elif name.startswith("log-") and name.endswith(".jsonl"):
             logs.append(path)
     return files, logs
 
 
-def _parsed(storage: Storage, path: str, text: bytes) -> Receipt:
+def _read(storage: Storage, path: str, unit: str, shard: int) -> Receipt:
+    """The receipt of a file of its own."""
+    return _parsed(storage, path, storage.read_at_most(path, _MAX_RECEIPT_BYTES), unit, shard)
+
+
+def _parsed(storage: Storage, path: str, text: bytes, unit: str, shard: int) -> Receipt:
     try:
-        return Receipt.from_json(json.loads(text))
-    except (ValueError, TypeError, AttributeError, StoreError, RecursionError) as exc:
+        receipt = Receipt.from_json(_object(parse_json(text)))
+    except (ValueError, StoreError) as exc:
         raise _damaged(storage, path, str(exc)) from exc
+    if (receipt.unit, receipt.shard) != (unit, shard):
+        raise _damaged(storage, path, f"it is the receipt of another shard: {receipt.unit}, {receipt.shard}")
+    return receipt
+
+
+def _object(data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{data!r:.40} is no receipt")  # noqa: TRY004 - it is about JSON, not about a caller
+    return cast(dict[str, Any], data)
 
 
 def _damaged(storage: Storage, path: str, what: str) -> CorruptShardError:
@@ -246,7 +295,7 @@ def _line(receipt: Receipt) -> bytes:
 
 def _merge(lines: dict[int, bytes], found: dict[int, bytes]) -> None:
     for shard, line in found.items():
-        if shard not in lines or json.loads(line)["num_rows"] > json.loads(lines[shard])["num_rows"]:
+        if shard not in lines or parse_json(line)["num_rows"] > parse_json(lines[shard])["num_rows"]:
             lines[shard] = line
 
 
@@ -258,12 +307,12 @@ def write_log(storage: Storage, unit: str, receipts: Iterable[Receipt]) -> str:
 def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
     """Write a log of these lines; returns its path."""
     ordered = [lines[shard] for shard in sorted(lines)]
-    receipts = [Receipt.from_json(json.loads(line)) for line in ordered]
+    receipts = [Receipt.from_json(parse_json(line)) for line in ordered]
     table = np.array([_numbers(one, len(line)) for one, line in zip(receipts, ordered, strict=True)], np.int64)
     columns: dict[str, list[int]] = dict(zip(_PER_SHARD, table.reshape(-1, len(_PER_SHARD)).T.tolist(), strict=True))
     columns["failed_rows"] = sorted(failure.row for receipt in receipts for failure in receipt.failures)
     body = b"".join(ordered)
-    second = json.dumps({"columns": columns}, separators=(",", ":")).encode() + b"\n"
+    second = json.dumps({"of": unit, "columns": columns}, separators=(",", ":")).encode() + b"\n"
     last = {
         "lines": len(ordered), "columns_bytes": len(second), "columns_crc32c": crc32c(second), "crc32c": crc32c(body),
     }  # fmt: skip
@@ -272,53 +321,70 @@ def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
     return path
 
 
-def _read_columns(storage: Storage, log: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The (lines, 6) numbers of `_PER_SHARD` and the failed rows of a log, without reading its receipts."""
     tail, size = storage.read_tail(log, _TAIL_BYTES)
     try:
-        last = json.loads(tail[tail.rindex(b"\n", 0, -1) + 1 :] if tail.count(b"\n") > 1 else tail)
         last_bytes = len(tail) - tail.rindex(b"\n", 0, -1) - 1
+        last = parse_json(tail[-last_bytes:])
         check_limit("receipts in a log", max(1, last["lines"]), MAX_SHARDS)
         length = last["columns_bytes"]
         if type(length) is not int or not 0 < length <= size - last_bytes:
-            raise ValueError(f"columns of {length} bytes")
+            raise ValueError(f"columns of {length!r:.40} bytes")
         if length + last_bytes > len(tail):
             tail, _ = storage.read_tail(log, length + last_bytes)
         second = tail[-length - last_bytes : -last_bytes]
         if crc32c(second) != last["columns_crc32c"]:
             raise ValueError("the columns do not match their checksum")
-        columns = json.loads(second)["columns"]
-        table = np.array([columns[name] for name in _PER_SHARD], np.int64).reshape(len(_PER_SHARD), last["lines"]).T
-        failed = np.array(columns["failed_rows"], np.int64).reshape(-1)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, StoreError) as exc:
+        said = parse_json(second)
+        if said.get("of", unit) != unit:  # logs of the first days do not say it
+            raise ValueError(f"it is the log of {said['of']!r:.40}")
+        table = np.stack([_whole_numbers(said["columns"][name]) for name in _PER_SHARD], axis=1)
+        failed = _whole_numbers(said["columns"]["failed_rows"])
+        shards, lines = table[:, 0], table[:, 5]
+        outside = lines.max(initial=0) > size or lines.sum() > size
+        if len(table) != last["lines"] or (np.diff(shards) <= 0).any() or outside:
+            raise ValueError("its columns contradict each other")
+    except (KeyError, TypeError, ValueError, AttributeError, StoreError) as exc:
         raise _damaged(storage, log, str(exc)) from exc
     return np.ascontiguousarray(table), failed
 
 
-def _salvaged(log: bytes) -> tuple[dict[int, bytes], int]:
-    """The lines of a log that are whole, by shard, and how many are not."""
+def _whole_numbers(values: Any) -> NDArray[np.int64]:
+    """A list of JSON as an array. Raises ValueError for anything but whole numbers from 0 on that can be true."""
+    made = np.array(values)
+    if made.ndim != 1 or (len(made) and (made.dtype != np.int64 or made.min() < 0 or made.max() > MAX_INTEGER >> 8)):
+        raise ValueError("a column holds something else than whole numbers")
+    return made.astype(np.int64)
+
+
+def _salvaged(log: bytes, unit: str) -> tuple[dict[int, bytes], int]:
+    """The lines of a unit's log that are whole, by shard, and how many are not."""
     kept: dict[int, bytes] = {}
     lost = 0
     for line in log.splitlines(keepends=True):
         try:
-            data: Any = json.loads(line)
+            data = _object(parse_json(line))
             if "unit" in data:
                 if "crc32c" not in data or not line.endswith(b"\n"):
                     raise ValueError("cut short")
-                kept[Receipt.from_json(data).shard] = line
+                receipt = Receipt.from_json(data)
+                if receipt.unit != unit:
+                    raise ValueError("of another unit")
+                kept[receipt.shard] = line
             elif "columns" not in data and "lines" not in data:
                 lost += 1
-        except (ValueError, TypeError, AttributeError, StoreError, RecursionError):
+        except (ValueError, StoreError):
             lost += 1
     return kept, lost
 
 
-def _is_whole(storage: Storage, log: str, data: bytes) -> bool:
-    """Whether the last lines of a log are right, too."""
+def _is_whole(storage: Storage, log: str, data: bytes, unit: str) -> bool:
+    """Whether the last lines of a log are right, too, and say what the others do."""
     try:
-        table, _ = _read_columns(storage, log)
+        table, _ = _read_columns(storage, log, unit)
         body = data[: int(table[:, 5].sum())]
-        return crc32c(body) == json.loads(data[data.rindex(b"\n", 0, -1) + 1 :])["crc32c"]
+        return crc32c(body) == parse_json(data[data.rindex(b"\n", 0, -1) + 1 :])["crc32c"]
     except (CorruptShardError, ValueError, KeyError, TypeError):
         return False
 

@@ -4,15 +4,18 @@ A cache is one Zarr v3 group. Numbers live in arrays that any Zarr tool reads; t
 """
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
 from radio_cache.fidelity import Fidelity
 from radio_cache.shards import crc32c
+from radio_cache.storage import checked_path
+from radio_cache.strict_json import from_json
 
 FORMAT_VERSION = 1
 ATTRIBUTES_KEY = "radio_cache"
@@ -20,6 +23,9 @@ ATTRIBUTES_KEY = "radio_cache"
 
 TRANSFORM = "transform"
 """Below a teacher's group: the small arrays its codec decodes with."""
+
+ARRAYS_CRC32C = "arrays_crc32c"
+"""In a teacher's codec: name of an array in `transform/` -> crc32c of its bytes. The first caches have none."""
 
 IMAGES_UNIT = "images"
 """The unit of work that looks at every image once; the others are teachers."""
@@ -29,9 +35,15 @@ MAX_SHARD_IMAGES = 1 << 20
 MAX_SHARDS = 1 << 24
 MAX_VIEWS = 1 << 10
 MAX_WIDTH = 1 << 20
+MAX_SIDE_PX = 1 << 16
+MAX_ROW_VALUES = 1 << 28
 MAX_ROW_BYTES = 1 << 30
-"""What a cache may declare at most: of images, images in a shard, shards, views, channels, bytes of one image's map.
-Checked before anything is allocated, because a cache may come from anybody."""
+MAX_IMAGE_PIXELS = 1 << 32
+"""What a cache may declare at most: of images, images in a shard, shards, views, channels, pixels along a side of a
+teacher's input, values and stored bytes of one image's map, pixels of an image. Checked before anything is allocated,
+because a cache may come from anybody."""
+
+T = TypeVar("T")
 
 _INDEX_GROUP = re.compile(rf"{IMAGES_UNIT}(/index-[0-9a-z]+)?\Z")
 _TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
@@ -75,6 +87,8 @@ class CacheMeta:
         check_limit("images", self.num_images, MAX_IMAGES)
         check_limit("images in a shard", self.shard_images, MAX_SHARD_IMAGES)
         check_limit("shards", self.num_shards, MAX_SHARDS)
+        check_limit("pixels in an image", self.max_pixels, MAX_IMAGE_PIXELS)
+        check_limit("places that images come from", len(self.containers), MAX_IMAGES)
         if not _INDEX_GROUP.match(self.index):
             raise LimitError(f"the cache keeps its list of images in {self.index!r}, which is no place inside a cache")
 
@@ -94,19 +108,17 @@ class CacheMeta:
         return _sealed({"format_version": FORMAT_VERSION, **data})
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "CacheMeta":
-        fields = dict(data)
-        version = fields.pop("format_version", None)
-        if version != FORMAT_VERSION:
+    def from_json(cls, data: dict[str, Any], place: str = "zarr.json") -> "CacheMeta":
+        """place: of the document, for messages. Raises UnsupportedFormatError, CorruptShardError or LimitError."""
+        version = data.get("format_version")
+        if type(version) is not int or version != FORMAT_VERSION:
             raise UnsupportedFormatError(
-                f"the cache has format version {version}, this radio-cache reads version {FORMAT_VERSION}: "
+                f"{place}: the cache has format version {version!r:.40}, this radio-cache reads version {FORMAT_VERSION}: "
                 "install the radio-cache that wrote it, or a newer one"
             )
-        fields = _unsealed(data, "the cache's own attributes in zarr.json")
+        fields = _unsealed(data, f"{place}: the cache's own attributes")
         del fields["format_version"]
-        fields["containers"] = tuple(Container(**item) for item in fields["containers"])
-        fields["class_names"] = tuple(fields["class_names"])
-        return cls(**fields)
+        return _parsed(cls, fields, f"{place}: the cache's own attributes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +128,6 @@ class Normalisation:
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Normalisation":
-        mean, std = (cast(tuple[float, float, float], tuple(data[key])) for key in ("mean", "std"))
-        return cls(scale=data["scale"], mean=mean, std=std)
 
 
 IMAGENET_PIXELS = Normalisation(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -159,20 +166,28 @@ class TeacherSpec:
     def __post_init__(self) -> None:
         if not _TEACHER_NAME.match(self.name) or self.name == IMAGES_UNIT:
             raise ConfigError(
-                f"teacher name '{self.name}' cannot name a group: use lower case letters, digits, '.', '_', '-'"
+                f"teacher name '{self.name:.60}' cannot name a group: use lower case letters, digits, '.', '_', '-'"
             )
+        what = f"of teacher '{self.name}'"
+        check_limit(f"views {what}", self.views, MAX_VIEWS)
+        check_limit(f"channels {what}", self.spatial_dim, MAX_WIDTH)
+        if self.summary_dim is not None:
+            check_limit(f"channels in a summary {what}", self.summary_dim, MAX_WIDTH)
+        for side in (*self.geometry.input_hw, self.geometry.resize_px):
+            check_limit(f"pixels along the input {what}", side, MAX_SIDE_PX)
+        check_limit(f"values in a map {what}", math.prod(self.geometry.grid_hw) * self.spatial_dim, MAX_ROW_VALUES)
 
     def to_json(self) -> dict[str, Any]:
         return _sealed(asdict(self))
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "TeacherSpec":
-        data = _unsealed(data, "a teacher's spec in zarr.json")
-        parts: dict[str, Any] = {
-            "geometry": ViewGeometry.from_json(data["geometry"]),
-            "normalisation": Normalisation.from_json(data["normalisation"]),
-        }
-        return cls(**(data | parts))
+    def from_json(cls, data: dict[str, Any], place: str = "zarr.json") -> "TeacherSpec":
+        """place: of the document, for messages. Raises CorruptShardError or LimitError."""
+        fields = _unsealed(data, f"{place}: a teacher's spec")
+        try:
+            return _parsed(cls, fields, f"{place}: a teacher's spec")
+        except ConfigError as exc:
+            raise CorruptShardError(f"{place}: a teacher's spec is impossible: {exc}") from exc
 
     def differences(self, asked: "TeacherSpec") -> list[str]:
         """What is stored and what `asked` asks for, field by field, where they differ; what is only told aside."""
@@ -211,6 +226,9 @@ class StoredFile:
     num_bytes: int
     crc32c: int
 
+    def __post_init__(self) -> None:
+        checked_path(self.path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
@@ -243,18 +261,19 @@ class Receipt:
             del data["fidelity"]
         return _sealed(data)
 
+    def __post_init__(self) -> None:
+        rows = range(self.first_row, self.first_row + self.num_rows)
+        counts = (self.shard, self.first_row, self.num_tokens, *(file.num_bytes for file in self.files))
+        if self.num_rows < 1 or min(counts) < 0 or any(failure.row not in rows for failure in self.failures):
+            raise StoreError(
+                f"a receipt of shard {self.shard} speaks of {self.num_rows} rows from {self.first_row} on, "
+                f"{self.num_tokens} tokens, failures of rows {sorted({one.row for one in self.failures})[:5]}: impossible"
+            )
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Receipt":
-        data = _unsealed(data, "a receipt")
-        try:
-            parts: dict[str, Any] = {
-                "failures": tuple(Failure(**item) for item in data["failures"]),
-                "files": tuple(StoredFile(**item) for item in data["files"]),
-                "fidelity": Fidelity(**data["fidelity"]) if data.get("fidelity") else None,
-            }
-            return cls(**(data | parts))
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise StoreError(f"a receipt does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
+        """Raises StoreError for a checksum that does not fit, for other fields, and for values no receipt has."""
+        return _parsed(cls, _unsealed(data, "a receipt"), "a receipt")
 
 
 def check_limit(what: str, count: Any, most: int) -> None:
@@ -265,6 +284,16 @@ def check_limit(what: str, count: Any, most: int) -> None:
         )
 
 
+def _parsed(kind: type[T], fields: dict[str, Any], what: str) -> T:
+    """Raises CorruptShardError naming `what` for fields that are not those of this version."""
+    try:
+        return from_json(kind, fields)
+    except LimitError as exc:
+        raise LimitError(f"{what}: {exc}") from exc
+    except ValueError as exc:
+        raise CorruptShardError(f"{what} does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
+
+
 def _sealed(data: dict[str, Any]) -> dict[str, Any]:
     """With a checksum of the document in canonical form: layout and order of fields do not count."""
     return data | {"crc32c": crc32c(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())}
@@ -273,9 +302,12 @@ def _sealed(data: dict[str, Any]) -> dict[str, Any]:
 def _unsealed(data: dict[str, Any], what: str) -> dict[str, Any]:
     """Without the checksum, if there is one and it is right. Raises CorruptShardError naming `what` if it is wrong."""
     fields = dict(data)
-    if "crc32c" in fields and fields.pop("crc32c") != _sealed(fields)["crc32c"]:
-        raise CorruptShardError(f"{what} does not match its own checksum: restore it from a copy")
-    return fields
+    try:
+        if "crc32c" not in fields or fields.pop("crc32c") == _sealed(fields)["crc32c"]:
+            return fields
+    except (ValueError, RecursionError):
+        pass  # what cannot be written as JSON was not sealed
+    raise CorruptShardError(f"{what} does not match its own checksum: restore it from a copy")
 
 
 def receipts_folder(unit: str) -> str:

@@ -10,13 +10,14 @@ import os
 import re
 import shutil
 import socket
+import stat
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
-from radio_cache.errors import ConfigError, StorageError
+from radio_cache.errors import ConfigError, LimitError, StorageError
 
 TEMPORARY = ".tmp-"
 """Names of files and folders in the making contain this; a killed process may leave some behind."""
@@ -24,8 +25,10 @@ TEMPORARY = ".tmp-"
 Part = bytes | bytearray | memoryview
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ODD = re.compile("[\0-\x1f\x7f\\\\\ud800-\udfff]")  # control characters, backslashes, what no encoding has
 _BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 _MAX_PARTS = 1024  # IOV_MAX of Linux: what one writev takes
+_MAX_KNOWN_FOLDERS = 1 << 16
 
 
 def is_url(place: str | Path) -> bool:
@@ -124,6 +127,13 @@ class Storage(ABC):
     def remove_leftovers(self) -> int:
         """Delete what killed processes of this machine left half-written; returns how many there were."""
 
+    def read_at_most(self, path: str, most: int) -> bytes:
+        """The whole file. Raises LimitError for one of more than `most` bytes, which are not read."""
+        data, size = self.read_tail(path, most)
+        if size > most:
+            raise LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {most}")
+        return data
+
     def exists(self, path: str) -> bool:
         return self.size(path) is not None
 
@@ -141,7 +151,7 @@ class Storage(ABC):
 
 def checked_path(path: str) -> str:
     """The path itself. Raises StorageError if it is absolute or climbs out of the root, as a hostile cache might ask."""
-    if path and ("\0" in path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/"))):
+    if path and (_ODD.search(path) or any(part in ("", ".", "..") for part in path.split("/"))):
         raise StorageError(f"{path!r} is not a path inside a cache: the cache that asks for it is not to be trusted")
     return path
 
@@ -156,6 +166,7 @@ class LocalStorage(Storage):
         self._root = Path(root)
         self._prefix = f"{self._root}/"
         self._fsync = fsync
+        self._folders: set[str] = set()
         self.url = str(self._root)
 
     def __reduce__(self) -> tuple[Callable[..., "LocalStorage"], tuple[Path, bool]]:
@@ -235,7 +246,7 @@ class LocalStorage(Storage):
         try:
             with self._named(folder, "list"), os.scandir(self.local_path(folder)) as entries:
                 return sorted(entry.name for entry in entries if entry.is_dir() and TEMPORARY not in entry.name)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
 
     def delete(self, path: str) -> None:
@@ -260,7 +271,8 @@ class LocalStorage(Storage):
         with self._named("", "clean"):
             for leftover in _leftovers(self._root):
                 host, _, rest = leftover.name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
-                if host == socket.gethostname() and not _is_running(int(rest)):
+                ours = host == socket.gethostname() and rest.isdecimal() and len(rest) < 10
+                if ours and not _is_running(int(rest)):
                     if leftover.is_dir():
                         shutil.rmtree(leftover, ignore_errors=True)
                     else:
@@ -269,14 +281,45 @@ class LocalStorage(Storage):
         return removed
 
     def local_path(self, path: str = "") -> Path:
-        return Path(self._prefix + checked_path(path)) if path else self._root
+        """The file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
+        anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them."""
+        if not path:
+            return self._root
+        place = self._prefix + checked_path(path)
+        folder = place.rpartition("/")[0]
+        if folder not in self._folders:
+            self._check_folders(path.split("/")[:-1])
+            if len(self._folders) >= _MAX_KNOWN_FOLDERS:
+                self._folders.clear()
+            self._folders.add(folder)
+        self._check(place, stat.S_ISREG, stat.S_ISDIR)
+        return Path(place)
+
+    def _check_folders(self, names: Sequence[str]) -> None:
+        place = str(self._root)
+        for name in names:
+            place = f"{place}/{name}"
+            # A file in a folder's place is for the system to complain about, in whatever is done next.
+            self._check(place, stat.S_ISDIR, stat.S_ISREG)
+
+    def _check(self, place: str, *kinds: Callable[[int], bool]) -> None:
+        try:
+            mode = os.lstat(place).st_mode
+        except OSError:
+            return  # not there, or not to be had: whoever uses it will say so
+        if not any(is_one(mode) for is_one in kinds):
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise StorageError(
+                f"{place} is {what}, and inside a cache those are not followed, because they may lead anywhere: put a copy of "
+                "the file itself there (cp -rL copies a whole cache so), or build the cache again"
+            )
 
     @contextlib.contextmanager
     def _written_aside(self, path: str, parts: Sequence[Part]) -> Generator[tuple[Path, Path]]:
         """A complete, synced temporary file and where the caller shall put it; folders are synced afterwards."""
         target = self.local_path(path)
         temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
-        with self._named(path, "write"):
+        with self._named(path, "write", sum(memoryview(part).nbytes for part in parts)):
             new_folders: list[Path] = []
             try:
                 try:
@@ -302,15 +345,23 @@ class LocalStorage(Storage):
                 sync_folder(folder)
 
     @contextlib.contextmanager
-    def _named(self, path: str, doing: str) -> Generator[None]:
-        """Turn the system's words into ours, except those callers react to."""
+    def _named(self, path: str, doing: str, num_bytes: int | None = None) -> Generator[None]:
+        """Turn the system's words into ours, except those callers react to. num_bytes: what was to be written."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError, NotADirectoryError):
+        except (FileNotFoundError, FileExistsError):
             raise
+        except NotADirectoryError as exc:
+            if doing in ("read", "list", "delete"):  # a file is where a folder should be: what is below it is not there
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.at(path)) from exc
+            raise StorageError(
+                f"cannot {doing} {self.at(path)}: a file is where one of its folders should be: remove that file, and run the "
+                "same command again"
+            ) from exc
         except OSError as exc:
             cure = _CURES.get(exc.errno or 0, "nothing that was finished is lost; the same command goes on from there")
-            raise StorageError(f"cannot {doing} {self.at(path)}: {exc.strerror or exc}: {cure}") from exc
+            room = f" ({_room(self._root, num_bytes)})" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise StorageError(f"cannot {doing} {self.at(path)}: {exc.strerror or exc}{room}: {cure}") from exc
 
 
 _CURES = {
@@ -336,6 +387,18 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _room(place: Path, num_bytes: int | None) -> str:
+    """Which disk a place is on, what is free there, and what was asked for."""
+    while not place.exists():
+        place = place.parent
+    place = place.resolve()
+    usage = shutil.disk_usage(place)
+    while not place.is_mount():
+        place = place.parent
+    needed = "" if num_bytes is None else f"{num_bytes} bytes were to be written, "
+    return f"{needed}{usage.free} of {usage.total} bytes are free on the disk at {place}"
 
 
 def _local_storage(root: Path, fsync: bool) -> LocalStorage:

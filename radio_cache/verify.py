@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from radio_cache.errors import RadioCacheError, StorageError, StoreError, UnsupportedFormatError, unknown_name
+from radio_cache.image_index import StoredKeys
+from radio_cache.layout import Documents, grows_along, images_documents, index_documents, teacher_documents
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.receipts import drop_receipt, each_receipt
 from radio_cache.schema import (
@@ -21,10 +23,10 @@ from radio_cache.schema import (
 )
 from radio_cache.shards import CRC_BYTES, crc32c, file_crc32c
 from radio_cache.storage import Storage
-from radio_cache.writer import teacher_documents
-from radio_cache.zarr_documents import array_difference
+from radio_cache.strict_json import parse_json
+from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, group_document
 
-_ROWS_AT_ONCE = 32
+_BYTES_AT_ONCE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
 
     deep: also decode every map and summary, and compare which rows there are with what the images say.
     """
-    damages = list(_index_damages(cache))
+    damages = [*_index_damages(cache), *_lost_teachers(cache)]
     shards: dict[str, int] = {}
     missing: dict[str, int] = {}
     for unit in (IMAGES_UNIT, *cache.teachers):
         shards[unit] = missing[unit] = 0
-        unit_damages = list(_document_damages(cache, unit))
+        unit_damages = [*_transform_damages(cache, unit), *_document_damages(cache, unit)]
         for shard, receipt in each_receipt(cache.storage, unit, cache.meta.num_shards):
             if receipt is None:
                 missing[unit] += 1
@@ -105,8 +107,9 @@ def drop_teacher(cache: Cache, name: str) -> int:
     Receipts go first: killed at any moment, what is left is a teacher that is not finished. Raises StoreError for a
     teacher that is not there.
     """
-    if name not in cache.teachers:
-        raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
+    known = _names_below(cache)
+    if name not in known:
+        raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, known))
     group, receipts = unit_group(name), receipts_folder(name)
     freed = sum(size for folder in (group, receipts) for _, size in cache.storage.list_files(folder))
     cache.storage.delete_tree(receipts)
@@ -114,19 +117,46 @@ def drop_teacher(cache: Cache, name: str) -> int:
     return freed
 
 
+def _names_below(cache: Cache) -> set[str]:
+    """Of all teachers that left anything, whether they can be read or not."""
+    found = {*cache.teachers, *cache.storage.list_folders("teachers"), *cache.storage.list_folders("receipts")}
+    return found - {IMAGES_UNIT}
+
+
 def _index_damages(cache: Cache) -> Iterator[Damage]:
+    group = cache.meta.index
     try:
+        cache.refuse_unfounded()
         index = cache.index
         for column in (index.labels, index.container, index.offset, index.length, [*index.keys]):
             if len(column) != cache.num_images:
                 what = "the columns of the image index differ in length"
-                yield Damage(IMAGES_UNIT, None, cache.meta.index, what, mendable=False)
+                yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
                 return
+        if not 0 <= int(index.container.min()) <= int(index.container.max()) < len(cache.meta.containers):
+            what = f"images lie in places that the cache does not name: it names {len(cache.meta.containers)}"
+            yield Damage(IMAGES_UNIT, None, f"{group}/container", what, mendable=False)
     except (StorageError, UnsupportedFormatError):
-        raise
-    except (RadioCacheError, ValueError, OSError, KeyError, UnicodeDecodeError) as exc:
+        if not cache.storage.is_local:
+            raise
+        yield Damage(IMAGES_UNIT, None, group, "the image index cannot be read", mendable=False)
+    except RadioCacheError as exc:
         what = f"the image index cannot be read ({exc}): restore images/ from a copy, or build a new cache"
-        yield Damage(IMAGES_UNIT, None, cache.meta.index, what, mendable=False)
+        yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
+
+
+def _lost_teachers(cache: Cache) -> Iterator[Damage]:
+    """Teachers that cannot be read at all, and those of which only other files than the document are left."""
+    cure = "restore it from a copy, or drop the teacher and build it again: radio-cache drop-teacher"
+    for name, error in cache.teachers.unreadable.items():
+        place = f"{unit_group(name)}/{DOCUMENT}"
+        yield Damage(name, None, place, f"{error}; or {cure} {cache.url} {name}", mendable=False)
+    # Receipts are the last thing a teacher gets, and the first it loses.
+    for name in cache.storage.list_folders("receipts"):
+        if name not in (IMAGES_UNIT, *cache.teachers, *cache.teachers.unreadable):
+            place = f"{unit_group(name)}/{DOCUMENT}"
+            what = f"gone, although there are receipts: {cure} {cache.url} {name}"
+            yield Damage(name, None, place, what, mendable=False)
 
 
 def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Iterator[Damage]:
@@ -168,56 +198,86 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
     bad = {failure.row for failure in receipt.failures}
     rows = [row for row in cache.meta.shard_rows(shard)[: receipt.num_rows] if row not in bad]
     place = f"{unit_group(teacher.name)}, shard {shard}"
+    spec = teacher.spec
+    at_once = max(1, min(32, _BYTES_AT_ONCE // (4 * spec.spatial_dim * spec.geometry.grid_hw[0] * spec.geometry.grid_hw[1])))
     try:
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[first : first + _ROWS_AT_ONCE]
-            if not np.isfinite(teacher.maps(some)).all():
+        for first in range(0, len(rows), at_once):
+            some = rows[first : first + at_once]
+            with np.errstate(all="ignore"):
+                finite = np.isfinite(teacher.maps(some)).all()
+            if not finite:
                 yield Damage(teacher.name, shard, place, "a map decodes to values that are not finite", mendable=True)
-            if teacher.spec.summary_dim is not None:
+            if spec.summary_dim is not None:
                 teacher.summaries(some)
     except StoreError as exc:
         yield Damage(teacher.name, shard, place, str(exc), mendable=True)
 
 
-def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
-    """The metadata of every array of a teacher, beside what its spec would make."""
+def _transform_damages(cache: Cache, unit: str) -> Iterator[Damage]:
     if unit == IMAGES_UNIT:
         return
-    teacher = cache.teachers[unit]
     try:
-        codec = teacher.codec
+        cache.teachers[unit].codec  # noqa: B018
     except UnsupportedFormatError:
         raise
     except RadioCacheError as exc:
         what = f"{exc}; or drop the teacher: radio-cache drop-teacher {cache.url} {unit}"
         yield Damage(unit, None, f"{unit_group(unit)}/{TRANSFORM}", what, mendable=False)
-        return
-    for path, expected in teacher_documents(cache.meta, teacher.spec, codec):
-        place = f"{unit_group(unit)}/{path}"
-        what = _document_difference(expected, cache.storage, place, grows_along=0 if path.startswith("stats/") else 1)
+
+
+def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
+    """The metadata of every group and array of a unit, beside what the cache's spec would make."""
+    for place, expected in _documents(cache, unit):
+        below = place.removeprefix(f"{unit_group(unit)}/")
+        what = _document_difference(expected, cache.storage, place, grows_along(below))
         if what:
             yield Damage(unit, None, place, what, mendable=True)
 
 
-def _document_difference(expected: bytes, storage: Storage, path: str, *, grows_along: int) -> str | None:
+def _documents(cache: Cache, unit: str) -> Documents:
+    """(path below the cache, content) of the documents of a unit; none where its codec is lost, which says what they are."""
+    if unit == IMAGES_UNIT:
+        made = [(f"{IMAGES_UNIT}/{path}", data) for path, data in images_documents(cache.meta)]
+        yield from [("teachers/" + DOCUMENT, group_document()), *made]
+        try:
+            keys = cache.index.keys
+            length = keys.num_bytes if isinstance(keys, StoredKeys) else 0
+        except RadioCacheError:
+            return
+        if cache.meta.index != IMAGES_UNIT:  # the first caches' had no checksums
+            for path, data in index_documents(cache.num_images, length):
+                yield f"{cache.meta.index}/{path}", data
+        return
+    teacher = cache.teachers[unit]
     try:
-        ours: Any = json.loads(storage.read(path))
-    except (FileNotFoundError, NotADirectoryError):
+        codec = teacher.codec
+    except RadioCacheError:
+        return
+    for path, data in teacher_documents(cache.meta, teacher.spec, codec):
+        yield f"{unit_group(unit)}/{path}", data
+
+
+def _document_difference(expected: bytes, storage: Storage, path: str, axis: int | None) -> str | None:
+    try:
+        found = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
+        ours: Any = parse_json(found)
+        sealed = "crc32c" in dict(ours["attributes"].get(ATTRIBUTES_KEY, {}))
+    except FileNotFoundError:
         return "gone"
-    except (StorageError, ValueError) as exc:
+    except (StoreError, ValueError, TypeError, KeyError, AttributeError) as exc:
+        if isinstance(exc, StorageError) and not storage.is_local:
+            raise
         return f"cannot be read ({exc})"
     theirs: Any = json.loads(expected)
-    if "crc32c" not in ours.get("attributes", {}).get(ATTRIBUTES_KEY, {}):
+    if not sealed:
         theirs["attributes"].get(ATTRIBUTES_KEY, {}).pop("crc32c", None)  # the first caches had none
     if ours == theirs:
         return None
     # A cache that was about to grow has longer arrays than it says.
-    longer = theirs["node_type"] == "array" and theirs["attributes"] == ours.get("attributes")
-    fits = longer and array_difference(json.dumps(ours).encode(), expected, grows_along=grows_along) is None
-    return None if fits else "is not what the teacher's spec says"
+    longer = theirs["node_type"] == "array" and theirs["attributes"] == ours["attributes"]
+    fits = longer and array_difference(found, expected, grows_along=axis) is None
+    return None if fits else "is not what the cache's spec says"
 
 
 def _rewrite_document(cache: Cache, damage: Damage) -> None:
-    teacher = cache.teachers[damage.unit]
-    documents = dict(teacher_documents(cache.meta, teacher.spec, teacher.codec))
-    cache.storage.write(damage.place, [documents[damage.place.removeprefix(f"{unit_group(damage.unit)}/")]])
+    cache.storage.write(damage.place, [dict(_documents(cache, damage.unit))[damage.place]])

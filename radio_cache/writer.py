@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import NotACacheError
 from radio_cache.image_index import ImageIndex, encoded_keys
+from radio_cache.layout import INDEX_CHUNK, images_documents, index_documents, root_document, teacher_documents
 from radio_cache.schema import (
+    ARRAYS_CRC32C,
     ATTRIBUTES_KEY,
     IMAGES_UNIT,
     TRANSFORM,
@@ -32,21 +34,10 @@ from radio_cache.schema import (
 )
 from radio_cache.shards import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
 from radio_cache.storage import TEMPORARY, Storage, open_storage, sync_folder, write_atomically
-from radio_cache.zarr_documents import (
-    DOCUMENT,
-    attributes_of,
-    group_document,
-    plain_array_document,
-    shape_of,
-    sharded_array_document,
-    with_shape,
-)
+from radio_cache.zarr_documents import DOCUMENT, attributes_of, group_document, shape_of, with_shape
 
 Place = Storage | str | Path
 """Where a cache lies: an open storage, a path or a URL."""
-
-_INDEX_CHUNK = 1 << 20
-"""Rows of the image index in one chunk: it is written once, as a whole."""
 
 
 def refuse_occupied(place: Place) -> None:
@@ -75,11 +66,10 @@ def create_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     meta = replace(meta, index=_index_group(columns))
 
     def files() -> Iterator[tuple[str, bytes]]:
-        yield f"{IMAGES_UNIT}/{DOCUMENT}", group_document()
         yield from _index_files(meta.index, columns)
-        yield from _images_documents(meta)
+        yield from _below(IMAGES_UNIT, images_documents(meta))
         yield f"teachers/{DOCUMENT}", group_document()
-        yield DOCUMENT, group_document({ATTRIBUTES_KEY: meta.to_json()})
+        yield DOCUMENT, root_document(meta)
 
     if not storage.write_tree("", files(), last=DOCUMENT):
         raise NotACacheError(f"{storage.url} was made by another process a moment ago: run the same command again")
@@ -100,11 +90,11 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     for path, data in _index_files(meta.index, columns):
         storage.write(path, [data])
     # Arrays first: one that is longer than the cache says is read as far as the cache goes.
-    for path, data in _images_documents(meta):
+    for path, data in _below(IMAGES_UNIT, images_documents(meta)):
         storage.write(path, [data])
     for name in storage.list_folders("teachers"):
         _grow_teacher(storage, unit_group(name), meta)
-    storage.write(DOCUMENT, [group_document({ATTRIBUTES_KEY: meta.to_json()})])
+    storage.write(DOCUMENT, [root_document(meta)])
     # Whoever has the old cache open may still need its index; nobody needs those before.
     for name in storage.list_folders(IMAGES_UNIT):
         group = f"{IMAGES_UNIT}/{name}"
@@ -135,6 +125,9 @@ def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec |
     codec: the one `spec.codec` describes; may be left out where that needs no arrays.
     """
     known = codec or codec_from_json(spec.codec)
+    if known.arrays():
+        crcs = {name: crc32c(_stored(array)) for name, array in known.arrays().items()}
+        spec = replace(spec, codec={**spec.codec, ARRAYS_CRC32C: crcs})
 
     def files() -> Iterator[tuple[str, bytes]]:
         yield from teacher_documents(meta, spec, known)
@@ -144,35 +137,8 @@ def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec |
     open_storage(place).write_tree(unit_group(spec.name), files(), last=DOCUMENT)
 
 
-def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Iterator[tuple[str, bytes]]:
-    """Every `zarr.json` of a teacher: (path below its group, content)."""
-    n, s, views = meta.num_images, meta.shard_images, spec.views
-    row = codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim)
-    yield DOCUMENT, group_document({ATTRIBUTES_KEY: spec.to_json()})
-    yield (
-        f"spatial/{DOCUMENT}",
-        sharded_array_document(
-            (views, n, *row), (1, s, *row), (1, 1, *row), codec.dtype, codec.fill_value, codec.zstd_level
-        ),
-    )
-    if codec.arrays():
-        yield f"{TRANSFORM}/{DOCUMENT}", group_document()
-    for name, array in codec.arrays().items():
-        yield f"{TRANSFORM}/{name}/{DOCUMENT}", plain_array_document(array.shape, array.shape, array.dtype, 0)
-    widths = {"spatial": spec.spatial_dim}
-    if spec.summary_dim is not None:
-        widths["summary"] = width = spec.summary_dim
-        yield f"summary/{DOCUMENT}", plain_array_document((views, n, width), (1, s, width), "float16", np.nan)
-    yield f"stats/{DOCUMENT}", group_document()
-    for name, width in widths.items():
-        shape = (meta.num_shards, 2, width)
-        yield f"stats/{name}/{DOCUMENT}", plain_array_document(shape, (1, 2, width), "float64", np.nan)
-
-
-def _images_documents(meta: CacheMeta) -> Iterator[tuple[str, bytes]]:
-    n, s = meta.num_images, meta.shard_images
-    for name, dtype, row in (("status", "uint8", ()), ("size_hw", "int32", (2,)), ("digest", "uint8", (16,))):
-        yield f"{IMAGES_UNIT}/{name}/{DOCUMENT}", plain_array_document((n, *row), (s, *row), dtype, 0)
+def _below(group: str, documents: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    return ((f"{group}/{path}", data) for path, data in documents)
 
 
 def _index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
@@ -196,10 +162,9 @@ def _index_group(columns: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _index_files(group: str, columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, bytes]]:
-    yield f"{group}/{DOCUMENT}", group_document()
+    yield from _below(group, index_documents(len(columns["key_ends"]), len(columns["key_bytes"])))
     for name, column in columns.items():
-        side = max(1, min(len(column), _INDEX_CHUNK))
-        yield f"{group}/{name}/{DOCUMENT}", plain_array_document(column.shape, (side,), column.dtype, 0)
+        side = max(1, min(len(column), INDEX_CHUNK))
         for number, first in enumerate(range(0, len(column), side)):
             part = column[first : first + side]
             chunk = np.zeros(side, column.dtype)  # the last one is stored in full size, too

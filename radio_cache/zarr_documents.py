@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from radio_cache.errors import StoreError
+from radio_cache.strict_json import MAX_INTEGER, parse_json
 
 DOCUMENT = "zarr.json"
+
+MAX_DOCUMENT_BYTES = 1 << 26
+"""Longer documents are nobody's; that of a cache from a hundred thousand tars has ten megabytes."""
 
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: dict[str, Any] = {"name": "crc32c"}
@@ -58,7 +62,7 @@ def with_shape(document: bytes, shape: tuple[int, ...]) -> bytes:
 
 def attributes_of(document: bytes) -> dict[str, Any]:
     """The attributes of a group or an array. Raises ValueError for what is no such document."""
-    attributes = json.loads(document)["attributes"]
+    attributes = parse_json(document)["attributes"]
     if not isinstance(attributes, dict):
         raise TypeError("attributes are not an object")
     return attributes
@@ -70,16 +74,17 @@ def array_difference(found: bytes, expected: bytes, *, grows_along: int | None =
     grows_along: an axis that may be longer than expected, because arrays are enlarged before the cache says so.
     """
     try:
-        theirs = dict(json.loads(found).items())
+        theirs = dict(parse_json(found).items())
         needed: dict[str, Any] = json.loads(expected)
-        if grows_along is not None and theirs["shape"][grows_along] > needed["shape"][grows_along]:
-            needed["shape"][grows_along] = theirs["shape"][grows_along]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        longer = None if grows_along is None else theirs["shape"][grows_along]
+        if grows_along is not None and type(longer) is int and needed["shape"][grows_along] < longer <= MAX_INTEGER:
+            needed["shape"][grows_along] = longer
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
         return f"does not describe a Zarr array ({exc!r})"
     for field, value in needed.items():
         if field != "attributes" and theirs.get(field) != value:
             return (
-                f"says {field} is {json.dumps(theirs.get(field))}, the cache's spec says {json.dumps(value)}: it was "
+                f"says {field} is {json.dumps(theirs.get(field)):.200}, the cache's spec says {json.dumps(value)}: it was "
                 "edited, or belongs to another cache"
             )
     return None
@@ -88,12 +93,12 @@ def array_difference(found: bytes, expected: bytes, *, grows_along: int | None =
 def shape_of(document: bytes, place: str) -> tuple[int, ...]:
     """The shape of an array. Raises StoreError naming the place for what is no such document."""
     try:
-        shape = tuple(json.loads(document)["shape"])
-        if all(type(side) is int and side >= 0 for side in shape):
-            return shape
-    except (KeyError, TypeError, ValueError, RecursionError) as exc:
+        shape = parse_json(document)["shape"]
+        if type(shape) is list and all(type(side) is int and 0 <= side <= MAX_INTEGER for side in shape):
+            return tuple(shape)
+    except (KeyError, TypeError, ValueError) as exc:
         raise StoreError(f"{place} does not describe a Zarr array: {exc}") from exc
-    raise StoreError(f"{place} does not describe a Zarr array: its shape is {shape}")
+    raise StoreError(f"{place} does not describe a Zarr array: its shape is {shape!r:.60}")
 
 
 def _array(

@@ -10,7 +10,7 @@ from radio_cache.codecs.half import Half
 from radio_cache.codecs.int8 import Int8
 from radio_cache.codecs.klt_packed import KltPacked
 from radio_cache.codecs.klt_zstd import KltZstd
-from radio_cache.errors import UnsupportedFormatError
+from radio_cache.errors import StoreError, UnsupportedFormatError
 
 __all__ = [
     "CODECS",
@@ -75,18 +75,35 @@ CODECS: dict[str, Callable[[dict[str, Any], Mapping[str, NDArray[Any]]], Codec]]
 _NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
 
 
-def codec_from_json(data: dict[str, Any], arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> Codec:
-    """The codec that a teacher's group was written with. Raises UnsupportedFormatError for names of the future."""
+def codec_from_json(
+    data: dict[str, Any], arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS, *, channels: int | None = None
+) -> Codec:
+    """The codec that a teacher's group was written with.
+
+    channels: of the teacher, which must be the codec's, too, if it depends on them.
+    Raises UnsupportedFormatError for names of the future, StoreError for parameters and arrays no codec has.
+    """
     refuse_unknown(data)
-    return CODECS[codec_label(data)](data, arrays)
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise StoreError(f"codec {codec_label(data)}: the array '{name}' holds values that are not finite")
+    try:
+        codec = CODECS[codec_label(data)](data, arrays)
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        raise StoreError(f"codec {codec_label(data)}: impossible parameters ({exc!r:.100})") from exc
+    known = {"mean", "scale"} & codec.arrays().keys()
+    if channels is not None and any(codec.arrays()[name].shape != (channels,) for name in known):
+        raise StoreError(f"codec {codec_label(data)}: its arrays are not those of a teacher with {channels} channels")
+    return codec
 
 
-def refuse_unknown(data: dict[str, Any]) -> None:
-    """Raise UnsupportedFormatError for a codec that this version does not have."""
+def refuse_unknown(data: dict[str, Any], place: str | None = None) -> None:
+    """Raise UnsupportedFormatError for a codec that this version does not have. place: of the document that names it."""
     name = codec_label(data)
     if name not in CODECS:
         raise UnsupportedFormatError(
-            f"codec '{name}' is not known here (known: {', '.join(CODECS)}): install the radio-cache that wrote the cache"
+            f"{f'{place}: ' if place else ''}codec '{name:.40}' is not known here (known: {', '.join(CODECS)}): "
+            "install the radio-cache that wrote the cache"
         )
 
 

@@ -74,9 +74,15 @@ class KltBasis:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "KltBasis":
         try:
-            return cls(*(np.asarray(arrays[name], np.float32) for name in ("mean", "basis", "eigenvalues")))
+            basis = cls(*(np.asarray(arrays[name], np.float32) for name in ("mean", "basis", "eigenvalues")))
         except KeyError as exc:
             raise StoreError(f"codec klt: the array {exc} is not there") from exc
+        shapes = [basis.mean.shape, basis.basis.shape, basis.eigenvalues.shape]
+        if shapes != [(basis.mean.size,), (basis.mean.size, basis.mean.size), (basis.mean.size,)]:
+            raise StoreError(f"codec klt: mean, basis and eigenvalues have shapes {shapes}, which do not fit together")
+        if not basis.eigenvalues.min(initial=1) > 0:
+            raise StoreError("codec klt: an eigenvalue is not positive")
+        return basis
 
 
 def not_finite(worst: float) -> CodecError:

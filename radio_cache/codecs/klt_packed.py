@@ -191,7 +191,7 @@ class KltPacked:
                 f"codec klt, packed: widths {widths.shape}, scales {scales.shape} and levels {levels.shape} do not fit "
                 f"{basis.channels} channels"
             )
-        if widths.max(initial=0) > MAX_WIDTH:
+        if widths.max(initial=0) > MAX_WIDTH or widths.min(initial=0) < 0:
             raise StoreError(
                 f"codec klt, packed: a channel has {int(widths.max())} bits, the most there can be is {MAX_WIDTH}"
             )

@@ -1,5 +1,6 @@
 """Entropy-coded klt: a uniform step in the Karhunen-Loeve basis, integer codes, zstd. The smallest."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.codecs.klt_basis import KltBasis, not_finite
+from radio_cache.errors import StoreError
 
 LARGEST = 127 * 256 + 127
 """Codes have two bytes; the high byte never is -128, which marks a hole."""
@@ -83,4 +85,7 @@ class KltZstd:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "KltZstd":
-        return cls(KltBasis.from_arrays(arrays), float(data["step"]), int(data["level"]))
+        step, level = float(data["step"]), data["level"]
+        if not 0 < step < math.inf or type(level) is not int:
+            raise StoreError(f"codec klt, zstd: step {step:g} and level {level!r:.20} are impossible")
+        return cls(KltBasis.from_arrays(arrays), step, level)

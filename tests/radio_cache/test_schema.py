@@ -28,7 +28,7 @@ def test_meta_survives_json() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_any_other_format_version_is_refused(version: object) -> None:
-    with pytest.raises(UnsupportedFormatError, match=f"format version {version}, this radio-cache reads version 1"):
+    with pytest.raises(UnsupportedFormatError, match=f"format version {version!r}, this radio-cache reads version 1"):
         CacheMeta.from_json({**META.to_json(), "format_version": version})
 
 

@@ -1,0 +1,211 @@
+"""JSON that may come from anybody: parsed with one meaning or not at all, and turned into dataclasses by their annotations.
+
+Python's own parser takes NaN, takes the last of two equal keys, and hands over whatever types it finds. A cache is read by
+other tools, too, which may see another value than we do; and a number where a string belongs is an error far from its cause.
+"""
+
+import json
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+MAX_INTEGER = 1 << 62
+"""Larger whole numbers are nobody's, and overflow elsewhere."""
+
+_MAX_DEPTH = 64
+"""Of lists and objects in each other: what can be parsed can then be printed and written, too."""
+
+Check = Callable[[Any], Any]
+
+
+class _WrongError(ValueError):
+    """A value that is not what its place needs; the keys that lead to it are added on the way up."""
+
+    def __init__(self, value: Any, needed: str) -> None:
+        self.value, self.needed, self.keys = value, needed, list[str]()
+
+    def __str__(self) -> str:
+        return f"{'.'.join(reversed(self.keys)) or 'it'} is {self.value!r:.60}, not {self.needed}"
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is no UTF-8, no JSON, too deep, or says a key twice, or NaN."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+    if text.count(b"[") + text.count(b"{") > _MAX_DEPTH:
+        _refuse_depth(value)
+    return value
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """A dataclass from parsed JSON, every field checked against its annotation, down to the innermost.
+
+    Known annotations: int (no bool, at most 2^62), float (finite; whole numbers are taken), str, bool, Any, Literal,
+    unions, tuple[x, ...], tuple[x, y], dict[str, x], other dataclasses. Lists become tuples.
+    Raises ValueError naming the field and the value; fields with a default may be absent, and no others may be there.
+    """
+    return cast(T, _check(kind)(data))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} is there twice")
+    return made
+
+
+def _refuse_depth(value: Any) -> None:
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        inner = [one.values() if type(one) is dict else one for one in level if type(one) in (dict, list)]
+        level = [one for some in inner for one in some]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+@cache
+def _check(kind: Any) -> Check:
+    """The function that checks and converts values of an annotation."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    if kind is Any:
+        return lambda value: value
+    if origin is Literal:
+        return lambda value: _one_of(value, inner)
+    if origin is Union or origin is types.UnionType:
+        return _union([_check(one) for one in inner])
+    if origin is tuple:
+        return _tuple(inner)
+    if origin is dict:
+        return _dict(_check(inner[1]))
+    if is_dataclass(kind):
+        return _dataclass(cast(type, kind))
+    raise TypeError(f"no way to check {kind} is known")
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or abs(value) > MAX_INTEGER:
+        raise _WrongError(value, "a whole number" if type(value) is not int else "a number that can be true")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) is float and math.isfinite(value):
+        return value
+    if type(value) is int and abs(value) <= MAX_INTEGER:
+        return value  # stays what it is, so that it is written again as it was
+    raise _WrongError(value, "a finite number")
+
+
+def _exactly(kind: type, needed: str) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not kind:
+            raise _WrongError(value, needed)
+        return value
+
+    return check
+
+
+_SCALARS: Mapping[Any, Check] = {
+    int: _integer,
+    float: _number,
+    str: _exactly(str, "a text"),
+    bool: _exactly(bool, "true or false"),
+    types.NoneType: _exactly(types.NoneType, "null"),
+}
+
+
+def _one_of(value: Any, known: tuple[Any, ...]) -> Any:
+    if type(value) is not str or value not in known:
+        raise _WrongError(value, f"one of {', '.join(map(str, known))}")
+    return value
+
+
+def _union(checks: list[Check]) -> Check:
+    def check(value: Any) -> Any:
+        errors: list[_WrongError] = []
+        for one in checks:
+            try:
+                return one(value)
+            except _WrongError as exc:
+                errors.append(exc)
+        raise max(errors, key=lambda error: len(error.keys))  # the one that came furthest
+
+    return check
+
+
+def _tuple(inner: tuple[Any, ...]) -> Check:
+    repeats = len(inner) == 2 and inner[1] is Ellipsis
+    checks = [_check(one) for one in inner if one is not Ellipsis]
+    needed = "a list" if repeats else f"a list of {len(checks)}"
+
+    def check(value: Any) -> Any:
+        if type(value) is not list or not (repeats or len(cast(list[Any], value)) == len(checks)):
+            raise _WrongError(value, needed)
+        values = cast(list[Any], value)
+        made: list[Any] = []
+        for number, one in enumerate(values):
+            try:
+                made.append(checks[0 if repeats else number](one))
+            except _WrongError as exc:
+                exc.keys.append(str(number))
+                raise
+        return tuple(made)
+
+    return check
+
+
+def _dict(check_value: Check) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _WrongError(value, "an object")
+        made: dict[str, Any] = {}
+        for key, one in cast(dict[str, Any], value).items():
+            try:
+                made[key] = check_value(one)
+            except _WrongError as exc:
+                exc.keys.append(key)
+                raise
+        return made
+
+    return check
+
+
+def _dataclass(kind: type) -> Check:
+    hints = get_type_hints(kind)
+    checks = {field.name: _check(hints[field.name]) for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
+
+    def check(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _WrongError(value, "an object")
+        data = cast(dict[str, Any], value)
+        missing, unknown = sorted(needed - data.keys()), sorted(data.keys() - checks.keys())
+        if missing:
+            raise ValueError(f"{', '.join(missing)} is not there")
+        if unknown:
+            raise ValueError(f"nobody knows a field {unknown[0]!r:.40}")
+        made: dict[str, Any] = {}
+        for name, one in data.items():
+            try:
+                made[name] = checks[name](one)
+            except _WrongError as exc:
+                exc.keys.append(name)
+                raise
+        return kind(**made)
+
+    return check
