@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import Any, final, overload
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError
 from radio_cache.layout import INDEX_DTYPES
-from radio_cache.plain_arrays import PlainArray
+from radio_cache.plain_arrays import PlainArray, stored_bytes
 from radio_cache.schema import IMAGES_UNIT
+from radio_cache.shards import crc32c
 from radio_cache.storage import Storage
 
 _KEPT_CHUNKS = 4
@@ -182,6 +183,22 @@ class StoredKeys(Sequence[str]):
 def _may_have_holes(group: str) -> bool:
     """Whether chunks of zeros may be missing: the first caches kept the index in `images`, written by zarr-python."""
     return group == IMAGES_UNIT
+
+
+def index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
+    """An index as it is stored."""
+    key_bytes, key_ends = encoded_keys(index.keys)
+    return {
+        "key_bytes": key_bytes, "key_ends": key_ends, "label": np.asarray(index.labels, np.int32),
+        "container": np.asarray(index.container, np.int32), "offset": np.asarray(index.offset, np.int64),
+        "length": np.asarray(index.length, np.int64),
+    }  # fmt: skip
+
+
+def index_group(columns: Mapping[str, NDArray[Any]]) -> str:
+    """Named by its contents: two processes that write different lists never write the same file."""
+    together = b"".join(crc32c(stored_bytes(column)).to_bytes(4, "little") for column in columns.values())
+    return f"{IMAGES_UNIT}/index-{crc32c(together):08x}"
 
 
 def encoded_keys(keys: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:

@@ -149,5 +149,10 @@ class PlainArray:
         )
 
 
+def stored_bytes(array: NDArray[Any]) -> bytes:
+    """Little-endian, in C order, on any machine."""
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
 def _chunk_key(grid: tuple[int, ...]) -> str:
     return "/".join(("c", *map(str, grid)))

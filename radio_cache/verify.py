@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from radio_cache.errors import RadioCacheError, StorageError, StoreError, UnsupportedFormatError, unknown_name
-from radio_cache.image_index import StoredKeys
+from radio_cache.image_index import StoredKeys, index_columns, index_group
 from radio_cache.layout import Documents, grows_along, images_documents, index_documents, teacher_documents
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.receipts import drop_receipt, each_receipt
@@ -128,11 +128,10 @@ def _index_damages(cache: Cache) -> Iterator[Damage]:
     try:
         cache.refuse_unfounded()
         index = cache.index
-        for column in (index.labels, index.container, index.offset, index.length, [*index.keys]):
-            if len(column) != cache.num_images:
-                what = "the columns of the image index differ in length"
-                yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
-                return
+        columns = index_columns(index)
+        if group not in (IMAGES_UNIT, index_group(columns)):  # the first caches' was not named by what it holds
+            what = "its columns are not those that its name was made from: restore images/ from a copy, or build a new cache"
+            yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
         if not 0 <= int(index.container.min()) <= int(index.container.max()) < len(cache.meta.containers):
             what = f"images lie in places that the cache does not name: it names {len(cache.meta.containers)}"
             yield Damage(IMAGES_UNIT, None, f"{group}/container", what, mendable=False)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import NotACacheError
-from radio_cache.image_index import ImageIndex, encoded_keys
+from radio_cache.image_index import ImageIndex, index_columns, index_group
 from radio_cache.layout import INDEX_CHUNK, images_documents, index_documents, root_document, teacher_documents
+from radio_cache.plain_arrays import stored_bytes
 from radio_cache.schema import (
     ARRAYS_CRC32C,
     ATTRIBUTES_KEY,
@@ -62,8 +63,8 @@ def create_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     """
     storage = open_storage(place)
     refuse_occupied(storage)
-    columns = _index_columns(index)
-    meta = replace(meta, index=_index_group(columns))
+    columns = index_columns(index)
+    meta = replace(meta, index=index_group(columns))
 
     def files() -> Iterator[tuple[str, bytes]]:
         yield from _index_files(meta.index, columns)
@@ -84,9 +85,9 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     Returns what was stored: `meta` with the place of the index.
     """
     storage = open_storage(place)
-    columns = _index_columns(index)
+    columns = index_columns(index)
     old = CacheMeta.from_json(attributes_of(storage.read(DOCUMENT))[ATTRIBUTES_KEY])
-    meta = replace(meta, index=_index_group(columns))
+    meta = replace(meta, index=index_group(columns))
     for path, data in _index_files(meta.index, columns):
         storage.write(path, [data])
     # Arrays first: one that is longer than the cache says is read as far as the cache goes.
@@ -126,39 +127,19 @@ def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec |
     """
     known = codec or codec_from_json(spec.codec)
     if known.arrays():
-        crcs = {name: crc32c(_stored(array)) for name, array in known.arrays().items()}
+        crcs = {name: crc32c(stored_bytes(array)) for name, array in known.arrays().items()}
         spec = replace(spec, codec={**spec.codec, ARRAYS_CRC32C: crcs})
 
     def files() -> Iterator[tuple[str, bytes]]:
         yield from teacher_documents(meta, spec, known)
         for name, array in known.arrays().items():
-            yield f"{TRANSFORM}/{name}/{_first_chunk(array)}", with_crc(_stored(array))
+            yield f"{TRANSFORM}/{name}/{_first_chunk(array)}", with_crc(stored_bytes(array))
 
     open_storage(place).write_tree(unit_group(spec.name), files(), last=DOCUMENT)
 
 
 def _below(group: str, documents: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     return ((f"{group}/{path}", data) for path, data in documents)
-
-
-def _index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
-    key_bytes, key_ends = encoded_keys(index.keys)
-    return {
-        "key_bytes": key_bytes, "key_ends": key_ends, "label": np.asarray(index.labels, np.int32),
-        "container": np.asarray(index.container, np.int32), "offset": np.asarray(index.offset, np.int64),
-        "length": np.asarray(index.length, np.int64),
-    }  # fmt: skip
-
-
-def index_group(index: ImageIndex) -> str:
-    """The group below a cache that holds, or would hold, just this list of images."""
-    return _index_group(_index_columns(index))
-
-
-def _index_group(columns: Mapping[str, NDArray[Any]]) -> str:
-    """Named by its contents: two processes that write different lists never write the same file."""
-    together = b"".join(crc32c(_stored(column)).to_bytes(4, "little") for column in columns.values())
-    return f"{IMAGES_UNIT}/index-{crc32c(together):08x}"
 
 
 def _index_files(group: str, columns: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, bytes]]:
@@ -169,12 +150,7 @@ def _index_files(group: str, columns: Mapping[str, NDArray[Any]]) -> Iterator[tu
             part = column[first : first + side]
             chunk = np.zeros(side, column.dtype)  # the last one is stored in full size, too
             chunk[: len(part)] = part
-            yield f"{group}/{name}/c/{number}", with_crc(_stored(chunk))
-
-
-def _stored(array: NDArray[Any]) -> bytes:
-    """Little-endian, in C order, on any machine."""
-    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            yield f"{group}/{name}/c/{number}", with_crc(stored_bytes(chunk))
 
 
 def _first_chunk(array: NDArray[Any]) -> str:
@@ -194,7 +170,7 @@ class ShardWriter:
 
     def write_plain(self, array: str, chunk: NDArray[Any], *, grid: tuple[int, ...]) -> None:
         """One chunk of an array without sharding. `chunk` has the full chunk shape; `grid` is its chunk coordinate."""
-        data = _stored(chunk)
+        data = stored_bytes(chunk)
         self._write(_chunk_path(array, grid), [data, crc32c(data).to_bytes(4, "little")])
 
     def write_sharded(
