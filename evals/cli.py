@@ -12,8 +12,8 @@ from radio_cache.cli_support import PLACE, ProgressLine, console, human_bytes, p
 from radio_cache.storage import write_atomically
 
 if TYPE_CHECKING:
-    from evals.knn import Device
     from evals.knn_table import KnnTable
+    from evals.neighbours import Device
 
 # The commands import what they run: torch takes seconds, and --help needs none of it.
 
@@ -36,21 +36,44 @@ _device = click.option(
 )  # fmt: skip
 
 
+_IMAGES = "a cache, a folder with one subfolder per class, or tars such as 'train-{000..004}.tar'"
+_models = click.option(
+    "--model", "models", multiple=True, metavar="[NAME=]WHAT[@PX]",
+    help="Anything else to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
+    "FILE.onnx; @PX sets its input size. May be given again.",
+)  # fmt: skip
+_weights = click.option(
+    "--weights", multiple=True, metavar="[NAME=]FILE",
+    help="Local weights of a --model in its library's own format; 'random' for none.",
+)  # fmt: skip
+
+
 @main.command()
-@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
-@click.option("--queries", type=PLACE, help="Labelled images to classify. Default: each of the bank's in turn.")
+@click.option(
+    "--bank", "--cache", "bank", type=PLACE, metavar="PLACE",
+    help=f"Labelled images to compare with: {_IMAGES}. Default: the cache the run learned from.",
+)  # fmt: skip
+@click.option(
+    "--queries", type=PLACE, metavar="PLACE", help="Labelled images to classify. Default: each of the bank's in turn."
+)
 @click.option("--run", "runs", type=_path, multiple=True, help="Folder of a training run. May be given again.")
+@_models
+@_weights
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
+@click.option(
+    "--sweep", multiple=True, type=int, metavar="K", help="Also show accuracy by K neighbours. May be given again."
+)
 @click.option("--temperature", default=PAPER_TEMPERATURE, show_default=True, help="Of the votes, exp(similarity / T).")
-@click.option("--limit", type=int, help="Use at most so many images of each cache, drawn at random.")
+@click.option("--limit", type=int, help="Use at most so many images of each place, drawn at random.")
 @click.option("--json", "json_file", type=_path, help="Write protocol, versions, image hashes and rows here.")
 @_device
 @plain_errors(on_interrupt=_AGAIN)
 def knn(
-    cache: str | Path | None, queries: str | Path | None, runs: tuple[Path, ...], k: int, temperature: float, limit: int | None,
+    bank: str | Path | None, queries: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...],
+    weights: tuple[str, ...], k: int, sweep: tuple[int, ...], temperature: float, limit: int | None,
     json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
-    """k-NN accuracy of the teachers in a cache, of students, and of the same students untrained.
+    """k-NN accuracy of the teachers in a cache, of students, of the same students untrained, and of any model.
 
     Nothing is trained: every image is classified by the labels of the k images whose summaries are most like its own.
     """
@@ -58,8 +81,9 @@ def knn(
     from evals.versions import software_versions
 
     config = KnnConfig(
-        cache=cache, queries=queries, runs=runs, k=k, temperature=temperature, limit=limit, device=device
-    )
+        bank=bank, queries=queries, runs=runs, models=models, weights=weights, k=k, sweep=sweep, temperature=temperature,
+        limit=limit, device=device,
+    )  # fmt: skip
     with _Progress() as progress:
         result = run_knn(config, progress=progress)
     if json_file is not None:
@@ -100,7 +124,15 @@ def _print(result: "KnnTable") -> None:
     for row in result.rows:
         share = "" if row.share_of_best_teacher is None else f"{row.share_of_best_teacher:.1%}"
         shown.add_row(row.name, row.about, str(row.width), f"{row.top1:.1%}", f"{row.top5:.1%}", share)
+    for paper in result.paper:
+        shown.add_row(paper.name, f"reported, {paper.px} px", "", f"{paper.knn:.1f}%", "", "")
     out.print(shown)
+    if len(result.rows[0].by_k) > 1:
+        ks = sorted(result.rows[0].by_k)
+        by_k = table("top-1 by the number of neighbours", "", *(f"k = {k}" for k in ks))
+        for row in result.rows:
+            by_k.add_row(row.name, *(f"{row.by_k[k].top1:.1%}" for k in ks))
+        out.print(by_k)
     for note in result.notes:
         out.print(f"note: {note}")
 

@@ -1,4 +1,4 @@
-"""The k-NN accuracy of teachers and students side by side, on the same images, by the same protocol."""
+"""The k-NN accuracy of teachers, students and models side by side, on the same images, by the same protocol."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,11 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals.encoders import SUMMARY, CachedTeacherEncoder, Encoder, Kind, StudentEncoder
+from evals.encoders import (
+    OWN,
+    CachedTeacherEncoder,
+    Encoder,
+    Kind,
+    LiveEncoder,
+    StudentEncoder,
+    load_model,
+    load_runs,
+    parse_models,
+    recorded_teacher,
+)  # fmt: skip
 from evals.errors import EvalError
-from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device, accuracy, classify, lone_classes
-from evals.labelled import LabelledImages, in_classes_of, labelled_images
-from radio_cache.errors import ConfigError
+from evals.image_set import CacheImages, ImageSet, ImageSource, image_set, in_classes_of, open_source
+from evals.knn import PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
+from evals.neighbours import Device, NeighbourSearch
+from evals.paper import ROWS, PaperRow, is_imagenet_validation
+from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.reader import Cache, is_cache
 from radio_cache.torch import pick_device
 
@@ -25,32 +38,38 @@ _ENOUGH_IMAGES = 2500
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """What to compare: the teachers of `cache` (and of `queries`, if given) and the students of `runs`.
+    """What to compare: the teachers of the caches among `bank` and `queries`, the students of `runs`, and `models`.
 
-    cache: the bank; None takes the cache the first run was trained on. queries: None leaves one image of the bank out
-    at a time. limit: images of each cache at most, drawn at random.
+    bank: a cache, folder or tars; None takes the cache the first run was trained on. queries: the same; None leaves one
+    image of the bank out at a time. models, weights: as `evals.encoders.parse_models` takes them.
+    k: the neighbours that vote; sweep: other numbers of them, shown beside. limit: images of each place at most, drawn at random.
     """
 
-    cache: str | Path | None = None
+    bank: str | Path | None = None
     queries: str | Path | None = None
     runs: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
     k: int = PAPER_K
+    sweep: tuple[int, ...] = ()
     temperature: float = PAPER_TEMPERATURE
     limit: int | None = None
     device: Device = "auto"
 
     def __post_init__(self) -> None:
-        if self.cache is None and not self.runs:
-            raise ConfigError("nothing to evaluate: give --cache BANK.zarr, or --run RUN, or both")
+        if self.bank is None and not self.runs:
+            raise ConfigError("nothing to evaluate: give --bank PLACE, or --run RUN, or both")
         if self.limit is not None and self.limit < 2:
             raise ConfigError(f"--limit needs at least 2 images to compare, got {self.limit}")
+        if bad := [k for k in (self.k, *self.sweep) if k < 1]:
+            raise ConfigError(f"k-NN needs at least one neighbour, got k = {bad[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnRow:
     """One feature space of one encoder. top1, top5 and share_of_best_teacher (of its top-1) lie in [0, 1].
 
-    share_of_best_teacher is None where no teacher was compared.
+    share_of_best_teacher is None where no teacher was compared. by_k: the same accuracies for every k asked for.
     """
 
     name: str
@@ -60,6 +79,7 @@ class KnnRow:
     top1: float
     top5: float
     share_of_best_teacher: float | None
+    by_k: dict[int, Accuracy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +87,7 @@ class KnnTable:
     """What was measured and how. k: the neighbours that voted; leave_one_out: the bank was its own query set.
 
     bank, queries: identity of the images. notes: what a reader must know to believe the numbers, one sentence each.
+    paper: published figures on the same images by the same protocol; empty for other images.
     """
 
     k: int
@@ -77,6 +98,7 @@ class KnnTable:
     queries: dict[str, str | int]
     rows: tuple[KnnRow, ...]
     notes: tuple[str, ...]
+    paper: tuple[PaperRow, ...] = ()
 
     @property
     def protocol(self) -> str:
@@ -90,50 +112,71 @@ class KnnTable:
         return f"{votes}; {against}; {self.classes:,} classes"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"protocol": self.protocol, **asdict(self)}
 
 
 def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
-    """Open the caches and runs and compare everything in them. Raises RadioCacheError with what is wrong."""
+    """Open places, runs and models and compare everything in them. Raises RadioCacheError with what is wrong."""
     device = torch.device(pick_device(config.device))
-    students = [
-        StudentEncoder.of_run(run, name=name, trained=trained, device=device)
-        for run, plain in zip(config.runs, _run_names(config.runs), strict=True)
-        for name, trained in ((plain, True), (f"{plain}, untrained", False))
+    models = [
+        load_model(model, weights, device=device) for model, weights in parse_models(config.models, config.weights)
     ]
-    bank_cache = Cache(config.cache) if config.cache else _cache_of(students[0], config.runs[0])
-    query_cache = Cache(config.queries) if config.queries else None
-    teachers = _teachers(bank_cache, query_cache)
-    bank = labelled_images(bank_cache, teachers=teachers, limit=config.limit)
-    queries = labelled_images(query_cache, teachers=teachers, limit=config.limit) if query_cache else None
-    encoders = [*(CachedTeacherEncoder(bank_cache.teachers[name]) for name in teachers), *students]
+    students = load_runs(config.runs, device=device)
+    bank_source = open_source(config.bank) if config.bank else CacheImages(_cache_of(students[0], config.runs[0]))
+    query_source = open_source(config.queries) if config.queries else None
+    teachers, notes = _teachers(bank_source, query_source, device=device)
+    names = [teacher.name for teacher in teachers]
+    bank = image_set(bank_source, teachers=names, labelled=True, limit=config.limit)
+    queries = image_set(query_source, teachers=names, labelled=True, limit=config.limit) if query_source else None
     table = knn_table(
-        encoders, bank, queries, k=config.k, temperature=config.temperature, device=config.device, progress=progress
-    )
-    return replace(table, notes=(*table.notes, *_strangers(students, teachers, bank_cache, query_cache)))
-
-
-def _run_names(runs: Sequence[Path]) -> list[str]:
-    if len(runs) == 1:
-        return ["student"]
-    names = [run.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+        [*teachers, *models, *students], bank, queries,
+        k=config.k, sweep=config.sweep, temperature=config.temperature, device=config.device, progress=progress,
+    )  # fmt: skip
+    return replace(table, notes=(*table.notes, *notes, *_strangers(students, bank_source)))
 
 
 def _cache_of(student: StudentEncoder, run: Path) -> Cache:
     place = student.config.cache
     if not is_cache(place):
-        raise EvalError(f"{run} was trained from the cache {place}, which is not there now: name the bank by --cache")
+        raise EvalError(f"{run} was trained from the cache {place}, which is not there now: name the bank by --bank")
     return Cache(place)
 
 
-def _teachers(bank: Cache, queries: Cache | None) -> list[str]:
-    """Names of the teachers with summaries that both caches hold. Raises EvalError if one name means two teachers."""
-    names = [name for name, teacher in bank.teachers.items() if teacher.spec.summary_dim is not None]
-    if queries is None:
-        return names
-    shared = [name for name in names if name in queries.teachers]
-    for name in shared:
+def _teachers(
+    bank: ImageSource, queries: ImageSource | None, *, device: torch.device
+) -> tuple[list[CachedTeacherEncoder], list[str]]:
+    """The teachers with summaries that both places have, or can have, and notes about the others.
+
+    Where one place is no cache, a teacher of the other is run on it. Raises EvalError if one name means two teachers.
+    """
+    caches = [source.cache for source in (bank, queries) if isinstance(source, CacheImages)]
+    places = 1 if queries is None else 2
+    if not caches:
+        return [], []
+    first, notes = caches[0], list[str]()
+    if silent := [name for name, teacher in first.teachers.items() if teacher.spec.summary_dim is None]:
+        notes.append(f"{', '.join(silent)}: maps only, no summary to compare.")
+    names = [name for name, teacher in first.teachers.items() if teacher.spec.summary_dim is not None]
+    if len(caches) == 2:
+        if alone := sorted(first.teachers.keys() ^ caches[1].teachers.keys()):
+            notes.append(f"Only one of the two caches holds {', '.join(alone)}: not compared.")
+        names = [name for name in names if name in caches[1].teachers]
+        _same_teachers(names, first, caches[1])
+    encoders: list[CachedTeacherEncoder] = []
+    for name in names:
+        live: LiveEncoder | None = None
+        if len(caches) < places:
+            try:
+                live = recorded_teacher(first.teachers[name].spec, device=device)
+            except TeacherError as exc:
+                notes.append(f"{name} cannot be run on the images that are in no cache, and is left out: {exc}")
+                continue
+        encoders.append(CachedTeacherEncoder(first.teachers[name], live=live))
+    return encoders, notes
+
+
+def _same_teachers(names: Sequence[str], bank: Cache, queries: Cache) -> None:
+    for name in names:
         # How maps are stored and how many crops are kept does not touch the summary of the whole image.
         here, there = (replace(c.teachers[name].spec, codec={}, views=1) for c in (bank, queries))
         if differences := here.differences(there):
@@ -141,79 +184,84 @@ def _teachers(bank: Cache, queries: Cache | None) -> list[str]:
                 f"teacher '{name}' is not the same in {bank.url} and {queries.url}: "
                 f"{differences[0].replace('this run asks for', 'there it is')}; build one of the two again"
             )
-    return shared
 
 
-def _strangers(
-    students: Sequence[StudentEncoder], teachers: Sequence[str], bank: Cache, queries: Cache | None
-) -> list[str]:
-    """Notes about teachers that some took part with and others could not."""
+def _strangers(students: Sequence[StudentEncoder], bank: ImageSource) -> list[str]:
+    """Notes about teachers that students learned from and that are not compared."""
+    held = bank.cache.teachers.keys() if isinstance(bank, CacheImages) else set[str]()
     notes: list[str] = []
-    if queries is not None and (alone := sorted(bank.teachers.keys() ^ queries.teachers.keys())):
-        notes.append(f"Only one of the two caches holds {', '.join(alone)}: not compared.")
-    if silent := [name for name, teacher in bank.teachers.items() if teacher.spec.summary_dim is None]:
-        notes.append(f"{', '.join(silent)}: maps only, no summary to compare.")
     for student in students:
-        absent = sorted({teacher.name for teacher in student.config.teachers} - bank.teachers.keys())
+        absent = sorted({teacher.name for teacher in student.config.teachers} - held)
         if absent and student.kind == "student":
-            notes.append(f"{student.name} learned from {', '.join(absent)}, which {bank.url} does not hold.")
+            notes.append(f"{student.name} learned from {', '.join(absent)}, which {bank.place} does not hold.")
     return notes
 
 
 def knn_table(
-    encoders: Sequence[Encoder], bank: LabelledImages, queries: LabelledImages | None,
-    *, k: int, temperature: float, device: Device = "auto", progress: Progress | None = None,
+    encoders: Sequence[Encoder], bank: ImageSet, queries: ImageSet | None,
+    *, k: int, temperature: float, sweep: Sequence[int] = (), device: Device = "auto", progress: Progress | None = None,
 ) -> KnnTable:  # fmt: skip
     """Classify the queries by the bank in every feature space of every encoder; without queries, leave one out.
 
-    An untrained student is shown by its own summary only: what its untrained heads make of it says nothing.
+    The bank streams past the queries; only the queries' features are kept. An untrained student is shown by its own
+    summary only: what its untrained heads make of it says nothing.
     Raises EvalError if there is nothing to compare or the two image sets do not share their classes.
     """
     if not encoders:
-        raise EvalError("there is nothing to compare: the cache has no teacher with a summary, and no --run was given")
+        raise EvalError("there is nothing to compare: no cache with a teacher that has a summary, no --run, no --model")
     matched = bank if queries is None else in_classes_of(bank, queries)
-    used_k = k
+    ks = sorted({k, *sweep})
+    used_k = voters(len(bank), len(matched), k, leave_one_out=queries is None)
     rows: list[KnnRow] = []
     for encoder in encoders:
-        total = len(bank) + (0 if queries is None else len(matched))
-        done = 0
-
-        def on_images(count: int, encoder: Encoder = encoder, total: int = total) -> None:
-            nonlocal done
-            done += count
-            if progress is not None and encoder.kind != "teacher":
-                progress(encoder.name, done, total)
-
-        in_bank = encoder.encode(bank.cache, bank.rows, on_images=on_images)
-        in_queries = in_bank if queries is None else encoder.encode(matched.cache, matched.rows, on_images=on_images)
-        for space in encoder.spaces if encoder.kind != "untrained" else (SUMMARY,):
-            found = classify(
-                in_bank[space], bank.labels, in_queries[space],
-                k=k, temperature=temperature, leave_one_out=queries is None, device=device,
-            )  # fmt: skip
-            used_k = found.k
-            result = accuracy(found.ranked, matched.labels)
+        counted = _Counted(encoder, len(bank) + (0 if queries is None else len(matched)), progress)
+        asked = encoder.summaries(matched, on_images=counted)
+        labels = matched.labels[asked.positions]
+        spaces = encoder.spaces if encoder.kind != "untrained" else (OWN,)
+        own = asked.positions if queries is None else None
+        searches = {
+            space: NeighbourSearch(asked.summaries[space], min(ks[-1], len(bank)), own_rows=own, device=device)
+            for space in spaces
+        }
+        for block in [asked] if queries is None else encoder.blocks(bank, on_images=counted):
+            for space, search in searches.items():
+                search.add(block.positions, block.summaries[space])
+        for space, search in searches.items():
+            used_k = voters(search.num_rows, len(labels), k, leave_one_out=queries is None)
+            found = search.result()
+            by_k = {n: accuracy(vote(found.first(n), bank.labels, temperature=temperature), labels) for n in ks}
             rows.append(
                 KnnRow(
-                    name=encoder.name if space == SUMMARY else f"{encoder.name} → {space}",
-                    kind=encoder.kind,
-                    about=encoder.about if space == SUMMARY else f"what it makes of {space}",
-                    width=in_bank[space].shape[1],
-                    top1=result.top1,
-                    top5=result.top5,
-                    share_of_best_teacher=None,
+                    name=encoder.name if space == OWN else f"{encoder.name} → {space}", kind=encoder.kind,
+                    about=encoder.about if space == OWN else f"what it makes of {space}",
+                    width=asked.summaries[space].shape[1], top1=by_k[k].top1, top5=by_k[k].top5,
+                    share_of_best_teacher=None, by_k=by_k,
                 )
-            )
+            )  # fmt: skip
+    seen_bank = bank.usable()
+    seen = seen_bank if queries is None else matched.usable()
+    classes = len(np.unique(np.concatenate([seen_bank.labels, seen.labels])))
+    notes = _notes(seen_bank, None if queries is None else seen, asked_k=k, used_k=used_k)
+    left_out = [note for images in ([bank] if queries is None else [bank, matched]) for note in left_out_notes(images)]
     return KnnTable(
-        k=used_k,
-        temperature=temperature,
-        leave_one_out=queries is None,
-        classes=len(np.unique(np.concatenate([bank.labels, matched.labels]))),
-        bank=bank.identity(),
-        queries=matched.identity(),
-        rows=_with_shares(rows),
-        notes=tuple(_notes(bank, None if queries is None else matched, asked_k=k, used_k=used_k)),
-    )
+        k=used_k, temperature=temperature, leave_one_out=queries is None, classes=classes, bank=seen_bank.identity(),
+        queries=seen.identity(), rows=_with_shares(rows), notes=(*left_out, *notes),
+        paper=tuple(row for row in ROWS if row.knn is not None)
+        if is_imagenet_validation(classes=classes, images=len(seen)) else (),
+    )  # fmt: skip
+
+
+class _Counted:
+    """Adds up what an encoder says it has done, for the progress line."""
+
+    def __init__(self, encoder: Encoder, total: int, progress: Progress | None) -> None:
+        self._name, self._total, self._done = encoder.name, total, 0
+        self._progress = progress if encoder.runs_a_model else None
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._name, self._done, self._total)
 
 
 def _with_shares(rows: Sequence[KnnRow]) -> tuple[KnnRow, ...]:
@@ -223,7 +271,21 @@ def _with_shares(rows: Sequence[KnnRow]) -> tuple[KnnRow, ...]:
     return tuple(replace(row, share_of_best_teacher=row.top1 / best) for row in rows)
 
 
-def _notes(bank: LabelledImages, queries: LabelledImages | None, *, asked_k: int, used_k: int) -> list[str]:
+def left_out_notes(images: ImageSet) -> list[str]:
+    """A sentence about the images that could not be read, if there are any."""
+    rows = set(images.rows.tolist())
+    failed = {row: reason for row, reason in images.source.failures.items() if row in rows}
+    if not failed:
+        return []
+    listed = "; ".join(f"{images.source.key(row)}: {failed[row]}" for row in sorted(failed)[:3])
+    more = "; ..." if len(failed) > 3 else ""
+    return [
+        f"{_count(len(failed), 'image', 'images')} of {images.place} could not be read and "
+        f"{'is' if len(failed) == 1 else 'are'} left out ({listed}{more})."
+    ]
+
+
+def _notes(bank: ImageSet, queries: ImageSet | None, *, asked_k: int, used_k: int) -> list[str]:
     notes: list[str] = []
     tested = len(bank if queries is None else queries)
     if tested < _ENOUGH_IMAGES:

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_builder.preprocess import teacher_input, view_pixels
-from cache_builder.teachers import load_recorded
-from evals.encoders import StudentEncoder
+from evals.encoders import OWN, LiveEncoder, StudentEncoder, recorded_teacher
 from evals.errors import EvalError
-from evals.pixels import decoded_image
-from radio_cache.crops import BoxXYXY, crop_weights, valid_hw
+from evals.image_set import CacheImages, ImageSet
+from radio_cache.crops import BoxXYXY, crop_weights
 from radio_cache.errors import ShapeError
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.view import PcaColours
@@ -53,17 +51,15 @@ def live_maps(cache: Cache, name: str, rows: Sequence[int], *, device: torch.dev
 
     Runs in float32, whatever precision the build used. Raises TeacherError if the teacher cannot be had.
     """
-    spec = cache.teachers[name].spec
-    teacher = load_recorded(spec)
-    teacher.to(device)
-    maps: list[NDArray[np.float32]] = []
-    for row in rows:
-        image = decoded_image(cache, row)
-        pixels = torch.from_numpy(view_pixels(image, spec.geometry).copy())[None].to(device)
-        valid = [valid_hw((image.height, image.width), spec.geometry)]
-        with torch.inference_mode():
-            maps.append(teacher(teacher_input(pixels, valid, spec.normalisation)).spatial[0].float().cpu().numpy())
-    return np.stack(maps)
+    teacher = recorded_teacher(cache.teachers[name].spec, device=device)
+    return _maps(teacher, cache, rows)[OWN]
+
+
+def _maps(encoder: LiveEncoder, cache: Cache, rows: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+    source = CacheImages(cache)
+    chosen = np.asarray(rows, np.int64)
+    batches = list(encoder.maps(ImageSet(source, chosen, source.labels[chosen], source.class_names)))
+    return {space: np.concatenate([batch[space] for batch in batches]) for space in batches[0]}
 
 
 def feature_pictures(
@@ -79,7 +75,7 @@ def feature_pictures(
     if not names:
         learned = ", ".join(teacher.name for teacher in student.config.teachers)
         raise EvalError(f"{cache.url} holds no teacher of {student.name} ({learned}): there is no map to show")
-    guesses = student.teacher_maps(cache, rows)
+    guesses = _maps(student, cache, rows)
     per_teacher = [
         _teacher_pictures(cache, rows, cache.teachers[name], student, guesses[name], live.get(name)) for name in names
     ]
@@ -142,7 +138,7 @@ def _cosine(a: NDArray[np.floating], b: NDArray[np.floating], valid: NDArray[np.
 
 
 def _shown_image(cache: Cache, row: int, student: StudentEncoder) -> NDArray[np.uint8]:
-    image = decoded_image(cache, row)
+    image = CacheImages(cache).decoded(row)
     left, top, right, bottom = box = student.seen_box_xyxy((image.height, image.width))
     scale = PICTURE_PX / max(right - left, bottom - top)
     hw = (max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale)))

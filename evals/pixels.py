@@ -1,18 +1,16 @@
-"""The pixels of a cache's images, in batches: files are read and decoded in threads, ahead of whoever uses them."""
+"""The pixels of images in batches: files are read and decoded in threads, ahead of whoever uses them."""
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evals.errors import EvalError
-from radio_cache.errors import ImageError
-from radio_cache.images import decode_image
+from evals.image_set import ImageSet
 from radio_cache.prefetch import ahead
-from radio_cache.reader import Cache, Rows
 
 _BATCHES_AHEAD = 3
 
@@ -20,28 +18,48 @@ ToPixels = Callable[[Image.Image], NDArray[np.uint8]]
 """An upright RGB image to the (h, w, 3) pixels a model sees; the size is the same for every image."""
 
 
-def decoded_image(cache: Cache, row: int) -> Image.Image:
-    """The image of one row, upright and RGB. Raises EvalError naming the image and the reason."""
-    try:
-        return decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels)
-    except ImageError as exc:
-        raise EvalError(f"image {cache.index.key(row)} of {cache.url}: {exc}") from exc
+class PixelBatch(NamedTuple):
+    """positions (b,) in the image set; pixels (b, h, w, 3) uint8; images_hw: height and width of each image, pixels."""
+
+    positions: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    images_hw: list[tuple[int, int]]
 
 
-def pixel_batches(cache: Cache, rows: Rows, to_pixels: ToPixels, *, batch_images: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield (b, h, w, 3) pixels of the rows, in order; b is `batch_images`, the last batch may be smaller.
+class _One(NamedTuple):
+    position: int
+    pixels: NDArray[np.uint8]
+    image_hw: tuple[int, int]
 
-    Memory stays at a few batches however many rows there are. Raises EvalError as `decoded_image` does.
+
+def pixel_batches(images: ImageSet, to_pixels: ToPixels, *, batch_images: int) -> Iterator[PixelBatch]:
+    """Batches of the images in order, without those that are left out; the last one may be smaller.
+
+    Memory stays at a few batches however many images there are. Raises EvalError as `ImageSet.decoded` does.
     """
-    # The index is read once, here: threads that all find it missing would each read it.
-    _ = cache.index, cache.digests
+
+    def one(position: int) -> _One | None:
+        image = images.decoded(position)
+        return None if image is None else _One(position, to_pixels(image), (image.height, image.width))
+
+    # What images share is read once, here: threads that all find it missing would each read it.
+    if len(images):
+        images.key(0)
+        if images.cache is not None:
+            _ = images.cache.index.container, images.cache.index.offset, images.cache.index.length, images.cache.digests
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pixels") as pool:
-        depth = _BATCHES_AHEAD * batch_images
-        batch: list[NDArray[np.uint8]] = []
-        for pixels in ahead(pool, lambda row: to_pixels(decoded_image(cache, row)), map(int, rows), depth=depth):
-            batch.append(pixels)
+        batch: list[_One] = []
+        for made in ahead(pool, one, range(len(images)), depth=_BATCHES_AHEAD * batch_images):
+            batch += [] if made is None else [made]
             if len(batch) == batch_images:
-                yield np.stack(batch)
+                yield _stacked(batch)
                 batch = []
         if batch:
-            yield np.stack(batch)
+            yield _stacked(batch)
+
+
+def _stacked(batch: list[_One]) -> PixelBatch:
+    return PixelBatch(
+        np.array([one.position for one in batch], np.int64), np.stack([one.pixels for one in batch]),
+        [one.image_hw for one in batch],
+    )  # fmt: skip

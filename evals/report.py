@@ -20,10 +20,11 @@ from PIL import Image
 from cache_builder.teachers import ALIASES, TEACHERS
 from evals.encoders import StudentEncoder
 from evals.errors import EvalError
-from evals.knn import PAPER_K, PAPER_TEMPERATURE, Device
+from evals.image_set import CacheImages, ImageSet, image_set
+from evals.knn import PAPER_K, PAPER_TEMPERATURE
 from evals.knn_table import KnnConfig, KnnRow, KnnTable, Progress, run_knn
-from evals.labelled import LabelledImages, labelled_images
 from evals.loss_curves import Chart, Metrics, loss_charts, read_metrics
+from evals.neighbours import Device
 from evals.pictures import ImagePictures, feature_pictures, live_maps
 from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
@@ -91,7 +92,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
     """Evaluate the run, write the page to `config.out`, return its k-NN table. Raises RadioCacheError."""
     table = run_knn(
         KnnConfig(
-            cache=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
+            bank=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
             device=config.device,
         ),
         progress=progress,
@@ -123,7 +124,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
 def picture_group(title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device) -> PictureGroup:
     """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why."""
     taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
-    chosen = varied_rows(labelled_images(cache, teachers=taught_by), count)
+    chosen = varied_rows(image_set(CacheImages(cache), teachers=taught_by, labelled=True), count)
     rows = chosen.rows.tolist()
     live: dict[str, NDArray[np.float32]] = {}
     notes: list[str] = []
@@ -166,7 +167,7 @@ def headline(student: StudentConfig, table: KnnTable) -> str:
     return f"{said} {compared[0].upper()}{compared[1:]}." if compared else said
 
 
-def varied_rows(images: LabelledImages, count: int) -> LabelledImages:
+def varied_rows(images: ImageSet, count: int) -> ImageSet:
     """`count` of the images, drawn with seed 0: one of each class, in random order, then second ones, and so on."""
     order = np.random.default_rng(0).permutation(len(images))
     seen: dict[int, int] = {}
@@ -176,7 +177,7 @@ def varied_rows(images: LabelledImages, count: int) -> LabelledImages:
         turn[position] = seen.get(label, 0)
         seen[label] = int(turn[position]) + 1
     chosen = np.sort(order[np.argsort(turn[order], kind="stable")][:count])
-    return LabelledImages(images.cache, images.rows[chosen], images.labels[chosen], images.class_names)
+    return images.at(chosen)
 
 
 def _first(rows: Sequence[KnnRow], kind: str) -> KnnRow | None:

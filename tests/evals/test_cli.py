@@ -35,10 +35,22 @@ def test_json_holds_protocol_versions_and_data_identity(make_cache, tmp_path) ->
     assert result.exit_code == 0, result.output
     record = json.loads(file.read_text())
     assert (record["k"], record["temperature"], record["leave_one_out"]) == (19, 0.07, True)
+    assert record["protocol"].startswith("k-NN, k = 19, cosine")
     assert record["bank"]["images"] == 20
     assert len(record["bank"]["sha256_of_image_digests"]) == 64
     assert record["rows"][0]["name"] == "alpha"
     assert {"radio-cache", "python", "torch", "numpy"} <= record["versions"].keys()
+
+
+def test_sweep_prints_accuracy_by_k_and_models_have_rows(make_cache) -> None:
+    bank = make_cache("bank")
+    arguments = ["--bank", str(bank.path), "-k", "5", "--sweep", "1", "--sweep", "9"]
+    arguments += ["--model", "net=timm:vit_tiny_patch16_224@32", "--weights", "random"]
+    result = CliRunner().invoke(main, ["knn", *arguments])
+    assert result.exit_code == 0, result.output
+    assert "top-1 by the number of neighbours" in result.stdout
+    assert " ".join(result.stdout.split()).count("k = 1 k = 5 k = 9") == 1
+    assert "timm vit_tiny_patch16_224, random weights, 32 px" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(

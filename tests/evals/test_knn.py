@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from evals.errors import EvalError
-from evals.knn import NOBODY, accuracy, classify, lone_classes
+from evals.knn import NOBODY, accuracy, classify, lone_classes, vote
+from evals.neighbours import NeighbourSearch, merged
 from radio_cache.errors import ConfigError, ShapeError
 
 
@@ -68,23 +69,60 @@ def test_scale_of_the_rows_does_not_matter(clouds) -> None:
     np.testing.assert_array_equal(plain.ranked, scaled.ranked)
 
 
-def test_more_queries_than_one_batch_give_the_same_as_one_by_one(clouds, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", [1, 7, 64])
+def test_a_bank_in_pieces_gives_the_same_as_in_one(clouds, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, _, queries, _ = clouds
+    whole = NeighbourSearch(queries, 20)
+    whole.add(np.arange(150), bank)
+    monkeypatch.setattr("evals.neighbours._BLOCK_BYTES", 4 * 12 * 40)  # a block holds 40 rows of 12
+    monkeypatch.setattr("evals.neighbours._QUERY_BATCH", 8)
+    pieces = NeighbourSearch(queries, 20)
+    for rows in np.split(np.random.default_rng(0).permutation(150), range(piece, 150, piece)):
+        pieces.add(rows, bank[rows])
+    np.testing.assert_array_equal(whole.result().rows, pieces.result().rows)
+    np.testing.assert_allclose(whole.result().similarity, pieces.result().similarity, atol=2e-6)
+    assert pieces.num_rows == 150
+
+
+def test_shards_searched_apart_and_merged_are_the_whole(clouds) -> None:
     bank, labels, queries, _ = clouds
-    whole = classify(bank, labels, queries, k=20, temperature=0.07)
-    monkeypatch.setattr("evals.knn._QUERY_BATCH", 7)
-    told: list[int] = []
-    pieces = classify(bank, labels, queries, k=20, temperature=0.07, on_batch=told.append)
-    np.testing.assert_array_equal(whole.ranked, pieces.ranked)
-    assert told == [7] * 6 + [3]
-
-
-def test_leave_one_out_in_batches_leaves_out_the_right_row(clouds, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, labels, _, _ = clouds
-    whole = classify(bank, labels, bank, k=3, temperature=0.07, leave_one_out=True)
-    monkeypatch.setattr("evals.knn._QUERY_BATCH", 8)
-    np.testing.assert_array_equal(
-        whole.ranked, classify(bank, labels, bank, k=3, temperature=0.07, leave_one_out=True).ranked
+    whole = NeighbourSearch(queries, 20)
+    whole.add(np.arange(150), bank)
+    halves = []
+    for rows in (np.arange(0, 150, 2), np.arange(1, 150, 2), np.arange(0)):  # a shard may be empty
+        half = NeighbourSearch(queries, 20)
+        half.add(rows, bank[rows])
+        halves.append(half.result())
+    np.testing.assert_array_equal(merged(halves, 20).rows, whole.result().rows)
+    ranked = vote(merged(halves, 20), labels, temperature=0.07)
+    assert [[c for c in row if c != NOBODY] for row in ranked.tolist()] == reference(
+        bank, labels, queries, 20, 0.07, leave_one_out=False
     )
+
+
+def test_fewer_rows_than_neighbours_leave_places_empty() -> None:
+    search = NeighbourSearch(np.eye(3, dtype=np.float32), 5)
+    search.add(np.array([7, 9]), np.eye(3, dtype=np.float32)[:2])
+    found = search.result()
+    assert found.rows.tolist() == [[7, 9, -1, -1, -1], [9, 7, -1, -1, -1], [7, 9, -1, -1, -1]]
+    assert np.isneginf(found.similarity[:, 2:]).all()
+    assert vote(found, np.arange(10), temperature=0.07)[0].tolist() == [7, 9, NOBODY, NOBODY, NOBODY]
+    assert vote(found.first(1), np.arange(10), temperature=0.07)[1].tolist() == [9, *[NOBODY] * 4]
+
+
+def test_pieces_of_another_width_or_not_finite_are_refused() -> None:
+    search = NeighbourSearch(np.eye(3, dtype=np.float32), 1)
+    with pytest.raises(ShapeError, match=r"the bank is \(2, 4\), the queries are \(3, 3\)"):
+        search.add(np.arange(2), np.zeros((2, 4), np.float32))
+    with pytest.raises(EvalError, match="1 summaries of the bank hold NaN"):
+        search.add(np.arange(2), np.array([[1, 2, 3], [1, np.inf, 0]], np.float32))
+
+
+def test_votes_are_counted_the_same_in_small_batches(clouds, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, labels, queries, _ = clouds
+    whole = classify(bank, labels, queries, k=20, temperature=0.07).ranked
+    monkeypatch.setattr("evals.knn._VOTE_CELLS", 20)
+    np.testing.assert_array_equal(whole, classify(bank, labels, queries, k=20, temperature=0.07).ranked)
 
 
 def test_a_row_does_not_vote_for_itself_but_its_duplicate_does() -> None:

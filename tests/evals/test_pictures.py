@@ -36,7 +36,7 @@ def test_live_maps_equal_to_the_cache_get_its_colours_and_cosine_one(bank_and_st
 def test_a_student_that_says_what_the_cache_says_has_cosine_one(bank_and_student, monkeypatch) -> None:
     cache, student = bank_and_student
     stored = cache.teachers["alpha"].maps([3])
-    monkeypatch.setattr(student, "teacher_maps", lambda cache, rows: {"alpha": stored})
+    monkeypatch.setattr(student, "maps", lambda images: iter([{"alpha": stored}]))
     (picture,) = feature_pictures(cache, [3], ["ant"], student, {})
     assert picture.teachers[0].student_cosine == pytest.approx(1.0)
     np.testing.assert_array_equal(picture.teachers[0].student, picture.teachers[0].cached)
@@ -55,7 +55,7 @@ def test_student_that_sees_the_centre_is_compared_with_the_centre(bank_and_stude
     stored = cache.teachers["alpha"].maps([3])
     # The middle half of the image is the middle 2 x 2 of the 4 x 4 tokens.
     monkeypatch.setattr(student, "seen_box_xyxy", lambda image_hw: (7.0, 5.0, 21.0, 15.0))
-    monkeypatch.setattr(student, "teacher_maps", lambda cache, rows: {"alpha": stored[:, 1:3, 1:3]})
+    monkeypatch.setattr(student, "maps", lambda images: iter([{"alpha": stored[:, 1:3, 1:3]}]))
     (picture,) = feature_pictures(cache, [3], ["ant"], student, {})
     assert picture.teachers[0].student_cosine == pytest.approx(1.0)
     assert picture.image.shape == (160, 224, 3)
@@ -83,13 +83,15 @@ def test_live_teacher_gives_the_maps_that_the_build_stored(make_cache, make_spec
     cache = make_cache("bank")
 
     class Colours:
+        spec = cache.teachers["alpha"].spec
+
         def to(self, device: torch.device) -> None: ...
 
         def __call__(self, images: torch.Tensor):
             pooled = torch.nn.functional.avg_pool2d(images, 8).permute(0, 2, 3, 1)
-            return type("Features", (), {"spatial": pooled.repeat(1, 1, 1, 2)})
+            return type("Features", (), {"summary": None, "spatial": pooled.repeat(1, 1, 1, 2)})
 
-    monkeypatch.setattr("evals.pictures.load_recorded", lambda spec: Colours())
+    monkeypatch.setattr("evals.encoders.network.load_recorded", lambda spec: Colours())
     maps = live_maps(cache, "alpha", [2, 5], device=CPU)
     assert maps.shape == (2, 4, 4, 6)
     assert not np.array_equal(maps[0], maps[1])

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from evals.cli import main
-from evals.labelled import labelled_images
+from evals.image_set import CacheImages, image_set
 from evals.report import ReportConfig, varied_rows, write_report
 from radio_cache.errors import ConfigError
 
@@ -90,7 +90,7 @@ def test_names_from_the_data_are_escaped(make_cache, make_run, tmp_path: Path) -
 
 
 def test_pictures_show_one_image_of_each_class_before_a_second(make_cache) -> None:
-    images = labelled_images(make_cache("bank", [0] * 12 + [1, 1, 2]), teachers=[])
+    images = image_set(CacheImages(make_cache("bank", [0] * 12 + [1, 1, 2])))
     assert sorted(varied_rows(images, 3).labels.tolist()) == [0, 1, 2]
     assert sorted(varied_rows(images, 5).labels.tolist()) == [0, 0, 1, 1, 2]
     assert len(varied_rows(images, 100)) == 15

@@ -1,0 +1,47 @@
+"""A teacher's summaries as a cache holds them: no model runs, unless images of another place are asked for."""
+
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+
+from evals.encoders.base import OWN, Block, Encoder, LiveEncoder, OnImages, size_phrase
+from evals.errors import EvalError
+from evals.image_set import ImageSet
+from radio_cache.reader import CachedTeacher
+
+_BLOCK_ROWS = 1 << 14
+
+
+@final
+class CachedTeacherEncoder(Encoder):
+    """A teacher of a cache. Raises EvalError for one without summaries.
+
+    live: the same teacher as a model, for images that are in no cache.
+    """
+
+    def __init__(self, teacher: CachedTeacher, *, live: LiveEncoder | None = None) -> None:
+        if teacher.spec.summary_dim is None:
+            raise EvalError(f"teacher '{teacher.name}' has no summary, only maps: it cannot be compared by k-NN")
+        super().__init__(
+            name=teacher.name, kind="teacher", spaces=(OWN,), runs_a_model=live is not None,
+            about=f"teacher, from the cache, {size_phrase(teacher.spec.geometry.input_hw)}",
+        )  # fmt: skip
+        self._live = live
+
+    def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:
+        cache = images.cache
+        if cache is None and self._live is not None:
+            yield from self._live.blocks(images, on_images=on_images)
+            return
+        if cache is None or self.name not in cache.teachers:
+            held = (
+                "is no cache" if cache is None else f"has no teacher '{self.name}': it has {', '.join(cache.teachers)}"
+            )
+            raise EvalError(f"{images.place} {held or 'none'}")
+        teacher = cache.teachers[self.name]
+        for first in range(0, len(images), _BLOCK_ROWS):
+            rows = images.rows[first : first + _BLOCK_ROWS]
+            yield Block(np.arange(first, first + len(rows)), {OWN: teacher.summaries(rows)})
+            if on_images is not None:
+                on_images(len(rows))

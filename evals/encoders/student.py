@@ -1,0 +1,79 @@
+"""A student, trained or not: its own features, and its guesses at those of every teacher it learned from."""
+
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from evals.encoders.base import OWN, LiveEncoder, Outputs, size_phrase
+from radio_cache.crops import BoxXYXY, ViewGeometry
+from radio_cache.errors import ConfigError
+from trainer import DistilledStudent, load_student
+from trainer.data import eval_box_xyxy, student_pixels
+
+
+@final
+class StudentEncoder(LiveEncoder):
+    """A student of a run or an export. size_px: for square inputs of another size than it was trained at."""
+
+    def __init__(
+        self, model: DistilledStudent, *, name: str, trained: bool, device: torch.device, size_px: int | None = None
+    ) -> None:
+        config = model.config
+        input_hw = config.image_hw if size_px is None else (size_px, size_px)
+        nearest = model.student.nearest_supported_resolution(*input_hw)
+        if nearest != input_hw:
+            raise ConfigError(
+                f"{name}: {config.student} does not take {size_phrase(input_hw)}, the nearest it takes is "
+                f"{size_phrase(nearest)}"
+            )
+        history = f"{config.steps:,} steps, {config.images_seen:,} images seen" if trained else "never trained"
+        heads = [teacher for teacher in config.teachers if teacher.name in model.heads]
+        super().__init__(
+            name=name,
+            kind="student" if trained else "untrained",
+            about=f"{config.student}, {size_phrase(input_hw)}, {history}",
+            spaces=(OWN, *(t.name for t in heads if t.summary_dim is not None)),
+        )
+        self.config = config
+        self.map_spaces = (OWN, *(t.name for t in heads))
+        patch = model.student.patch_size
+        self.geometry = ViewGeometry(
+            fit="squash", input_hw=input_hw, resize_px=min(input_hw), interpolation="bicubic",
+            grid_hw=(input_hw[0] // patch, input_hw[1] // patch), stride_px=float(patch), offset_px=patch / 2,
+        )  # fmt: skip
+        self.model, self._device, self._trained = model.to(device), device, trained
+
+    @classmethod
+    def of_run(
+        cls, run: Path, *, name: str, trained: bool, device: torch.device, size_px: int | None = None
+    ) -> "StudentEncoder":
+        """The student of a run folder; `trained=False` gives the same network as it was before its first step."""
+        model = load_student(run, untrained=not trained)
+        return cls(model, name=name, trained=trained, device=device, size_px=size_px)
+
+    def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
+        return student_pixels(image, self.geometry.input_hw, self.seen_box_xyxy((image.height, image.width)))
+
+    def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
+        h, w = image_hw
+        return eval_box_xyxy(image_hw, self.config.fit) or (0.0, 0.0, float(w), float(h))
+
+    def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
+        del images_hw  # a student's input has no padding
+        images = pixels.to(self._device).permute(0, 3, 1, 2).float() / 255.0
+        own, guesses = self.model(images)
+        summaries, maps = {OWN: own.summary.float()}, {OWN: own.spatial.float()}
+        for name, guess in guesses.items():
+            maps[name] = guess.spatial
+            if guess.summary is not None:
+                summaries[name] = guess.summary
+        return Outputs(summaries, {space: tokens.unflatten(1, self.geometry.grid_hw) for space, tokens in maps.items()})
+
+    def at_size(self, size_px: int) -> "StudentEncoder":
+        return StudentEncoder(self.model, name=self.name, trained=self._trained, device=self._device, size_px=size_px)
