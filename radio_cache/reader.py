@@ -59,6 +59,10 @@ MAX_IMAGE_FILE_BYTES = 1 << 30
 """Larger image files are refused: nobody's, or no images."""
 
 
+_NO_NEED_TO_LOOK = 1 << 20
+"""Images for which there is memory on any machine."""
+
+
 class Cache:
     """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
 
@@ -164,7 +168,7 @@ class Cache:
 
     def refuse_unfounded(self) -> None:
         """Raise CorruptShardError if the cache says it has more images than it lists."""
-        if not self._founded:
+        if not self._founded and self.num_images > _NO_NEED_TO_LOOK:
             refuse_unfounded(self.storage, self.meta.index, self.num_images)
             self._founded = True
 
