@@ -22,7 +22,7 @@ from torch import Tensor
 from cache_builder.calibrate import choose_codec
 from cache_builder.preprocess import teacher_input, view_pixels
 from cache_builder.scan import scan_shard
-from cache_builder.sources import Listing, list_images
+from cache_builder.sources import Listing, Request, Selection, list_for, record_listing
 from cache_builder.sources.listing import begins_with, same_images
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers import FAMILIES, TeacherOptions, find_teacher, find_weights
@@ -49,7 +49,8 @@ class BuildConfig:
     """What to build. images: folders, tars, patterns. teachers: name -> options.
 
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
-    limit: use the first so many images. max_pixels: larger images are refused. threads: for reading and decoding.
+    filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
+    unchanged since the cache was made. max_pixels: larger images are refused. threads: for reading and decoding.
     """
 
     images: tuple[str, ...]
@@ -58,7 +59,10 @@ class BuildConfig:
     shard_images: int = 128
     batch_images: int = 32
     device: str = "cpu"
+    filters: tuple[str, ...] = ()
+    shuffle_seed: int | None = None
     limit: int | None = None
+    rescan: bool = False
     max_pixels: int = MAX_PIXELS
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
 
@@ -66,12 +70,16 @@ class BuildConfig:
         for name in ("shard_images", "batch_images", "max_pixels", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit must be at least 1, not {self.limit}")
         if not self.images:
             raise ConfigError("no --images: name a folder of images, or WebDataset tars")
         if not self.teachers:
             raise ConfigError("no --teacher: name at least one; `radio-cache teachers` lists them")
+        self.request()
+
+    def request(self) -> Request:
+        """All that decides which images there are. Raises ConfigError for what no image could pass."""
+        selection = Selection(filters=self.filters, shuffle_seed=self.shuffle_seed, limit=self.limit)
+        return Request(sources=self.images, selection=selection)
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,11 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     Raises SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done or anything is written.
     """
     weights = {name: find_weights(find_teacher(name), options.weights) for name, options in config.teachers.items()}
-    listing = list_images(config.images, limit=config.limit)
+    there = Cache(config.out) if is_cache(config.out) else None
+    listing = list_for(config.request(), there, rescan=config.rescan)
     for note in listing.notes:
         say(note)
-    cache = _open(config, listing) if is_cache(config.out) else None
+    cache = _open(config, listing) if there is not None else None
     if cache is None:
         refuse_occupied(config.out)
     # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
@@ -119,6 +128,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     cache = cache or _create(config, listing)
     _check_same(cache, teachers)
     cache = _grown(cache, listing, say)
+    record_listing(cache, config.request(), listing)
     results: list[TeacherResult] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         _scan(cache, pool, say)
@@ -153,7 +163,7 @@ def _open(config: BuildConfig, listing: Listing) -> Cache:
     meta = cache.meta
     cure = "choose another --out, or remove that cache"
     grows = begins_with(listing, cache.index, meta)
-    difference = None if grows else same_images(cache.index, listing.index)
+    difference = None if grows or listing.recorded else same_images(cache.index, listing.index)
     if difference is None and not grows and meta.containers != listing.containers:
         difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:

@@ -6,7 +6,7 @@ from typing import cast
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable, table
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
 from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
@@ -34,9 +34,9 @@ def main() -> None:
     "--images",
     multiple=True,
     required=True,
-    metavar="DIR_OR_TAR",
-    help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, or a pattern "
-    "such as 'train-{000..004}.tar'. Repeatable.",
+    metavar="SOURCE",
+    help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, a pattern such as "
+    "'train-{000..004}.tar', or a text file with a path or URL a line, and behind a tab its class. Repeatable.",
 )
 @click.option(
     "--teacher",
@@ -111,7 +111,26 @@ def main() -> None:
     show_default=True,
     help="Images in one shard: the unit of work, and what a crash can cost.",
 )
-@click.option("--limit", type=int, metavar="N", help="Use only the first N images.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="GLOB",
+    help="Use only images whose key matches, such as 'cat/*'; with a ! in front leave those out. Repeatable.",
+)
+@click.option("--limit", type=int, metavar="N", help="Use only the first N images, after --filter and --shuffle-seed.")
+@click.option(
+    "--shuffle-seed",
+    type=int,
+    metavar="SEED",
+    help="Put the images in an order that looks random and follows from the seed. Folders come sorted by class: without it "
+    "the first N are of a few classes, and so is every shard.",
+)
+@click.option(
+    "--rescan",
+    is_flag=True,
+    help="List the sources again, even if nothing seems to have changed since the cache was made.",
+)
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @plain_errors(on_interrupt=_SAME_COMMAND)
@@ -120,6 +139,7 @@ def build(
     fit: tuple[str, ...], dtype: str, codec: tuple[str, ...], packing: tuple[str, ...], fidelity: tuple[str, ...],
     step: tuple[str, ...], device: str, batch_size: int, shard_images: int, limit: int | None,
     max_pixels: int, threads: int | None,
+    filters: tuple[str, ...], shuffle_seed: int | None, rescan: bool,
 ) -> None:  # fmt: skip
     """Run teachers over images and write their features to a Zarr cache.
 
@@ -150,6 +170,7 @@ def build(
     precision = dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
     config = BuildConfig(
         images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, limit=limit,
+        filters=filters, shuffle_seed=shuffle_seed, rescan=rescan,
         max_pixels=max_pixels, threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers={
             name: TeacherOptions(
@@ -210,7 +231,7 @@ def verify(cache: str | Path, deep: bool) -> None:
         rows.add_row(unit, str(count - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
     console().print(rows)
     for damage in report.damages:
-        click.echo(printable(f"{damage.place}: {damage.what}"))
+        click.echo(f"{damage.place}: {damage.what}")
     if not report.ok:
         mendable = sum(damage.mendable for damage in report.damages)
         click.echo(
@@ -230,7 +251,7 @@ def repair(cache: str | Path) -> None:
     opened = Cache(cache)
     report = verify_cache(opened, deep=True)
     for line in repair_cache(opened, report):
-        click.echo(printable(line))
+        click.echo(line)
     click.echo("nothing to repair" if report.ok else f"\nNow run the build command of {cache} again")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cache_builder.sources.folder import list_folder
+from cache_builder.sources.folder import walk_folder
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.images import decode_image
 
@@ -73,10 +73,10 @@ def own_photos(folder: Path, config: DemoImagesConfig) -> dict[str, bytes]:
     """Up to `max_photos` image files of a folder tree, by name. Raises SourceError for a missing folder."""
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder: --images takes a folder of at least two photos")
-    images, _ = list_folder(folder)
+    images = walk_folder(folder).images
     order = np.random.default_rng(config.seed).permutation(len(images))[: config.max_photos]
     return {
-        str(Path(images[i].member).with_suffix("")).replace("/", "-"): (folder / images[i].member).read_bytes()
+        str(Path(images[i]).with_suffix("")).replace("/", "-"): (folder / images[i]).read_bytes()
         for i in sorted(order)
     }
 

@@ -1,10 +1,12 @@
 """From file bytes to an upright RGB image, or to one sentence that says why not."""
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from radio_cache.errors import ImageError
 
@@ -42,6 +44,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         )
     if image.width * image.height == 0:
         raise ImageError("the image has no pixels")
+    _refuse_misread_tiff(image)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
@@ -50,6 +53,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Exception as exc:  # as above: truncated data surfaces as OSError, SyntaxError, ValueError, struct.error ...
         raise ImageError(f"cannot be decoded: {exc}") from exc
+
+
+def _refuse_misread_tiff(image: Image.Image) -> None:
+    """PIL reads uncompressed planes of 16 bits as if they had 8, and returns noise without a word."""
+    if isinstance(image, TiffImageFile):
+        tags: dict[int, Any] = dict(image.tag_v2)
+        planar, raw = tags.get(284) == 2, tags.get(259, 1) == 1
+        bits: tuple[int, ...] = tags.get(258, (1,))
+        if planar and raw and len(bits) > 1 and max(bits) > 8:
+            raise ImageError(
+                f"a TIFF with separate planes of {max(bits)} bits, which PIL decodes wrongly; save it interleaved, or with 8 bits"
+            )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

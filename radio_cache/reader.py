@@ -5,8 +5,6 @@ caller's buffer, and checks every chunk's crc32c. Nothing here needs torch.
 """
 
 import math
-import os
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -29,6 +27,7 @@ from radio_cache.errors import (
     UnsupportedFormatError,
 )
 from radio_cache.fidelity import Fidelity, combined
+from radio_cache.image_files import ImageFiles
 from radio_cache.image_index import ImageIndex, refuse_unfounded
 from radio_cache.layout import images_documents, spatial_document, stats_document, stats_widths, summary_document
 from radio_cache.plain_arrays import PlainArray
@@ -54,14 +53,6 @@ from radio_cache.strict_json import parse_json
 from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference
 
 Rows = NDArray[np.int64] | Sequence[int] | range
-
-MAX_IMAGE_FILE_BYTES = 1 << 30
-"""Larger image files are refused: nobody's, or no images."""
-
-
-_NO_NEED_TO_LOOK = 1 << 20
-"""Images for which there is memory on any machine."""
-
 
 class Cache:
     """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
@@ -161,14 +152,15 @@ class Cache:
         number, key = int(index.container[row]), index.key(row)
         if not 0 <= number < len(containers):
             raise ImageError(f"cannot be read: {self.url} says that it lies in place {number} of {len(containers)}")
-        place = containers[number]
-        return read_image_file(
-            Path(place.path), key.removeprefix(place.prefix), int(index.offset[row]), int(index.length[row])
-        )
+        return self._files.read(containers[number], key, int(index.offset[row]), int(index.length[row]))
+
+    @cached_property
+    def _files(self) -> ImageFiles:
+        return ImageFiles()
 
     def refuse_unfounded(self) -> None:
         """Raise CorruptShardError if the cache says it has more images than it lists."""
-        if not self._founded and self.num_images > _NO_NEED_TO_LOOK:
+        if not self._founded:
             refuse_unfounded(self.storage, self.meta.index, self.num_images)
             self._founded = True
 
@@ -383,40 +375,6 @@ def digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def read_image_file(container: Path, member: str, offset: int, length: int) -> bytes:
-    """The bytes of an image: a file below a folder (offset -1), or a byte range of a tar.
-
-    The places come from a cache, which may come from anybody: nothing but regular files of a sensible size is read, and
-    no member that climbs out of its folder. Raises ImageError with the reason, or the operating system's.
-    """
-    if offset < 0 and (member.startswith("/") or ".." in member.split("/")):
-        raise ImageError(f"cannot be read: {member!r:.80} is no path below a folder")
-    path = container / member if offset < 0 else container
-    try:
-        # A pipe would wait for ever for somebody to write to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"cannot be read: {path} is no file")
-            if offset < 0:
-                offset, length = 0, status.st_size
-            elif not 0 <= length <= status.st_size - offset:
-                raise ImageError(f"cannot be read: {path} ends inside it")
-            if length > MAX_IMAGE_FILE_BYTES:
-                raise ImageError(f"cannot be read: {length} bytes are more than an image file has ({MAX_IMAGE_FILE_BYTES})")
-            data = os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
-    except OSError as exc:
-        raise ImageError(f"cannot be read: {exc.strerror or exc}") from exc
-    except ValueError as exc:  # a path with a NUL
-        raise ImageError(f"cannot be read: {exc}") from exc
-    if len(data) != length:
-        raise ImageError(f"cannot be read: {path} ends inside it")
-    return data
-
-
 class _NoGroupError(NotACacheError):
     """There is no group of ours at a place."""
 
@@ -487,5 +445,5 @@ def _attributes(storage: Storage, group: str = "") -> dict[str, Any]:
 
 __all__ = [
     "FORMAT_VERSION", "Cache", "CachedTeacher", "UnsupportedFormatError", "Verify", "digest", "is_cache",
-    "read_image_file", "read_receipt",
+    "read_receipt",
 ]  # fmt: skip

@@ -6,9 +6,9 @@ A cache is one Zarr v3 group. Numbers live in arrays that any Zarr tool reads; t
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import IntEnum
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
@@ -43,6 +43,10 @@ MAX_IMAGE_PIXELS = 1 << 32
 teacher's input, values and stored bytes of one image's map, pixels of an image. Checked before anything is allocated,
 because a cache may come from anybody."""
 
+CONTAINER_KINDS = ("folder", "tar", "list", "parquet")
+"""What images may lie in: files below a folder, members of a tar (read by offset), files that a text file lists, rows of a
+Parquet file with an image's bytes."""
+
 T = TypeVar("T")
 
 _INDEX_GROUP = re.compile(rf"{IMAGES_UNIT}(/index-[0-9a-z]+)?\Z")
@@ -59,11 +63,23 @@ class ImageStatus(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """Where image files lie: a folder, or a tar whose members are read by offset. Keys start with `prefix`."""
+    """Where image files lie. Keys start with `prefix`.
 
-    kind: Literal["folder", "tar"]
+    kind: one of CONTAINER_KINDS; another one is a newer version's: such a cache opens, and its pixels cannot be read.
+    path: of the folder, tar, list or Parquet file; a path or a URL.
+    column: with the bytes, in a Parquet file; a field inside is separated by a point ("image.bytes").
+    """
+
+    kind: str
     path: str
     prefix: str
+    column: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        if not self.column:
+            del data["column"]  # as the first caches had it
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +118,7 @@ class CacheMeta:
         return range(first, min(first + self.shard_images, self.num_images))
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        data = asdict(self) | {"containers": tuple(container.to_json() for container in self.containers)}
         if self.index == IMAGES_UNIT:
             del data["index"]  # as the first caches had it
         return _sealed({"format_version": FORMAT_VERSION, **data})
@@ -116,9 +132,10 @@ class CacheMeta:
                 f"{place}: the cache has format version {version!r:.40}, this radio-cache reads version {FORMAT_VERSION}: "
                 "install the radio-cache that wrote it, or a newer one"
             )
-        fields = _unsealed(data, f"{place}: the cache's own attributes")
-        del fields["format_version"]
-        return _parsed(cls, fields, f"{place}: the cache's own attributes")
+        known = _unsealed(data, f"{place}: the cache's own attributes")
+        del known["format_version"]
+        _refuse_newer_containers(known.get("containers"), place)
+        return _parsed(cls, known, f"{place}: the cache's own attributes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +309,18 @@ def _parsed(kind: type[T], fields: dict[str, Any], what: str) -> T:
         raise LimitError(f"{what}: {exc}") from exc
     except ValueError as exc:
         raise CorruptShardError(f"{what} does not have the fields of format version {FORMAT_VERSION}: {exc}") from exc
+
+
+def _refuse_newer_containers(containers: Any, place: str) -> None:
+    """Raise UnsupportedFormatError for a container of a kind that is not known here, and that has more to say."""
+    for item in containers if isinstance(containers, list) else []:
+        one = cast(dict[str, Any], item if isinstance(item, dict) else {})
+        unknown = one.keys() - {field.name for field in fields(Container)}
+        if unknown and one.get("kind") not in CONTAINER_KINDS:
+            raise UnsupportedFormatError(
+                f"{place}: images lie in a container of kind {one.get('kind')!r:.40} with {min(unknown)!r:.40}, which this "
+                "radio-cache does not know: install a newer one"
+            )
 
 
 def _sealed(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,45 +1,109 @@
 """A folder tree of image files; the first folder below the root is the class."""
 
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from cache_builder.sources.found import Found, nowhere, numbered
+from radio_cache.errors import SourceError
+from radio_cache.image_files import kind_of_file
 from radio_cache.images import EXTENSIONS
 
 
 @dataclass(frozen=True)
-class FolderImage:
-    """One file: its path below the root with forward slashes, and the folder that names its class, if any."""
+class Tree:
+    """What lies below a folder. images: sorted paths with forward slashes; others: how many files are no images by name.
 
-    member: str
-    class_name: str | None
-
-
-def list_folder(root: Path) -> tuple[list[FolderImage], int]:
-    """All image files below `root` in sorted order, and how many other files were passed over.
-
-    Hidden files and folders are passed over without counting. Linked folders are followed, each only once.
+    special: images by name that are pipes, sockets or devices, as "path (what it is)".
+    folders: every folder looked into ("" is the root) with the time of its last change, in nanoseconds.
     """
-    images: list[FolderImage] = []
+
+    images: list[str] = field(default_factory=list[str])
+    others: int = 0
+    special: list[str] = field(default_factory=list[str])
+    folders: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def walk_folder(root: Path) -> Tree:
+    """List a folder tree. Hidden files and folders are passed over; linked folders are followed, each only once.
+
+    Raises SourceError for a folder that must not be read: its images would be lost without a word.
+    """
+    images: list[str] = []
+    special: list[str] = []
+    folders: dict[str, int] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
     others = 0
-    for path in _files(root):
-        if PurePosixPath(path).suffix.lower() in EXTENSIONS:
-            parts = path.split("/")
-            images.append(FolderImage(path, parts[0] if len(parts) > 1 else None))
-        else:
-            others += 1
-    return sorted(images, key=lambda image: image.member), others
+    while waiting:
+        below = waiting.pop()
+        place = f"{root}/{below}" if below else str(root)
+        try:
+            status = os.stat(place)  # noqa: PTH116  # a million files: no Path for each
+            if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above would never end
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[below] = status.st_mtime_ns
+            inner: list[str] = []
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith("."):
+                        continue
+                    path = f"{below}/{name}" if below else name
+                    kind = _kind(entry)
+                    if kind == "a folder":
+                        inner.append(path)
+                    elif not has_image_name(name):
+                        others += 1
+                    elif kind:
+                        special.append(f"{path} ({kind})")
+                    else:
+                        images.append(path)
+            waiting += sorted(inner, reverse=True)
+        except OSError as exc:
+            raise SourceError(f"{place} cannot be listed: {exc.strerror or exc}: have its permissions changed") from exc
+    images.sort()
+    return Tree(images, others, sorted(special), folders)
 
 
-def _files(root: Path) -> Iterator[str]:
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a folder above would never end
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+def list_folder(root: Path) -> tuple[Found, Tree]:
+    """All images below a folder in sorted order, and the tree they are part of."""
+    tree = walk_folder(root)
+    labels, names = numbered(list(_classes(tree.images)))
+    notes: list[str] = []
+    if tree.others:
+        notes.append(f"{tree.others} file{'s' if tree.others > 1 else ''} passed over (no image by name)")
+    if tree.special:
+        many = f"s such as {tree.special[0]}" if len(tree.special) > 1 else f", {tree.special[0]},"
+        notes.append(f"{len(tree.special)} image name{many} passed over: not {'files' if len(tree.special) > 1 else 'a file'}")
+    count = len(tree.images)
+    found = Found(
+        members=tree.images, labels=labels, class_names=names or None, offset=nowhere(count), length=nowhere(count),
+        notes=tuple(notes),
+    )  # fmt: skip
+    return found, tree
+
+
+def has_image_name(name: str) -> bool:
+    """Whether a file counts as an image by the ending of its name."""
+    return name[name.rfind(".") :].lower() in EXTENSIONS
+
+
+def _classes(members: list[str]) -> Iterator[str | None]:
+    for member in members:
+        first, slash, _ = member.partition("/")
+        yield first if slash else None
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    """What an entry is, links followed; nothing for a file, and for a link to nowhere, which the build shall name."""
+    try:
+        if entry.is_file():  # these two ask the system nothing, for all but links
+            return ""
+        mode = stat.S_IFDIR if entry.is_dir() else entry.stat().st_mode
+    except OSError:
+        return ""
+    return kind_of_file(mode)

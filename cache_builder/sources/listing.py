@@ -1,140 +1,133 @@
 """From `--images` to the list of images that a cache keeps: keys, labels and places."""
 
-import os
-import re
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.folder import FolderImage, list_folder
-from cache_builder.sources.webdataset import TarImage, list_tar
+from cache_builder.sources.file_list import list_file_list
+from cache_builder.sources.folder import list_folder
+from cache_builder.sources.found import Found, joined_labels, without_empty_classes
+from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at
+from cache_builder.sources.recorded import Request, Stamps, is_unchanged, record, stamps_of
+from cache_builder.sources.selection import Selection
+from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
-from radio_cache.images import EXTENSIONS
+from radio_cache.reader import Cache
 from radio_cache.schema import CacheMeta, Container
 from radio_cache.writer import ImageIndex
-
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a cache will be made of. notes: sentences a user should see (files passed over, names that came twice)."""
+    """What a cache will be made of. notes: sentences a user should see (files passed over, names that came twice).
+
+    stamps: when everything that was looked at, from listed_at_ns on, was changed last. recorded: whether the list is the
+    cache's own.
+    """
 
     index: ImageIndex
     containers: tuple[Container, ...]
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    stamps: Stamps = field(default_factory=dict[str, tuple[int, int]])
+    listed_at_ns: int = 0
+    recorded: bool = False
 
 
-def list_images(sources: Sequence[str], *, limit: int | None = None) -> Listing:
-    """List the images of folders and tars, in the order given, sorted within a folder.
+def list_for(request: Request, cache: Cache | None, *, rescan: bool = False) -> Listing:
+    """The images that a build is to use: the cache's own list if the sources look unchanged since it was made.
+
+    rescan: list the sources in any case. Raises SourceError as `list_images` does.
+    """
+    if cache is not None and not rescan and is_unchanged(cache, request):
+        note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
+        return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), recorded=True)
+    return list_images(request.sources, selection=request.selection)
+
+
+def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
+    """Note in a cache, which has these images now, what to look at to know that nothing has changed."""
+    if not listing.recorded:
+        record(cache, request, listing.stamps, listed_at_ns=listing.listed_at_ns)
+
+
+def list_images(sources: Sequence[str], *, limit: int | None = None, selection: Selection | None = None) -> Listing:
+    """List the images of folders, tars and lists, in the order given, sorted within a folder.
 
     sources: folders of images, folders of tars, tars, glob patterns and WebDataset brace ranges
-        (`train-{000..004}.tar`). limit: keep the first so many images.
-    Raises SourceError, naming the path, if one is missing, is no folder or tar, or holds no image.
+        (`train-{000..004}.tar`), text files that list images. selection: which of them, in what order; limit alone is
+        `Selection(limit=limit)`.
+    Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
-    paths = [path for source in sources for path in _expand(source)]
-    known = set(paths)
-    if len(known) < len(paths):
-        raise SourceError(f"{next(p for p in paths if paths.count(p) > 1)} is given twice as a source of images")
-    for path in paths:
-        outer = known.intersection(path.parents) if path.is_dir() else None
-        if outer:
-            raise SourceError(f"{path} is part of {outer.pop()}, another source: its images would count twice")
+    selection = selection or Selection(limit=limit)
+    listed_at_ns = time.time_ns()
+    places = [source for typed in sources for place in named_places(typed) for source in sources_at(place)]
+    refuse_doubles(places)
     containers: list[Container] = []
-    found: list[tuple[int, str, str | int | None, int, int]] = []
+    found: list[Found] = []
+    keys: list[str] = []
     notes: list[str] = []
-    for number, (path, prefix) in enumerate(zip(paths, _prefixes(paths), strict=True)):
-        kind = "folder" if path.is_dir() else "tar"
-        containers.append(Container(kind=kind, path=str(path), prefix=prefix))
-        if kind == "folder":
-            images, others = list_folder(path)
-            repeated = 0
-        else:
-            images, others, repeated = list_tar(path)
-        if not images:
-            raise SourceError(
-                f"{path} holds no image" + (f" ({others} other file{'s' * (others > 1)})" if others else "")
-            )
-        if others:
-            notes.append(f"{path}: {others} file{'s' if others > 1 else ''} passed over (no image by name)")
-        if repeated:
-            notes.append(
-                f"{path}: {repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2"
-            )
-        found += [(number, prefix + image.member, *_place(image)) for image in images]
-    if limit is not None and limit < len(found):
-        notes.append(f"the first {limit} of {len(found)} images are used (--limit)")
-        found = found[:limit]
-    labels, class_names = _labels([label for _, _, label, _, _ in found])
+    stamps: Stamps = {}
+    for source, prefix in zip(places, prefixes(places), strict=True):
+        one = _list(source, stamps)
+        if not one.members:
+            more = f": {one.notes[0]}" if one.notes else ""
+            raise SourceError(f"{source.path} holds no image{more}")
+        containers.append(Container(kind=source.kind, path=source.path, prefix=prefix))
+        notes += [f"{source.path}: {note}" for note in one.notes]
+        keys += [prefix + member for member in one.members] if prefix else one.members
+        found.append(one)
+    rows, passing = selection.rows(keys)
+    notes += _told(selection, len(rows), passing, keys)
+    labels, names, given = joined_labels(found)
+    labels = labels[rows]
+    if names is not None and not given:
+        labels, names = without_empty_classes(labels, names)
+    numbers = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.members) for one in found])
     index = ImageIndex(
-        keys=[key for _, key, _, _, _ in found],
-        labels=labels,
-        container=np.array([container for container, *_ in found], dtype=np.int32),
-        offset=np.array([offset for *_, offset, _ in found], dtype=np.int64),
-        length=np.array([length for *_, length in found], dtype=np.int64),
-    )
-    return Listing(index, tuple(containers), class_names, tuple(notes))
+        keys=keys if len(rows) == len(keys) and selection.shuffle_seed is None else [keys[row] for row in rows.tolist()],
+        labels=labels, container=numbers[rows],
+        offset=np.concatenate([one.offset for one in found])[rows],
+        length=np.concatenate([one.length for one in found])[rows],
+    )  # fmt: skip
+    return Listing(index, tuple(containers), names or (), tuple(notes), stamps, listed_at_ns)
 
 
-def _place(image: FolderImage | TarImage) -> tuple[str | int | None, int, int]:
-    if isinstance(image, FolderImage):
-        return image.class_name, -1, -1
-    return image.label, image.offset, image.length
+def _list(source: Source, stamps: Stamps) -> Found:
+    path = Path(source.path)
+    try:
+        if source.kind != "folder":
+            stamps |= stamps_of([source.path])
+        match source.kind:
+            case "folder":
+                found, tree = list_folder(path)
+                stamps |= {f"{path}/{below}" if below else str(path): (at, 0) for below, at in tree.folders.items()}
+            case "tar":
+                found = list_tar(path)
+            case "list":
+                found = list_file_list(source.path, path.read_bytes())
+    except OSError as exc:
+        raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    return found
 
 
-def _labels(raw: list[str | int | None]) -> tuple[np.ndarray[tuple[int], np.dtype[np.int32]], tuple[str, ...]]:
-    names = sorted({label for label in raw if isinstance(label, str)})
-    if names and any(isinstance(label, int) for label in raw):
+def _told(selection: Selection, used: int, passing: int, keys: Sequence[str]) -> list[str]:
+    if passing == 0:
         raise SourceError(
-            "some images have class folders and others have class numbers (.cls): build two caches instead"
+            f"no image passes {' '.join(f'--filter {pattern!r}' for pattern in selection.filters)}: a pattern is held against "
+            f"the whole key, such as '{keys[0]}'"
         )
-    number = {name: position for position, name in enumerate(names)}
-    labels = [number[label] if isinstance(label, str) else (-1 if label is None else label) for label in raw]
-    return np.array(labels, dtype=np.int32), tuple(names)
-
-
-def _expand(source: str) -> list[Path]:
-    braces = _BRACES.search(source)
-    if braces:
-        low, high = braces.groups()
-        if int(low) > int(high):
-            raise SourceError(f"{source}: the range {braces[0]} counts down")
-        names = [source.replace(braces[0], f"{i:0{len(low)}d}", 1) for i in range(int(low), int(high) + 1)]
-        return [path for name in names for path in _expand(name)]
-    path = Path(source).expanduser()
-    if any(mark in source for mark in "*?[") and not path.exists():
-        matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
-        if not matches:
-            raise SourceError(f"no file matches '{source}'")
-        return [found for match in matches for found in _expand(str(match))]
-    if not path.exists():
-        raise SourceError(f"{source} does not exist: --images takes a folder of images, or WebDataset tars")
-    path = path.resolve()
-    if path.is_dir():
-        tars = sorted(path.glob("*.tar"))
-        entries = [entry for entry in path.iterdir() if entry.suffix != ".tar" and not entry.name.startswith(".")]
-        others = any(entry.is_dir() for entry in entries)
-        if tars and any(entry.suffix.lower() in EXTENSIONS for entry in entries):
-            raise SourceError(f"{source} holds both tars and images: name the tars as '{source.rstrip('/')}/*.tar'")
-        return tars if tars and not others else [path]
-    if path.name.lower().endswith(_COMPRESSED):
-        raise SourceError(f"{source} is a compressed tar, which has no random access: decompress it first")
-    if path.suffix.lower() != ".tar":
-        raise SourceError(f"{source} is a file, and not a tar: --images takes a folder of images, or WebDataset tars")
-    return [path]
-
-
-def _prefixes(paths: list[Path]) -> list[str]:
-    """What keeps keys of several sources apart: each one's path below the folder they share."""
-    if len(paths) == 1 and paths[0].is_dir():
-        return [""]
-    shared = Path(os.path.commonpath([path.parent for path in paths]))
-    return [f"{path.relative_to(shared).as_posix()}/" for path in paths]
+    notes: list[str] = []
+    if selection.filters and passing < len(keys):
+        notes.append(f"{passing} of {len(keys)} images pass the filters (--filter)")
+    if used < passing:
+        shuffled = "" if selection.shuffle_seed is None else ", shuffled,"
+        notes.append(f"the first {used} of {passing} images{shuffled} are used (--limit)")
+    return notes
 
 
 def same_images(stored: ImageIndex, listed: ImageIndex) -> str | None:

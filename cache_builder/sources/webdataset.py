@@ -5,9 +5,11 @@ The tar is read once, headers only; images are then read by offset, in any order
 
 import tarfile
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
+from cache_builder.sources.found import Found
 from radio_cache.errors import SourceError
 from radio_cache.images import EXTENSIONS
 
@@ -19,33 +21,31 @@ _TAIL_BYTES = 1 << 16
 _MAX_LABEL = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class TarImage:
-    """One image member: its name (made unique), the bytes it occupies in the tar, and the number in its `.cls`."""
+def list_tar(path: Path) -> Found:
+    """The images of a tar in tar order, with the class numbers of their `.cls` files.
 
-    member: str
-    offset: int
-    length: int
-    label: int | None
-
-
-def list_tar(path: Path) -> tuple[list[TarImage], int, int]:
-    """The images of a tar in tar order, how many other members there are, and how many names came twice.
-
-    A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one.
+    A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one. Hidden members are
+    passed over as in a folder, and members whose path leads out of the tar, as only an attacker's does.
     Raises SourceError if the tar is compressed, damaged, ends before its end-of-archive mark, or goes on behind it.
     """
     images: list[tuple[str, int, int]] = []
     labels: dict[str, int] = {}
     others = end = 0
+    climbing: list[str] = []
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
                 end = int(tar.offset)
+                headers: list[tarfile.TarInfo] = vars(tar)["members"]
+                headers.clear()  # or all of them would stay in memory
                 name = PurePosixPath(member.name)
-                if not member.isfile() or name.name.startswith("."):
+                if not member.isfile():
                     continue
-                if name.suffix.lower() in EXTENSIONS:
+                if name.is_absolute() or ".." in name.parts:
+                    climbing.append(member.name)
+                elif any(part.startswith(".") for part in name.parts):
+                    continue
+                elif name.suffix.lower() in EXTENSIONS:
                     images.append((member.name, member.offset_data, member.size))
                 elif name.suffix == ".cls":
                     labels[_sample(member.name)] = _label(tar, member, path)
@@ -60,11 +60,21 @@ def list_tar(path: Path) -> tuple[list[TarImage], int, int]:
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     _check_end(path, end)
-    return (
-        _with_unique_names(images, labels),
-        others,
-        sum(n - 1 for n in Counter(name for name, _, _ in images).values()),
-    )
+    members, repeated = _unique_names([name for name, _, _ in images])
+    notes: list[str] = []
+    if others:
+        notes.append(f"{others} file{'s' if others > 1 else ''} passed over (no image by name)")
+    if climbing:
+        notes.append(
+            f"{len(climbing)} file{'s' if len(climbing) > 1 else ''} passed over, whose path leads out of the tar ({climbing[0]})"
+        )
+    if repeated:
+        notes.append(f"{repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2")
+    return Found(
+        members=members, labels=np.array([labels.get(_sample(name), -1) for name, _, _ in images], np.int32),
+        class_names=None, offset=np.array([offset for _, offset, _ in images], np.int64),
+        length=np.array([length for _, _, length in images], np.int64), notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _check_end(path: Path, end: int) -> None:
@@ -82,14 +92,14 @@ def _check_end(path: Path, end: int) -> None:
         raise SourceError(f"{path} holds another tar behind its end, which would be lost: pack it again as one tar")
 
 
-def _with_unique_names(images: list[tuple[str, int, int]], labels: dict[str, int]) -> list[TarImage]:
+def _unique_names(names: list[str]) -> tuple[list[str], int]:
+    """The names, later ones of a kind numbered, and how many those are."""
     count: Counter[str] = Counter()
-    unique: list[TarImage] = []
-    for name, offset, length in images:
+    unique: list[str] = []
+    for name in names:
         count[name] += 1
-        member = name if count[name] == 1 else f"{name}#{count[name]}"
-        unique.append(TarImage(member, offset, length, labels.get(_sample(name))))
-    return unique
+        unique.append(name if count[name] == 1 else f"{name}#{count[name]}")
+    return unique, len(names) - len(count)
 
 
 def _sample(name: str) -> str:

@@ -120,7 +120,7 @@ def test_an_alias_names_the_group_in_the_cache(run: Run, tmp_path: Path, monkeyp
         (["--limit", "0"], "limit must be at least 1, not 0"),
         (["--threads", "0"], "threads must be at least 1, not 0"),
         (["--shard-images", "0"], "shard images must be at least 1, not 0"),
-        (["--images", "nowhere"], "nowhere does not exist: --images takes a folder of images, or WebDataset tars"),
+        (["--images", "nowhere"], "nowhere does not exist: --images takes a folder of images, WebDataset tars"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from radio_cache.errors import ImageError
@@ -186,3 +187,24 @@ def test_the_limit_on_pixels_can_be_lowered_and_is_named() -> None:
 def test_a_raised_limit_counts_more_than_pils_own(pils_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pils_limit)
     assert decode_image(file_bytes(gradient(size=(40, 30)), "PNG"), max_pixels=1200).size == (40, 30)
+
+
+def planar_tiff(bits: int, compression: str | None) -> tuple[bytes, NDArray[np.uint8]]:
+    """A TIFF whose three colours lie in planes one after the other, and its pixels in 8 bits."""
+    values = np.linspace(0, 2**bits - 1, 20 * 30 * 3).reshape(20, 30, 3).astype(f"uint{bits}")
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, np.moveaxis(values, 2, 0).copy(), photometric="rgb", planarconfig="separate", compression=compression
+    )
+    return file.getvalue(), (values >> (bits - 8)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(8, None), (8, "zlib"), (16, "zlib")])
+def test_planes_are_joined_where_pil_can(bits: int, compression: str | None) -> None:
+    data, expected = planar_tiff(bits, compression)
+    assert np.array_equal(as_array(decode_image(data)), expected)
+
+
+def test_raw_planes_of_16_bits_are_refused_instead_of_decoded_to_noise() -> None:
+    with pytest.raises(ImageError, match="a TIFF with separate planes of 16 bits, which PIL decodes wrongly; save it inter"):
+        decode_image(planar_tiff(16, None)[0])

@@ -26,7 +26,7 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.reader import Verify, is_cache, read_image_file
+from radio_cache.reader import Verify, is_cache
 from radio_cache.schema import receipt_path
 from radio_cache.shards import CRC_BYTES, index_bytes
 from radio_cache.testing import make_tiny_cache, write_images
@@ -410,13 +410,6 @@ def test_changed_and_missing_image_files_are_image_errors(tmp_path: Path) -> Non
     (tmp_path / "photos/red/0.png").unlink()
     with pytest.raises(ImageError, match="cannot be read: No such file or directory"):
         cache.read_file(1)
-
-
-def test_a_byte_range_of_a_tar_that_ends_early_is_an_image_error(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"0123456789")
-    assert read_image_file(tmp_path / "a.tar", "x.png", 2, 5) == b"23456"
-    with pytest.raises(ImageError, match=r"cannot be read: .*a\.tar ends inside it"):
-        read_image_file(tmp_path / "a.tar", "x.png", 8, 5)
 
 
 # ---------------------------------------------------------------- threads and processes

@@ -26,6 +26,26 @@ def test_meta_survives_json() -> None:
     assert CacheMeta.from_json(json.loads(json.dumps(META.to_json()))) == META
 
 
+def test_a_container_without_a_column_is_written_as_in_the_first_caches() -> None:
+    (container,) = META.to_json()["containers"]
+    assert container == {"kind": "folder", "path": "photos", "prefix": "photos/"}
+    columns = replace(META, containers=(Container(kind="parquet", path="a", prefix="", column="image.bytes"),))
+    assert CacheMeta.from_json(json.loads(json.dumps(columns.to_json()))) == columns
+
+
+def test_a_container_of_a_newer_kind_is_kept_as_it_is() -> None:
+    newer = replace(META, containers=(Container(kind="zip", path="a.zip", prefix=""),))
+    assert CacheMeta.from_json(json.loads(json.dumps(newer.to_json()))) == newer
+
+
+def test_a_container_of_a_newer_kind_with_more_to_say_is_refused_with_the_cure() -> None:
+    data = META.to_json()
+    del data["crc32c"]
+    data["containers"] = [{"kind": "zip", "path": "a.zip", "prefix": "", "password": "x"}]
+    with pytest.raises(UnsupportedFormatError, match=r"of kind 'zip' with 'password', which .*: install a newer one"):
+        CacheMeta.from_json(json.loads(json.dumps(data)))
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_any_other_format_version_is_refused(version: object) -> None:
     with pytest.raises(UnsupportedFormatError, match=f"format version {version!r}, this radio-cache reads version 1"):

@@ -1,8 +1,13 @@
-"""A folder tree: what counts as an image, what its class is, and links that lead in circles."""
+"""A folder tree: what counts as an image, what its class is, what is no file at all, and links that lead in circles."""
 
+import os
+import socket
 from pathlib import Path
 
-from cache_builder.sources.folder import FolderImage, list_folder
+import pytest
+
+from cache_builder.sources.folder import list_folder, walk_folder
+from radio_cache.errors import SourceError
 
 
 def touch(root: Path, *names: str) -> None:
@@ -11,41 +16,55 @@ def touch(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"")
 
 
+def classes(root: Path) -> list[tuple[str, str | None]]:
+    """(path, class) of everything found."""
+    found, _ = list_folder(root)
+    names = [*(found.class_names or ()), None]
+    return [(member, names[label]) for member, label in zip(found.members, found.labels, strict=True)]
+
+
 def test_the_first_folder_below_is_the_class_and_files_above_have_none(tmp_path: Path) -> None:
     touch(tmp_path, "dog/b.jpg", "dog/more/a.png", "cat/x.jpeg", "loose.png")
-    images, others = list_folder(tmp_path)
-    assert images == [
-        FolderImage("cat/x.jpeg", "cat"), FolderImage("dog/b.jpg", "dog"), FolderImage("dog/more/a.png", "dog"),
-        FolderImage("loose.png", None),
+    assert classes(tmp_path) == [
+        ("cat/x.jpeg", "cat"), ("dog/b.jpg", "dog"), ("dog/more/a.png", "dog"), ("loose.png", None),
     ]  # fmt: skip
-    assert others == 0
+    assert list_folder(tmp_path)[0].notes == ()
 
 
 def test_endings_count_in_any_case_and_other_files_are_counted(tmp_path: Path) -> None:
-    touch(tmp_path, "a.JPG", "b.Png", "c.webp", "d.tiff", "notes.txt", "noending", "deep/labels.csv", "jpg")
-    images, others = list_folder(tmp_path)
-    assert [image.member for image in images] == ["a.JPG", "b.Png", "c.webp", "d.tiff"]
-    assert others == 4
+    touch(tmp_path, "a.JPG", "b.Png", "c.webp", "d.tiff", "notes.txt", "noending", "deep/labels.csv", "jpg", "e.jpg.", "f.")
+    tree = walk_folder(tmp_path)
+    assert tree.images == ["a.JPG", "b.Png", "c.webp", "d.tiff"]
+    assert tree.others == 6
+    assert list_folder(tmp_path)[0].notes == ("6 files passed over (no image by name)",)
 
 
 def test_hidden_files_and_folders_are_passed_over_without_counting(tmp_path: Path) -> None:
     touch(tmp_path, ".DS_Store", "._a.jpg", ".thumbs/a.jpg", "a.jpg", "cat/.b.jpg")
-    images, others = list_folder(tmp_path)
-    assert [image.member for image in images] == ["a.jpg"]
-    assert others == 0
+    tree = walk_folder(tmp_path)
+    assert (tree.images, tree.others) == (["a.jpg"], 0)
 
 
 def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
     names = [f"{name}.jpg" for name in ("b", "a-1", "a/1", "a", "ä", "B", "10", "9")]
     touch(tmp_path, *names)
-    assert [image.member for image in list_folder(tmp_path)[0]] == sorted(names)
+    assert walk_folder(tmp_path).images == sorted(names)
 
 
 def test_links_that_lead_in_a_circle_end(tmp_path: Path) -> None:
     touch(tmp_path, "a/one.jpg", "b/two.jpg")
     (tmp_path / "a/up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b/self").symlink_to(tmp_path / "b", target_is_directory=True)
-    assert [image.member for image in list_folder(tmp_path)[0]] == ["a/one.jpg", "b/two.jpg"]
+    (tmp_path / "b/loop.jpg").symlink_to(tmp_path / "b/loop.jpg")
+    assert walk_folder(tmp_path).images == ["a/one.jpg", "b/loop.jpg", "b/two.jpg"]
+
+
+def test_of_two_links_to_one_folder_the_first_name_counts(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/a.jpg")
+    (tmp_path / "root").mkdir()
+    for name in ("z", "m", "k"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert walk_folder(tmp_path / "root").images == ["k/a.jpg"]
 
 
 def test_linked_folders_are_followed_and_linked_files_listed(tmp_path: Path) -> None:
@@ -53,12 +72,48 @@ def test_linked_folders_are_followed_and_linked_files_listed(tmp_path: Path) -> 
     (tmp_path / "root").mkdir()
     (tmp_path / "root/cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "root/c.jpg").symlink_to(tmp_path / "elsewhere/a.jpg")
-    images, _ = list_folder(tmp_path / "root")
-    assert [(image.member, image.class_name) for image in images] == [
-        ("c.jpg", None), ("cat/a.jpg", "cat"), ("cat/b.jpg", "cat"),
-    ]  # fmt: skip
+    assert classes(tmp_path / "root") == [("c.jpg", None), ("cat/a.jpg", "cat"), ("cat/b.jpg", "cat")]
 
 
 def test_a_dangling_link_is_listed_so_that_the_build_can_name_it(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    assert [image.member for image in list_folder(tmp_path)[0]] == ["gone.jpg"]
+    assert walk_folder(tmp_path).images == ["gone.jpg"]
+
+
+def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "cat").mkdir()
+    os.mkfifo(tmp_path / "cat/pipe.jpg")
+    assert walk_folder(tmp_path).images == ["a.jpg"]
+    assert list_folder(tmp_path)[0].notes == ("1 image name, cat/pipe.jpg (a named pipe), passed over: not a file",)
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as server:
+        # The name of a socket must be short.
+        monkeypatch.chdir(tmp_path)
+        server.bind("s.jpg")
+    assert walk_folder(tmp_path).special == [
+        "cat/pipe.jpg (a named pipe)", "null.png (a device)", "s.jpg (a socket)",
+    ]  # fmt: skip
+    assert "3 image names such as cat/pipe.jpg (a named pipe) passed over: not files" in list_folder(tmp_path)[0].notes
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_instead_of_losing_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "cat/a.jpg", "dog/b.jpg")
+    scan = os.scandir
+
+    def refuse(place: str) -> object:
+        if place.endswith("dog"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceError, match="dog cannot be listed: Permission denied: have its permissions changed"):
+        walk_folder(tmp_path)
+
+
+def test_a_tree_knows_when_each_of_its_folders_was_changed(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/deep/a.jpg", "empty/x.txt", ".hidden/b.jpg")
+    folders = walk_folder(tmp_path).folders
+    assert folders == {below: (tmp_path / below).stat().st_mtime_ns for below in ("", "cat", "cat/deep", "empty")}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cache_builder.sources.found import Found
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
-from radio_cache.reader import read_image_file
+from radio_cache.image_files import read_local
 
 Members = list[tuple[str, bytes]]
 
@@ -23,6 +24,11 @@ def write_tar(path: Path, members: Members, *, format: int = tarfile.GNU_FORMAT)
     return path
 
 
+def contents(path: Path, found: Found) -> list[bytes]:
+    """What the images' places in the tar hold."""
+    return [read_local(path, *place) for place in zip(found.offset.tolist(), found.length.tolist(), strict=True)]
+
+
 LONG = "folder/" * 30 + "a.jpg"
 SAMPLES: Members = [("0001.jpg", b"first"), ("0001.cls", b"7"), ("0002.png", b"x" * 700), ("0002.cls", b" 12\n")]
 
@@ -30,22 +36,20 @@ SAMPLES: Members = [("0001.jpg", b"first"), ("0001.cls", b"7"), ("0002.png", b"x
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_images_have_their_class_number_and_the_place_of_their_bytes(tmp_path: Path, format: int) -> None:
     path = write_tar(tmp_path / "a.tar", SAMPLES, format=format)
-    images, others, repeated = list_tar(path)
-    assert [(image.member, image.label, image.length) for image in images] == [
-        ("0001.jpg", 7, 5),
-        ("0002.png", 12, 700),
-    ]
-    assert (others, repeated) == (0, 0)
-    for image, expected in zip(images, (b"first", b"x" * 700), strict=True):
-        assert read_image_file(path, image.member, image.offset, image.length) == expected
+    found = list_tar(path)
+    assert found.members == ["0001.jpg", "0002.png"]
+    assert found.labels.tolist() == [7, 12]
+    assert found.length.tolist() == [5, 700]
+    assert found.notes == ()
+    assert contents(path, found) == [b"first", b"x" * 700]
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_foreign_names_survive(tmp_path: Path, format: int) -> None:
     path = write_tar(tmp_path / "a.tar", [(LONG, b"1"), ("größe.jpg", b"22")], format=format)
-    images, _, _ = list_tar(path)
-    assert [image.member for image in images] == [LONG, "größe.jpg"]
-    assert read_image_file(path, "", images[1].offset, images[1].length) == b"22"
+    found = list_tar(path)
+    assert found.members == [LONG, "größe.jpg"]
+    assert contents(path, found) == [b"1", b"22"]
 
 
 def test_a_sample_ends_at_the_first_dot_and_the_class_may_come_first(tmp_path: Path) -> None:
@@ -56,15 +60,28 @@ def test_a_sample_ends_at_the_first_dot_and_the_class_may_come_first(tmp_path: P
         ("e/a.jpg", b"3"),
         ("v1.0/b.jpg", b"4"),
     ]
-    images, _, _ = list_tar(write_tar(tmp_path / "a.tar", [*members, ("v1.0/b.cls", b"5")]))
-    assert [image.label for image in images] == [3, 3, None, 5]
+    found = list_tar(write_tar(tmp_path / "a.tar", [*members, ("v1.0/b.cls", b"5")]))
+    assert found.labels.tolist() == [3, 3, -1, 5]
 
 
 def test_other_members_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> None:
     members = [("0001.json", b"{}"), ("0001.txt", b"cat"), ("._0001.jpg", b"mac"), ("0001.JPG", b"x")]
-    images, others, _ = list_tar(write_tar(tmp_path / "a.tar", members))
-    assert [image.member for image in images] == ["0001.JPG"]
-    assert others == 2
+    found = list_tar(write_tar(tmp_path / "a.tar", members))
+    assert found.members == ["0001.JPG"]
+    assert found.notes == ("2 files passed over (no image by name)",)
+
+
+def test_hidden_folders_are_passed_over_as_in_a_folder_and_the_working_folder_is_not_hidden(tmp_path: Path) -> None:
+    members = [("./cat/1.jpg", b"1"), ("./.thumbs/1.jpg", b"2"), ("cat/.cache/2.jpg", b"3"), ("./cat/1.cls", b"4")]
+    found = list_tar(write_tar(tmp_path / "a.tar", members))
+    assert (found.members, found.labels.tolist(), found.notes) == (["./cat/1.jpg"], [4], ())
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg"])
+def test_a_member_whose_path_leads_out_of_the_tar_is_passed_over_and_told(tmp_path: Path, name: str) -> None:
+    found = list_tar(write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), (name, b"2")]))
+    assert found.members == ["a.jpg"]
+    assert found.notes == (f"1 file passed over, whose path leads out of the tar ({name})",)
 
 
 def test_folders_links_and_devices_are_no_images(tmp_path: Path) -> None:
@@ -73,15 +90,16 @@ def test_folders_links_and_devices_are_no_images(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.type = kind
             tar.addfile(info)
-    assert list_tar(tmp_path / "a.tar") == ([], 0, 0)
+    found = list_tar(tmp_path / "a.tar")
+    assert (found.members, found.notes) == ([], ())
 
 
 def test_a_name_that_comes_again_is_kept_apart_with_its_own_bytes(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"old"), ("b.jpg", b"-"), ("a.jpg", b"new"), ("a.jpg", b"newest")])
-    images, _, repeated = list_tar(path)
-    assert [image.member for image in images] == ["a.jpg", "b.jpg", "a.jpg#2", "a.jpg#3"]
-    assert repeated == 2
-    assert [read_image_file(path, "", i.offset, i.length) for i in images] == [b"old", b"-", b"new", b"newest"]
+    found = list_tar(path)
+    assert found.members == ["a.jpg", "b.jpg", "a.jpg#2", "a.jpg#3"]
+    assert found.notes == ("2 image names came twice; the later ones are called name#2",)
+    assert contents(path, found) == [b"old", b"-", b"new", b"newest"]
 
 
 @pytest.mark.parametrize("text", [b"cat", b"", b"-1", b"1.5", b"\xff", b"99999999999", b"2147483648"])

@@ -1,0 +1,77 @@
+"""Whether a cache's own list of images still says what the sources hold, so that nothing need be listed again.
+
+A build keeps beside the list when every folder it looked into, and every tar and list, was changed last. A folder's time
+changes when an entry comes, goes or is renamed; so if all times are as they were, listing again would find the same.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cache_builder.sources.places import named_places
+from cache_builder.sources.selection import Selection
+from radio_cache.errors import SourceError, StoreError
+from radio_cache.reader import Cache
+
+FILE = "listing.json"
+"""Below the root of a cache; whoever removes it makes the next build list again."""
+
+_SETTLED_NS = 2_000_000_000
+"""Whatever changed less than this before it was looked at may change again within the same tick of its clock."""
+
+_MAX_STAMPS = 200_000
+
+Stamps = dict[str, tuple[int, int]]
+"""Path -> (time of its last change in nanoseconds, bytes; 0 of a folder)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """All that decides which images a build has, and in what order. sources: as typed."""
+
+    sources: tuple[str, ...]
+    selection: Selection
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        del data["sources"]
+        # Patterns match other files tomorrow, and links lead elsewhere.
+        return json.loads(json.dumps({**data, "places": [named_places(source) for source in self.sources]}))
+
+
+def stamps_of(paths: Iterable[str]) -> Stamps:
+    """When these files and folders were changed last. Raises OSError if one is gone."""
+    stamps: Stamps = {}
+    for path in paths:
+        status = os.stat(path)  # noqa: PTH116  # a folder for every class, or for every image: no Path for each
+        stamps[path] = (status.st_mtime_ns, 0 if stat.S_ISDIR(status.st_mode) else status.st_size)
+    return stamps
+
+
+def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int) -> None:
+    """Keep what a later build needs to trust the cache's list of images.
+
+    listed_at_ns: the time before anything was looked at. Nothing is kept where something changed just then.
+    """
+    newest = max((changed for changed, _ in stamps.values()), default=0)
+    if newest > listed_at_ns - _SETTLED_NS or len(stamps) > _MAX_STAMPS:
+        return
+    document = {"index": cache.meta.index, "request": request.to_json(), "stamps": stamps}
+    cache.storage.write(FILE, [json.dumps(document).encode()])
+
+
+def is_unchanged(cache: Cache, request: Request) -> bool:
+    """Whether listing again would surely find just what the cache has."""
+    try:
+        document = json.loads(cache.storage.read(FILE))
+        stamps = {path: tuple(stamp) for path, stamp in document["stamps"].items()}
+        return (
+            document["index"] == cache.meta.index
+            and document["request"] == request.to_json()
+            and stamps_of(stamps) == stamps
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SourceError, StoreError):
+        return False  # whatever it is, listing again says it better
