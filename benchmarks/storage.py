@@ -10,6 +10,7 @@ and left out (pip install h5py litdata mosaicml-streaming webdataset tensorstore
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -32,7 +33,7 @@ import storage_peers as peers
 import zstandard
 from numpy.typing import NDArray
 from storage_peers import PEERS, Layout, Reader, Rows
-from storage_report import BATCHES, COLLATE, RING, Figure, write_report
+from storage_report import BATCHES, COLLATE, RING, Figure, keep, write_report
 
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.hadamard import hadamard
@@ -56,8 +57,8 @@ COLD_PEERS = (
     peers.TENSORSTORE, peers.LITDATA, peers.MOSAIC,
 )  # fmt: skip
 _NOT_WARM = (peers.OURS_8, peers.OURS_CHECKED_8)
-_ONE_PROCESS = (peers.OURS_2, peers.OURS_CHECKED_2, peers.FANCY)
-"""Not measured in two processes: they use both cores already, or are too slow to wait for."""
+_ONE_PROCESS = (peers.OURS_2, peers.OURS_CHECKED_2, peers.FANCY, peers.MOSAIC)
+"""Not measured in two processes: they use both cores already, are too slow to wait for, or cannot."""
 
 
 def make_rows(map_name: str, codec_name: str, num_rows: int) -> Rows:
@@ -208,10 +209,11 @@ def _compare(reader: Reader, folder: Path, rng: np.random.Generator, out: NDArra
 
 def warm(folder: Path, layout: Layout, plan: Plan) -> list[tuple[str, str, float]]:
     names = [name for name, peer in PEERS.items() if peer.installed and name not in _NOT_WARM]
-    pairs = {
-        name: [Turns(random_batches, name, folder, layout, seed) for seed in range(1 + (name not in _ONE_PROCESS))]
-        for name in names
-    }
+    pairs: dict[str, list[Turns]] = {}
+    for name in names:
+        pairs[name] = [Turns(random_batches, name, folder, layout, seed) for seed in range(_processes(name))]
+        for turn in pairs[name] if PEERS[name].starts_alone else []:
+            turn.ready()
     try:
         one = interleaved({name: pair[:1] for name, pair in pairs.items()}, plan)
         two = interleaved({name: pair for name, pair in pairs.items() if name not in _ONE_PROCESS}, plan)
@@ -220,6 +222,10 @@ def warm(folder: Path, layout: Layout, plan: Plan) -> list[tuple[str, str, float
             turn.close()
     found = [("warm, 1 process", name, rate) for name, rate in one.items()]
     return found + [("warm, 2 processes", name, rate) for name, rate in two.items()]
+
+
+def _processes(name: str) -> int:
+    return 1 if name in _ONE_PROCESS else 2
 
 
 def cold(folder: Path, layout: Layout, plan: Plan) -> list[tuple[str, str, float]]:
@@ -465,6 +471,8 @@ def main() -> None:
                 started = time.perf_counter()
                 figures += measure(map_name, codec_name, parts, args.folder or Path(tempfile.gettempdir()), plan)
                 print(f"{map_name} {codec_name}: {time.perf_counter() - started:.0f} s", flush=True)
+                if args.out:  # what was measured is kept if the rest is not
+                    keep(figures, args.out, json_of={"plan": asdict(plan)})
     missed = write_report(figures, args.out, json_of={"plan": asdict(plan)})
     sys.exit(1 if missed else 0)
 

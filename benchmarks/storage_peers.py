@@ -240,11 +240,15 @@ def _open_ours(verify: Verify, threads: int, folder: Path, layout: Layout) -> Re
 
 @dataclass(frozen=True)
 class Peer:
-    """open: its reader. files: what it reads, below the folder. needs: a package that must be installed."""
+    """open: its reader. files: what it reads, below the folder. needs: a package that must be installed.
+
+    starts_alone: nothing else may start meanwhile (it waits for others through shared memory).
+    """
 
     open: Callable[[Path, Layout], Reader]
     files: str
     needs: str | None = None
+    starts_alone: bool = False
 
     @property
     def installed(self) -> bool:
@@ -278,7 +282,7 @@ PEERS: dict[str, Peer] = {
     "zarrs pipeline, one by one": Peer(ZarrsPipeline, CACHE, "zarrs"),
     TENSORSTORE: Peer(Tensorstore, CACHE, "tensorstore"),
     LITDATA: Peer(LitData, "litdata", "litdata"),
-    MOSAIC: Peer(MosaicStreaming, "mds", "streaming"),
+    MOSAIC: Peer(MosaicStreaming, "mds", "streaming", starts_alone=True),
     "WebDataset stream": Peer(WebDatasetStream, "tars", "webdataset"),
 }
 

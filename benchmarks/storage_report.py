@@ -96,10 +96,16 @@ def write_report(figures: Sequence[Figure], out: Path | None, *, json_of: Mappin
         out.mkdir(parents=True, exist_ok=True)
         stem = out / f"{datetime.now(UTC):%Y-%m-%d}-storage"
         stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-        document = {"title": _title(), **json_of, "figures": [asdict(figure) for figure in figures]}
-        stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+        keep(figures, out, json_of=json_of)
         _plot(figures, stem.with_suffix(".png"))
     return missed
+
+
+def keep(figures: Sequence[Figure], out: Path, *, json_of: Mapping[str, Any]) -> None:
+    """Every figure as JSON, below `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    document = {"title": _title(), **json_of, "figures": [asdict(figure) for figure in figures]}
+    (out / f"{datetime.now(UTC):%Y-%m-%d}-storage.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _title() -> str:

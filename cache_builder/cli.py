@@ -6,7 +6,7 @@ from typing import cast
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable, table
 from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
@@ -231,7 +231,7 @@ def verify(cache: str | Path, deep: bool) -> None:
         rows.add_row(unit, str(count - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
     console().print(rows)
     for damage in report.damages:
-        click.echo(f"{damage.place}: {damage.what}")
+        click.echo(printable(f"{damage.place}: {damage.what}"))
     if not report.ok:
         mendable = sum(damage.mendable for damage in report.damages)
         click.echo(
@@ -251,7 +251,7 @@ def repair(cache: str | Path) -> None:
     opened = Cache(cache)
     report = verify_cache(opened, deep=True)
     for line in repair_cache(opened, report):
-        click.echo(line)
+        click.echo(printable(line))
     click.echo("nothing to repair" if report.ok else f"\nNow run the build command of {cache} again")
 
 

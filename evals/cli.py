@@ -129,7 +129,8 @@ def _print(result: "KnnTable") -> None:
     out.print(shown)
     if len(result.rows[0].by_k) > 1:
         ks = sorted(result.rows[0].by_k)
-        by_k = table("top-1 by the number of neighbours", "", *(f"k = {k}" for k in ks))
+        out.print("\ntop-1 by the number of neighbours")
+        by_k = table("", "", *(f"k = {k}" for k in ks))
         for row in result.rows:
             by_k.add_row(row.name, *(f"{row.by_k[k].top1:.1%}" for k in ks))
         out.print(by_k)

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +47,9 @@ INTERRUPTED = 130
 
 _LOG_EVERY_S = 10.0
 
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of writing, and halves of characters."""
+
 
 def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a command: our errors and the system's are one message without a traceback, and it exits with 1.
@@ -64,7 +68,7 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
             try:
                 return command(*args, **kwargs)
             except RadioCacheError as exc:
-                click.echo(f"error: {exc}", err=True)
+                click.echo("error: " + "\n".join(map(printable, str(exc).split("\n"))), err=True)
                 sys.exit(1)
             except OSError as exc:
                 # Disk full, no permission, no such device: the user's to cure. A closed pipe is click's business.
@@ -94,6 +98,14 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
         # The first column names the row and is never broken; long text further right folds.
         made.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=position == 0)
     return made
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what steers a terminal, and what no encoding has, written as escapes.
+
+    A cache that somebody sent holds names and notes of their choice.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def human_bytes(num_bytes: float) -> str:

@@ -10,7 +10,6 @@ from typing import Any, final, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.errors import CorruptShardError
 from radio_cache.layout import INDEX_DTYPES
 from radio_cache.plain_arrays import PlainArray, stored_bytes
 from radio_cache.schema import IMAGES_UNIT
@@ -19,22 +18,13 @@ from radio_cache.storage import Storage
 
 _KEPT_CHUNKS = 4
 _MAX_KEY_BYTES = 1 << 16
-_NO_NEED_TO_LOOK = 1 << 20
-"""Images for which there is memory on any machine."""
 
 
 def refuse_unfounded(storage: Storage, group: str, num_images: int) -> None:
     """Raise CorruptShardError unless as many images are listed as the cache says it has, before anything is allocated for
-    them: a document of a hundred bytes can declare four billion."""
-    if num_images <= _NO_NEED_TO_LOOK:
-        return
-    folder = f"{group}/key_ends/c"
-    listed = sum(size for _, size in storage.list_files(folder)) // 8
-    if listed < num_images:
-        raise CorruptShardError(
-            f"{storage.at(folder)} lists {listed} images, and the cache says it has {num_images}: restore it from a copy, "
-            "or build the cache again"
-        )
+    them."""
+    column = PlainArray(storage, f"{group}/key_ends")
+    column.expect((num_images,), INDEX_DTYPES["key_ends"]).refuse_unfounded()
 
 
 @final

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from radio_cache.cli_support import human_bytes, table
+from radio_cache.cli_support import human_bytes, printable, table
 from radio_cache.codecs import codec_label
 from radio_cache.fidelity import Fidelity
 from radio_cache.reader import Cache
@@ -90,9 +90,9 @@ def describe(cache: Cache) -> Group:
         (cache.url, "bold"),
         f"\n{cache.num_images} images in {meta.num_shards} shard{'s' * (meta.num_shards > 1)} of {meta.shard_images}, "
         f"{classes or 'no'} classes"
-        f", {len(failures)} unusable; from {meta.containers[0].path}"
+        f", {len(failures)} unusable; from {printable(meta.containers[0].path)}"
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
-        + f"; written by {meta.creator}\n",
+        + f"; written by {printable(meta.creator)}\n",
     )
     rows = table(
         "", "teacher", "input px", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built"
@@ -109,7 +109,8 @@ def describe(cache: Cache) -> Group:
     notes = [f"images checked: {scanned} of {meta.num_shards} shards"] if scanned < meta.num_shards else []
     if any(info.shards_done < info.num_shards for info in infos):
         notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
-    origins = "\n".join(f"{info.name}: {info.origin}" for info in infos)
+    notes += [f"{name} cannot be read: {printable(str(error))}" for name, error in cache.teachers.unreadable.items()]
+    origins = "\n".join(f"{info.name}: {printable(info.origin)}" for info in infos)
     body = [rows, Text(f"\n{origins}")] if infos else [Text("no teacher yet")]
     return Group(head, *body, *(Text(f"\n{note}") for note in notes))
 
@@ -120,5 +121,5 @@ def describe_failures(cache: Cache) -> Table:
     rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
     for failure in failures:
         key = os.fsencode(cache.index.key(failure.row)).decode(errors="replace")  # names need not be UTF-8
-        rows.add_row(Text(key), Text(failure.reason))  # not strings: brackets are no markup
+        rows.add_row(Text(printable(key)), Text(printable(failure.reason)))  # not strings: brackets are no markup
     return rows

@@ -17,6 +17,9 @@ MAX_CHUNK_BYTES = 1 << 31
 MAX_CHUNKS = 1 << 24
 """Larger chunks than this, and more of them, are nobody's."""
 
+_NO_NEED_TO_LOOK = 1 << 22
+"""Bytes for which there is memory on any machine."""
+
 _DTYPES = {name: np.dtype(name).newbyteorder("<") for name in (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )}  # fmt: skip
@@ -86,6 +89,16 @@ class PlainArray:
             raise self._damaged(DOCUMENT, what)
         return self
 
+    def refuse_unfounded(self) -> None:
+        """Raise the error of damage if less is stored than is declared, before anything is allocated for it: a document of a
+        hundred bytes can declare terabytes. Small arrays pass."""
+        declared = math.prod(self.shape) * self.dtype.itemsize
+        if declared <= _NO_NEED_TO_LOOK:
+            return
+        stored = sum(size for _, size in self._storage.list_files(f"{self._path}/c"))
+        if stored < declared:
+            raise self._damaged(DOCUMENT, f"it declares {self.shape} {self.dtype}, and only {stored} bytes are stored")
+
     def read(self, *, holes: bool = True, vouched: Mapping[str, int] | None = None) -> NDArray[Any]:
         """The whole array.
 
@@ -93,8 +106,9 @@ class PlainArray:
         vouched: path of a chunk below the array -> the `shards.file_crc32c` that its receipt knows. Chunks that are
         missing or other ones are damage, even if they are right in themselves.
         """
+        if not holes:
+            self.refuse_unfounded()
         try:
-            # What is read in full needs no filling, and costs nothing before it is there.
             out = np.full(self.shape, self.fill_value, self.dtype) if holes else np.empty(self.shape, self.dtype)
         except (MemoryError, ValueError) as exc:
             raise LimitError(

@@ -54,6 +54,10 @@ from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_diffe
 
 Rows = NDArray[np.int64] | Sequence[int] | range
 
+_NO_NEED_TO_LOOK = 1 << 20
+"""Images for which there is memory on any machine."""
+
+
 class Cache:
     """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
 
@@ -160,7 +164,7 @@ class Cache:
 
     def refuse_unfounded(self) -> None:
         """Raise CorruptShardError if the cache says it has more images than it lists."""
-        if not self._founded:
+        if not self._founded and self.num_images > _NO_NEED_TO_LOOK:
             refuse_unfounded(self.storage, self.meta.index, self.num_images)
             self._founded = True
 

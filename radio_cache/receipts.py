@@ -94,6 +94,25 @@ def each_receipt(
 ) -> Iterator[tuple[int, Receipt | CorruptShardError | None]]:
     """(shard, receipt) of every shard; an error in place of a receipt that is damaged, None where there is none."""
     storage = open_storage(place)
+    files, lines, error = _again(lambda: _listed_and_salvaged(storage, unit))
+    # Shards without a receipt are reported; where there are none, one is all the same, so that the log is written again.
+    blamed = min(lines, default=0) if error and lines.keys() | files.keys() >= set(range(num_shards)) else None
+    for shard in range(num_shards):
+        try:
+            if shard in files:
+                yield shard, read_receipt(storage, unit, shard)  # it may have gone into a log since
+            elif shard in lines and shard != blamed:
+                yield shard, Receipt.from_json(parse_json(lines[shard]))
+            else:
+                yield shard, error
+        except CorruptShardError as exc:
+            yield shard, exc
+
+
+def _listed_and_salvaged(
+    storage: Storage, unit: str
+) -> tuple[dict[int, str], dict[int, bytes], CorruptShardError | None]:
+    """Paths of receipts that are files, whole lines of logs, both by shard; and what is wrong with a log, if anything is."""
     files, logs = _listing(storage, unit)
     lines: dict[int, bytes] = {}
     error: CorruptShardError | None = None
@@ -105,18 +124,7 @@ def each_receipt(
             error = _damaged(
                 storage, log, f"{lost} lines lost" if lost else "its last lines are not what they should be"
             )
-    # Shards without a receipt are reported; where there are none, one is all the same, so that the log is written again.
-    blamed = min(lines, default=0) if error and lines.keys() | files.keys() >= set(range(num_shards)) else None
-    for shard in range(num_shards):
-        try:
-            if shard in files:
-                yield shard, _read(storage, files[shard], unit, shard)
-            elif shard in lines and shard != blamed:
-                yield shard, Receipt.from_json(parse_json(lines[shard]))
-            else:
-                yield shard, error
-        except CorruptShardError as exc:
-            yield shard, exc
+    return files, lines, error
 
 
 def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
@@ -126,18 +134,22 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
     """
     storage = open_storage(place)
     path = receipt_path(unit, shard)
-    dropped = storage.exists(path)
-    for log in _listing(storage, unit)[1]:
-        data = storage.read(log)
-        kept, lost = _salvaged(data, unit)
-        if shard in kept or lost or not _is_whole(storage, log, data, unit):
-            dropped = True
-            kept.pop(shard, None)
-            new = _write_log(storage, unit, kept)
-            if new != log:
-                storage.delete(log)
-    storage.delete(path)
-    return dropped
+
+    def drop() -> bool:
+        dropped = storage.exists(path)
+        for log in _listing(storage, unit)[1]:
+            data = storage.read(log)
+            kept, lost = _salvaged(data, unit)
+            if shard in kept or lost or not _is_whole(storage, log, data, unit):
+                dropped = True
+                kept.pop(shard, None)
+                new = _write_log(storage, unit, kept)
+                if new != log:
+                    storage.delete(log)
+        storage.delete(path)
+        return dropped
+
+    return _again(drop)
 
 
 def drop_short_receipt(place: Storage | str | Path, unit: str, shard: int, num_rows: int) -> None:

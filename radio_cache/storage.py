@@ -239,7 +239,8 @@ class LocalStorage(Storage):
                     with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                         if TEMPORARY not in name:
                             file = Path(place) / name
-                            found.append((file.relative_to(self._root).as_posix(), file.stat().st_size))
+                            # A link is listed as what it is, so that whoever reads it hears of it.
+                            found.append((file.relative_to(self._root).as_posix(), file.lstat().st_size))
         yield from sorted(found)
 
     def list_folders(self, folder: str = "") -> list[str]:

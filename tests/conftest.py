@@ -2,9 +2,11 @@
 
 import logging
 import os
+import subprocess
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the commands that tests start
 
@@ -37,3 +39,43 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     return lambda name: f"s3://bucket/{uuid.uuid4().hex}/{name}"
+
+
+class SmallDisk:
+    """A file system in memory of so many bytes: when it is full the system says so, and when it is read-only, too."""
+
+    def __init__(self, place: Path, num_bytes: int) -> None:
+        self.path = place
+        place.mkdir()
+        try:
+            self._mount("-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(place))
+        except (OSError, subprocess.CalledProcessError) as exc:
+            reason = (getattr(exc, "stderr", None) or str(exc)).strip()
+            pytest.skip(f"no file system can be mounted here, so that a disk is only simulated: {reason}")
+
+    def resize(self, num_bytes: int) -> None:
+        self._mount("-o", f"remount,size={num_bytes}", str(self.path))
+
+    def make_read_only(self) -> None:
+        self._mount("-o", "remount,ro", str(self.path))
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", self.path], check=True)
+
+    @staticmethod
+    def _mount(*arguments: str) -> None:
+        subprocess.run(["mount", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
+    """Gives disks of so many bytes; skips, saying so, where none can be mounted."""
+    disks: list[SmallDisk] = []
+
+    def mount(num_bytes: int) -> SmallDisk:
+        disks.append(SmallDisk(tmp_path / f"disk{len(disks)}", num_bytes))
+        return disks[-1]
+
+    yield mount
+    for disk in disks:
+        disk.close()
