@@ -6,9 +6,10 @@ teacher computes and the previous shard is written. Batches are cut within a sha
 not depend on the number of threads, nor on what an earlier run had already done.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,7 +117,8 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
         say(note)
     cache = _open(config, listing) if there is not None else None
     if cache is None:
-        refuse_occupied(config.out)
+        with _unless_another_was_faster(config.out):
+            refuse_occupied(config.out)
     # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
     teachers: list[Teacher] = [
         FAMILIES[find_teacher(name).family](find_teacher(name), weights[name], options)
@@ -147,12 +149,19 @@ def _create(config: BuildConfig, listing: Listing) -> Cache:
         num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
         containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
     )  # fmt: skip
-    try:
+    with _unless_another_was_faster(config.out):
         create_cache(config.out, meta, listing.index)
-    except NotACacheError:
-        if not is_cache(config.out):  # if it is one now, another process was faster
-            raise
     return _open(config, listing)
+
+
+@contextlib.contextmanager
+def _unless_another_was_faster(out: str | Path) -> Generator[None]:
+    """That the place is taken is no error if it holds a cache now: another build made it a moment ago."""
+    try:
+        yield
+    except NotACacheError:
+        if not is_cache(out):
+            raise
 
 
 def _open(config: BuildConfig, listing: Listing) -> Cache:

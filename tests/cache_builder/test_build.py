@@ -197,6 +197,23 @@ def test_a_second_run_computes_nothing_and_changes_nothing(build: Build, compute
     assert [(result.images, result.images_before) for result in second.results] == [(0, 10)]
 
 
+def test_a_build_that_was_overtaken_while_it_listed_goes_on_with_the_others_cache(
+    build: Build, computed: CountedCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_for = cache_builder.build.list_for
+
+    def overtaken(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(cache_builder.build, "list_for", list_for)
+        build()
+        computed.images = 0
+        return list_for(*args, **kwargs)
+
+    monkeypatch.setattr(cache_builder.build, "list_for", overtaken)
+    report = build()
+    assert report.cache.num_images == 10
+    assert computed.images == 0
+
+
 def test_a_teacher_added_later_leaves_the_first_alone(
     build: Build, reference: Path, computed: CountedCalls, tmp_path: Path
 ) -> None:
