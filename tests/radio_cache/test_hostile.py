@@ -253,7 +253,7 @@ def cache_of(
     """A cache of one image that says that it lies anywhere."""
     meta = CacheMeta(
         num_images=1, shard_images=1, creator="somebody", class_names=(), max_pixels=100,
-        containers=(Container(kind="folder", path=path, prefix=""),),
+        containers=(Container(kind="folder" if offset < 0 else "tar", path=path, prefix=""),),
     )  # fmt: skip
     index = ImageIndex(
         [key], np.array([-1], np.int32), np.array([container], np.int32), np.array([offset], np.int64),
@@ -280,9 +280,9 @@ def test_a_file_that_is_not_the_image_is_read_but_not_handed_on(tmp_path: Path) 
         ("../secret", {"path": "{0}/folder"}, "'../secret' is no path below a folder"),
         ("/etc/passwd", {"path": "{0}/folder"}, "'/etc/passwd' is no path below a folder"),
         ("a/../../b", {"path": "{0}/folder"}, "is no path below a folder"),
-        ("zero", {"path": "/dev"}, "/dev/zero is no file"),
-        ("pipe", {"path": "{0}"}, "pipe is no file"),
-        ("folder", {"path": "{0}"}, "folder is no file"),
+        ("zero", {"path": "/dev"}, "/dev/zero is a device, not a file"),
+        ("pipe", {"path": "{0}"}, "pipe is a named pipe, not a file"),
+        ("folder", {"path": "{0}"}, "folder is a folder, not a file"),
         ("a\0b", {"path": "{0}"}, "null"),
         ("x" * 5000, {"path": "{0}"}, "too long"),
         ("x", {"path": "{0}/small", "offset": 0, "length": 1 << 61}, "small ends inside it"),
@@ -317,7 +317,7 @@ def test_images_are_files_of_a_sensible_size_below_their_folder(
         {"num_images": 1 << 33}, {"num_images": 0}, {"num_images": -5}, {"num_images": 1e3}, {"num_images": "9"},
         {"num_images": True}, {"num_images": 10**4000}, {"shard_images": 1 << 21}, {"shard_images": 0},
         {"num_images": 1 << 32, "shard_images": 1}, {"max_pixels": 1 << 40}, {"max_pixels": -1}, {"containers": []},
-        {"containers": [{"kind": "socket", "path": "", "prefix": ""}]}, {"class_names": [["x"]]}, {"more": 1},
+        {"containers": [{"kind": "socket", "path": "", "prefix": 3}]}, {"class_names": [["x"]]}, {"more": 1},
     ],
     ids=str,
 )  # fmt: skip
