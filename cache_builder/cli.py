@@ -1,15 +1,19 @@
 """`radio-cache`: build a cache, see what is in it, try the whole idea."""
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Unpack
 
 import click
+from rich.table import Table
 
 from radio_cache import __version__
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable, table
-from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
+
+if TYPE_CHECKING:
+    from cache_builder.build import BuildReport
+    from cache_builder.options import TeacherFlags
 
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
@@ -135,11 +139,9 @@ def main() -> None:
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def build(
-    images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, weights: tuple[str, ...], size: tuple[str, ...],
-    fit: tuple[str, ...], dtype: str, codec: tuple[str, ...], packing: tuple[str, ...], fidelity: tuple[str, ...],
-    step: tuple[str, ...], device: str, batch_size: int, shard_images: int, limit: int | None,
-    max_pixels: int, threads: int | None,
-    filters: tuple[str, ...], shuffle_seed: int | None, rescan: bool,
+    images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: int, shard_images: int,
+    filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
+    threads: int | None, **flags: "Unpack[TeacherFlags]",
 ) -> None:  # fmt: skip
     """Run teachers over images and write their features to a Zarr cache.
 
@@ -151,57 +153,45 @@ def build(
     import torch
 
     from cache_builder.build import BuildConfig, build_cache
-    from cache_builder.calibrate import wanted_codec
-    from cache_builder.options import codec_requests, fit_named, per_teacher, pixels
-    from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
-    from radio_cache.codecs import codec_label
-    from radio_cache.info import cosine
+    from cache_builder.options import teacher_options
     from radio_cache.torch import pick_device
 
-    for name in teachers:
-        find_teacher(name)
-    if len(set(teachers)) < len(teachers):
-        raise ConfigError(f"--teacher {next(t for t in teachers if teachers.count(t) > 1)} is given twice")
     device = pick_device(device)
-    files = per_teacher("--weights", weights, teachers, lambda text: Path(text).expanduser(), shared=False)
-    sizes = per_teacher("--size", size, teachers, pixels, shared=True)
-    fits = per_teacher("--fit", fit, teachers, fit_named, shared=True)
-    codecs = codec_requests(teachers, codec=codec, packing=packing, fidelity=fidelity, step=step)
-    precision = dtype if dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
     config = BuildConfig(
-        images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, limit=limit,
-        filters=filters, shuffle_seed=shuffle_seed, rescan=rescan,
-        max_pixels=max_pixels, threads=(os.cpu_count() or 1) if threads is None else threads,
-        teachers={
-            name: TeacherOptions(
-                weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=cast(ComputeDtype, precision),
-                codec=wanted_codec(codecs[name]),
-            )
-            for name in teachers
-        },
+        images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, filters=filters,
+        shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
+        threads=(os.cpu_count() or 1) if threads is None else threads, teachers=teacher_options(teachers, device, **flags),
     )  # fmt: skip
     click.echo(f"building {out} with {', '.join(teachers)} on {_device_name(torch.device(device))}", err=True)
     report = build_cache(config, say=lambda text: click.echo(text, err=True))
 
+    console().print(_build_table(report))
+    if report.unusable:
+        click.echo(
+            f"{report.unusable} of {report.cache.num_images} images could not be used: radio-cache info {out} --failures"
+        )
+    click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
+
+
+def _build_table(report: "BuildReport") -> Table:
+    """What a build did: a line a teacher."""
+    from radio_cache.codecs import codec_label
+    from radio_cache.info import cosine
+
     cache = report.cache
+    usable = cache.num_images - report.unusable
     rows = table(
         "", "teacher", "images", "computed now", "images/s", "seconds", "codec", "cosine", "bytes/image", "stored"
     )
     for result in report.results:
-        stored = cache.teachers[result.name].stored_bytes()
-        usable = cache.num_images - report.unusable
+        teacher = cache.teachers[result.name]
+        stored = teacher.stored_bytes()
         rate = f"{result.images / result.seconds:.1f}" if result.images else "-"
         rows.add_row(
-            result.name, str(usable), str(result.images), rate, f"{result.seconds:.1f}",
-            codec_label(cache.teachers[result.name].spec.codec), cosine(cache.teachers[result.name].fidelity()),
-            human_bytes(stored / max(1, usable)), human_bytes(stored),
+            result.name, str(usable), str(result.images), rate, f"{result.seconds:.1f}", codec_label(teacher.spec.codec),
+            cosine(teacher.fidelity()), human_bytes(stored / max(1, usable)), human_bytes(stored),
         )  # fmt: skip
-    console().print(rows)
-    if report.unusable:
-        click.echo(
-            f"{report.unusable} of {cache.num_images} images could not be used: radio-cache info {out} --failures"
-        )
-    click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
+    return rows
 
 
 @main.command()

@@ -1,14 +1,55 @@
-"""`NAME=VALUE` options: one value for all teachers, or one for each."""
+"""What `radio-cache build` is asked of its teachers: `NAME=VALUE` options, one value for all of them, or one for each."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
+from cache_builder.calibrate import wanted_codec
+from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
 
 Value = TypeVar("Value")
+
+
+class TeacherFlags(TypedDict):
+    """The options of `radio-cache build` that say something about teachers, as click hands them over."""
+
+    weights: tuple[str, ...]
+    size: tuple[str, ...]
+    fit: tuple[str, ...]
+    dtype: str
+    codec: tuple[str, ...]
+    packing: tuple[str, ...]
+    fidelity: tuple[str, ...]
+    step: tuple[str, ...]
+
+
+def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:
+    """Teacher name -> what the command line asks of it. device: where it will run; decides what --dtype auto means.
+
+    Raises UnknownTeacherError, or ConfigError naming the flag.
+    """
+    for name in teachers:
+        find_teacher(name)
+    if len(set(teachers)) < len(teachers):
+        raise ConfigError(f"--teacher {next(t for t in teachers if teachers.count(t) > 1)} is given twice")
+    files = per_teacher("--weights", flags["weights"], teachers, lambda text: Path(text).expanduser(), shared=False)
+    sizes = per_teacher("--size", flags["size"], teachers, pixels, shared=True)
+    fits = per_teacher("--fit", flags["fit"], teachers, fit_named, shared=True)
+    codecs = codec_requests(
+        teachers, codec=flags["codec"], packing=flags["packing"], fidelity=flags["fidelity"], step=flags["step"]
+    )
+    automatic = "float32" if device == "cpu" else "bfloat16"
+    dtype = cast(ComputeDtype, automatic if flags["dtype"] == "auto" else flags["dtype"])
+    return {
+        name: TeacherOptions(
+            weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=dtype,
+            codec=wanted_codec(codecs[name]),
+        )
+        for name in teachers
+    }  # fmt: skip
 
 
 def per_teacher(

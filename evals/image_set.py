@@ -15,7 +15,7 @@ from PIL import Image
 from cache_builder.sources import list_images
 from evals.errors import EvalError
 from radio_cache.errors import ImageError
-from radio_cache.image_files import ImageFiles
+from radio_cache.image_files import read_image
 from radio_cache.images import MAX_PIXELS, decode_image
 from radio_cache.reader import Cache, digest, is_cache
 from radio_cache.storage import is_url
@@ -95,7 +95,6 @@ class ListedImages(ImageSource):
         self._digests = np.zeros((len(self.labels), _DIGEST_BYTES), np.uint8)
         self._seen = np.zeros(len(self.labels), np.bool_)
         self._failures: dict[int, str] = {}
-        self._files = ImageFiles()
 
     def key(self, row: int) -> str:
         return self._index.key(row)
@@ -121,7 +120,7 @@ class ListedImages(ImageSource):
     def _read(self, row: int) -> bytes:
         index = self._index
         container = self._containers[index.container[row]]
-        data = self._files.read(container, index.key(row), int(index.offset[row]), int(index.length[row]))
+        data = read_image(container, index.key(row), int(index.offset[row]), int(index.length[row]))
         self._digests[row] = np.frombuffer(digest(data), np.uint8)
         self._seen[row] = True
         return data

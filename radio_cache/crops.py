@@ -54,7 +54,6 @@ class ViewGeometry:
         return asdict(self)
 
 
-
 def patch_geometry(
     size_px: int, patch_px: int, *, fit: Fit, interpolation: Interpolation, resize_px: int | None = None
 ) -> ViewGeometry:

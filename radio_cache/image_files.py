@@ -6,7 +6,6 @@ The places come from a cache, which may come from anybody: nothing but regular f
 import os
 import stat
 from pathlib import Path, PurePosixPath
-from typing import final
 
 from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.schema import Container
@@ -16,29 +15,25 @@ MAX_IMAGE_FILE_BYTES = 1 << 30
 """Larger image files are refused: nobody's, or no images."""
 
 
-@final
-class ImageFiles:
-    """Reads images from the containers of a cache. Safe to share between threads."""
+def read_image(container: Container, key: str, offset: int, length: int) -> bytes:
+    """The bytes of one image, from its row of the image index.
 
-    def read(self, container: Container, key: str, offset: int, length: int) -> bytes:
-        """The bytes of one image, from its row of the image index.
-
-        Raises ImageError with the reason if they cannot be had, UnsupportedFormatError for a kind of container that only
-        a newer radio-cache knows.
-        """
-        member = key.removeprefix(container.prefix)
-        match container.kind:
-            case "folder":
-                return read_local(Path(container.path) / _inside(member))
-            case "list":
-                return read_local(Path(listed_place(container.path, member)))
-            case "tar":
-                return read_local(Path(container.path), offset, length)
-            case _:
-                raise UnsupportedFormatError(
-                    f"image {key} lies in a container of kind '{container.kind}' ({container.path}), which this radio-cache "
-                    "does not know: install a newer one"
-                )
+    Raises ImageError with the reason if they cannot be had, UnsupportedFormatError for a kind of container that only
+    a newer radio-cache knows.
+    """
+    member = key.removeprefix(container.prefix)
+    match container.kind:
+        case "folder":
+            return read_local(Path(container.path) / _inside(member))
+        case "list":
+            return read_local(Path(listed_place(container.path, member)))
+        case "tar":
+            return read_local(Path(container.path), offset, length)
+        case _:
+            raise UnsupportedFormatError(
+                f"image {key} lies in a container of kind '{container.kind}' ({container.path}), which this radio-cache "
+                "does not know: install a newer one"
+            )
 
 
 def listed_place(list_file: str, entry: str) -> str:

@@ -27,7 +27,7 @@ from radio_cache.errors import (
     UnsupportedFormatError,
 )
 from radio_cache.fidelity import Fidelity, combined
-from radio_cache.image_files import ImageFiles
+from radio_cache.image_files import read_image
 from radio_cache.image_index import ImageIndex, refuse_unfounded
 from radio_cache.layout import images_documents, spatial_document, stats_document, stats_widths, summary_document
 from radio_cache.plain_arrays import PlainArray
@@ -156,11 +156,7 @@ class Cache:
         number, key = int(index.container[row]), index.key(row)
         if not 0 <= number < len(containers):
             raise ImageError(f"cannot be read: {self.url} says that it lies in place {number} of {len(containers)}")
-        return self._files.read(containers[number], key, int(index.offset[row]), int(index.length[row]))
-
-    @cached_property
-    def _files(self) -> ImageFiles:
-        return ImageFiles()
+        return read_image(containers[number], key, int(index.offset[row]), int(index.length[row]))
 
     def refuse_unfounded(self) -> None:
         """Raise CorruptShardError if the cache says it has more images than it lists."""

@@ -33,7 +33,7 @@ from radio_cache.schema import (
     receipt_path,
     unit_group,
 )
-from radio_cache.shards import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
+from radio_cache.shards import Chunk, crc32c, parts_crc32c, shard_parts, with_crc
 from radio_cache.storage import TEMPORARY, Storage, open_storage, sync_folder, write_atomically
 from radio_cache.zarr_documents import DOCUMENT, attributes_of, group_document, shape_of, with_shape
 
@@ -187,10 +187,6 @@ class ShardWriter:
             chunks = list(pool.map(compress, chunks) if pool else map(compress, chunks))
         self._write(_chunk_path(array, grid), shard_parts(chunks, chunks_per_shard))
 
-    def write_file(self, path: str, data: bytes) -> None:
-        """A file as another cache has it. path: below the unit's group."""
-        self._write(path, [data[:-CRC_BYTES], data[-CRC_BYTES:]])
-
     def commit(self, receipt: Mapping[str, Any]) -> Receipt:
         """Write the receipt, which makes the shard exist. `receipt` holds its fields except unit, shard and files."""
         done = Receipt(unit=self._unit, shard=self._shard, files=tuple(self._files), **receipt)
@@ -220,8 +216,6 @@ def _compressed(chunk: Chunk | None, *, level: int) -> bytes | None:
 
 
 __all__ = [
-    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "create_cache", "grow_cache", "index_group",
-    "refuse_occupied",
-    "sync_folder",
-    "teacher_documents", "write_atomically",
+    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "create_cache", "grow_cache", "refuse_occupied",
+    "sync_folder", "teacher_documents", "write_atomically",
 ]  # fmt: skip

@@ -11,18 +11,16 @@ from radio_cache.errors import SourceError
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The images of one folder, tar, list or Parquet file, in its own order.
+    """The images of one folder, tar or list, in its own order.
 
     members: what follows the container's prefix in the keys. labels (n,) int32: class numbers, -1 without one.
-    class_names: what the numbers mean; None where they are only numbers. given_names: whether the source itself fixes
-        names and numbers, so that both stay as they are even where no image is left of a class.
+    class_names: what the numbers mean; None where they are only numbers.
     offset, length (n,) int64: as in `ImageIndex`. notes: sentences for the user, who knows already which source it is.
     """
 
     members: list[str]
     labels: NDArray[np.int32]
     class_names: tuple[str, ...] | None
-    given_names: bool = False
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     notes: tuple[str, ...] = ()
@@ -41,23 +39,23 @@ def numbered(names: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str,
     return np.fromiter((number[name] for name in names), np.int32, len(names)), known
 
 
-def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str, ...] | None, bool]:
-    """The labels of several sources together: numbers, what they mean, and whether a source fixes that.
+def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
+    """The labels of several sources together: numbers, and what they mean.
 
     Raises SourceError if some have names and others numbers alone.
     """
-    labelled = [one for one in found if (one.labels >= 0).any() or one.given_names]
+    labelled = [one for one in found if (one.labels >= 0).any()]
     named = [one for one in labelled if one.class_names is not None]
     labels = np.concatenate([one.labels for one in found]) if found else np.zeros(0, np.int32)
     if not named:
-        return labels, None, False
+        return labels, None
     if len(named) < len(labelled):
         raise SourceError(
             "some images have class names (class folders) and others have class numbers (such as .cls files): build two caches "
             "instead"
         )
     if len({one.class_names for one in named}) == 1:
-        return labels, named[0].class_names, any(one.given_names for one in named)
+        return labels, named[0].class_names
     names = tuple(sorted({name for one in named for name in one.class_names or ()}))
     number = {name: position for position, name in enumerate(names)}
     parts: list[NDArray[np.int32]] = []
@@ -65,7 +63,7 @@ def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str,
         # The last entry is where -1 points.
         table = np.array([*(number[name] for name in one.class_names or ()), -1], np.int32)
         parts.append(table[one.labels])
-    return np.concatenate(parts), names, False
+    return np.concatenate(parts), names
 
 
 def without_empty_classes(

@@ -20,6 +20,8 @@ from radio_cache.reader import Cache
 from radio_cache.schema import CacheMeta, Container
 from radio_cache.writer import ImageIndex
 
+_EVERYTHING = Selection()
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -55,15 +57,13 @@ def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
         record(cache, request, listing.stamps, listed_at_ns=listing.listed_at_ns)
 
 
-def list_images(sources: Sequence[str], *, limit: int | None = None, selection: Selection | None = None) -> Listing:
+def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -> Listing:
     """List the images of folders, tars and lists, in the order given, sorted within a folder.
 
     sources: folders of images, folders of tars, tars, glob patterns and WebDataset brace ranges
-        (`train-{000..004}.tar`), text files that list images. selection: which of them, in what order; limit alone is
-        `Selection(limit=limit)`.
+        (`train-{000..004}.tar`), text files that list images. selection: which of them, in what order.
     Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
-    selection = selection or Selection(limit=limit)
     listed_at_ns = time.time_ns()
     places = [source for typed in sources for place in named_places(typed) for source in sources_at(place)]
     refuse_doubles(places)
@@ -83,9 +83,9 @@ def list_images(sources: Sequence[str], *, limit: int | None = None, selection: 
         found.append(one)
     rows, passing = selection.rows(keys)
     notes += _told(selection, len(rows), passing, keys)
-    labels, names, given = joined_labels(found)
+    labels, names = joined_labels(found)
     labels = labels[rows]
-    if names is not None and not given:
+    if names is not None:
         labels, names = without_empty_classes(labels, names)
     numbers = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.members) for one in found])
     index = ImageIndex(

@@ -15,6 +15,8 @@ from cache_builder.sources.places import named_places
 from cache_builder.sources.selection import Selection
 from radio_cache.errors import SourceError, StoreError
 from radio_cache.reader import Cache
+from radio_cache.strict_json import parse_json
+from radio_cache.zarr_documents import MAX_DOCUMENT_BYTES
 
 FILE = "listing.json"
 """Below the root of a cache; whoever removes it makes the next build list again."""
@@ -66,7 +68,7 @@ def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int)
 def is_unchanged(cache: Cache, request: Request) -> bool:
     """Whether listing again would surely find just what the cache has."""
     try:
-        document = json.loads(cache.storage.read(FILE))
+        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
         stamps = {path: tuple(stamp) for path, stamp in document["stamps"].items()}
         return (
             document["index"] == cache.meta.index

@@ -6,11 +6,10 @@ import open_clip
 import torch
 from torch import Tensor
 
+from evals.encoders.library import Weights, no_weights, preprocessing, seeded, tiling_network
 from evals.encoders.network import Network, NetworkOutput
-from evals.encoders.timm_model import Weights, no_weights
-from radio_cache.crops import Fit, ViewGeometry
+from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError, TeacherWeightsError, unknown_name
-from radio_cache.schema import Normalisation
 
 _FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash"}
 
@@ -25,11 +24,6 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
     config: dict[str, Any] = open_clip.get_model_preprocess_cfg(net)
     size = config["size"]
     h, w = (size, size) if isinstance(size, int) else cast(tuple[int, int], size)
-    if config["resize_mode"] not in _FITS or config["interpolation"] not in ("bilinear", "bicubic"):
-        raise ConfigError(
-            f"open_clip model '{model}' wants its images resized by '{config['resize_mode']}', '{config['interpolation']}', "
-            f"which is not known here; known are {', '.join(_FITS)}; bilinear, bicubic"
-        )
     net = net.to(device)
     has_map = hasattr(net.visual, "forward_intermediates")
 
@@ -39,18 +33,9 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
         out = net.visual.forward_intermediates(images, indices=1, normalize_intermediates=True, output_fmt="NCHW")
         return NetworkOutput(out["image_features"], out["image_intermediates"][0].permute(0, 2, 3, 1))
 
-    with torch.inference_mode():
-        probe = call(torch.zeros(1, 3, h, w, device=device)).spatial
-    grid_hw = (1, 1) if probe is None else (int(probe.shape[1]), int(probe.shape[2]))
-    stride = h / grid_hw[0]
-    geometry = ViewGeometry(
-        fit=_FITS[config["resize_mode"]], input_hw=(h, w), resize_px=min(h, w),
-        interpolation=config["interpolation"], grid_hw=grid_hw, stride_px=stride, offset_px=stride / 2,
-    )  # fmt: skip
-    return Network(
-        about=f"open_clip {model}" + (", random weights" if weights == "random" else ""), geometry=geometry,
-        normalisation=Normalisation(scale=255.0, mean=tuple(config["mean"]), std=tuple(config["std"])),
-        has_summary=True, has_map=has_map, call=call,
+    return tiling_network(
+        "open_clip", model, weights, call, preprocessing(f"open_clip model '{model}'", config["resize_mode"], config, _FITS),
+        input_hw=(h, w), resize_px=min(h, w), device=device,
         at_size=lambda px: open_clip_network(model, weights, size_px=px, device=device),
     )  # fmt: skip
 
@@ -67,16 +52,13 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
             f"open_clip:{name} needs the name of its weights, as in open_clip:{name}/{tags[0] if tags else 'TAG'} "
             f"(there are {', '.join(tags) or 'none'}), or --weights FILE, or --weights random"
         )
-    rng = torch.get_rng_state()
-    torch.manual_seed(0)
     try:
-        net: Any = open_clip.create_model(name, pretrained=published, force_image_size=size_px)
+        with seeded():
+            net: Any = open_clip.create_model(name, pretrained=published, force_image_size=size_px)
     except Exception as exc:  # the hub client and open_clip raise many kinds
         if published is None:
             raise ConfigError(f"open_clip model '{name}' cannot be made for {size_px} px: {exc}") from exc
         raise TeacherWeightsError(no_weights(f"open_clip model '{model}'", exc)) from exc
-    finally:
-        torch.set_rng_state(rng)
     if weights is not None and weights != "random":
         try:
             open_clip.load_checkpoint(net, str(weights))

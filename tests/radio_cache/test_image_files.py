@@ -7,12 +7,12 @@ import pytest
 
 from radio_cache import image_files
 from radio_cache.errors import ImageError, UnsupportedFormatError
-from radio_cache.image_files import ImageFiles, listed_place, read_local
+from radio_cache.image_files import listed_place, read_image, read_local
 from radio_cache.schema import Container
 
 
 def read(kind: str, path: Path | str, key: str, offset: int = -1, length: int = -1) -> bytes:
-    return ImageFiles().read(Container(kind=kind, path=str(path), prefix="p/"), f"p/{key}", offset, length)
+    return read_image(Container(kind=kind, path=str(path), prefix="p/"), f"p/{key}", offset, length)
 
 
 def test_a_folders_file_a_tars_range_and_a_lists_entry_are_read(tmp_path: Path) -> None:

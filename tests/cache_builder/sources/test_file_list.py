@@ -8,7 +8,7 @@ from cache_builder.sources import list_images
 from cache_builder.sources.file_list import list_file_list
 from cache_builder.sources.found import Found
 from radio_cache.errors import SourceError
-from radio_cache.image_files import ImageFiles
+from radio_cache.image_files import read_image
 
 
 def write_list(folder: Path, content: str | bytes, *, names: tuple[str, ...] = ("a.jpg", "b.jpg", "sub/c.jpg")) -> Path:
@@ -30,7 +30,7 @@ def test_images_come_in_the_order_of_the_list_with_their_paths_as_keys(tmp_path:
     assert list(listing.index.keys) == ["sub/c.jpg", "b.jpg", f"{tmp_path}/a.jpg"]
     (container,) = listing.containers
     assert (container.kind, container.path, container.prefix) == ("list", str(path), "")
-    read = [ImageFiles().read(container, key, -1, -1) for key in listing.index.keys]
+    read = [read_image(container, key, -1, -1) for key in listing.index.keys]
     assert read == [b"sub/c.jpg", b"b.jpg", b"a.jpg"]
     assert listing.notes == ()
 
@@ -95,4 +95,4 @@ def test_lists_and_folders_together_keep_their_names_apart(tmp_path: Path) -> No
     assert list(listing.index.keys) == ["one/list.txt/a.jpg", "one/list.txt/b.jpg", "two/bee/a.jpg", "two/cat/b.jpg"]
     assert listing.class_names == ("ant", "bee", "cat")
     assert listing.index.labels.tolist() == [2, 0, 1, 2]
-    assert ImageFiles().read(listing.containers[0], "one/list.txt/b.jpg", -1, -1) == b"b.jpg"
+    assert read_image(listing.containers[0], "one/list.txt/b.jpg", -1, -1) == b"b.jpg"

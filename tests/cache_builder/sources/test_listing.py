@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache_builder.sources import Listing, list_images
+from cache_builder.sources import Listing, Selection, list_images
 from cache_builder.sources.listing import same_images
 from radio_cache.errors import SourceError
-from radio_cache.image_files import ImageFiles
+from radio_cache.image_files import read_image
 from radio_cache.writer import ImageIndex
 
 
@@ -41,9 +41,9 @@ def write_tars(folder: Path, count: int) -> Path:
 
 def contents(listing: Listing) -> list[bytes]:
     """The bytes of every image, from where the listing says they are."""
-    index, files = listing.index, ImageFiles()
+    index = listing.index
     return [
-        files.read(
+        read_image(
             listing.containers[index.container[row]], index.keys[row], int(index.offset[row]), int(index.length[row])
         )
         for row in range(len(index))
@@ -118,11 +118,11 @@ def test_several_folders_keep_equal_names_apart(tmp_path: Path) -> None:
 
 def test_a_limit_keeps_the_first_images_and_says_so(tmp_path: Path) -> None:
     touch(tmp_path, "cat/1.jpg", "cat/2.jpg", "dog/1.jpg")
-    listing = list_images([str(tmp_path)], limit=2)
+    listing = list_images([str(tmp_path)], selection=Selection(limit=2))
     assert listing.index.keys == ["cat/1.jpg", "cat/2.jpg"]
     assert listing.class_names == ("cat",)
     assert listing.notes == ("the first 2 of 3 images are used (--limit)",)
-    assert list_images([str(tmp_path)], limit=3).notes == ()
+    assert list_images([str(tmp_path)], selection=Selection(limit=3)).notes == ()
 
 
 def test_files_passed_over_and_repeated_names_are_told(tmp_path: Path) -> None:
