@@ -6,7 +6,9 @@ Rows are maps of the three usual teachers, in half precision (`half`) and as pac
 of 32 is read into one buffer that the caller owns, by each reader in its own process, in turns of a fraction of a second,
 in shuffled order, round after round; figures are medians of rounds, as rates and as ratios to `pread` of one raw file in
 the same run. `--folder` should lie on the disk in question and have 25 GB free. Peers that are not installed are named
-and left out (pip install h5py litdata mosaicml-streaming webdataset tensorstore zarrs). Exits with 1 if a bar is missed.
+and left out (pip install h5py litdata webdataset tensorstore zarrs; mosaicml-streaming asks for an older NumPy than ours and
+runs with this one: pip install --no-deps mosaicml-streaming brotli python-snappy xxhash cramjam zstd, and transformers).
+Exits with 1 if a bar is missed.
 """
 
 import argparse
@@ -93,6 +95,19 @@ Measured = Callable[[float], tuple[int, float]]
 """Work for some seconds; returns rows done and seconds taken."""
 
 
+def repeated(read: Callable[[], object]) -> Measured:
+    """Batch after batch, until the time is over."""
+
+    def measured(seconds: float) -> tuple[int, float]:
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            read()
+            count += BATCH
+        return count, time.perf_counter() - started
+
+    return measured
+
+
 class Turns:
     """A process that measures when told to and sleeps otherwise. It begins at once; `ready` waits for it."""
 
@@ -169,14 +184,7 @@ def random_batches(name: str, folder: Path, layout: Layout, seed: int) -> Measur
     out = np.zeros((BATCH, *layout.shape), np.dtype(layout.dtype))
     _compare(reader, folder, rng, out)
 
-    def measured(seconds: float) -> tuple[int, float]:
-        started, count = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            reader.read(rng.integers(0, layout.num_rows, BATCH), out)
-            count += BATCH
-        return count, time.perf_counter() - started
-
-    return measured
+    return repeated(lambda: reader.read(rng.integers(0, layout.num_rows, BATCH), out))
 
 
 def distinct_batches(name: str, folder: Path, layout: Layout, seed: int) -> Measured:
@@ -265,7 +273,7 @@ class _BatchesOfRows:
 
 def delivered_batches(name: str, folder: Path, layout: Layout) -> Measured:
     """Batches as the training process gets them."""
-    batches = _endless_batches(layout.num_rows)
+    batches = _EndlessBatches(layout.num_rows)
     if name == RING:
         (teacher,) = Cache(folder / peers.CACHE).teachers.values()
 
@@ -281,24 +289,22 @@ def delivered_batches(name: str, folder: Path, layout: Layout) -> Measured:
         rows = _BatchesOfRows(folder / peers.CACHE)
         torch.set_num_threads(1)
         if name == BATCHES:
-            loader: Any = DataLoader(rows, sampler=batches, batch_size=None, num_workers=2)  # pyright: ignore
+            loader: Any = DataLoader(rows, sampler=batches, batch_size=None, num_workers=2)
         else:
-            loader = DataLoader(rows, batch_sampler=batches, num_workers=2)  # pyright: ignore
+            loader = DataLoader(rows, batch_sampler=batches, num_workers=2)
         stream = iter(loader)
+
+    take = repeated(lambda: next(stream))
 
     def measured(seconds: float) -> tuple[int, float]:
         for _ in range(_HEAD_START):
             next(stream)
-        started, count = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            next(stream)
-            count += BATCH
-        return count, time.perf_counter() - started
+        return take(seconds)
 
     return measured
 
 
-class _endless_batches:
+class _EndlessBatches:
     """Random batches for ever; iterable from the start in every process."""
 
     def __init__(self, num_rows: int) -> None:
@@ -350,14 +356,7 @@ def decoded_batches(name: str, folder: Path, layout: Layout, threads: int) -> Me
         def read() -> None:
             teacher.codes(rng.integers(0, layout.num_rows, BATCH), out=out, threads=threads)
 
-    def measured(seconds: float) -> tuple[int, float]:
-        started, count = time.perf_counter(), 0
-        while time.perf_counter() - started < seconds:
-            read()
-            count += BATCH
-        return count, time.perf_counter() - started
-
-    return measured
+    return repeated(read)
 
 
 def zstd(folder: Path, rows: Rows, plan: Plan) -> list[tuple[str, str, float]]:
