@@ -33,6 +33,8 @@ Progress = Callable[[str, int, int], None]
 """Told (what is going on, images done, images in all)."""
 
 _ENOUGH_IMAGES = 2500
+_ALIKE = 1 - 2.0**-12
+"""Where all k nearest of all queries are closer than this, what decides between them is close to float32's rounding."""
 """From here on sampling error is below two points, and the table goes without the reminder."""
 
 
@@ -213,6 +215,7 @@ def knn_table(
     ks = sorted({k, *sweep})
     used_k = voters(len(bank), len(matched), k, leave_one_out=queries is None)
     rows: list[KnnRow] = []
+    alike: list[str] = []
     for encoder in encoders:
         counted = _Counted(encoder, len(bank) + (0 if queries is None else len(matched)), progress)
         asked = encoder.summaries(matched, on_images=counted)
@@ -229,6 +232,12 @@ def knn_table(
         for space, search in searches.items():
             used_k = voters(search.num_rows, len(labels), k, leave_one_out=queries is None)
             found = search.result()
+            farthest = float(found.similarity[:, :used_k].min())
+            if farthest > _ALIKE:
+                alike.append(
+                    f"{encoder.name} hardly tells images apart: all neighbours that vote have a cosine of {farthest:.5f} or "
+                    "more, so its accuracy hangs on rounding, and may differ from machine to machine."
+                )
             by_k = {n: accuracy(vote(found.first(n), bank.labels, temperature=temperature), labels) for n in ks}
             rows.append(
                 KnnRow(
@@ -245,7 +254,7 @@ def knn_table(
     left_out = [note for images in ([bank] if queries is None else [bank, matched]) for note in left_out_notes(images)]
     return KnnTable(
         k=used_k, temperature=temperature, leave_one_out=queries is None, classes=classes, bank=seen_bank.identity(),
-        queries=seen.identity(), rows=_with_shares(rows), notes=(*left_out, *notes),
+        queries=seen.identity(), rows=_with_shares(rows), notes=(*left_out, *alike, *notes),
         paper=tuple(row for row in ROWS if row.knn is not None)
         if is_imagenet_validation(classes=classes, images=len(seen)) else (),
     )  # fmt: skip

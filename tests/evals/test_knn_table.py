@@ -1,12 +1,19 @@
 """Teachers, student and untrained student side by side."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import final
 
+import numpy as np
 import pytest
 
+from evals.encoders import OWN, Encoder
+from evals.encoders.base import Block, OnImages
 from evals.errors import EvalError
+from evals.image_set import ImageSet, image_set, open_source
 from evals.knn import accuracy, classify
-from evals.knn_table import KnnConfig, run_knn
+from evals.knn_table import KnnConfig, knn_table, run_knn
 from radio_cache.errors import ConfigError, NotACacheError
 
 
@@ -73,6 +80,26 @@ def test_lone_classes_copies_and_leaks_are_said(make_cache) -> None:
     small, wide = make_cache("small", [0, 0, 1]), make_cache("wide", [0, 1, 2], seed=5)
     notes = run_knn(KnnConfig(bank=small.path, queries=wide.path)).notes
     assert any("1 query cannot be right: the bank has no image of 1 class (cat)." in note for note in notes)
+
+
+@final
+class Nearly(Encoder):
+    """Whose summaries are one vector, but for a share of noise."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__(name="nearly", kind="model", about="made up", spaces=(OWN,))
+        self._noise = noise
+
+    def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:
+        noise = np.random.default_rng(0).normal(0, self._noise, (len(images), 8))
+        yield Block(np.arange(len(images)), {OWN: (1 + noise).astype(np.float32)})
+
+
+@pytest.mark.parametrize(("noise", "told"), [(1e-4, True), (0.2, False)])
+def test_accuracy_that_hangs_on_rounding_is_said_to(make_cache, noise: float, told: bool) -> None:
+    bank = image_set(open_source(make_cache("bank").path), labelled=True)
+    table = knn_table([Nearly(noise)], bank, None, k=5, temperature=0.07)
+    assert any(re.search(r"nearly hardly tells images apart: .* cosine of 1\.00000 or more", n) for n in table.notes) == told
 
 
 def test_few_images_come_with_the_size_of_the_error(make_cache) -> None:
