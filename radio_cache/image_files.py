@@ -26,7 +26,10 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
         case "folder":
             return read_local(Path(container.path) / _inside(member))
         case "list":
-            return read_local(Path(listed_place(container.path, member)))
+            place = listed_place(container.path, member)
+            if is_url(place):
+                raise ImageError(f"cannot be read: {place:.200} is a URL, and this radio-cache reads images from disks")
+            return read_local(Path(place))
         case "tar":
             return read_local(Path(container.path), offset, length)
         case _:

@@ -1,4 +1,4 @@
-"""A text file that lists images: a path or URL a line, and behind a tab, if there is one, its class."""
+"""A text file that lists images: a path a line, and behind a tab, if there is one, its class."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def list_file_list(path: str, content: bytes) -> Found:
     """The images that a list names, in its order; relative paths start from the list's own folder.
 
-    path: of the list, absolute, or its URL. Labels are class numbers if all are whole numbers, names otherwise. Whether URLs
-    exist is found out when they are read.
-    Raises SourceError with the line: two tabs, an image that comes twice, or a list of which no local file exists.
+    path: of the list, absolute. Labels are class numbers if all are whole numbers, names otherwise.
+    Raises SourceError with the line: two tabs, a URL, an image that comes twice, or a list of which no file exists.
     """
     entries: list[str] = []
     labels: list[str | None] = []
@@ -32,14 +31,16 @@ def list_file_list(path: str, content: bytes) -> Found:
     for number, line in _lines(content):
         entry, *label = line.split("\t")
         if len(label) > 1 or not entry:
-            raise SourceError(f"{path}, line {number}: a line is a path or URL, and after one tab its class: {line!r:.120}")
+            raise SourceError(f"{path}, line {number}: a line is a path, and after one tab its class: {line!r:.120}")
+        if is_url(entry):
+            raise SourceError(f"{path}, line {number}: {entry:.200} is a URL, and images are read from disks: download it first")
         if entry in line_of:
             raise SourceError(f"{path}, line {number}: {entry} is in line {line_of[entry]} already: list every image once")
         line_of[entry] = number
         entries.append(entry)
         labels.append(label[0].strip() or None if label else None)
         place = listed_place(path, entry)
-        if not is_url(place) and not _is_there(place):
+        if not _is_there(place):
             missing.append(f"line {number}: {entry}")
     if missing and len(missing) == len(entries):
         raise SourceError(

@@ -25,6 +25,11 @@ def test_a_folders_file_a_tars_range_and_a_lists_entry_are_read(tmp_path: Path) 
     assert read("list", "/nowhere/list.txt", f"{tmp_path}/a/x.png") == b"0123456789"
 
 
+def test_a_url_in_a_list_is_an_image_error_that_says_so() -> None:
+    with pytest.raises(ImageError, match=r"cannot be read: s3://bucket/x\.png is a URL"):
+        read("list", "/data/list.txt", "s3://bucket/x.png")
+
+
 def test_a_range_that_ends_early_is_an_image_error(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"0123456789")
     for offset, length in ((8, 5), (10, 1), (3, -1)):

@@ -73,8 +73,13 @@ def test_a_list_of_which_no_file_exists_is_refused_with_where_they_were_looked_f
 @pytest.mark.parametrize("content", ["a.jpg\tcat\tdog\n", "a.jpg\n\tcat\n"])
 def test_a_line_that_is_no_path_and_class_is_named(tmp_path: Path, content: str) -> None:
     number = content.split("\n").index(next(line for line in content.split("\n") if "cat" in line)) + 1
-    with pytest.raises(SourceError, match=rf"list\.txt, line {number}: a line is a path or URL, and after one tab its class"):
+    with pytest.raises(SourceError, match=rf"list\.txt, line {number}: a line is a path, and after one tab its class"):
         listed(write_list(tmp_path, content))
+
+
+def test_a_url_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"list\.txt, line 2: s3://bucket/b\.jpg is a URL, .*: download it first"):
+        listed(write_list(tmp_path, "a.jpg\ns3://bucket/b.jpg\tcat\n"))
 
 
 def test_an_image_that_comes_twice_is_named_with_both_lines(tmp_path: Path) -> None:
