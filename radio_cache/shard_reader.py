@@ -7,11 +7,12 @@ for. A shard's index is read once and kept. On a local disk a job is a `preadv` 
 
 import os
 import threading
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 import google_crc32c
 import numpy as np
@@ -26,6 +27,7 @@ Verify = Literal["always", "first", "never"]
 """Which checksums to compare: of every chunk read, of every chunk's first reading by this process, or none."""
 
 Bytes = NDArray[np.uint8]
+Thing = TypeVar("Thing")
 
 MAX_OPEN_FILES = 256
 """Descriptors one array keeps open, of a process's 1,024 or so."""
@@ -125,8 +127,8 @@ class _Shard:
     identity: of the file the index is of; lengths: None where all are row_bytes + CRC_BYTES.
     """
 
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64] | None
+    offsets: "array[int]"  # not NumPy's: whose elements cost five times as much to look at
+    lengths: "array[int] | None"
     checked: bytearray
     identity: tuple[int, ...]
 
@@ -141,17 +143,17 @@ class _Kept:
         self.files: OrderedDict[tuple[int, int], _File] = OrderedDict()
 
     def shard(self, key: tuple[int, int]) -> _Shard | None:
-        with self.lock:
-            found = self.shards.get(key)
-            if found:
-                self.shards.move_to_end(key)
-        return found
+        return self._used(self.shards, key, MAX_KEPT_SHARDS)
 
     def file(self, key: tuple[int, int]) -> _File | None:
-        with self.lock:
-            found = self.files.get(key)
-            if found:
-                self.files.move_to_end(key)
+        return self._used(self.files, key, MAX_OPEN_FILES)
+
+    def _used(self, kept: OrderedDict[tuple[int, int], Thing], key: tuple[int, int], most: int) -> Thing | None:
+        found = kept.get(key)
+        if found is not None and 2 * len(kept) > most:  # with room to spare, who was used last does not matter
+            with self.lock:
+                if key in kept:
+                    kept.move_to_end(key)
         return found
 
     def forget(self, key: tuple[int, int]) -> None:
@@ -190,10 +192,9 @@ def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64], most: int) -> lis
     jobs: list[_Job] = []
     sorted_shards = shards[order]
     ends = np.flatnonzero(np.diff(sorted_shards, append=-1)) + 1
-    first = 0
-    for end in ends.tolist():
-        shard = int(sorted_shards[first])
-        jobs += [_Job(shard, order[at : min(at + most, end)].tolist()) for at in range(first, end, most)]
+    places, first = order.tolist(), 0
+    for shard, end in zip(sorted_shards[ends - 1].tolist(), ends.tolist(), strict=True):
+        jobs += [_Job(shard, places[at : min(at + most, end)]) for at in range(first, end, most)]
         first = end
     return jobs
 
@@ -208,6 +209,7 @@ class _Batch:
         self._storage, self._folder, self._layout = reader._storage, reader._folder, reader._layout  # pyright: ignore[reportPrivateUsage]
         self._kept = reader._kept  # pyright: ignore[reportPrivateUsage]
         self._view, self._numbers, self._out, self._verify = view, numbers.tolist(), out, verify
+        self._memory = out.data  # cut faster than the array
         self._shard_images = self._layout.shard_images
         self.missing: list[int] = []
 
@@ -247,14 +249,15 @@ class _Batch:
             inside &= lengths == layout.max_chunk_bytes
         offsets[~inside] = _OUTSIDE
         offsets[absent] = _ABSENT
-        return _Shard(offsets, lengths if layout.zstd else None, bytearray(self._shard_images), identity)
+        kept = array("q", lengths.tobytes()) if layout.zstd else None
+        return _Shard(array("q", offsets.tobytes()), kept, bytearray(self._shard_images), identity)
 
     def _present(self, job: _Job, shard: _Shard) -> list[tuple[int, int, int]]:
         """(position, number, offset) of the job's rows that are there; the others are noted as missing."""
         found: list[tuple[int, int, int]] = []
         for position in job.positions:
             number = self._numbers[position]
-            offset = int(shard.offsets[number])
+            offset = shard.offsets[number]
             if offset >= 0:
                 found.append((position, number, offset))
             elif offset == _ABSENT:
@@ -346,7 +349,11 @@ class _LocalBatch(_Batch):
     def _read_small(self, job: _Job, file: _File, shard: _Shard) -> None:
         """Rows that lie one after the other in one `preadv`."""
         length = self._layout.row_bytes + CRC_BYTES
-        for run in _runs(self._present(job, shard), length):
+        present = self._present(job, shard)
+        for run in _runs(present, length) if len(present) > 1 else [present] * len(present):
+            if len(run) == 1:  # the usual case of random rows
+                self._read_one(job, file, shard, run[0])
+                continue
             stored = bytearray(CRC_BYTES * len(run))
             crcs = [memoryview(stored)[at : at + CRC_BYTES] for at in range(0, len(stored), CRC_BYTES)]
             rows = [self._row(position) for position, _, _ in run]
@@ -355,6 +362,16 @@ class _LocalBatch(_Batch):
             for row, crc, (_, number, _) in zip(rows, crcs, run, strict=True):
                 if self._must_check(shard, number):
                     self._compare(shard, job, number, google_crc32c.value(row), crc)
+
+    def _read_one(self, job: _Job, file: _File, shard: _Shard, chunk: tuple[int, int, int]) -> None:
+        position, number, offset = chunk
+        size = self._layout.row_bytes
+        row = self._memory[position * size : (position + 1) * size]
+        stored = bytearray(CRC_BYTES)
+        if os.preadv(file.descriptor, (row, stored), offset) != size + CRC_BYTES:
+            self._fill((row, stored), file, offset, job, number)
+        if self._must_check(shard, number):
+            self._compare(shard, job, number, google_crc32c.value(self._row(position)), stored)
 
     def _fill(
         self, buffers: Sequence[bytearray | memoryview], file: _File, offset: int, job: _Job, number: int
@@ -386,7 +403,7 @@ class _RemoteBatch(_Batch):
             shard = self._kept.shard((self._view, job.shard)) or self._index(job.shard)
             present = self._present(job, shard)
             longest = self._layout.max_chunk_bytes
-            lengths = [longest if shard.lengths is None else int(shard.lengths[number]) for _, number, _ in present]
+            lengths = [longest if shard.lengths is None else shard.lengths[number] for _, number, _ in present]
             ranges = [(offset, length) for (_, _, offset), length in zip(present, lengths, strict=True)]
             chunks = self._storage.read_ranges(self._path(job.shard), ranges) if ranges else []
         except FileNotFoundError:
