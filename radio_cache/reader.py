@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,10 @@ class Cache:
         number, key = int(index.container[row]), index.key(row)
         if not 0 <= number < len(containers):
             raise ImageError(f"cannot be read: {self.url} says that it lies in place {number} of {len(containers)}")
-        return read_image(containers[number], key, int(index.offset[row]), int(index.length[row]))
+        try:
+            return read_image(containers[number], key, int(index.offset[row]), int(index.length[row]))
+        except UnsupportedFormatError as exc:
+            raise UnsupportedFormatError(f"{self.storage.at(DOCUMENT)}: {exc}") from exc
 
     def refuse_unfounded(self) -> None:
         """Raise CorruptShardError if the cache says it has more images than it lists."""
@@ -247,9 +250,10 @@ class CachedTeacher:
 
     def _refuse_other_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Arrays that are right in themselves may be those of another codec."""
-        known = self.spec.codec.get(ARRAYS_CRC32C)
+        said: Any = self.spec.codec.get(ARRAYS_CRC32C)
         found = {name: crc32c(np.ascontiguousarray(array).tobytes()) for name, array in arrays.items()}
-        if known is not None and known != found:
+        if said is not None and said != found:
+            known = cast(dict[str, Any], said if isinstance(said, dict) else {})
             others = sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
             told = [f"'{name}' is {'another' if name in found else 'not there'}" for name in others]
             raise CorruptShardError(f"its arrays are not those that the teacher's spec names: {', '.join(told)}")

@@ -369,6 +369,8 @@ def run(folder: Path, seed: int, cases: range) -> list[dict[str, Any]]:
             for line in lines:
                 if line.startswith(b"{"):
                     told.append(json.loads(line))
+                    if len(told) % 500 == 0:
+                        print(f"{len(told)} cases", file=sys.stderr, flush=True)
                 else:
                     begun = int(line)
         os.close(reading)

@@ -28,6 +28,7 @@ from radio_cache.errors import (
     RadioCacheError,
     StorageError,
     StoreError,
+    UnsupportedFormatError,
 )
 from radio_cache.image_index import ImageIndex
 from radio_cache.info import describe, describe_failures
@@ -182,6 +183,22 @@ def test_links_to_folders_are_followed_neither_to_read_nor_to_write_nor_to_delet
             drop_teacher(cache, "fake-a")
         ShardWriter(cache_path, "fake-a", 1).write_plain("summary", np.zeros((1, 4, 6), np.float16), grid=(0, 1, 0))
     assert {file: file.read_bytes() for file in outside.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("said", [7, 0.5, "none", [1], {"scale": "x"}, {}])
+def test_checksums_of_a_codecs_arrays_that_are_none_are_other_checksums(tmp_path: Path, said: object) -> None:
+    write_images(tmp_path / "photos")
+    codecs = {"fake-a": CodecRequest(name="int8")}
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "photos", teachers={"fake-a": (6, 8)}, codecs=codecs)
+    forge(cache.path / "teachers/fake-a/zarr.json", lambda data: data["codec"].update(arrays_crc32c=said))
+    with pytest.raises(StoreError, match=r"c\.zarr/teachers/fake-a/transform is damaged, .*'scale' is another"):
+        Cache(cache.path).teachers["fake-a"].maps([0])
+
+
+def test_a_cache_whose_images_lie_in_a_kind_of_place_nobody_knows_is_named(cache_path: Path) -> None:
+    forge(cache_path / "zarr.json", lambda data: data["containers"][0].update(kind="../.."))
+    with pytest.raises(UnsupportedFormatError, match=rf"{cache_path}/zarr\.json: image .* of kind '\.\./\.\.'"):
+        Cache(cache_path).read_file(0)
 
 
 def test_the_cache_itself_may_be_reached_by_a_link(cache_path: Path, tmp_path: Path) -> None:
