@@ -34,11 +34,11 @@ class CachedTeacherEncoder(Encoder):
         if cache is None and self._live is not None:
             yield from self._live.blocks(images, on_images=on_images)
             return
-        if cache is None or self.name not in cache.teachers:
-            held = (
-                "is no cache" if cache is None else f"has no teacher '{self.name}': it has {', '.join(cache.teachers)}"
-            )
-            raise EvalError(f"{images.place} {held or 'none'}")
+        if cache is None:
+            raise EvalError(f"{images.place} is no cache")
+        if self.name not in cache.teachers:
+            held = ", ".join(cache.teachers) or "none"
+            raise EvalError(f"{images.place} has no teacher '{self.name}': it has {held}")
         teacher = cache.teachers[self.name]
         for first in range(0, len(images), _BLOCK_ROWS):
             rows = images.rows[first : first + _BLOCK_ROWS]

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from cache_builder.teachers.weights import first_line
 from evals.encoders.network import Network, NetworkOutput
 from radio_cache.crops import Fit, Interpolation, ViewGeometry
 from radio_cache.errors import ConfigError
@@ -80,8 +81,7 @@ def seeded() -> Generator[None]:
 
 def no_weights(what: str, exc: Exception) -> str:
     """The sentence for published weights that could not be fetched."""
-    reason = str(exc).strip().split("\n", 1)[0] or type(exc).__name__
     return (
-        f"{what} has no weights here, and they could not be downloaded ({reason}). Fetch them on a machine with a network "
+        f"{what} has no weights here, and they could not be downloaded ({first_line(exc)}). Fetch them on a machine with a network "
         "and give them by --weights FILE; --weights random measures the untrained network"
     )

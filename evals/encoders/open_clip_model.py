@@ -6,6 +6,7 @@ import open_clip
 import torch
 from torch import Tensor
 
+from cache_builder.teachers.weights import first_line
 from evals.encoders.library import Weights, no_weights, preprocessing, seeded, tiling_network
 from evals.encoders.network import Network, NetworkOutput
 from radio_cache.crops import Fit
@@ -63,6 +64,5 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
         try:
             open_clip.load_checkpoint(net, str(weights))
         except Exception as exc:  # torch, safetensors and open_clip raise many kinds for a file that does not fit
-            reason = str(exc).strip().split("\n", 1)[0]
-            raise TeacherWeightsError(f"open_clip model '{name}': {weights} does not fit it: {reason}") from exc
+            raise TeacherWeightsError(f"open_clip model '{name}': {weights} does not fit it: {first_line(exc)}") from exc
     return net.eval()
