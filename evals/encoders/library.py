@@ -82,6 +82,6 @@ def seeded() -> Generator[None]:
 def no_weights(what: str, exc: Exception) -> str:
     """The sentence for published weights that could not be fetched."""
     return (
-        f"{what} has no weights here, and they could not be downloaded ({first_line(exc)}). Fetch them on a machine with a network "
-        "and give them by --weights FILE; --weights random measures the untrained network"
+        f"{what} has no weights here, and they could not be downloaded ({first_line(exc)}). Fetch them on a machine with a "
+        "network and give them by --weights FILE; --weights random measures the untrained network"
     )
