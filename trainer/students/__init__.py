@@ -11,6 +11,7 @@ from trainer.students import eradio, vit
 from trainer.students.base import FeatureFormat, Student, StudentInputError, StudentOutput, UnsupportedResolutionError
 from trainer.students.eradio import ERadio, ERadioConfig
 from trainer.students.timm_backbone import TimmBackbone
+from trainer.students.timm_weights import initialise_from_timm
 from trainer.students.vit import ViT, ViTConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "create_student",
+    "initialise_from_timm",
 ]
 
 STUDENTS: dict[str, ERadioConfig | ViTConfig] = {**eradio.VERSIONS, **vit.VERSIONS}
@@ -52,4 +54,7 @@ def create_student(name: str, **overrides: Any) -> Student:
         case ERadioConfig():
             return ERadio(replace(config, **overrides))
         case ViTConfig():
-            return ViT(replace(config, **overrides))
+            student = ViT(replace(config, **overrides))
+            if student.config.init_from is not None:
+                initialise_from_timm(student, student.config.init_from, student.config.init_file)
+            return student

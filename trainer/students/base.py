@@ -96,8 +96,20 @@ class Student(nn.Module, ABC):
         Shapes: images (b, 3, h, w) give a summary (b, summary_dim) and spatial tokens (b, n, embed_dim),
             n = (h / patch_size) * (w / patch_size), row-major from the top left; "NCHW" gives the same as a map.
         Units: images are RGB in [0, 1]; standardising them is the student's own business.
-        Raises: StudentInputError for integer images; UnsupportedResolutionError, with the nearest legal size.
+        Raises: StudentInputError for what are no float RGB images, or for another format; UnsupportedResolutionError,
+            with the nearest legal size.
         """
+        return self._formatted(self._encode(self._condition(images, feature_fmt)), feature_fmt)
+
+    @final
+    def _condition(self, images: Float[Tensor, "b 3 h w"], feature_fmt: FeatureFormat) -> Float[Tensor, "b 3 h w"]:
+        """The images with standardised colours, after checking everything a caller can get wrong."""
+        if feature_fmt not in ("NLC", "NCHW"):
+            raise StudentInputError(f"feature_fmt is 'NLC' (tokens) or 'NCHW' (a map), got {feature_fmt!r}.")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise StudentInputError(
+                f"student '{self.name}' takes RGB images (batch, 3, height, width), got {tuple(images.shape)}."
+            )
         if not images.is_floating_point():
             raise StudentInputError(
                 f"student '{self.name}' takes float images in [0, 1], got {images.dtype}: divide by 255."
@@ -115,7 +127,10 @@ class Student(nn.Module, ABC):
                 f"resize to {nearest[0]} x {nearest[1]}, the nearest."
             )
         # The cast lets a half-precision student take the float32 images a loader hands out.
-        out = self._encode((images.to(self.input_mean.dtype) - self.input_mean) / self.input_std)
+        return (images.to(self.input_mean.dtype) - self.input_mean) / self.input_std
+
+    @final
+    def _formatted(self, out: Encoded, feature_fmt: FeatureFormat) -> StudentOutput:
         if feature_fmt == "NCHW":
             return StudentOutput(out.summary, out.map)
         return StudentOutput(out.summary, out.map.flatten(2).transpose(1, 2))

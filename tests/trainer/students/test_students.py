@@ -161,3 +161,19 @@ def test_impossible_settings_are_refused_by_name_and_value() -> None:
         create_student("vit-tiny-16", heads=5)
     with pytest.raises(ConfigError, match="position_drop is in"):
         create_student("vit-tiny-16", position_drop=1.0)
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, *TIMM])
+def test_what_is_no_batch_of_rgb_images_is_refused_with_its_shape(name: str) -> None:
+    student = on_meta(name)
+    h, w = student.preferred_resolution
+    for shape in ((3, h, w), (1, 4, h, w), (1, h, w, 3)):
+        with pytest.raises(StudentInputError, match=r"takes RGB images \(batch, 3, height, width\), got"):
+            student(torch.empty(shape, device="meta"))
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, *TIMM])
+def test_unknown_feature_format_is_refused_and_not_taken_for_tokens(name: str) -> None:
+    student = on_meta(name)
+    with pytest.raises(StudentInputError, match="feature_fmt is 'NLC' .* got 'NHWC'"):
+        student(torch.empty(1, 3, *student.preferred_resolution, device="meta"), feature_fmt="NHWC")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from trainer.students import create_student
-from trainer.students.vit import CroppedPositions, crop_points, cut_patches
+from trainer.students.positions import CroppedPositions, crop_points
+from trainer.students.vit import cut_patches
 
 
 def positions(side: int = 8, width: int = 4, drop: float = 0.0) -> CroppedPositions:

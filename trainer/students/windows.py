@@ -1,0 +1,50 @@
+"""Windowed attention for ViTs (ViTDet, arXiv 2203.16527): which blocks stay global, and the order of the tokens.
+
+Tokens are put into window-major order once; a windowed block sees every window as an image of its own. Class tokens and
+registers sit windowed blocks out and join again at global ones. There is no padding: windows divide the grid.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DRAW_SEED = 42  # the same on all ranks, so that all of them take the same time for a step
+
+
+def global_blocks(depth: int, *, num_global: int, num_windowed: int | None) -> frozenset[int]:
+    """Indexes of the blocks whose attention is global: the last of every period, and the last of all.
+
+    The period is num_windowed + 1 where that is given, else depth / num_global rounded down, but at least 1.
+    """
+    period = max(depth // num_global, 1) if num_windowed is None else num_windowed + 1
+    return frozenset(i for i in range(depth) if i % period == period - 1) | {depth - 1}
+
+
+def to_window_order(
+    tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int
+) -> Float[Tensor, "b n c"]:
+    """Row-major tokens, sorted by window (row-major too) and row-major within each window of window x window."""
+    (h, w), c = grid_hw, tokens.shape[-1]
+    return tokens.view(-1, h // window, window, w // window, window, c).transpose(2, 3).reshape(-1, h * w, c)
+
+
+def to_row_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int) -> Float[Tensor, "b n c"]:
+    """The inverse of `to_window_order`."""
+    (h, w), c = grid_hw, tokens.shape[-1]
+    return tokens.view(-1, h // window, w // window, window, window, c).transpose(2, 3).reshape(-1, h * w, c)
+
+
+@torch.compiler.disable  # its result decides shapes, so the compiler must see it as a number
+def draw_window(
+    windows: Sequence[int], grid_hw: tuple[int, int], *, probability: float, draw: int
+) -> int | None:
+    """The window of one training step: with `probability` one of those that divide the grid, else None.
+
+    draw: the number of the draw; the same number gives the same window on every rank and after a resume.
+    """
+    fitting = [window for window in windows if grid_hw[0] % window == 0 and grid_hw[1] % window == 0]
+    generator = torch.Generator().manual_seed(DRAW_SEED * 1_000_003 + draw)
+    lot, choice = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    return fitting[int(choice * len(fitting))] if fitting and lot < probability else None
