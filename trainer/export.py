@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,10 +15,13 @@ from radio_cache.errors import ConfigError, NotACacheError, StoreError, unknown_
 from radio_cache.storage import write_atomically
 from trainer.adaptors import AdaptorOutput, Adaptors, Head, TeacherWidths
 from trainer.data import StudentFit
-from trainer.students import Student, StudentOutput, create_student
+from trainer.students import Student, StudentOutput, ViT, create_student
+from trainer.students.vit import TRAINING_SETTINGS
 
 CONFIG_FILE, WEIGHTS_FILE = "student.json", "student.safetensors"
 EXPORT_VERSION = 1
+STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained"})
+"""Overrides of a student that say where its first weights come from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +93,24 @@ def fold_statistics(head: Head, mean: Tensor, std: Tensor) -> None:
     last.bias.mul_(std.to(last.bias)).add_(mean.to(last.bias))
 
 
+def deployable(model: DistilledStudent) -> DistilledStudent:
+    """The model in evaluation, without what only training needs; a copy where there was any."""
+    if not isinstance(model.student, ViT):
+        return model.eval()
+    overrides = {key: value for key, value in model.config.overrides.items() if key not in TRAINING_SETTINGS}
+    if overrides == model.config.overrides:
+        return model.eval()
+    plain = DistilledStudent(model.student.materialised(), model.adaptors, replace(model.config, overrides=overrides))
+    plain.heads = model.heads
+    return plain.eval()
+
+
 def save_student(model: DistilledStudent, folder: Path) -> None:
-    """Write `student.safetensors` and `student.json`, each whole or not at all, weights first."""
+    """Write `student.safetensors` and `student.json`, each whole or not at all, weights first.
+
+    Reparametrised weights are written as the plain weights they stand for.
+    """
+    model = deployable(model)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{WEIGHTS_FILE}.partial"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
@@ -114,7 +133,10 @@ def load_student(
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")
     config = StudentConfig.from_json(json.loads((folder / CONFIG_FILE).read_text()))
     rng = torch.get_rng_state()
-    model = build_distilled(config)
+    # Weights that will be replaced are not worth a download.
+    kept = {key: value for key, value in config.overrides.items() if untrained or key not in STARTING_SETTINGS}
+    model = build_distilled(replace(config, overrides=kept))
+    model.config = config
     torch.set_rng_state(rng)
     if not untrained:
         try:

@@ -77,3 +77,36 @@ def test_what_is_not_a_student_is_named(tiny_cache: Cache, tiny_recipe: Recipe, 
     result = CliRunner().invoke(export_main, ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "run")])
     assert result.exit_code == 1
     assert "exists and is not empty" in result.output
+
+
+def test_a_reparametrised_vit_is_trained_resumed_and_exported_plain(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    overrides = {"width": 24, "depth": 2, "heads": 2, "spectral_reparam": True, "damp_sigma": 0.05,
+                 "train_windows": [2], "window_probability": 0.5, "num_global": 1}  # fmt: skip
+    recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides=overrides)
+    train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+    model = load_student(tmp_path / "run")
+    assert model.config.overrides == {"width": 24, "depth": 2, "heads": 2, "num_global": 1}
+    assert not [name for name in model.state_dict() if "parametrizations" in name or "window_draws" in name]
+    # The last checkpoint still has the reparametrised weights, and training goes on from it.
+    again = train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+    assert again.steps_before == recipe.steps
+
+
+def test_weights_a_student_started_from_are_not_fetched_again_for_a_trained_one(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    import timm
+
+    start = tmp_path / "start.pt"
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), start)
+    overrides = {"depth": 12, "patch_bias": True, "init_from": "vit_tiny_patch16_224", "init_file": str(start)}
+    recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides=overrides, steps=1)
+    train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+    started = load_student(tmp_path / "run", untrained=True)
+    start.unlink()
+    trained = load_student(tmp_path / "run")
+    assert trained.config == started.config
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_student(tmp_path / "run", untrained=True)

@@ -1,6 +1,6 @@
 """Linear weights computed from others while training: spectral reparametrisation and DAMP noise. Neither is exported.
 
-Both are `torch.nn.utils.parametrize` parametrisations of `weight`; `materialise` leaves plain weights behind.
+Both are `torch.nn.utils.parametrize` parametrisations of `weight`; `plain_state` gives the weights they stand for.
 """
 
 from typing import cast, final
@@ -113,9 +113,14 @@ def reparametrise(blocks: nn.Sequential, *, spectral: bool, damp_sigma: float) -
                 parametrize.register_parametrization(linear, "weight", MultiplicativeNoise(damp_sigma))
 
 
-def materialise(module: nn.Module) -> None:
-    """Replace every reparametrised weight by its value in evaluation. Changes `module`, and sets it to evaluation."""
-    module.eval()
-    for part in list(module.modules()):
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict `module` would have with plain weights: every reparametrised one by its value in evaluation."""
+    # Not `remove_parametrizations` on a copy: copies share a class with the original, which loses its weights then.
+    state = {name: value for name, value in module.state_dict().items() if ".parametrizations." not in name}
+    for name, part in module.named_modules():
         if parametrize.is_parametrized(part, "weight"):
-            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+            training = part.training
+            part.eval()
+            state[f"{name}.weight"] = cast(Tensor, part.weight).detach().clone()
+            part.train(training)
+    return state

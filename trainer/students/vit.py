@@ -5,10 +5,9 @@ evaluation the top-left part of the resized table is used. There is one class to
 no final norm. Attention may be windowed in most blocks, with windows drawn anew in every training step.
 """
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from radio_cache.errors import ConfigError
 from trainer.students.base import Encoded, FeatureFormat, Student, StudentOutput
 from trainer.students.positions import CroppedPositions
-from trainer.students.reparametrised import materialise, reparametrise
+from trainer.students.reparametrised import plain_state, reparametrise
 from trainer.students.transformer_block import Block
 from trainer.students.windows import draw_window, global_blocks, to_row_order, to_window_order
 
@@ -70,7 +69,7 @@ class ViTConfig:
             raise ConfigError(f"{self.name}: damp_sigma is a standard deviation, at least 0, got {self.damp_sigma}.")
         if self.num_global < 1:
             raise ConfigError(f"{self.name}: num_global is at least 1, got {self.num_global}.")
-        if any(window < 1 for window in (*self.train_windows, self.window or 1)):
+        if any(window < 1 for window in (*self.train_windows, 1 if self.window is None else self.window)):
             raise ConfigError(
                 f"{self.name}: windows are at least 1 token wide, got window={self.window}, "
                 f"train_windows={list(self.train_windows)}."
@@ -96,6 +95,12 @@ class ViTConfig:
     @property
     def hidden(self) -> int:
         return 4 * self.width if self.mlp_hidden is None else self.mlp_hidden
+
+
+TRAINING_SETTINGS = frozenset({"spectral_reparam", "damp_sigma", "train_windows", "window_probability"})
+"""Settings that leave nothing behind in a student's weights once it is trained."""
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ViTConfig)}
 
 
 def _versions() -> dict[str, ViTConfig]:
@@ -186,10 +191,14 @@ class ViT(Student):
         return [self._formatted(taps[block % depth], feature_fmt) for block in blocks]
 
     def materialised(self) -> "ViT":
-        """The same network in evaluation, as a student without reparametrised weights: what is exported."""
-        plain = copy.deepcopy(self).eval()
-        materialise(plain)
-        return plain
+        """A copy in evaluation without what only training needs: the same features, weights with plain names."""
+        off = {key: value for key, value in _DEFAULTS.items() if key in TRAINING_SETTINGS}
+        state = plain_state(self)
+        state.pop("window_draws", None)
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten
+            plain = ViT(replace(self.config, **off))
+        plain.to(self.tokens).load_state_dict(state)
+        return plain.eval()
 
     def _run(self, images: Float[Tensor, "b 3 h w"], taps: Sequence[int]) -> dict[int, Encoded]:
         """What stands behind each block of `taps`; runs no further than the last of them."""
@@ -223,7 +232,9 @@ class ViT(Student):
             return config.window
         draw = int(self.window_draws)
         self.window_draws += 1
-        return draw_window(config.train_windows, grid_hw, probability=config.window_probability, draw=draw)
+        # The compiler must see the result as a number, because it decides shapes.
+        drawn = cast(Callable[..., int | None], torch.compiler.disable(draw_window))
+        return drawn(config.train_windows, grid_hw, config.window_probability, draw)
 
 
 def cut_patches(images: Float[Tensor, "b 3 h w"], patch_size: int) -> Float[Tensor, "b n p"]:

@@ -22,9 +22,7 @@ def global_blocks(depth: int, *, num_global: int, num_windowed: int | None) -> f
     return frozenset(i for i in range(depth) if i % period == period - 1) | {depth - 1}
 
 
-def to_window_order(
-    tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int
-) -> Float[Tensor, "b n c"]:
+def to_window_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int) -> Float[Tensor, "b n c"]:
     """Row-major tokens, sorted by window (row-major too) and row-major within each window of window x window."""
     (h, w), c = grid_hw, tokens.shape[-1]
     return tokens.view(-1, h // window, window, w // window, window, c).transpose(2, 3).reshape(-1, h * w, c)
@@ -36,10 +34,7 @@ def to_row_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], windo
     return tokens.view(-1, h // window, w // window, window, window, c).transpose(2, 3).reshape(-1, h * w, c)
 
 
-@torch.compiler.disable  # its result decides shapes, so the compiler must see it as a number
-def draw_window(
-    windows: Sequence[int], grid_hw: tuple[int, int], *, probability: float, draw: int
-) -> int | None:
+def draw_window(windows: Sequence[int], grid_hw: tuple[int, int], probability: float, draw: int) -> int | None:
     """The window of one training step: with `probability` one of those that divide the grid, else None.
 
     draw: the number of the draw; the same number gives the same window on every rank and after a resume.

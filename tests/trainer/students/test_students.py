@@ -175,5 +175,5 @@ def test_what_is_no_batch_of_rgb_images_is_refused_with_its_shape(name: str) -> 
 @pytest.mark.parametrize("name", [*STUDENTS, *TIMM])
 def test_unknown_feature_format_is_refused_and_not_taken_for_tokens(name: str) -> None:
     student = on_meta(name)
-    with pytest.raises(StudentInputError, match="feature_fmt is 'NLC' .* got 'NHWC'"):
+    with pytest.raises(StudentInputError, match=r"feature_fmt is 'NLC' .* got 'NHWC'"):
         student(torch.empty(1, 3, *student.preferred_resolution, device="meta"), feature_fmt="NHWC")

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
-from trainer.students import create_student
+from radio_cache.errors import ConfigError
+from trainer.students import ViT, create_student
 from trainer.students.positions import CroppedPositions, crop_points
 from trainer.students.vit import cut_patches
 
@@ -140,3 +142,62 @@ def test_parameter_counts(name: str, millions: float) -> None:
     with torch.device("meta"):
         student = create_student(name)
     assert sum(p.numel() for p in student.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+# timm's blocks, patch embedding and tokens of the same shape; layer scale is folded into our matrices.
+@pytest.mark.parametrize(
+    ("name", "timm_name"),
+    [
+        ("vit-s-16", "vit_small_patch16_224"),
+        ("vit-b-16", "vit_base_patch16_224"),
+        ("vit-l-16", "vit_large_patch16_224"),
+        ("vit-s-14", "vit_small_patch14_dinov2"),
+        ("vit-b-14", "vit_base_patch14_dinov2"),
+        ("vit-l-14", "vit_large_patch14_dinov2"),
+        ("vit-h-14", "vit_huge_patch14_224"),
+        ("vit-so400m-14", "vit_so400m_patch14_siglip_224"),
+        ("vit-g-14", "vit_giant_patch14_dinov2"),
+    ],
+)
+def test_parameters_are_those_of_timm_in_the_same_shape(name: str, timm_name: str) -> None:
+    with torch.device("meta"):
+        student = create_student(name)
+        theirs = timm.create_model(timm_name)
+    scales = sum(p.numel() for key, p in theirs.named_parameters() if key.endswith("gamma"))
+    blocks = sum(p.numel() for p in theirs.blocks.parameters()) - scales
+    assert sum(p.numel() for p in student.get_submodule("blocks").parameters()) == blocks
+    assert student.get_parameter("embed.weight").numel() == theirs.patch_embed.proj.weight.numel()
+
+
+def test_intermediates_end_in_what_forward_gives_and_stop_behind_the_last_asked_for() -> None:
+    student = vit()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        first, last = student.intermediates(images, [1, -1])
+        (maps,) = student.intermediates(images, [1], feature_fmt="NCHW")
+        torch.testing.assert_close(last, student(images))
+        torch.testing.assert_close(maps.spatial.flatten(2).transpose(1, 2), first.spatial)
+        assert not torch.allclose(first.spatial, last.spatial)
+        for parameter in student.blocks[2].parameters():
+            parameter.fill_(torch.nan)
+        torch.testing.assert_close(student.intermediates(images, [1])[0], first)
+
+
+def test_block_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has blocks 0 to 3, not 4"):
+        vit().intermediates(torch.rand(1, 3, 32, 32), [4])
+
+
+def vit(**overrides: object) -> ViT:
+    torch.manual_seed(0)
+    settings = {"width": 24, "depth": 4, "heads": 2, "registers": 2, "max_resolution": 128, **overrides}
+    student = create_student("vit-tiny-16", **settings).eval()
+    assert isinstance(student, ViT)
+    return student
+
+
+def test_a_compiled_windowed_vit_has_no_graph_break_in_evaluation() -> None:
+    student = vit(window=2)
+    images = torch.rand(2, 3, 64, 64)
+    explanation = torch._dynamo.explain(student)(images)
+    assert explanation.graph_break_count == 0
