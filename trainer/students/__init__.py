@@ -1,17 +1,19 @@
 """Students: the networks that learn from the cached features.
 
-`create_student("e-radio-b")` builds one by name; `create_student("timm:convnext_base")` takes any backbone of timm.
+`create_student("e-radio-b")` builds one by name; `create_student("timm:convnext_base")` takes any backbone of timm,
+`create_student("torch-module:my_package.my_file:MyNet")` a network of your own.
 """
 
 from dataclasses import fields, replace
 from typing import Any
 
 from radio_cache.errors import ConfigError, unknown_name
-from trainer.students import eradio, vit
+from trainer.students import eradio, timm_backbone, vit
 from trainer.students.base import FeatureFormat, Student, StudentInputError, StudentOutput, UnsupportedResolutionError
 from trainer.students.eradio import ERadio, ERadioConfig
-from trainer.students.timm_backbone import TimmBackbone
+from trainer.students.timm_backbone import TimmBackbone, TimmConfig
 from trainer.students.timm_weights import initialise_from_timm
+from trainer.students.torch_module import TorchModule
 from trainer.students.vit import ViT, ViTConfig
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "StudentInputError",
     "StudentOutput",
     "TimmBackbone",
+    "TimmConfig",
+    "TorchModule",
     "UnsupportedResolutionError",
     "ViT",
     "ViTConfig",
@@ -30,26 +34,36 @@ __all__ = [
     "initialise_from_timm",
 ]
 
-STUDENTS: dict[str, ERadioConfig | ViTConfig] = {**eradio.VERSIONS, **vit.VERSIONS}
+STUDENTS: dict[str, ERadioConfig | ViTConfig | TimmConfig] = {
+    **eradio.VERSIONS,
+    **vit.VERSIONS,
+    **timm_backbone.VERSIONS,
+}
 
 
 def create_student(name: str, **overrides: Any) -> Student:
     """A student with fresh weights, in training mode.
 
-    name: one of `STUDENTS`, or "timm:" and any model of timm.
-    overrides: fields of that student's config (`ERadioConfig`, `ViTConfig`); for timm, `out_index`, `pretrained` and
-        whatever `timm.create_model` takes.
+    name: one of `STUDENTS`, "timm:" and any model of timm, or "torch-module:" and an import path.
+    overrides: fields of that student's config (`ERadioConfig`, `ViTConfig`); for timm and import paths, what
+        `TimmBackbone` and `TorchModule` take.
     Raises: ConfigError for a name or a setting nobody knows, the nearest first, or for an impossible value.
     """
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), **overrides)
+    if name.startswith("torch-module:"):
+        return TorchModule(name.removeprefix("torch-module:"), **overrides)
     if name not in STUDENTS:
-        raise ConfigError(unknown_name("student", name, [*STUDENTS, "timm:<any model of timm>"]))
+        known = [*STUDENTS, "timm:<any model of timm>", "torch-module:<package.module:class>"]
+        raise ConfigError(unknown_name("student", name, known))
     config = STUDENTS[name]
-    settings = {field.name for field in fields(config)} - {"name"}
+    if isinstance(config, TimmConfig):
+        settings: dict[str, Any] = {"preferred_resolution": (224, 224), **config.settings, **overrides}
+        return TimmBackbone(config.model, name=name, **settings)
+    known_settings = {field.name for field in fields(config)} - {"name"}
     for setting in overrides:
-        if setting not in settings:
-            raise ConfigError(unknown_name(f"setting of student '{name}'", setting, settings))
+        if setting not in known_settings:
+            raise ConfigError(unknown_name(f"setting of student '{name}'", setting, known_settings))
     match config:
         case ERadioConfig():
             return ERadio(replace(config, **overrides))

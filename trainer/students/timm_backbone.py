@@ -1,80 +1,154 @@
 """Any backbone of timm as a student: "timm:convnext_base", "timm:vit_small_patch16_224", ...
 
 The summary is the mean of the map. timm's pooled features before its classifier would come from the last stage, which
-is cut off here: students learn features of stride 16, and layers behind those would get no gradient.
+is cut off here: students learn features of stride 16, and layers behind those would get no gradient. Several stages may
+be fused: their maps are brought to the finest of them, and stand side by side.
 """
 
 import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.models import is_model, list_models
 from torch import Tensor
 
 from radio_cache.errors import ConfigError
-from trainer.students.base import Encoded, Student
+from trainer.students.base import Encoded, Student, UnsupportedResolutionError
 
 MAX_STRIDE = 16  # pixels: the token size of the other students, and of SAM
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmConfig:
+    """A backbone of timm under a name of its own, at 224 px. settings: as for `TimmBackbone`."""
+
+    name: str
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+# The efficient students of AM-RADIO's table (arXiv 2312.06709); timm has no FasterViT, the eleventh of its list.
+VERSIONS: dict[str, TimmConfig] = {
+    config.name: config
+    for config in (
+        TimmConfig(name="efficientnetv2-s", model="tf_efficientnetv2_s"),
+        TimmConfig(name="resnetv2-101", model="resnetv2_101"),
+        TimmConfig(name="regnety-064", model="regnety_064"),
+        TimmConfig(name="efficientvit-l1", model="efficientvit_l1"),
+        TimmConfig(name="convnext-b", model="convnext_base"),
+        TimmConfig(name="nfnet-f3", model="dm_nfnet_f3"),
+        # timm lays it out for 256 px; windows of 7 fit 224.
+        TimmConfig(name="swinv2-s", model="swinv2_small_window8_256",
+                   settings={"img_size": 224, "window_size": 7, "strict_img_size": False}),
+        TimmConfig(name="maxvit-b", model="maxvit_base_tf_224"),
+        TimmConfig(name="poolformerv2-m36", model="poolformerv2_m36"),
+        TimmConfig(name="mvitv2-b", model="mvitv2_base", settings={"any_resolution": True}),
+    )
+}  # fmt: skip
 
 
 @final
 class TimmBackbone(Student):
     """The layers of a timm model up to one stage, by default the last of a stride of 16 or less.
 
-    out_index picks another stage, counted as `timm.create_model(..., features_only=True)` counts. Everything else, such
-    as img_size, dynamic_img_size or drop_path_rate, goes to timm as it is.
+    out_index picks another stage, counted as `timm.create_model(..., features_only=True)` counts, or several.
+    any_resolution: timm calls the model's size fixed, and it is not. name: another than "timm:" and the model's.
+    preferred_resolution: height and width in pixels, the model's own by default. Everything else, such as img_size,
+    dynamic_img_size or drop_path_rate, goes to timm as it is.
     Raises: ConfigError for a model or a stage timm does not have, with the nearest names or the stages it has.
     """
 
     def __init__(
-        self, model_name: str, *, out_index: int | None = None, pretrained: bool = False, **timm_options: Any
+        self,
+        model_name: str,
+        *,
+        name: str | None = None,
+        out_index: int | Sequence[int] | None = None,
+        pretrained: bool = False,
+        any_resolution: bool = False,
+        preferred_resolution: tuple[int, int] | None = None,
+        **timm_options: Any,
     ) -> None:
-        if not is_model(model_name):
+        if not is_model(model_name.partition(".")[0]):
             near = difflib.get_close_matches(model_name, list_models(), n=5, cutoff=0.4)
             raise ConfigError(
                 f"timm {timm.__version__} has no model '{model_name}'. Nearest: {', '.join(near) or 'none'}. "
                 f"timm.list_models('*part of a name*') finds others."
             )
         strides = _stage_strides(model_name, timm_options)
-        if out_index is None:
-            out_index = max((i for i, stride in enumerate(strides) if stride <= MAX_STRIDE), default=0)
-        if not 0 <= out_index < len(strides):
-            listed = ", ".join(f"{i} (stride {stride})" for i, stride in enumerate(strides))
-            raise ConfigError(f"timm model '{model_name}' has no stage {out_index}. Stages: {listed}.")
-        net = _feature_model(model_name, out_index, {"pretrained": pretrained, **timm_options})
-        stride, width = int(net.feature_info.reduction()[-1]), int(net.feature_info.channels()[-1])
+        stages = _stages(model_name, out_index, strides)
+        net = _feature_model(model_name, stages, {"pretrained": pretrained, **timm_options})
+        reductions = [int(stride) for stride in net.feature_info.reduction()]
+        width = sum(int(channels) for channels in net.feature_info.channels())
         native_hw, fixed = _native_resolution(net.pretrained_cfg, timm_options)
+        fixed = fixed and not any_resolution
         super().__init__(
-            name=f"timm:{model_name}",
-            patch_size=stride,
+            name=name or f"timm:{model_name}",
+            patch_size=min(reductions),
             embed_dim=width,
             summary_dim=width,
-            min_resolution_step=stride,
-            preferred_resolution=native_hw,
+            min_resolution_step=max(reductions),
+            preferred_resolution=native_hw if fixed or preferred_resolution is None else preferred_resolution,
             fixed_resolution=native_hw if fixed else None,
         )
         self.net = net
         self._channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
 
     def _encode(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
-        out = self.net(images)[-1]
+        h, w = int(images.shape[-2]), int(images.shape[-1])
+        try:
+            maps: list[Tensor] = self.net(images)
+        except AssertionError as exc:  # how timm's window attention refuses sizes
+            raise UnsupportedResolutionError(
+                f"student '{self.name}': the architecture cannot take {h} x {w} ({exc}); {self._known_size()}"
+            ) from exc
         if self._channels_last:
-            out = out.permute(0, 3, 1, 2)
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        grid_hw = h // self.patch_size, w // self.patch_size
+        if not any(tuple(one.shape[-2:]) == grid_hw for one in maps):
+            found = ", ".join(f"{one.shape[-2]} x {one.shape[-1]}" for one in maps)
+            raise UnsupportedResolutionError(
+                f"student '{self.name}' gives maps of {found} for {h} x {w}, not of {grid_hw[0]} x {grid_hw[1]}; "
+                f"{self._known_size()}"
+            )
+        maps = [
+            one if tuple(one.shape[-2:]) == grid_hw else F.interpolate(one, grid_hw, mode="bilinear") for one in maps
+        ]
+        out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         return Encoded(out.mean((2, 3)), out)
+
+    def _known_size(self) -> str:
+        h, w = self.preferred_resolution
+        return f"{h} x {w} works, and other sizes may through `img_size`."
+
+
+def _stages(model_name: str, out_index: int | Sequence[int] | None, strides: list[int]) -> tuple[int, ...]:
+    """The stages asked for, in the order of the network."""
+    if out_index is None:
+        return (max((i for i, stride in enumerate(strides) if stride <= MAX_STRIDE), default=0),)
+    stages = (out_index,) if isinstance(out_index, int) else tuple(sorted(set(out_index)))
+    wrong = [stage for stage in stages if not 0 <= stage < len(strides)]
+    if wrong or not stages:
+        listed = ", ".join(f"{i} (stride {stride})" for i, stride in enumerate(strides))
+        raise ConfigError(f"timm model '{model_name}' has no stage {wrong[0] if wrong else '()'}. Stages: {listed}.")
+    return stages
 
 
 def _stage_strides(model_name: str, timm_options: dict[str, Any]) -> list[int]:
     """Stride in pixels of every stage. Built on the meta device, because timm knows them only of a built model."""
     with torch.device("meta"):
-        net = _feature_model(model_name, 0, timm_options)
+        net = _feature_model(model_name, (0,), timm_options)
     return [int(stage["reduction"]) for stage in net.feature_info.info]
 
 
-def _feature_model(model_name: str, out_index: int, timm_options: dict[str, Any]) -> Any:
-    """The layers up to one stage. `Any`, because its `feature_info` and `pretrained_cfg` are unknown to nn.Module."""
-    return timm.create_model(model_name, features_only=True, out_indices=(out_index,), **timm_options)
+def _feature_model(model_name: str, stages: tuple[int, ...], timm_options: dict[str, Any]) -> Any:
+    """The layers up to the last of some stages. `Any`: nn.Module knows no `feature_info` and no `pretrained_cfg`."""
+    return timm.create_model(model_name, features_only=True, out_indices=stages, **timm_options)
 
 
 def _native_resolution(pretrained_cfg: dict[str, Any], timm_options: dict[str, Any]) -> tuple[tuple[int, int], bool]:
@@ -85,7 +159,7 @@ def _native_resolution(pretrained_cfg: dict[str, Any], timm_options: dict[str, A
             native_hw = int(height), int(width)
         case int(side):
             native_hw = side, side
-        case (int(h), int(w)):
+        case (int(h), int(w)) | [int(h), int(w)]:
             native_hw = h, w
         case other:
             raise ConfigError(f"img_size is a number of pixels or (height, width), got {other!r}.")

@@ -4,23 +4,60 @@ import pytest
 import torch
 
 from radio_cache.errors import ConfigError
-from trainer.students import UnsupportedResolutionError, create_student
+from trainer.students import UnsupportedResolutionError, create_student, timm_backbone
 
-# AM-RADIO's table of efficient students.
-PAPER_TABLE = (
-    "tf_efficientnetv2_s", "resnetv2_101", "regnety_064", "efficientvit_l1", "convnext_base", "dm_nfnet_f3",
-    "swinv2_small_window8_256", "maxvit_base_tf_224", "poolformerv2_m36", "mvitv2_base",
-)  # fmt: skip
+# Oblong, and small; no multiple of 32.
+OTHER_SIZES = ((240, 336), (112, 80))
 
 
-@pytest.mark.parametrize("model_name", PAPER_TABLE)
-def test_backbones_of_the_paper_give_a_map_of_stride_16(model_name: str) -> None:
+@pytest.mark.parametrize("name", timm_backbone.VERSIONS)
+def test_backbones_of_the_paper_give_a_map_of_stride_16_at_224(name: str) -> None:
     with torch.device("meta"):
-        student = create_student(f"timm:{model_name}").eval()
-    h, w = student.preferred_resolution
-    out = student(torch.empty(1, 3, h - h % 16, w - w % 16, device="meta"), feature_fmt="NCHW")
+        student = create_student(name).eval()
+    assert student.preferred_resolution == (224, 224)
+    out = student(torch.empty(1, 3, 224, 224, device="meta"), feature_fmt="NCHW")
     assert student.patch_size == 16
-    assert out.spatial.shape == (1, student.embed_dim, h // 16, w // 16)
+    assert out.spatial.shape == (1, student.embed_dim, 14, 14)
+
+
+@pytest.mark.parametrize("name", [name for name in timm_backbone.VERSIONS if name != "maxvit-b"])
+@pytest.mark.parametrize("image_hw", OTHER_SIZES)
+def test_backbones_of_the_paper_take_oblong_images(name: str, image_hw: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        student = create_student(name).eval()
+    out = student(torch.empty(1, 3, *image_hw, device="meta"), feature_fmt="NCHW")
+    assert out.spatial.shape[2:] == (image_hw[0] // 16, image_hw[1] // 16)
+
+
+def test_maxvit_takes_one_size_says_so_and_can_be_laid_out_for_another() -> None:
+    with torch.device("meta"):
+        student, oblong = create_student("maxvit-b").eval(), create_student("maxvit-b", img_size=(256, 320)).eval()
+    with pytest.raises(UnsupportedResolutionError, match=r"'maxvit-b' takes exactly 224 x 224 pixels"):
+        student(torch.empty(1, 3, 256, 320, device="meta"))
+    out = oblong(torch.empty(1, 3, 256, 320, device="meta"), feature_fmt="NCHW")
+    assert out.spatial.shape == (1, oblong.embed_dim, 16, 20)
+
+
+def test_size_that_only_the_network_refuses_is_told_with_its_reason() -> None:
+    with torch.device("meta"):
+        student = create_student("timm:maxvit_base_tf_224", any_resolution=True).eval()
+    with pytest.raises(UnsupportedResolutionError, match=r"cannot take 256 x 256 \(.*window.*224 x 224 works"):
+        student(torch.empty(1, 3, 256, 256, device="meta"))
+
+
+def test_fused_stages_stand_side_by_side_at_the_finest_of_them() -> None:
+    torch.manual_seed(0)
+    fused = create_student("timm:resnet10t", out_index=[4, 3]).eval()
+    assert (fused.patch_size, fused.min_resolution_step, fused.embed_dim) == (16, 32, 256 + 512)
+    fine, coarse = (create_student("timm:resnet10t", out_index=stage).eval() for stage in (3, 4))
+    for part in (fine, coarse):
+        part.load_state_dict({key: value for key, value in fused.state_dict().items() if key in part.state_dict()})
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        both, first, second = (s(images, feature_fmt="NCHW").spatial for s in (fused, fine, coarse))
+    torch.testing.assert_close(both[:, :256], first)
+    assert both.shape == (1, 768, 4, 6)
+    torch.testing.assert_close(both[:, 256:].mean((2, 3)), second.mean((2, 3)), rtol=1e-3, atol=1e-3)
 
 
 def test_summary_is_the_mean_of_the_map() -> None:
