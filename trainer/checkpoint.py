@@ -21,6 +21,7 @@ class Trainee:
 
     student: nn.Module
     adaptors: nn.Module
+    balancing: nn.Module
     optimizer: torch.optim.Optimizer
 
 
@@ -38,6 +39,7 @@ def save_checkpoint(folder: Path, step: int, trainee: Trainee, losses: LossSums)
             "step": step,
             "student": trainee.student.state_dict(),
             "adaptors": trainee.adaptors.state_dict(),
+            "balancing": trainee.balancing.state_dict(),
             "optimizer": trainee.optimizer.state_dict(),
             "losses": losses,
             "random": torch.get_rng_state(),
@@ -63,6 +65,7 @@ def restore(path: Path, trainee: Trainee) -> tuple[int, LossSums]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         trainee.student.load_state_dict(state["student"])
         trainee.adaptors.load_state_dict(state["adaptors"])
+        trainee.balancing.load_state_dict(state["balancing"])
         trainee.optimizer.load_state_dict(state["optimizer"])
     except Exception as exc:  # torch raises many kinds for a damaged or foreign file
         raise TrainingError(

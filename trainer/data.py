@@ -5,24 +5,21 @@ resumed run sees what an uninterrupted one would have seen.
 """
 
 import functools
+import math
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from radio_cache.crops import BoxXYXY, CropWeights, crop_weights, intersect_xyxy, random_box_xyxy, visible_box_xyxy
 from radio_cache.errors import ConfigError, ImageError, TrainingError
 from radio_cache.images import decode_image
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.torch import MapDecoder, crop_maps
 from trainer.recipes import Recipe
 
 StudentFit = Literal["squash", "crop"]
@@ -52,6 +49,27 @@ def eval_box_xyxy(image_hw: tuple[int, int], fit: StudentFit) -> BoxXYXY | None:
     return (w / 2 - half, h / 2 - half, w / 2 + half, h / 2 + half)
 
 
+def shifted_box_xyxy(
+    rng: np.random.Generator, box: BoxXYXY, within: BoxXYXY, grid_hw: tuple[int, int], std_tokens: float
+) -> tuple[BoxXYXY, tuple[int, int]]:
+    """A box moved by whole tokens of a grid laid over it, and by how many (down, right): round(N(0, std_tokens)) each.
+
+    A move that would leave `within`, or half the overlap or more, is not made along that axis.
+    Source: C-RADIOv4, arXiv 2601.17237, where the deviation is 0.5.
+    """
+    x0, y0, x1, y1 = box
+    moves: list[int] = []
+    for size, low, high, tokens, least, most in (
+        (y1 - y0, y0, y1, grid_hw[0], within[1], within[3]),
+        (x1 - x0, x0, x1, grid_hw[1], within[0], within[2]),
+    ):
+        move = round(rng.normal(0.0, std_tokens))
+        by = move * size / tokens
+        moves.append(move if low + by >= least and high + by <= most and 2 * abs(move) < tokens else 0)
+    down, right = moves[0] * (y1 - y0) / grid_hw[0], moves[1] * (x1 - x0) / grid_hw[1]
+    return (x0 + right, y0 + down, x1 + right, y1 + down), (moves[0], moves[1])
+
+
 @dataclass(frozen=True)
 class TeacherBatch:
     """What one teacher contributes to a batch, on the CPU. codes (b, h, w, c) as stored; summary (b, c) or None."""
@@ -63,25 +81,17 @@ class TeacherBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """step: which one. rows (b,): images of the cache. pixels (b, h, w, 3) uint8. teachers: in the data set's order."""
+    """step: which one. rows (b,): images of the cache. pixels (b, h, w, 3) uint8. teachers: in the data set's order.
+
+    shift_yx (b, 2): how many of the student's tokens its crop lies further down and right than what the targets show;
+        None where the recipe shifts nothing.
+    """
 
     step: int
     rows: NDArray[np.int64]
     pixels: NDArray[np.uint8]
     teachers: tuple[TeacherBatch, ...]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a student should say under its crops, on the device: spatial (b, n, c), valid (b, n), summary (b, c) or None.
-
-    kept (b,): the share of what the teacher saw that the crop kept; a summary speaks of all of it.
-    """
-
-    spatial: Float[Tensor, "b n c"]
-    valid: Bool[Tensor, "b n"]
-    summary: Float[Tensor, "b c"] | None
-    kept: Float[Tensor, " b"]
+    shift_yx: NDArray[np.int64] | None
 
 
 class CropData:
@@ -99,6 +109,7 @@ class CropData:
                 f"{cache.url} has no image that is complete for {', '.join(teachers)}: run the build to its end"
             )
 
+        self.target_hw = tuple(self._target_hw(teacher.spec.geometry.grid_hw) for teacher in self.teachers)
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
     def rows_of(self, step: int) -> NDArray[np.int64]:
@@ -118,24 +129,37 @@ class CropData:
         side = self.recipe.image_px
         sizes: list[tuple[int, int]] = []
         boxes: list[BoxXYXY] = []
+        shifts = np.zeros((len(rows), 2), np.int64)
+        shifting = self.recipe.shift_tokens > 0
         pixels = np.empty((len(rows), side, side, 3), np.uint8)
         for number, row in enumerate(rows):
             image = self._image(int(row))
             hw = (image.height, image.width)
             seen = intersect_xyxy([visible_box_xyxy(hw, geometry) for geometry in geometries])
             box = random_box_xyxy(rng, seen, area=self.recipe.crop_area, ratio=self.recipe.crop_ratio)
-            pixels[number] = student_pixels(image, (side, side), box)
+            shown = box
+            if shifting:
+                shown, shifts[number] = shifted_box_xyxy(rng, box, seen, self.grid_hw, self.recipe.shift_tokens)
+            pixels[number] = student_pixels(image, (side, side), shown)
             sizes.append(hw)
             boxes.append(box)
         parts = tuple(
             TeacherBatch(
                 teacher.codes(rows),
-                crop_weights(boxes, sizes, teacher.spec.geometry, out_hw=self.grid_hw),
+                crop_weights(boxes, sizes, teacher.spec.geometry, out_hw=target_hw),
                 None if teacher.spec.summary_dim is None else teacher.summaries(rows),
             )
-            for teacher in self.teachers
+            for teacher, target_hw in zip(self.teachers, self.target_hw, strict=True)
         )
-        return Batch(step, rows, pixels, parts)
+        return Batch(step, rows, pixels, parts, shifts if shifting else None)
+
+    def _target_hw(self, teacher_hw: tuple[int, int]) -> tuple[int, int]:
+        """The grid on which a teacher's map and the student's meet: the student's, or the larger of the two."""
+        if self.recipe.target_grid == "student":
+            return self.grid_hw
+        share = math.sqrt(self.recipe.crop_area[1])
+        h, w = (max(mine, math.ceil(theirs * share)) for mine, theirs in zip(self.grid_hw, teacher_hw, strict=True))
+        return (h, w)
 
     def batches(self, first: int, last: int, *, threads: int) -> Generator[Batch]:
         """Batches of steps first to last - 1, made ahead in threads."""
@@ -147,36 +171,3 @@ class CropData:
             return decode_image(self.cache.read_file(row), max_pixels=self.cache.meta.max_pixels)
         except ImageError as exc:
             raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
-
-
-class TargetMaker:
-    """Turns a teacher's part of a batch into targets on the device. Statistics come from the cache."""
-
-    def __init__(self, teacher: CachedTeacher, *, standardise: bool, device: torch.device) -> None:
-        self._decoder, self._device = MapDecoder(teacher.codec, device), device
-        self.spatial_mean_std = self._statistics(*teacher.spatial_mean_std()) if standardise else None
-        has_summary = teacher.spec.summary_dim is not None
-        self.summary_mean_std = self._statistics(*teacher.summary_mean_std()) if standardise and has_summary else None
-
-    def __call__(self, part: TeacherBatch) -> Targets:
-        device = self._device
-        rows, columns, kept = (torch.from_numpy(a).to(device, non_blocking=True) for a in
-                               (part.weights.rows, part.weights.columns, part.weights.kept))  # fmt: skip
-        codes = torch.from_numpy(part.codes).to(device, non_blocking=True)
-        # Crops are cut before the codec's last step, which is linear: what is cut away need not be rotated.
-        spatial = self._decoder.features(crop_maps(self._decoder.coordinates(codes), rows, columns))
-        if self.spatial_mean_std:
-            spatial = (spatial - self.spatial_mean_std[0]) / self.spatial_mean_std[1]
-        summary = None if part.summary is None else torch.from_numpy(part.summary).to(device, non_blocking=True)
-        if summary is not None and self.summary_mean_std:
-            summary = (summary - self.summary_mean_std[0]) / self.summary_mean_std[1]
-        valid = torch.from_numpy(part.weights.valid).to(device, non_blocking=True).flatten(1)
-        return Targets(spatial, valid, summary, kept)
-
-    def _statistics(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        # A channel that never moves carries nothing; dividing by its deviation would only amplify rounding.
-        floor = max(1e-6, 1e-3 * float(np.median(std)))
-        return (
-            torch.from_numpy(mean).to(self._device, torch.float32),
-            torch.from_numpy(np.maximum(std, floor)).to(self._device, torch.float32),
-        )

@@ -20,12 +20,13 @@ from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, StoreError, unknown_name
 from radio_cache.reader import Cache
 from radio_cache.storage import absolute_place, write_atomically
-from trainer.adaptors import AdaptorOutput, Head, TeacherWidths
+from trainer.adaptors import Head, TeacherWidths
 from trainer.checkpoint import LossSums, Trainee, checkpoints, restore, save_checkpoint
-from trainer.data import Batch, CropData, StudentFit, TargetMaker, Targets
-from trainer.export import DistilledStudent, StudentConfig, build_distilled, fold_statistics, save_student
-from trainer.losses import spatial_match, summary_cosine
+from trainer.data import Batch, CropData, StudentFit
+from trainer.export import DistilledStudent, StudentConfig, build_distilled, save_student
+from trainer.objective import Objective, TeacherLoss, teacher_loss
 from trainer.recipes import Recipe
+from trainer.targets import TargetMaker
 
 RECIPE_FILE, METRICS_FILE = "recipe.json", "metrics.jsonl"
 
@@ -52,11 +53,11 @@ class TrainReport:
     stopped: bool
 
 
-class TeacherLoss(NamedTuple):
-    """One teacher's batch means; summary is None where the teacher has none."""
+class Values(NamedTuple):
+    """What the losses of a step were: in all, and teacher -> part ("summary", "spatial") -> value."""
 
-    summary: Tensor | None
-    spatial: Tensor
+    total: float
+    teachers: dict[str, dict[str, float]]
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> TrainReport:
@@ -82,10 +83,12 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
     _claim(config, student_config)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's stub lacks this overload
-    targets = [
-        TargetMaker(teacher, standardise=recipe.normalise == "standardise", device=device) for teacher in data.teachers
-    ]
-    trainee = Trainee(model.student, model.adaptors, _optimizer(model, recipe))
+    targets = [TargetMaker(cache, name, recipe, data.rows, device) for name in teachers]
+    summaries = {widths.name: widths.summary_dim is not None for widths in student_config.teachers}
+    objective = Objective(summaries, model.student.summary_dim, recipe)
+    objective.balancing.to(device)
+    optimizer = _optimizer(model, objective.balancing, recipe)
+    trainee = Trainee(model.student, model.adaptors, objective.balancing, optimizer)
     done, unlogged = _resume(config.out, trainee, say)
     say(_headline(model, data, recipe))
 
@@ -96,11 +99,11 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
         line = stack.enter_context(ProgressLine("training", recipe.steps, unit="steps", done=done))
         batches = stack.enter_context(contextlib.closing(data.batches(done, recipe.steps, threads=config.data_threads)))
         for batch, wait_s in _timed(batches):
-            losses = train_step(model, trainee.optimizer, batch, targets, recipe, layout)
-            _check_finite(losses, batch, data)
+            values = train_step(model, optimizer, batch, targets, objective, recipe, layout)
+            _check_finite(values, batch, data)
             step = batch.step + 1
             stopped = stop.is_set()
-            log.add(losses, recipe, wait_s, len(batch.rows))
+            log.add(values, wait_s, len(batch.rows))
             last = stopped or step == recipe.steps
             line.advance(
                 1, log.write(step, lr_at(batch.step, recipe)) if last or step % recipe.log_every == 0 else None
@@ -115,51 +118,47 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
 
 
 def train_step(
-    model: DistilledStudent, optimizer: torch.optim.Optimizer, batch: Batch, targets: list[TargetMaker], recipe: Recipe,
-    layout: torch.memory_format,
-) -> dict[str, TeacherLoss]:  # fmt: skip
-    """One optimiser step; returns each teacher's losses before it, still on the device."""
+    model: DistilledStudent, optimizer: torch.optim.Optimizer, batch: Batch, targets: list[TargetMaker], objective: Objective,
+    recipe: Recipe, layout: torch.memory_format,
+) -> Values:  # fmt: skip
+    """One optimiser step; returns the losses before it. It is not made where one of them is not finite."""
     for group in optimizer.param_groups:
         group["lr"] = lr_at(batch.step, recipe)
     device = next(model.parameters()).device
     pixels = torch.from_numpy(batch.pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
     images = pixels.to(torch.float32).div(255).contiguous(memory_format=layout)
-    _, guesses = model(images)
+    features, guesses = model(images)
+    side = recipe.image_px // model.student.patch_size
     names = [teacher.name for teacher in model.config.teachers]
     losses = {
-        name: teacher_loss(guesses[name], make(part), recipe)
+        name: teacher_loss(guesses[name], make(part, batch.shift_yx), recipe, (side, side))
         for name, make, part in zip(names, targets, batch.teachers, strict=True)
     }
+    total = objective(losses, features.summary)
+    values = _values(total, losses)
+    if not _all_finite(values):
+        return values
     optimizer.zero_grad(set_to_none=True)
-    total_loss(losses, recipe).backward()
+    total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
     optimizer.step()
-    return losses
+    return values
 
 
-def teacher_loss(guess: AdaptorOutput, target: Targets, recipe: Recipe) -> TeacherLoss:
-    """AM-RADIO's two losses for one teacher, as means over the batch (arXiv 2312.06709, Eq. 1-3).
-
-    The summary loss of an image counts by the share of the view that its crop kept, since the summary speaks of all of it.
-    """
-    spatial = spatial_match(
-        guess.spatial, target.spatial, target.valid, cos_weight=recipe.cos_weight, l1_weight=recipe.l1_weight
-    ).mean()
-    if guess.summary is None or target.summary is None:
-        return TeacherLoss(None, spatial)
-    per_image = summary_cosine(guess.summary, target.summary)
-    return TeacherLoss((per_image * target.kept).sum() / target.kept.sum(), spatial)
+def _values(total: Tensor, losses: dict[str, TeacherLoss]) -> Values:
+    """The losses as numbers, in one copy from the device."""
+    means = {(name, part): mean for name, loss in losses.items() for part, mean in loss.means().items()}
+    whole, *parts = torch.stack([total, *means.values()]).detach().tolist()
+    teachers: dict[str, dict[str, float]] = {name: {} for name in losses}
+    for (name, part), value in zip(means, parts, strict=True):
+        teachers[name][part] = value
+    return Values(whole, teachers)
 
 
-def total_loss(losses: dict[str, TeacherLoss], recipe: Recipe) -> Tensor:
-    """The weighted sum over teachers."""
-    total = torch.zeros((), device=next(iter(losses.values())).spatial.device)
-    for name, loss in losses.items():
-        weight = recipe.teacher_weights.get(name, 1.0)
-        total = total + weight * recipe.spatial_weight * loss.spatial
-        if loss.summary is not None:
-            total = total + weight * recipe.summary_weight * loss.summary
-    return total
+def _all_finite(values: Values) -> bool:
+    return all(
+        math.isfinite(v) for v in (values.total, *(v for parts in values.teachers.values() for v in parts.values()))
+    )
 
 
 def lr_at(step: int, recipe: Recipe) -> float:
@@ -173,7 +172,7 @@ def lr_at(step: int, recipe: Recipe) -> float:
 def _teachers(cache: Cache, config: TrainConfig) -> tuple[str, ...]:
     if not cache.teachers:
         raise StoreError(f"{cache.url} holds no teacher yet: radio-cache build --out {cache.url} --teacher NAME ...")
-    for name in (*config.teachers, *config.recipe.teacher_weights):
+    for name in (*config.teachers, *config.recipe.teacher_weights, *config.recipe.teacher_summary_weights):
         if name not in cache.teachers:
             raise ConfigError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
     return config.teachers or tuple(cache.teachers)
@@ -224,12 +223,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             yield f"{prefix}{key}", was, now
 
 
-def _optimizer(model: DistilledStudent, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases), position tables and tokens do not decay."""
+def _optimizer(model: DistilledStudent, balancing: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; vectors (norms, biases), position tables, tokens, and what a balancing learns do not decay."""
     exempt = {f"student.{name}" for name in model.student.no_weight_decay}
     named = list(model.named_parameters())
     decayed = [p for name, p in named if p.ndim >= 2 and name not in exempt]
-    others = [p for name, p in named if p.ndim < 2 or name in exempt]
+    others = [p for name, p in named if p.ndim < 2 or name in exempt] + list(balancing.parameters())
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
@@ -264,26 +263,29 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - started
 
 
-def _check_finite(losses: dict[str, TeacherLoss], batch: Batch, data: CropData) -> None:
-    for name, loss in losses.items():
-        for part in loss:
-            if part is not None and not math.isfinite(part.item()):
-                keys = [data.cache.index.key(row) for row in batch.rows[:3]]
-                raise NonFiniteLossError(
-                    f"step {batch.step}: the loss of teacher '{name}' is {part.item()}, on images such as "
-                    f"{', '.join(keys)}. The last checkpoint is whole; try a lower --lr, or verify the cache"
-                )
+def _check_finite(values: Values, batch: Batch, data: CropData) -> None:
+    if _all_finite(values):
+        return
+    name, value = next(
+        ((name, v) for name, parts in values.teachers.items() for v in parts.values() if not math.isfinite(v)),
+        ("all of them together", values.total),
+    )
+    keys = [data.cache.index.key(row) for row in batch.rows[:3]]
+    raise NonFiniteLossError(
+        f"step {batch.step}: the loss of teacher '{name}' is {value}, on images such as "
+        f"{', '.join(keys)}. The last checkpoint is whole; try a lower --lr, or verify the cache"
+    )
 
 
 def _finish(model: DistilledStudent, targets: list[TargetMaker], config: TrainConfig) -> None:
     """Fold the statistics into the heads, so that they speak the teachers' units, and save what the user takes home."""
     summary_heads = iter(model.adaptors.summary_heads)
     for widths, spatial_head, make in zip(model.config.teachers, model.adaptors.spatial_heads, targets, strict=True):
-        if make.spatial_mean_std:
-            fold_statistics(cast(Head, spatial_head), *make.spatial_mean_std)
+        if make.spatial:
+            make.spatial.fold_into(cast(Head, spatial_head))
         summary_head = next(summary_heads) if widths.summary_dim is not None else None
-        if summary_head is not None and make.summary_mean_std:
-            fold_statistics(cast(Head, summary_head), *make.summary_mean_std)
+        if summary_head is not None and make.summary:
+            make.summary.fold_into(cast(Head, summary_head))
     save_student(model.to("cpu").eval(), config.out)
 
 
@@ -326,13 +328,12 @@ class _Log:
         self._file.close()
         self._board.close()
 
-    def add(self, losses: dict[str, TeacherLoss], recipe: Recipe, wait_s: float, num_images: int) -> None:
+    def add(self, values: Values, wait_s: float, num_images: int) -> None:
         """One step's losses."""
-        self._append("loss", total_loss(losses, recipe).item())
-        for name, loss in losses.items():
-            for part, value in loss._asdict().items():
-                if value is not None:
-                    self._append(f"{name}/{part}", value.item())
+        self._append("loss", values.total)
+        for name, parts in values.teachers.items():
+            for part, value in parts.items():
+                self._append(f"{name}/{part}", value)
         self._images += num_images
         self._wait_s += wait_s
 

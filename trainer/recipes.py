@@ -9,11 +9,25 @@ import typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from radio_cache.errors import ConfigError, unknown_name
 
-Normalise = Literal["none", "standardise"]
+Normalise = Literal["none", "global", "standardise", "pca", "zca", "hadamard", "phi-s"]
+SummaryLoss = Literal["cosine", "l1", "mse", "smooth-l1", "angle"]
+SpatialLoss = Literal["match", "cosine", "l1", "mse", "smooth-l1"]
+BalancingName = Literal["naive", "uncertainty", "adaloss", "amtml-kd"]
+TargetGrid = Literal["student", "larger"]
+
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "normalise": typing.get_args(Normalise),
+    "normalise_summary": typing.get_args(Normalise),
+    "summary_loss": typing.get_args(SummaryLoss),
+    "spatial_loss": typing.get_args(SpatialLoss),
+    "balancing": typing.get_args(BalancingName),
+    "target_grid": typing.get_args(TargetGrid),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +38,17 @@ class Recipe:
     image_px: side of the square crop the student sees.
     steps, batch_images: optimiser steps, images in each. lr: peak rate; linear warm-up, then cosine down to zero.
     crop_area: range of the share of what the teachers saw that a crop covers. crop_ratio: range of its aspect ratio.
-    cos_weight, l1_weight: the two parts of the spatial loss. summary_weight, spatial_weight: of the two losses.
-    teacher_weights: teacher -> weight of all its losses; 1 where not named.
-    normalise: targets as they are ("none"), or with mean 0 and deviation 1 per channel ("standardise"), with the
-        statistics recorded in the cache. Exported heads speak the teacher's own units either way.
+    shift_tokens: the student's crop lies whole tokens beside the target's, round(N(0, shift_tokens)) along each axis, and
+        the loss is over the overlap (C-RADIOv4: 0.5); 0 for no shift.
+    summary_loss, spatial_loss: by name, see `trainer.losses`. "match" is `cos_weight` times cosine and `l1_weight` times
+        smooth-L1; "angle" is C-RADIOv4's.
+    summary_weight, spatial_weight: of the two kinds of loss. teacher_weights: teacher -> weight of all its losses, 1 where
+        not named; teacher_summary_weights: the same, of its summary loss alone, on top.
+    balancing: of all losses, see `trainer.balancing`.
+    normalise, normalise_summary: what targets are brought to, maps and summaries: "none" leaves them, "standardise" gives
+        mean 0 and deviation 1 per channel by the statistics in the cache, the others see `radio_cache.phi_s`. Exported
+        heads speak the teacher's own units either way.
+    target_grid: where maps of different size meet: on the student's grid, or on the larger of the two, as in the paper.
     adaptor_width: hidden width of the heads; None takes the widest teacher's, as the paper does.
     channels_last: memory layout; faster for convolutions, on CPUs too.
     """
@@ -44,12 +65,19 @@ class Recipe:
     clip_grad_norm: float
     crop_area: tuple[float, float]
     crop_ratio: tuple[float, float]
+    shift_tokens: float
+    summary_loss: SummaryLoss
+    spatial_loss: SpatialLoss
     cos_weight: float
     l1_weight: float
     summary_weight: float
     spatial_weight: float
     teacher_weights: dict[str, float]
+    teacher_summary_weights: dict[str, float]
+    balancing: BalancingName
     normalise: Normalise
+    normalise_summary: Normalise
+    target_grid: TargetGrid
     adaptor_width: int | None
     channels_last: bool
     seed: int
@@ -68,8 +96,13 @@ class Recipe:
             if not low < first <= last <= high:
                 raise ConfigError(f"recipe '{self.name}': {name} must be two rising numbers above {low:g} and at most "
                                   f"{high:g}, not {first}, {last}")  # fmt: skip
-        if self.normalise not in ("none", "standardise"):
-            raise ConfigError(f"recipe '{self.name}': normalise is none or standardise, not '{self.normalise}'")
+        weights = ("cos_weight", "l1_weight", "summary_weight", "spatial_weight")
+        for name in ("warmup_steps", "weight_decay", "shift_tokens", *weights):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"recipe '{self.name}': {name} must be at least 0, not {getattr(self, name)}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"recipe '{self.name}': " + unknown_name(name, str(getattr(self, name)), known))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,9 +124,11 @@ def quick() -> Recipe:
     """The default: thousands to a million images on one device. Rates chosen by us on CIFAR-10 crops (docs/results.md)."""
     return Recipe(
         name="quick", student_overrides={}, image_px=96, steps=5000, batch_images=64, lr=2e-3, warmup_steps=200,
-        weight_decay=0.02, clip_grad_norm=1.0, crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), cos_weight=0.9, l1_weight=0.1,
-        summary_weight=1.0, spatial_weight=1.0, teacher_weights={}, normalise="standardise", adaptor_width=384,
-        channels_last=True, seed=0, checkpoint_every=500, log_every=20,
+        weight_decay=0.02, clip_grad_norm=1.0, crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), shift_tokens=0.0,
+        summary_loss="cosine", spatial_loss="match", cos_weight=0.9, l1_weight=0.1, summary_weight=1.0, spatial_weight=1.0,
+        teacher_weights={}, teacher_summary_weights={}, balancing="naive", normalise="standardise",
+        normalise_summary="standardise", target_grid="student", adaptor_width=384, channels_last=True,
+        seed=0, checkpoint_every=500, log_every=20,
     )  # fmt: skip
 
 
@@ -104,7 +139,8 @@ def am_radio() -> Recipe:
     """
     return replace(
         quick(), name="am-radio", student="e-radio-b", image_px=256, steps=300_000, batch_images=1024, lr=1e-3, warmup_steps=2000,
-        crop_area=(0.4, 1.0), normalise="none", adaptor_width=None, checkpoint_every=2000, log_every=50,
+        crop_area=(0.4, 1.0), normalise="none", normalise_summary="none", target_grid="larger",
+        adaptor_width=None, checkpoint_every=2000, log_every=50,
     )  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 from radio_cache.errors import ConfigError, TrainingError
 from radio_cache.reader import Cache
 from radio_cache.torch import crop_maps
-from trainer.data import CropData, TargetMaker, eval_box_xyxy, student_pixels
+from trainer.data import CropData, eval_box_xyxy, shifted_box_xyxy, student_pixels
 from trainer.recipes import Recipe
+from trainer.targets import TargetMaker
 
 TEACHERS = ("fake-a", "fake-b")
 
@@ -45,13 +46,14 @@ def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(tmp_path: P
     (tmp_path / "images/ramp").mkdir(parents=True)
     Image.fromarray(ramp).save(tmp_path / "images/ramp/0.png")
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 12)})
-    recipe = replace(tiny_recipe, crop_area=(0.3, 0.6), batch_images=1)
+    recipe = replace(tiny_recipe, crop_area=(0.3, 0.6), batch_images=1, normalise="none")
     data = CropData(cache, ("colours",), recipe, (4, 4))
+    make = TargetMaker(cache, "colours", recipe, data.rows, torch.device("cpu"))
     spec = fake_spec("colours", summary_dim=None, spatial_dim=12)
     errors, mirrored = [], []
     for step in range(20):
         batch = data.batch(step)
-        targets = TargetMaker(data.teachers[0], standardise=False, device=torch.device("cpu"))(batch.teachers[0])
+        targets = make(batch.teachers[0])
         _, said = fake_features(Image.fromarray(batch.pixels[0]), spec)  # on the 4 x 4 grid of the 32 px crop itself
         target = targets.spatial[0].numpy().reshape(4, 4, 12)
         # The outer half token of the whole image has no neighbour to interpolate with; look inside.
@@ -65,8 +67,11 @@ def test_standardised_targets_have_the_statistics_of_the_cache_removed(tiny_cach
     teacher = tiny_cache.teachers["fake-a"]
     data = CropData(tiny_cache, ("fake-a",), tiny_recipe, (4, 4))
     part = data.batch(0).teachers[0]
-    raw = TargetMaker(teacher, standardise=False, device=torch.device("cpu"))(part)
-    scaled = TargetMaker(teacher, standardise=True, device=torch.device("cpu"))(part)
+    plain = replace(tiny_recipe, normalise="none", normalise_summary="none")
+    raw, scaled = (
+        TargetMaker(tiny_cache, "fake-a", recipe, data.rows, torch.device("cpu"))(part)
+        for recipe in (plain, tiny_recipe)
+    )
     mean, std = teacher.spatial_mean_std()
     np.testing.assert_allclose(scaled.spatial.numpy() * std + mean, raw.spatial.numpy(), rtol=1e-4, atol=1e-4)
     assert raw.summary is not None
@@ -110,3 +115,29 @@ def test_student_pixels_of_a_box_are_that_part_of_the_image() -> None:
 def test_the_eval_crop_is_the_centre_square_that_crop_teachers_see() -> None:
     assert eval_box_xyxy((40, 80), "squash") is None
     assert eval_box_xyxy((40, 80), "crop") == (22.5, 2.5, 57.5, 37.5)
+
+
+def test_a_shifted_crop_shows_what_the_target_shows_whole_tokens_away(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    rng, box, within = np.random.default_rng(0), (4.0, 8.0, 20.0, 24.0), (0.0, 0.0, 64.0, 64.0)
+    seen = set()
+    for _ in range(200):
+        moved, (down, right) = shifted_box_xyxy(rng, box, within, (4, 4), 1.0)
+        assert moved == (4.0 + 4 * right, 8.0 + 4 * down, 20.0 + 4 * right, 24.0 + 4 * down)
+        assert min(moved) >= 0
+        seen.add((down, right))
+    # 4 pixels a token: one token to the left still fits, two do not; two are half the overlap.
+    assert seen == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    data = CropData(tiny_cache, TEACHERS, replace(tiny_recipe, shift_tokens=1.0, crop_area=(0.2, 0.3)), (4, 4))
+    shifts = [data.batch(step).shift_yx for step in range(4)]
+    assert any(shift is not None and shift.any() for shift in shifts)
+    assert CropData(tiny_cache, TEACHERS, tiny_recipe, (4, 4)).batch(0).shift_yx is None
+
+
+def test_targets_lie_on_the_larger_grid_where_the_recipe_says_so(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+    recipe = replace(tiny_recipe, target_grid="larger")
+    grid = tiny_cache.teachers["fake-a"].spec.geometry.grid_hw
+    for student_hw in ((2, 2), (9, 9)):
+        data = CropData(tiny_cache, ("fake-a",), recipe, student_hw)
+        targets = TargetMaker(tiny_cache, "fake-a", recipe, data.rows, torch.device("cpu"))(data.batch(0).teachers[0])
+        assert targets.grid_hw == (max(student_hw[0], grid[0]), max(student_hw[1], grid[1]))
+        assert targets.spatial.shape[1] == targets.grid_hw[0] * targets.grid_hw[1]

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from radio_cache.errors import ShapeError
-from trainer.losses import spatial_match, spatial_mse, summary_cosine
+from trainer.losses import (
+    SPATIAL_LOSSES,
+    SUMMARY_LOSSES,
+    align_shifted,
+    angular_dispersion,
+    resize_tokens,
+    spatial_match,
+    spatial_mse,
+    summary_angle,
+    summary_cosine,
+)
 
 
 def all_valid(tokens: Tensor) -> Tensor:
@@ -123,3 +133,82 @@ def test_spatial_shape_error_shows_both_shapes(
 def test_summary_shape_error_shows_both_shapes() -> None:
     with pytest.raises(ShapeError, match=r"student \(2, 8\), teacher \(2, 9\)"):
         summary_cosine(torch.zeros(2, 8), torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("cosine", 1 - 3 / 5), ("l1", 2.25), ("mse", 8.125), ("smooth-l1", (0.125 + 3.5) / 2)]
+)
+def test_every_distance_of_3_4_from_2_5_and_0(name: str, expected: float) -> None:
+    """Differences of 0.5 and 4; for the cosine (3, 4) against (5, 0)."""
+    student = torch.tensor([[3.0, 4.0]])
+    teacher = torch.tensor([[5.0, 0.0]]) if name == "cosine" else torch.tensor([[2.5, 0.0]])
+    assert SUMMARY_LOSSES[name](student, teacher).tolist() == pytest.approx([expected])
+    # As maps: this token, one that is perfect, and one of padding that is far off.
+    far = torch.tensor([[100.0, -100.0]])
+    students, teachers = torch.stack([student, student, -far], dim=1), torch.stack([teacher, student, far], dim=1)
+    valid = torch.tensor([[True, True, False]])
+    assert SPATIAL_LOSSES[name](students, teachers, valid).tolist() == pytest.approx([expected / 2], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SPATIAL_LOSSES)
+def test_every_spatial_loss_refuses_shapes_that_differ(name: str) -> None:
+    with pytest.raises(ShapeError, match=r"student \(1, 4, 2\), teacher \(1, 5, 2\)"):
+        SPATIAL_LOSSES[name](torch.zeros(1, 4, 2), torch.zeros(1, 5, 2), torch.ones(1, 4).bool())
+
+
+@pytest.mark.parametrize("name", SUMMARY_LOSSES)
+def test_every_summary_loss_refuses_shapes_that_differ(name: str) -> None:
+    with pytest.raises(ShapeError, match=r"student \(1, 4\), teacher \(1, 5\)"):
+        SUMMARY_LOSSES[name](torch.zeros(1, 4), torch.zeros(1, 5))
+
+
+def test_the_angle_loss_of_a_right_an_opposite_and_a_tiny_angle() -> None:
+    student = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 1e-3]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 3.0], [-1.0, 0.0], [1.0, 0.0]])
+    loss = summary_angle(student, teacher, dispersion=2.0)
+    assert loss.tolist() == pytest.approx([(math.pi / 2) ** 2 / 2, math.pi**2 / 2, 1e-6 / 2], rel=1e-3)
+    loss.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_the_angle_loss_of_the_very_same_direction_has_a_finite_gradient() -> None:
+    student = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    summary_angle(student, torch.tensor([[2.0, 0.0]]), dispersion=1.0).sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_dispersion_is_the_mean_squared_angle_from_the_mean_direction() -> None:
+    # Mean direction (1, 0), both 60 degrees from it, lengths do not matter.
+    summaries = torch.tensor([[0.5, math.sqrt(3) / 2], [1.0, -math.sqrt(3)]])
+    assert angular_dispersion(summaries) == pytest.approx((math.pi / 3) ** 2)
+    assert angular_dispersion(torch.ones(3, 4)) == 1e-4
+    generator = torch.Generator().manual_seed(0)
+    assert angular_dispersion(torch.randn(20000, 256, generator=generator)) == pytest.approx(
+        (math.pi / 2) ** 2, rel=0.01
+    )
+
+
+def test_a_shifted_student_is_compared_where_both_crops_see() -> None:
+    """A teacher's 3 x 3 map of numbers; the student saw a crop one row further down and says the very numbers there."""
+    wide = torch.arange(16.0).reshape(4, 4)
+    teacher = wide[:3, :3].reshape(1, 9, 1)
+    student = wide[1:, :3].reshape(1, 9, 1)
+    aligned, overlap = align_shifted(student, torch.tensor([[1, 0]]), (3, 3))
+    assert overlap.tolist() == [[False] * 3 + [True] * 6]
+    assert spatial_mse(aligned, teacher, overlap).item() == 0
+    wrong, _ = align_shifted(student, torch.tensor([[0, 1]]), (3, 3))
+    assert spatial_mse(wrong, teacher, overlap).item() > 1
+    back, overlap = align_shifted(student, torch.tensor([[0, -2]]), (3, 3))
+    assert overlap.reshape(3, 3).tolist() == [[True, False, False]] * 3
+    assert back.reshape(3, 3)[:, 0].tolist() == student.reshape(3, 3)[:, 2].tolist()
+
+
+def test_a_map_is_resized_bilinearly_with_half_pixel_centres() -> None:
+    ramp = torch.tensor([0.0, 1.0]).reshape(1, 2, 1)
+    assert resize_tokens(ramp, (1, 2), (1, 4)).flatten().tolist() == [0, 0.25, 0.75, 1]
+    assert resize_tokens(ramp, (1, 2), (1, 2)) is ramp
+    tall = resize_tokens(torch.arange(6.0).reshape(1, 6, 1), (3, 2), (6, 4)).reshape(6, 4)
+    assert (tall[:, 1:] >= tall[:, :-1]).all()
+    assert tall[-1, 0] > tall[0, -1]
