@@ -40,7 +40,7 @@ from radio_cache.reader import Cache, is_cache
 from radio_cache.receipts import compact_receipts, drop_short_receipt, read_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Receipt
 from radio_cache.torch import MapEncoder
-from radio_cache.writer import ShardWriter, add_teacher, create_cache, grow_cache, refuse_occupied
+from radio_cache.writer import ShardWriter, add_teacher, create_cache, grow_cache, refuse_occupied, refuse_remains
 
 Say = Callable[[str], None]
 
@@ -250,7 +250,10 @@ def _join(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolE
 
 def _check_same(cache: Cache, teachers: list[Teacher]) -> None:
     for asked in (teacher.spec for teacher in teachers):
-        differences = cache.teachers[asked.name].spec.differences(asked) if asked.name in cache.teachers else []
+        if asked.name not in cache.teachers:
+            refuse_remains(cache.storage, asked.name)
+            continue
+        differences = cache.teachers[asked.name].spec.differences(asked)
         if differences:
             raise StaleCacheError(
                 f"{cache.url}, teacher '{asked.name}': {'; '.join(differences)}. "

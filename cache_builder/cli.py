@@ -252,12 +252,12 @@ def repair(cache: str | Path) -> None:
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def drop(cache: str | Path, teacher: str, yes: bool) -> None:
     """Remove one TEACHER and all it wrote from CACHE. The others stay as they are."""
-    from radio_cache.verify import drop_teacher
+    from radio_cache.verify import drop_teacher, teacher_bytes
 
     opened = Cache(cache)
-    if teacher in opened.teachers and not yes:
-        stored = human_bytes(opened.teachers[teacher].stored_bytes())
-        click.confirm(f"remove {teacher} ({stored}) from {cache}?", abort=True)
+    stored = teacher_bytes(opened, teacher)
+    if stored and not yes:
+        click.confirm(f"remove {teacher} ({human_bytes(stored)}) from {cache}?", abort=True)
     click.echo(f"{teacher} is gone from {cache}: {human_bytes(drop_teacher(opened, teacher))} freed")
 
 

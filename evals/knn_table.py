@@ -156,6 +156,8 @@ def _teachers(
     if not caches:
         return [], []
     first, notes = caches[0], list[str]()
+    for cache in caches:
+        cache.teachers.refuse_unreadable()
     if silent := [name for name, teacher in first.teachers.items() if teacher.spec.summary_dim is None]:
         notes.append(f"{', '.join(silent)}: maps only, no summary to compare.")
     names = [name for name, teacher in first.teachers.items() if teacher.spec.summary_dim is not None]

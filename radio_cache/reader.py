@@ -176,11 +176,22 @@ class Cache:
 
 
 class Teachers(dict[str, "CachedTeacher"]):
-    """Name -> teacher. unreadable: those that are there and cannot be used; asking for one raises its error."""
+    """Name -> teacher. unreadable: those that are there and cannot be used. To ask for one, also whether it is there, raises
+    its error: it is neither a teacher nor none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unreadable: dict[str, StoreError] = {}
+
+    def __contains__(self, name: object) -> bool:
+        if name in self.unreadable:
+            raise self.unreadable[str(name)]
+        return super().__contains__(name)
+
+    def refuse_unreadable(self) -> None:
+        """For whoever takes all there are: raise the error of one that cannot be used, if there is one."""
+        for error in self.unreadable.values():
+            raise error
 
     def __missing__(self, name: str) -> "CachedTeacher":
         if name in self.unreadable:
@@ -196,7 +207,11 @@ class CachedTeacher:
         self._group = unit_group(name)
         self.name = name
         place = cache.storage.at(f"{self._group}/{DOCUMENT}")
-        self.spec = TeacherSpec.from_json(_attributes(cache.storage, self._group), place)
+        try:
+            self.spec = TeacherSpec.from_json(_attributes(cache.storage, self._group), place)
+        except CorruptShardError as exc:
+            cure = f"or drop the teacher and build it again: radio-cache drop-teacher {cache.url} {name}"
+            raise CorruptShardError(f"{exc}; {cure}") from exc
         if self.spec.name != name:
             raise CorruptShardError(
                 f"{place} is that of teacher '{self.spec.name}', not of '{name}': restore it from a copy, or drop '{name}' and "

@@ -20,7 +20,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError, StorageError
-from radio_cache.shards import ABSENT, CRC_BYTES, decode_index, index_bytes
+from radio_cache.shards import ABSENT, CRC_BYTES, LABEL_BYTES, decode_index, index_bytes, is_mislabelled
 from radio_cache.storage import Storage
 
 Verify = Literal["always", "first", "never"]
@@ -211,6 +211,7 @@ class _Batch:
         self._view, self._numbers, self._out, self._verify = view, numbers.tolist(), out, verify
         self._memory = out.data  # cut faster than the array
         self._shard_images = self._layout.shard_images
+        self._tail_bytes = LABEL_BYTES + index_bytes(self._shard_images)
         self.missing: list[int] = []
 
     def run(self, job: _Job) -> None:
@@ -234,14 +235,20 @@ class _Batch:
         return f"{self._storage.at(self._path(shard))}: row {shard * self._shard_images + number}"
 
     def _decoded_index(self, shard: int, tail: bytes, size: int, identity: tuple[int, ...]) -> _Shard:
-        """The index from a shard's last bytes, with places outside the file marked."""
+        """The index from a shard's last bytes, with places outside the file marked. tail: of `_tail_bytes`, or all there is."""
         layout, place = self._layout, self._storage.at(self._path(shard))
-        if size < index_bytes(self._shard_images):
-            raise CorruptShardError(f"{place}: {size} bytes are too few to hold this shard's index")
-        index = decode_index(tail, place)
+        length = index_bytes(self._shard_images)
+        if size < length:
+            raise CorruptShardError(f"{place}: {size} bytes are too few to hold this shard's index: {_CURE}")
+        if is_mislabelled(tail[:-length], self._path(shard)):
+            raise CorruptShardError(f"{place} is another shard's file: {_CURE}")
+        try:
+            index = decode_index(tail[-length:], place)
+        except CorruptShardError as exc:
+            raise CorruptShardError(f"{exc}: {_CURE}") from exc
         absent = (index == ABSENT).all(axis=1)
         offsets, lengths = index[:, 0].astype(np.int64), index[:, 1].astype(np.int64)
-        room = size - len(tail)
+        room = size - length
         # 2^63 and more come out negative, so that no sum of two of these overflows.
         inside = (offsets >= 0) & (lengths > CRC_BYTES) & (lengths <= layout.max_chunk_bytes)
         inside &= np.minimum(offsets, room) + np.minimum(lengths, layout.max_chunk_bytes) <= room
@@ -316,7 +323,7 @@ class _LocalBatch(_Batch):
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         # Between two openings a repair may have put another file in this place.
         if index is None or index.identity != identity:
-            length = index_bytes(self._shard_images)
+            length = self._tail_bytes
             tail = os.pread(file.descriptor, length, max(0, status.st_size - length))
             index = self._decoded_index(shard, tail, status.st_size, identity)
         return self._kept.keep_file(key, file), self._kept.keep_shard(key, index)
@@ -415,7 +422,7 @@ class _RemoteBatch(_Batch):
             self._decode(np.frombuffer(chunk, dtype=np.uint8), shard, job, position, number)
 
     def _index(self, shard: int) -> _Shard:
-        tail, size = self._storage.read_tail(self._path(shard), index_bytes(self._shard_images))
+        tail, size = self._storage.read_tail(self._path(shard), self._tail_bytes)
         return self._kept.keep_shard((self._view, shard), self._decoded_index(shard, tail, size, (size,)))
 
 

@@ -1,8 +1,9 @@
 """The bytes of a shard: Zarr v3's `sharding_indexed` codec, inner codecs `bytes` (little endian) and `crc32c`.
 
 Layout: the chunks one after the other, each followed by its own crc32c; then the index (offset and length of every
-chunk as two little-endian uint64, both 2^64 - 1 for a chunk that is not there), then the index's crc32c. Any Zarr v3
-library reads it; we write and read it ourselves because that is several times faster (docs/design/001-store.md).
+chunk as two little-endian uint64, both 2^64 - 1 for a chunk that is not there), then the index's crc32c. Before the index
+lies a label that no chunk covers, which says whose shard it is; the first caches have none. Any Zarr v3 library reads it;
+we write and read it ourselves because that is several times faster (docs/design/001-store.md).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from radio_cache.errors import CorruptShardError
 
 CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
+
+_LABEL = b"rc-shard"
+LABEL_BYTES = len(_LABEL) + CRC_BYTES
 
 Chunk = bytes | memoryview
 """Stored bytes of a chunk; a memoryview is flat and counts bytes."""
@@ -53,13 +57,26 @@ def index_bytes(chunks_per_shard: int) -> int:
     return 16 * chunks_per_shard + CRC_BYTES
 
 
+def shard_label(path: str) -> bytes:
+    """What stands before the index of the shard at a path below the cache. Chunks do not say where they belong."""
+    return _LABEL + crc32c(path.encode()).to_bytes(CRC_BYTES, "little")
+
+
+def is_mislabelled(label: bytes, path: str) -> bool:
+    """Whether the bytes before an index are a label, and that of another shard than the one at `path`."""
+    return label.startswith(_LABEL) and label != shard_label(path)
+
+
 def encode_shard(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> bytes:
     """A whole shard. None is a chunk that is not there; so are chunks beyond the end of a short last shard."""
     return b"".join(shard_parts(chunks, chunks_per_shard))
 
 
-def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> list[Chunk]:
-    """The parts that make a whole shard when written one after the other: the chunks themselves, nothing is copied."""
+def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str | None = None) -> list[Chunk]:
+    """The parts that make a whole shard when written one after the other: the chunks themselves, nothing is copied.
+
+    path: below the cache, for the shard's label.
+    """
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
     parts: list[Chunk] = []
     offset = 0
@@ -70,6 +87,8 @@ def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> list[C
         index[number] = (offset, len(chunk) + CRC_BYTES)
         offset += len(chunk) + CRC_BYTES
     last = index.tobytes()
+    if path is not None:
+        parts.append(shard_label(path))
     return [*parts, last, _closing_crc(last)]
 
 

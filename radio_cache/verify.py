@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from radio_cache.errors import RadioCacheError, StorageError, StoreError, UnsupportedFormatError, unknown_name
+from radio_cache.errors import (
+    CorruptShardError,
+    RadioCacheError,
+    StorageError,
+    StoreError,
+    UnsupportedFormatError,
+    unknown_name,
+)
 from radio_cache.image_index import StoredKeys, index_columns, index_group
 from radio_cache.layout import Documents, grows_along, images_documents, index_documents, teacher_documents
 from radio_cache.reader import Cache, CachedTeacher
@@ -67,6 +75,7 @@ def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
     for unit in (IMAGES_UNIT, *cache.teachers):
         shards[unit] = missing[unit] = 0
         unit_damages = [*_transform_damages(cache, unit), *_document_damages(cache, unit)]
+        decodable = not unit_damages
         for shard, receipt in each_receipt(cache.storage, unit, cache.meta.num_shards):
             if receipt is None:
                 missing[unit] += 1
@@ -76,7 +85,7 @@ def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
                 unit_damages.append(Damage(unit, shard, receipt_path(unit, shard), str(receipt), mendable=True))
                 continue
             found = list(_shard_damages(cache, unit, shard, receipt))
-            if deep and not found and not unit_damages and unit != IMAGES_UNIT:
+            if deep and decodable and not found and unit != IMAGES_UNIT:
                 found = list(_deep_damages(cache, cache.teachers[unit], shard, receipt))
             unit_damages += found
         damages += unit_damages
@@ -110,11 +119,16 @@ def drop_teacher(cache: Cache, name: str) -> int:
     known = _names_below(cache)
     if name not in known:
         raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, known))
-    group, receipts = unit_group(name), receipts_folder(name)
-    freed = sum(size for folder in (group, receipts) for _, size in cache.storage.list_files(folder))
-    cache.storage.delete_tree(receipts)
-    cache.storage.delete_tree(group)
+    freed = teacher_bytes(cache, name)
+    cache.storage.delete_tree(receipts_folder(name))
+    cache.storage.delete_tree(unit_group(name))
     return freed
+
+
+def teacher_bytes(cache: Cache, name: str) -> int:
+    """What a teacher takes on the disk, whether it can be read or not."""
+    folders = (unit_group(name), receipts_folder(name))
+    return sum(size for folder in folders for _, size in cache.storage.list_files(folder))
 
 
 def _names_below(cache: Cache) -> set[str]:
@@ -149,7 +163,8 @@ def _lost_teachers(cache: Cache) -> Iterator[Damage]:
     cure = "restore it from a copy, or drop the teacher and build it again: radio-cache drop-teacher"
     for name, error in cache.teachers.unreadable.items():
         place = f"{unit_group(name)}/{DOCUMENT}"
-        yield Damage(name, None, place, f"{error}; or {cure} {cache.url} {name}", mendable=False)
+        told = str(error) if isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
+        yield Damage(name, None, place, told, mendable=False)
     # Receipts are the last thing a teacher gets, and the first it loses.
     for name in cache.storage.list_folders("receipts"):
         if name not in (IMAGES_UNIT, *cache.teachers, *cache.teachers.unreadable):
@@ -206,10 +221,31 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
                 finite = np.isfinite(teacher.maps(some)).all()
             if not finite:
                 yield Damage(teacher.name, shard, place, "a map decodes to values that are not finite", mendable=True)
-            if spec.summary_dim is not None:
-                teacher.summaries(some)
     except StoreError as exc:
         yield Damage(teacher.name, shard, place, str(exc), mendable=True)
+        return
+    if spec.summary_dim is not None and rows:
+        yield from _summary_damages(cache, teacher.name, shard, np.array(rows), spec.views, spec.summary_dim)
+
+
+def _summary_damages(
+    cache: Cache, name: str, shard: int, rows: NDArray[np.int64], views: int, channels: int
+) -> Iterator[Damage]:
+    """From the shard's own files: `CachedTeacher.summaries` reads those of all shards, and would condemn this one for another."""
+    meta = cache.meta
+    for view in range(views):
+        place = f"{unit_group(name)}/summary/c/{view}/{shard}/0"
+        try:
+            stored = cache.storage.read(place)[:-CRC_BYTES]
+        except FileNotFoundError:
+            yield Damage(name, shard, place, "gone", mendable=True)
+            continue
+        if len(stored) != meta.shard_images * channels * 2:
+            yield Damage(name, shard, place, "does not hold the summaries of a shard", mendable=True)
+            continue
+        summaries = np.frombuffer(stored, "<f2").reshape(meta.shard_images, channels)
+        if np.isnan(summaries[rows - shard * meta.shard_images]).any():
+            yield Damage(name, shard, place, "an image that is usable has no summary", mendable=True)
 
 
 def _transform_damages(cache: Cache, unit: str) -> Iterator[Damage]:

@@ -17,7 +17,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec, codec_from_json
-from radio_cache.errors import NotACacheError
+from radio_cache.errors import CorruptShardError, NotACacheError
 from radio_cache.image_index import ImageIndex, index_columns, index_group
 from radio_cache.layout import INDEX_CHUNK, images_documents, index_documents, root_document, teacher_documents
 from radio_cache.plain_arrays import stored_bytes
@@ -31,6 +31,7 @@ from radio_cache.schema import (
     StoredFile,
     TeacherSpec,
     receipt_path,
+    receipts_folder,
     unit_group,
 )
 from radio_cache.shards import Chunk, crc32c, parts_crc32c, shard_parts, with_crc
@@ -119,12 +120,26 @@ def _grow_teacher(storage: Storage, group: str, meta: CacheMeta) -> None:
             storage.write(path, [with_shape(document, (*shape[:axis], length, *shape[axis + 1 :]))])
 
 
+def refuse_remains(place: Place, name: str) -> None:
+    """Raise CorruptShardError if there are receipts of a teacher whose document is gone: they would vouch for the shards of
+    another one of that name."""
+    storage = open_storage(place)
+    document = f"{unit_group(name)}/{DOCUMENT}"
+    # In this order: another process may just be making the teacher, document first.
+    if next(storage.list_files(receipts_folder(name)), None) is not None and not storage.exists(document):
+        raise CorruptShardError(
+            f"{storage.at(document)} is gone, although there are receipts of teacher '{name}': restore it from a copy, or "
+            f"radio-cache drop-teacher {storage.url} {name}, and build it again"
+        )
+
+
 def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec | None = None) -> None:
     """Make the group of a teacher that is not in the cache yet: its spec, its codec's arrays, and arrays without data.
 
-    All or nothing; a group that is there already stays as it is.
+    All or nothing; a group that is there already stays as it is. Raises CorruptShardError for remains of another.
     codec: the one `spec.codec` describes; may be left out where that needs no arrays.
     """
+    refuse_remains(place, spec.name)
     known = codec or codec_from_json(spec.codec)
     if known.arrays():
         crcs = {name: crc32c(stored_bytes(array)) for name, array in known.arrays().items()}
@@ -185,7 +200,8 @@ class ShardWriter:
         if zstd_level is not None:
             compress = partial(_compressed, level=zstd_level)
             chunks = list(pool.map(compress, chunks) if pool else map(compress, chunks))
-        self._write(_chunk_path(array, grid), shard_parts(chunks, chunks_per_shard))
+        path = _chunk_path(array, grid)
+        self._write(path, shard_parts(chunks, chunks_per_shard, f"{unit_group(self._unit)}/{path}"))
 
     def commit(self, receipt: Mapping[str, Any]) -> Receipt:
         """Write the receipt, which makes the shard exist. `receipt` holds its fields except unit, shard and files."""

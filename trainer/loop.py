@@ -171,10 +171,13 @@ def lr_at(step: int, recipe: Recipe) -> float:
 
 def _teachers(cache: Cache, config: TrainConfig) -> tuple[str, ...]:
     if not cache.teachers:
+        cache.teachers.refuse_unreadable()
         raise StoreError(f"{cache.url} holds no teacher yet: radio-cache build --out {cache.url} --teacher NAME ...")
     for name in (*config.teachers, *config.recipe.teacher_weights, *config.recipe.teacher_summary_weights):
         if name not in cache.teachers:
             raise ConfigError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
+    if not config.teachers:
+        cache.teachers.refuse_unreadable()
     return config.teachers or tuple(cache.teachers)
 
 

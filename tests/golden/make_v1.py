@@ -120,4 +120,4 @@ def write_teacher_shard(path: Path, teacher: TeacherSpec, shard: int) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) / "v1-sealed.zarr")
+    make(Path(sys.argv[1]) / "v1-labelled.zarr")

@@ -21,6 +21,7 @@ from radio_cache import Cache
 from radio_cache.errors import StorageError
 from radio_cache.reader import is_cache
 from radio_cache.schema import IMAGES_UNIT
+from radio_cache.shards import LABEL_BYTES, index_bytes
 from radio_cache.storage import LocalStorage
 from radio_cache.verify import drop_teacher, repair_cache, verify_cache
 from radio_cache.writer import ShardWriter
@@ -175,7 +176,7 @@ def test_a_shard_for_which_there_is_no_room_is_named_with_its_bytes(
 
     told = refusal(write_shards)
     assert FULL.search(told)
-    assert f"({6 * (16 * 16 * 24 * 2 + 4) + 6 * 16 + 4} bytes were to be written, " in told
+    assert f"({6 * (16 * 16 * 24 * 2 + 4) + LABEL_BYTES + index_bytes(6)} bytes were to be written, " in told
     assert verify_cache(Cache(place), deep=True).ok
 
 

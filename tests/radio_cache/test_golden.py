@@ -1,7 +1,7 @@
 """Caches kept in the repository: format version 1 is read for ever.
 
 v1.zarr is from before receipts, attributes and the image index carried checksums of their own and before the index had a
-group of its own; v1-sealed.zarr is as caches are written now.
+group of its own; v1-sealed.zarr from before shards had labels; v1-labelled.zarr is as caches are written now.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def recipe() -> ModuleType:
     return module
 
 
-@pytest.fixture(params=["v1.zarr", "v1-sealed.zarr"])
+@pytest.fixture(params=["v1.zarr", "v1-sealed.zarr", "v1-labelled.zarr"])
 def cache(request: pytest.FixtureRequest) -> Cache:
     return Cache(GOLDEN / request.param)
 
@@ -103,10 +103,10 @@ def test_zarr_python_reads_the_golden_cache(recipe: ModuleType) -> None:
 
 def test_this_release_still_writes_the_bytes_of_the_golden_cache(tmp_path: Path, recipe: ModuleType) -> None:
     """Of all numbers and receipts; what a JSON document says, the other tests read."""
-    recipe.make(tmp_path / "v1-sealed.zarr")
+    recipe.make(tmp_path / "v1-labelled.zarr")
 
     def stored(folder: Path) -> dict[str, bytes]:
         files = (file for file in folder.rglob("*") if file.is_file() and file.name != "zarr.json")
         return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
-    assert stored(tmp_path / "v1-sealed.zarr") == stored(GOLDEN / "v1-sealed.zarr")
+    assert stored(tmp_path / "v1-labelled.zarr") == stored(GOLDEN / "v1-labelled.zarr")

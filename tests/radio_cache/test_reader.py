@@ -30,6 +30,7 @@ from radio_cache.reader import Verify, is_cache
 from radio_cache.schema import receipt_path
 from radio_cache.shards import CRC_BYTES, index_bytes
 from radio_cache.testing import make_tiny_cache, write_images
+from radio_cache.verify import verify_cache
 
 USABLE = [0, 1, 2, 3, 4, 5, 7, 8, 9]
 UNUSABLE_ROW = 6
@@ -266,6 +267,32 @@ def test_a_shard_without_its_beginning_is_noticed(cache_path: Path, shard_file: 
     shard_file.write_bytes(shard_file.read_bytes()[-index_bytes(4) - 8 :])
     with pytest.raises(CorruptShardError, match=f"{shard_file}: row 5"):
         Cache(cache_path).teachers["fake-a"].codes([5])
+
+
+@pytest.mark.parametrize("other", ["teachers/fake-c", "teachers/fake-a/0"])
+def test_a_shard_of_another_teacher_or_of_other_rows_is_not_taken_for_this_one(
+    tmp_path: Path, photos: Path, other: str
+) -> None:
+    """Of the same shape, so that nothing but its label tells it apart."""
+    path = tmp_path / "c.zarr"
+    make_tiny_cache(path, photos, teachers={"fake-a": (None, 8), "fake-c": (None, 8)})
+    shard = path / "teachers/fake-a/spatial/c/0/1/0/0/0"
+    source = path / (other if other.endswith("c") else "teachers/fake-a") / f"spatial/c/0/{int('0' not in other)}/0/0/0"
+    shutil.copy(source, shard)
+    with pytest.raises(CorruptShardError, match=rf"{shard} is another shard's file: `radio-cache repair` drops its shard"):
+        Cache(path).teachers["fake-a"].codes([5])
+    assert [damage.shard for damage in verify_cache(Cache(path)).damages] == [1]
+
+
+@pytest.mark.parametrize("file", ["summary/c/0/{}/0", "stats/spatial/c/{}/0/0", "stats/summary/c/{}/0/0"])
+def test_files_of_other_rows_are_not_taken_for_those_a_receipt_names(cache_path: Path, file: str) -> None:
+    folder = cache_path / "teachers/fake-a"
+    shutil.copy(folder / file.format(0), folder / file.format(1))
+    teacher = Cache(cache_path).teachers["fake-a"]
+    read = {"sum": lambda: teacher.summaries([0]), "spa": teacher.spatial_mean_std, "mea": teacher.summary_mean_std}
+    name = "sum" if file.startswith("summary") else "spa" if "spatial" in file else "mea"
+    with pytest.raises(CorruptShardError, match=rf"{folder / file.format(1)} \(shard 1\).*radio-cache repair"):
+        read[name]()
 
 
 def test_a_deleted_shard_that_a_receipt_vouches_for_names_the_file_and_the_receipt(
