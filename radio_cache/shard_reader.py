@@ -5,6 +5,7 @@ for. A shard's index is read once and kept. On a local disk a job is a `preadv` 
 `Storage.read_ranges`. No lock is held while bytes are read, checked or decoded.
 """
 
+import errno
 import os
 import threading
 from array import array
@@ -40,6 +41,9 @@ _PIECE = 256 << 10
 
 _REMOTE_THREADS = 16
 """Requests to an object store at a time, at least: they wait, they do not compute."""
+
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+"""Flag of `preadv`: only what is in memory. Linux has it; not every file system does."""
 
 _ABSENT, _OUTSIDE = -1, -2
 """In place of an offset: the chunk is not there; the index places it where it cannot be."""
@@ -98,13 +102,15 @@ class ShardReader:
         flat = out.reshape(-1)
         shards, numbers = np.divmod(rows, self._layout.shard_images)
         order = np.argsort(rows, kind="stable")
+        jobs = _jobs(shards, order)
         if self._storage.is_local:
             batch: _Batch = _LocalBatch(self, view, shards, numbers, flat, verify)
-            most = len(rows) if threads == 1 else max(1, _PIECE // self._layout.row_bytes)
+            if threads > 1:
+                jobs = _shared(batch.left_to_wait_for(jobs), max(1, _PIECE // self._layout.row_bytes))
         else:
             batch = _RemoteBatch(self, view, shards, numbers, flat, verify)
-            most, threads = len(rows), max(threads, _REMOTE_THREADS)
-        _run(batch, _jobs(shards, order, most), threads)
+            threads = max(threads, _REMOTE_THREADS)
+        _run(batch, jobs, threads)
         return np.sort(np.array(batch.missing, dtype=np.int64))
 
 
@@ -187,16 +193,23 @@ class _Job:
         self.shard, self.positions = shard, positions
 
 
-def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64], most: int) -> list[_Job]:
-    """At most `most` rows in each, so that threads can share a batch evenly."""
+def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[_Job]:
+    """One for each shard."""
     jobs: list[_Job] = []
     sorted_shards = shards[order]
     ends = np.flatnonzero(np.diff(sorted_shards, append=-1)) + 1
     places, first = order.tolist(), 0
     for shard, end in zip(sorted_shards[ends - 1].tolist(), ends.tolist(), strict=True):
-        jobs += [_Job(shard, places[at : min(at + most, end)]) for at in range(first, end, most)]
+        jobs.append(_Job(shard, places[first:end]))
         first = end
     return jobs
+
+
+def _shared(jobs: Sequence[_Job], most: int) -> list[_Job]:
+    """Jobs of at most `most` rows, so that threads can share a batch evenly."""
+    return [
+        _Job(job.shard, job.positions[first : first + most]) for job in jobs for first in range(0, len(job.positions), most)
+    ]
 
 
 class _Batch:
@@ -227,6 +240,10 @@ class _Batch:
 
     def do(self, job: _Job) -> None:
         raise NotImplementedError
+
+    def left_to_wait_for(self, jobs: list[_Job]) -> list[_Job]:
+        """Do what needs no waiting; returns the rest."""
+        return jobs
 
     def _path(self, shard: int) -> str:
         return f"{self._folder}/{self._layout.key(self._view, shard)}"
@@ -301,10 +318,25 @@ class _Batch:
 class _LocalBatch(_Batch):
     """By descriptor and `preadv`, which fills the caller's buffer without another copy."""
 
+    _flags = 0
+
+    def left_to_wait_for(self, jobs: list[_Job]) -> list[_Job]:
+        # Small rows in the page cache: two threads cost more in taking turns at the interpreter than they gain.
+        if _NO_WAIT is None or self._layout.zstd or self._layout.row_bytes > _PIECE:
+            return jobs
+        self._flags, self._left = _NO_WAIT, list[_Job]()
+        for job in jobs:
+            self.run(job)
+        self._flags = 0
+        return self._left
+
     def do(self, job: _Job) -> None:
         try:
             file, shard = self._opened(job.shard)
-            self._read(job, file, shard)
+            if self._flags:
+                self._read_cached(job, file, shard)
+            else:
+                self._read(job, file, shard)
         except FileNotFoundError:
             self.missing.extend(job.positions)
         except OSError as exc:
@@ -340,6 +372,12 @@ class _LocalBatch(_Batch):
         else:
             self._read_small(job, file, shard)
 
+    def _read_cached(self, job: _Job, file: _File, shard: _Shard) -> None:
+        """The rows that the page cache holds whole. Asking for the others has told the disk to fetch them."""
+        left = [chunk[0] for chunk in self._present(job, shard) if not self._read_one(job, file, shard, chunk)]
+        if left:
+            self._left.append(_Job(job.shard, left))
+
     def _read_large(self, job: _Job, file: _File, shard: _Shard, position: int, number: int, offset: int) -> None:
         row, checked = self._row(position), self._must_check(shard, number)
         if not checked:
@@ -370,15 +408,25 @@ class _LocalBatch(_Batch):
                 if self._must_check(shard, number):
                     self._compare(shard, job, number, google_crc32c.value(row), crc)
 
-    def _read_one(self, job: _Job, file: _File, shard: _Shard, chunk: tuple[int, int, int]) -> None:
+    def _read_one(self, job: _Job, file: _File, shard: _Shard, chunk: tuple[int, int, int]) -> bool:
+        """Returns whether the row could be had; False only where waiting is not allowed."""
         position, number, offset = chunk
         size = self._layout.row_bytes
         row = self._memory[position * size : (position + 1) * size]
         stored = bytearray(CRC_BYTES)
-        if os.preadv(file.descriptor, (row, stored), offset) != size + CRC_BYTES:
+        try:
+            got = os.preadv(file.descriptor, (row, stored), offset, self._flags)
+        except OSError as exc:
+            if not self._flags or exc.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            return False
+        if got != size + CRC_BYTES:
+            if self._flags:
+                return False
             self._fill((row, stored), file, offset, job, number)
         if self._must_check(shard, number):
             self._compare(shard, job, number, google_crc32c.value(self._row(position)), stored)
+        return True
 
     def _fill(
         self, buffers: Sequence[bytearray | memoryview], file: _File, offset: int, job: _Job, number: int

@@ -1,5 +1,6 @@
 """Rows of a sharded array: the right bytes in any order, thread and process; every damage named; no number believed."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -152,12 +153,35 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """As network file systems may return them."""
     rows, preadv = rows_of(100), os.preadv
 
-    def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def short(descriptor: int, buffers: list[memoryview], offset: int, _flags: int = 0) -> int:
         return preadv(descriptor, [memoryview(buffers[0])[:7]], offset)
 
     write(tmp_path, rows, zstd=False)
     monkeypatch.setattr(os, "preadv", short)
     np.testing.assert_array_equal(read(reader_of(tmp_path, 100), [1, 2, 3, 11], 100)[0], rows[[1, 2, 3, 11]])
+
+
+@pytest.mark.parametrize("answer", [errno.EAGAIN, errno.EOPNOTSUPP, "a part"])
+def test_rows_that_are_not_in_memory_are_waited_for(
+    answer: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several threads, small rows are first asked for without waiting; a file system may refuse that."""
+    rows, preadv, asked = rows_of(100), os.preadv, list[int]()
+
+    def some(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        asked.append(flags)
+        if not flags or offset % 3 == 0:
+            return preadv(descriptor, buffers, offset)
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer))
+        return preadv(descriptor, [memoryview(buffers[0])[:7]], offset)
+
+    write(tmp_path, rows, zstd=False)
+    monkeypatch.setattr(os, "preadv", some)
+    wanted = [11, 1, 2, 3, 3]
+    np.testing.assert_array_equal(read(reader_of(tmp_path, 100), wanted, 100, threads=2)[0], rows[wanted])
+    assert 0 in asked
+    assert asked.count(getattr(os, "RWF_NOWAIT", 0)) > 0
 
 
 # ---------------------------------------------------------------- damage
