@@ -181,7 +181,7 @@ def random_batches(name: str, folder: Path, layout: Layout, seed: int) -> Measur
     """Made in the reader's process; the first batch is compared with the raw file."""
     reader = PEERS[name].open(folder, layout)
     rng = np.random.default_rng(seed)
-    out = np.zeros((BATCH, *layout.shape), np.dtype(layout.dtype))
+    out = peers.buffer_for(BATCH, layout)
     _compare(reader, folder, rng, out)
 
     return repeated(lambda: reader.read(rng.integers(0, layout.num_rows, BATCH), out))
@@ -192,7 +192,7 @@ def distinct_batches(name: str, folder: Path, layout: Layout, seed: int) -> Meas
 
     def measured(_: float) -> tuple[int, float]:
         rows = np.random.default_rng(seed).permutation(layout.num_rows)[:COLD_ROWS]
-        out = np.zeros((BATCH, *layout.shape), np.dtype(layout.dtype))
+        out = peers.buffer_for(BATCH, layout)
         reader = PEERS[name].open(folder, layout)
         peers.drop_from_page_cache(folder / PEERS[name].files)
         started = time.perf_counter()
@@ -280,7 +280,7 @@ def delivered_batches(name: str, folder: Path, layout: Layout) -> Measured:
         def fill(rows: list[int], out: NDArray[Any]) -> NDArray[Any]:
             return teacher.codes(rows, out=out)
 
-        ring = Ring(batches, fill, lambda: np.zeros((BATCH, *layout.shape), np.dtype(layout.dtype)), depth=4, threads=2)
+        ring = Ring(batches, fill, lambda: peers.buffer_for(BATCH, layout), depth=4, threads=2)
         stream: Any = ring.__enter__()
     else:
         import torch
@@ -351,7 +351,7 @@ def decoded_batches(name: str, folder: Path, layout: Layout, threads: int) -> Me
                 pass
     else:
         (teacher,) = Cache(folder / peers.CACHE).teachers.values()
-        out = np.zeros((BATCH, *layout.shape), np.dtype(layout.dtype))
+        out = peers.buffer_for(BATCH, layout)
 
         def read() -> None:
             teacher.codes(rng.integers(0, layout.num_rows, BATCH), out=out, threads=threads)

@@ -7,6 +7,7 @@ instead of a batch.
 
 import importlib.util
 import io
+import mmap
 import os
 import shutil
 import tempfile
@@ -65,6 +66,17 @@ class Layout:
     @property
     def row_bytes(self) -> int:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def buffer_for(count: int, layout: Layout) -> Array:
+    """Zeros of (count, *row shape) from the start of a page on.
+
+    A large array of NumPy's own begins 16 bytes into a page, and a copy whose target lies just behind its source, modulo
+    4,096, runs at a third of the speed on some processors: that would measure the allocator, in readers of aligned files.
+    """
+    num_bytes = count * layout.row_bytes
+    pages = np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
+    return pages.view(np.dtype(layout.dtype)).reshape(count, *layout.shape)
 
 
 class Reader(ABC):
