@@ -29,6 +29,7 @@ from radio_cache.errors import (
 from radio_cache.fidelity import Fidelity, combined
 from radio_cache.image_files import read_image
 from radio_cache.image_index import ImageIndex, refuse_unfounded
+from radio_cache.known_shards import ShardLayout
 from radio_cache.layout import images_documents, spatial_document, stats_document, stats_widths, summary_document
 from radio_cache.plain_arrays import PlainArray
 from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows, read_receipt
@@ -46,7 +47,8 @@ from radio_cache.schema import (
     check_limit,
     unit_group,
 )
-from radio_cache.shard_reader import ShardLayout, ShardReader, Verify
+from radio_cache.shard_batches import Verify
+from radio_cache.shard_reader import ShardReader
 from radio_cache.shards import crc32c
 from radio_cache.storage import Storage, open_storage
 from radio_cache.strict_json import parse_json

@@ -16,7 +16,7 @@ import pytest
 import torch
 import zarr
 
-from radio_cache import Cache, shard_reader
+from radio_cache import Cache, known_shards
 from radio_cache.errors import (
     CorruptShardError,
     ImageError,
@@ -443,7 +443,7 @@ def test_changed_and_missing_image_files_are_image_errors(tmp_path: Path) -> Non
 
 
 def test_many_threads_read_the_same_as_one(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_reader, "MAX_OPEN_FILES", 1)  # every read of another shard closes the last one
+    monkeypatch.setattr(known_shards, "MAX_OPEN_FILES", 1)  # every read of another shard closes the last one
     teacher = cache.teachers["fake-a"]
     expected = teacher.codes(USABLE)
     rows = np.random.default_rng(0).integers(0, len(USABLE), 400)
@@ -453,7 +453,7 @@ def test_many_threads_read_the_same_as_one(cache: Cache, monkeypatch: pytest.Mon
 
 
 def test_descriptors_stay_bounded_and_are_closed(cache_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_reader, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(known_shards, "MAX_OPEN_FILES", 2)
     cache = Cache(cache_path)
     cache.teachers["fake-a"].codes(USABLE)
     assert open_files(cache_path) == 2

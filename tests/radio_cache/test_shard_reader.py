@@ -18,9 +18,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio_cache import shard_reader
+from radio_cache import known_shards, shard_batches
 from radio_cache.errors import CorruptShardError, StorageError
-from radio_cache.shard_reader import ShardLayout, ShardReader, Verify
+from radio_cache.known_shards import ShardLayout
+from radio_cache.shard_batches import Verify
+from radio_cache.shard_reader import ShardReader
 from radio_cache.shards import CRC_BYTES, crc32c, encode_shard, index_bytes, with_crc
 from radio_cache.storage import LocalStorage
 
@@ -115,7 +117,7 @@ def test_any_batch_in_any_order_comes_right_and_holes_are_listed(
     folder, rows = tmp_path_factory.mktemp("store"), rows_of(50)
     write(folder, rows, zstd=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_reader, "_PIECE", piece)  # pieces of rows, single rows, and many rows at once
+        patch.setattr(shard_batches, "PIECE", piece)  # pieces of rows, single rows, and many rows at once
         out, missing = read(reader_of(folder, 50), wanted, 50, threads=threads)
     assert missing == [position for position, row in enumerate(wanted) if row in HOLES]
     expected = rows[wanted]
@@ -340,7 +342,7 @@ def open_files(folder: Path) -> int:
 def test_descriptors_stay_bounded_and_are_closed_with_the_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_reader, "MAX_OPEN_FILES", 2)
+    monkeypatch.setattr(known_shards, "MAX_OPEN_FILES", 2)
     write(tmp_path, rows_of(100), zstd=False)
     reader = reader_of(tmp_path, 100)
     read(reader, [0, 4, 8, 12], 100, threads=3)
@@ -362,7 +364,7 @@ def test_damage_leaks_no_descriptor(tmp_path: Path) -> None:
 def test_a_shard_replaced_by_a_repair_is_read_anew_once_its_descriptor_was_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_reader, "MAX_OPEN_FILES", 1)
+    monkeypatch.setattr(known_shards, "MAX_OPEN_FILES", 1)
     rows = rows_of(100)
     write(tmp_path, rows, zstd=True)
     reader = reader_of(tmp_path, 100, zstd=True)
@@ -396,7 +398,7 @@ def test_after_an_error_or_a_hole_the_file_is_looked_at_anew(tmp_path: Path, sto
 def test_an_index_kept_no_longer_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_kind: str
 ) -> None:
-    monkeypatch.setattr(shard_reader, "MAX_KEPT_SHARDS", 1)
+    monkeypatch.setattr(known_shards, "MAX_KEPT_SHARDS", 1)
     rows = rows_of(100)
     write(tmp_path, rows, zstd=False)
     reader = reader_of(tmp_path, 100, kind=storage_kind)
@@ -407,7 +409,7 @@ def test_an_index_kept_no_longer_is_read_again(
 @pytest.mark.parametrize("zstd", [False, True], ids=["plain", "zstd"])
 def test_many_callers_at_once_get_what_one_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zstd: bool) -> None:
     monkeypatch.setattr(
-        shard_reader, "MAX_OPEN_FILES", 1
+        known_shards, "MAX_OPEN_FILES", 1
     )  # every read of another shard gives up the last one's descriptor
     rows = rows_of(3000)
     write(tmp_path, rows, zstd=zstd)
