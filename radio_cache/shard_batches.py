@@ -61,10 +61,13 @@ class Batch:
         try:
             self.do(job)
         except CorruptShardError:
-            self._known.forget((self._view, job.shard))
+            self._forget(job.shard)
             raise
         if len(self.missing) > known:
-            self._known.forget((self._view, job.shard))
+            self._forget(job.shard)
+
+    def _forget(self, shard: int) -> None:
+        self._known.forget((self._view, shard))
 
     def do(self, job: Job) -> None:
         raise NotImplementedError
@@ -78,6 +81,17 @@ class Batch:
 
     def _place(self, shard: int, number: int) -> str:
         return f"{self._storage.at(self._path(shard))}: row {shard * self._shard_images + number}"
+
+    def _cut_short(self, shard: int, number: int) -> CorruptShardError:
+        return CorruptShardError(f"{self._place(shard, number)} is cut short: {CURE}")
+
+    def _outside(self, shard: int, number: int) -> CorruptShardError:
+        return CorruptShardError(
+            f"{self._place(shard, number)} is cut short, or its index places it outside the file: {CURE}"
+        )
+
+    def _not_matching(self, shard: int, number: int) -> CorruptShardError:
+        return CorruptShardError(f"{self._place(shard, number)} does not match its checksum: {CURE}")
 
     def _decoded_index(self, shard: int, tail: bytes, size: int, identity: tuple[int, ...]) -> KnownShard:
         """The index from a shard's last bytes, with places outside the file marked. tail: of `_tail_bytes`, or all there is."""
@@ -115,9 +129,7 @@ class Batch:
             elif offset == ABSENT_CHUNK:
                 self.missing.append(position)
             else:
-                raise CorruptShardError(
-                    f"{self._place(job.shard, number)} is cut short, or its index places it outside the file: {CURE}"
-                )
+                raise self._outside(job.shard, number)
         return found
 
     def _row(self, position: int) -> Bytes:
@@ -129,7 +141,7 @@ class Batch:
 
     def _compare(self, shard: KnownShard, job: Job, number: int, crc: int, stored: bytes | bytearray | memoryview) -> None:
         if crc != int.from_bytes(stored, "little"):
-            raise CorruptShardError(f"{self._place(job.shard, number)} does not match its checksum: {CURE}")
+            raise self._not_matching(job.shard, number)
         shard.checked[number] = 1
 
     def _decode(self, chunk: Bytes, shard: KnownShard, job: Job, position: int, number: int) -> None:
@@ -168,10 +180,11 @@ class LocalBatch(Batch):
         except FileNotFoundError:
             self.missing.extend(job.positions)
         except OSError as exc:
-            place = self._storage.at(self._path(job.shard))
-            raise StorageError(
-                f"cannot read {place}: {exc.strerror}: check the disk and the file's permissions"
-            ) from exc
+            raise self._unreadable(job.shard, exc) from exc
+
+    def _unreadable(self, shard: int, error: OSError) -> StorageError:
+        place = self._storage.at(self._path(shard))
+        return StorageError(f"cannot read {place}: {error.strerror}: check the disk and the file's permissions")
 
     def _opened(self, shard: int) -> tuple[OpenFile, KnownShard]:
         key = (self._view, shard)
@@ -274,7 +287,7 @@ class LocalBatch(Batch):
             while len(view):
                 count = os.preadv(file.descriptor, [view], offset)
                 if count == 0:
-                    raise CorruptShardError(f"{self._place(job.shard, number)} is cut short: {CURE}")
+                    raise self._cut_short(job.shard, number)
                 offset, view = offset + count, view[count:]
 
 
@@ -294,7 +307,7 @@ class RemoteBatch(Batch):
             return
         for (position, number, _), length, chunk in zip(present, lengths, chunks, strict=True):
             if len(chunk) != length:
-                raise CorruptShardError(f"{self._place(job.shard, number)} is cut short: {CURE}")
+                raise self._cut_short(job.shard, number)
             self._decode(np.frombuffer(chunk, dtype=np.uint8), shard, job, position, number)
 
     def _index(self, shard: int) -> KnownShard:

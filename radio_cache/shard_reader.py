@@ -7,14 +7,17 @@ for. A shard's index is read once and kept. On a local disk a job is a `preadv` 
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache import native_batch
 from radio_cache.known_shards import KnownShards, ShardLayout
+from radio_cache.native_batch import NativeBatch
 from radio_cache.shard_batches import PIECE, Batch, Bytes, Job, LocalBatch, RemoteBatch, Verify
 from radio_cache.storage import Storage
 
@@ -48,20 +51,34 @@ class ShardReader:
         """
         if os.getpid() != self._known.process:
             self._known = KnownShards()  # the parent's locks may be held by threads that are not here
-        flat = out.reshape(-1)
         shards, numbers = np.divmod(rows, self._layout.shard_images)
         order = np.argsort(rows, kind="stable")
-        jobs = _jobs(shards, order)
-        place = (self._storage, self._folder, self._layout, self._known)
-        if self._storage.is_local:
-            batch: Batch = LocalBatch(*place, view, numbers, flat, verify)
+        place = (self._storage, self._folder, self._layout, self._known, view, numbers, out.reshape(-1), verify)
+        if not self._storage.is_local:
+            batch: Batch = RemoteBatch(*place)
+            threads = max(threads, _REMOTE_THREADS)
+            steps = _steps(batch, _jobs(shards, order))
+        elif native_batch.AVAILABLE and not self._layout.zstd:
+            batch = NativeBatch(*place)
+            if threads > 1:
+                _run([partial(batch.look_up, shard) for shard in batch.unknown(shards)], threads)
+            steps = batch.slices(order, shards[order])
+        else:
+            batch, jobs = LocalBatch(*place), _jobs(shards, order)
             if threads > 1:
                 jobs = _shared(batch.left_to_wait_for(jobs), max(1, PIECE // self._layout.row_bytes))
-        else:
-            batch = RemoteBatch(*place, view, numbers, flat, verify)
-            threads = max(threads, _REMOTE_THREADS)
-        _run(batch, jobs, threads)
+            steps = _steps(batch, jobs)
+        _run(steps, threads)
+        if not batch.missing:
+            return _NONE
         return np.sort(np.array(batch.missing, dtype=np.int64))
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _steps(batch: Batch, jobs: Sequence[Job]) -> list[Callable[[], None]]:
+    return [partial(batch.run, job) for job in jobs]
 
 
 def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[Job]:
@@ -83,13 +100,17 @@ def _shared(jobs: Sequence[Job], most: int) -> list[Job]:
     ]
 
 
-def _run(batch: Batch, jobs: Sequence[Job], threads: int) -> None:
-    """Do all jobs, in this thread and `threads - 1` others. The first error stops the rest and is raised."""
-    waiting = iter(jobs)
+def _run(steps: Sequence[Callable[[], object]], threads: int) -> None:
+    """Do all steps, in this thread and `threads - 1` others. The first error stops the rest and is raised."""
+    if len(steps) <= 1 or threads == 1:
+        for step in steps:
+            step()
+        return
+    waiting = iter(steps)
 
     def work() -> None:
-        for job in waiting:
-            batch.run(job)
+        for step in waiting:
+            step()
 
     def help_out() -> None:
         try:
@@ -97,7 +118,7 @@ def _run(batch: Batch, jobs: Sequence[Job], threads: int) -> None:
         finally:
             deque(waiting, maxlen=0)  # after an error, nobody takes another job
 
-    helpers: list[Future[None]] = [_pool().submit(help_out) for _ in range(min(threads, len(jobs)) - 1)]
+    helpers: list[Future[None]] = [_pool().submit(help_out) for _ in range(min(threads, len(steps)) - 1)]
     try:
         help_out()
     finally:

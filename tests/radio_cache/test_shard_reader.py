@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from radio_cache import known_shards, shard_batches
+from radio_cache import known_shards, native_batch, shard_batches
 from radio_cache.errors import CorruptShardError, StorageError
 from radio_cache.known_shards import ShardLayout
 from radio_cache.shard_batches import Verify
