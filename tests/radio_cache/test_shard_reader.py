@@ -30,6 +30,22 @@ SHARD_IMAGES, NUM_ROWS, HOLES = 4, 14, (5, 9)
 LARGE = (256 << 10) + 1001  # more than one piece
 
 
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def way_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test with the compiled code, where it could be built, and without it."""
+    if request.param == "compiled" and not native_batch.AVAILABLE:
+        pytest.skip("radio_cache._rows was not built: no compiler, or not an x86-64 processor")
+    monkeypatch.setattr(native_batch, "AVAILABLE", request.param == "compiled")
+    return request.param
+
+
+@pytest.fixture
+def python_reads(way_of_reading: str) -> None:
+    """For tests of system calls, which they replace."""
+    if way_of_reading == "compiled":
+        pytest.skip("about the system calls of the Python code")
+
+
 class Bucket:
     """A folder that is read as an object store is: by ranges and tails, no descriptors."""
 
@@ -151,6 +167,7 @@ def test_an_index_is_read_once_and_rows_of_one_shard_in_one_request(tmp_path: Pa
     assert sorted(bucket.requests) == sorted([(first, 0), (first, 3), (third, 0), (third, 1), (first, 2), (third, 1)])
 
 
+@pytest.mark.usefixtures("python_reads")
 def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As network file systems may return them."""
     rows, preadv = rows_of(100), os.preadv
@@ -163,6 +180,7 @@ def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(read(reader_of(tmp_path, 100), [1, 2, 3, 11], 100)[0], rows[[1, 2, 3, 11]])
 
 
+@pytest.mark.usefixtures("python_reads")
 @pytest.mark.parametrize("answer", [errno.EAGAIN, errno.EOPNOTSUPP, "a part"])
 def test_rows_that_are_not_in_memory_are_waited_for(
     answer: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
