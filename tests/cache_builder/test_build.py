@@ -17,6 +17,7 @@ import zarr
 from PIL import Image
 
 import cache_builder.build
+import cache_builder.teacher_run
 from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
 from cache_builder.calibrate import wanted_codec
 from cache_builder.sources.recorded import FILE as LISTING
@@ -172,13 +173,13 @@ class CountedCalls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images = 0
-        original = cache_builder.build._compute
+        original = cache_builder.teacher_run.compute_shard
 
         def counted(rows: list[int], *args: Any) -> Any:
             self.images += len(rows)
             return original(rows, *args)
 
-        monkeypatch.setattr(cache_builder.build, "_compute", counted)
+        monkeypatch.setattr(cache_builder.teacher_run, "compute_shard", counted)
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
     build: Build, reference: Path, tmp_path: Path, threads: int, stop_after: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if stop_after is not None:
-        original, written = cache_builder.build.write_shard, 0
+        original, written = cache_builder.teacher_run.write_shard, 0
 
         def fail_later(*args: Any) -> Any:
             nonlocal written
@@ -256,7 +257,7 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
             return original(*args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(cache_builder.build, "write_shard", fail_later)
+            patched.setattr(cache_builder.teacher_run, "write_shard", fail_later)
             with pytest.raises(OSError, match="No space left"):
                 build(threads=threads)
         usable = Cache(tmp_path / "out.zarr").usable_rows(["fake-a"])

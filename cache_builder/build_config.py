@@ -1,0 +1,48 @@
+"""What a build is asked to do."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cache_builder.sources import Request, Selection
+from cache_builder.teachers import TeacherOptions
+from radio_cache.errors import ConfigError
+from radio_cache.images import MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What to build. images: folders, tars, patterns. teachers: name -> options.
+
+    shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
+    filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
+    unchanged since the cache was made. max_pixels: larger images are refused. threads: for reading and decoding.
+    """
+
+    images: tuple[str, ...]
+    teachers: dict[str, TeacherOptions]
+    out: str | Path
+    shard_images: int = 128
+    batch_images: int = 32
+    device: str = "cpu"
+    filters: tuple[str, ...] = ()
+    shuffle_seed: int | None = None
+    limit: int | None = None
+    rescan: bool = False
+    max_pixels: int = MAX_PIXELS
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+    def __post_init__(self) -> None:
+        for name in ("shard_images", "batch_images", "max_pixels", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+        if not self.images:
+            raise ConfigError("no --images: name a folder of images, or WebDataset tars")
+        if not self.teachers:
+            raise ConfigError("no --teacher: name at least one; `radio-cache teachers` lists them")
+        self.request()
+
+    def request(self) -> Request:
+        """All that decides which images there are. Raises ConfigError for what no image could pass."""
+        selection = Selection(filters=self.filters, shuffle_seed=self.shuffle_seed, limit=self.limit)
+        return Request(sources=self.images, selection=selection)

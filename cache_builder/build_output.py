@@ -1,0 +1,91 @@
+"""The cache a build writes to: made, opened, made longer, or refused."""
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cache_builder.build_config import BuildConfig
+from cache_builder.sources import Listing
+from cache_builder.sources.listing import begins_with, same_images
+from radio_cache import __version__
+from radio_cache.errors import NotACacheError, StaleCacheError
+from radio_cache.reader import Cache, is_cache
+from radio_cache.schema import CacheMeta, TeacherSpec
+from radio_cache.writer import create_cache, grow_cache, refuse_remains
+
+Say = Callable[[str], None]
+"""Told one sentence at a time about what is going on."""
+
+
+def open_cache(config: BuildConfig, listing: Listing) -> Cache:
+    """The cache that is there. Raises StaleCacheError if it was made neither from these images in this way, nor from
+    the first of them."""
+    cache = Cache(config.out)
+    cache.storage.remove_leftovers()
+    meta = cache.meta
+    cure = "choose another --out, or remove that cache"
+    grows = begins_with(listing, cache.index, meta)
+    difference = None if grows or listing.recorded else same_images(cache.index, listing.index)
+    if difference is None and not grows and meta.containers != listing.containers:
+        difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
+    if difference is not None:
+        raise StaleCacheError(
+            f"{config.out} was built from other images than this run asks for: now there are {difference}. "
+            + cure.capitalize()
+        )
+    for name, then, now in (
+        ("--shard-images", meta.shard_images, config.shard_images),
+        ("--max-pixels", meta.max_pixels, config.max_pixels),
+    ):
+        if then != now:
+            raise StaleCacheError(
+                f"{config.out} was built with {name} {then}, this run asks for {now}: ask for {then}, {cure}"
+            )
+    return cache
+
+
+def create(config: BuildConfig, listing: Listing) -> Cache:
+    """A new cache of these images, or the one that another process made a moment ago."""
+    meta = CacheMeta(
+        num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
+        containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
+    )  # fmt: skip
+    with unless_another_was_faster(config.out):
+        create_cache(config.out, meta, listing.index)
+    return open_cache(config, listing)
+
+
+@contextlib.contextmanager
+def unless_another_was_faster(out: str | Path) -> Generator[None]:
+    """That the place is taken is no error if it holds a cache now: another build made it a moment ago."""
+    try:
+        yield
+    except NotACacheError:
+        if not is_cache(out):
+            raise
+
+
+def grown_cache(cache: Cache, listing: Listing, say: Say) -> Cache:
+    """The cache itself, made longer if the listing goes on where it ends."""
+    meta = cache.meta
+    if not begins_with(listing, cache.index, meta):
+        return cache
+    grown = replace(meta, num_images=len(listing.index), containers=listing.containers, class_names=listing.class_names)
+    grow_cache(cache.storage, grown, listing.index)
+    say(f"{cache.url}: {grown.num_images - meta.num_images} images are added to the {meta.num_images} that are there")
+    return Cache(cache.storage)
+
+
+def check_same(cache: Cache, specs: Sequence[TeacherSpec]) -> None:
+    """Raise StaleCacheError if the cache holds one of these teachers, and built in another way."""
+    for asked in specs:
+        if asked.name not in cache.teachers:
+            refuse_remains(cache.storage, asked.name)
+            continue
+        differences = cache.teachers[asked.name].spec.differences(asked)
+        if differences:
+            raise StaleCacheError(
+                f"{cache.url}, teacher '{asked.name}': {'; '.join(differences)}. "
+                "Ask for what the cache holds, or build into another --out"
+            )
