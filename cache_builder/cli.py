@@ -1,7 +1,7 @@
 """`radio-cache`: build a cache, see what is in it, try the whole idea."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -13,7 +13,6 @@ from radio_cache.reader import Cache
 
 if TYPE_CHECKING:
     from cache_builder.build import BuildReport
-    from cache_builder.options import TeacherFlags
 
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
@@ -138,30 +137,19 @@ def main() -> None:
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @plain_errors(on_interrupt=_SAME_COMMAND)
-def build(
-    images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: int, shard_images: int,
-    filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
-    threads: int | None, **flags: "Unpack[TeacherFlags]",
-) -> None:  # fmt: skip
+def build(out: str | Path, teachers: tuple[str, ...], **options: Any) -> None:
     """Run teachers over images and write their features to a Zarr cache.
 
     Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that cannot
     be read are left out and named; they never stop a build. More teachers can be added to a cache later.
     """
-    import os
-
     import torch
 
-    from cache_builder.build import BuildConfig, build_cache
-    from cache_builder.options import teacher_options
-    from radio_cache.torch import pick_device
+    from cache_builder.build import build_cache
+    from cache_builder.options import build_config
 
-    device = pick_device(device)
-    config = BuildConfig(
-        images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, filters=filters,
-        shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
-        threads=(os.cpu_count() or 1) if threads is None else threads, teachers=teacher_options(teachers, device, **flags),
-    )  # fmt: skip
+    config = build_config(out=out, teachers=teachers, **options)
+    device = config.device
     click.echo(f"building {out} with {', '.join(teachers)} on {_device_name(torch.device(device))}", err=True)
     report = build_cache(config, say=lambda text: click.echo(text, err=True))
 

@@ -1,14 +1,17 @@
 """What `radio-cache build` is asked of its teachers: `NAME=VALUE` options, one value for all of them, or one for each."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
+from cache_builder.build import BuildConfig
 from cache_builder.calibrate import wanted_codec
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
+from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
 
@@ -24,6 +27,20 @@ class TeacherFlags(TypedDict):
     packing: tuple[str, ...]
     fidelity: tuple[str, ...]
     step: tuple[str, ...]
+
+
+def build_config(
+    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: int, shard_images: int,
+    filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
+    threads: int | None, **flags: Unpack[TeacherFlags],
+) -> BuildConfig:  # fmt: skip
+    """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag."""
+    device = pick_device(device)
+    return BuildConfig(
+        images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, filters=filters,
+        shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
+        threads=(os.cpu_count() or 1) if threads is None else threads, teachers=teacher_options(teachers, device, **flags),
+    )  # fmt: skip
 
 
 def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:
