@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
-from cache_builder.build import BuildConfig
+from cache_builder.build_config import BuildConfig
 from cache_builder.calibrate import wanted_codec
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
 from radio_cache.codecs.calibrate import CodecRequest
