@@ -1,6 +1,7 @@
 """Stage 2: students, adaptor heads, losses, recipes, and the trainer that reads cached features."""
 
-from trainer.export import DistilledStudent, StudentConfig, load_student
+from trainer.distilled import DistilledStudent, StudentConfig
+from trainer.export import load_student
 from trainer.loop import TrainConfig, TrainReport, train
 from trainer.recipes import Recipe
 

@@ -1,18 +1,23 @@
 """Adaptor heads: from a student's features to each teacher's (AM-RADIO, arXiv 2312.06709, section 3).
 
-One two-layer MLP per teacher for the summary and one for the spatial features. They are trained with the student; a
-student is used with or without them.
+One MLP per teacher for the summary and one for the spatial features: the paper's two layers, or the later one with
+residual blocks, which may also speak of a finer grid than the student's. They are trained with the student; a student is
+used with or without them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Final, Literal, NamedTuple, final, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from radio_cache.errors import ConfigError
+from radio_cache.errors import ConfigError, unknown_name
 from trainer.students.base import Student, StudentOutput
+
+HeadKind = Literal["mlp", "residual-mlp"]
+HEAD_KINDS: Final[tuple[str, ...]] = get_args(HeadKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,33 @@ class TeacherWidths:
     spatial_dim: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What all heads of a student look like.
+
+    kind: "mlp" is AM-RADIO's (`MlpHead`), "residual-mlp" the later papers' (`ResidualHead`). width: between the layers;
+    None takes the largest width of any teacher, as the paper does. blocks: residual blocks of a residual-mlp.
+    upsample: the heads for spatial features give `upsample` times the student's tokens along each side; residual-mlp only.
+    """
+
+    kind: HeadKind = "mlp"
+    width: int | None = None
+    blocks: int = 0
+    upsample: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEAD_KINDS:
+            raise ConfigError(unknown_name("adaptor", self.kind, HEAD_KINDS))
+        if self.blocks < 0 or self.upsample < 1:
+            raise ConfigError(f"adaptor_blocks is at least 0 and adaptor_upsample at least 1, got {self.blocks} and "
+                              f"{self.upsample}")  # fmt: skip
+        if self.kind == "mlp" and (self.blocks, self.upsample) != (0, 1):
+            raise ConfigError(
+                f"the adaptor 'mlp' has no residual blocks and does not upsample, got adaptor_blocks={self.blocks} and "
+                f"adaptor_upsample={self.upsample}: choose adaptor=residual-mlp"
+            )
+
+
 class AdaptorOutput(NamedTuple):
     """A student's guess at one teacher, in float32: summary (B, summary_dim) or None, spatial (B, n, spatial_dim)."""
 
@@ -32,7 +64,7 @@ class AdaptorOutput(NamedTuple):
 
 
 @final
-class Head(nn.Sequential):
+class MlpHead(nn.Sequential):
     """Linear, LayerNorm, GELU, Linear."""
 
     def __init__(self, width_in: int, hidden_dim: int, width_out: int) -> None:
@@ -40,24 +72,79 @@ class Head(nn.Sequential):
             nn.Linear(width_in, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, width_out)
         )
 
+    @property
+    def last(self) -> nn.Linear:
+        linear = self[-1]
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+
+@final
+class ResidualHead(nn.Module):
+    """Linear, `blocks` times x + Linear(GELU(LayerNorm(x))), LayerNorm, GELU, Linear: RADIOv2.5's second kind of MLP.
+
+    copies: how many times `width_out` the output is wide; copy i holds the channels [i * width_out, (i + 1) * width_out).
+    """
+
+    def __init__(self, width_in: int, hidden_dim: int, width_out: int, *, blocks: int, copies: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Linear(width_in, hidden_dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)) for _ in range(blocks)
+        )
+        self.end = nn.Sequential(nn.LayerNorm(hidden_dim), nn.GELU())
+        self.last = nn.Linear(hidden_dim, copies * width_out)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(self.end(x))
+
+
+Head = MlpHead | ResidualHead
+
+
+@torch.no_grad()
+def fold_into_last(head: Head, factor: Float[Tensor, " c"] | Float[Tensor, "c c"], shift: Float[Tensor, " c"]) -> None:
+    """Make a head say factor * y + shift (or factor @ y + shift) where it said y, in its last Linear.
+
+    A head that upsamples says y several times: each of its copies is folded alike.
+    """
+    last, channels = head.last, len(shift)
+    factor, shift = factor.to(last.weight), shift.to(last.bias)
+    weight = last.weight.unflatten(0, (-1, channels))
+    bias = last.bias.unflatten(0, (-1, channels))
+    if factor.ndim == 1:
+        weight, bias = weight * factor[:, None], bias * factor
+    else:
+        weight, bias = factor @ weight, bias @ factor.T
+    last.weight.copy_(weight.flatten(0, 1))
+    last.bias.copy_((bias + shift).flatten())
+
 
 @final
 class Adaptors(nn.Module):
     """The heads of all teachers, in the order given.
 
-    hidden_dim: width between the two layers; None takes the largest width of any teacher, as the paper does.
     A student with several class tokens lends one to each teacher with a summary, in order; any other student lends its
     one summary to all of them.
     Raises: ConfigError for no teachers, a name given twice, or another number of class tokens than of summary teachers.
     """
 
-    def __init__(self, student: Student, teachers: Sequence[TeacherWidths], hidden_dim: int | None = None) -> None:
+    def __init__(
+        self, student: Student, teachers: Sequence[TeacherWidths], config: HeadConfig | None = None
+    ) -> None:
         super().__init__()
+        config = HeadConfig() if config is None else config
         names = [teacher.name for teacher in teachers]
         if not names:
             raise ConfigError("adaptors need at least one teacher.")
         if len(set(names)) < len(names):
             raise ConfigError(f"adaptors need teachers of different names, got: {', '.join(names)}.")
+        if BACKBONE in names:
+            raise ConfigError(f"no teacher may be called '{BACKBONE}': the student's own features have that name.")
         with_summary = [teacher for teacher in teachers if teacher.summary_dim is not None]
         if student.num_summary_tokens not in (1, len(with_summary)):
             raise ConfigError(
@@ -65,29 +152,63 @@ class Adaptors(nn.Module):
                 f"teachers with a summary ({', '.join(t.name for t in with_summary) or 'none'}): "
                 f"create it with num_summary_tokens={max(1, len(with_summary))}, or 1 for all of them."
             )
-        if hidden_dim is None:
-            hidden_dim = max(max(teacher.spatial_dim, teacher.summary_dim or 0) for teacher in teachers)
+        width = config.width
+        if width is None:
+            width = max(max(teacher.spatial_dim, teacher.summary_dim or 0) for teacher in teachers)
         self.teachers = tuple(teachers)
+        self.upsample = config.upsample
         self.num_summary_tokens = student.num_summary_tokens
         token_dim = student.summary_dim // student.num_summary_tokens
         # Lists and not dicts: torch refuses module names with dots, which names of teachers may have.
         self.summary_heads = nn.ModuleList(
-            Head(token_dim, hidden_dim, teacher.summary_dim)
+            _head(config, token_dim, width, teacher.summary_dim, copies=1)
             for teacher in with_summary
             if teacher.summary_dim is not None
         )
-        self.spatial_heads = nn.ModuleList(Head(student.embed_dim, hidden_dim, t.spatial_dim) for t in teachers)
+        self.spatial_heads = nn.ModuleList(
+            _head(config, student.embed_dim, width, teacher.spatial_dim, copies=config.upsample**2)
+            for teacher in teachers
+        )
 
-    def forward(self, features: StudentOutput) -> dict[str, AdaptorOutput]:
-        """Each teacher's features as the student sees them, by name. `features` has the spatial format "NLC"."""
+    def forward(
+        self, features: StudentOutput, grid_hw: tuple[int, int], names: Sequence[str] | None = None
+    ) -> dict[str, AdaptorOutput]:
+        """Each teacher's features as the student sees them, by name; of the teachers named, or of all.
+
+        features: in the spatial format "NLC", of grid_hw = (h, w) tokens. Spatial features come out row-major on
+        (upsample * h, upsample * w) tokens.
+        """
         tokens: list[Float[Tensor, "b c"]] = list(features.summary.chunk(self.num_summary_tokens, dim=1))
         summary_heads = iter(self.summary_heads)
         guesses: dict[str, AdaptorOutput] = {}
         slot = 0
         for teacher, spatial_head in zip(self.teachers, self.spatial_heads, strict=True):
+            wanted = names is None or teacher.name in names
             summary = None
             if teacher.summary_dim is not None:
-                summary = next(summary_heads)(tokens[slot % len(tokens)]).float()
+                head = next(summary_heads)
+                summary = head(tokens[slot % len(tokens)]).float() if wanted else None
                 slot += 1
-            guesses[teacher.name] = AdaptorOutput(summary, spatial_head(features.spatial).float())
+            if wanted:
+                spatial = spread_copies(spatial_head(features.spatial), grid_hw, self.upsample)
+                guesses[teacher.name] = AdaptorOutput(summary, spatial.float())
         return guesses
+
+
+BACKBONE: Final = "backbone"
+"""What the student's own features are called beside those of its teachers."""
+
+
+def spread_copies(tokens: Float[Tensor, "b n d"], grid_hw: tuple[int, int], factor: int) -> Float[Tensor, "b m c"]:
+    """Tokens that each say factor * factor finer ones, copy by copy, to these finer tokens, all row-major."""
+    if factor == 1:
+        return tokens
+    (h, w), b = grid_hw, tokens.shape[0]
+    fine = tokens.reshape(b, h, w, factor, factor, -1).transpose(2, 3)
+    return fine.reshape(b, h * factor * w * factor, -1)
+
+
+def _head(config: HeadConfig, width_in: int, width: int, width_out: int, *, copies: int) -> Head:
+    if config.kind == "mlp":
+        return MlpHead(width_in, width, width_out)
+    return ResidualHead(width_in, width, width_out, blocks=config.blocks, copies=copies)

@@ -154,11 +154,12 @@ class CropData:
         return Batch(step, rows, pixels, parts, shifts if shifting else None)
 
     def _target_hw(self, teacher_hw: tuple[int, int]) -> tuple[int, int]:
-        """The grid on which a teacher's map and the student's meet: the student's, or the larger of the two."""
+        """The grid on which a teacher's map and its head's meet: the head's, or the larger of the two."""
+        head_hw = (self.grid_hw[0] * self.recipe.adaptor_upsample, self.grid_hw[1] * self.recipe.adaptor_upsample)
         if self.recipe.target_grid == "student":
-            return self.grid_hw
+            return head_hw
         share = math.sqrt(self.recipe.crop_area[1])
-        h, w = (max(mine, math.ceil(theirs * share)) for mine, theirs in zip(self.grid_hw, teacher_hw, strict=True))
+        h, w = (max(mine, math.ceil(theirs * share)) for mine, theirs in zip(head_hw, teacher_hw, strict=True))
         return (h, w)
 
     def batches(self, first: int, last: int, *, threads: int) -> Generator[Batch]:

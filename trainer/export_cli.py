@@ -42,5 +42,5 @@ def main(run: Path, out: Path, file_format: str) -> None:
         "\nUse it:\n"
         "    from trainer import load_student\n"
         f"    model = load_student('{out}')\n"
-        "    features, heads = model(images)  # images (b, 3, h, w) in [0, 1]; features.summary, features.spatial"
+        "    summary, features = model(images)  # images (b, 3, h, w) in [0, 1]"
     )

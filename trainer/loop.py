@@ -23,7 +23,8 @@ from radio_cache.storage import absolute_place, write_atomically
 from trainer.adaptors import Head, TeacherWidths
 from trainer.checkpoint import LossSums, Trainee, checkpoints, restore, save_checkpoint
 from trainer.data import Batch, CropData, StudentFit
-from trainer.export import DistilledStudent, StudentConfig, build_distilled, save_student
+from trainer.distilled import DistilledStudent, StudentConfig, backbone_and_heads, build_distilled
+from trainer.export import save_student
 from trainer.objective import Objective, TeacherLoss, teacher_loss
 from trainer.recipes import Recipe
 from trainer.targets import TargetMaker
@@ -127,11 +128,12 @@ def train_step(
     device = next(model.parameters()).device
     pixels = torch.from_numpy(batch.pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
     images = pixels.to(torch.float32).div(255).contiguous(memory_format=layout)
-    features, guesses = model(images)
-    side = recipe.image_px // model.student.patch_size
+    features, guesses = backbone_and_heads(model(images))
+    side = recipe.image_px // model.student.patch_size * recipe.adaptor_upsample
+    shift_yx = None if batch.shift_yx is None else batch.shift_yx * recipe.adaptor_upsample
     names = [teacher.name for teacher in model.config.teachers]
     losses = {
-        name: teacher_loss(guesses[name], make(part, batch.shift_yx), recipe, (side, side))
+        name: teacher_loss(guesses[name], make(part, shift_yx), recipe, (side, side))
         for name, make, part in zip(names, targets, batch.teachers, strict=True)
     }
     total = objective(losses, features.summary)
@@ -190,7 +192,8 @@ def _student_config(cache: Cache, config: TrainConfig, names: tuple[str, ...]) -
     )
     return StudentConfig(
         student=recipe.student, overrides=recipe.student_overrides, image_hw=(recipe.image_px, recipe.image_px), fit=fit,
-        teachers=widths, adaptor_width=recipe.adaptor_width, seed=recipe.seed, steps=recipe.steps,
+        teachers=widths, adaptor=recipe.adaptor, adaptor_width=recipe.adaptor_width,
+        adaptor_blocks=recipe.adaptor_blocks, adaptor_upsample=recipe.adaptor_upsample, seed=recipe.seed, steps=recipe.steps,
         images_seen=recipe.steps * recipe.batch_images, cache=absolute_place(config.cache), run=str(config.out.resolve()),
         recipe=recipe.name,
     )  # fmt: skip

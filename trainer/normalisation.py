@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from radio_cache.codecs import KltPacked, KltZstd
 from radio_cache.crops import valid_tokens
@@ -18,8 +18,7 @@ from radio_cache.moments import Moments
 from radio_cache.phi_s import NORMALISATIONS
 from radio_cache.reader import Cache
 from radio_cache.torch import MapDecoder
-from trainer.adaptors import Head
-from trainer.export import fold_statistics
+from trainer.adaptors import Head, fold_into_last
 from trainer.recipes import Normalise
 
 _SAMPLED_IMAGES, _SAMPLED_SUMMARIES, _AT_ONCE = 256, 16_384, 16
@@ -37,7 +36,7 @@ class PerChannel:
 
     def fold_into(self, head: Head) -> None:
         """Make a head that learnt these targets speak the teacher's units."""
-        fold_statistics(head, self.mean, self.std)
+        fold_into_last(head, self.std, self.mean)
 
     @classmethod
     def of(cls, mean: NDArray[np.float64], std: NDArray[np.float64], device: torch.device) -> "PerChannel":
@@ -57,14 +56,9 @@ class Rotated:
     def __call__(self, features: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         return (features - self.shift) @ self.matrix.T
 
-    @torch.no_grad()
     def fold_into(self, head: Head) -> None:
         """Make a head that learnt these targets speak the teacher's units: W <- M^-1 W, b <- M^-1 b + shift."""
-        last = head[-1]
-        assert isinstance(last, nn.Linear)
-        inverse = self.inverse.to(last.weight)
-        last.weight.copy_(inverse @ last.weight)
-        last.bias.copy_(inverse @ last.bias + self.shift.to(last.bias))
+        fold_into_last(head, self.inverse, self.shift)
 
     @classmethod
     def of(cls, name: str, moments: Moments, device: torch.device) -> "Rotated":

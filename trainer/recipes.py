@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from radio_cache.errors import ConfigError, unknown_name
+from trainer.adaptors import HeadConfig, HeadKind
 
 Normalise = Literal["none", "global", "standardise", "pca", "zca", "hadamard", "phi-s"]
 SummaryLoss = Literal["cosine", "l1", "mse", "smooth-l1", "angle"]
@@ -49,7 +50,9 @@ class Recipe:
         mean 0 and deviation 1 per channel by the statistics in the cache, the others see `radio_cache.phi_s`. Exported
         heads speak the teacher's own units either way.
     target_grid: where maps of different size meet: on the student's grid, or on the larger of the two, as in the paper.
-    adaptor_width: hidden width of the heads; None takes the widest teacher's, as the paper does.
+    adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: the heads, see `trainer.adaptors.HeadConfig`. "mlp" is the first
+        paper's; "residual-mlp" the later one, with `adaptor_blocks` residual blocks, and `adaptor_upsample` times the student's
+        tokens along each side. adaptor_width None takes the widest teacher's, as the paper does.
     channels_last: memory layout; faster for convolutions, on CPUs too.
     """
 
@@ -78,7 +81,10 @@ class Recipe:
     normalise: Normalise
     normalise_summary: Normalise
     target_grid: TargetGrid
+    adaptor: HeadKind
     adaptor_width: int | None
+    adaptor_blocks: int
+    adaptor_upsample: int
     channels_last: bool
     seed: int
     checkpoint_every: int
@@ -103,6 +109,12 @@ class Recipe:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"recipe '{self.name}': " + unknown_name(name, str(getattr(self, name)), known))
+        try:
+            HeadConfig(
+                kind=self.adaptor, width=self.adaptor_width, blocks=self.adaptor_blocks, upsample=self.adaptor_upsample
+            )
+        except ConfigError as exc:
+            raise ConfigError(f"recipe '{self.name}': {exc}") from exc
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -127,8 +139,8 @@ def quick() -> Recipe:
         weight_decay=0.02, clip_grad_norm=1.0, crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), shift_tokens=0.0,
         summary_loss="cosine", spatial_loss="match", cos_weight=0.9, l1_weight=0.1, summary_weight=1.0, spatial_weight=1.0,
         teacher_weights={}, teacher_summary_weights={}, balancing="naive", normalise="standardise",
-        normalise_summary="standardise", target_grid="student", adaptor_width=384, channels_last=True,
-        seed=0, checkpoint_every=500, log_every=20,
+        normalise_summary="standardise", target_grid="student", adaptor="mlp", adaptor_width=384, adaptor_blocks=0,
+        adaptor_upsample=1, channels_last=True, seed=0, checkpoint_every=500, log_every=20,
     )  # fmt: skip
 
 

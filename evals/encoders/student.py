@@ -15,6 +15,7 @@ from radio_cache.crops import BoxXYXY, ViewGeometry
 from radio_cache.errors import ConfigError
 from trainer import DistilledStudent, load_student
 from trainer.data import eval_box_xyxy, student_pixels
+from trainer.distilled import backbone_and_heads
 
 
 @final
@@ -54,7 +55,7 @@ class StudentEncoder(LiveEncoder):
         cls, run: Path, *, name: str, trained: bool, device: torch.device, size_px: int | None = None
     ) -> "StudentEncoder":
         """The student of a run folder; `trained=False` gives the same network as it was before its first step."""
-        model = load_student(run, untrained=not trained)
+        model = load_student(run, adaptors="all", untrained=not trained)
         return cls(model, name=name, trained=trained, device=device, size_px=size_px)
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -67,13 +68,15 @@ class StudentEncoder(LiveEncoder):
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
         del images_hw  # a student's input has no padding
         images = pixels.to(self._device).permute(0, 3, 1, 2).float() / 255.0
-        own, guesses = self.model(images)
+        own, guesses = backbone_and_heads(self.model(images))
+        fine_hw = tuple(side * self.config.adaptor_upsample for side in self.geometry.grid_hw)
         summaries, maps = {OWN: own.summary.float()}, {OWN: own.spatial.float()}
         for name, guess in guesses.items():
             maps[name] = guess.spatial
             if guess.summary is not None:
                 summaries[name] = guess.summary
-        return Outputs(summaries, {space: tokens.unflatten(1, self.geometry.grid_hw) for space, tokens in maps.items()})
+        grids = {space: self.geometry.grid_hw if space == OWN else fine_hw for space in maps}
+        return Outputs(summaries, {space: tokens.unflatten(1, grids[space]) for space, tokens in maps.items()})
 
     def at_size(self, size_px: int) -> "StudentEncoder":
         return StudentEncoder(self.model, name=self.name, trained=self._trained, device=self._device, size_px=size_px)

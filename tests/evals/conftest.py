@@ -15,7 +15,8 @@ from radio_cache.reader import Cache, digest
 from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 from trainer.adaptors import TeacherWidths
-from trainer.export import StudentConfig, build_distilled, save_student
+from trainer.distilled import StudentConfig, build_distilled
+from trainer.export import save_student
 
 CLASSES = ("ant", "bee", "cat")
 GRID, WIDTH, SUMMARY_WIDTH = 4, 6, 8

@@ -26,6 +26,7 @@ from evals.image_set import CacheImages, ImageSet, image_set, open_source
 from evals.pixels import pixel_batches
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
 from trainer.data import student_pixels
+from trainer.distilled import backbone_and_heads
 from trainer.export import load_student
 
 CPU = torch.device("cpu")
@@ -82,7 +83,9 @@ def test_student_features_are_those_of_its_own_forward_pass(make_cache, make_run
     found = StudentEncoder.of_run(run, name="s", trained=True, device=CPU).summaries(images, on_images=told.append)
     pixels = np.stack([student_pixels(images.decoded(position), (32, 32)) for position in range(3)])
     with torch.inference_mode():
-        own, heads = load_student(run)(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+        own, heads = backbone_and_heads(
+            load_student(run, adaptors="all")(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+        )
     np.testing.assert_allclose(found.summaries[OWN], own.summary.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.summaries["alpha"], heads["alpha"].summary.numpy(), rtol=1e-4, atol=1e-5)
     assert list(found.summaries) == [OWN, "alpha"]
@@ -97,7 +100,9 @@ def test_student_maps_are_row_major_on_its_own_grid(make_cache, make_run) -> Non
     (maps,) = student.maps(images)
     pixels = student_pixels(images.decoded(0), (32, 32))
     with torch.inference_mode():
-        own, heads = load_student(run)(torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2).float() / 255)
+        own, heads = backbone_and_heads(
+            load_student(run, adaptors="all")(torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2).float() / 255)
+        )
     assert maps["alpha"].shape == (1, 2, 2, 6)
     assert student.geometry.grid_hw == (2, 2)
     np.testing.assert_allclose(maps["alpha"].reshape(4, 6), heads["alpha"].spatial.numpy()[0], rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from radio_cache.phi_s import NORMALISATIONS
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.torch import MapDecoder
-from trainer.adaptors import Head
+from trainer.adaptors import Head, MlpHead, ResidualHead, spread_copies
 from trainer.normalisation import Normalise, Rotated, from_coordinates, spatial_normaliser, summary_normaliser
 from trainer.recipes import Recipe
 from trainer.targets import TargetMaker
@@ -25,17 +25,28 @@ def cache(tmp_path: Path) -> Cache:
     return make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"t": (4, 4)})
 
 
-@pytest.mark.parametrize("how", NORMALISATIONS)
-def test_a_head_that_says_the_targets_says_the_teachers_features_once_folded(cache: Cache, how: Normalise) -> None:
+def heads_of_every_kind() -> list[Head]:
+    return [MlpHead(3, 8, 4), ResidualHead(3, 8, 4, blocks=2), ResidualHead(3, 8, 4, blocks=1, copies=4)]
+
+
+@pytest.mark.parametrize("kind", range(3), ids=["mlp", "residual", "upsampling"])
+@pytest.mark.parametrize("how", ["standardise", *NORMALISATIONS])
+def test_a_head_that_says_the_targets_says_the_teachers_features_once_folded(
+    cache: Cache, how: Normalise, kind: int
+) -> None:
     rows = cache.usable_rows(["t"])
     normaliser = spatial_normaliser(cache, "t", how, rows, 0, CPU)
     assert normaliser is not None
     torch.manual_seed(0)
-    head, inputs = Head(3, 8, 4), torch.randn(50, 3)
+    head, inputs = heads_of_every_kind()[kind], torch.randn(2, 15, 3)
+    factor = 2 if kind == 2 else 1
     with torch.no_grad():
-        said = head(inputs)
+        torch.nn.init.normal_(head.last.bias)
+        said = spread_copies(head(inputs), (3, 5), factor)
         normaliser.fold_into(head)
-        torch.testing.assert_close(normaliser(head(inputs)), said, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            normaliser(spread_copies(head(inputs), (3, 5), factor)), said, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_phi_s_targets_have_variance_one_in_every_channel_and_keep_angles(cache: Cache) -> None:

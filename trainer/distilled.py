@@ -1,0 +1,162 @@
+"""A student with the heads of its teachers: what training makes, and what is saved, loaded and exported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar, cast, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from radio_cache.errors import ConfigError, unknown_name
+from trainer.adaptors import BACKBONE, AdaptorOutput, Adaptors, HeadConfig, HeadKind, TeacherWidths
+from trainer.students import create_student
+from trainer.students.base import FeatureFormat, Student, StudentOutput
+
+EXPORT_VERSION = 1
+STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained"})
+"""Overrides of a student that say where its first weights come from."""
+
+Heads = Sequence[str] | Literal["all"]
+"""Names of teachers whose heads are used; none of them, or all."""
+
+Features = StudentOutput | dict[str, StudentOutput | AdaptorOutput]
+"""What a model gives: the student's own features, or, where heads are used, these as "backbone" and each teacher's."""
+
+
+_Pair = TypeVar("_Pair", StudentOutput, AdaptorOutput)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What a saved student is. Lies beside its weights as `student.json`.
+
+    image_hw: what it was trained at, pixels. fit: what it is shown of an image (`trainer.data.eval_box_xyxy`).
+    adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
+    seed: of its initial weights, so that the untrained student can be made again.
+    """
+
+    student: str
+    overrides: dict[str, Any]
+    image_hw: tuple[int, int]
+    fit: Literal["squash", "crop"]
+    teachers: tuple[TeacherWidths, ...]
+    adaptor_width: int | None
+    seed: int
+    steps: int
+    images_seen: int
+    cache: str
+    run: str
+    recipe: str
+    adaptor: HeadKind = "mlp"
+    adaptor_blocks: int = 0
+    adaptor_upsample: int = 1
+
+    @property
+    def heads(self) -> HeadConfig:
+        return HeadConfig(
+            kind=self.adaptor, width=self.adaptor_width, blocks=self.adaptor_blocks, upsample=self.adaptor_upsample
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"export_version": EXPORT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "StudentConfig":
+        fields = {key: value for key, value in data.items() if key != "export_version"}
+        if data.get("export_version") != EXPORT_VERSION:
+            raise ConfigError(
+                f"this student was saved in version {data.get('export_version')}, this radio-cache reads {EXPORT_VERSION}: "
+                "install the radio-cache that saved it, or a newer one"
+            )
+        fields["teachers"] = tuple(TeacherWidths(**item) for item in fields["teachers"])
+        fields["image_hw"] = tuple(fields["image_hw"])
+        return cls(**fields)
+
+
+@final
+class DistilledStudent(nn.Module):
+    """A student with the adaptor heads of its teachers; after training, heads speak the teachers' own units.
+
+    heads: the teachers whose features are given beside the student's own. The rest is the student's (`Student`).
+    """
+
+    def __init__(self, student: Student, adaptors: Adaptors, config: StudentConfig) -> None:
+        super().__init__()
+        self.student, self.adaptors, self.config = student, adaptors, config
+        self.heads: tuple[str, ...] = ()
+        self.use_heads("all")
+
+    def use_heads(self, names: Heads) -> None:
+        """Give the features of these teachers. Raises ConfigError for a teacher the student never had."""
+        known = [teacher.name for teacher in self.config.teachers]
+        for name in () if names == "all" else names:
+            if name not in known:
+                raise ConfigError(unknown_name("adaptor of this student", name, known))
+        self.heads = tuple(known if names == "all" else names)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], *, feature_fmt: FeatureFormat = "NLC") -> Features:
+        """The student's summary and spatial features; a dict with these as "backbone" where heads are used.
+
+        images: RGB in [0, 1]. feature_fmt: "NCHW" gives maps. A head that upsamples gives finer maps than the student.
+        """
+        out = self.student(images)
+        grid_hw = self.grid_hw(images)
+        if not self.heads:
+            return _formatted(out, grid_hw, feature_fmt)
+        fine_hw = grid_hw[0] * self.adaptors.upsample, grid_hw[1] * self.adaptors.upsample
+        guesses = self.adaptors(out, grid_hw, self.heads)
+        return {
+            BACKBONE: _formatted(out, grid_hw, feature_fmt),
+            **{name: _formatted(guesses[name], fine_hw, feature_fmt) for name in self.heads},
+        }
+
+    def grid_hw(self, images: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
+        """Rows and columns of the student's tokens."""
+        patch = self.student.patch_size
+        return images.shape[-2] // patch, images.shape[-1] // patch
+
+    @property
+    def patch_size(self) -> int:
+        return self.student.patch_size
+
+    @property
+    def embed_dim(self) -> int:
+        return self.student.embed_dim
+
+    @property
+    def summary_dim(self) -> int:
+        return self.student.summary_dim
+
+    @property
+    def min_resolution_step(self) -> int:
+        return self.student.min_resolution_step
+
+    @property
+    def preferred_resolution(self) -> tuple[int, int]:
+        return self.student.preferred_resolution
+
+    def nearest_supported_resolution(self, h: int, w: int) -> tuple[int, int]:
+        """As the student's."""
+        return self.student.nearest_supported_resolution(h, w)
+
+
+def backbone_and_heads(out: Features) -> tuple[StudentOutput, dict[str, AdaptorOutput]]:
+    """What a model gave, as the student's own features and those of its heads; none where no heads are used."""
+    if isinstance(out, StudentOutput):
+        return out, {}
+    heads = {name: guess for name, guess in out.items() if isinstance(guess, AdaptorOutput)}
+    return cast(StudentOutput, out[BACKBONE]), heads
+
+
+def build_distilled(config: StudentConfig) -> DistilledStudent:
+    """The student and its heads as a run starts them: same seed, same weights."""
+    torch.manual_seed(config.seed)
+    student = create_student(config.student, **config.overrides)
+    return DistilledStudent(student, Adaptors(student, config.teachers, config.heads), config)
+
+
+def _formatted(out: _Pair, grid_hw: tuple[int, int], feature_fmt: FeatureFormat) -> _Pair:
+    if feature_fmt == "NLC":
+        return out
+    return out._replace(spatial=out.spatial.transpose(1, 2).unflatten(2, grid_hw))
