@@ -14,7 +14,7 @@ from cache_builder.build_output import Say, check_same, create, grown_cache, ope
 from cache_builder.shard_work import build_shard
 from cache_builder.sources import list_for, record_listing
 from cache_builder.teacher_run import TeacherResult, join_teacher, run_teacher, scan_images
-from cache_builder.teachers import FAMILIES, find_teacher, find_weights
+from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
 from radio_cache.reader import Cache, is_cache
 from radio_cache.writer import refuse_occupied
@@ -36,7 +36,10 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     say: told one sentence at a time about what is going on.
     Raises SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done or anything is written.
     """
-    weights = {name: find_weights(find_teacher(name), options.weights) for name, options in config.teachers.items()}
+    weights = {
+        name: find_weights(find_teacher(options.level_of or name), options.weights)
+        for name, options in config.teachers.items()
+    }
     there = Cache(config.out) if is_cache(config.out) else None
     listing = list_for(config.request(), there, rescan=config.rescan)
     for note in listing.notes:
@@ -47,8 +50,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
             refuse_occupied(config.out)
     # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
     teachers: list[Teacher] = [
-        FAMILIES[find_teacher(name).family](find_teacher(name), weights[name], options)
-        for name, options in config.teachers.items()
+        load_found(options.level_of or name, weights[name], options) for name, options in config.teachers.items()
     ]
     for teacher in teachers:
         for note in teacher.notes:

@@ -8,11 +8,12 @@ from cache_builder.sources import Request, Selection
 from cache_builder.teachers import TeacherOptions
 from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
+from radio_cache.schema import level_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What to build. images: folders, tars, patterns. teachers: name -> options.
+    """What to build. images: folders, tars, patterns. teachers: name of the group in the cache -> options.
 
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
     filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
@@ -40,6 +41,10 @@ class BuildConfig:
             raise ConfigError("no --images: name a folder of images, or WebDataset tars")
         if not self.teachers:
             raise ConfigError("no --teacher: name at least one; `radio-cache teachers` lists them")
+        for name, options in self.teachers.items():
+            size = (options.size_px or 0, options.size_px or 0)
+            if options.level_of is not None and name != level_name(options.level_of, size):
+                raise ConfigError(f"'{name}' does not name a level of {options.level_of} at {options.size_px} px")
         self.request()
 
     def request(self) -> Request:

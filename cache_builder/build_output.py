@@ -85,7 +85,9 @@ def check_same(cache: Cache, specs: Sequence[TeacherSpec]) -> None:
             continue
         differences = cache.teachers[asked.name].spec.differences(asked)
         if differences:
+            sizes = cache.teachers[asked.name].spec.geometry.input_hw[0], asked.geometry.input_hw[0]
+            beside = f", or keep both sizes: --size {sizes[0]} --size {sizes[1]}" if sizes[0] != sizes[1] else ""
             raise StaleCacheError(
                 f"{cache.url}, teacher '{asked.name}': {'; '.join(differences)}. "
-                "Ask for what the cache holds, or build into another --out"
+                f"Ask for what the cache holds, or build into another --out{beside}"
             )

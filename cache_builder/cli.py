@@ -66,7 +66,8 @@ def main() -> None:
     "--size",
     multiple=True,
     metavar="[NAME=]PX",
-    help="Side of the teacher's square input. [default: the teacher's own]",
+    help="Side of the teacher's square input. Repeat it to keep a teacher at several sizes: the first is the teacher itself, "
+    "each other one a level beside it, called NAME@PX. [default: the teacher's own]",
 )
 @click.option(
     "--fit",

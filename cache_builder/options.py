@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
@@ -11,6 +12,7 @@ from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
+from radio_cache.schema import level_name
 from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
@@ -44,7 +46,9 @@ def build_config(
 
 
 def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:
-    """Teacher name -> what the command line asks of it. device: where it will run; decides what --dtype auto means.
+    """Group in the cache -> what the command line asks of it: a teacher's name for its first size, then its levels.
+
+    device: where it will run; decides what --dtype auto means.
 
     Raises UnknownTeacherError, or ConfigError naming the flag.
     """
@@ -53,20 +57,23 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     if len(set(teachers)) < len(teachers):
         raise ConfigError(f"--teacher {next(t for t in teachers if teachers.count(t) > 1)} is given twice")
     files = per_teacher("--weights", flags["weights"], teachers, lambda text: Path(text).expanduser(), shared=False)
-    sizes = per_teacher("--size", flags["size"], teachers, pixels, shared=True)
+    sizes = several_per_teacher("--size", flags["size"], teachers, pixels)
     fits = per_teacher("--fit", flags["fit"], teachers, fit_named, shared=True)
     codecs = codec_requests(
         teachers, codec=flags["codec"], packing=flags["packing"], fidelity=flags["fidelity"], step=flags["step"]
     )
     automatic = "float32" if device == "cpu" else "bfloat16"
     dtype = cast(ComputeDtype, automatic if flags["dtype"] == "auto" else flags["dtype"])
-    return {
-        name: TeacherOptions(
-            weights=files.get(name), size_px=sizes.get(name), fit=fits.get(name), dtype=dtype,
+    options: dict[str, TeacherOptions] = {}
+    for name in teachers:
+        own = sizes.get(name, [])
+        options[name] = TeacherOptions(
+            weights=files.get(name), size_px=own[0] if own else None, fit=fits.get(name), dtype=dtype,
             codec=wanted_codec(codecs[name]),
-        )
-        for name in teachers
-    }  # fmt: skip
+        )  # fmt: skip
+        for px in own[1:]:
+            options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)
+    return options
 
 
 def per_teacher(
@@ -77,27 +84,38 @@ def per_teacher(
     shared: whether a bare value may stand for several teachers; one weights file cannot.
     Raises ConfigError for a name that is not among `teachers`, a bare value where a name is needed, or a second value.
     """
-    bare: dict[str, Value] = {}
-    named: dict[str, Value] = {}
+    found = several_per_teacher(flag, given, teachers, parse, shared=shared)
+    for name, values in found.items():
+        if len(values) > 1:
+            raise ConfigError(f"{flag} is given {len(values)} times for {name}: one value is possible")
+    return {name: values[0] for name, values in found.items()}
+
+
+def several_per_teacher(
+    flag: str, given: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool = True
+) -> dict[str, list[Value]]:
+    """Teacher name -> values in the order given; those with a name count more than those without.
+
+    Raises ConfigError as `per_teacher`, and for the same value twice.
+    """
+    bare: list[Value] = []
+    named: dict[str, list[Value]] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if equals and name in teachers:
-            if name in named:
-                raise ConfigError(f"{flag} {text}: {name} has a value already")
-            named[name] = parse(value)
+            own, one = named.setdefault(name, []), parse(value)
         elif equals and not Path(text).exists():
             raise ConfigError(
                 f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
             )
         elif not shared and len(teachers) > 1:
             raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
-        elif bare:
-            raise ConfigError(
-                f"{flag} {text}: {', '.join(teachers)} {'have' if len(teachers) > 1 else 'has'} a value already"
-            )
         else:
-            bare = {teacher: parse(text) for teacher in teachers}
-    return bare | named
+            own, one = bare, parse(text)
+        if one in own:
+            raise ConfigError(f"{flag} {text}: {name if own is not bare else ', '.join(teachers)} has that already")
+        own.append(one)
+    return (dict.fromkeys(teachers, bare) if bare else {}) | named
 
 
 def pixels(text: str) -> int:

@@ -192,15 +192,17 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
         build = ["radio-cache", "build"]
         for container in cache.meta.containers:
             build += ["--images", _short(container.path)]
-        for name, teacher in cache.teachers.items():
+        for name in cache.teachers.names():
             build += ["--teacher", name]
-            size_px = teacher.spec.geometry.input_hw[0]
+            # The teacher itself comes first: further sizes are levels beside it.
+            levels = sorted(cache.teachers.levels(name), key=lambda level: level.spec.level_of is not None)
+            sizes = [level.spec.geometry.input_hw[0] for level in levels]
             preset = TEACHERS.get(ALIASES.get(name, name))
-            if preset is None or preset.input_px != size_px:
-                build += ["--size", f"{name}={size_px}"]
+            if preset is None or [preset.input_px] != sizes:
+                build += [word for size_px in sizes for word in ("--size", f"{name}={size_px}")]
         commands.append([*build, "--out", _short(cache.url)])
     train = ["radio-train", "--cache", _short(student.cache), "--recipe", _short(config.run / "recipe.json")]
-    if {teacher.name for teacher in student.teachers} != bank.teachers.keys():
+    if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
         train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
     commands.append([*train, "--out", "another-run"])
     report = ["radio-eval", "report", "--run", _short(config.run), "--cache", _short(bank.url)]

@@ -8,6 +8,7 @@ Everything is plain numbers and numpy, so that the CPU side, the device side and
 device only multiplies by the matrices of `resample_weights`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -126,6 +127,30 @@ def visible_box_xyxy(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXY
         min(float(w), (left + vw) * w / rw),
         min(float(h), (top + vh) * h / rh),
     )
+
+
+def magnification(image_hw: tuple[int, int], geometry: ViewGeometry) -> float:
+    """Input pixels for each image pixel, along one side; the geometric mean where the sides are squashed."""
+    return math.sqrt(math.prod(resized_hw(image_hw, geometry)) / math.prod(image_hw))
+
+
+def image_px_per_token(image_hw: tuple[int, int], geometry: ViewGeometry) -> float:
+    """How many image pixels lie between two tokens of a teacher, along one side."""
+    return geometry.stride_px / magnification(image_hw, geometry)
+
+
+def nearest_level(
+    box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], student_hw: tuple[int, int], levels: Sequence[ViewGeometry]
+) -> int:
+    """Which of a teacher's levels saw the image at most nearly the scale at which a student sees a crop of it.
+
+    student_hw: size in pixels to which the student's crop is resized. Levels are compared by the ratio of magnifications;
+    of two that are as near, the first.
+    """
+    x0, y0, x1, y1 = box_xyxy_px
+    wanted = math.sqrt(math.prod(student_hw) / ((x1 - x0) * (y1 - y0)))
+    distances = [abs(math.log(magnification(image_hw, geometry) / wanted)) for geometry in levels]
+    return distances.index(min(distances))
 
 
 def box_to_grid(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:

@@ -190,6 +190,23 @@ class Teachers(dict[str, "CachedTeacher"]):
             raise self.unreadable[str(name)]
         return super().__contains__(name)
 
+    def names(self) -> tuple[str, ...]:
+        """The teachers, each once, at however many input sizes it is kept."""
+        return tuple(dict.fromkeys(teacher.spec.level_of or name for name, teacher in self.items()))
+
+    def levels(self, name: str) -> tuple["CachedTeacher", ...]:
+        """One teacher at all the input sizes it is kept at, from the smallest to the largest; most have one.
+
+        Raises KeyError for a teacher that is not there, and the error of a level that cannot be used.
+        """
+        found = [teacher for teacher in self.values() if name in (teacher.name, teacher.spec.level_of)]
+        for one, error in self.unreadable.items():
+            if name in (one, one.partition("@")[0]):  # what would say whose level it is cannot be read
+                raise error
+        if not found:
+            raise KeyError(name)
+        return tuple(sorted(found, key=lambda level: level.spec.geometry.resize_px))
+
     def refuse_unreadable(self) -> None:
         """For whoever takes all there are: raise the error of one that cannot be used, if there is one."""
         for error in self.unreadable.values():

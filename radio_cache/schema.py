@@ -50,7 +50,7 @@ Parquet file with an image's bytes."""
 T = TypeVar("T")
 
 _INDEX_GROUP = re.compile(rf"{IMAGES_UNIT}(/index-[0-9a-z]+)?\Z")
-_TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+_TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(@[0-9]+)?\Z")
 
 
 class ImageStatus(IntEnum):
@@ -161,6 +161,7 @@ class TeacherSpec:
     compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`), and beside it
     `asked`, the request it was calibrated for, and `calibration`: on how many images and tokens, and what it measured.
     software: versions of the libraries that computed the features; told, not compared.
+    level_of: the teacher of which this is a further input size, with a group of its own called `level_name`.
     """
 
     name: str
@@ -179,11 +180,18 @@ class TeacherSpec:
     codec: dict[str, Any]
     views: int
     software: dict[str, str]
+    level_of: str | None = None
 
     def __post_init__(self) -> None:
         if not _TEACHER_NAME.match(self.name) or self.name == IMAGES_UNIT:
             raise ConfigError(
                 f"teacher name '{self.name:.60}' cannot name a group: use lower case letters, digits, '.', '_', '-'"
+            )
+        level = None if self.level_of is None else level_name(self.level_of, self.geometry.input_hw)
+        if level != (self.name if "@" in self.name else None):
+            raise ConfigError(
+                f"teacher name '{self.name:.60}': a name with '@' is that of a level, such as "
+                f"'{level or level_name(self.name.partition('@')[0], self.geometry.input_hw):.60}'"
             )
         what = f"of teacher '{self.name}'"
         check_limit(f"views {what}", self.views, MAX_VIEWS)
@@ -195,7 +203,10 @@ class TeacherSpec:
         check_limit(f"values in a map {what}", math.prod(self.geometry.grid_hw) * self.spatial_dim, MAX_ROW_VALUES)
 
     def to_json(self) -> dict[str, Any]:
-        return _sealed(asdict(self))
+        data = asdict(self)
+        if self.level_of is None:
+            del data["level_of"]  # as the first caches had it
+        return _sealed(data)
 
     @classmethod
     def from_json(cls, data: dict[str, Any], place: str = "zarr.json") -> "TeacherSpec":
@@ -347,6 +358,11 @@ def receipts_folder(unit: str) -> str:
 def receipt_path(unit: str, shard: int) -> str:
     """Path of a receipt that is a file of its own, below the cache."""
     return f"{receipts_folder(unit)}/{shard:06d}.json"
+
+
+def level_name(teacher: str, input_hw: tuple[int, int]) -> str:
+    """Group of a further input size of a teacher: `clip@448`."""
+    return f"{teacher}@{input_hw[0]}"
 
 
 def unit_group(unit: str) -> str:

@@ -180,7 +180,7 @@ def _teachers(cache: Cache, config: TrainConfig) -> tuple[str, ...]:
             raise ConfigError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
     if not config.teachers:
         cache.teachers.refuse_unreadable()
-    return config.teachers or tuple(cache.teachers)
+    return config.teachers or cache.teachers.names()
 
 
 def _student_config(cache: Cache, config: TrainConfig, names: tuple[str, ...]) -> StudentConfig:

@@ -10,14 +10,14 @@ from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherP
 from cache_builder.teachers.presets import ALIASES, TEACHERS
 from cache_builder.teachers.weights import find_weights
 from radio_cache.errors import TeacherWeightsError, UnknownTeacherError, unknown_name
-from radio_cache.schema import TeacherSpec
+from radio_cache.schema import TeacherSpec, level_name
 
 if TYPE_CHECKING:
     from cache_builder.teachers.base import Teacher
 
 __all__ = [
     "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "find_teacher", "find_weights",
-    "load_recorded", "load_teacher",
+    "load_found", "load_recorded", "load_teacher",
 ]  # fmt: skip
 
 Family = Callable[[TeacherPreset, Path, TeacherOptions], "Teacher"]
@@ -51,8 +51,17 @@ def find_teacher(name: str) -> TeacherPreset:
 def load_teacher(name: str, options: TeacherOptions | None = None) -> "Teacher":
     """A teacher on the CPU, in eval mode. Raises TeacherError with the cure if it cannot be had."""
     options = options or TeacherOptions()
+    return load_found(name, find_weights(find_teacher(name), options.weights), options)
+
+
+def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
+    """A teacher whose weights are at `path`. Raises TeacherError with the cure if they are not its own."""
     preset = find_teacher(name)
-    return FAMILIES[preset.family](preset, find_weights(preset, options.weights), options)
+    teacher = FAMILIES[preset.family](preset, path, options)
+    if options.level_of is not None:
+        level = level_name(options.level_of, teacher.spec.geometry.input_hw)
+        teacher.spec = replace(teacher.spec, name=level, level_of=options.level_of)
+    return teacher
 
 
 def load_recorded(spec: TeacherSpec) -> "Teacher":
@@ -60,14 +69,14 @@ def load_recorded(spec: TeacherSpec) -> "Teacher":
 
     Raises TeacherError if the weights are gone or are other ones now.
     """
-    preset = find_teacher(spec.name)
     recorded = Path(spec.weights)
     options = TeacherOptions(
-        weights=recorded if recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0], fit=spec.geometry.fit
-    )
-    teacher = load_teacher(spec.name, options)
+        weights=recorded if recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0], fit=spec.geometry.fit,
+        level_of=spec.level_of,
+    )  # fmt: skip
+    teacher = load_teacher(spec.level_of or spec.name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise TeacherWeightsError(
-            f"teacher '{preset.name}': the weights at {spec.weights} are not the ones this cache was built with"
+            f"teacher '{spec.name}': the weights at {spec.weights} are not the ones this cache was built with"
         )
     return teacher

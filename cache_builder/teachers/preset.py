@@ -52,7 +52,7 @@ class TeacherOptions:
 
     weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
     codec: what goes into the spec until the codec is calibrated (`cache_builder.calibrate.wanted_codec`); empty leaves
-    the choice to the build.
+    the choice to the build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
     """
 
     weights: Path | None = None
@@ -60,3 +60,4 @@ class TeacherOptions:
     fit: Fit | None = None
     dtype: ComputeDtype = "float32"
     codec: dict[str, Any] = field(default_factory=dict[str, Any])
+    level_of: str | None = None

@@ -88,7 +88,7 @@ def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncod
     def load(size_px: int) -> Network:
         geometry = spec.geometry
         options = TeacherOptions(size_px=size_px, fit=geometry.fit)
-        return teacher_network(load_teacher(spec.name, options), device=device, at_size=load)
+        return teacher_network(load_teacher(spec.level_of or spec.name, options), device=device, at_size=load)
 
     network = teacher_network(load_recorded(spec), device=device, at_size=load)
     return NetworkEncoder(network, name=spec.name, kind="teacher", device=device)

@@ -4,12 +4,14 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import skimage.data
 import torch
 from PIL import Image
 
+from cache_builder.build import BuildConfig, BuildReport, build_cache
 from cache_builder.preprocess import teacher_input, view_pixels
 from cache_builder.teachers import FAMILIES, TEACHERS
 from cache_builder.teachers.base import Teacher
@@ -80,6 +82,19 @@ def fake_teachers(fake_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> t
     for preset in fake_module.PRESETS:
         monkeypatch.setitem(TEACHERS, preset.name, preset)
     return tuple(preset.name for preset in fake_module.PRESETS)
+
+
+@pytest.fixture
+def build(
+    fake_module: ModuleType, fake_teachers: object, tmp_path: Path, ten_images: Path
+) -> Callable[..., BuildReport]:
+    """build(teachers={...}, shard_images=3, ...) -> report. What is not said is as in `settings`; into out.zarr."""
+
+    def run(**changes: Any) -> BuildReport:
+        say = changes.pop("say", print)
+        return build_cache(BuildConfig(**{**fake_module.settings(ten_images, tmp_path / "out.zarr"), **changes}), say)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ A module of its own because subprocesses need it too: `conftest.py` loads it for
 
 import time
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -60,6 +60,14 @@ class FakeTeacher(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._matrix = self._matrix.to(device)
+
+
+def settings(images: Path, out: Path) -> dict[str, Any]:
+    """Of a build of the ten images, in shards of three, by both teachers."""
+    return {
+        "images": (str(images),), "teachers": {one.name: TeacherOptions() for one in PRESETS}, "out": out,
+        "shard_images": 3, "batch_images": 2, "threads": 2,
+    }  # fmt: skip
 
 
 def register() -> None:

@@ -45,27 +45,6 @@ from radio_cache.verify import verify_cache
 Build = Callable[..., BuildReport]
 
 
-def settings(teachers: tuple[str, ...], images: Path, out: Path) -> dict[str, Any]:
-    """Ten images in shards of three, by both fake teachers."""
-    return {
-        "images": (str(images),), "teachers": dict.fromkeys(teachers, TeacherOptions()), "out": out,
-        "shard_images": 3, "batch_images": 2, "threads": 2,
-    }  # fmt: skip
-
-
-@pytest.fixture
-def build(fake_teachers: tuple[str, ...], tmp_path: Path, ten_images: Path) -> Build:
-    """build(teachers={...}, shard_images=3, ...) -> report. With what is not said as in `settings`, into out.zarr."""
-
-    def run(**changes: Any) -> BuildReport:
-        say = changes.pop("say", lambda text: None)
-        return build_cache(
-            BuildConfig(**{**settings(fake_teachers, ten_images, tmp_path / "out.zarr"), **changes}), say
-        )
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def reference(fake_module: Any, ten_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete cache, built once. For reading only."""
@@ -74,8 +53,7 @@ def reference(fake_module: Any, ten_images: Path, tmp_path_factory: pytest.TempP
         patched.setitem(FAMILIES, "fake", fake_module.FakeTeacher)
         for preset in fake_module.PRESETS:
             patched.setitem(TEACHERS, preset.name, preset)
-        names = tuple(preset.name for preset in fake_module.PRESETS)
-        build_cache(BuildConfig(**settings(names, ten_images, out)))
+        build_cache(BuildConfig(**fake_module.settings(ten_images, out)))
     return out
 
 
@@ -266,9 +244,11 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
     assert tree(tmp_path / "out.zarr") == tree(reference)
 
 
-def test_a_unit_of_work_alone_writes_the_same_bytes(built: Cache, reference: Path, ten_images: Path) -> None:
+def test_a_unit_of_work_alone_writes_the_same_bytes(
+    built: Cache, reference: Path, ten_images: Path, fake_module: Any
+) -> None:
     (built.path / receipt_path("fake-a", 3)).unlink()
-    config = BuildConfig(**settings(("fake-a",), ten_images, built.path))
+    config = BuildConfig(**fake_module.settings(ten_images, built.path))
     receipt = build_shard(Cache(built.path), load_teacher("fake-a"), 3, config)
     assert (receipt.shard, receipt.first_row, receipt.num_rows, receipt.num_tokens) == (3, 9, 1, 16)
     assert tree(built.path) == tree(reference)

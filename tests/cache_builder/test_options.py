@@ -1,10 +1,12 @@
 """`NAME=VALUE` options: one value for all teachers, or one for each."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cache_builder.options import codec_requests, per_teacher, pixels
+from cache_builder.options import codec_requests, per_teacher, pixels, teacher_options
+from cache_builder.teachers import TeacherOptions
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError
 
@@ -57,10 +59,32 @@ def test_a_size_that_is_no_number_of_pixels_is_refused(text: str) -> None:
 
 
 def test_a_teacher_given_two_values_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--size sam=2: sam has a value already"):
+    with pytest.raises(ConfigError, match="--size is given 2 times for sam: one value is possible"):
         sizes("sam=1", "sam=2")
-    with pytest.raises(ConfigError, match="--size 448: clip, sam have a value already"):
+    with pytest.raises(ConfigError, match="--size is given 2 times for clip: one value is possible"):
         sizes("224", "448")
+
+
+def options(*teachers: str, **given: tuple[str, ...]) -> dict[str, TeacherOptions]:
+    flags: Any = dict.fromkeys(("weights", "size", "fit", "codec", "packing", "fidelity", "step"), ())
+    return teacher_options(teachers, "cpu", **(flags | {"dtype": "auto"} | given))
+
+
+def test_the_first_size_is_the_teacher_itself_and_further_ones_are_levels_beside_it() -> None:
+    asked = options("clip", "sam", size=("224", "clip=448", "clip=896"), fidelity=("0.95",))
+    assert {name: (one.size_px, one.level_of) for name, one in asked.items()} == {
+        "clip": (448, None), "clip@896": (896, "clip"), "sam": (224, None),
+    }  # fmt: skip
+    assert asked["clip@896"].codec == asked["clip"].codec != {}
+    both = options("clip", "dinov2", size=("448", "224"))
+    assert list(both) == ["clip", "clip@224", "dinov2", "dinov2@224"]
+
+
+def test_a_size_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--size 224: clip, sam has that already"):
+        options("clip", "sam", size=("224", "448", "224"))
+    with pytest.raises(ConfigError, match="--size sam=64: sam has that already"):
+        options("clip", "sam", size=("sam=64", "sam=64"))
 
 
 def requests(**given: list[str]) -> dict[str, CodecRequest | None]:

@@ -20,7 +20,10 @@ from radio_cache.crops import (
     ViewGeometry,
     crop_offset_yx,
     crop_weights,
+    image_px_per_token,
     intersect_xyxy,
+    magnification,
+    nearest_level,
     patch_geometry,
     random_box_xyxy,
     resample_weights,
@@ -397,3 +400,27 @@ def test_tokens_are_valid_where_their_centre_shows_the_image() -> None:
     np.testing.assert_array_equal(valid_tokens((32, 20), geometry), [[True, True, True, False]] * 4)
     np.testing.assert_array_equal(valid_tokens((64, 38), geometry), [[True, True, False, False]] * 4)
     assert valid_tokens((5, 90), patch_geometry(32, 8, fit="crop", interpolation="bilinear")).all()
+
+
+@pytest.mark.parametrize(
+    ("fit", "image_hw", "expected"), [("squash", (96, 96), 0.5), ("squash", (48, 192), 0.5), ("crop", (96, 200), 0.5),
+                                      ("pad", (96, 200), 0.24)],
+)  # fmt: skip
+def test_magnification_is_input_pixels_per_image_pixel(fit: Fit, image_hw: tuple[int, int], expected: float) -> None:
+    geometry = teacher_geometry(fit)  # 48 pixels, patches of 8
+    assert magnification(image_hw, geometry) == pytest.approx(expected, rel=0.01)
+    assert image_px_per_token(image_hw, geometry) == pytest.approx(8 / expected, rel=0.01)
+
+
+def test_the_smaller_the_crop_the_larger_the_level_that_fits() -> None:
+    levels = [patch_geometry(size, 8, fit="crop", interpolation="bicubic") for size in (48, 96, 192)]
+    for share, level in ((1.0, 0), (0.75, 0), (0.65, 1), (0.5, 1), (0.3, 2), (0.05, 2)):
+        side = 400 * share
+        assert nearest_level((7, 3, 7 + side, 3 + side), (400, 500), (48, 48), levels) == level
+    # A student that looks closer itself needs a larger level of the same crop.
+    assert nearest_level((0, 0, 400, 400), (400, 500), (96, 96), levels) == 1
+
+
+def test_of_two_levels_as_near_the_smaller_is_taken() -> None:
+    levels = [patch_geometry(size, 8, fit="squash", interpolation="bicubic") for size in (48, 48)]
+    assert nearest_level((0, 0, 50, 50), (50, 50), (48, 48), levels) == 0

@@ -7,7 +7,16 @@ import pytest
 
 from radio_cache import CacheMeta
 from radio_cache.errors import ConfigError, StoreError, UnsupportedFormatError
-from radio_cache.schema import Container, Failure, Receipt, StoredFile, receipt_path, unit_group
+from radio_cache.schema import (
+    Container,
+    Failure,
+    Receipt,
+    StoredFile,
+    TeacherSpec,
+    level_name,
+    receipt_path,
+    unit_group,
+)
 from radio_cache.testing import fake_spec
 
 META = CacheMeta(
@@ -70,6 +79,25 @@ def test_a_receipt_with_other_fields_is_a_store_error(data: dict[str, object]) -
 def test_a_teacher_name_that_cannot_name_a_group_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a group: use lower case letters, digits"):
         fake_spec(name, summary_dim=None, spatial_dim=1)
+
+
+def test_a_level_has_a_name_of_its_own_and_says_whose_it_is() -> None:
+    spec = fake_spec("dinov2", summary_dim=None, spatial_dim=1)
+    level = replace(spec, name=level_name("dinov2", spec.geometry.input_hw), level_of="dinov2")
+    assert level.name == f"dinov2@{spec.geometry.input_hw[0]}"
+    assert TeacherSpec.from_json(json.loads(json.dumps(level.to_json()))) == level
+
+
+def test_a_teacher_that_is_no_level_is_written_as_in_the_first_caches() -> None:
+    assert "level_of" not in fake_spec("dinov2", summary_dim=None, spatial_dim=1).to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "level_of"), [("sam", "sam"), ("sam@448", None), ("sam@448", "sam"), ("sam@32", "dinov2"), ("sam@", None)]
+)
+def test_a_level_named_for_another_size_or_teacher_is_refused(name: str, level_of: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"is that of a level, such as|cannot name a group"):
+        replace(fake_spec("sam", summary_dim=None, spatial_dim=1), name=name, level_of=level_of)
 
 
 def test_paths_below_the_cache() -> None:
