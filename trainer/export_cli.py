@@ -1,46 +1,73 @@
 """`radio-export`: what leaves the house."""
 
-import json
 from pathlib import Path
 
 import click
 
 from radio_cache import __version__
 from radio_cache.cli_support import plain_errors
-from radio_cache.errors import NotACacheError
+
+FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
+
+_path = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="radio-export")
-@click.option(
-    "--run", required=True, type=click.Path(path_type=Path), metavar="RUN", help="A finished run of radio-train."
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to make.")
+@click.option("--run", required=True, type=_path, metavar="RUN", help="A finished run of radio-train.")
+@click.option("--out", required=True, type=_path, metavar="DIR", help="Folder to make; several formats get one each in it.")
 @click.option(
     "--format",
-    "file_format",
-    type=click.Choice(["safetensors"]),
-    default="safetensors",
+    "formats",
+    type=click.Choice(FORMATS),
+    multiple=True,
+    default=("safetensors",),
     show_default=True,
-    help="Weights as safetensors with a JSON beside them.",
+    help="May be given several times. hf: transformers.AutoModel, the folder carries its code. timm: timm.create_model, with "
+    "features_only. onnx, torch-export: a graph for any number of images of the size trained at.",
+)
+@click.option(
+    "--adaptor",
+    "adaptors",
+    multiple=True,
+    metavar="TEACHER",
+    help="Heads that hf, onnx and torch-export give; all by default, 'none' for none.",
+)
+@click.option(
+    "--picture",
+    "pictures",
+    type=_path,
+    multiple=True,
+    metavar="IMAGE",
+    help="Images for the model card; the first two of the cache by default.",
+)
+@click.option("--no-picture", is_flag=True, help="A model card without a picture: images of the cache may be private.")
+@click.option(
+    "--results",
+    type=_path,
+    multiple=True,
+    metavar="JSON",
+    help="What radio-eval wrote with --json, for the model card.",
 )
 @plain_errors(on_interrupt="")
-def main(run: Path, out: Path, file_format: str) -> None:
-    """Write a trained student to a folder that `trainer.load_student` reads. No pickle; heads speak the teachers' units."""
-    from trainer.export import CONFIG_FILE, WEIGHTS_FILE, load_student, save_student
+def main(
+    run: Path, out: Path, formats: tuple[str, ...], adaptors: tuple[str, ...], pictures: tuple[Path, ...], no_picture: bool,
+    results: tuple[Path, ...],
+) -> None:  # fmt: skip
+    """Write a trained student in the formats of other tools, read each back and compare it. Heads speak the teachers' units."""
+    from trainer.exports import Card, export_student
 
-    del file_format  # one so far
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
-    model = load_student(run)
-    save_student(model, out)
-    config = json.loads((out / CONFIG_FILE).read_text())
-    size = (out / WEIGHTS_FILE).stat().st_size / 1e6
-    heads = ", ".join(teacher["name"] for teacher in config["teachers"])
-    click.echo(f"{out}/{WEIGHTS_FILE}: {size:.1f} MB, student {config['student']}, heads for {heads}")
-    click.echo(
-        "\nUse it:\n"
-        "    from trainer import load_student\n"
-        f"    model = load_student('{out}')\n"
-        "    summary, features = model(images)  # images (b, 3, h, w) in [0, 1]"
-    )
+    if no_picture and pictures:
+        raise click.UsageError("--picture and --no-picture exclude each other")
+    heads = () if adaptors == ("none",) else adaptors or "all"
+    card = Card(pictures=() if no_picture else pictures or "cache", results=results)
+    report = export_student(run, out, formats=formats, adaptors=heads, card=card)
+    if report.folding is not None:
+        click.echo(f"batch norms and position biases folded: features change by at most {report.folding:.1e} of the largest")
+    for one in report.exported:
+        size = f"{one.num_bytes / 1e6:.1f} MB"
+        click.echo(f"\n{one.folder}: {one.format}, {size}; read back, features differ by at most {one.change:.1e}")
+        for line in one.written.use:
+            click.echo(f"    {line}")
+        for note in one.written.notes:
+            click.echo(f"  note: {note}")

@@ -8,12 +8,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 from radio_cache.errors import ConfigError, unknown_name
-from trainer.students import eradio, timm_backbone, vit
 from trainer.students.base import FeatureFormat, Student, StudentInputError, StudentOutput, UnsupportedResolutionError
+from trainer.students.eradio import VERSIONS as E_RADIOS
 from trainer.students.eradio import ERadio, ERadioConfig
+from trainer.students.timm_backbone import VERSIONS as TIMM_BACKBONES
 from trainer.students.timm_backbone import TimmBackbone, TimmConfig
 from trainer.students.timm_weights import initialise_from_timm
 from trainer.students.torch_module import TorchModule
+from trainer.students.vit import VERSIONS as VITS
 from trainer.students.vit import ViT, ViTConfig
 
 __all__ = [
@@ -34,11 +36,7 @@ __all__ = [
     "initialise_from_timm",
 ]
 
-STUDENTS: dict[str, ERadioConfig | ViTConfig | TimmConfig] = {
-    **eradio.VERSIONS,
-    **vit.VERSIONS,
-    **timm_backbone.VERSIONS,
-}
+STUDENTS: dict[str, ERadioConfig | ViTConfig | TimmConfig] = {**E_RADIOS, **VITS, **TIMM_BACKBONES}
 
 
 def create_student(name: str, **overrides: Any) -> Student:

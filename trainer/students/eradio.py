@@ -138,6 +138,25 @@ class ERadio(Student):
         out = self.neck(stride16, stride32)
         return Encoded(out.mean((2, 3)), out)
 
+    @property
+    def stage_widths(self) -> tuple[int, int, int, int]:
+        """Channels of `stages`."""
+        w0, w1, w2, w3 = (self.config.width * 2**stage for stage in range(4))
+        return (w0, w1, w2, w3) if self.config.neck == "none" else (w0, w1, self.embed_dim, w3)
+
+    def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
+        """Maps of stride 4, 8, 16 and 32, as detectors want them. Where there is a neck, stride 16 is what it gives: the
+        map that `forward` gives, too. Raises what `forward` raises."""
+        x = self.stem(self._condition(images, "NCHW").contiguous(memory_format=torch.channels_last))
+        conv0, down1, conv1, down2 = self.conv_stages
+        stride4 = conv0(x)
+        stride8 = conv1(down1(stride4))
+        stride16 = self.stage2(down2(stride8))
+        stride32 = self.stage3(self.downsample(stride16))
+        if self.config.neck == "none":
+            return [stride4, stride8, stride16, self.neck(stride16, stride32)]
+        return [stride4, stride8, self.neck(stride16, stride32), stride32]
+
     def deploy(self) -> Self:
         """A frozen copy for inference: batch norms folded into convolutions, position biases baked into tables.
 

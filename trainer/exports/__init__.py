@@ -1,0 +1,157 @@
+"""What leaves the house, by format: `radio-export`. Everything written is read back and compared with the student."""
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from radio_cache.errors import NotACacheError, unknown_name
+from trainer.distilled import DistilledStudent, Heads
+from trainer.export import deployable, load_student, save_student
+from trainer.exports.graphs import write_onnx, write_program
+from trainer.exports.hugging_face import write_hugging_face
+from trainer.exports.model_card import Card, model_card
+from trainer.exports.timm_folder import write_timm
+from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features, largest_change
+from trainer.students import ERadio
+
+__all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
+
+TOLERANCE = 1e-3
+"""Above this a file does not hold the student; what is usual is below 1e-5."""
+
+_BATCHES = (1, 3)
+
+
+def write_safetensors(model: DistilledStudent, folder: Path) -> Written:
+    """Weights and a JSON, as `trainer.load_student` reads them."""
+    save_student(model, folder)
+
+    @functools.cache
+    def load() -> DistilledStudent:
+        return load_student(folder, adaptors=model.heads)
+
+    def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
+        return flat_features(load()(images))
+
+    heads = f", adaptors={list(model.heads)!r}" if model.heads else ""
+    return Written(
+        use=(
+            "from trainer import load_student",
+            f"model = load_student('{PLACE}'{heads})",
+            "out = model(images)  # images (b, 3, h, w) in [0, 1]",
+        ),
+        run=run,
+    )
+
+
+Writer = Callable[[DistilledStudent, Path], Written]
+
+FORMATS: dict[str, Writer] = {
+    "safetensors": write_safetensors,
+    "hf": write_hugging_face,
+    "timm": write_timm,
+    "onnx": write_onnx,
+    "torch-export": write_program,
+}
+
+GRAPHS = frozenset({"onnx", "torch-export"})
+"""Formats that cannot be trained on, so that batch norms and position biases are folded away in them."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One format. change: of what was read back, see `largest_change`; num_bytes: of the folder."""
+
+    format: str
+    folder: Path
+    num_bytes: int
+    change: float
+    written: Written
+
+    def moved(self, old: Path, new: Path) -> "Exported":
+        """The same below another folder; what shows how it is used names that."""
+        folder = new / self.folder.relative_to(old)
+        use = tuple(line.replace(PLACE, str(folder)) for line in self.written.use)
+        return replace(self, folder=folder, written=replace(self.written, use=use))
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """folding: how much folding batch norms, position biases and reparametrised weights changed; None if nothing was."""
+
+    exported: tuple[Exported, ...]
+    folding: float | None
+
+
+def export_student(
+    run: str | Path, out: Path, *, formats: Sequence[str] = ("safetensors",), adaptors: Heads = "all",
+    card: Card | None = None,
+) -> ExportReport:  # fmt: skip
+    """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
+
+    adaptors: the heads that hf, onnx and torch-export give; safetensors and hf keep all of them.
+    Raises ExportError for what a format cannot do, ConfigError for unknown names, NotACacheError if `out` is not empty;
+    nothing is left at `out` then.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ExportError(unknown_name("export format", name, FORMATS))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
+    model = deployable(load_student(run, adaptors=adaptors))
+    images = {count: _noise(count, model.config.image_hw) for count in _BATCHES}
+    expected = {count: _run(lambda x: flat_features(model(x)), images[count]) for count in _BATCHES}
+    folded, folding = model, None
+    if isinstance(model.student, ERadio) and not GRAPHS.isdisjoint(formats):
+        folded = DistilledStudent(model.student.deploy(), model.adaptors, model.config).eval()
+        folded.use_heads(model.heads)
+        folding = max(largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES)
+    document = model_card(model, Path(run), card or Card())
+    names = tuple(dict.fromkeys(formats))
+    aside = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
+    try:
+        exported = [
+            _write(name, folded if name in GRAPHS else model, aside if len(names) == 1 else aside / name, images, expected)
+            for name in names
+        ]
+        for one in exported:
+            document.write(one.folder, one.format, one.written.use, one.written.notes)
+        if out.exists():
+            out.rmdir()  # empty, as was checked
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return ExportReport(tuple(one.moved(aside, out) for one in exported), folding)
+
+
+def _write(
+    name: str, model: DistilledStudent, folder: Path, images: dict[int, Tensor], expected: dict[int, FlatFeatures]
+) -> Exported:
+    """One format, read back."""
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng(devices=[]):  # loading builds models with first weights
+        written = FORMATS[name](model, folder)
+        change = max(largest_change(_run(written.run, images[count]), expected[count]) for count in images)
+    if not change <= TOLERANCE:
+        raise ExportError(
+            f"--format {name}: what was written gives other features than '{model.config.student}': they differ by {change:.1e} "
+            "of the largest value. This is a bug, or a network that computes differently there; choose another format"
+        )
+    return Exported(name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), change, written)
+
+
+def _noise(count: int, image_hw: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+    return torch.rand(count, 3, *image_hw, generator=torch.Generator().manual_seed(count))
+
+
+def _run(call: Callable[[Tensor], FlatFeatures], images: Tensor) -> FlatFeatures:
+    with torch.inference_mode():
+        return call(images)

@@ -1,0 +1,95 @@
+"""Our own source files, copied into an exported folder so that it needs no radio-cache.
+
+One module and everything of ours that it imports become one flat package: `trainer.students.vit` is `students_vit.py`
+there, and imports are relative. jaxtyping, which only annotates, is replaced by a file that annotates nothing.
+"""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+from radio_cache import __version__
+from radio_cache.errors import ConfigError
+
+_OURS = ("radio_cache", "trainer")
+_SHAPES = "shapes"
+_SHAPES_SOURCE = '''"""Stands for jaxtyping: an annotation with a shape is the array's type, and says nothing at run time."""
+
+from typing import Any
+
+
+class _Shaped:
+    def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+        return item[0]
+
+
+Bool = Float = Int = UInt8 = _Shaped
+'''
+
+
+def carried_files(root: str) -> dict[str, str]:
+    """File name -> text of a module, of what it imports of ours, and of nothing else.
+
+    Raises ConfigError for an import that has no place in a flat package.
+    """
+    todo, files = [root], {f"{_SHAPES}.py": _SHAPES_SOURCE}
+    done: set[str] = set()
+    while todo:
+        module = todo.pop()
+        if module in done:
+            continue
+        done.add(module)
+        text, imported = _relative(module)
+        name = f"{_flat(module)}.py"
+        if name in files:
+            raise ConfigError(f"two modules would be called {name} in an exported folder: {module} is one of them")
+        files[name] = text
+        todo += imported
+    return files
+
+
+def _relative(module: str) -> tuple[str, list[str]]:
+    """A module's text with imports of ours made relative, and what these import."""
+    source = _source(module)
+    lines = source.splitlines(keepends=True)
+    imported: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] in (*_OURS, "jaxtyping"):
+                    raise ConfigError(f"{module}, line {node.lineno}: carried are names, so 'from {alias.name} import ...'")
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        number = node.lineno - 1
+        if node.module == "jaxtyping":
+            lines[number] = lines[number].replace("from jaxtyping import", f"from .{_SHAPES} import", 1)
+        elif node.module.partition(".")[0] in _OURS:
+            for alias in node.names:
+                if _is_module(f"{node.module}.{alias.name}"):
+                    raise ConfigError(
+                        f"{module}, line {node.lineno}: '{alias.name}' is a module; import names from it to carry them"
+                    )
+            lines[number] = lines[number].replace(f"from {node.module} import", f"from .{_flat(node.module)} import", 1)
+            imported.append(node.module)
+    header = f"# From radio-cache {__version__}, {module}. Apache-2.0.\n"
+    return header + "".join(lines), imported
+
+
+def _flat(module: str) -> str:
+    """A module's name in the flat package: without the top package, and without the folder the roots lie in."""
+    parts = module.split(".")[1:]
+    return "_".join(parts[1:] if parts[0] == "carried" else parts)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
+
+
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text()

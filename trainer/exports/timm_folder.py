@@ -1,0 +1,76 @@
+"""A folder for timm: `timm.create_model("local-dir:FOLDER", pretrained=True, features_only=True)`.
+
+It carries the student's own code as a package that registers the model, so that no radio-cache is needed to use it.
+"""
+
+import functools
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from radio_cache.storage import write_atomically
+from trainer.distilled import STARTING_SETTINGS, DistilledStudent
+from trainer.exports.carried_code import carried_files
+from trainer.exports.hugging_face import refuse_torch_module
+from trainer.exports.written import PLACE, FlatFeatures, Written
+
+_CARRIED = "trainer.carried.timm_radio_student"
+_PACKAGE = "radio_student_for_timm"
+_REGISTER = """# Importing this registers `radio_student` with timm.
+from .timm_radio_student import RadioStudent as RadioStudent
+"""
+
+
+def write_timm(model: DistilledStudent, folder: Path) -> Written:
+    """config.json, model.safetensors and a package that registers `radio_student`. Heads of teachers stay behind.
+
+    Raises ExportError for a user's own network.
+    """
+    refuse_torch_module(model, "timm")
+    import_module(_CARRIED)  # registers it here, too
+    config = model.config
+    overrides = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
+    pretrained = {
+        "input_size": [3, *config.image_hw], "num_classes": 0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0],
+        "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash", "classifier": "head", "first_conv": None,
+    }  # fmt: skip
+    document = {
+        "architecture": "radio_student", "num_classes": 0, "num_features": model.summary_dim,
+        "model_args": {"student": config.student, "overrides": overrides}, "pretrained_cfg": pretrained,
+    }  # fmt: skip
+    tensors = {f"student.{key}": value.contiguous() for key, value in model.student.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_atomically(folder / "config.json", json.dumps(document, indent=1).encode())
+    (folder / _PACKAGE).mkdir()
+    for file, text in carried_files(_CARRIED).items():
+        write_atomically(folder / _PACKAGE / file, text.encode())
+    write_atomically(folder / _PACKAGE / "__init__.py", _REGISTER.encode())
+
+    @functools.cache
+    def load() -> tuple[Any, Any]:
+        whole, maps = (
+            timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=maps).eval() for maps in (False, True)
+        )
+        return whole, maps
+
+    def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
+        whole, maps = load()
+        own = maps(images)[maps.feature_info.reduction().index(model.patch_size)]
+        return {"summary": whole(images), "features": own.flatten(2).transpose(1, 2)}
+
+    return Written(
+        use=(
+            f"import sys, timm; sys.path.insert(0, '{PLACE}')",
+            f"import {_PACKAGE}  # registers the model",
+            f"model = timm.create_model('local-dir:{PLACE}', pretrained=True, features_only=True)",
+            "maps = model(images)  # images (b, 3, h, w) in [0, 1]",
+        ),
+        run=run,
+        notes=("timm has no place for the heads of teachers: safetensors and hf keep them",) if model.heads else (),
+    )
