@@ -53,8 +53,8 @@ def choose_codec(spec: TeacherSpec, usable: NDArray[np.int64], tokens_of: Tokens
     Without a request it is klt, packed, at fidelity 0.99; or half, where there are too few images to calibrate on.
     Raises CodecError if klt was asked for and there are too few images, or the fidelity is out of reach.
     """
-    channels, tokens_per_image = spec.spatial_dim, int(np.prod(spec.geometry.grid_hw))
-    fewest = max(_FEWEST_IMAGES, -(-_FEWEST_PER_CHANNEL * channels // tokens_per_image))
+    channels = spec.spatial_dim
+    fewest = max(_FEWEST_IMAGES, _images_for(spec, _FEWEST_PER_CHANNEL))
     asked = spec.codec.get("asked")
     request = CodecRequest(**asked) if asked else CodecRequest()
     if request.name != "half" and len(usable) < fewest:
@@ -69,9 +69,23 @@ def choose_codec(spec: TeacherSpec, usable: NDArray[np.int64], tokens_of: Tokens
             )
     if not request.needs_calibration:
         return ChosenCodec(*_without_sample(request), "")
-    wanted = max(fewest, -(-_TOKENS_PER_CHANNEL * channels // tokens_per_image))
-    rows = sample_rows(usable, min(max(wanted, _FEWEST_IMAGES), max(_MOST_IMAGES, fewest)), spec.name)
-    return _calibrated(request, rows, tokens_of)
+    rows = sample_rows(usable, sample_size(spec), spec.name)
+    return calibrated_on(request, rows, tokens_of)
+
+
+def sample_size(spec: TeacherSpec) -> int:
+    """How many images a teacher's codec is calibrated on, where there are as many."""
+    fewest = max(_FEWEST_IMAGES, _images_for(spec, _FEWEST_PER_CHANNEL))
+    return min(max(fewest, _images_for(spec, _TOKENS_PER_CHANNEL)), max(_MOST_IMAGES, fewest))
+
+
+def enough_tokens(spec: TeacherSpec, images: int) -> bool:
+    """Whether so many images give a covariance that is worth its name."""
+    return images >= max(2, _images_for(spec, _FEWEST_PER_CHANNEL))
+
+
+def _images_for(spec: TeacherSpec, tokens_per_channel: int) -> int:
+    return -(-tokens_per_channel * spec.spatial_dim // int(np.prod(spec.geometry.grid_hw)))
 
 
 def sample_rows(usable: NDArray[np.int64], count: int, name: str) -> list[int]:
@@ -86,7 +100,8 @@ def _without_sample(request: CodecRequest) -> tuple[Codec, dict[str, Any]]:
     return codec, codec.to_json()
 
 
-def _calibrated(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
+def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
+    """A codec calibrated on the later four fifths of these images, and measured on the first fifth. Raises CodecError."""
     held_out_images = max(1, round(_HELD_OUT * len(rows)))
     kept_of_each = max(1, _KEPT_TOKENS // len(rows))
     moments: Moments | None = None

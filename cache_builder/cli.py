@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cache_builder.plan_cli import plan_command
 from radio_cache import __version__
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable, table
 from radio_cache.images import MAX_PIXELS
@@ -160,6 +161,9 @@ def build(out: str | Path, teachers: tuple[str, ...], **options: Any) -> None:
             f"{report.unusable} of {report.cache.num_images} images could not be used: radio-cache info {out} --failures"
         )
     click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
+
+
+main.add_command(plan_command(build))
 
 
 def _build_table(report: "BuildReport") -> Table:

@@ -198,7 +198,7 @@ class ShardWriter:
         """
         chunks: list[Chunk | None] = [None if row is None else _flat(row) for row in rows]
         if zstd_level is not None:
-            compress = partial(_compressed, level=zstd_level)
+            compress = partial(_compressed_if_any, level=zstd_level)
             chunks = list(pool.map(compress, chunks) if pool else map(compress, chunks))
         path = _chunk_path(array, grid)
         self._write(path, shard_parts(chunks, chunks_per_shard, f"{unit_group(self._unit)}/{path}"))
@@ -225,13 +225,17 @@ def _flat(row: NDArray[Any]) -> memoryview:
     return stored.reshape(-1).view(np.uint8).data
 
 
-def _compressed(chunk: Chunk | None, *, level: int) -> bytes | None:
+def _compressed_if_any(chunk: Chunk | None, *, level: int) -> bytes | None:
+    return None if chunk is None else compressed(chunk, level=level)
+
+
+def compressed(chunk: Chunk, *, level: int) -> bytes:
+    """What a codec with this zstd level stores of a chunk."""
     # The frame says how much it holds; the checksum behind it is Zarr's.
-    made = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
-    return None if chunk is None else made.compress(chunk)
+    return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(chunk)
 
 
 __all__ = [
-    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "create_cache", "grow_cache", "refuse_occupied",
-    "sync_folder", "teacher_documents", "write_atomically",
+    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "compressed", "create_cache", "grow_cache",
+    "refuse_occupied", "sync_folder", "teacher_documents", "write_atomically",
 ]  # fmt: skip
