@@ -1,6 +1,6 @@
 """The k-NN accuracy of teachers, students and models side by side, on the same images, by the same protocol."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,15 @@ from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, ImageSource, image_set, in_classes_of, open_source
 from evals.knn import PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
 from evals.neighbours import Device, NeighbourSearch
+from evals.notes import counted, left_out_notes, sampling_note
 from evals.paper import ROWS, PaperRow, is_imagenet_validation
+from evals.progress import CountedImages, Progress
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.reader import Cache, is_cache
 from radio_cache.torch import pick_device
 
-Progress = Callable[[str, int, int], None]
-"""Told (what is going on, images done, images in all)."""
-
-_ENOUGH_IMAGES = 2500
 _ALIKE = 1 - 2.0**-12
 """Where all k nearest of all queries are closer than this, what decides between them is close to float32's rounding."""
-"""From here on sampling error is below two points, and the table goes without the reminder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +216,7 @@ def knn_table(
     rows: list[KnnRow] = []
     alike: list[str] = []
     for encoder in encoders:
-        counted = _Counted(encoder, len(bank) + (0 if queries is None else len(matched)), progress)
+        counted = CountedImages(encoder, len(bank) + (0 if queries is None else len(matched)), progress)
         asked = encoder.summaries(matched, on_images=counted)
         labels = matched.labels[asked.positions]
         spaces = encoder.spaces if encoder.kind != "untrained" else (OWN,)
@@ -262,19 +259,6 @@ def knn_table(
     )  # fmt: skip
 
 
-class _Counted:
-    """Adds up what an encoder says it has done, for the progress line."""
-
-    def __init__(self, encoder: Encoder, total: int, progress: Progress | None) -> None:
-        self._name, self._total, self._done = encoder.name, total, 0
-        self._progress = progress if encoder.runs_a_model else None
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._name, self._done, self._total)
-
-
 def _with_shares(rows: Sequence[KnnRow]) -> tuple[KnnRow, ...]:
     best = max((row.top1 for row in rows if row.kind == "teacher"), default=0.0)
     if best == 0.0:
@@ -282,37 +266,19 @@ def _with_shares(rows: Sequence[KnnRow]) -> tuple[KnnRow, ...]:
     return tuple(replace(row, share_of_best_teacher=row.top1 / best) for row in rows)
 
 
-def left_out_notes(images: ImageSet) -> list[str]:
-    """A sentence about the images that could not be read, if there are any."""
-    rows = set(images.rows.tolist())
-    failed = {row: reason for row, reason in images.source.failures.items() if row in rows}
-    if not failed:
-        return []
-    listed = "; ".join(f"{images.source.key(row)}: {failed[row]}" for row in sorted(failed)[:3])
-    more = "; ..." if len(failed) > 3 else ""
-    return [
-        f"{_count(len(failed), 'image', 'images')} of {images.place} could not be read and "
-        f"{'is' if len(failed) == 1 else 'are'} left out ({listed}{more})."
-    ]
-
-
 def _notes(bank: ImageSet, queries: ImageSet | None, *, asked_k: int, used_k: int) -> list[str]:
-    notes: list[str] = []
-    tested = len(bank if queries is None else queries)
-    if tested < _ENOUGH_IMAGES:
-        # Two standard errors of a share of one half, the widest there is.
-        notes.append(f"{tested:,} images tested: an accuracy is known to about ±{100 / np.sqrt(tested):.0f} points.")
+    notes = sampling_note(len(bank if queries is None else queries))
     if used_k < asked_k:
         notes.append(f"k was lowered from {asked_k} to {used_k}: the bank has only {used_k} images that can vote.")
     if queries is None:
         lone = lone_classes(bank.labels)
         if len(lone):
             names = ", ".join(bank.name_of(int(label)) for label in lone[:3]) + (", ..." if len(lone) > 3 else "")
-            have = _count(len(lone), "class has", "classes have")
+            have = counted(len(lone), "class has", "classes have")
             notes.append(f"{have} only one image, which cannot be right: {names}.")
         if bank.copies():
             notes.append(
-                f"{_count(bank.copies(), 'image is a copy', 'images are copies')} of another in the bank (same file), "
+                f"{counted(bank.copies(), 'image is a copy', 'images are copies')} of another in the bank (same file), "
                 "which makes k-NN look better than it is."
             )
     else:
@@ -320,17 +286,14 @@ def _notes(bank: ImageSet, queries: ImageSet | None, *, asked_k: int, used_k: in
         if len(missing):
             hit = int(np.isin(queries.labels, missing).sum())
             notes.append(
-                f"{_count(hit, 'query cannot', 'queries cannot')} be right: the bank has no image of "
-                f"{_count(len(missing), 'class', 'classes')} ({queries.name_of(int(missing[0]))}"
+                f"{counted(hit, 'query cannot', 'queries cannot')} be right: the bank has no image of "
+                f"{counted(len(missing), 'class', 'classes')} ({queries.name_of(int(missing[0]))}"
                 f"{', ...' if len(missing) > 1 else ''})."
             )
         if shared := queries.shared_with(bank):
             notes.append(
-                f"{_count(shared, 'query is', 'queries are')} in the bank too (same file), "
+                f"{counted(shared, 'query is', 'queries are')} in the bank too (same file), "
                 "which makes k-NN look better than it is."
             )
     return notes
 
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"

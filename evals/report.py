@@ -22,10 +22,11 @@ from evals.encoders import StudentEncoder
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, image_set
 from evals.knn import PAPER_K, PAPER_TEMPERATURE
-from evals.knn_table import KnnConfig, KnnRow, KnnTable, Progress, run_knn
+from evals.knn_table import KnnConfig, KnnRow, KnnTable, run_knn
 from evals.loss_curves import Chart, Metrics, loss_charts, read_metrics
 from evals.neighbours import Device
 from evals.pictures import ImagePictures, feature_pictures, live_maps
+from evals.progress import Progress
 from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, TeacherError

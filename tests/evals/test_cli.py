@@ -7,8 +7,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from evals import cli, knn
+from evals import knn
 from evals.cli import main
+from evals.commands import knn as command
 
 
 def test_knn_prints_protocol_table_and_notes(make_cache, make_run) -> None:
@@ -64,6 +65,6 @@ def test_errors_are_one_message_without_traceback(arguments: list[str]) -> None:
 
 
 def test_help_loads_no_torch_and_its_defaults_are_the_papers() -> None:
-    assert (cli.PAPER_K, cli.PAPER_TEMPERATURE) == (knn.PAPER_K, knn.PAPER_TEMPERATURE)
+    assert (command.PAPER_K, command.PAPER_TEMPERATURE) == (knn.PAPER_K, knn.PAPER_TEMPERATURE)
     code = "import sys, evals.cli; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

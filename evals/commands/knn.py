@@ -1,0 +1,116 @@
+"""radio-eval knn, and radio-eval report, whose table is the same."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evals.commands.shared import (
+    AGAIN,
+    IMAGES,
+    PATH,
+    ProgressLines,
+    device_option,
+    json_option,
+    limit_option,
+    models_option,
+    runs_option,
+    weights_option,
+    write_record,
+)
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
+
+if TYPE_CHECKING:
+    from evals.knn_table import KnnTable
+    from evals.neighbours import Device
+
+PAPER_K, PAPER_TEMPERATURE = 20, 0.07
+"""Defaults of `evals.knn`, repeated for the help; a test compares them."""
+
+
+@click.command()
+@click.option(
+    "--bank", "--cache", "bank", type=PLACE, metavar="PLACE",
+    help=f"Labelled images to compare with: {IMAGES}. Default: the cache the run learned from.",
+)  # fmt: skip
+@click.option(
+    "--queries", type=PLACE, metavar="PLACE", help="Labelled images to classify. Default: each of the bank's in turn."
+)
+@runs_option
+@models_option
+@weights_option
+@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
+@click.option(
+    "--sweep", multiple=True, type=int, metavar="K", help="Also show accuracy by K neighbours. May be given again."
+)
+@click.option("--temperature", default=PAPER_TEMPERATURE, show_default=True, help="Of the votes, exp(similarity / T).")
+@limit_option
+@json_option
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def knn(
+    bank: str | Path | None, queries: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...],
+    weights: tuple[str, ...], k: int, sweep: tuple[int, ...], temperature: float, limit: int | None,
+    json_file: Path | None, device: "Device",
+) -> None:  # fmt: skip
+    """k-NN accuracy of the teachers in a cache, of students, of the same students untrained, and of any model.
+
+    Nothing is trained: every image is classified by the labels of the k images whose summaries are most like its own.
+    """
+    from evals.knn_table import KnnConfig, run_knn
+
+    config = KnnConfig(
+        bank=bank, queries=queries, runs=runs, models=models, weights=weights, k=k, sweep=sweep, temperature=temperature,
+        limit=limit, device=device,
+    )  # fmt: skip
+    with ProgressLines() as progress:
+        result = run_knn(config, progress=progress)
+    write_record(json_file, result.to_json())
+    print_knn(result)
+
+
+@click.command()
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
+@click.option("--queries", type=PLACE, help="Labelled images to classify and show. Default: the bank's own.")
+@click.option("--out", type=PATH, required=True, help="The HTML file to write.")
+@click.option("--images", default=4, show_default=True, help="Images of each cache shown as feature maps.")
+@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def report(
+    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path, images: int, k: int, device: "Device"
+) -> None:
+    """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
+
+    The page is a single file that needs no network: mail it, or open it on a phone.
+    """
+    from evals.report import ReportConfig, write_report
+
+    config = ReportConfig(run=run, cache=cache, queries=queries, out=out, images=images, k=k, device=device)
+    with ProgressLines() as progress:
+        result = write_report(config, progress=progress)
+    print_knn(result)
+    console().print(f"\n{out} ({human_bytes(out.stat().st_size)})")
+
+
+def print_knn(result: "KnnTable") -> None:
+    """The table, what it needs to be believed, and accuracy by k where several were asked for."""
+    out = console()
+    out.print(result.protocol)
+    shown = table("", "", "what it is", "width", "top-1", "top-5", "of best teacher", left=2)
+    for row in result.rows:
+        share = "" if row.share_of_best_teacher is None else f"{row.share_of_best_teacher:.1%}"
+        shown.add_row(row.name, row.about, str(row.width), f"{row.top1:.1%}", f"{row.top5:.1%}", share)
+    for paper in result.paper:
+        shown.add_row(paper.name, f"reported, {paper.px} px", "", f"{paper.knn:.1f}%", "", "")
+    out.print(shown)
+    if len(result.rows[0].by_k) > 1:
+        ks = sorted(result.rows[0].by_k)
+        out.print("\ntop-1 by the number of neighbours")
+        by_k = table("", "", *(f"k = {k}" for k in ks))
+        for row in result.rows:
+            by_k.add_row(row.name, *(f"{row.by_k[k].top1:.1%}" for k in ks))
+        out.print(by_k)
+    for note in result.notes:
+        out.print(f"note: {note}")

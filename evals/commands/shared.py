@@ -1,0 +1,76 @@
+"""What the commands of radio-eval share: options, progress lines, and how a result is written down."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+import click
+
+from radio_cache.cli_support import ProgressLine
+from radio_cache.storage import write_atomically
+
+AGAIN = "Nothing was written; the same command starts over."
+
+IMAGES = "a cache, a folder with one subfolder per class, or tars such as 'train-{000..004}.tar'"
+
+PATH = click.Path(path_type=Path)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where models run and neighbours are searched.",
+)  # fmt: skip
+runs_option = click.option(
+    "--run", "runs", type=PATH, multiple=True, help="Folder of a training run. May be given again."
+)
+models_option = click.option(
+    "--model", "models", multiple=True, metavar="[NAME=]WHAT[@PX]",
+    help="Anything else to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
+    "FILE.onnx; @PX sets its input size. May be given again.",
+)  # fmt: skip
+weights_option = click.option(
+    "--weights", multiple=True, metavar="[NAME=]FILE",
+    help="Local weights of a --model in its library's own format; 'random' for none.",
+)  # fmt: skip
+json_option = click.option(
+    "--json", "json_file", type=PATH, help="Write protocol, versions, image hashes and rows here."
+)
+limit_option = click.option("--limit", type=int, help="Use at most so many images of each place, drawn at random.")
+
+
+def write_record(file: Path | None, record: dict[str, Any]) -> None:
+    """Write a result with the versions of the software that made it; nothing without a file."""
+    if file is not None:
+        from evals.versions import hardware, software_versions
+
+        full = {**record, "versions": software_versions(), "hardware": hardware()}
+        write_atomically(file, json.dumps(full, indent=1).encode())
+
+
+@final
+class ProgressLines:
+    """One progress line after the other on standard error: a new one whenever the name changes. A context manager."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+        self._name, self._done = "", 0
+
+    def __call__(self, name: str, done: int, total: int, /, *, unit: str = "images") -> None:
+        if name != self._name:
+            self._close()
+            self._name, self._done, self._line = name, 0, ProgressLine(name, total, unit=unit).__enter__()
+        assert self._line is not None, "opened above for a new name, and kept until the next"
+        self._line.advance(done - self._done)
+        self._done = done
+
+    def __enter__(self) -> "ProgressLines":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._line is not None:
+            self._line.__exit__(None, None, None)
+            self._line = None

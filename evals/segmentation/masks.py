@@ -1,0 +1,263 @@
+"""Images with a class for every pixel: pairs of folders, and the layouts of ADE20K and Pascal VOC 2012."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from evals.errors import EvalError
+from radio_cache.errors import ConfigError, ImageError
+from radio_cache.images import EXTENSIONS, MAX_PIXELS, decode_image
+from radio_cache.reader import digest
+
+IGNORED = -1
+"""The class of pixels that nobody labelled: they are neither trained on nor counted."""
+
+_MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")
+_VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_ADE_CLASSES = 150
+
+
+@dataclass(frozen=True)
+class MaskFormat:
+    """What the numbers in a mask mean: first_id is class 0, the next one class 1; ignore is nobody's.
+
+    class_names is empty where there is no list: classes are then as many as the masks hold, and named by their numbers.
+    """
+
+    class_names: tuple[str, ...] = ()
+    first_id: int = 0
+    ignore: int = 255
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Images and their masks, pair by pair. keys: unique, for people. left_out: images in the folder without a mask."""
+
+    place: str
+    keys: tuple[str, ...]
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    format: MaskFormat
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def image(self, position: int) -> Image.Image:
+        """Upright and RGB. Raises EvalError naming the file."""
+        path = self.images[position]
+        try:
+            return decode_image(path.read_bytes(), max_pixels=MAX_PIXELS)
+        except (ImageError, OSError) as exc:
+            raise EvalError(f"{path}: {exc}; remove the image and its mask, or repair it") from exc
+
+    def classes(self, position: int, image_hw: tuple[int, int]) -> NDArray[np.int16]:
+        """(h, w) the class of every pixel, IGNORED where there is none.
+
+        Raises EvalError, naming the mask, if it is of another size than its image or holds ids outside the list.
+        """
+        path, ids = self.masks[position], self._ids(position)
+        if ids.shape != image_hw:
+            raise EvalError(
+                f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, its image {self.images[position]} is {image_hw[1]} x "
+                f"{image_hw[0]}: a mask has one pixel per pixel of the image"
+            )
+        classes = ids.astype(np.int64) - self.format.first_id
+        nobody = (ids == self.format.ignore) | (classes < 0)
+        names = self.format.class_names
+        if names and (outside := classes[~nobody & (classes >= len(names))]).size:
+            raise EvalError(
+                f"{path} holds the id {int(outside[0]) + self.format.first_id} ({outside.size:,} pixels), the list of classes "
+                f"ends at {len(names) - 1 + self.format.first_id}: give the whole list by --classes, or say by --ignore which "
+                "id is nobody's"
+            )
+        classes[nobody] = IGNORED
+        return classes.astype(np.int16)
+
+    def at(self, positions: NDArray[np.int64]) -> "MaskedImages":
+        """Only these."""
+        chosen = positions.tolist()
+        return replace(
+            self, keys=tuple(self.keys[p] for p in chosen), images=tuple(self.images[p] for p in chosen),
+            masks=tuple(self.masks[p] for p in chosen),
+        )  # fmt: skip
+
+    def limited(self, limit: int | None, seed: int) -> "MaskedImages":
+        """At most so many, drawn at random."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.at(np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False)))
+
+    def largest_class(self) -> int:
+        """The highest class in any mask; IGNORED if all pixels are nobody's."""
+        found = IGNORED
+        for position in range(len(self)):
+            ids = np.unique(self._ids(position)).astype(np.int64)
+            found = max(found, *(ids[ids != self.format.ignore] - self.format.first_id).tolist(), IGNORED)
+        return found
+
+    def identity(self) -> dict[str, str | int]:
+        """Where they are, how many, and one hash over the hashes of all images and masks, for the record."""
+        masks = [digest(path.read_bytes()) for path in self.masks]
+        files = b"".join(one for pair in zip(self.image_digests, masks, strict=True) for one in pair)
+        return {
+            "place": self.place, "images": len(self), "sha256_of_image_and_mask_digests": hashlib.sha256(files).hexdigest(),
+        }  # fmt: skip
+
+    @cached_property
+    def image_digests(self) -> tuple[bytes, ...]:
+        """BLAKE2b-128 of every image file."""
+        return tuple(digest(path.read_bytes()) for path in self.images)
+
+    def size_hw(self, position: int) -> tuple[int, int]:
+        """Height and width of an image, upright, from its header. Raises EvalError naming the file."""
+        path = self.images[position]
+        try:
+            with Image.open(path) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return (image.width, image.height) if turned else (image.height, image.width)
+        except (OSError, SyntaxError, ValueError) as exc:
+            raise EvalError(f"{path}: {exc}; remove the image and its mask, or repair it") from exc
+
+    def _ids(self, position: int) -> NDArray[np.integer]:
+        """The numbers as they are stored; the colours of a palette do not matter."""
+        path = self.masks[position]
+        try:
+            with Image.open(path) as mask:
+                if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+                    raise EvalError(
+                        f"{path} is a {mask.mode} picture: a mask holds one number per pixel (a palette or grey PNG), and "
+                        "colours alone do not say which class they are"
+                    )
+                return np.asarray(mask).astype(np.int64)
+        except (UnidentifiedImageError, OSError, SyntaxError) as exc:
+            raise EvalError(f"{path} cannot be read as a mask: {exc}") from exc
+
+
+def mask_folders(images: Path, masks: Path, format: MaskFormat) -> MaskedImages:
+    """Images and masks of the same relative path without the ending.
+
+    Raises EvalError for folders that are not there, masks without an image, two files of one name, or no pair at all.
+    """
+    pictures, drawn = _by_stem(images, EXTENSIONS), _by_stem(masks, frozenset(_MASK_EXTENSIONS))
+    if orphans := sorted(drawn.keys() - pictures.keys()):
+        raise EvalError(
+            f"{masks}: {len(orphans)} masks have no image in {images}, such as {orphans[0]}: an image and its mask have the "
+            "same name up to the ending"
+        )
+    keys = sorted(drawn)
+    if not keys:
+        raise EvalError(
+            f"{masks} holds no masks ({', '.join(_MASK_EXTENSIONS)}) of the {len(pictures)} images in {images}"
+        )
+    return MaskedImages(
+        place=f"{images}, {masks}", keys=tuple(keys), images=tuple(pictures[key] for key in keys),
+        masks=tuple(drawn[key] for key in keys), format=format, left_out=len(pictures) - len(keys),
+    )  # fmt: skip
+
+
+def ade20k(root: Path) -> tuple[MaskedImages, MaskedImages]:
+    """Training and validation images of the MIT Scene Parsing release of ADE20K: 150 classes, id 0 is nobody's.
+
+    Class names are read from `objectInfo150.txt` where that is there.
+    """
+    _expect(root, ("images/training", "images/validation", "annotations/training", "annotations/validation"), "ADE20K")
+    info = root / "objectInfo150.txt"
+    names = tuple(f"class {number}" for number in range(1, _ADE_CLASSES + 1))
+    if info.exists():
+        rows = [line.split("\t") for line in info.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        names = tuple(row[-1].split(",")[0].strip() for row in rows)
+        if len(names) != _ADE_CLASSES:
+            raise EvalError(
+                f"{info} names {len(names)} classes, ADE20K has {_ADE_CLASSES}: restore the file, or remove it"
+            )
+    # Ids beyond the list are an error; 0 is "other", below the first id.
+    format = MaskFormat(names, first_id=1, ignore=0)
+    train, test = (
+        mask_folders(root / "images" / part, root / "annotations" / part, format) for part in ("training", "validation")
+    )
+    return train, test
+
+
+def voc2012(root: Path) -> tuple[MaskedImages, MaskedImages]:
+    """Training and validation images of Pascal VOC 2012: 21 classes, 255 is nobody's.
+
+    root: VOC2012, VOCdevkit, or the folder above. With `SegmentationClassAug` and `trainaug.txt` beside the official
+    folders, the 10,582 augmented training images that the literature uses.
+    """
+    root = next(
+        (root / below for below in ("", "VOC2012", "VOCdevkit/VOC2012") if (root / below / "JPEGImages").exists()), root
+    )
+    _expect(root, ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"), "Pascal VOC 2012")
+    lists = root / "ImageSets/Segmentation"
+    augmented = (root / "SegmentationClassAug").exists() and (lists / "trainaug.txt").exists()
+    format = MaskFormat(_VOC)
+
+    def part(name: str, masks: Path) -> MaskedImages:
+        names = (lists / f"{name}.txt").read_text(encoding="utf-8").split()
+        images, drawn = tuple(root / f"JPEGImages/{n}.jpg" for n in names), tuple(masks / f"{n}.png" for n in names)
+        if gone := [path for path in (*images, *drawn) if not path.exists()]:
+            raise EvalError(f"{lists / name}.txt names {len(gone)} files that are not there, such as {gone[0]}")
+        return MaskedImages(f"{root} ({name})", tuple(names), images, drawn, format)
+
+    train = part("trainaug", root / "SegmentationClassAug") if augmented else part("train", root / "SegmentationClass")
+    return train, part("val", root / "SegmentationClass")
+
+
+def class_list(text: str | None) -> tuple[str, ...]:
+    """Class names from a file with a name a line, from a number of classes, or from commas. Raises ConfigError."""
+    if text is None:
+        return ()
+    if text.isdecimal():
+        return tuple(f"class {number}" for number in range(int(text)))
+    path = Path(text)
+    if path.is_file():
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    elif "," in text:
+        names = [name.strip() for name in text.split(",")]
+    else:
+        raise ConfigError(f"--classes {text}: give a file with a name a line, how many there are, or names with commas")
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        raise ConfigError(
+            f"--classes {text}: line {names.index('') + 1 if names else 1} is empty; line n is the class of id n - 1"
+        )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--classes {text}: '{twice[0]}' is there twice")
+    return tuple(names)
+
+
+def split(pairs: MaskedImages, *, test_share: float, seed: int) -> tuple[MaskedImages, MaskedImages]:
+    """Training and test images by a seeded draw, for folders without a test part. Raises EvalError for a single image."""
+    if len(pairs) < 2:
+        raise EvalError(f"{pairs.place} has one image with a mask: it takes one to train on and another to test")
+    count = min(len(pairs) - 1, max(1, round(test_share * len(pairs))))
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return pairs.at(np.sort(order[count:])), pairs.at(np.sort(order[:count]))
+
+
+def _expect(root: Path, folders: tuple[str, ...], what: str) -> None:
+    if gone := [name for name in folders if not (root / name).is_dir()]:
+        raise EvalError(f"{root} is not laid out as {what}: it has no folder {gone[0]}")
+
+
+def _by_stem(folder: Path, extensions: frozenset[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise EvalError(f"there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in extensions and path.is_file():
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in found:
+                raise EvalError(f"{found[key]} and {path} have the same name up to the ending: which one is meant?")
+            found[key] = path
+    return found

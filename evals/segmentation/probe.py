@@ -1,0 +1,125 @@
+"""The linear probe: batch normalisation and one 1x1 convolution on frozen maps, trained on the labels of their pixels.
+
+Protocol of AM-RADIO (arXiv 2312.06709) on ADE20K, which is that of DINOv2: AdamW at 1e-3 without weight decay, linear
+warm-up from 1e-6, then falling linearly to 0; cross-entropy at the resolution of the labels.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from evals.errors import EvalError
+from evals.segmentation.masks import IGNORED
+from radio_cache.errors import ConfigError
+from radio_cache.prefetch import ahead
+
+PAPER_STEPS, PAPER_WARMUP, PAPER_BATCH, PAPER_LR = 80_000, 1_500, 16, 1e-3
+_WARMUP_FROM = 1e-6
+_MOST_PASSES, _FEWEST_STEPS = 100, 300
+
+Batch = tuple[NDArray[np.float32], NDArray[np.int16]]
+"""Maps (b, h, w, c) and classes (b, H, W), IGNORED where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How a probe is trained. steps None: the paper's 80,000, or a hundred passes over the windows where those are fewer, at
+    least 300. The warm-up keeps the paper's share of the steps."""
+
+    steps: int | None = None
+    batch: int = PAPER_BATCH
+    lr: float = PAPER_LR
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is not None and self.steps < 1) or self.batch < 1 or not self.lr > 0:
+            raise ConfigError(f"a probe needs at least one step, one window a batch and a rate above 0: {self}")
+
+    def steps_for(self, windows: int) -> int:
+        passes = -(-windows * _MOST_PASSES // self.batch)
+        return self.steps or min(PAPER_STEPS, max(_FEWEST_STEPS, passes))
+
+
+@final
+class LinearProbe(nn.Module):
+    """Maps (b, c, h, w) to logits (b, classes, h, w). Weights start as N(0, 0.01), biases at 0."""
+
+    def __init__(self, width: int, classes: int, *, seed: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.classify = nn.Conv2d(width, classes, 1)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.classify.weight.copy_(0.01 * torch.randn(self.classify.weight.shape, generator=generator))
+            nn.init.zeros_(self.classify.bias if self.classify.bias is not None else torch.zeros(0))
+
+    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        return self.classify(self.norm(maps))
+
+
+def train_probe(
+    read: Callable[[NDArray[np.int64]], Batch], windows: int, *, width: int, classes: int, config: ProbeConfig,
+    device: torch.device, on_step: Callable[[int, int], None] | None = None,
+) -> LinearProbe:  # fmt: skip
+    """A probe trained on `windows` windows, that `read` gives by their numbers; every one comes once a pass, shuffled.
+
+    Returned in eval mode. Raises EvalError if the loss is not finite or no pixel has a class.
+    """
+    steps = config.steps_for(windows)
+    probe = LinearProbe(width, classes, seed=config.seed).to(device).train()
+    optimiser = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=0.0)
+    warmup = max(1, round(steps * PAPER_WARMUP / PAPER_STEPS))
+    labelled = False
+    with ThreadPoolExecutor(2, thread_name_prefix="maps") as pool:
+        for step, (maps, labels) in enumerate(ahead(pool, read, _batches(windows, steps, config), depth=4)):
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * learning_rate(step, steps, warmup)
+            classes_of = torch.from_numpy(labels).to(device)
+            if not bool((classes_of != IGNORED).any()):
+                continue
+            labelled = True
+            loss = pixel_loss(probe(torch.from_numpy(maps).to(device).permute(0, 3, 1, 2)), classes_of)
+            if not bool(torch.isfinite(loss)):
+                raise EvalError(
+                    f"the probe's loss is {loss.item()} at step {step}: the maps hold values that are not finite"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if on_step is not None:
+                on_step(step + 1, steps)
+    if not labelled:
+        raise EvalError("no pixel of the training masks has a class: all are ignored")
+    return probe.eval()
+
+
+def learning_rate(step: int, steps: int, warmup: int) -> float:
+    """The share of the peak rate at a step: from 1e-6 up to 1 in `warmup` steps, then down to 0 in a line."""
+    if step < warmup:
+        return _WARMUP_FROM + (1 - _WARMUP_FROM) * step / warmup
+    return (steps - step) / max(1, steps - warmup)
+
+
+def pixel_loss(logits: Float[Tensor, "b k h w"], classes: Int16[Tensor, "b y x"]) -> Float[Tensor, ""]:
+    """Cross-entropy over the pixels with a class, logits resized to the labels (bilinear)."""
+    h, w = classes.shape[1:]
+    if logits.shape[2:] != (h, w):
+        logits = nn.functional.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)
+    return nn.functional.cross_entropy(logits, classes.long(), ignore_index=IGNORED)
+
+
+def _batches(windows: int, steps: int, config: ProbeConfig) -> Iterator[NDArray[np.int64]]:
+    rng = np.random.default_rng(config.seed)
+    left = np.zeros(0, np.int64)
+    for _ in range(steps):
+        while len(left) < min(config.batch, windows):
+            left = np.concatenate([left, rng.permutation(windows)])
+        yield left[: config.batch]
+        left = left[config.batch :]
