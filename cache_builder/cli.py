@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cache_builder.copy_cli import copy
 from cache_builder.plan_cli import plan_command
 from radio_cache import __version__
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable, table
@@ -252,6 +253,9 @@ def drop(cache: str | Path, teacher: str, yes: bool) -> None:
     if stored and not yes:
         click.confirm(f"remove {teacher} ({human_bytes(stored)}) from {cache}?", abort=True)
     click.echo(f"{teacher} is gone from {cache}: {human_bytes(drop_teacher(opened, teacher))} freed")
+
+
+main.add_command(copy)
 
 
 @main.command()

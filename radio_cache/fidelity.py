@@ -36,6 +36,16 @@ def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fide
     """Fidelity of decoded tokens (n, c), beside the true ones. Of no tokens at all it is perfect."""
     if len(features) == 0:
         return PERFECT
+    cosines, squared_errors = token_errors(features, decoded)
+    true = features.astype(np.float64)
+    variance = float(np.square(true - true.mean(axis=0)).sum())
+    return from_cosines(cosines, float(squared_errors.sum()), variance)
+
+
+def token_errors(
+    features: NDArray[np.float32], decoded: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) cosines of decoded tokens (n, c) and the true ones, and (n,) their squared distances."""
     true, found = features.astype(np.float64), decoded.astype(np.float64)
     lengths_true, lengths_found = np.linalg.norm(true, axis=-1), np.linalg.norm(found, axis=-1)
     products = np.einsum("nc,nc->n", true, found)
@@ -43,9 +53,21 @@ def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fide
     # Two zero vectors agree; one zero vector beside another agrees in nothing.
     both_zero = (lengths_true == 0) & (lengths_found == 0)
     cosines = np.where(lengths > 0, products / np.maximum(lengths, 1e-300), both_zero.astype(np.float64))
-    squared_errors = float(np.square(true - found).sum())
-    variance = float(np.square(true - true.mean(axis=0)).sum())
-    return from_cosines(cosines, squared_errors, variance)
+    return cosines, np.square(true - found).sum(axis=-1)
+
+
+def after(first: Fidelity, second: Fidelity) -> Fidelity:
+    """Of tokens encoded twice, `second` beside what `first` had left of them: an estimate.
+
+    The errors are taken to have nothing to do with each other, so that cosines multiply and squared errors add.
+    """
+    return Fidelity(
+        num_tokens=second.num_tokens,
+        cosine=first.cosine * second.cosine,
+        cosine_worst=first.cosine_worst * second.cosine_worst,
+        squared_error=first.squared_error + second.squared_error,
+        variance=second.variance,
+    )
 
 
 def from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, variance: float) -> Fidelity:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from radio_cache.cli_support import human_bytes, printable, table
 from radio_cache.codecs import codec_label
+from radio_cache.conversion import Conversion
 from radio_cache.fidelity import Fidelity
 from radio_cache.reader import Cache
 
@@ -109,10 +110,20 @@ def describe(cache: Cache) -> Group:
     notes = [f"images checked: {scanned} of {meta.num_shards} shards"] if scanned < meta.num_shards else []
     if any(info.shards_done < info.num_shards for info in infos):
         notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
+    notes += [_told_of(name, teacher.conversion) for name, teacher in cache.teachers.items() if teacher.conversion]
     notes += [f"{name} cannot be read: {printable(str(error))}" for name, error in cache.teachers.unreadable.items()]
     origins = "\n".join(f"{info.name}: {printable(info.origin)}" for info in infos)
     body = [rows, Text(f"\n{origins}")] if infos else [Text("no teacher yet")]
     return Group(head, *body, *(Text(f"\n{note}") for note in notes))
+
+
+def _told_of(name: str, conversion: Conversion) -> str:
+    """That a cosine is the product of two, and how to measure it."""
+    before = f", which kept {cosine(conversion.fidelity)} of the teacher's" if conversion.fidelity else ""
+    return (
+        f"{name} was encoded again, from {conversion.source}{before}: its cosine is an estimate, which radio-cache verify "
+        "--recompute measures"
+    )
 
 
 def describe_failures(cache: Cache) -> Table:

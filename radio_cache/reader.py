@@ -5,7 +5,7 @@ caller's buffer, and checks every chunk's crc32c. Nothing here needs torch.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec, codec_from_json, refuse_unknown
+from radio_cache.conversion import Conversion, conversion_of
 from radio_cache.crops import valid_hw
 from radio_cache.errors import (
     CorruptShardError,
@@ -26,7 +27,7 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.fidelity import Fidelity, combined
+from radio_cache.fidelity import Fidelity, after, combined
 from radio_cache.image_files import read_image
 from radio_cache.image_index import ImageIndex, refuse_unfounded
 from radio_cache.known_shards import ShardLayout
@@ -58,6 +59,8 @@ Rows = NDArray[np.int64] | Sequence[int] | range
 
 _NO_NEED_TO_LOOK = 1 << 20
 """Images for which there is memory on any machine."""
+
+_BATCH_ROWS, _BATCH_BYTES = 32, 64 << 20
 
 
 class Cache:
@@ -105,6 +108,11 @@ class Cache:
     def index(self) -> ImageIndex:
         """Keys, labels and places of all images, in row order."""
         return ImageIndex.stored(self.storage, self.meta.index, self.num_images)
+
+    @cached_property
+    def statuses(self) -> NDArray[np.uint8]:
+        """(n,) `ImageStatus` of every image."""
+        return self._column("status")
 
     @cached_property
     def sizes_hw(self) -> NDArray[np.int32]:
@@ -336,6 +344,12 @@ class CachedTeacher:
             raise self._missing(holes, f"spatial/{self._shards.key(view, int(holes[0]))}")
         return out
 
+    def batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The rows in pieces whose decoded maps take a bounded part of the memory."""
+        map_bytes = 4 * self.spec.spatial_dim * math.prod(self.spec.geometry.grid_hw)
+        most = max(1, min(_BATCH_ROWS, _BATCH_BYTES // map_bytes))
+        yield from (rows[first : first + most] for first in range(0, len(rows), most))
+
     def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
         """(len(rows), h, w, c) decoded features of these rows."""
         return self.codec.decode(self.codes(rows, view=view))
@@ -350,9 +364,19 @@ class CachedTeacher:
         return self._mean_std("summary", [views * (r.num_rows - len(r.failures)) for r in self._done()])
 
     def fidelity(self) -> Fidelity | None:
-        """What the stored maps kept, measured while building, over all finished shards; None where nothing was measured."""
+        """What the stored maps kept of the teacher's, over all finished shards; None where nothing was measured.
+
+        Measured while building. In a copy that was encoded again (`conversion`) it is an estimate from two measurements.
+        """
         found = combined(receipt.fidelity for receipt in self._done() if receipt.fidelity)
+        if found and self.conversion and self.conversion.fidelity:
+            found = after(self.conversion.fidelity, found)
         return found and replace(found, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
+
+    @property
+    def conversion(self) -> Conversion | None:
+        """What the maps were encoded from, if it was not the teacher's own: a copy in another packing."""
+        return conversion_of(self.spec.codec, self._cache.storage.at(f"{self._group}/{DOCUMENT}"))
 
     def stored_bytes(self) -> int:
         """Bytes on disk of the finished shards of this teacher."""

@@ -25,6 +25,7 @@ from radio_cache.schema import (
     IMAGES_UNIT,
     TRANSFORM,
     Receipt,
+    StoredFile,
     receipt_path,
     receipts_folder,
     unit_group,
@@ -33,8 +34,6 @@ from radio_cache.shards import CRC_BYTES, crc32c, file_crc32c
 from radio_cache.storage import Storage
 from radio_cache.strict_json import parse_json
 from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, group_document
-
-_BYTES_AT_ONCE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -193,19 +192,21 @@ def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Ite
                 raise
             yield Damage(unit, shard, path, str(exc), mendable=True)
             continue
-        if len(data) != file.num_bytes:
-            what = f"{len(data)} bytes long, the receipt says {file.num_bytes}"
+        what = file_difference(file, data, cache.meta.shard_images)
+        if what:
             yield Damage(unit, shard, path, what, mendable=True)
-        elif file_crc32c(data) != file.crc32c or not _closing_crc_fits(cache, unit, file.path, data):
-            yield Damage(unit, shard, path, "does not match its checksum", mendable=True)
 
 
-def _closing_crc_fits(cache: Cache, unit: str, path: str, data: bytes) -> bool:
-    """The last four bytes are no part of the receipt's checksum: they are one themselves, of a chunk or of an index."""
-    covered = data[:-CRC_BYTES]
-    if path.startswith("spatial/"):
-        covered = covered[-16 * cache.meta.shard_images :]
-    return crc32c(covered) == int.from_bytes(data[-CRC_BYTES:], "little")
+def file_difference(file: StoredFile, data: bytes, shard_images: int) -> str | None:
+    """How the bytes of a file differ from those its receipt vouches for, in words; None if they do not."""
+    if len(data) != file.num_bytes:
+        return f"{len(data)} bytes long, the receipt says {file.num_bytes}"
+    # The last four bytes are no part of the receipt's checksum: they are one themselves, of a chunk or of an index.
+    covered = memoryview(data)[:-CRC_BYTES]
+    if file.path.startswith("spatial/"):
+        covered = covered[-16 * shard_images :]
+    closing_fits = crc32c(covered) == int.from_bytes(data[-CRC_BYTES:], "little")
+    return None if file_crc32c(data) == file.crc32c and closing_fits else "does not match its checksum"
 
 
 def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Receipt) -> Iterator[Damage]:
@@ -213,10 +214,8 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
     rows = [row for row in cache.meta.shard_rows(shard)[: receipt.num_rows] if row not in bad]
     place = f"{unit_group(teacher.name)}, shard {shard}"
     spec = teacher.spec
-    at_once = max(1, min(32, _BYTES_AT_ONCE // (4 * spec.spatial_dim * spec.geometry.grid_hw[0] * spec.geometry.grid_hw[1])))
     try:
-        for first in range(0, len(rows), at_once):
-            some = rows[first : first + at_once]
+        for some in teacher.batches(rows):
             with np.errstate(all="ignore"):
                 finite = np.isfinite(teacher.maps(some)).all()
             if not finite:

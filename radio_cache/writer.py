@@ -34,7 +34,7 @@ from radio_cache.schema import (
     receipts_folder,
     unit_group,
 )
-from radio_cache.shards import Chunk, crc32c, parts_crc32c, shard_parts, with_crc
+from radio_cache.shards import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
 from radio_cache.storage import TEMPORARY, Storage, open_storage, sync_folder, write_atomically
 from radio_cache.zarr_documents import DOCUMENT, attributes_of, group_document, shape_of, with_shape
 
@@ -53,7 +53,7 @@ def refuse_occupied(place: Place) -> None:
         ours = (f"{IMAGES_UNIT}/", "teachers/")
         occupied = storage.exists(DOCUMENT) or any(not path.startswith(ours) for path, _ in storage.list_files())
     if occupied:
-        raise NotACacheError(f"{storage.url} exists and is not empty: choose another --out, or remove it")
+        raise NotACacheError(f"{storage.url} exists and is not empty: choose another place, or remove it")
 
 
 def create_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
@@ -202,6 +202,11 @@ class ShardWriter:
             chunks = list(pool.map(compress, chunks) if pool else map(compress, chunks))
         path = _chunk_path(array, grid)
         self._write(path, shard_parts(chunks, chunks_per_shard, f"{unit_group(self._unit)}/{path}"))
+
+    def write_stored(self, path: str, data: bytes) -> None:
+        """A whole file as another cache stores it at this path below the unit's group."""
+        view = memoryview(data)
+        self._write(path, [view[:-CRC_BYTES], view[-CRC_BYTES:]])
 
     def commit(self, receipt: Mapping[str, Any]) -> Receipt:
         """Write the receipt, which makes the shard exist. `receipt` holds its fields except unit, shard and files."""

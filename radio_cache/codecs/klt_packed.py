@@ -122,7 +122,10 @@ class KltPacked:
         return np.array(errors, np.float32)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
-        coordinates = self.basis.forward(features)
+        return self.codes_of(self.basis.forward(features))
+
+    def codes_of(self, coordinates: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Coordinates (..., c) as stored: (..., token_bytes)."""
         return self.pack(*self.quantise(coordinates))
 
     def pack(self, gains: NDArray[np.int32], codes: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -51,7 +51,11 @@ class KltZstd:
         return (2, channels, *grid_hw)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.int8]:
-        return self.planes(self.quantise(self.basis.forward(features)))
+        return self.codes_of(self.basis.forward(features))
+
+    def codes_of(self, coordinates: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Coordinates (..., h, w, c) as stored: (..., 2, c, h, w)."""
+        return self.planes(self.quantise(coordinates))
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
         return self.basis.inverse(self.coordinates(codes))

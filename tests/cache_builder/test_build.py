@@ -326,7 +326,7 @@ def test_an_output_that_is_something_else_is_left_alone(build: Build, tmp_path: 
         case _:
             zarr.create_group(out).create_array("theirs", shape=(3,), dtype="f4")
     before = tree(tmp_path)
-    with pytest.raises(NotACacheError, match=r"out\.zarr exists and is not empty: choose another --out, or remove it"):
+    with pytest.raises(NotACacheError, match=r"out\.zarr exists and is not empty: choose another place, or remove it"):
         build()
     assert tree(tmp_path) == before
 

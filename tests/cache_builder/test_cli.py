@@ -138,7 +138,7 @@ def test_a_gpu_that_is_not_there_is_named(run: Run) -> None:
 
 def test_an_occupied_output_is_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out.zarr").write_text("mine")
-    assert_one_error(run(), r"out\.zarr exists and is not empty: choose another --out, or remove it")
+    assert_one_error(run(), r"out\.zarr exists and is not empty: choose another place, or remove it")
 
 
 def test_an_output_below_a_file_is_one_sentence(run: Run, tmp_path: Path) -> None:

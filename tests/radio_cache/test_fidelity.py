@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from radio_cache.fidelity import combined, measure
+from radio_cache.fidelity import after, combined, measure
 
 FEATURES = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32) + 1
 
@@ -48,3 +48,14 @@ def test_parts_combine_by_tokens_and_nothing_combines_to_nothing() -> None:
     assert whole.cosine == pytest.approx(measure(FEATURES, np.concatenate([FEATURES[:50] + 0.1, FEATURES[50:]])).cosine)
     assert whole.cosine_worst == parts[0].cosine_worst
     assert combined([]) is None
+
+
+def test_two_independent_errors_multiply_in_cosine_and_add_in_squares() -> None:
+    rng = np.random.default_rng(3)
+    true = rng.normal(size=(4000, 64)).astype(np.float32)
+    once = true + 0.1 * rng.normal(size=true.shape).astype(np.float32)
+    twice = once + 0.2 * rng.normal(size=true.shape).astype(np.float32)
+    estimate, measured = after(measure(true, once), measure(once, twice)), measure(true, twice)
+    assert estimate.cosine == pytest.approx(measured.cosine, abs=5e-4)
+    assert estimate.squared_error == pytest.approx(measured.squared_error, rel=0.02)
+    assert estimate.cosine_worst == pytest.approx(measured.cosine_worst, abs=5e-3)

@@ -107,7 +107,7 @@ def test_an_empty_folder_becomes_a_cache_and_anything_else_is_left_alone(tmp_pat
     for occupied in ("file", "folder/file"):
         (tmp_path / occupied).parent.mkdir(exist_ok=True)
         (tmp_path / occupied).write_text("mine")
-        with pytest.raises(NotACacheError, match=r"exists and is not empty: choose another --out, or remove it"):
+        with pytest.raises(NotACacheError, match=r"exists and is not empty: choose another place, or remove it"):
             empty_cache(tmp_path / occupied.split("/")[0])
         assert (tmp_path / occupied).read_text() == "mine"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["empty", "file", "folder"]

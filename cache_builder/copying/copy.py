@@ -1,0 +1,247 @@
+"""A copy of a cache: checked, made or gone on with, shard by shard."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_builder.copying.config import CopyConfig
+from cache_builder.copying.repack import Repacking, choose_codec, repacking_of
+from cache_builder.copying.shard import Copying, copy_shard
+from radio_cache import __version__
+from radio_cache.cli_support import ProgressLine, human_bytes
+from radio_cache.codecs import codec_label
+from radio_cache.errors import (
+    ConfigError,
+    MissingRowsError,
+    StaleCacheError,
+    StoreError,
+    UnsupportedFormatError,
+    unknown_name,
+)
+from radio_cache.image_index import ImageIndex, index_columns, index_group
+from radio_cache.prefetch import ahead
+from radio_cache.reader import Cache, CachedTeacher, is_cache
+from radio_cache.receipts import compact_receipts, unfinished_shards
+from radio_cache.schema import ARRAYS_CRC32C, IMAGES_UNIT, CacheMeta
+from radio_cache.storage import absolute_place
+from radio_cache.writer import add_teacher, create_cache
+
+Say = Callable[[str], None]
+"""Told one sentence at a time about what is going on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCopied:
+    """What was done for the images or one teacher, in shards: there already, copied as they are, put together from rows, and
+    encoded again; and the bytes that were written."""
+
+    name: str
+    before: int
+    kept: int
+    assembled: int
+    repacked: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """What a copy did. target: the cache that is there now."""
+
+    source: Cache
+    target: Cache
+    units: tuple[UnitCopied, ...]
+
+
+def copy_cache(config: CopyConfig, say: Say = lambda _: None) -> CopyReport:
+    """Copy a cache or a part of it; the same command again does only what is missing.
+
+    say: told one sentence at a time about what is going on.
+    Raises ConfigError, StoreError or StaleCacheError before anything is written: for teachers and rows that are not in the
+    source, and for a target that holds something else; CorruptShardError for a file of the source that is damaged.
+    """
+    _refuse_overlap(config)
+    source = Cache(config.source)
+    names = _teachers(source, config)
+    source.refuse_unfounded()
+    rows = config.rows(source.index.keys)
+    _refuse_unfinished(source, names, rows)
+    repackings = {name: repacking_of(source.teachers[name], config.packing, config.fidelity) for name in names}
+    _refuse_views(source, names, rows, repackings)
+    _refuse_idle_packing(source, names, config)
+    if len(rows) < source.num_images:
+        say(f"{len(rows)} of {source.num_images} images: {config.describe()}")
+    target = _target(config, source, rows, say)
+    for name in names:
+        target = _join(target, source, name, repackings[name], say)
+    copyings = [Copying(source, target, unit, rows, repackings.get(unit) is not None) for unit in (IMAGES_UNIT, *names)]
+    for copying in copyings:
+        _refuse_other_shards(copying)
+    units: list[UnitCopied] = []
+    with ThreadPoolExecutor(config.threads, thread_name_prefix="copy") as pool:
+        units += [_copy_unit(copying, pool, config.threads) for copying in copyings]
+    return CopyReport(source, Cache(target.storage), tuple(units))
+
+
+def _copy_unit(copying: Copying, pool: ThreadPoolExecutor, threads: int) -> UnitCopied:
+    target, unit = copying.target, copying.unit
+    todo = unfinished_shards(target.receipt_columns(unit), target.meta.shard_rows, target.meta.num_shards)
+    before = target.num_images - sum(len(target.meta.shard_rows(shard)) for shard in todo)
+    written = kept = assembled = 0
+    if todo:
+        with ProgressLine(unit, target.num_images, done=before) as line:
+            for shard, receipt in zip(
+                todo, ahead(pool, lambda s: copy_shard(copying, s), todo, depth=threads), strict=True
+            ):
+                written += sum(file.num_bytes for file in receipt.files)
+                kept += copying.is_kept(shard)
+                assembled += not copying.repacked and not copying.is_kept(shard)
+                line.advance(receipt.num_rows, f"{human_bytes(written)} written")
+    compact_receipts(target.storage, unit)
+    return UnitCopied(
+        name=unit, before=target.meta.num_shards - len(todo), kept=kept, assembled=assembled,
+        repacked=len(todo) - kept - assembled, num_bytes=written,
+    )  # fmt: skip
+
+
+def _refuse_overlap(config: CopyConfig) -> None:
+    source, target = (absolute_place(place).rstrip("/") for place in (config.source, config.target))
+    if source == target or source.startswith(f"{target}/") or target.startswith(f"{source}/"):
+        raise ConfigError(f"{config.target} is {config.source} itself, or one lies in the other: copy to another place")
+
+
+def _teachers(source: Cache, config: CopyConfig) -> list[str]:
+    """Names of those to copy, in the order they are copied in."""
+    if not config.teachers:
+        source.teachers.refuse_unreadable()
+    for name in config.teachers:
+        if name not in source.teachers:
+            raise StoreError(f"{source.url}: " + unknown_name("cached teacher", name, source.teachers))
+    return list(config.teachers or source.teachers)
+
+
+def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
+    """Raise ConfigError if a packing is asked for and no teacher has one."""
+    labels = [codec_label(source.teachers[name].spec.codec) for name in names]
+    if config.packing and not any(label.startswith("klt/") for label in labels):
+        told = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
+        raise ConfigError(f"--packing is about klt, and in {source.url} {told or 'there is no teacher'}")
+
+
+def _refuse_unfinished(source: Cache, names: list[str], rows: NDArray[np.int64]) -> None:
+    """Raise MissingRowsError if a shard that rows are needed of is not there."""
+    needed = np.unique(rows // source.meta.shard_images)
+    for unit in (IMAGES_UNIT, *names):
+        columns = source.receipt_columns(unit)
+        missing = np.intersect1d(needed, unfinished_shards(columns, source.meta.shard_rows, source.meta.num_shards))
+        if len(missing):
+            raise MissingRowsError(
+                f"{source.url}: '{unit}' is not complete: {len(missing)} of the {len(needed)} shards to be copied are not there, "
+                f"the first is {missing[0]}: finish its build, or copy other teachers (--teacher) or images (--limit)"
+            )
+
+
+def _refuse_views(
+    source: Cache, names: list[str], rows: NDArray[np.int64], repackings: dict[str, Repacking | None]
+) -> None:
+    """Raise UnsupportedFormatError where views would have to be taken apart."""
+    for name in names:
+        views = source.teachers[name].spec.views
+        if views > 1 and (repackings[name] or len(rows) < source.num_images):
+            raise UnsupportedFormatError(
+                f"{source.url}: teacher '{name}' has {views} views of every image, and is copied as a whole or not at all: copy "
+                "all images in their packing, or other teachers (--teacher)"
+            )
+
+
+def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: Say) -> Cache:
+    """The cache to write to. Raises StaleCacheError for one that is no copy of these images."""
+    index = _index(source.index, rows)
+    meta = replace(
+        source.meta, num_images=len(rows), creator=f"radio-cache {__version__}", index=index_group(index_columns(index))
+    )
+    if not is_cache(config.target):
+        create_cache(config.target, meta, index)
+    target = Cache(config.target)
+    target.storage.remove_leftovers()
+    difference = _meta_difference(target.meta, meta)
+    if difference:
+        raise StaleCacheError(
+            f"{target.url} is no copy of these images of {source.url}: {difference}. Choose another place, or remove that cache"
+        )
+    if target.teachers.keys() & source.teachers.keys():
+        say(f"{target.url} is there: going on with it")
+    return target
+
+
+def _index(index: ImageIndex, rows: NDArray[np.int64]) -> ImageIndex:
+    if len(rows) == len(index):
+        return index
+    keys = [index.key(row) for row in rows.tolist()]
+    return ImageIndex(keys, index.labels[rows], index.container[rows], index.offset[rows], index.length[rows])
+
+
+def _meta_difference(there: CacheMeta, wanted: CacheMeta) -> str | None:
+    for what, then, now in (
+        ("images", there.num_images, wanted.num_images),
+        ("images in a shard", there.shard_images, wanted.shard_images),
+        ("pixels at most", there.max_pixels, wanted.max_pixels),
+    ):
+        if then != now:
+            return f"it has {then} {what}, the copy would have {now}"
+    if there.index != wanted.index:
+        return "it has as many images, but other ones, or in another order"
+    if (there.containers, there.class_names) != (wanted.containers, wanted.class_names):
+        return "its images come from other places, or have other classes"
+    return None
+
+
+def _join(target: Cache, source: Cache, name: str, repacking: Repacking | None, say: Say) -> Cache:
+    """The target with a teacher's group in it. Raises StaleCacheError if that is another's."""
+    if name not in target.teachers:
+        teacher = source.teachers[name]
+        spec, codec = teacher.spec, teacher.codec
+        if repacking:
+            codec, recorded, note = choose_codec(source, name, repacking)
+            spec = replace(spec, codec=recorded)
+            say(note)
+        add_teacher(target.storage, target.meta, spec, codec)
+        target = Cache(target.storage)
+    difference = _teacher_difference(target.teachers[name], source.teachers[name], repacking)
+    if difference:
+        raise StaleCacheError(
+            f"{target.url} holds another teacher '{name}' than this copy of {source.url} would: {difference}. Choose another "
+            f"place, or radio-cache drop-teacher {target.url} {name}"
+        )
+    return target
+
+
+def _teacher_difference(there: CachedTeacher, wanted: CachedTeacher, repacking: Repacking | None) -> str | None:
+    if replace(there.spec, codec={}) != replace(wanted.spec, codec={}):
+        return "its spec is another"
+    codec = {key: value for key, value in there.spec.codec.items() if key != ARRAYS_CRC32C}
+    if repacking is None:
+        same = codec == {key: value for key, value in wanted.spec.codec.items() if key != ARRAYS_CRC32C}
+        ours, theirs = wanted.codec.arrays(), there.codec.arrays()
+        same = same and ours.keys() == theirs.keys() and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+        return None if same else f"its codec, {codec_label(codec)}, is another"
+    told = repacking.told()
+    if all(codec.get(key) == value for key, value in told.items()):
+        return None
+    asked = codec.get("asked")
+    return f"it is stored as {codec_label(codec)}, asked for as {asked}, this copy asks for {told['asked']}"
+
+
+def _refuse_other_shards(copying: Copying) -> None:
+    """Raise StaleCacheError if the target has a shard that should have come from the source as it is, and did not."""
+    for mine, theirs in zip(copying.target.receipts(copying.unit), copying.receipts, strict=False):
+        if mine and copying.is_kept(mine.shard) and mine != theirs:
+            raise StaleCacheError(
+                f"{copying.target.url}: shard {mine.shard} of '{copying.unit}' is another than that of {copying.source.url}, "
+                "which was built again since, or never was its source: choose another place, or remove that cache"
+            )
+
+
+__all__ = ["CopyConfig", "CopyReport", "UnitCopied", "copy_cache"]

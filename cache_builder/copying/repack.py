@@ -1,0 +1,118 @@
+"""A klt teacher in the other packing: the codec its copy gets, and the codes from those that are stored.
+
+The two packings share the basis and nothing else. Packed codes name levels of Lloyd's tables times a gain of each token,
+zstd codes are multiples of one step: a value of the one is none of the other, so that going over rounds once more. What that
+costs is measured, and told (docs/design/006-copies.md).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_builder.calibrate import sample_rows
+from radio_cache.codecs import KltPacked, KltZstd, codec_label
+from radio_cache.codecs.calibrate import CodecRequest, Packing, calibrate_klt
+from radio_cache.conversion import CONVERSION, Conversion
+from radio_cache.crops import valid_tokens
+from radio_cache.errors import CodecError
+from radio_cache.fidelity import token_errors
+from radio_cache.reader import Cache, CachedTeacher
+
+EXTRA_LOSS = 0.25
+"""Encoding again may lose this part of what was lost before, unless a fidelity is asked for."""
+
+_UNMEASURED = 0.0025
+_SAMPLE_IMAGES = 256
+_SAMPLE_TOKENS = 32_768
+_HELD_OUT = 0.2
+
+Klt = KltPacked | KltZstd
+
+
+@dataclass(frozen=True)
+class Repacking:
+    """request: of the codec that is wanted. conversion: what the teacher's maps are decoded from."""
+
+    request: CodecRequest
+    conversion: Conversion
+
+    def told(self) -> dict[str, Any]:
+        """What the copy's codec says of it, beside its parameters: the same on every run of the same command."""
+        return {"asked": self.request.to_json(), CONVERSION: self.conversion.to_json()}
+
+
+def repacking_of(teacher: CachedTeacher, packing: Packing | None, fidelity: float | None) -> Repacking | None:
+    """How this teacher comes to the packing that is asked for; None where its codes can stay as they are."""
+    codec = teacher.codec
+    if packing is None or not isinstance(codec, Klt) or codec.to_json()["packing"] == packing:
+        return None
+    kept = teacher.fidelity()
+    if fidelity is None:
+        loss = EXTRA_LOSS * (1 - kept.cosine) if kept else _UNMEASURED
+        fidelity = round(1 - min(max(loss, 1e-5), 0.5), 6)
+    # The same command must find its own words again, and JSON keeps no tuple and no type of ours.
+    return Repacking(
+        CodecRequest(packing=packing, fidelity=fidelity),
+        Conversion(source=codec_label(teacher.spec.codec), fidelity=kept and replace(kept, variance=0.0)),
+    )
+
+
+def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Klt, dict[str, Any], str]:
+    """The codec that keeps what was asked for, what its spec records, and a sentence for the user.
+
+    In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach.
+    """
+    teacher = source.teachers[name]
+    codec = teacher.codec
+    assert isinstance(codec, Klt)
+    rows = sample_rows(source.usable_rows([name]), _SAMPLE_IMAGES, name)
+    held_out_images = max(1, round(_HELD_OUT * len(rows)))
+    most = max(1, _SAMPLE_TOKENS // max(1, len(rows)))
+    kept: list[NDArray[np.float32]] = []
+    for some in teacher.batches(rows):
+        on_image = tokens_on_images(source, teacher, list(some))
+        for row, coordinates, mask in zip(some, codec.coordinates(teacher.codes(some)), on_image, strict=True):
+            tokens = coordinates[mask]
+            kept.append(tokens[np.random.default_rng((0, row)).permutation(len(tokens))[:most]])
+    held_out, seen = np.concatenate(kept[:held_out_images]), np.concatenate(kept[held_out_images:] or kept)
+    try:
+        found = calibrate_klt(repacking.request, codec.basis, seen, held_out)
+    except CodecError as exc:
+        raise CodecError(f"{source.url}, teacher '{name}': {exc}") from exc
+    chosen = found.codec
+    assert isinstance(chosen, Klt)
+    record = {"images": len(rows), "tokens": len(seen) + len(held_out), "seed": 0, **found.fidelity.to_json()}
+    note = (
+        f"{name}: {repacking.conversion.source} does not become {codec_label(chosen.to_json())} without loss. What is stored is "
+        f"encoded again, and keeps a mean cosine of {found.fidelity.cosine:.4f} with it"
+    )
+    before = repacking.conversion.fidelity
+    if before:
+        note += f"; of the teacher about {before.cosine * found.fidelity.cosine:.4f} are left, of {before.cosine:.4f}"
+    return chosen, chosen.to_json() | repacking.told() | {"calibration": record}, note
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """codes (m, *row_shape) of the new codec; cosines and squared_errors (n,), of the tokens that show the image, beside what
+    was stored before."""
+
+    codes: NDArray[Any]
+    cosines: NDArray[np.float64]
+    squared_errors: NDArray[np.float64]
+
+
+def repack(old: Klt, new: Klt, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> Repacked:
+    """Stored codes (m, *row_shape) of one packing in the other, both of the same basis. on_image (m, h, w)."""
+    true = old.coordinates(codes)
+    made: NDArray[Any] = new.codes_of(true)
+    mean = old.basis.rotated_mean
+    cosines, squared_errors = token_errors(true[on_image] + mean, new.coordinates(made)[on_image] + mean)
+    return Repacked(made, cosines, squared_errors * old.basis.phi**2)
+
+
+def tokens_on_images(cache: Cache, teacher: CachedTeacher, rows: list[int]) -> NDArray[np.bool_]:
+    """(len(rows), grid_h, grid_w): tokens that show the image."""
+    return np.stack([valid_tokens((int(h), int(w)), teacher.spec.geometry) for h, w in cache.sizes_hw[rows]])

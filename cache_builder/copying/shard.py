@@ -1,0 +1,198 @@
+"""The unit of work of a copy: one shard of the images or of a teacher.
+
+A shard that keeps its rows and its codec is copied file by file, compared with its receipt on the way, and gets the same
+receipt. Otherwise it is put together from rows: codes as they are stored, or encoded again for the other packing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_builder.copying.repack import Klt, repack, tokens_on_images
+from radio_cache.codecs import Half
+from radio_cache.errors import CorruptShardError
+from radio_cache.fidelity import PERFECT, Fidelity, combined, from_cosines
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.schema import IMAGES_UNIT, Failure, Receipt, StoredFile, unit_group
+from radio_cache.verify import file_difference
+from radio_cache.writer import ShardWriter
+
+
+@dataclass(frozen=True, eq=False)
+class Copying:
+    """One unit on its way from one cache to another. rows (n,): for every row of the target, that of the source.
+
+    repacked: whether the teacher's codec in the target is another one than in the source.
+    """
+
+    source: Cache
+    target: Cache
+    unit: str
+    rows: NDArray[np.int64]
+    repacked: bool = False
+
+    @cached_property
+    def receipts(self) -> list[Receipt | None]:
+        """The source's."""
+        return self.source.receipts(self.unit)
+
+    @cached_property
+    def failures(self) -> dict[int, str]:
+        """Row of the source -> why its image cannot be used."""
+        return {failure.row: failure.reason for one in self.receipts if one for failure in one.failures}
+
+    def rows_of(self, shard: int) -> NDArray[np.int64]:
+        """Rows of the source that make a shard of the target."""
+        own = self.target.meta.shard_rows(shard)
+        return self.rows[own.start : own.stop]
+
+    def keeps_rows(self, shard: int) -> bool:
+        """Whether a shard has the rows of the same shard of the source, all of them."""
+        return np.array_equal(self.rows_of(shard), np.array(self.source.meta.shard_rows(shard)))
+
+    def is_kept(self, shard: int) -> bool:
+        """Whether a shard has the very files of the source's, and its receipt."""
+        return self.keeps_rows(shard) and not self.repacked
+
+
+def copy_shard(copying: Copying, shard: int) -> Receipt:
+    """Write one shard of the target, whole, its receipt last; twice, or by two at once, it is the same bytes.
+
+    Raises CorruptShardError naming the file of the source that is not what its receipt says, and the cure.
+    """
+    writer = ShardWriter(copying.target.storage, copying.unit, shard)
+    if copying.is_kept(shard):
+        receipt = _copy_files(copying, shard, writer, lambda file: True)
+        return writer.commit(_fields(copying, shard, receipt.num_tokens, receipt.fidelity))
+    if copying.unit == IMAGES_UNIT:
+        return _images_shard(copying, shard, writer)
+    return _teacher_shard(copying, shard, writer)
+
+
+def _copy_files(
+    copying: Copying, shard: int, writer: ShardWriter, wanted: Callable[[StoredFile], bool]
+) -> Receipt:  # fmt: skip
+    """The files of the same shard of the source, bytes unchanged; returns the source's receipt."""
+    source, receipt = copying.source, copying.receipts[shard]
+    assert receipt is not None, "rows were asked for before"
+    for file in filter(wanted, receipt.files):
+        path = f"{unit_group(copying.unit)}/{file.path}"
+        try:
+            data = source.storage.read(path)
+            difference = file_difference(file, data, source.meta.shard_images)
+        except FileNotFoundError:
+            data, difference = b"", "gone, although there is a receipt for it"
+        if difference:
+            raise CorruptShardError(
+                f"{source.storage.at(path)}: {difference}: radio-cache repair {source.url}, run the build again, then this copy"
+            )
+        writer.write_stored(file.path, data)
+    return receipt
+
+
+def _images_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt:
+    source, rows, most = copying.source, copying.rows_of(shard), copying.target.meta.shard_images
+    for name, column in (("status", source.statuses), ("size_hw", source.sizes_hw), ("digest", source.digests)):
+        chunk = np.zeros((most, *column.shape[1:]), column.dtype)
+        chunk[: len(rows)] = column[rows]
+        writer.write_plain(name, chunk, grid=(shard, *(0 for _ in column.shape[1:])))
+    return writer.commit(_fields(copying, shard, 0, None))
+
+
+def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt:
+    made = _Made(copying, shard)
+    new = copying.target.teachers[copying.unit]
+    writer.write_sharded(
+        "spatial", made.chunks, grid=(0, shard, *(0 for _ in new.row_shape)),
+        chunks_per_shard=copying.target.meta.shard_images, zstd_level=new.codec.zstd_level,
+    )  # fmt: skip
+    if copying.keeps_rows(shard):
+        # Sums of what the teacher said are better than sums of what was decoded.
+        receipt = _copy_files(copying, shard, writer, lambda file: not file.path.startswith("spatial/"))
+        return writer.commit(_fields(copying, shard, receipt.num_tokens, made.fidelity()))
+    writer.write_plain("stats/spatial", made.sums[None], grid=(shard, 0, 0))
+    if new.spec.summary_dim is not None:
+        rows = copying.rows_of(shard)
+        usable = [number for number, row in enumerate(rows.tolist()) if row not in copying.failures]
+        summary = np.full((1, copying.target.meta.shard_images, new.spec.summary_dim), np.nan, np.float16)
+        stored = copying.source.teachers[copying.unit].summaries(rows[usable])
+        summary[0, usable] = Half().encode(stored)  # which they are already
+        writer.write_plain("summary", summary, grid=(0, shard, 0))
+        writer.write_plain("stats/summary", _sums(stored)[None], grid=(shard, 0, 0))
+    return writer.commit(_fields(copying, shard, made.num_tokens, made.fidelity()))
+
+
+class _Made:
+    """A teacher's shard put together from rows. chunks: codes by row of the shard, None for unusable images; sums (2, c): over
+    the decoded tokens that show an image; num_tokens of them."""
+
+    def __init__(self, copying: Copying, shard: int) -> None:
+        self._copying, self._shard = copying, shard
+        teacher: CachedTeacher = copying.source.teachers[copying.unit]
+        rows = copying.rows_of(shard).tolist()
+        places = {row: number for number, row in enumerate(rows)}
+        self.chunks: list[NDArray[Any] | None] = [None] * len(rows)
+        self.sums = np.zeros((2, teacher.spec.spatial_dim))
+        self._tokens_of: dict[int, int] = {}
+        self._cosines = [np.zeros(0)]
+        self._squared_errors = 0.0
+        for some in teacher.batches([row for row in rows if row not in copying.failures]):
+            codes = teacher.codes(some)
+            on_image = tokens_on_images(copying.source, teacher, list(some))
+            self.sums += _sums(teacher.codec.decode(codes)[on_image])
+            self._tokens_of |= dict(zip(some, on_image.sum(axis=(1, 2)).tolist(), strict=True))
+            if copying.repacked:
+                codes = self._repack(teacher, codes, on_image)
+            for row, chunk in zip(some, codes, strict=True):
+                self.chunks[places[row]] = chunk
+
+    def _repack(self, teacher: CachedTeacher, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> NDArray[Any]:
+        old, new = teacher.codec, self._copying.target.teachers[teacher.name].codec
+        assert isinstance(old, Klt)
+        assert isinstance(new, Klt)
+        repacked = repack(old, new, codes, on_image)
+        self._cosines.append(repacked.cosines)
+        self._squared_errors += float(repacked.squared_errors.sum())
+        return repacked.codes
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self._tokens_of.values())
+
+    def fidelity(self) -> Fidelity | None:
+        """Measured where the shard was encoded again; otherwise that of the shards its rows come from, by their tokens."""
+        count = self.num_tokens
+        variance = float((self.sums[1] - np.square(self.sums[0]) / max(1, count)).sum())
+        if self._copying.repacked:
+            cosines = np.concatenate(self._cosines)
+            return from_cosines(cosines, self._squared_errors, variance) if count else PERFECT
+        parts: list[Fidelity] = []
+        for row, tokens in self._tokens_of.items():
+            receipt = self._copying.receipts[row // self._copying.source.meta.shard_images]
+            if receipt and receipt.fidelity:
+                parts.append(replace(receipt.fidelity, num_tokens=tokens))
+        found = combined(parts)
+        return found and replace(found, variance=variance / max(1, count))
+
+
+def _fields(copying: Copying, shard: int, num_tokens: int, fidelity: Fidelity | None) -> dict[str, Any]:
+    """Of a receipt: failures keep their reasons and get their new row numbers."""
+    own = copying.target.meta.shard_rows(shard)
+    failures = tuple(
+        Failure(row=row, reason=copying.failures[old])
+        for row, old in zip(own, copying.rows_of(shard).tolist(), strict=True)
+        if old in copying.failures
+    )
+    return {
+        "first_row": own.start, "num_rows": len(own), "num_tokens": num_tokens, "failures": failures, "fidelity": fidelity,
+    }  # fmt: skip
+
+
+def _sums(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(2, c): sum and sum of squares of tokens (n, c), in float64."""
+    exact = tokens.astype(np.float64)
+    return np.stack([exact.sum(axis=0), np.square(exact).sum(axis=0)])
