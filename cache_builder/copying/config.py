@@ -14,7 +14,8 @@ from radio_cache.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CopyConfig:
-    """What to copy, and where to. source, target: of caches, folders or URLs. teachers: all there are, if none is named.
+    """What to copy, and where to. source, target: of caches, folders or URLs. teachers: all there are, if none is
+    named; each at all its input sizes.
 
     filters: patterns of keys to keep, or, after "!", to leave out. fraction: of what they leave, a sample that follows
     from `seed` and the keys alone, so that smaller fractions are parts of larger ones. limit: the first so many. Rows keep

@@ -113,13 +113,16 @@ def _refuse_overlap(config: CopyConfig) -> None:
 
 
 def _teachers(source: Cache, config: CopyConfig) -> list[str]:
-    """Names of those to copy, in the order they are copied in."""
+    """Groups of those to copy, in the order they are copied in. A teacher means all its levels, a level itself."""
     if not config.teachers:
         source.teachers.refuse_unreadable()
-    for name in config.teachers:
-        if name not in source.teachers:
+    chosen: list[str] = []
+    for name in config.teachers or source.teachers:
+        if name not in source.teachers.names() and name not in source.teachers:
             raise StoreError(f"{source.url}: " + unknown_name("cached teacher", name, source.teachers))
-    return list(config.teachers or source.teachers)
+        levels = source.teachers.levels(name) if "@" not in name else (source.teachers[name],)
+        chosen += [level.name for level in levels]
+    return list(dict.fromkeys(chosen))
 
 
 def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
