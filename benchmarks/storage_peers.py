@@ -144,6 +144,7 @@ class OurCache(Reader):
 
     def open(self) -> None:
         (self._teacher,) = Cache(self.folder / CACHE).teachers.values()
+        self._teacher.row_shape  # noqa: B018 -- opens the codec, which other readers have none of
 
     def read(self, rows: Array, out: Array) -> None:
         self._teacher.codes(rows, out=out, verify=self.verify, threads=self.threads)

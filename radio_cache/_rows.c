@@ -1,4 +1,4 @@
-/* Rows of shard files into one buffer, read and checked without Python: see rows.py for what it is for and when it is absent.
+/* Rows of shard files into one buffer, read and checked without Python: see native_batch.py for what it is for and when it is absent.
 
    Needs a processor with the crc32 instruction (x86-64 since 2008); elsewhere the import fails and Python does the work. */
 
@@ -13,6 +13,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <nmmintrin.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -75,12 +77,13 @@ TARGET static uint32_t extended(uint32_t crc, const uint8_t *data, size_t length
 
 enum { DONE, WOULD_WAIT, CUT_SHORT, OTHER_BYTES, FAILED };
 
+/* Where `count` stored chunks lie (descriptor, offset, length without checksum), and at which byte of `out` each goes. */
 typedef struct {
     const int32_t *descriptors;
-    const int64_t *offsets, *positions;
+    const int64_t *offsets, *lengths, *places;
     const uint8_t *check;
     uint8_t *out;
-    int64_t row_bytes;
+    Py_ssize_t count;
 } Rows;
 
 /* Fill `count` buffers from `offset` on. */
@@ -114,16 +117,16 @@ static int fill(int descriptor, struct iovec *buffers, int count, int64_t offset
 }
 
 static int read_row(const Rows *rows, Py_ssize_t number, int cached_only) {
-    uint8_t *row = rows->out + rows->positions[number] * rows->row_bytes;
+    uint8_t *row = rows->out + rows->places[number];
     int descriptor = rows->descriptors[number], status;
-    int64_t offset = rows->offsets[number];
+    int64_t offset = rows->offsets[number], size = rows->lengths[number];
     if (!rows->check[number]) {
-        struct iovec whole = {row, rows->row_bytes};
+        struct iovec whole = {row, size};
         return fill(descriptor, &whole, 1, offset, cached_only);
     }
     uint32_t crc = 0, stored = 0;
-    for (int64_t first = 0; first < rows->row_bytes; first += PIECE) {
-        int64_t left = rows->row_bytes - first, length = left < PIECE ? left : PIECE;
+    for (int64_t first = 0; first < size; first += PIECE) {
+        int64_t left = size - first, length = left < PIECE ? left : PIECE;
         struct iovec buffers[2] = {{row + first, length}, {&stored, CRC_BYTES}};
         status = fill(descriptor, buffers, left <= PIECE ? 2 : 1, offset + first, cached_only);
         if (status != DONE) return status;
@@ -132,33 +135,121 @@ static int read_row(const Rows *rows, Py_ssize_t number, int cached_only) {
     return crc == stored ? DONE : OTHER_BYTES; /* both little-endian */
 }
 
-/* All rows; first those in memory, while the disk fetches the others, all at once. Returns the status of *failed. */
-static int read_rows(const Rows *rows, Py_ssize_t count, Py_ssize_t *waiting, Py_ssize_t *failed) {
-    Py_ssize_t num_waiting = 0;
-    for (Py_ssize_t number = 0; number < count; number++) {
+/* Reads what is in memory; tells the disk to fetch a row that is not, and comes back to that later. */
+static int try_row(const Rows *rows, Py_ssize_t number) {
 #ifdef RWF_NOWAIT
-        int status = read_row(rows, number, 1);
-#else
-        int status = WOULD_WAIT;
+    int status = read_row(rows, number, 1);
+    if (status != WOULD_WAIT) return status;
 #endif
-        if (status == WOULD_WAIT) {
 #ifdef POSIX_FADV_WILLNEED
-            posix_fadvise(rows->descriptors[number], rows->offsets[number], rows->row_bytes + CRC_BYTES, POSIX_FADV_WILLNEED);
+    posix_fadvise(rows->descriptors[number], rows->offsets[number], rows->lengths[number] + CRC_BYTES, POSIX_FADV_WILLNEED);
 #endif
-            waiting[num_waiting++] = number;
-        } else if (status != DONE) {
-            *failed = number;
-            return status;
+    return WOULD_WAIT;
+}
+
+/* --- threads
+
+   Python's own threads take turns at the interpreter and are slow to wake: a batch of small rows is over before they begin.
+   These know nothing of Python. `lock` guards all that follows and every field of a Job that changes. */
+
+#define MAX_HELPERS 63
+
+typedef struct Job {
+    const Rows *rows;
+    Py_ssize_t next, *waiting, num_waiting, next_waiting; /* rows to try; rows the disk was asked for */
+    Py_ssize_t failed;
+    int status, error;
+    int wanted, helping; /* helpers it may still take, and has */
+    pthread_cond_t left; /* the last helper left */
+    struct Job *following;
+} Job;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t asked = PTHREAD_COND_INITIALIZER; /* a job wants helpers */
+static Job *jobs;
+static int num_helpers, num_idle;
+
+/* Take rows until none is left or one has failed: first those in memory, while the disk fetches the others, all at once. */
+static void work(Job *job) {
+    while (job->status == DONE) {
+        int waited_for = job->next == job->rows->count, status, error;
+        if (waited_for && job->next_waiting == job->num_waiting) return;
+        Py_ssize_t number = waited_for ? job->waiting[job->next_waiting++] : job->next++;
+        pthread_mutex_unlock(&lock);
+        status = waited_for ? read_row(job->rows, number, 0) : try_row(job->rows, number);
+        error = errno;
+        pthread_mutex_lock(&lock);
+        if (status == WOULD_WAIT) job->waiting[job->num_waiting++] = number;
+        else if (status != DONE && job->status == DONE) {
+            job->status = status;
+            job->error = error;
+            job->failed = number;
         }
     }
-    for (Py_ssize_t at = 0; at < num_waiting; at++) {
-        int status = read_row(rows, waiting[at], 0);
-        if (status != DONE) {
-            *failed = waiting[at];
-            return status;
+}
+
+static void *help(void *nothing) {
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        Job *job = jobs;
+        while (job && !job->wanted) job = job->following;
+        if (!job) {
+            num_idle++;
+            pthread_cond_wait(&asked, &lock);
+            num_idle--;
+            continue;
         }
+        job->wanted--;
+        job->helping++;
+        work(job);
+        if (!--job->helping) pthread_cond_signal(&job->left);
     }
-    return DONE;
+    return nothing;
+}
+
+/* One more helper, that no signal disturbs. Where there cannot be one, others do the work. */
+static void hire(void) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 256 << 10);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (!pthread_create(&thread, &attributes, help, NULL)) num_helpers++;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+/* Do a job in this thread and `helpers` others; returns when all have left it. */
+static void run(Job *job, int helpers) {
+    pthread_mutex_lock(&lock);
+    if (helpers > 0) {
+        job->wanted = helpers;
+        job->following = jobs;
+        jobs = job;
+        for (int missing = helpers - num_idle; missing > 0 && num_helpers < MAX_HELPERS; missing--) hire();
+        for (int number = 0; number < helpers; number++) pthread_cond_signal(&asked);
+    }
+    work(job);
+    if (helpers > 0) {
+        Job **link = &jobs;
+        while (*link != job) link = &(*link)->following;
+        *link = job->following;
+        while (job->helping) pthread_cond_wait(&job->left, &lock);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* A fork copies this thread alone: the child has no helpers and no jobs, and nobody else may hold the lock meanwhile. */
+static void before_fork(void) { pthread_mutex_lock(&lock); }
+static void in_parent(void) { pthread_mutex_unlock(&lock); }
+static void in_child(void) {
+    pthread_mutex_init(&lock, NULL);
+    pthread_cond_init(&asked, NULL);
+    jobs = NULL;
+    num_helpers = num_idle = 0;
 }
 
 /* --- Python */
@@ -174,42 +265,53 @@ static PyObject *py_crc32c(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLong(crc);
 }
 
-static int fits(const Rows *rows, Py_ssize_t count, Py_ssize_t out_bytes) {
-    if (rows->row_bytes <= 0) return 0;
-    for (Py_ssize_t number = 0; number < count; number++)
-        if (rows->positions[number] < 0 || rows->positions[number] >= out_bytes / rows->row_bytes || rows->offsets[number] < 0)
-            return 0;
+/* Another thread for every SHARE bytes: waking one takes as long as copying a few hundred kilobytes. */
+#define SHARE (512 << 10)
+
+static int fits(const Rows *rows, Py_ssize_t out_bytes, int64_t *total) {
+    *total = 0;
+    for (Py_ssize_t number = 0; number < rows->count; number++) {
+        int64_t length = rows->lengths[number], place = rows->places[number];
+        if (length <= 0 || length > out_bytes || place < 0 || place > out_bytes - length || rows->offsets[number] < 0) return 0;
+        *total += length;
+    }
     return 1;
 }
 
 static PyObject *py_read(PyObject *module, PyObject *args) {
-    Py_buffer descriptors, offsets, positions, check, out;
-    Rows rows;
-    long long row_bytes;
-    if (!PyArg_ParseTuple(args, "y*y*y*y*w*L", &descriptors, &offsets, &positions, &check, &out, &row_bytes)) return NULL;
-    Py_ssize_t count = check.len, failed = 0, *waiting = NULL;
-    int status = DONE, error = 0;
+    Py_buffer descriptors, offsets, lengths, places, check, out;
+    int threads;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*i", &descriptors, &offsets, &lengths, &places, &check, &out, &threads)) return NULL;
+    Py_ssize_t count = check.len;
+    Rows rows = {descriptors.buf, offsets.buf, lengths.buf, places.buf, check.buf, out.buf, count};
+    Job job = {.rows = &rows, .status = DONE, .left = PTHREAD_COND_INITIALIZER};
+    int64_t total;
     PyObject *found = NULL;
-    rows = (Rows){descriptors.buf, offsets.buf, positions.buf, check.buf, out.buf, row_bytes};
-    if (descriptors.len != 4 * count || offsets.len != 8 * count || positions.len != 8 * count || !fits(&rows, count, out.len)) {
+    if (descriptors.len != 4 * count || offsets.len != 8 * count || lengths.len != 8 * count || places.len != 8 * count ||
+        !fits(&rows, out.len, &total)) {
         PyErr_SetString(PyExc_ValueError, "lists of different lengths, or a row that does not fit into the buffer");
         goto release;
     }
-    waiting = PyMem_Malloc((count ? count : 1) * sizeof *waiting);
-    if (!waiting) {
+    job.waiting = PyMem_Malloc((count ? count : 1) * sizeof *job.waiting);
+    if (!job.waiting) {
         PyErr_NoMemory();
         goto release;
     }
+    int64_t helpers = total / SHARE < count ? total / SHARE : count;
+    if (helpers > MAX_HELPERS) helpers = MAX_HELPERS;
+    if (helpers > threads - 1) helpers = threads - 1;
     Py_BEGIN_ALLOW_THREADS
-    status = read_rows(&rows, count, waiting, &failed);
-    error = errno;
+    run(&job, (int)helpers);
     Py_END_ALLOW_THREADS
-    PyMem_Free(waiting);
-    found = status == DONE ? Py_NewRef(Py_None) : Py_BuildValue("nii", failed, status, status == FAILED ? error : 0);
+    PyMem_Free(job.waiting);
+    pthread_cond_destroy(&job.left);
+    found = job.status == DONE ? Py_NewRef(Py_None)
+                               : Py_BuildValue("nii", job.failed, job.status, job.status == FAILED ? job.error : 0);
 release:
     PyBuffer_Release(&descriptors);
     PyBuffer_Release(&offsets);
-    PyBuffer_Release(&positions);
+    PyBuffer_Release(&lengths);
+    PyBuffer_Release(&places);
     PyBuffer_Release(&check);
     PyBuffer_Release(&out);
     return found;
@@ -229,6 +331,7 @@ PyMODINIT_FUNC PyInit__rows(void) {
         return NULL;
     }
     make_table();
+    if (pthread_atfork(before_fork, in_parent, in_child)) return PyErr_NoMemory();
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyModule_AddIntConstant(module, "CUT_SHORT", CUT_SHORT) < 0 ||
         PyModule_AddIntConstant(module, "OTHER_BYTES", OTHER_BYTES) < 0)

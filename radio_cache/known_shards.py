@@ -4,12 +4,13 @@ import os
 import threading
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from radio_cache.shards import CRC_BYTES
 
-Thing = TypeVar("Thing")
+Key = tuple[int, int]
+"""View and shard."""
 
 MAX_OPEN_FILES = 256
 """Descriptors one array keeps open, of a process's 1,024 or so."""
@@ -69,45 +70,65 @@ class KnownShard:
 
 
 class KnownShards:
-    """What a process keeps of an array: indexes, and descriptors, least recently used first."""
+    """What a process keeps of an array: indexes, and descriptors, least recently used first.
+
+    opened: both of them, of the shards that have both.
+    """
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self.lock = threading.Lock()
-        self.shards: OrderedDict[tuple[int, int], KnownShard] = OrderedDict()
-        self.files: OrderedDict[tuple[int, int], OpenFile] = OrderedDict()
+        self.shards: OrderedDict[Key, KnownShard] = OrderedDict()
+        self.files: OrderedDict[Key, OpenFile] = OrderedDict()
+        self.opened: dict[Key, tuple[OpenFile, KnownShard]] = {}
 
-    def shard(self, key: tuple[int, int]) -> KnownShard | None:
-        return self._used(self.shards, key, MAX_KEPT_SHARDS)
+    @property
+    def crowded(self) -> bool:
+        """Whether who was used last matters soon."""
+        return 2 * len(self.files) > MAX_OPEN_FILES or 2 * len(self.shards) > MAX_KEPT_SHARDS
 
-    def file(self, key: tuple[int, int]) -> OpenFile | None:
-        return self._used(self.files, key, MAX_OPEN_FILES)
+    def shard(self, key: Key) -> KnownShard | None:
+        if self.crowded:
+            self.use([key])
+        return self.shards.get(key)
 
-    def _used(self, kept: OrderedDict[tuple[int, int], Thing], key: tuple[int, int], most: int) -> Thing | None:
-        found = kept.get(key)
-        if found is not None and 2 * len(kept) > most:  # with room to spare, who was used last does not matter
-            with self.lock:
-                if key in kept:
-                    kept.move_to_end(key)
-        return found
+    def use(self, keys: Iterable[Key]) -> None:
+        """These were used last."""
+        with self.lock:
+            for key in keys:
+                for kept in (self.files, self.shards):
+                    if key in kept:
+                        kept.move_to_end(key)
 
-    def forget(self, key: tuple[int, int]) -> None:
+    def forget(self, key: Key) -> None:
         """Look at the file anew next time: it may be repaired, or finished, by then."""
         with self.lock:
             self.shards.pop(key, None)
             file = self.files.pop(key, None)
-        del file  # closed here, outside the lock
+            opened = self.opened.pop(key, None)
+        del file, opened  # closed here, outside the lock
 
-    def keep_shard(self, key: tuple[int, int], shard: KnownShard) -> KnownShard:
+    def keep_shard(self, key: Key, shard: KnownShard) -> KnownShard:
         with self.lock:
-            self.shards[key] = shard
-            if len(self.shards) > MAX_KEPT_SHARDS:
-                self.shards.popitem(last=False)
+            self._keep_shard(key, shard)
         return shard
 
-    def keep_file(self, key: tuple[int, int], file: OpenFile) -> OpenFile:
+    def keep_opened(self, key: Key, file: OpenFile, shard: KnownShard) -> tuple[OpenFile, KnownShard]:
         with self.lock:
+            self._keep_shard(key, shard)
+            replaced = self.opened.get(key)
             self.files[key] = file
-            evicted = self.files.popitem(last=False) if len(self.files) > MAX_OPEN_FILES else None
-        del evicted  # closes it, outside the lock, unless somebody reads from it
-        return file
+            self.opened[key] = (file, shard)
+            evicted = None
+            if len(self.files) > MAX_OPEN_FILES:
+                oldest, _ = self.files.popitem(last=False)
+                evicted = self.opened.pop(oldest, None)
+        del evicted, replaced  # closes them, outside the lock, unless somebody reads from them
+        return file, shard
+
+    def _keep_shard(self, key: Key, shard: KnownShard) -> None:
+        self.shards[key] = shard
+        if len(self.shards) > MAX_KEPT_SHARDS:
+            oldest, _ = self.shards.popitem(last=False)
+            self.files.pop(oldest, None)
+            self.opened.pop(oldest, None)

@@ -150,7 +150,7 @@ class Batch:
         if self._must_check(shard, number):
             self._compare(shard, job, number, google_crc32c.value(body), chunk[-CRC_BYTES:].data)
         if self._layout.zstd:
-            _decompress(body, self._row(position), lambda: self._place(job.shard, number))
+            decompress(body, self._row(position), lambda: self._place(job.shard, number))
         else:
             self._row(position)[:] = body
 
@@ -188,10 +188,12 @@ class LocalBatch(Batch):
 
     def _opened(self, shard: int) -> tuple[OpenFile, KnownShard]:
         key = (self._view, shard)
-        file, index = self._known.file(key), self._known.shard(key)
-        if file and index:
-            return file, index
-        file = file or OpenFile(str(self._storage.local_path(self._path(shard))))
+        opened = self._known.opened.get(key)
+        if opened:
+            if self._known.crowded:
+                self._known.use([key])
+            return opened
+        file, index = OpenFile(str(self._storage.local_path(self._path(shard)))), self._known.shards.get(key)
         status = os.fstat(file.descriptor)
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         # Between two openings a repair may have put another file in this place.
@@ -199,12 +201,12 @@ class LocalBatch(Batch):
             length = self._tail_bytes
             tail = os.pread(file.descriptor, length, max(0, status.st_size - length))
             index = self._decoded_index(shard, tail, status.st_size, identity)
-        return self._known.keep_file(key, file), self._known.keep_shard(key, index)
+        return self._known.keep_opened(key, file, index)
 
     def _read(self, job: Job, file: OpenFile, shard: KnownShard) -> None:
         if shard.lengths is not None:
             for position, number, offset in self._present(job, shard):
-                chunk = _scratch.buffer(self._layout.max_chunk_bytes)[: shard.lengths[number]]
+                chunk = scratch.buffer(self._layout.max_chunk_bytes)[: shard.lengths[number]]
                 self._fill([chunk.data], file, offset, job, number)
                 self._decode(chunk, shard, job, position, number)
         elif self._layout.row_bytes > PIECE:
@@ -341,15 +343,15 @@ class _Scratch(threading.local):
         return self._buffer
 
 
-_scratch = _Scratch()
+scratch = _Scratch()
 
 
-def _decompress(frame: Bytes, out: Bytes, place: Callable[[], str]) -> None:
+def decompress(frame: Bytes, out: Bytes, place: Callable[[], str]) -> None:
     """A zstd frame into `out`, which it must fill exactly. Nothing is allocated from what the frame says."""
     try:
         # Believed only if it is what the array's shape says; then the library decodes straight into `out`.
         if zstandard.frame_content_size(frame.data) == len(out):
-            reader = _scratch.decompressor.stream_reader(frame.data, read_across_frames=True)
+            reader = scratch.decompressor.stream_reader(frame.data, read_across_frames=True)
             if reader.readinto(out) == len(out) and not reader.read(1):
                 return
     except zstandard.ZstdError as exc:

@@ -58,11 +58,11 @@ class ShardReader:
             batch: Batch = RemoteBatch(*place)
             threads = max(threads, _REMOTE_THREADS)
             steps = _steps(batch, _jobs(shards, order))
-        elif native_batch.AVAILABLE and not self._layout.zstd:
+        elif native_batch.AVAILABLE:
             batch = NativeBatch(*place)
             if threads > 1:
                 _run([partial(batch.look_up, shard) for shard in batch.unknown(shards)], threads)
-            steps = batch.slices(order, shards[order])
+            steps = batch.steps(order, shards[order], threads)
         else:
             batch, jobs = LocalBatch(*place), _jobs(shards, order)
             if threads > 1:
