@@ -1,6 +1,6 @@
 """A distilled student as a model of Hugging Face transformers: `AutoModel.from_pretrained(folder, trust_remote_code=True)`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 from torch import Tensor, nn
@@ -48,6 +48,14 @@ class RadioStudentModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every layer has its weights from its constructor, or from the file."""
+
+
+def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict that may lack the constants of `save_constants`, which a model has from its constructor."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    constants = {name for name, _ in model.named_buffers()}
+    assert not unexpected, unexpected
+    assert set(missing) <= constants, missing
 
 
 def save_constants(model: nn.Module) -> None:

@@ -33,10 +33,7 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
         auto_map={"AutoConfig": f"{name}.RadioStudentConfig", "AutoModel": f"{name}.RadioStudentModel"},
     )  # fmt: skip
     like = carried.RadioStudentModel(config).eval()
-    missing, unexpected = like.distilled.load_state_dict(model.state_dict(), strict=False)
-    constants = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-    assert not unexpected, unexpected
-    assert set(missing) <= constants, missing
+    carried.take_weights(like.distilled, model.state_dict())
     tensors = {key: value.contiguous().clone() for key, value in like.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)

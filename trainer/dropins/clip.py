@@ -1,0 +1,63 @@
+"""A student's CLIP head in the place of open_clip's image tower: its text tower and zero-shot classifiers work unchanged."""
+
+from typing import Any, final
+
+import open_clip
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from radio_cache.errors import ConfigError
+from trainer.distilled import DistilledStudent
+from trainer.dropins.part import StudentAsTeacher, widths, with_part
+
+
+@final
+class ClipImageTower(nn.Module):
+    """What `encode_image` calls: images as open_clip prepares them -> image embeddings (b, c), not normalised.
+
+    preprocess_cfg: open_clip's description of how images are prepared, of which `open_clip.transform.image_transform_v2` makes a
+    transform; the student standardises colours itself, and undoes theirs first.
+    """
+
+    def __init__(self, student: StudentAsTeacher, *, preprocess_cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.student, self.preprocess_cfg = student, preprocess_cfg
+        self.image_size, self.image_mean, self.image_std = (preprocess_cfg[key] for key in ("size", "mean", "std"))
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        summary = self.student(images).summary
+        assert summary is not None  # the constructor's caller checked the teacher
+        return summary
+
+
+def clip_with_student(
+    clip: nn.Module, model: DistilledStudent, teacher: str, *, image_hw: tuple[int, int] | None = None
+) -> Any:
+    """A CLIP of open_clip with a student for its image tower; the text tower is CLIP's own, and shared with it.
+
+    teacher: the head that learned this CLIP's embeddings. image_hw: what the student is shown, in pixels; by default what it
+    was trained at. Images are prepared as for the CLIP itself. Raises ConfigError for a head of another width.
+    """
+    sized = model.config.image_hw if image_hw is None else image_hw
+    summary_dim, text_dim = widths(model, teacher).summary_dim, _text_dim(clip)
+    if summary_dim is None or summary_dim != text_dim:
+        raise ConfigError(
+            f"the head for '{teacher}' gives {'no summary' if summary_dim is None else f'summaries of {summary_dim} values'}, "
+            f"this CLIP's text embeddings have {text_dim}: take the CLIP that was the teacher"
+        )
+    config = dict(open_clip.get_model_preprocess_cfg(clip))
+    mean, std = (
+        config.setdefault("mean", open_clip.OPENAI_DATASET_MEAN),
+        config.setdefault("std", open_clip.OPENAI_DATASET_STD),
+    )
+    student = StudentAsTeacher(model, teacher, mean=mean, std=std, image_hw=sized)
+    return with_part(clip, "visual", ClipImageTower(student, preprocess_cfg=config))
+
+
+def _text_dim(clip: Any) -> int:
+    """Width of the text embeddings: of a projection that is a matrix, a Linear, or missing."""
+    text = getattr(clip, "text", clip)
+    projection = text.text_projection
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return int(text.ln_final.weight.shape[0] if projection is None else projection.shape[1])

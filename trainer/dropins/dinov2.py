@@ -1,0 +1,68 @@
+"""A student with the outputs of DINOv2, for code written for facebookresearch's models: `forward_features` and friends."""
+
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from radio_cache.errors import ConfigError
+from trainer.adaptors import BACKBONE
+from trainer.distilled import DistilledStudent
+from trainer.dropins.part import StudentAsTeacher, widths
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@final
+class DinoV2Backbone(nn.Module):
+    """`forward` gives the class token (b, c); `forward_features` a dict with `x_norm_clstoken` (b, c), `x_norm_patchtokens`
+    (b, n, c) row-major, and no register tokens, `x_norm_regtokens` (b, 0, c).
+
+    teacher: the head of a DINOv2, or "backbone" for the student's own features (whose class token may be wider). Images are
+    standardised with ImageNet's colours, as DINOv2's are; sizes are what the student takes, others are resized to the nearest.
+    Raises ConfigError for a teacher without summaries.
+    """
+
+    def __init__(self, model: DistilledStudent, teacher: str = BACKBONE) -> None:
+        super().__init__()
+        known = widths(model, teacher)
+        if known.summary_dim is None:
+            raise ConfigError(f"the head for '{teacher}' gives no summary, which DINOv2's class token stands for")
+        self.student = StudentAsTeacher(model, teacher, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        self.embed_dim = self.num_features = known.spatial_dim
+        self.num_register_tokens = 0
+        self.patch_size = model.patch_size if teacher == BACKBONE else model.patch_size // model.adaptors.upsample
+
+    def forward_features(self, x: Float[Tensor, "b 3 h w"], masks: Tensor | None = None) -> dict[str, Tensor | None]:
+        """DINOv2's dict. Raises ConfigError for masks, which a student has no token for."""
+        if masks is not None:
+            raise ConfigError("a student has no mask token: forward_features takes no masks")
+        out = self.student(x)
+        patches = out.spatial.flatten(2).transpose(1, 2)
+        return {
+            "x_norm_clstoken": out.summary,
+            "x_norm_patchtokens": patches,
+            "x_norm_regtokens": patches[:, :0],
+            "masks": None,
+        }
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        summary = self.student(x).summary
+        assert summary is not None  # the constructor saw to it
+        return summary
+
+    def get_intermediate_layers(
+        self, x: Float[Tensor, "b 3 h w"], n: int = 1, reshape: bool = False, return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:  # fmt: skip
+        """The last layer, which is the one a head speaks of: tokens, or maps with `reshape`, and the class token if asked for.
+
+        Raises ConfigError for more than one layer.
+        """
+        del norm  # heads learned DINOv2's features behind its norm
+        if n != 1:
+            raise ConfigError(f"a student stands for DINOv2's last layer alone, not for n={n}")
+        out = self.student(x)
+        spatial = out.spatial if reshape else out.spatial.flatten(2).transpose(1, 2)
+        assert out.summary is not None  # the constructor saw to it
+        return ((spatial, out.summary),) if return_class_token else (spatial,)

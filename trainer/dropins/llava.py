@@ -1,0 +1,115 @@
+"""A frozen student as the vision tower of Hugging Face's LLaVA: its patch features are what the language model reads.
+
+Importing this file tells transformers' auto classes about the tower, so that a LLaVA with it is saved and loaded like any
+other. Needs transformers.
+"""
+
+from typing import Any, Protocol, cast, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from trainer.adaptors import BACKBONE
+from trainer.carried.modeling_radio_student import save_constants, take_weights
+from trainer.distilled import STARTING_SETTINGS, DistilledStudent, StudentConfig, build_distilled
+from trainer.dropins.part import StudentAsTeacher, widths
+
+
+class LanguageModel(Protocol):
+    """What is used of a causal language model of transformers: its decoder, and what turns its states into logits."""
+
+    config: Any
+    model: nn.Module
+    lm_head: nn.Linear
+
+
+@final
+class StudentTowerConfig(PretrainedConfig):
+    """distilled: what the student is (`StudentConfig` as JSON). teacher: whose features it gives, or "backbone"."""
+
+    model_type = "radio-student-tower"
+
+    def __init__(
+        self, distilled: dict[str, Any] | None = None, teacher: str = BACKBONE, hidden_size: int = 0, patch_size: int = 0,
+        image_size: int = 0, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**kwargs)
+        self.distilled, self.teacher = distilled, teacher
+        self.hidden_size, self.patch_size, self.image_size = hidden_size, patch_size, image_size
+
+
+@final
+class StudentTower(PreTrainedModel):
+    """Images (b, 3, h, w), RGB in [0, 1] -> one hidden state, the patch features (b, n, c), and the summary beside it."""
+
+    config_class = StudentTowerConfig
+    base_model_prefix = "tower"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: StudentTowerConfig) -> None:
+        super().__init__(config)
+        assert config.distilled is not None
+        model = build_distilled(StudentConfig.from_json(config.distilled))
+        # Colours are the student's business: transformers' processor for an exported student leaves them alone.
+        self.tower = StudentAsTeacher(model, config.teacher, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        save_constants(self.tower)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Float[Tensor, "b 3 h w"], return_dict: bool = True, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """transformers' output; hidden states are a tuple of one, whatever is asked for."""
+        del return_dict, kwargs  # which layers to capture: there is one
+        out = self.tower(pixel_values.to(self.tower.mean.dtype))
+        tokens = out.spatial.flatten(2).transpose(1, 2)
+        hidden = cast(tuple[torch.FloatTensor, ...], (tokens,))
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=out.summary, hidden_states=hidden)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every layer has its weights from its constructor, or from the file."""
+
+
+AutoConfig.register(StudentTowerConfig.model_type, StudentTowerConfig)
+AutoModel.register(StudentTowerConfig, StudentTower)
+
+
+def tower_config(model: DistilledStudent, teacher: str = BACKBONE) -> StudentTowerConfig:
+    """How transformers describes a student at the size it was trained at. Raises ConfigError for a teacher it never had."""
+    fields = model.config.to_json()
+    fields["overrides"] = {key: value for key, value in fields["overrides"].items() if key not in STARTING_SETTINGS}
+    factor = 1 if teacher == BACKBONE else model.adaptors.upsample
+    return StudentTowerConfig(
+        distilled=fields, teacher=teacher, hidden_size=widths(model, teacher).spatial_dim,
+        patch_size=model.patch_size // factor, image_size=max(model.config.image_hw),
+    )  # fmt: skip
+
+
+def llava_with_student(
+    model: DistilledStudent, language_model: LanguageModel, *, image_token_id: int, teacher: str = BACKBONE
+) -> LlavaForConditionalGeneration:
+    """A LLaVA of a student and a language model: both with their weights, a new projector between them, the student frozen.
+
+    image_token_id: the token that stands for a patch in prompts; `image_seq_length` of the config says how many an image has.
+    """
+    vision, (h, w) = tower_config(model, teacher), model.config.image_hw
+    config = LlavaConfig(
+        vision_config=vision, text_config=language_model.config, image_token_index=image_token_id, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", image_seq_length=(h // vision.patch_size) * (w // vision.patch_size),
+    )  # fmt: skip
+    llava = LlavaForConditionalGeneration(config)
+    inner: Any = llava.model
+    take_weights(inner.vision_tower.tower.student, model.state_dict())
+    inner.vision_tower.requires_grad_(False)
+    inner.language_model.load_state_dict(language_model.model.state_dict())
+    llava.lm_head.load_state_dict(language_model.lm_head.state_dict())
+    return llava
