@@ -7,7 +7,8 @@ of 32 is read into one buffer that the caller owns, by each reader in its own pr
 in shuffled order, round after round; figures are medians of rounds, as rates and as ratios to `pread` of one raw file in
 the same run. `--folder` should lie on the disk in question and have 25 GB free. Peers that are not installed are named
 and left out (pip install h5py litdata webdataset tensorstore zarrs; mosaicml-streaming asks for an older NumPy than ours and
-runs with this one: pip install --no-deps mosaicml-streaming brotli python-snappy xxhash cramjam zstd, and transformers).
+runs with this one: pip install --no-deps mosaicml-streaming brotli python-snappy xxhash cramjam zstd catalogue, and
+transformers).
 Exits with 1 if a bar is missed.
 """
 
@@ -35,7 +36,7 @@ import storage_peers as peers
 import zstandard
 from numpy.typing import NDArray
 from storage_peers import PEERS, Layout, Reader, Rows
-from storage_report import BATCHES, COLLATE, RING, Figure, keep, write_report
+from storage_report import BATCHES, COLLATE, LIBRARY, LIBRARY_READ, RING, Figure, keep, write_report
 
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.hadamard import hadamard
@@ -55,10 +56,10 @@ CODECS = {
 PARTS = ("warm", "cold", "delivered", "zstd", "write")
 COLD_ROWS = 256
 COLD_PEERS = (
-    peers.PREAD, peers.MEMMAP, peers.OURS_8, peers.OURS_CHECKED_8, peers.NPY, "HDF5", peers.ONE_BY_ONE,
+    peers.PREAD, peers.PREAD_8, peers.MEMMAP, peers.OURS_8, peers.OURS_CHECKED_8, peers.NPY, "HDF5", peers.ONE_BY_ONE,
     peers.TENSORSTORE, peers.LITDATA, peers.MOSAIC,
 )  # fmt: skip
-_NOT_WARM = (peers.OURS_8, peers.OURS_CHECKED_8)
+_NOT_WARM = (peers.PREAD_8, peers.OURS_8, peers.OURS_CHECKED_8)
 _ONE_PROCESS = (peers.OURS_2, peers.OURS_CHECKED_2, peers.FANCY, peers.MOSAIC)
 """Not measured in two processes: they use both cores already, are too slow to wait for, or cannot."""
 
@@ -329,32 +330,35 @@ def delivered(folder: Path, layout: Layout, plan: Plan) -> list[tuple[str, str, 
 # --- zstd
 
 
-LIBRARY = "zstandard on chunks in memory"
 OUR_ZSTD = "radio-cache, verified"
 
 
 def decoded_batches(name: str, folder: Path, layout: Layout, threads: int) -> Measured:
-    """The library alone decodes chunks that lie in memory; we read, check and decode them."""
+    """The library alone decodes chunks that lie in memory and throws each away; or, what nobody can do without, reads a chunk
+    and decodes it into the batch's buffer, which is too large for the processor's cache. We check it too."""
     rng = np.random.default_rng(1)
-    if name == LIBRARY:
-        rows = [np.load(folder / f"chunk{number}.npy").tobytes() for number in range(DISTINCT)]
-        own, pool = threading.local(), ThreadPoolExecutor(threads)
-
-        def decode(chunk: bytes) -> int:
-            if not hasattr(own, "decompressor"):
-                own.decompressor = zstandard.ZstdDecompressor()
-            return len(own.decompressor.decompress(chunk))
-
-        def read() -> None:
-            chunks = [rows[row % DISTINCT] for row in rng.integers(0, layout.num_rows, BATCH).tolist()]
-            for _ in pool.map(decode, chunks) if threads > 1 else map(decode, chunks):
-                pass
-    else:
+    out = peers.buffer_for(BATCH, layout)
+    if name == OUR_ZSTD:
         (teacher,) = Cache(folder / peers.CACHE).teachers.values()
-        out = peers.buffer_for(BATCH, layout)
+        return repeated(lambda: teacher.codes(rng.integers(0, layout.num_rows, BATCH), out=out, threads=threads))
+    files = [folder / f"chunk{number}" for number in range(DISTINCT)]
+    frames = [file.read_bytes() for file in files]
+    descriptors = [os.open(file, os.O_RDONLY) for file in files]
+    rows, own, pool = out.reshape(BATCH, -1).view(np.uint8), threading.local(), ThreadPoolExecutor(threads)
 
-        def read() -> None:
-            teacher.codes(rng.integers(0, layout.num_rows, BATCH), out=out, threads=threads)
+    def decode(number: int, distinct: int) -> int:
+        if not hasattr(own, "decompressor"):
+            own.decompressor = zstandard.ZstdDecompressor()
+            own.frame = bytearray(max(map(len, frames)))
+        if name == LIBRARY:
+            return len(own.decompressor.decompress(frames[distinct]))
+        length = os.preadv(descriptors[distinct], [own.frame], 0)
+        return own.decompressor.stream_reader(memoryview(own.frame)[:length]).readinto(rows[number])
+
+    def read() -> None:
+        wanted = (rng.integers(0, layout.num_rows, BATCH) % DISTINCT).tolist()
+        for _ in (pool.map if threads > 1 else map)(decode, range(BATCH), wanted):
+            pass
 
     return repeated(read)
 
@@ -363,13 +367,13 @@ def zstd(folder: Path, rows: Rows, plan: Plan) -> list[tuple[str, str, float]]:
     peers.write_cache(folder / peers.CACHE, rows)
     compressor = zstandard.ZstdCompressor(level=rows.codec.zstd_level or 3)
     for number, row in enumerate(rows.distinct):
-        np.save(folder / f"chunk{number}.npy", np.frombuffer(compressor.compress(row.tobytes()), np.uint8))
+        (folder / f"chunk{number}").write_bytes(compressor.compress(row.tobytes()))
     layout = layout_of(rows)
     found: list[tuple[str, str, float]] = []
     for threads in (1, 2):
-        runs = {name: [Turns(decoded_batches, name, folder, layout, threads)] for name in (LIBRARY, OUR_ZSTD)}
+        runs = {name: [Turns(decoded_batches, name, folder, layout, threads)] for name in (LIBRARY, LIBRARY_READ, OUR_ZSTD)}
         try:
-            rates = interleaved(runs, replaced(plan, rounds=plan.rounds + 4))  # two readers only: rounds are cheap
+            rates = interleaved(runs, replaced(plan, rounds=plan.rounds + 4))  # few readers: rounds are cheap
         finally:
             for (turn,) in runs.values():
                 turn.close()

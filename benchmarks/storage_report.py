@@ -20,6 +20,7 @@ RING, BATCHES, COLLATE = (
     "DataLoader of batches, 2 workers",
     "DataLoader of rows, 2 workers",
 )
+LIBRARY, LIBRARY_READ = "zstandard on chunks in memory, thrown away", "pread, zstandard into the batch"
 _LIBRARIES = (
     "numpy", "zarr", "zarrs", "tensorstore", "h5py", "litdata", "mosaicml-streaming", "webdataset", "torch", "zstandard",
     "google-crc32c",
@@ -68,10 +69,14 @@ BARS = (
         for ours in (peers.OURS, peers.OURS_CHECKED_2)
     ),
     Bar("cold", peers.OURS_8, peers.PREAD, 2.0),
+    Bar("cold", peers.OURS_8, peers.PREAD_8, 0.9),
     Bar("delivered", RING, BATCHES, 3.0),
     Bar("delivered", RING, COLLATE, 6.0),
-    Bar("zstd, 1 thread", "radio-cache, verified", "zstandard on chunks in memory", 0.9, each=True),
-    Bar("zstd, 2 threads", "radio-cache, verified", "zstandard on chunks in memory", 0.9, each=True),
+    *(
+        Bar(part, "radio-cache, verified", library, 0.9, each=True)
+        for library in (LIBRARY, LIBRARY_READ)
+        for part in ("zstd, 1 thread", "zstd, 2 threads")
+    ),
     Bar("write", "radio-cache, unsynced", "zarr-python, unsynced", 4.0),
     Bar("write", "radio-cache, synced", "zarr-python, unsynced", 1.2),
 )  # fmt: skip
