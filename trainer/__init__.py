@@ -3,6 +3,6 @@
 from trainer.distilled import DistilledStudent, StudentConfig
 from trainer.export import load_student
 from trainer.loop import TrainConfig, TrainReport, train
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 
 __all__ = ["DistilledStudent", "Recipe", "StudentConfig", "TrainConfig", "TrainReport", "load_student", "train"]

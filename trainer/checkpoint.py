@@ -1,6 +1,9 @@
-"""Checkpoints: everything a run needs to go on exactly, written aside and renamed; the last two are kept."""
+"""Checkpoints: everything a run needs to go on exactly, written aside and renamed; the last few are kept."""
 
+import errno
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,12 @@ from torch import nn
 
 from radio_cache.errors import TrainingError
 from radio_cache.storage import TEMPORARY, sync_folder
+from trainer.ema import Ema
+from trainer.metrics import LossSums
+
+BEST = "best.pt"
 
 _NAME = re.compile(r"step-(\d{8})\.pt\Z")
-_KEEP = 2
 
 
 @dataclass(frozen=True)
@@ -23,35 +29,72 @@ class Trainee:
     adaptors: nn.Module
     balancing: nn.Module
     optimizer: torch.optim.Optimizer
+    ema: Ema | None = None
 
 
-LossSums = dict[str, list[float]]
-"""Losses since the last log line, so that a resumed run logs what an uninterrupted one would have."""
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. losses: not logged yet. best: score of the best checkpoint so far; higher is better."""
+
+    step: int = 0
+    losses: LossSums | None = None
+    best: float | None = None
 
 
-def save_checkpoint(folder: Path, step: int, trainee: Trainee, losses: LossSums) -> Path:
-    """Write `step-<steps done>.pt` and drop older ones. A crash in the middle leaves the previous checkpoint whole."""
+def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress, *, keep: int, is_best: bool = False) -> Path:
+    """Write `step-<steps done>.pt` and drop all but the last `keep`. A crash in the middle leaves the others whole.
+
+    is_best: it is also kept as `best.pt`. Raises TrainingError for a disk that is full, after which the last checkpoint is
+    still whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
+    path = folder / f"step-{progress.step:08d}.pt"
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    torch.save(
-        {
-            "step": step,
-            "student": trainee.student.state_dict(),
-            "adaptors": trainee.adaptors.state_dict(),
-            "balancing": trainee.balancing.state_dict(),
-            "optimizer": trainee.optimizer.state_dict(),
-            "losses": losses,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
-        temporary,
-    )
+    state: dict[str, Any] = {
+        "step": progress.step, "losses": progress.losses or {}, "best": progress.best,
+        "student": trainee.student.state_dict(), "adaptors": trainee.adaptors.state_dict(),
+        "balancing": trainee.balancing.state_dict(), "optimizer": trainee.optimizer.state_dict(),
+        "ema": None if trainee.ema is None else trainee.ema.state_dict(),
+    }  # fmt: skip
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as exc:
+        temporary.unlink(missing_ok=True)
+        raise _not_saved(folder, exc) from exc
     temporary.replace(path)
     sync_folder(folder)
-    for old in checkpoints(folder)[:-_KEEP]:
+    if is_best:
+        linked = folder / f"{BEST}{TEMPORARY}"
+        linked.unlink(missing_ok=True)
+        os.link(path, linked)
+        linked.replace(folder / BEST)
+    for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def _not_saved(folder: Path, exc: OSError | RuntimeError) -> Exception:
+    """torch turns a full disk into a RuntimeError of its own; the system's word for it is at its root."""
+    root: BaseException | None = exc
+    while root is not None and not isinstance(root, OSError):
+        root = root.__cause__ or root.__context__
+    statistics = os.statvfs(folder)
+    free = statistics.f_bavail * statistics.f_frsize
+    full = (isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT)) or free < 1 << 20
+    if not full:
+        return exc if isinstance(exc, OSError) else TrainingError(f"a checkpoint cannot be written to {folder}: {exc}")
+    last = checkpoints(folder)
+    return TrainingError(
+        f"the disk of {folder} is full ({free / 1e6:.1f} MB free): a checkpoint could not be written. "
+        + (
+            f"{last[-1].name} is whole; make room, and the same command goes on from it"
+            if last
+            else "Make room, and start again"
+        )
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -59,19 +102,45 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if _NAME.match(path.name)) if folder.exists() else []
 
 
-def restore(path: Path, trainee: Trainee) -> tuple[int, LossSums]:
-    """Load a checkpoint into the trainee and the random generators; returns the steps done and the losses not logged."""
+def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> Progress:
+    """Load the last checkpoint that can be read; says which, and which were damaged.
+
+    Raises TrainingError where there are checkpoints and none can be read, or where one is of another student.
+    """
+    damaged: list[Path] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as exc:  # torch raises many kinds for a damaged or foreign file
+            say(
+                f"{path.name} is damaged ({str(exc).splitlines()[0]:.120}): it is set aside, and the one before is used"
+            )
+            damaged.append(path)
+            continue
+        progress = _restored(path, state, trainee)
+        for file in damaged:
+            file.replace(file.with_name(f"{file.name}.damaged"))
+        say(f"going on from {path.name}")
+        return progress
+    if damaged:
+        raise TrainingError(
+            f"none of the checkpoints in {folder} can be read ({', '.join(path.name for path in damaged)}): restore them from a "
+            "copy, or remove the run and start again"
+        )
+    return Progress()
+
+
+def _restored(path: Path, state: dict[str, Any], trainee: Trainee) -> Progress:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         trainee.student.load_state_dict(state["student"])
         trainee.adaptors.load_state_dict(state["adaptors"])
         trainee.balancing.load_state_dict(state["balancing"])
         trainee.optimizer.load_state_dict(state["optimizer"])
-    except Exception as exc:  # torch raises many kinds for a damaged or foreign file
+        if trainee.ema is not None:
+            trainee.ema.load_state_dict(state["ema"])
+        return Progress(int(state["step"]), state["losses"], state["best"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as exc:
         raise TrainingError(
-            f"checkpoint {path} cannot be used ({exc}): remove it to go on from the one before"
+            f"checkpoint {path} is not one of this student and this radio-cache ({str(exc).splitlines()[0]:.200}): choose "
+            "another --out, or go on with the version that wrote it"
         ) from exc
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return int(state["step"]), state["losses"]

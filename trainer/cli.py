@@ -1,14 +1,21 @@
 """`radio-train`: a student from a cache."""
 
+import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
 from radio_cache import __version__
 from radio_cache.cli_support import PLACE, console, plain_errors, table
 from radio_cache.errors import ConfigError
+from radio_cache.reader import Cache
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
 
 TERMINATED = 143
 """Exit code after SIGTERM or Ctrl-C with a checkpoint saved; schedulers requeue on it."""
@@ -40,12 +47,11 @@ TERMINATED = 143
 )
 @click.option(
     "--recipe",
-    default="quick",
-    show_default=True,
     metavar="NAME",
-    help="quick, am-radio, demo, or a run's recipe.json.",
+    help="am-radio, phi-s, radio-v25, efficient, sam-only, quick, demo, or a run's recipe.json. [default: quick, with size, "
+    "steps and rate that suit the cache and the student]",
 )
-@click.option("--steps", type=int, metavar="N", help="Optimiser steps. [default: the recipe's]")
+@click.option("--steps", type=int, metavar="N", help="Optimiser steps of all stages. [default: the recipe's]")
 @click.option("--batch-size", type=int, metavar="N", help="Images in a step. [default: the recipe's]")
 @click.option(
     "--image-size", type=int, metavar="PX", help="Side of the crops the student sees. [default: the recipe's]"
@@ -57,64 +63,111 @@ TERMINATED = 143
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any other setting of the recipe, such as crop_area=0.5,1. Repeatable.",
+    help="Any other setting of the recipe, such as crop_area=0.5,1 or stages.1.groups.0.image_px=432. Repeatable.",
+)
+@click.option(
+    "--allow-partial", is_flag=True, help="Train on the images that are there, of a cache that is not finished."
 )
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
 )
 @plain_errors(on_interrupt="Nothing was written yet.")
 def main(
-    cache: str | Path, student: str | None, out: Path, teachers: tuple[str, ...], recipe: str, steps: int | None,
-    batch_size: int | None, image_size: int | None, lr: float | None, seed: int | None, settings: tuple[str, ...], device: str,
+    cache: str | Path, out: Path, teachers: tuple[str, ...], allow_partial: bool, device: str, **asked: Unpack["RecipeFlags"],
 ) -> None:  # fmt: skip
     """Train a student on the cached features of its teachers, with fresh random crops. No teacher runs.
 
     Stopped at any moment, the same command goes on where the last checkpoint was, and gives the same weights as a run
-    that was never stopped. The run's folder holds student.safetensors, recipe.json, metrics.jsonl and TensorBoard events.
+    that was never stopped. Started by torchrun, all processes share every batch. The run's folder holds
+    student.safetensors, recipe.json, metrics.jsonl and TensorBoard events.
     """
     from radio_cache.torch import pick_device
     from trainer.loop import TrainConfig, train
-    from trainer.recipes import find_recipe, with_settings
+    from trainer.recipe_text import described
 
-    pairs = [text.partition("=") for text in settings]
+    device = _own_gpu(pick_device(device))
+    recipe = _recipe(cache, teachers, device, asked)
+    config = TrainConfig(
+        cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial
+    )
+    if _is_first():
+        click.echo(described(recipe), err=True)
+    report = train(config, say=lambda text: click.echo(text, err=True))
+    again = shlex.join(["radio-train", *sys.argv[1:]])
+    if report.stopped:
+        if _is_first():
+            click.echo(f"stopped at step {report.steps} with a checkpoint saved. Go on with: {again}", err=True)
+        sys.exit(TERMINATED)
+    if _is_first():
+        console().print(loss_table(out))
+        click.echo(
+            f"\n{report.steps} steps ({report.steps - report.steps_before} now) in {report.seconds:.0f} s."
+            f" Student: {out}/student.safetensors"
+            f"\nNext: radio-eval knn --run {out}\n      radio-export --run {out} --out student/"
+            f"\n      tensorboard --logdir {out}"
+        )
+
+
+class RecipeFlags(TypedDict):
+    """What the command line says of the recipe; None for nothing."""
+
+    student: str | None
+    recipe: str | None
+    steps: int | None
+    batch_size: int | None
+    image_size: int | None
+    lr: float | None
+    seed: int | None
+    settings: tuple[str, ...]
+
+
+def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "RecipeFlags") -> "Recipe":
+    from trainer.defaults import suited
+    from trainer.recipe import everywhere
+    from trainer.recipes import find_recipe, quick
+    from trainer.settings import with_settings
+
+    pairs = [text.partition("=") for text in asked["settings"]]
     for key, equals, _ in pairs:
         if not equals:
             raise ConfigError(f"--set {key}: write it as KEY=VALUE")
-    chosen = with_settings(find_recipe(recipe), {key: value for key, _, value in pairs})
-    given = {
-        "student": student,
-        "steps": steps,
-        "batch_images": batch_size,
-        "image_px": image_size,
-        "lr": lr,
-        "seed": seed,
-    }
-    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    config = TrainConfig(cache=cache, recipe=chosen, out=out, teachers=teachers, device=pick_device(device))
-    report = train(config, say=lambda text: click.echo(text, err=True))
-    if report.stopped:
-        click.echo(
-            f"stopped at step {report.steps} with a checkpoint saved. The same command goes on from there.", err=True
-        )
-        sys.exit(TERMINATED)
-    console().print(loss_table(out))
-    click.echo(
-        f"\n{report.steps} steps ({report.steps - report.steps_before} now) in {report.seconds:.0f} s."
-        f" Student: {out}/student.safetensors"
-        f"\nNext: radio-eval knn --run {out}\n      radio-export --run {out} --out student/"
+    student = asked["student"]
+    if asked["recipe"] is None:
+        recipe = suited(quick(), Cache(cache), teachers, student, device)
+    else:
+        recipe = find_recipe(asked["recipe"])
+        if student is not None and student != recipe.student:
+            recipe = replace(recipe, student=student, student_overrides={})  # settings of another network
+    recipe = everywhere(
+        recipe, steps=asked["steps"], batch_images=asked["batch_size"], image_px=asked["image_size"], lr=asked["lr"]
     )
+    if asked["seed"] is not None:
+        recipe = replace(recipe, seed=asked["seed"])
+    return with_settings(recipe, {key: value for key, _, value in pairs})
+
+
+def _is_first() -> bool:
+    """Whether this process speaks, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _own_gpu(device: str) -> str:
+    """Each process of torchrun takes the GPU of its number."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device
 
 
 def loss_table(out: Path) -> object:
     """Losses per teacher at the first and at the last log line."""
     import json
 
-    from trainer.loop import METRICS_FILE
+    from trainer.run_folder import METRICS_FILE
 
     lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
     rows = table("losses", "teacher", "summary, first", "last", "spatial, first", "last")
-    for name, first in lines[0]["teachers"].items():
-        last = lines[-1]["teachers"][name]
-        parts = [first["summary"], last["summary"], first["spatial"], last["spatial"]]
+    for name in lines[0]["teachers"]:
+        told = {part: [line["teachers"][name][part] for line in lines] for part in ("summary", "spatial")}
+        kept = {part: [value for value in values if value is not None] for part, values in told.items()}
+        parts = [value for values in kept.values() for value in ((values[0], values[-1]) if values else (None, None))]
         rows.add_row(name, *("-" if value is None else f"{value:.3f}" for value in parts))
     return rows

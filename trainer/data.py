@@ -1,31 +1,33 @@
 """From a cache to batches: pixels of fresh random crops, and what samples each teacher's map under them.
 
-The order of images and every crop are pure functions of (seed, step): threads change the speed, never the data, and a
-resumed run sees what an uninterrupted one would have seen.
+The order of images and every crop are pure functions of the recipe's seed and the image's place in the run: threads and
+processes change the speed, never the data, and a resumed run sees what an uninterrupted one would have seen.
 """
 
-import functools
-import math
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from radio_cache.crops import BoxXYXY, CropWeights, crop_weights, intersect_xyxy, random_box_xyxy, visible_box_xyxy
-from radio_cache.errors import ConfigError, ImageError, TrainingError
+from radio_cache.crops import BoxXYXY, ViewGeometry, crop_weights, intersect_xyxy, random_box_xyxy, visible_box_xyxy
+from radio_cache.errors import ImageError, TrainingError
 from radio_cache.images import decode_image
-from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, CachedTeacher
-from trainer.recipes import Recipe
+from trainer.batch import Batch, LevelPart, TeacherPart
+from trainer.order import Order
+from trainer.recipe import Recipe
 
 StudentFit = Literal["squash", "crop"]
 
-_ORDER, _CROPS = 0, 1
-"""Streams of random numbers drawn from one seed."""
+_CROPS = 1
+"""A stream of random numbers drawn from the recipe's seed."""
+
+_SAMPLED_CROPS = 512
+"""Crops that tell how much of an image is kept on average; known to a few per cent, and the same for the whole run."""
 
 _CENTRE_SHARE = 0.875
 """What the centre crop of an evaluation keeps of the shorter side, as most teachers' own preprocessing does."""
@@ -71,104 +73,173 @@ def shifted_box_xyxy(
 
 
 @dataclass(frozen=True)
-class TeacherBatch:
-    """What one teacher contributes to a batch, on the CPU. codes (b, h, w, c) as stored; summary (b, c) or None."""
+class Crops:
+    """What a pass shows, before anything is read.
 
-    codes: NDArray[Any]
-    weights: CropWeights
-    summary: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """step: which one. rows (b,): images of the cache. pixels (b, h, w, 3) uint8. teachers: in the data set's order.
-
-    shift_yx (b, 2): how many of the student's tokens its crop lies further down and right than what the targets show;
-        None where the recipe shifts nothing.
+    rows (b,): images. sizes_hw, boxes: of each image in pixels, and what the targets show of it. shown: what the student
+    sees, which lies shift_yx (b, 2) tokens beside it. jitter (b, 3): of colours, or None.
     """
 
-    step: int
     rows: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
-    teachers: tuple[TeacherBatch, ...]
+    sizes_hw: list[tuple[int, int]]
+    boxes: list[BoxXYXY]
+    shown: list[BoxXYXY]
     shift_yx: NDArray[np.int64] | None
+    jitter: NDArray[np.float32] | None
+
+
+class CodeReader(Protocol):
+    """How stored codes come from a level of a teacher: straight from its shards, or through a cache of whole shards."""
+
+    def __call__(self, teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any]) -> object: ...
 
 
 class CropData:
-    """The training images of a cache with the teachers named, as batches by step.
+    """The images of a cache as one group of teachers and one student resolution see them.
 
-    grid_hw: the student's tokens. Raises ConfigError if the cache lacks a teacher or has no usable image.
+    rows: all images, sorted. order: the one in which they come. seed: of this group's random numbers.
+    image_px: side of the student's crop; grid_hw: the student's tokens.
     """
 
-    def __init__(self, cache: Cache, teachers: tuple[str, ...], recipe: Recipe, grid_hw: tuple[int, int]) -> None:
-        self.cache, self.recipe, self.grid_hw = cache, recipe, grid_hw
-        self.teachers: tuple[CachedTeacher, ...] = tuple(cache.teachers[name] for name in teachers)
-        self.rows = cache.usable_rows(teachers)
-        if len(self.rows) == 0:
-            raise ConfigError(
-                f"{cache.url} has no image that is complete for {', '.join(teachers)}: run the build to its end"
-            )
+    def __init__(
+        self, cache: Cache, teachers: Sequence[str], recipe: Recipe, rows: NDArray[np.int64], order: Order,
+        *, seed: tuple[int, ...], image_px: int, grid_hw: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self.cache, self.recipe, self.order = cache, recipe, order
+        self.image_px, self.grid_hw = image_px, grid_hw
+        self._seed = seed
+        self.levels: dict[str, tuple[CachedTeacher, ...]] = {name: (cache.teachers[name],) for name in teachers}
+        self.target_hw = {
+            name: self._target_hw(levels[0].spec.geometry.grid_hw) for name, levels in self.levels.items()
+        }
+        self._kept = self._expected_kept(rows)
 
-        self.target_hw = tuple(self._target_hw(teacher.spec.geometry.grid_hw) for teacher in self.teachers)
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+    def crops(self, number: int, first: int, last: int) -> Crops:
+        """Of the images [first, last) of a batch."""
+        rows = self.order.rows(number, first, last)
+        start = number << 32  # places of images in batches stay far below
+        rngs = [np.random.default_rng((*self._seed, _CROPS, start + place)) for place in range(first, last)]
+        return self._drawn(rows, rngs)
 
-    def rows_of(self, step: int) -> NDArray[np.int64]:
-        """Rows of a step. Every image comes once an epoch, in a new order; an epoch may begin inside a batch."""
-        count, size = len(self.rows), self.recipe.batch_images
-        positions = np.arange(step * size, (step + 1) * size)
-        return np.array([self.rows[self._order(int(p) // count)[int(p) % count]] for p in positions])
-
-    def _permutation(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.recipe.seed, _ORDER, epoch)).permutation(len(self.rows))
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step. Raises TrainingError naming an image that cannot be read any more."""
-        rows = self.rows_of(step)
-        rng = np.random.default_rng((self.recipe.seed, _CROPS, step))
-        geometries = [teacher.spec.geometry for teacher in self.teachers]
-        side = self.recipe.image_px
+    def _drawn(self, rows: NDArray[np.int64], rngs: list[np.random.Generator]) -> Crops:
+        recipe = self.recipe
         sizes: list[tuple[int, int]] = []
         boxes: list[BoxXYXY] = []
+        shown: list[BoxXYXY] = []
         shifts = np.zeros((len(rows), 2), np.int64)
-        shifting = self.recipe.shift_tokens > 0
-        pixels = np.empty((len(rows), side, side, 3), np.uint8)
-        for number, row in enumerate(rows):
-            image = self._image(int(row))
-            hw = (image.height, image.width)
-            seen = intersect_xyxy([visible_box_xyxy(hw, geometry) for geometry in geometries])
-            box = random_box_xyxy(rng, seen, area=self.recipe.crop_area, ratio=self.recipe.crop_ratio)
-            shown = box
-            if shifting:
-                shown, shifts[number] = shifted_box_xyxy(rng, box, seen, self.grid_hw, self.recipe.shift_tokens)
-            pixels[number] = student_pixels(image, (side, side), shown)
+        jitter = np.ones((len(rows), 3), np.float32)
+        for place, (row, rng) in enumerate(zip(rows, rngs, strict=True)):
+            h, w = self.cache.sizes_hw[row]
+            hw = (int(h), int(w))
+            seen = intersect_xyxy([visible_box_xyxy(hw, geometry) for geometry in self._geometries()])
+            box = random_box_xyxy(rng, seen, area=recipe.crop_area, ratio=recipe.crop_ratio)
             sizes.append(hw)
             boxes.append(box)
+            if recipe.shift_tokens > 0:
+                box, shifts[place] = shifted_box_xyxy(rng, box, seen, self.grid_hw, recipe.shift_tokens)
+            shown.append(box)
+            if recipe.colour_jitter > 0:
+                jitter[place] = rng.uniform(max(0.0, 1 - recipe.colour_jitter), 1 + recipe.colour_jitter, 3)
+        return Crops(
+            rows, sizes, boxes, shown, shifts if recipe.shift_tokens > 0 else None,
+            jitter if recipe.colour_jitter > 0 else None,
+        )  # fmt: skip
+
+    def read_pixels(self, crops: Crops, out: NDArray[np.uint8]) -> None:
+        """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
+        side = (self.image_px, self.image_px)
+        for place, (row, box) in enumerate(zip(crops.rows, crops.shown, strict=True)):
+            out[place] = student_pixels(self._image(int(row)), side, box)
+
+    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherPart:
+        """One teacher's part of a batch. out: for each of its levels, (b, *row_shape) codes to read into."""
+        levels = self.levels[name]
+        chosen = np.zeros(len(crops.rows), np.int64)
+        parts: dict[int, LevelPart] = {}
+        target_hw = self.target_hw[name]
+        valid = np.empty((len(crops.rows), *target_hw), np.bool_)
+        kept = np.empty(len(crops.rows), np.float32)
+        for number, level in enumerate(levels):
+            places = np.flatnonzero(chosen == number)
+            if len(places) == 0:
+                continue
+            codes = out[number][: len(places)]
+            read(level, crops.rows[places], codes)
+            boxes, sizes = [crops.boxes[place] for place in places], [crops.sizes_hw[place] for place in places]
+            weights = crop_weights(boxes, sizes, level.spec.geometry, out_hw=target_hw)
+            valid[places], kept[places] = weights.valid, weights.kept / self._kept[name]
+            parts[number] = LevelPart(*map(torch.from_numpy, (places, codes, weights.rows, weights.columns)))
+        summary = None
+        if levels[0].spec.summary_dim is not None:
+            summary = torch.from_numpy(levels[0].summaries(crops.rows))
+        return TeacherPart(parts, torch.from_numpy(valid), torch.from_numpy(kept), summary)
+
+    def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
+        """New memory for `read_teacher`."""
+        return [np.empty((images, *level.row_shape), level.codec.dtype) for level in self.levels[name]]
+
+    def batch(self, number: int, first: int, last: int) -> Batch:
+        """The images [first, last) of a batch, in new memory; `trainer.feed` does the same ahead of time in old memory."""
+        crops = self.crops(number, first, last)
+        pixels = np.empty((len(crops.rows), self.image_px, self.image_px, 3), np.uint8)
+        self.read_pixels(crops, pixels)
         parts = tuple(
-            TeacherBatch(
-                teacher.codes(rows),
-                crop_weights(boxes, sizes, teacher.spec.geometry, out_hw=target_hw),
-                None if teacher.spec.summary_dim is None else teacher.summaries(rows),
-            )
-            for teacher, target_hw in zip(self.teachers, self.target_hw, strict=True)
+            self.read_teacher(name, crops, read_codes, self.code_buffers(name, len(crops.rows))) for name in self.levels
         )
-        return Batch(step, rows, pixels, parts, shifts if shifting else None)
+        return assembled(crops, torch.from_numpy(pixels), parts)
+
+    def _geometries(self) -> list[ViewGeometry]:
+        return [levels[0].spec.geometry for levels in self.levels.values()]
+
+    def _expected_kept(self, rows: NDArray[np.int64]) -> dict[str, float]:
+        """Teacher -> the mean of `CropWeights.kept` over this group's crops, from a sample that only the seed decides."""
+        rng = np.random.default_rng((*self._seed, _CROPS))
+        sample = self._drawn(rng.choice(rows, _SAMPLED_CROPS), [rng] * _SAMPLED_CROPS)
+        return {
+            name: float(
+                crop_weights(sample.boxes, sample.sizes_hw, levels[0].spec.geometry, out_hw=(1, 1)).kept.mean(
+                    dtype=np.float64
+                )
+            )
+            for name, levels in self.levels.items()
+        }
 
     def _target_hw(self, teacher_hw: tuple[int, int]) -> tuple[int, int]:
         """The grid on which a teacher's map and its head's meet: the head's, or the larger of the two."""
         head_hw = (self.grid_hw[0] * self.recipe.adaptor_upsample, self.grid_hw[1] * self.recipe.adaptor_upsample)
         if self.recipe.target_grid == "student":
             return head_hw
-        share = math.sqrt(self.recipe.crop_area[1])
-        h, w = (max(mine, math.ceil(theirs * share)) for mine, theirs in zip(head_hw, teacher_hw, strict=True))
+        share = np.sqrt(self.recipe.crop_area[1])
+        h, w = (max(mine, int(np.ceil(theirs * share))) for mine, theirs in zip(head_hw, teacher_hw, strict=True))
         return (h, w)
 
-    def batches(self, first: int, last: int, *, threads: int) -> Generator[Batch]:
-        """Batches of steps first to last - 1, made ahead in threads."""
-        with ThreadPoolExecutor(threads, thread_name_prefix="data") as pool:
-            yield from ahead(pool, self.batch, range(first, last), depth=threads + 2)
+    def refuse_unreadable_pixels(self) -> None:
+        """Raise TrainingError, before a run begins, if images cannot be had: moved, or others than the build saw."""
+        row = int(self.order.rows(0, 0, 1)[0])
+        try:
+            self._image(row)
+        except TrainingError as exc:
+            places = ", ".join(container.path for container in self.cache.meta.containers)
+            raise TrainingError(
+                f"{exc}. Training reads the images where the build found them ({places}): put them back, or build a cache of "
+                "those that are there"
+            ) from exc
 
     def _image(self, row: int) -> Image.Image:
         try:
             return decode_image(self.cache.read_file(row), max_pixels=self.cache.meta.max_pixels)
         except ImageError as exc:
             raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
+
+
+def read_codes(teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any]) -> object:
+    """Straight from the shards."""
+    return teacher.codes(rows, out=out)
+
+
+def assembled(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherPart, ...]) -> Batch:
+    """A batch of what was planned and what was read."""
+    return Batch(
+        crops.rows, pixels, parts, None if crops.shift_yx is None else torch.from_numpy(crops.shift_yx),
+        None if crops.jitter is None else torch.from_numpy(crops.jitter),
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from radio_cache.phi_s import NORMALISATIONS
 from radio_cache.reader import Cache
 from radio_cache.torch import MapDecoder
 from trainer.adaptors import Head, fold_into_last
-from trainer.recipes import Normalise
+from trainer.recipe import Normalise
 
 _SAMPLED_IMAGES, _SAMPLED_SUMMARIES, _AT_ONCE = 256, 16_384, 16
 

@@ -16,15 +16,15 @@ from trainer.losses import (
     spatial_match,
     summary_angle,
 )
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.targets import Targets
 
 
 class TeacherLoss(NamedTuple):
     """One teacher's losses by image (b,); summary is None where the teacher has none.
 
-    kept (b,): the share of the view that an image's crop kept. Its summary loss counts by it, since a summary speaks of
-    the whole view.
+    kept (b,): the share of the view that an image's crop kept, over what is kept on average. Its summary loss counts by it,
+    since a summary speaks of the whole view. The average is over the run and not the batch, so that a batch may be cut.
     """
 
     summary: Float[Tensor, " b"] | None
@@ -35,14 +35,14 @@ class TeacherLoss(NamedTuple):
         """The batch's losses: "spatial", and "summary" where there is one."""
         found = {"spatial": self.spatial.mean()}
         if self.summary is not None:
-            found["summary"] = (self.summary * self.kept).sum() / self.kept.sum()
+            found["summary"] = (self.summary * self.kept).mean()
         return found
 
     def per_image(self) -> dict[str, Float[Tensor, " b"]]:
         """What each image adds; the mean of it is that of `means`, up to rounding."""
         found = {"spatial": self.spatial}
         if self.summary is not None:
-            found["summary"] = self.summary * (self.kept / self.kept.mean())
+            found["summary"] = self.summary * self.kept
         return found
 
 

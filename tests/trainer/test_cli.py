@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from radio_cache.reader import Cache
 from trainer.cli import main
+from trainer.defaults import suited
+from trainer.recipes import quick
 
 SMALL = ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--set", "adaptor_width=8", "--device", "cpu"]
 
@@ -36,3 +39,34 @@ def test_errors_are_one_message_without_a_traceback(tiny_cache: Cache, tmp_path:
     assert "does not exist" in output("--cache", str(tmp_path / "nowhere.zarr"))
     assert "--device cuda:99 cannot be used here" in output(*cache, "--device", "cuda:99")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_says_nothing_gets_settings_that_suit_cache_and_student(tiny_cache: Cache) -> None:
+    [stage] = suited(quick(), tiny_cache, (), "vit-tiny-16", "cpu").stages
+    assert stage.groups[0].image_px == 32  # the teachers' largest input; the student's own is 96
+    assert stage.groups[0].batch_images == 8
+    assert stage.steps == 25_600 // 8
+    assert stage.lr < suited(quick(), tiny_cache, (), "e-radio-tiny", "cpu").stages[0].lr
+
+
+def test_the_recipe_is_shown_before_training_and_another_student_drops_its_settings(
+    tiny_cache: Cache, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["--cache", str(tiny_cache.path), "--out", str(out), "--recipe", "am_radio", "--student", "e-radio-tiny"]
+    for setting in (
+        "stages.0.groups.0.image_px=32", "stages.0.groups.0.batch_images=2", "stages.1.groups.0.image_px=64",
+        "stages.1.groups.0.batch_images=2", "stages.1.groups.1.image_px=32", "stages.1.groups.1.batch_images=2",
+        "stages.1.groups.1.teachers=fake-b", "adaptor_width=8",
+    ):  # fmt: skip
+        command += ["--set", setting]
+    result = CliRunner().invoke(main, [*command, "--steps", "4", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "stage 1 'with SAM': 2 steps" in result.output
+    assert "(ours)" in result.output
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["teachers"].keys() == {"fake-a", "fake-b"}
+    result = CliRunner().invoke(
+        main, ["--cache", str(tiny_cache.path), "--out", str(tmp_path / "x"), "--recipe", "am-radio"]
+    )
+    assert "stages.1.groups.1 asks for teachers sam*, and there are fake-a, fake-b" in result.output

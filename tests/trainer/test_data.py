@@ -1,24 +1,31 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from radio_cache.errors import ConfigError, TrainingError
+from radio_cache.errors import ConfigError, MissingRowsError, TrainingError
 from radio_cache.reader import Cache
 from radio_cache.torch import crop_maps
-from trainer.data import CropData, eval_box_xyxy, shifted_box_xyxy, student_pixels
-from trainer.recipes import Recipe
+from trainer.choice import usable_rows
+from trainer.data import eval_box_xyxy, shifted_box_xyxy, student_pixels
+from trainer.feed import Feed
+from trainer.plan import Plan
+from trainer.recipe import Recipe, everywhere
 from trainer.targets import TargetMaker
+
+if TYPE_CHECKING:
+    from conftest import MakeData
 
 TEACHERS = ("fake-a", "fake-b")
 
 
-def test_every_usable_image_comes_once_an_epoch(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
-    data = CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2))
-    rows = np.concatenate([data.rows_of(step) for step in range(7)])  # 21 images: three epochs of seven
+def test_every_usable_image_comes_once_an_epoch(tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData") -> None:
+    data = make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2))
+    rows = np.concatenate([data.crops(step, 0, 3).rows for step in range(7)])  # 21 images: three epochs of seven
     usable = tiny_cache.usable_rows(TEACHERS).tolist()
     assert len(usable) == 7
     epochs = [rows[i : i + 7].tolist() for i in (0, 7, 14)]
@@ -26,18 +33,25 @@ def test_every_usable_image_comes_once_an_epoch(tiny_cache: Cache, tiny_recipe: 
     assert epochs[0] != epochs[1]
 
 
-def test_order_and_crops_depend_only_on_seed_and_step(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
-    ahead = list(CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batches(0, 6, threads=3))
-    alone = CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(4)
-    assert [batch.step for batch in ahead] == list(range(6))
+def test_order_and_crops_depend_only_on_seed_and_step(
+    tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData"
+) -> None:
+    groups = {(0, 0): make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2))}
+    with Feed(Plan(tiny_recipe), groups, 0, 6, device=torch.device("cpu"), threads=3) as feed:
+        # The feed's memory is used again for later batches: keep copies.
+        ahead = [fed.batch.map(torch.clone) for fed in feed]
+    alone = make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(4, 0, 3)
+    assert len(ahead) == 6
     np.testing.assert_array_equal(ahead[4].rows, alone.rows)
     np.testing.assert_array_equal(ahead[4].pixels, alone.pixels)
-    np.testing.assert_array_equal(ahead[4].teachers[0].weights.rows, alone.teachers[0].weights.rows)
-    other = CropData(tiny_cache, TEACHERS, replace(tiny_recipe, seed=1), (2, 2)).batch(4)
+    np.testing.assert_array_equal(ahead[4].teachers[0].levels[0].rows, alone.teachers[0].levels[0].rows)
+    other = make_data(tiny_cache, TEACHERS, replace(tiny_recipe, seed=1), (2, 2)).batch(4, 0, 3)
     assert (other.pixels != alone.pixels).any()
 
 
-def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(tmp_path: Path, tiny_recipe: Recipe) -> None:
+def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(
+    tmp_path: Path, tiny_recipe: Recipe, make_data: "MakeData"
+) -> None:
     """Pixels and targets are cut at the same place: a smooth ramp, seen by a teacher that reports colours, ties them."""
     from radio_cache.testing import fake_features, fake_spec, make_tiny_cache
 
@@ -46,15 +60,17 @@ def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(tmp_path: P
     (tmp_path / "images/ramp").mkdir(parents=True)
     Image.fromarray(ramp).save(tmp_path / "images/ramp/0.png")
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 12)})
-    recipe = replace(tiny_recipe, crop_area=(0.3, 0.6), batch_images=1, normalise="none")
-    data = CropData(cache, ("colours",), recipe, (4, 4))
-    make = TargetMaker(cache, "colours", recipe, data.rows, torch.device("cpu"))
+    recipe = replace(everywhere(tiny_recipe, batch_images=1), crop_area=(0.3, 0.6), normalise="none")
+    data = make_data(cache, ("colours",), recipe, (4, 4))
+    make = TargetMaker(cache, data.levels["colours"], recipe, data.order.rows(0, 0, 1), torch.device("cpu"))
     spec = fake_spec("colours", summary_dim=None, spatial_dim=12)
     errors, mirrored = [], []
     for step in range(20):
-        batch = data.batch(step)
+        batch = data.batch(step, 0, 1)
         targets = make(batch.teachers[0])
-        _, said = fake_features(Image.fromarray(batch.pixels[0]), spec)  # on the 4 x 4 grid of the 32 px crop itself
+        _, said = fake_features(
+            Image.fromarray(batch.pixels[0].numpy()), spec
+        )  # on the 4 x 4 grid of the 32 px crop itself
         target = targets.spatial[0].numpy().reshape(4, 4, 12)
         # The outer half token of the whole image has no neighbour to interpolate with; look inside.
         errors.append(np.abs(target - said)[1:3, 1:3].max() / np.ptp(said))
@@ -63,13 +79,15 @@ def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(tmp_path: P
     assert min(mirrored) > 3 * max(errors)
 
 
-def test_standardised_targets_have_the_statistics_of_the_cache_removed(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+def test_standardised_targets_have_the_statistics_of_the_cache_removed(
+    tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData"
+) -> None:
     teacher = tiny_cache.teachers["fake-a"]
-    data = CropData(tiny_cache, ("fake-a",), tiny_recipe, (4, 4))
-    part = data.batch(0).teachers[0]
+    data = make_data(tiny_cache, ("fake-a",), tiny_recipe, (4, 4))
+    part = data.batch(0, 0, 3).teachers[0]
     plain = replace(tiny_recipe, normalise="none", normalise_summary="none")
     raw, scaled = (
-        TargetMaker(tiny_cache, "fake-a", recipe, data.rows, torch.device("cpu"))(part)
+        TargetMaker(tiny_cache, data.levels["fake-a"], recipe, tiny_cache.usable_rows(), torch.device("cpu"))(part)
         for recipe in (plain, tiny_recipe)
     )
     mean, std = teacher.spatial_mean_std()
@@ -91,19 +109,25 @@ def test_crop_maps_is_two_matrix_products_in_row_major_order() -> None:
     torch.testing.assert_close(crop_maps(maps, rows, columns), expected)
 
 
-def test_an_image_that_changed_since_the_build_stops_training_by_name(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+def test_an_image_that_changed_since_the_build_stops_training_by_name(
+    tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData"
+) -> None:
     folder = Path(tiny_cache.meta.containers[0].path)
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(TrainingError, match=r"image (red|blue)/\d.png of .*has changed since the cache was built"):
-        CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(0)
+        make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(0, 0, 3)
 
 
-def test_a_cache_without_a_complete_image_is_refused(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
-    for receipt in (tiny_cache.path / "receipts/fake-a").iterdir():
-        receipt.unlink()
-    with pytest.raises(ConfigError, match="no image that is complete for fake-a, fake-b: run the build to its end"):
-        CropData(tiny_cache, TEACHERS, tiny_recipe, (2, 2))
+def test_an_unfinished_cache_is_refused_unless_it_may_be_one(tiny_cache: Cache) -> None:
+    receipts = sorted((tiny_cache.path / "receipts/fake-a").iterdir())
+    receipts[0].unlink()
+    with pytest.raises(MissingRowsError, match=r"'fake-a' has seen 4 of 8 images: .* with --allow-partial"):
+        usable_rows(Cache(tiny_cache.path), TEACHERS, allow_partial=False)
+    assert usable_rows(Cache(tiny_cache.path), TEACHERS, allow_partial=True).tolist() == [4, 6, 7]
+    receipts[1].unlink()
+    with pytest.raises(ConfigError, match="has no image that is complete for fake-a, fake-b"):
+        usable_rows(Cache(tiny_cache.path), TEACHERS, allow_partial=True)
 
 
 def test_student_pixels_of_a_box_are_that_part_of_the_image() -> None:
@@ -117,7 +141,9 @@ def test_the_eval_crop_is_the_centre_square_that_crop_teachers_see() -> None:
     assert eval_box_xyxy((40, 80), "crop") == (22.5, 2.5, 57.5, 37.5)
 
 
-def test_a_shifted_crop_shows_what_the_target_shows_whole_tokens_away(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+def test_a_shifted_crop_shows_what_the_target_shows_whole_tokens_away(
+    tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData"
+) -> None:
     rng, box, within = np.random.default_rng(0), (4.0, 8.0, 20.0, 24.0), (0.0, 0.0, 64.0, 64.0)
     seen = set()
     for _ in range(200):
@@ -127,17 +153,21 @@ def test_a_shifted_crop_shows_what_the_target_shows_whole_tokens_away(tiny_cache
         seen.add((down, right))
     # 4 pixels a token: one token to the left still fits, two do not; two are half the overlap.
     assert seen == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
-    data = CropData(tiny_cache, TEACHERS, replace(tiny_recipe, shift_tokens=1.0, crop_area=(0.2, 0.3)), (4, 4))
-    shifts = [data.batch(step).shift_yx for step in range(4)]
+    data = make_data(tiny_cache, TEACHERS, replace(tiny_recipe, shift_tokens=1.0, crop_area=(0.2, 0.3)), (4, 4))
+    shifts = [data.batch(step, 0, 3).shift_yx for step in range(4)]
     assert any(shift is not None and shift.any() for shift in shifts)
-    assert CropData(tiny_cache, TEACHERS, tiny_recipe, (4, 4)).batch(0).shift_yx is None
+    assert make_data(tiny_cache, TEACHERS, tiny_recipe, (4, 4)).batch(0, 0, 3).shift_yx is None
 
 
-def test_targets_lie_on_the_larger_grid_where_the_recipe_says_so(tiny_cache: Cache, tiny_recipe: Recipe) -> None:
+def test_targets_lie_on_the_larger_grid_where_the_recipe_says_so(
+    tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData"
+) -> None:
     recipe = replace(tiny_recipe, target_grid="larger")
     grid = tiny_cache.teachers["fake-a"].spec.geometry.grid_hw
     for student_hw in ((2, 2), (9, 9)):
-        data = CropData(tiny_cache, ("fake-a",), recipe, student_hw)
-        targets = TargetMaker(tiny_cache, "fake-a", recipe, data.rows, torch.device("cpu"))(data.batch(0).teachers[0])
+        data = make_data(tiny_cache, ("fake-a",), recipe, student_hw)
+        targets = TargetMaker(tiny_cache, data.levels["fake-a"], recipe, tiny_cache.usable_rows(), torch.device("cpu"))(
+            data.batch(0, 0, 3).teachers[0]
+        )
         assert targets.grid_hw == (max(student_hw[0], grid[0]), max(student_hw[1], grid[1]))
         assert targets.spatial.shape[1] == targets.grid_hw[0] * targets.grid_hw[1]

@@ -12,7 +12,7 @@ from trainer import TrainConfig, load_student, train
 from trainer.adaptors import AdaptorOutput, MlpHead, fold_into_last
 from trainer.distilled import backbone_and_heads
 from trainer.export_cli import main as export_main
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe, everywhere
 
 
 def test_folded_statistics_give_the_teachers_own_units() -> None:
@@ -28,7 +28,7 @@ def test_a_trained_student_speaks_in_the_units_of_the_cache(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     """The exported heads are near the cached maps themselves; without the folded mean they could not be."""
-    recipe = replace(tiny_recipe, steps=60, lr=5e-3, crop_area=(0.9, 1.0))
+    recipe = replace(everywhere(tiny_recipe, steps=60, lr=5e-3), crop_area=(0.9, 1.0))
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     model = load_student(tmp_path / "run", adaptors="all")
     from radio_cache.images import decode_image
@@ -81,7 +81,7 @@ def test_without_adaptors_a_model_gives_summary_and_features_and_with_them_a_dic
 def test_residual_heads_that_upsample_are_trained_and_speak_of_a_finer_grid_in_the_teachers_units(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(tiny_recipe, adaptor="residual-mlp", adaptor_blocks=1, adaptor_upsample=2, steps=25, lr=5e-3,
+    recipe = replace(everywhere(tiny_recipe, steps=25, lr=5e-3), adaptor="residual-mlp", adaptor_blocks=1, adaptor_upsample=2,
                      crop_area=(0.9, 1.0), shift_tokens=0.5, normalise="phi-s")  # fmt: skip
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run", teachers=("fake-a",)))
     model = load_student(tmp_path / "run", adaptors=["fake-a"])
@@ -120,7 +120,7 @@ def test_a_reparametrised_vit_is_trained_resumed_and_exported_plain(
     recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides=overrides)
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     model = load_student(tmp_path / "run")
-    assert model.config.overrides == {"width": 24, "depth": 2, "heads": 2, "num_global": 1}
+    assert model.config.overrides == {"num_summary_tokens": 1, "width": 24, "depth": 2, "heads": 2, "num_global": 1}
     assert not [name for name in model.state_dict() if "parametrizations" in name or "window_draws" in name]
     # The last checkpoint still has the reparametrised weights, and training goes on from it.
     again = train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
@@ -135,7 +135,7 @@ def test_weights_a_student_started_from_are_not_fetched_again_for_a_trained_one(
     start = tmp_path / "start.pt"
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), start)
     overrides = {"depth": 12, "patch_bias": True, "init_from": "vit_tiny_patch16_224", "init_file": str(start)}
-    recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides=overrides, steps=1)
+    recipe = replace(everywhere(tiny_recipe, steps=1), student="vit-tiny-16", student_overrides=overrides)
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     started = load_student(tmp_path / "run", untrained=True)
     start.unlink()

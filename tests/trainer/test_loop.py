@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, StoreError
 from radio_cache.reader import Cache
-from trainer.loop import TrainConfig, lr_at, train
-from trainer.recipes import Recipe
+from trainer.loop import TrainConfig, train
+from trainer.plan import lr_at
+from trainer.recipe import Recipe, everywhere
 
 
 def losses_of(run: Path) -> list[dict[str, object]]:
@@ -33,7 +34,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def test_training_brings_the_losses_down_and_leaves_a_student(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(tiny_recipe, steps=40, log_every=5)
+    recipe = replace(everywhere(tiny_recipe, steps=40), log_every=5)
     report = train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     assert (report.steps, report.steps_before, report.stopped) == (40, 0, False)
     lines = losses_of(tmp_path / "run")
@@ -86,7 +87,7 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(tiny_recipe, steps=24, checkpoint_every=2, log_every=4)
+    recipe = replace(everywhere(tiny_recipe, steps=24), checkpoint_every=2, log_every=4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=whole))
     command = [
@@ -122,8 +123,8 @@ def test_a_run_folder_with_other_settings_is_refused_by_name(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"holds a run with other settings: recipe.lr was 0.002, now 0.5"):
-        train(TrainConfig(cache=tiny_cache.path, recipe=replace(tiny_recipe, lr=0.5), out=tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"holds a run with other settings: recipe.stages.0.lr was 0.002, now 0.5"):
+        train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, lr=0.5), out=tmp_path / "run"))
 
 
 def test_an_output_that_is_something_else_is_refused(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -146,9 +147,10 @@ def test_an_unknown_teacher_is_answered_with_the_cached_ones(
 
 def test_an_illegal_image_size_names_the_nearest(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="image_px 50: student 'e-radio-tiny' takes 64 as the nearest; --set image_px=64"
+        ConfigError,
+        match=r"image_px=50: student 'e-radio-tiny' takes 64 as the nearest; --set stages\.0\.groups\.0\.image_px=64",
     ):
-        train(TrainConfig(cache=tiny_cache.path, recipe=replace(tiny_recipe, image_px=50), out=tmp_path / "run"))
+        train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, image_px=50), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -167,7 +169,7 @@ def test_a_cache_without_teachers_says_how_to_get_one(tmp_path: Path, tiny_recip
 def test_a_loss_that_is_not_finite_names_teacher_step_and_images(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(tiny_recipe, lr=1e30, warmup_steps=0, clip_grad_norm=1e30)
+    recipe = replace(everywhere(tiny_recipe, lr=1e30, warmup_steps=0), clip_grad_norm=1e30)
     with pytest.raises(
         NonFiniteLossError,
         match=r"step \d+: the loss of teacher 'fake-[ab]' is (nan|inf), on images such as \w+/\d.png",
@@ -176,8 +178,8 @@ def test_a_loss_that_is_not_finite_names_teacher_step_and_images(
 
 
 def test_the_rate_warms_up_and_falls_to_zero(tiny_recipe: Recipe) -> None:
-    recipe = replace(tiny_recipe, lr=1.0, warmup_steps=4, steps=104)
-    rates = [lr_at(step, recipe) for step in range(recipe.steps)]
+    [stage] = everywhere(tiny_recipe, lr=1.0, steps=104, warmup_steps=4).stages
+    rates = [lr_at(step, stage) for step in range(stage.steps)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[54] == pytest.approx(0.5)
     assert rates[-1] < 1e-3
@@ -185,6 +187,7 @@ def test_the_rate_warms_up_and_falls_to_zero(tiny_recipe: Recipe) -> None:
 
 
 def test_a_vit_gives_each_summary_teacher_its_own_token(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides={"num_summary_tokens": 1}, steps=2)
+    recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides={"num_summary_tokens": 1})
+    recipe = everywhere(recipe, steps=2)
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     assert (tmp_path / "run/student.safetensors").exists()

@@ -1,5 +1,6 @@
 """Normalisation of targets: statistics afterwards, the way back through a head, and klt's short cut."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.torch import MapDecoder
 from trainer.adaptors import Head, MlpHead, ResidualHead, spread_copies
+from trainer.data import CropData
 from trainer.normalisation import Normalise, Rotated, from_coordinates, spatial_normaliser, summary_normaliser
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.targets import TargetMaker
 
 CPU = torch.device("cpu")
@@ -44,9 +46,7 @@ def test_a_head_that_says_the_targets_says_the_teachers_features_once_folded(
         torch.nn.init.normal_(head.last.bias)
         said = spread_copies(head(inputs), (3, 5), factor)
         normaliser.fold_into(head)
-        torch.testing.assert_close(
-            normaliser(spread_copies(head(inputs), (3, 5), factor)), said, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(normaliser(spread_copies(head(inputs), (3, 5), factor)), said, rtol=1e-3, atol=1e-3)
 
 
 def test_phi_s_targets_have_variance_one_in_every_channel_and_keep_angles(cache: Cache) -> None:
@@ -89,15 +89,18 @@ def test_targets_in_one_product_are_decoding_then_normalising(cache: Cache) -> N
     torch.testing.assert_close(coordinates @ weight + bias, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_the_dispersion_is_that_of_the_normalised_summaries(cache: Cache, tiny_recipe: Recipe) -> None:
-    from trainer.data import CropData
+def test_the_dispersion_is_that_of_the_normalised_summaries(
+    cache: Cache, tiny_recipe: Recipe, make_data: Callable[..., CropData]
+) -> None:
     from trainer.losses import angular_dispersion
 
     recipe = replace(tiny_recipe, summary_loss="angle", normalise_summary="none")
-    data = CropData(cache, ("t",), recipe, (2, 2))
-    targets = TargetMaker(cache, "t", recipe, data.rows, CPU)(data.batch(0).teachers[0])
-    everything = torch.from_numpy(cache.teachers["t"].summaries(data.rows))
+    data = make_data(cache, ("t",), recipe, (2, 2))
+    targets = TargetMaker(cache, data.levels["t"], recipe, cache.usable_rows(), CPU)(data.batch(0, 0, 3).teachers[0])
+    everything = torch.from_numpy(cache.teachers["t"].summaries(cache.usable_rows()))
     assert targets.dispersion == pytest.approx(angular_dispersion(everything))
-    scaled = TargetMaker(cache, "t", replace(recipe, normalise_summary="standardise"), data.rows, CPU)
-    assert scaled(data.batch(0).teachers[0]).dispersion != pytest.approx(targets.dispersion)
+    scaled = TargetMaker(
+        cache, data.levels["t"], replace(recipe, normalise_summary="standardise"), cache.usable_rows(), CPU
+    )
+    assert scaled(data.batch(0, 0, 3).teachers[0]).dispersion != pytest.approx(targets.dispersion)
     assert np.isfinite(targets.dispersion)

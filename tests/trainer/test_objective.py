@@ -12,7 +12,7 @@ from trainer.balancing import BALANCINGS
 from trainer.loop import TrainConfig, train
 from trainer.losses import SPATIAL_LOSSES, SUMMARY_LOSSES
 from trainer.objective import Objective, TeacherLoss, teacher_loss
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe, everywhere
 from trainer.targets import Targets
 
 
@@ -25,7 +25,7 @@ def loss_of(spatial: list[float], summary: list[float] | None = None, kept: list
 
 
 def test_summaries_count_by_what_the_crop_kept() -> None:
-    loss = loss_of([1.0, 3.0], summary=[1.0, 2.0], kept=[0.75, 0.25])
+    loss = loss_of([1.0, 3.0], summary=[1.0, 2.0], kept=[1.5, 0.5])
     assert loss.means()["summary"].item() == pytest.approx(1.25)
     assert loss.means()["spatial"].item() == 2.0
     assert loss.per_image()["summary"].mean().item() == pytest.approx(1.25)
@@ -91,7 +91,7 @@ def test_every_name_trains_and_resumes_bitwise(
     widths = {"a": (4, 8), "b": (None, 4)}
     cache = make_tiny_cache(tmp_path / "cache.zarr", tmp_path / "images", teachers=widths)
     recipe = Recipe.from_json({
-        **replace(tiny_recipe, student="vit-tiny-16", steps=3, log_every=1, checkpoint_every=1).to_json(), **settings,
+        **replace(everywhere(tiny_recipe, steps=3), student="vit-tiny-16", log_every=1, checkpoint_every=1).to_json(), **settings,
     })  # fmt: skip
     config = TrainConfig(cache=cache.path, recipe=recipe, out=tmp_path / "run")
     train(config)

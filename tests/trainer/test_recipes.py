@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from radio_cache.errors import ConfigError
-from trainer.recipes import RECIPES, Recipe, am_radio, find_recipe, quick, with_settings
+from trainer.recipe import Group, Recipe, everywhere
+from trainer.recipe_text import MAX_LINES, described
+from trainer.recipes import RECIPES, am_radio, find_recipe, quick, radio_v25
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -15,68 +17,73 @@ def test_a_recipe_survives_its_json(name: str) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_shown_in_few_lines_and_says_what_we_chose(name: str) -> None:
+    recipe = find_recipe(name)
+    text = described(recipe)
+    assert len(text.splitlines()) <= MAX_LINES
+    assert f"seed={recipe.seed}" in text
+    assert text.count("(ours)") == len(recipe.ours)
+
+
 def test_a_saved_recipe_is_found_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(replace(quick(), lr=0.5).to_json()))
-    assert find_recipe(str(path)).lr == 0.5
+    path.write_text(json.dumps(everywhere(quick(), lr=0.5).to_json()))
+    assert find_recipe(str(path)).stages[0].lr == 0.5
 
 
 def test_am_radio_has_the_numbers_of_the_paper() -> None:
     recipe = am_radio()
-    assert (recipe.steps, recipe.batch_images, recipe.image_px, recipe.lr) == (300_000, 1024, 256, 1e-3)
+    assert [(stage.steps, stage.lr) for stage in recipe.stages] == [(300_000, 1e-3)] * 2
+    assert recipe.stages[0].groups == (Group(teachers=("!sam*",), image_px=256, batch_images=1024),)
+    assert [group.image_px for group in recipe.stages[1].groups] == [432, 1024]
+    assert [group.batch_images for group in recipe.stages[1].groups] == [32 * 32, 32 * 2]
     assert (recipe.cos_weight, recipe.l1_weight, recipe.normalise, recipe.adaptor_width) == (0.9, 0.1, "none", None)
+    assert recipe.images_seen == 300_000 * (1024 + 1024 + 64)
+
+
+def test_radio_v25_asks_every_teacher_at_low_and_high_resolution() -> None:
+    stages = radio_v25().stages
+    assert [[group.image_px for group in stage.groups] for stage in stages] == [[256], [432], [432, 1024]]
+    assert all(group.teachers == ("*",) for stage in stages for group in stage.groups)
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError, match=r"no recipe is called 'quik'. Did you mean 'quick'\? Known: am-radio, demo, quick"
-    ):
+    with pytest.raises(ConfigError, match=r"no recipe is called 'quik'. Did you mean 'quick'\? Known: am-radio, demo"):
         find_recipe("quik")
+    assert find_recipe("am_radio") == am_radio()
 
 
-def test_settings_are_typed_by_their_field() -> None:
-    changed = with_settings(
-        quick(),
-        {
-            "lr": "1e-4", "steps": "7", "crop_area": "0.5,1", "normalise": "none", "adaptor_width": "none",
-            "channels_last": "false", "student_overrides.depths": "[1, 1, 1, 1]", "teacher_weights.sam": "0.5",
-        },
-    )  # fmt: skip
-    assert (changed.lr, changed.steps, changed.crop_area, changed.normalise) == (1e-4, 7, (0.5, 1.0), "none")
-    assert changed.adaptor_width is None
-    assert changed.channels_last is False
-    assert changed.student_overrides == {"depths": [1, 1, 1, 1]}
-    assert changed.teacher_weights == {"sam": 0.5}
+def test_steps_of_the_whole_run_keep_the_stages_shares() -> None:
+    stages = everywhere(radio_v25(), steps=8).stages
+    assert [stage.steps for stage in stages] == [4, 2, 2]
+    assert [stage.warmup_steps for stage in stages] == [0, 0, 0]
+    assert [stage.steps for stage in everywhere(radio_v25(), steps=3).stages] == [1, 1, 1]
+    with pytest.raises(ConfigError, match="steps must be at least 1 for each of 3 stages, not 2"):
+        everywhere(radio_v25(), steps=2)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("batch_image", "3", "no recipe setting is called 'batch_image'. Did you mean 'batch_images'"),
-        ("steps", "many", "--set steps=many: 'many' is not a int"),
-        ("steps", "1.5", "--set steps=1.5"),
-        ("steps", "true", "--set steps=true"),
-        ("steps", "0", "steps must be at least 1, not 0"),
-        ("lr", "-1", "lr must be above 0"),
-        ("crop_area", "0.9,0.1", "crop_area must be two rising numbers"),
-        ("crop_area", "0.5", "--set crop_area=0.5"),
-        ("normalise", "phi", "--set normalise=phi"),
-        ("steps.x", "1", "'steps' is one value"),
-        ("name", "x", "no recipe setting is called 'name'"),
-    ],
-)
-def test_a_bad_setting_is_named(key: str, value: str, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        with_settings(quick(), {key: value})
-    assert message in str(error.value)
+def test_one_value_for_groups_that_differ_is_answered_with_the_settings_to_use() -> None:
+    with pytest.raises(
+        ConfigError, match=r"several image_px.*--set stages\.0\.groups\.0\.image_px=256 --set stages\.1"
+    ):
+        everywhere(am_radio(), image_px=64)
 
 
 def test_a_recipe_file_with_an_unknown_or_a_missing_field_is_refused(tmp_path: Path) -> None:
     data = quick().to_json()
-    with pytest.raises(ConfigError, match=r"no recipe setting is called 'stepz'\. Did you mean 'steps'"):
-        Recipe.from_json({**data, "stepz": 3})
-    with pytest.raises(ConfigError, match="the recipe lacks lr"):
-        Recipe.from_json({key: value for key, value in data.items() if key != "lr"})
+    with pytest.raises(ConfigError, match=r"no recipe setting is called 'stagez'\. Did you mean 'stages'"):
+        Recipe.from_json({**data, "stagez": 3})
+    with pytest.raises(ConfigError, match="the recipe lacks stages"):
+        Recipe.from_json({key: value for key, value in data.items() if key != "stages"})
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(ConfigError, match="is not a recipe in JSON"):
         find_recipe(str(tmp_path / "r.json"))
+
+
+def test_impossible_recipes_are_refused_by_the_path_of_the_setting() -> None:
+    [stage] = quick().stages
+    with pytest.raises(ConfigError, match=r"stages\.0\.groups\.0\.rate must be above 0"):
+        replace(quick(), stages=(replace(stage, groups=(Group(image_px=32, batch_images=1, rate=0.0),)),))
+    with pytest.raises(ConfigError, match="has no stage"):
+        replace(quick(), stages=())

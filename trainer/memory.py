@@ -1,0 +1,50 @@
+"""Memory: what to turn down where there is not enough, and blocks that are computed twice instead of kept."""
+
+import contextlib
+import functools
+from collections.abc import Generator
+from typing import Any, cast
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from radio_cache.errors import ConfigError, TrainingError
+from trainer.students import Student
+from trainer.students.timm_backbone import TimmBackbone
+from trainer.students.transformer_block import Block
+
+
+@contextlib.contextmanager
+def telling_what_to_turn_down() -> Generator[None]:
+    """Turn "out of memory", of a GPU or of the machine, into a TrainingError that names the settings."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+        if isinstance(exc, RuntimeError) and not isinstance(exc, torch.OutOfMemoryError) and "memory" not in str(exc):
+            raise
+        raise TrainingError(
+            f"out of memory ({str(exc).splitlines()[0] if str(exc) else 'refused by the system'}). In the order of its price: "
+            "--set accumulate=2 (the same result), --set checkpoint_activations=true (the same, a third slower), "
+            "--set precision=bfloat16, a smaller --batch-size or --image-size, a smaller student"
+        ) from exc
+
+
+def checkpoint_activations(student: Student) -> None:
+    """Blocks keep their inputs alone and are computed again on the way back. For ViTs and models of timm that can.
+
+    Raises ConfigError for a student that has no such blocks.
+    """
+    blocks = [module for module in student.modules() if isinstance(module, Block)]
+    for block in blocks:
+        # The method of this object alone: names of parameters stay what they are.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if blocks:
+        return
+    for module in student.modules() if isinstance(student, TimmBackbone) else ():
+        setter = cast(Any, getattr(module, "set_grad_checkpointing", None))
+        if setter is not None:
+            setter(True)
+            return
+    raise ConfigError(
+        f"student '{student.name}' has no blocks that can be computed twice: --set checkpoint_activations=false"
+    )

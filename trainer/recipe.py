@@ -1,0 +1,280 @@
+"""A recipe: everything that decides a training run, as one frozen value, saved with the run.
+
+A run is stages, one after the other; a step of a stage asks one or several groups of teachers, each at its own student
+resolution and batch size. The recipes with names are in `trainer.recipes`.
+"""
+
+import json
+import typing
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final, Literal
+
+from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.strict_json import from_json
+from trainer.adaptors import HeadConfig, HeadKind
+
+Normalise = Literal["none", "global", "standardise", "pca", "zca", "hadamard", "phi-s"]
+SummaryLoss = Literal["cosine", "l1", "mse", "smooth-l1", "angle"]
+SpatialLoss = Literal["match", "cosine", "l1", "mse", "smooth-l1"]
+BalancingName = Literal["naive", "uncertainty", "adaloss", "amtml-kd"]
+TargetGrid = Literal["student", "larger"]
+GroupMode = Literal["together", "sampled"]
+Shuffle = Literal["auto", "full", "blocks"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "normalise": typing.get_args(Normalise),
+    "normalise_summary": typing.get_args(Normalise),
+    "summary_loss": typing.get_args(SummaryLoss),
+    "spatial_loss": typing.get_args(SpatialLoss),
+    "balancing": typing.get_args(BalancingName),
+    "target_grid": typing.get_args(TargetGrid),
+    "groups": typing.get_args(GroupMode),
+    "shuffle": typing.get_args(Shuffle),
+    "precision": typing.get_args(Precision),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What part of a step asks: which teachers, at which student resolution, of how many images.
+
+    teachers: patterns of cached names, all of which by default; "sam*" takes them in, "!sam*" leaves them out.
+    image_px: side of the square crop the student sees. batch_images: of one step, over all processes.
+    rate: how often, or how strongly, against the stage's other groups (`Recipe.groups`).
+    """
+
+    teachers: tuple[str, ...] = ("*",)
+    image_px: int
+    batch_images: int
+    rate: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """steps: optimiser steps. lr: the peak rate; linear warm-up, then half a cosine down to zero at the stage's end."""
+
+    name: str
+    steps: int
+    lr: float
+    warmup_steps: int
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a run does.
+
+    student, student_overrides: as for `trainer.students.create_student`.
+    groups: "together": every step asks all groups of its stage; each counts by its share of the rates, and many processes
+        are divided among them, as AM-RADIO does. "sampled": every step asks one, drawn at these rates.
+    crop_area: range of the share of what the teachers saw that a crop covers. crop_ratio: range of its aspect ratio.
+    shift_tokens: the student's crop lies whole tokens beside the target's, round(N(0, shift_tokens)) along each axis, and
+        the loss is over the overlap (C-RADIOv4: 0.5); 0 for no shift.
+    colour_jitter: most that brightness, contrast and saturation of the student's pixels are changed by, as a share; the
+        targets stay what they are. 0 for none.
+    summary_loss, spatial_loss: by name, see `trainer.losses`. "match" is `cos_weight` times cosine and `l1_weight` times
+        smooth-L1; "angle" is C-RADIOv4's.
+    summary_weight, spatial_weight: of the two kinds of loss. teacher_weights: teacher -> weight of all its losses, 1 where
+        not named; teacher_summary_weights: the same, of its summary loss alone, on top.
+    balancing: of all losses, see `trainer.balancing`.
+    normalise, normalise_summary: what targets are brought to, maps and summaries: "none" leaves them, "standardise" gives
+        mean 0 and deviation 1 per channel by the statistics in the cache, the others see `radio_cache.phi_s`. Exported
+        heads speak the teacher's own units either way.
+    target_grid: where maps of different size meet: on the student's grid, or on the larger of the two, as in the paper.
+    adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: the heads, see `trainer.adaptors.HeadConfig`. "mlp" is the first
+        paper's; "residual-mlp" the later one, with `adaptor_blocks` residual blocks, and `adaptor_upsample` times the student's
+        tokens along each side. adaptor_width None takes the widest teacher's, as the paper does.
+    channels_last: memory layout; faster for convolutions, on CPUs too.
+    shuffle: "full": every order of the images is possible. "blocks": `shuffle_shards` shards at a time, whose images are
+        shuffled, so that an object store is read a shard at a time. "auto": full on a disk, blocks in a bucket.
+    accumulate: passes that a process cuts its share of a batch into; less memory, the same sum.
+    precision: of the student's passes; "auto" is bfloat16 on a GPU and float32 on a CPU. Weights, losses and targets are float32.
+    compile: let torch compile the student. checkpoint_activations: compute blocks twice instead of keeping what they made.
+    ema: decay of a moving average of the weights, which is then what leaves the run; None for none.
+    keep_checkpoints: of the last ones, beside the best.
+    ours: settings, such as "lr", that the papers do not give and that we chose; told when the recipe is printed.
+    """
+
+    name: str
+    student: str = "e-radio-tiny"
+    student_overrides: dict[str, Any]
+    stages: tuple[Stage, ...]
+    groups: GroupMode
+    weight_decay: float
+    clip_grad_norm: float
+    crop_area: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    shift_tokens: float
+    colour_jitter: float
+    summary_loss: SummaryLoss
+    spatial_loss: SpatialLoss
+    cos_weight: float
+    l1_weight: float
+    summary_weight: float
+    spatial_weight: float
+    teacher_weights: dict[str, float]
+    teacher_summary_weights: dict[str, float]
+    balancing: BalancingName
+    normalise: Normalise
+    normalise_summary: Normalise
+    target_grid: TargetGrid
+    adaptor: HeadKind
+    adaptor_width: int | None
+    adaptor_blocks: int
+    adaptor_upsample: int
+    channels_last: bool
+    shuffle: Shuffle
+    shuffle_shards: int
+    accumulate: int
+    precision: Precision
+    compile: bool
+    checkpoint_activations: bool
+    ema: float | None
+    keep_checkpoints: int
+    seed: int
+    checkpoint_every: int
+    log_every: int
+    ours: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "log_every", "shuffle_shards", "accumulate", "keep_checkpoints"):
+            self._at_least(name, getattr(self, name), 1)
+        if not self.stages:
+            raise ConfigError(f"recipe '{self.name}' has no stage")
+        for number, stage in enumerate(self.stages):
+            self._check_stage(f"stages.{number}", stage)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"recipe '{self.name}': ema must be between 0 and 1, or none, not {self.ema}")
+        if not self.clip_grad_norm > 0:
+            raise ConfigError(f"recipe '{self.name}': clip_grad_norm must be above 0, not {self.clip_grad_norm}")
+        for name, low, high in (("crop_area", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):
+            first, last = getattr(self, name)
+            if not low < first <= last <= high:
+                raise ConfigError(f"recipe '{self.name}': {name} must be two rising numbers above {low:g} and at most "
+                                  f"{high:g}, not {first}, {last}")  # fmt: skip
+        weights = ("cos_weight", "l1_weight", "summary_weight", "spatial_weight")
+        for name in ("weight_decay", "shift_tokens", "colour_jitter", *weights):
+            self._at_least(name, getattr(self, name), 0)
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"recipe '{self.name}': " + unknown_name(name, str(getattr(self, name)), known))
+        try:
+            HeadConfig(
+                kind=self.adaptor, width=self.adaptor_width, blocks=self.adaptor_blocks, upsample=self.adaptor_upsample
+            )
+        except ConfigError as exc:
+            raise ConfigError(f"recipe '{self.name}': {exc}") from exc
+
+    def _check_stage(self, path: str, stage: Stage) -> None:
+        self._at_least(f"{path}.steps", stage.steps, 1)
+        self._at_least(f"{path}.warmup_steps", stage.warmup_steps, 0)
+        if not stage.groups:
+            raise ConfigError(f"recipe '{self.name}': {path} has no group")
+        positive = [(f"{path}.lr", stage.lr)]
+        for number, group in enumerate(stage.groups):
+            inner = f"{path}.groups.{number}"
+            self._at_least(f"{inner}.image_px", group.image_px, 1)
+            self._at_least(f"{inner}.batch_images", group.batch_images, 1)
+            positive.append((f"{inner}.rate", group.rate))
+        for name, value in positive:
+            if not value > 0:
+                raise ConfigError(f"recipe '{self.name}': {name} must be above 0, not {value}")
+
+    def _at_least(self, name: str, value: float, least: float) -> None:
+        if not value >= least:
+            raise ConfigError(f"recipe '{self.name}': {name} must be at least {least}, not {value}")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def images_seen(self) -> int:
+        """Crops shown to the student in the whole run; with sampled groups, as many as are expected."""
+        total = 0.0
+        for stage in self.stages:
+            shares = group_shares(stage) if self.groups == "sampled" else [1.0] * len(stage.groups)
+            crops = sum(share * group.batch_images for share, group in zip(shares, stage.groups, strict=True))
+            total += stage.steps * crops
+        return round(total)
+
+    @property
+    def final_px(self) -> int:
+        """Side at which the trained student is used: that of the last stage's group with most images."""
+        return max(self.stages[-1].groups, key=lambda group: group.batch_images).image_px
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Recipe":
+        """Raises ConfigError for a setting nobody knows, the nearest first, and for one that is lacking."""
+        known = {item.name for item in fields(cls)}
+        for name in data:
+            if name not in known:
+                raise ConfigError(unknown_name("recipe setting", name, known))
+        missing = sorted(known - data.keys() - {"student"})
+        if missing:
+            raise ConfigError(f"the recipe lacks {', '.join(missing)}")
+        try:
+            return from_json(cls, json.loads(json.dumps(data)))  # lists, as they are in a file
+        except ValueError as exc:
+            raise ConfigError(f"the recipe has an impossible setting: {exc}") from exc
+
+
+def group_shares(stage: Stage) -> list[float]:
+    """Each group's share of the rates; they sum to 1."""
+    total = sum(group.rate for group in stage.groups)
+    return [group.rate / total for group in stage.groups]
+
+
+def everywhere(
+    recipe: Recipe, *, steps: int | None = None, lr: float | None = None, warmup_steps: int | None = None,
+    image_px: int | None = None, batch_images: int | None = None,
+) -> Recipe:  # fmt: skip
+    """The recipe with these values in all its stages and groups.
+
+    steps: of the whole run; stages keep their shares of it, and warm-ups theirs of a stage unless they are given, too.
+    Raises ConfigError for image_px, batch_images and lr where stages or groups differ in them, naming the settings.
+    """
+    stages = recipe.stages
+    if steps is not None:
+        stages = _stretched(recipe, steps)
+    for name, value in (("lr", lr), ("warmup_steps", warmup_steps)):
+        if value is not None:
+            _refuse_different(
+                recipe, name, {f"stages.{n}.{name}": getattr(s, name) for n, s in enumerate(recipe.stages)}
+            )
+            stages = tuple(replace(stage, **{name: value}) for stage in stages)
+    for name, value in (("image_px", image_px), ("batch_images", batch_images)):
+        if value is not None:
+            _refuse_different(recipe, name, {
+                f"stages.{n}.groups.{m}.{name}": getattr(group, name)
+                for n, stage in enumerate(stages) for m, group in enumerate(stage.groups)
+            })  # fmt: skip
+            stages = tuple(
+                replace(stage, groups=tuple(replace(group, **{name: value}) for group in stage.groups))
+                for stage in stages
+            )
+    return replace(recipe, stages=stages)
+
+
+def _stretched(recipe: Recipe, steps: int) -> tuple[Stage, ...]:
+    if steps < len(recipe.stages):
+        raise ConfigError(f"steps must be at least 1 for each of {len(recipe.stages)} stages, not {steps}")
+    share, stages, before, done = steps / recipe.steps, list[Stage](), 0, 0
+    for number, stage in enumerate(recipe.stages):
+        before += stage.steps
+        left = len(recipe.stages) - number - 1
+        end = min(steps - left, max(done + 1, round(before * share)))
+        stages.append(replace(stage, steps=end - done, warmup_steps=round(stage.warmup_steps * share)))
+        done = end
+    return tuple(stages)
+
+
+def _refuse_different(recipe: Recipe, name: str, values: dict[str, float]) -> None:
+    if len(set(values.values())) > 1:
+        listed = " ".join(f"--set {path}={value}" for path, value in values.items())
+        raise ConfigError(f"recipe '{recipe.name}' has several {name}, so that one value says nothing: {listed}")

@@ -1,0 +1,60 @@
+"""The folder of a run: whose it is, and that the same command goes on with it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from radio_cache.errors import ConfigError, NotACacheError
+from radio_cache.storage import write_atomically
+from trainer.recipe import Recipe
+
+RECIPE_FILE, METRICS_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "run.json", "checkpoints"
+
+
+def claim(out: Path, recipe: Recipe, cache: str, teachers: Sequence[str]) -> None:
+    """Make the run's folder, or check that the one there is this run's.
+
+    Raises ConfigError naming what was set otherwise, NotACacheError for a folder that is no run.
+    """
+    wanted = {"cache": cache, "teachers": list(teachers), "recipe": recipe.to_json()}
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as they do in the file
+    run_file = out / RUN_FILE
+    if run_file.exists():
+        changed = [f"{key} was {was}, now {now}" for key, was, now in _differences(_recorded(run_file), wanted)]
+        if changed:
+            raise ConfigError(
+                f"{out} holds a run with other settings: {'; '.join(changed[:5])}. Choose another --out, or remove that run"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise NotACacheError(f"{out} exists and is not a run of radio-train: choose another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / RECIPE_FILE, json.dumps(recipe.to_json(), indent=1).encode())
+    write_atomically(run_file, json.dumps(wanted, indent=1).encode())
+
+
+def recorded_recipe(out: Path) -> Recipe | None:
+    """The recipe of the run in this folder, if there is one: a run that goes on keeps what it was started with."""
+    run_file = out / RUN_FILE
+    return Recipe.from_json(_recorded(run_file)["recipe"]) if run_file.is_file() else None
+
+
+def _recorded(run_file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(run_file.read_text())
+    except ValueError as exc:
+        raise ConfigError(f"{run_file} is damaged ({exc}): restore it from a copy, or choose another --out") from exc
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Paths at which two values of JSON differ, down to the innermost, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        was, now = cast(dict[str, Any], old), cast(dict[str, Any], new)
+        for key in sorted(was.keys() | now.keys()):
+            yield from _differences(was.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(cast(list[Any], old)) == len(cast(list[Any], new)):
+        for place, (was, now) in enumerate(zip(cast(list[Any], old), cast(list[Any], new), strict=True)):
+            yield from _differences(was, now, f"{path}.{place}")
+    elif old != new:
+        yield path, old, new
