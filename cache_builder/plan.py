@@ -198,6 +198,7 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
             say(f"{name}: measuring on {len(sample.usable_rows())} of {num_images} images")
             with _loaded(options.level_of or name, options, no_weights=config.no_weights) as (teacher, is_random):
                 teacher.to(torch.device(build.device))
+                group = teacher.spec.name
                 notes += [f"{name}: {note}" for note in teacher.notes]
                 if is_random:
                     notes.append(
@@ -211,7 +212,7 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
                 )  # fmt: skip
                 sample_images = min(num_images, sample_size(teacher.spec))
             plans.append(
-                teacher_plan(probe, _images_left(cache, name, num_images), sample_images, cache, build, is_random)
+                teacher_plan(probe, _images_left(cache, group, num_images), sample_images, cache, build, is_random)
             )
     unseen = _images_left(cache, IMAGES_UNIT, num_images)
     columns = index_columns(listing.index).values()

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_builder.teachers import ALIASES, TEACHERS
+from cache_builder.teachers import ALIASES, TEACHERS, recorded_name
 from evals.encoders import StudentEncoder
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, image_set
@@ -194,13 +194,14 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
         for container in cache.meta.containers:
             build += ["--images", _short(container.path)]
         for name in cache.teachers.names():
-            build += ["--teacher", name]
             # The teacher itself comes first: further sizes are levels beside it.
             levels = sorted(cache.teachers.levels(name), key=lambda level: level.spec.level_of is not None)
+            asked = recorded_name(levels[0].spec)
+            build += ["--teacher", asked]
             sizes = [level.spec.geometry.input_hw[0] for level in levels]
             preset = TEACHERS.get(ALIASES.get(name, name))
             if preset is None or [preset.input_px] != sizes:
-                build += [word for size_px in sizes for word in ("--size", f"{name}={size_px}")]
+                build += [word for size_px in sizes for word in ("--size", f"{asked}={size_px}")]
         commands.append([*build, "--out", _short(cache.url)])
     train = ["radio-train", "--cache", _short(student.cache), "--recipe", _short(config.run / "recipe.json")]
     if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):

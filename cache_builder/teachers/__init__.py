@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache_builder.teachers.libraries import group_name, is_library_name, library_preset
 from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import ALIASES, TEACHERS
 from cache_builder.teachers.weights import find_weights
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "find_teacher", "find_weights",
-    "load_found", "load_recorded", "load_teacher",
+    "group_name", "load_found", "load_recorded", "load_teacher", "recorded_name",
 ]  # fmt: skip
 
 Family = Callable[[TeacherPreset, Path, TeacherOptions], "Teacher"]
@@ -36,15 +37,33 @@ FAMILIES: dict[str, Family] = {
     "dinov2": _family("dinov2", "DinoV2"),
     "sam": _family("sam", "Sam"),
     "efficientnet-lite": _family("efficientnet_lite", "EfficientNetLite"),
+    "dinov3": _family("timm_model", "TimmModel"),
+    "c-radio": _family("timm_model", "TimmModel"),
+    "timm": _family("timm_model", "TimmModel"),
 }
+
+_SAM2 = (
+    "There is no SAM 2: its mask decoder reads three maps of an image encoder with a neck, and timm has that encoder without "
+    "the neck. Its trunk alone is a teacher: timm:sam2_hiera_large"
+)
 
 
 def find_teacher(name: str) -> TeacherPreset:
-    """The preset of that name. An alias keeps the name the user gave, which also names the group in the cache."""
+    """The preset of that name: one of ours, or `timm:...`, or `open_clip:...`.
+
+    An alias keeps the name the user gave, which also names the group in the cache.
+    Raises UnknownTeacherError with the nearest names.
+    """
+    if is_library_name(name):
+        return library_preset(name)
     if name in ALIASES:
         return replace(TEACHERS[ALIASES[name]], name=name)
     if name not in TEACHERS:
-        raise UnknownTeacherError(unknown_name("teacher", name, [*ALIASES, *TEACHERS]))
+        sam2 = f" {_SAM2}" if name.lower().replace("-", "").startswith("sam2") else ""
+        raise UnknownTeacherError(
+            f"{unknown_name('teacher', name, [*ALIASES, *TEACHERS])} `radio-cache teachers` lists them all; "
+            f"timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too.{sam2}"
+        )
     return TEACHERS[name]
 
 
@@ -59,9 +78,15 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
     preset = find_teacher(name)
     teacher = FAMILIES[preset.family](preset, path, options)
     if options.level_of is not None:
-        level = level_name(options.level_of, teacher.spec.geometry.input_hw)
-        teacher.spec = replace(teacher.spec, name=level, level_of=options.level_of)
+        level = level_name(preset.name, teacher.spec.geometry.input_hw)
+        teacher.spec = replace(teacher.spec, name=level, level_of=preset.name)
     return teacher
+
+
+def recorded_name(spec: TeacherSpec) -> str:
+    """What to ask for to get the teacher that a cache was built with: the name of its group, or a library's name."""
+    group = spec.level_of or spec.name
+    return spec.model if is_library_name(spec.model) and group_name(spec.model) == group else group
 
 
 def load_recorded(spec: TeacherSpec) -> "Teacher":
@@ -69,12 +94,13 @@ def load_recorded(spec: TeacherSpec) -> "Teacher":
 
     Raises TeacherError if the weights are gone or are other ones now.
     """
+    name = recorded_name(spec)
     recorded = Path(spec.weights)
     options = TeacherOptions(
         weights=recorded if recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0], fit=spec.geometry.fit,
-        level_of=spec.level_of,
+        level_of=name if spec.level_of else None,
     )  # fmt: skip
-    teacher = load_teacher(spec.level_of or spec.name, options)
+    teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise TeacherWeightsError(
             f"teacher '{spec.name}': the weights at {spec.weights} are not the ones this cache was built with"

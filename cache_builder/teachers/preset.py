@@ -11,11 +11,11 @@ ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
-    """Where published weights come from when no `--weights FILE` is given. One of the three is set.
+    """Where published weights come from when no `--weights FILE` is given. One of the three is set, none if there are none.
 
     package: a Python package that carries the file, as module name and file below it.
     hub: a Hugging Face repository and the files to try in it, in order. url: a plain download.
-    size: what the user is told to expect.
+    size: what the user is told to expect; empty where nobody knows before.
     """
 
     size: str
@@ -29,12 +29,41 @@ class WeightsSource:
             return f"Python package {self.package[0].replace('_', '-')}"
         if self.hub:
             return f"huggingface.co/{self.hub[0]}, file {self.hub[1][0]}"
-        return str(self.url)
+        return self.url or "nowhere: no weights are published"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputShape:
+    """What a published teacher says of an image at its own size; a test compares it with the real network.
+
+    tokens: along each side of the map. summary_dim: None where there is no summary.
+    """
+
+    tokens: int
+    summary_dim: int | None
+    spatial_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmChoices:
+    """What a preset takes from a model of timm where timm leaves a choice, or would choose otherwise than the authors.
+
+    global_pool: instead of the model's own. summary_tokens: prefix tokens that make up the summary, side by side, instead
+    of timm's pooled features. norm_map: whether the map gets the norm of the head, which timm keeps for the pooled features.
+    """
+
+    global_pool: str | None = None
+    summary_tokens: tuple[int, ...] = ()
+    norm_map: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPreset:
-    """A published teacher. family picks the class; model is the library's own name for the architecture."""
+    """A teacher that can be asked for. family picks the class; model is the library's own name for the architecture.
+
+    name: of its group in a cache. tag: open_clip's name of the published weights, which decides the preprocessing.
+    output: None where it is not known before loading (`timm:...` and `open_clip:...`); params is empty then.
+    """
 
     name: str
     family: str
@@ -44,6 +73,9 @@ class TeacherPreset:
     input_px: int
     fit: Fit
     weights: WeightsSource
+    output: OutputShape | None = None
+    tag: str = ""
+    timm: TimmChoices = TimmChoices()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,5 +59,8 @@ _MAKERS: dict[str, tuple[str, Callable[[str], nn.Module]]] = {
     "dinov2": ("", _timm),
     "sam": ("image_encoder.", _sam),
     "efficientnet-lite": ("", _timm),
+    "dinov3": ("", _timm),
+    "c-radio": ("", _timm),
+    "timm": ("", _timm),
 }
 """Family -> what its files put in front of the tensors' names, and how its library makes the network."""

@@ -25,13 +25,17 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
     source = preset.weights
     if source.package:
         return _in_package(preset, *source.package)
+    if not source.hub and not source.url:
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': no weights are published for {preset.model}: give yours with --weights FILE"
+        )
     try:
         return _from_hub(*source.hub) if source.hub else _from_url(str(source.url))
     except Exception as exc:  # the hub client and urllib raise dozens of kinds; the cure is the same for all
         raise TeacherWeightsError(
             f"teacher '{preset.name}' has no weights here, and they could not be downloaded ({first_line(exc)}).\n"
-            f"On a machine with a network, fetch {source.describe()} ({source.size}), and pass it with "
-            f"--weights FILE."
+            f"On a machine with a network, fetch {source.describe()}"
+            f"{f' ({source.size})' if source.size else ''}, and pass it with --weights FILE."
         ) from exc
 
 

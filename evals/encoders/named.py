@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from cache_builder.options import per_teacher
-from cache_builder.teachers import ALIASES, TEACHERS, TeacherOptions
+from cache_builder.teachers import TeacherOptions, find_teacher
 from evals.encoders.base import LiveEncoder
 from evals.encoders.student import StudentEncoder
-from radio_cache.errors import ConfigError, UnknownTeacherError, unknown_name
+from radio_cache.errors import ConfigError
 from trainer.export import CONFIG_FILE
 
 Family = Literal["student", "teacher", "timm", "open_clip", "onnx"]
@@ -45,8 +45,8 @@ class ModelName:
         name = given[1] if given else what
         prefix, colon, rest = plain.partition(":")
         if colon and prefix in ("teacher", "timm", "open_clip") and rest:
-            if prefix == "teacher" and rest not in TEACHERS and rest not in ALIASES:
-                raise UnknownTeacherError(unknown_name("teacher", rest, [*ALIASES, *TEACHERS]))
+            if prefix == "teacher":
+                find_teacher(rest)
             return cls(name if given else what.removeprefix("teacher:"), prefix, rest, size_px)
         path = Path(plain)
         if path.suffix == ".onnx":

@@ -1,18 +1,16 @@
 """Any model of open_clip: its image tower, in the space of its text tower, with its own preprocessing."""
 
-from typing import Any, cast
+from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor
 
+from cache_builder.teachers.preprocessing import open_clip_preprocessing
 from cache_builder.teachers.weights import first_line
-from evals.encoders.library import Weights, no_weights, preprocessing, seeded, tiling_network
+from evals.encoders.library import Weights, no_weights, seeded, tiling_network
 from evals.encoders.network import Network, NetworkOutput
-from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError, TeacherWeightsError, unknown_name
-
-_FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash"}
 
 
 def open_clip_network(model: str, weights: Weights, *, size_px: int | None, device: torch.device) -> Network:
@@ -23,8 +21,6 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
     """
     net = load_open_clip(model, weights, size_px=size_px)
     config: dict[str, Any] = open_clip.get_model_preprocess_cfg(net)
-    size = config["size"]
-    h, w = (size, size) if isinstance(size, int) else cast(tuple[int, int], size)
     net = net.to(device)
     has_map = hasattr(net.visual, "forward_intermediates")
 
@@ -35,8 +31,7 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
         return NetworkOutput(out["image_features"], out["image_intermediates"][0].permute(0, 2, 3, 1))
 
     return tiling_network(
-        "open_clip", model, weights, call, preprocessing(f"open_clip model '{model}'", config["resize_mode"], config, _FITS),
-        input_hw=(h, w), resize_px=min(h, w), device=device,
+        "open_clip", model, weights, call, open_clip_preprocessing(f"open_clip model '{model}'", config), device=device,
         at_size=lambda px: open_clip_network(model, weights, size_px=px, device=device),
     )  # fmt: skip
 
@@ -64,5 +59,7 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
         try:
             open_clip.load_checkpoint(net, str(weights))
         except Exception as exc:  # torch, safetensors and open_clip raise many kinds for a file that does not fit
-            raise TeacherWeightsError(f"open_clip model '{name}': {weights} does not fit it: {first_line(exc)}") from exc
+            raise TeacherWeightsError(
+                f"open_clip model '{name}': {weights} does not fit it: {first_line(exc)}"
+            ) from exc
     return net.eval()

@@ -1,7 +1,6 @@
 """Any model of timm, with the preprocessing that its configuration asks for."""
 
 import difflib
-import math
 from typing import Any
 
 import timm
@@ -10,13 +9,11 @@ from timm.data.config import resolve_model_data_config
 from timm.models import is_model, list_models
 from torch import Tensor
 
+from cache_builder.teachers.preprocessing import timm_preprocessing
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
-from evals.encoders.library import Weights, no_weights, preprocessing, seeded, tiling_network
+from evals.encoders.library import Weights, no_weights, seeded, tiling_network
 from evals.encoders.network import Network, NetworkOutput
-from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError, TeacherWeightsError
-
-_FITS: dict[str, Fit] = {"center": "crop", "squash": "squash"}
 
 
 def timm_network(model: str, weights: Weights, *, size_px: int | None, device: torch.device) -> Network:
@@ -40,10 +37,8 @@ def timm_network(model: str, weights: Weights, *, size_px: int | None, device: t
         final, (last,) = net.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW")
         return NetworkOutput(net.forward_head(final, pre_logits=True), last.permute(0, 2, 3, 1))
 
-    prepared = preprocessing(f"timm model '{model}'", config["crop_mode"], config, _FITS)
     return tiling_network(
-        "timm", model, weights, call, prepared, input_hw=(size, size),
-        resize_px=math.floor(size / config["crop_pct"]) if prepared.fit == "crop" else size, device=device,
+        "timm", model, weights, call, timm_preprocessing(f"timm model '{model}'", config, size_px=size), device=device,
         at_size=lambda px: timm_network(model, weights, size_px=px, device=device),
     )  # fmt: skip
 

@@ -35,6 +35,12 @@ def photo(request: pytest.FixtureRequest) -> Image.Image:
     return load_photo(request.param)
 
 
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Image.Image]:
+    """All of them by name."""
+    return {name: load_photo(name) for name in PHOTOS}
+
+
 def load_photo(name: str) -> Image.Image:
     source = name if name in ("chelsea", "coffee") else "astronaut"
     return Image.fromarray(getattr(skimage.data, source)()).crop(PHOTOS[name])

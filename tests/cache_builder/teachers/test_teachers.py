@@ -39,7 +39,10 @@ def test_names_that_people_rely_on_are_there() -> None:
     promised = {
         "clip", "dfn-clip-vit-h-14-378", "openai-clip-vit-l-14-336", "openclip-vit-h-14", "metaclip-vit-h-14", "dinov2",
         *(f"dinov2-vit-{size}-14{registers}" for size in "sblg" for registers in ("", "-reg")),
-        "sam", "sam-vit-h", "sam-vit-l", "sam-vit-b", *(f"efficientnet-lite{number}" for number in range(3)),
+        "siglip2-g-384", *(f"dinov3-vit-{size}-16" for size in ("s", "s-plus", "b", "l", "h-plus", "7b")),
+        *(f"dinov3-convnext-{size}" for size in "tsbl"), "c-radio-v4-h", "c-radio-v4-so400m",
+        *(f"c-radio-v3-{size}" for size in "blhg"), "sam", "sam-vit-h", "sam-vit-l", "sam-vit-b",
+        *(f"efficientnet-lite{number}" for number in range(3)),
     }  # fmt: skip
     assert promised <= TEACHERS.keys() | ALIASES.keys()
 
@@ -51,11 +54,21 @@ def test_an_alias_keeps_the_users_name_and_is_the_long_names_teacher() -> None:
 
 
 @pytest.mark.parametrize(("typed", "nearest"), [("dinov2-vitl14", "dinov2-vit-l-14"), ("SAM", "sam"), ("clpi", "clip")])
-def test_an_unknown_teacher_error_lists_known_names_the_nearest_first(typed: str, nearest: str) -> None:
+def test_an_unknown_teacher_error_names_the_nearest_and_says_where_all_are_listed(typed: str, nearest: str) -> None:
     with pytest.raises(UnknownTeacherError) as caught:
         find_teacher(typed)
-    assert f"no teacher is called '{typed}'. Did you mean '{nearest}'? Known: clip, " in str(caught.value)
-    assert all(name in str(caught.value) for name in TEACHERS)
+    assert str(caught.value).startswith(
+        f"no teacher is called '{typed}'. Did you mean '{nearest}'? Known: c-radio-v3-b, "
+    )
+    assert str(caught.value).endswith(
+        "`radio-cache teachers` lists them all; timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too."
+    )
+
+
+@pytest.mark.parametrize("typed", ["sam2", "SAM2-hiera-large", "sam-2.1-b"])
+def test_who_asks_for_sam_2_is_told_why_there_is_none(typed: str) -> None:
+    with pytest.raises(UnknownTeacherError, match=r"three maps .* a neck, and timm has that encoder without the neck"):
+        find_teacher(typed)
 
 
 def test_a_recorded_teacher_is_loaded_as_it_was() -> None:

@@ -1,0 +1,126 @@
+"""The image tower that a file of open_clip belongs to: the published one, or a plain ViT of the file's own sizes."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+from open_clip.model import (
+    CLIPVisionCfg,
+    _build_vision_tower,  # pyright: ignore[reportPrivateUsage]  # the public CLIP class would also build the text tower
+    resize_pos_embed,
+)
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor
+
+from cache_builder.teachers.preset import TeacherPreset
+from radio_cache.errors import ConfigError, TeacherWeightsError
+
+_PREFIX = "visual."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """What it takes to build an image tower. note: empty, or that these are not the published sizes."""
+
+    config: CLIPVisionCfg
+    embed_dim: int
+    quick_gelu: bool
+    note: str = ""
+
+    @property
+    def size_px(self) -> int:
+        """Side of its own input."""
+        size = self.config.image_size
+        return size if isinstance(size, int) else size[0]
+
+    @property
+    def patch_px(self) -> int | None:
+        """Side of a patch of open_clip's own ViT; None for other networks."""
+        is_vit = self.config.timm_model_name is None and isinstance(self.config.layers, int)
+        return int(self.config.patch_size) if is_vit else None
+
+    def build(self) -> Any:
+        """The network, on the current device."""
+        return _build_vision_tower(self.embed_dim, self.config, self.quick_gelu).eval()
+
+    def at_size(self, size_px: int) -> "Tower":
+        """The same for another input, if it is open_clip's own ViT; other networks take another size once they are built."""
+        return self if self.patch_px is None else replace(self, config=replace(self.config, image_size=size_px))
+
+
+def published_tower(model: str) -> Tower:
+    """The image tower of one of open_clip's configurations."""
+    published: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
+    known = {item.name for item in fields(CLIPVisionCfg)}
+    config = CLIPVisionCfg(**{key: value for key, value in published["vision_cfg"].items() if key in known})
+    config.timm_model_pretrained = False
+    return Tower(
+        config=config, embed_dim=int(published["embed_dim"]), quick_gelu=bool(published.get("quick_gelu", False))
+    )
+
+
+def image_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the image tower, by their names in it."""
+    return {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+
+
+def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> Tower:
+    """The published tower; for a plain ViT of other sizes in the file, that with the file's own sizes.
+
+    state: the tensors of the image tower. Raises TeacherWeightsError if it is no image tower of this kind.
+    """
+    tower = published_tower(preset.model)
+    config = replace(tower.config)
+    if tower.patch_px is None or config.attentional_pool or config.pool_type != "tok":
+        if not state:
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} is not in open_clip's format: it has no tensors of an image tower (visual.)"
+            )
+        return tower
+    if "conv1.weight" not in state or "proj" not in state:
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': {path} is not a CLIP ViT in open_clip's format: it has no visual.conv1.weight "
+            "or no visual.proj"
+        )
+    width, _, patch, _ = state["conv1.weight"].shape
+    layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
+    tokens = round((state["positional_embedding"].shape[0] - 1) ** 0.5)
+    embed_dim = int(state["proj"].shape[1])
+    own = (config.width, config.layers, config.patch_size, config.image_size, tower.embed_dim)
+    if own == (width, layers, patch, tokens * patch, embed_dim):
+        return tower
+    if config.width != width:
+        config.head_width = CLIPVisionCfg.head_width if width % CLIPVisionCfg.head_width == 0 else int(width)
+    config.width, config.layers = int(width), layers
+    config.patch_size, config.image_size = int(patch), tokens * int(patch)
+    note = (
+        f"these weights are not the published {preset.model}: width {width}, {layers} layers, "
+        f"{tokens * patch} px; heads of {config.head_width} are assumed, as open_clip does"
+    )
+    return replace(tower, config=config, embed_dim=embed_dim, note=note)
+
+
+def positions_resized(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Position embeddings of open_clip's own ViT at the network's size. open_clip resizes those of a whole model; ours is
+    the image tower alone."""
+    prefixed = {_PREFIX + key: value for key, value in state.items()}
+    resize_pos_embed(prefixed, SimpleNamespace(visual=net))
+    return image_tensors(prefixed)
+
+
+def resize_built(net: Any, tower: Tower, size_px: int, what: str) -> None:
+    """Make a network that is not open_clip's own ViT take another size, as open_clip does."""
+    if tower.patch_px is not None or size_px == tower.size_px:
+        return
+    if not isinstance(net, TimmModel) or not hasattr(net.trunk, "set_input_size"):
+        raise ConfigError(f"{what} takes {tower.size_px} px and nothing else, not {size_px} px")
+    net.set_input_size(size_px)
+
+
+def preprocessing_fields(model: str, tag: str, size_px: int) -> dict[str, Any]:
+    """The fields of open_clip's PreprocessCfg for the published weights of that tag; its defaults where there is no tag."""
+    published = open_clip.get_pretrained_cfg(model, tag) if tag else {}
+    return {**merge_preprocess_dict(asdict(PreprocessCfg()), published), "size": size_px}
