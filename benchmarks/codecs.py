@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 import radio_cache
 from cache_builder.demo_images import DemoImagesConfig, bundled_photos, make_demo_images
 from cache_builder.preprocess import teacher_input, view_pixels
-from cache_builder.sources.folder import list_folder
+from cache_builder.sources.folder import walk_folder
 from cache_builder.teachers import load_teacher
 from radio_cache.codecs import Codec, KltZstd
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
@@ -239,9 +239,9 @@ def demo_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def split_files(folder: Path, limit: int | None) -> tuple[list[Path], list[Path]]:
     """The images below a folder, in a seeded order, one half and the other."""
-    images, _ = list_folder(folder)
+    images = walk_folder(folder).images
     order = np.random.default_rng(SEED).permutation(len(images))[:limit]
-    files = [folder / images[i].member for i in order]
+    files = [folder / images[i] for i in order]
     return files[: len(files) // 2], files[len(files) // 2 :]
 
 

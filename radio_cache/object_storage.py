@@ -8,11 +8,14 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, final
 
 from radio_cache.errors import StorageError
 from radio_cache.storage import Part, Storage, checked_path
+
+RETRIES = 5
+"""Of a request that failed for a moment, with growing pauses, within nine seconds."""
 
 _COALESCE_BYTES = 1 << 20
 
@@ -42,6 +45,16 @@ class ObjectStorage(Storage):
 
         with self._named(path, "read"):
             return bytes(obstore.get(self._store("read"), checked_path(path)).bytes())
+
+    def read_at_most(self, path: str, most: int) -> bytes:
+        import obstore
+
+        with self._named(path, "read"):
+            got = obstore.get(self._store("read"), checked_path(path))
+            size = got.meta["size"]
+            if size <= most:
+                return bytes(got.bytes())
+        raise self._too_large(path, size, most)
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
         import obstore
@@ -90,6 +103,14 @@ class ObjectStorage(Storage):
                 return obstore.head(self._store("read"), checked_path(path))["size"]
         except FileNotFoundError:
             return None
+
+    def size_and_time(self, path: str) -> tuple[int, datetime]:
+        """Bytes in an object, and when it was written; 1970 where the server does not say."""
+        import obstore
+
+        with self._named(path, "read"):
+            meta = obstore.head(self._store("read"), checked_path(path))
+            return meta["size"], meta["last_modified"]
 
     def write(self, path: str, parts: Sequence[Part]) -> None:
         import obstore
@@ -172,16 +193,23 @@ class ObjectStorage(Storage):
                 client["read_timeout"] = timedelta(seconds=20)
             if self._endpoint().startswith("http://"):
                 client["allow_http"] = True
-            retry: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=9)}
+            retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=9)}
             try:
                 # Its overloads, one per kind of URL, do not fit a dict of options.
-                connect: Any = obstore.store.from_url
+                connect: Any = obstore.store.HTTPStore.from_url if self._is_web else obstore.store.from_url
                 self._stores[kind] = connect(self.url, client_options=client, retry_config=retry, **self._options)
             except (obstore.exceptions.BaseError, ValueError) as exc:
                 raise StorageError(f"{self.url} cannot be opened: {_first_line(exc)}: see docs/cloud.md") from exc
         return self._stores[kind]
 
+    @property
+    def _is_web(self) -> bool:
+        """Whether this is a web server, whoever runs it: image files may lie there."""
+        return self.url.startswith(("http://", "https://"))
+
     def _endpoint(self) -> str:
+        if self._is_web:
+            return self.url
         for key in ("endpoint", "endpoint_url", "aws_endpoint", "aws_endpoint_url"):
             if key in self._options:
                 return self._options[key]
@@ -216,9 +244,8 @@ class ObjectStorage(Storage):
                 cure = "no credentials, or wrong ones: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/cloud.md)"
             elif any(sign in text for sign in ("onnect", "dns error", "timed out", "sending request")):
                 where = self._endpoint() or "the provider's servers"
-                cure = (
-                    f"{where} cannot be reached: check AWS_ENDPOINT_URL and the network, and run the same command again"
-                )
+                check = "the address" if self._is_web else "AWS_ENDPOINT_URL"
+                cure = f"{where} cannot be reached: check {check} and the network, and run the same command again"
             else:
                 cure = "the same command goes on from there; nothing that was finished is lost"
             raise self._error(path, doing, cure, exc) from exc

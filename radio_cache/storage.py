@@ -26,7 +26,7 @@ Part = bytes | bytearray | memoryview
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ODD = re.compile("[\0-\x1f\x7f\\\\\ud800-\udfff]")  # control characters, backslashes, what no encoding has
-_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
+BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 _MAX_PARTS = 1024  # IOV_MAX of Linux: what one writev takes
 _MAX_KNOWN_FOLDERS = 1 << 16
 
@@ -55,8 +55,8 @@ def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | 
         return LocalStorage(place)
     if found[1].lower() == "file":
         return LocalStorage(str(place)[len(found[0]) :])
-    if found[1].lower() not in _BUCKETS:
-        raise ConfigError(f"{place}: a cache lies in a folder, or at a URL with one of {', '.join(_BUCKETS)}, file")
+    if found[1].lower() not in BUCKETS:
+        raise ConfigError(f"{place}: a cache lies in a folder, or at a URL with one of {', '.join(BUCKETS)}, file")
     from radio_cache.object_storage import ObjectStorage  # which imports this module
 
     return ObjectStorage(str(place), options=options)
@@ -131,8 +131,11 @@ class Storage(ABC):
         """The whole file. Raises LimitError for one of more than `most` bytes, which are not read."""
         data, size = self.read_tail(path, most)
         if size > most:
-            raise LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {most}")
+            raise self._too_large(path, size, most)
         return data
+
+    def _too_large(self, path: str, size: int, most: int) -> LimitError:
+        return LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {most}")
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None

@@ -1,4 +1,4 @@
-"""A text file that lists images: a path a line, and behind a tab, if there is one, its class."""
+"""A text file that lists images: a path or a URL a line, and behind a tab, if there is one, its class."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def list_file_list(path: str, content: bytes) -> Found:
     """The images that a list names, in its order; relative paths start from the list's own folder.
 
-    path: of the list, absolute. Labels are class numbers if all are whole numbers, names otherwise.
-    Raises SourceError with the line: two tabs, a URL, an image that comes twice, or a list of which no file exists.
+    path: of the list, absolute, or its URL. Labels are class numbers if all are whole numbers, names otherwise. Whether
+    there is anything at a URL is found out when the image is read.
+    Raises SourceError with the line: two tabs, an image that comes twice, or a list of which no file exists.
     """
     entries: list[str] = []
     labels: list[str | None] = []
@@ -32,10 +33,10 @@ def list_file_list(path: str, content: bytes) -> Found:
         entry, *label = line.split("\t")
         if len(label) > 1 or not entry:
             raise SourceError(f"{path}, line {number}: a line is a path, and after one tab its class: {line!r:.120}")
-        if is_url(entry):
-            raise SourceError(f"{path}, line {number}: {entry:.200} is a URL, and images are read from disks: download it first")
         if entry in line_of:
-            raise SourceError(f"{path}, line {number}: {entry} is in line {line_of[entry]} already: list every image once")
+            raise SourceError(
+                f"{path}, line {number}: {entry} is in line {line_of[entry]} already: list every image once"
+            )
         line_of[entry] = number
         entries.append(entry)
         labels.append(label[0].strip() or None if label else None)
@@ -70,7 +71,7 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
 
 def _is_there(place: str) -> bool:
     try:
-        return os.path.exists(place)  # noqa: PTH110  # a million entries: no Path for each
+        return is_url(place) or os.path.exists(place)  # noqa: PTH110  # a million entries: no Path for each
     except ValueError:  # a zero byte
         return False
 

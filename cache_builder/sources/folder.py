@@ -2,13 +2,13 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_builder.sources.found import Found, nowhere, numbered
 from radio_cache.errors import SourceError
-from radio_cache.image_files import kind_of_file
+from radio_cache.file_bytes import kind_of_file
 from radio_cache.images import EXTENSIONS
 
 
@@ -69,22 +69,36 @@ def walk_folder(root: Path) -> Tree:
     return Tree(images, others, sorted(special), folders)
 
 
-def list_folder(root: Path) -> tuple[Found, Tree]:
-    """All images below a folder in sorted order, and the tree they are part of."""
-    tree = walk_folder(root)
+def listed_tree(names: Iterable[str]) -> Tree:
+    """The tree that these files make, as a bucket lists them: paths below it."""
+    images: list[str] = []
+    others = 0
+    for name in names:
+        if not name or any(part.startswith(".") for part in name.split("/")):
+            continue
+        if has_image_name(name):
+            images.append(name)
+        else:
+            others += 1
+    return Tree(sorted(images), others)
+
+
+def found_in(tree: Tree) -> Found:
+    """All images of a tree, in sorted order."""
     labels, names = numbered(list(_classes(tree.images)))
     notes: list[str] = []
     if tree.others:
         notes.append(f"{tree.others} file{'s' if tree.others > 1 else ''} passed over (no image by name)")
     if tree.special:
         many = f"s such as {tree.special[0]}" if len(tree.special) > 1 else f", {tree.special[0]},"
-        notes.append(f"{len(tree.special)} image name{many} passed over: not {'files' if len(tree.special) > 1 else 'a file'}")
+        notes.append(
+            f"{len(tree.special)} image name{many} passed over: not {'files' if len(tree.special) > 1 else 'a file'}"
+        )
     count = len(tree.images)
-    found = Found(
+    return Found(
         members=tree.images, labels=labels, class_names=names or None, offset=nowhere(count), length=nowhere(count),
         notes=tuple(notes),
     )  # fmt: skip
-    return found, tree
 
 
 def has_image_name(name: str) -> bool:

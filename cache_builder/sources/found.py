@@ -1,5 +1,6 @@
 """What one source of images holds, as columns."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,12 @@ from radio_cache.errors import SourceError
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The images of one folder, tar or list, in its own order.
+    """The images of one folder, tar, Parquet file or list, in its own order.
 
     members: what follows the container's prefix in the keys. labels (n,) int32: class numbers, -1 without one.
     class_names: what the numbers mean; None where they are only numbers.
     offset, length (n,) int64: as in `ImageIndex`. notes: sentences for the user, who knows already which source it is.
+    column: of a Parquet file, as in `Container`.
     """
 
     members: list[str]
@@ -24,6 +26,7 @@ class Found:
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     notes: tuple[str, ...] = ()
+    column: str = ""
 
 
 def nowhere(count: int) -> NDArray[np.int64]:
@@ -37,6 +40,19 @@ def numbered(names: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str,
     number: dict[str | None, int] = {name: position for position, name in enumerate(known)}
     number[None] = -1
     return np.fromiter((number[name] for name in names), np.int32, len(names)), known
+
+
+def unique_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names, later ones of a kind numbered ("a.jpg#2"), and a note if there are such."""
+    count: Counter[str] = Counter()
+    unique: list[str] = []
+    for name in names:
+        count[name] += 1
+        unique.append(name if count[name] == 1 else f"{name}#{count[name]}")
+    repeated = len(names) - len(count)
+    if not repeated:
+        return unique, []
+    return unique, [f"{repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2"]
 
 
 def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:

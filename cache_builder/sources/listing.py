@@ -1,7 +1,8 @@
 """From `--images` to the list of images that a cache keeps: keys, labels and places."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,18 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.sources.file_list import list_file_list
-from cache_builder.sources.folder import list_folder
+from cache_builder.sources.folder import found_in, listed_tree, walk_folder
 from cache_builder.sources.found import Found, joined_labels, without_empty_classes
+from cache_builder.sources.opened import open_source
+from cache_builder.sources.parquet import list_parquet
 from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at
-from cache_builder.sources.recorded import Request, Stamps, is_unchanged, record, stamps_of
+from cache_builder.sources.recorded import (
+    REQUESTS_AT_ONCE,
+    Request,
+    Stamps,
+    is_unchanged,
+    never_trusted,
+    record,
+    stamps_of,
+)
 from cache_builder.sources.selection import Selection
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
+from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.schema import CacheMeta, Container
+from radio_cache.storage import is_url
 from radio_cache.writer import ImageIndex
 
 _EVERYTHING = Selection()
+
+_MAX_NOTES = 8
+"""About all sources together: thousands of tars have as many notes."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +74,10 @@ def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
 
 
 def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -> Listing:
-    """List the images of folders, tars and lists, in the order given, sorted within a folder.
+    """List the images of folders, tars, Parquet files and lists, in the order given, sorted within a folder.
 
-    sources: folders of images, folders of tars, tars, glob patterns and WebDataset brace ranges
-        (`train-{000..004}.tar`), text files that list images. selection: which of them, in what order.
+    sources: folders of images, of tars or of Parquet files, such files, glob patterns and WebDataset brace ranges
+        (`train-{000..004}.tar`), text files that list images; paths or URLs. selection: which of them, in what order.
     Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
     listed_at_ns = time.time_ns()
@@ -72,15 +88,17 @@ def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -
     keys: list[str] = []
     notes: list[str] = []
     stamps: Stamps = {}
-    for source, prefix in zip(places, prefixes(places), strict=True):
-        one = _list(source, stamps)
+    for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places), strict=True):
         if not one.members:
             more = f": {one.notes[0]}" if one.notes else ""
             raise SourceError(f"{source.path} holds no image{more}")
-        containers.append(Container(kind=source.kind, path=source.path, prefix=prefix))
+        stamps |= seen
+        containers.append(Container(kind=source.kind, path=source.path, prefix=prefix, column=one.column))
         notes += [f"{source.path}: {note}" for note in one.notes]
         keys += [prefix + member for member in one.members] if prefix else one.members
         found.append(one)
+    if len(notes) > _MAX_NOTES:
+        notes[_MAX_NOTES - 1 :] = [f"... and {len(notes) - _MAX_NOTES + 1} more such notes"]
     rows, passing = selection.rows(keys)
     notes += _told(selection, len(rows), passing, keys)
     labels, names = joined_labels(found)
@@ -97,22 +115,37 @@ def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -
     return Listing(index, tuple(containers), names or (), tuple(notes), stamps, listed_at_ns)
 
 
-def _list(source: Source, stamps: Stamps) -> Found:
-    path = Path(source.path)
+def _all_listed(places: Sequence[Source]) -> Iterator[tuple[Found, Stamps]]:
+    """Each source listed, in order; several at once where there are buckets to wait for."""
+    if not any(is_url(source.path) for source in places):
+        yield from map(_listed, places)
+        return
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as pool:
+        yield from ahead(pool, _listed, places, depth=2 * REQUESTS_AT_ONCE)
+
+
+def _listed(source: Source) -> tuple[Found, Stamps]:
+    """One source, and when what it consists of was changed last; asked before it is read."""
+    path = source.path
     try:
-        if source.kind != "folder":
-            stamps |= stamps_of([source.path])
-        match source.kind:
-            case "folder":
-                found, tree = list_folder(path)
-                stamps |= {f"{path}/{below}" if below else str(path): (at, 0) for below, at in tree.folders.items()}
-            case "tar":
-                found = list_tar(path)
-            case "list":
-                found = list_file_list(source.path, path.read_bytes())
+        if source.kind == "folder":
+            if is_url(path):
+                return found_in(listed_tree(source.files)), {path: never_trusted()}
+            tree = walk_folder(Path(path))
+            return found_in(tree), {f"{path}/{below}" if below else path: (at, 0) for below, at in tree.folders.items()}
+        stamps = stamps_of([path])
+    except FileNotFoundError as exc:
+        raise SourceError(f"{path} does not exist") from exc
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    return found
+    match source.kind:
+        case "tar":
+            return list_tar(path), stamps
+        case "parquet":
+            return list_parquet(path, image=source.image_column, label=source.label_column), stamps
+        case "list":
+            with open_source(path) as file:
+                return list_file_list(path, file.read()), stamps
 
 
 def _told(selection: Selection, used: int, passing: int, keys: Sequence[str]) -> list[str]:

@@ -1,36 +1,51 @@
-"""From what a user types behind `--images` to folders, tars and lists: ranges, patterns, folders of tars."""
+"""From what a user types behind `--images` to folders, tars, Parquet files and lists: ranges, patterns, folders of tars."""
 
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from cache_builder.sources import file_list
 from cache_builder.sources.folder import has_image_name
 from radio_cache.errors import SourceError
+from radio_cache.remote_files import WEB, list_remote
+from radio_cache.storage import is_url
 
-Kind = Literal["folder", "tar", "list"]
+Kind = Literal["folder", "tar", "list", "parquet"]
 
-WANTED = "--images takes a folder of images, WebDataset tars (.tar), or a text file that lists images (.txt)"
+WANTED = "--images takes a folder of images, WebDataset tars, Parquet files, or a text file that lists images (.txt)"
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_COLUMNS = re.compile(r"(.*(?:/|\.parquet))#([^/#,]*)(?:,([^/#,]*))?\Z", re.DOTALL)
+"""A place, and behind "#" the columns of images and of classes; only a Parquet file or a folder of them has any."""
+
+_FILE_URL = "file://"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that holds images; path is absolute."""
+    """One place that holds images; path is absolute, or a URL.
+
+    image_column, label_column: of a Parquet file, if the user named them. files: paths below the folder, of one at a URL.
+    """
 
     kind: Kind
     path: str
+    image_column: str = ""
+    label_column: str = ""
+    files: tuple[str, ...] = field(default=(), repr=False)
 
 
 def named_places(typed: str) -> list[str]:
-    """The paths that one `--images` names, links followed: ranges such as {000..004} counted out, patterns matched.
+    """The paths and URLs that one `--images` names, links followed: ranges such as {000..004} counted out, patterns matched.
 
-    Raises SourceError for a place that is not there and a pattern that matches nothing.
+    Columns (`#image,label`) stay behind the places they were typed behind.
+    Raises SourceError for a place that is not there and a pattern that matches nothing. URLs without a pattern are
+    not looked for here.
     """
     braces = _BRACES.search(typed)
     if braces:
@@ -39,55 +54,123 @@ def named_places(typed: str) -> list[str]:
             raise SourceError(f"{typed}: the range {braces[0]} counts down")
         names = [typed.replace(braces[0], f"{i:0{len(low)}d}", 1) for i in range(int(low), int(high) + 1)]
         return [place for name in names for place in named_places(name)]
-    path = Path(typed).expanduser()
-    if any(mark in typed for mark in "*?[") and not path.exists():
+    place, columns = _without_columns(typed.removeprefix(_FILE_URL))
+    if is_url(place):
+        slash = "/" if columns and place.endswith("/") else ""
+        return [match + slash + columns for match in _matching_urls(place)]
+    path = Path(place).expanduser()
+    if any(mark in place for mark in "*?[") and not path.exists():
         matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
         if not matches:
-            raise SourceError(f"no file matches '{typed}'")
-        return [str(match.resolve()) for match in matches]
+            raise SourceError(f"no file matches '{place}'")
+        return [f"{match.resolve()}{columns}" for match in matches]
     if not path.exists():
-        raise SourceError(f"{typed} does not exist: {WANTED}")
-    return [str(path.resolve())]
+        raise SourceError(f"{place} does not exist: {WANTED}")
+    # A folder is told from a file by its last slash, for whoever looks for columns behind it.
+    return [f"{path.resolve()}{'/' if columns and path.is_dir() else ''}{columns}"]
+
+
+def _without_columns(typed: str) -> tuple[str, str]:
+    """A place, and "#" with the columns behind it, if there are any and no file is really called so."""
+    found = _COLUMNS.match(typed)
+    if found is None or Path(typed).exists():
+        return typed, ""
+    return found[1], typed[len(found[1]) :]
+
+
+def _matching_urls(url: str) -> list[str]:
+    """The URL itself, or what matches it as a pattern. The question mark of a web address is none."""
+    marks = "*" if url.startswith(WEB) else "*?["
+    first = min((url.find(mark) for mark in marks if mark in url), default=-1)
+    if first < 0:
+        return [url.rstrip("/")]
+    above = url[:first].rpartition("/")[0]
+    pattern = url[len(above) + 1 :].split("/")
+    found = [
+        f"{above}/{name}"
+        for name, _ in list_remote(above)
+        if len(parts := name.split("/")) == len(pattern) and all(map(fnmatchcase, parts, pattern))
+    ]
+    if not found:
+        raise SourceError(f"no object matches '{url}'")
+    return found
 
 
 def sources_at(place: str) -> list[Source]:
-    """What lies at a path: one source, or the tars of a folder that holds nothing else.
+    """What lies at a path or URL of `named_places`: one source, or the tars or Parquet files of a folder without others.
 
     Raises SourceError for a file that is no source.
     """
-    path = Path(place)
-    if path.is_dir():
-        return [Source("tar", name) for name in _tars_of(path)] or [Source("folder", place)]
-    name = path.name.lower()
+    place, columns = _without_columns(place)
+    place = place.rstrip("/") or "/"
+    image, _, label = columns.removeprefix("#").partition(",")
+    found = _file_at(place)
+    if found is None:
+        found = _at_prefix(place) if is_url(place) else _in_folder(Path(place))
+    if columns and any(source.kind != "parquet" for source in found):
+        raise SourceError(f"{place} has no columns such as '{columns}': only Parquet files have")
+    return [Source(one.kind, one.path, image, label, one.files) for one in found]
+
+
+def _file_at(place: str) -> list[Source] | None:
+    """The source that is this file; None if it is a folder."""
+    name = PurePosixPath(place.partition("?")[0] if place.startswith(WEB) else place).name.lower()
+    if not is_url(place) and Path(place).is_dir():
+        return None
     if name.endswith(_COMPRESSED):
         raise SourceError(f"{place} is a compressed tar, which has no random access: decompress it first")
     if name.endswith(".tar"):
         return [Source("tar", place)]
+    if name.endswith(".parquet"):
+        return [Source("parquet", place)]
     if name.endswith(file_list.ENDINGS):
         return [Source("list", place)]
-    raise SourceError(f"{place} is a file, and not a tar or a list: {WANTED}")
+    if is_url(place):
+        return None
+    raise SourceError(f"{place} is a file, and not a tar, a Parquet file or a list: {WANTED}")
 
 
-def _tars_of(folder: Path) -> list[str]:
-    """The tars in a folder that holds nothing but them, sorted; none if it is a folder of images."""
-    tars: list[str] = []
-    images = folders = False
+def _at_prefix(url: str) -> list[Source]:
+    """What a bucket holds below a prefix."""
+    files = [name for name, _ in list_remote(url)]
+    if not files:
+        raise SourceError(f"{url} holds nothing: check the bucket, the prefix, and the case of both. {WANTED}")
+    above = [name for name in files if "/" not in name]
+    shards = _shards(url, above, folders=len(above) < len(files))
+    return shards or [Source("folder", url, files=tuple(files))]
+
+
+def _in_folder(folder: Path) -> list[Source]:
+    """What a folder holds."""
+    names: list[str] = []
+    folders = False
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.endswith(".tar"):
-                    tars.append(entry.path)
-                elif entry.is_dir():
-                    folders = True
+                if not entry.name.endswith((".tar", ".parquet")) and entry.is_dir():
+                    folders = folders or not entry.name.startswith(".")
                 else:
-                    images = images or has_image_name(entry.name)
+                    names.append(entry.name)
     except OSError as exc:
         raise SourceError(f"{folder} cannot be listed: {exc.strerror or exc}: have its permissions changed") from exc
-    if tars and images:
-        raise SourceError(f"{folder} holds both tars and images: name the tars as '{folder}/*.tar'")
-    return [] if folders else sorted(tars)
+    return _shards(str(folder), names, folders=folders) or [Source("folder", str(folder))]
+
+
+def _shards(folder: str, names: Sequence[str], *, folders: bool) -> list[Source]:
+    """The tars or Parquet files in a folder that holds nothing but them, sorted; none if it is a folder of images.
+
+    names: of the files in it. folders: whether there are folders in it, too.
+    """
+    there = sorted(name for name in names if not name.startswith("."))
+    tars = [Source("tar", f"{folder}/{name}") for name in there if name.endswith(".tar")]
+    tables = [Source("parquet", f"{folder}/{name}") for name in there if name.endswith(".parquet")]
+    kinds = [kind for kind, found in (("tars", tars), ("Parquet files", tables)) if found]
+    if kinds and any(has_image_name(name) for name in there):
+        kinds.append("images")
+    if len(kinds) > 1:
+        ending = "tar" if tars else "parquet"
+        raise SourceError(f"{folder} holds both {' and '.join(kinds)}: name the {kinds[0]} as '{folder}/*.{ending}'")
+    return [] if folders else tars + tables
 
 
 def refuse_doubles(sources: Sequence[Source]) -> None:

@@ -1,20 +1,26 @@
 """Whether a cache's own list of images still says what the sources hold, so that nothing need be listed again.
 
-A build keeps beside the list when every folder it looked into, and every tar and list, was changed last. A folder's time
-changes when an entry comes, goes or is renamed; so if all times are as they were, listing again would find the same.
+A build keeps beside the list when every folder it looked into, and every tar, Parquet file and list, was changed last. A folder's
+time changes when an entry comes, goes or is renamed; so if all times are as they were, listing again would find the same.
+The prefix of a bucket has no such time: whatever lies loose in one is listed each time.
 """
 
 import json
 import os
 import stat
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cache_builder.sources.places import named_places
 from cache_builder.sources.selection import Selection
 from radio_cache.errors import SourceError, StoreError
+from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
+from radio_cache.remote_files import remote_status
+from radio_cache.storage import is_url
 from radio_cache.strict_json import parse_json
 from radio_cache.zarr_documents import MAX_DOCUMENT_BYTES
 
@@ -23,6 +29,9 @@ FILE = "listing.json"
 
 _SETTLED_NS = 2_000_000_000
 """Whatever changed less than this before it was looked at may change again within the same tick of its clock."""
+
+REQUESTS_AT_ONCE = 32
+"""To a bucket, whose answers take long and cost nothing here."""
 
 _MAX_STAMPS = 200_000
 
@@ -45,12 +54,30 @@ class Request:
 
 
 def stamps_of(paths: Iterable[str]) -> Stamps:
-    """When these files and folders were changed last. Raises OSError if one is gone."""
+    """When these files and folders, at paths or URLs, were changed last. Raises OSError if one is gone, StorageError for
+    a bucket that does not answer."""
     stamps: Stamps = {}
+    remote: list[str] = []
     for path in paths:
+        if is_url(path):
+            remote.append(path)
+            continue
         status = os.stat(path)  # noqa: PTH116  # a folder for every class, or for every image: no Path for each
         stamps[path] = (status.st_mtime_ns, 0 if stat.S_ISDIR(status.st_mode) else status.st_size)
+    if remote:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="stamps") as pool:
+            stamps.update(ahead(pool, lambda url: (url, _remote_stamp(url)), remote, depth=2 * REQUESTS_AT_ONCE))
     return stamps
+
+
+def never_trusted() -> tuple[int, int]:
+    """The stamp of what has no time of its own: a moment ago, which is never settled."""
+    return (time.time_ns(), 0)
+
+
+def _remote_stamp(url: str) -> tuple[int, int]:
+    status = remote_status(url)
+    return never_trusted() if status.changed_ns is None else (status.changed_ns, status.num_bytes)
 
 
 def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int) -> None:

@@ -1,15 +1,17 @@
 """A WebDataset tar: files that share a name up to the first dot of its last part are one sample (img.jpg, img.cls).
 
-The tar is read once, headers only; images are then read by offset, in any order.
+The tar is read once, headers only; images are then read by offset, in any order. At a URL a header is a request for a
+range: what lies between them is not read, unless it is shorter than what a request brings.
 """
 
 import tarfile
-from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
-from cache_builder.sources.found import Found
+from cache_builder.sources.found import Found, unique_names
+from cache_builder.sources.opened import open_source
 from radio_cache.errors import SourceError
 from radio_cache.images import EXTENSIONS
 
@@ -21,8 +23,8 @@ _TAIL_BYTES = 1 << 16
 _MAX_LABEL = 2**31 - 1
 
 
-def list_tar(path: Path) -> Found:
-    """The images of a tar in tar order, with the class numbers of their `.cls` files.
+def list_tar(place: str) -> Found:
+    """The images of a tar at a path or a URL, in tar order, with the class numbers of their `.cls` files.
 
     A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one. Hidden members are
     passed over as in a folder, and members whose path leads out of the tar, as only an attacker's does.
@@ -33,34 +35,33 @@ def list_tar(path: Path) -> Found:
     others = end = 0
     climbing: list[str] = []
     try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                end = int(tar.offset)
-                headers: list[tarfile.TarInfo] = vars(tar)["members"]
-                headers.clear()  # or all of them would stay in memory
-                name = PurePosixPath(member.name)
-                if not member.isfile():
-                    continue
-                if name.is_absolute() or ".." in name.parts:
-                    climbing.append(member.name)
-                elif any(part.startswith(".") for part in name.parts):
-                    continue
-                elif name.suffix.lower() in EXTENSIONS:
-                    images.append((member.name, member.offset_data, member.size))
-                elif name.suffix == ".cls":
-                    labels[_sample(member.name)] = _label(tar, member, path)
-                else:
-                    others += 1
+        with open_source(place) as file:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    end = int(tar.offset)
+                    headers: list[tarfile.TarInfo] = vars(tar)["members"]
+                    headers.clear()  # or all of them would stay in memory
+                    name = PurePosixPath(member.name)
+                    if not member.isfile():
+                        continue
+                    if name.is_absolute() or ".." in name.parts:
+                        climbing.append(member.name)
+                    elif any(part.startswith(".") for part in name.parts):
+                        continue
+                    elif name.suffix.lower() in EXTENSIONS:
+                        images.append((member.name, member.offset_data, member.size))
+                    elif name.suffix == ".cls":
+                        labels[_sample(member.name)] = _label(tar, member, place)
+                    else:
+                        others += 1
+            _check_end(place, file, end)
     except tarfile.TarError as exc:
         if end > 0:
-            raise SourceError(f"{path} is damaged or was cut short ({exc}): fetch it again") from exc
+            raise SourceError(f"{place} is damaged or was cut short ({exc}): fetch it again") from exc
         raise SourceError(
-            f"{path} is not a plain tar ({exc}); compressed tars have no random access: decompress it first"
+            f"{place} is not a plain tar ({exc}); compressed tars have no random access: decompress it first"
         ) from exc
-    except OSError as exc:
-        raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    _check_end(path, end)
-    members, repeated = _unique_names([name for name, _, _ in images])
+    members, repeated = unique_names([name for name, _, _ in images])
     notes: list[str] = []
     if others:
         notes.append(f"{others} file{'s' if others > 1 else ''} passed over (no image by name)")
@@ -68,8 +69,7 @@ def list_tar(path: Path) -> Found:
         notes.append(
             f"{len(climbing)} file{'s' if len(climbing) > 1 else ''} passed over, whose path leads out of the tar ({climbing[0]})"
         )
-    if repeated:
-        notes.append(f"{repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2")
+    notes += repeated
     return Found(
         members=members, labels=np.array([labels.get(_sample(name), -1) for name, _, _ in images], np.int32),
         class_names=None, offset=np.array([offset for _, offset, _ in images], np.int64),
@@ -77,29 +77,18 @@ def list_tar(path: Path) -> Found:
     )  # fmt: skip
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(place: str, file: BinaryIO, end: int) -> None:
     """Python's tarfile stops without a word at the end of a cut file, at a damaged header, and before a second tar."""
-    with path.open("rb") as file:
-        file.seek(end)
-        tail = file.read(_TAIL_BYTES)
+    file.seek(end)
+    tail = file.read(_TAIL_BYTES)
     if len(tail) < _END_OF_ARCHIVE_BYTES:
         raise SourceError(
-            f"{path} ends without tar's end-of-archive mark, so it was probably cut short: fetch it again"
+            f"{place} ends without tar's end-of-archive mark, so it was probably cut short: fetch it again"
         )
     if any(tail[:_END_OF_ARCHIVE_BYTES]):
-        raise SourceError(f"{path} is damaged: there is no tar header at byte {end}: fetch it again")
+        raise SourceError(f"{place} is damaged: there is no tar header at byte {end}: fetch it again")
     if any(tail[at + 257 : at + 262] == b"ustar" for at in range(0, len(tail), _BLOCK_BYTES)):
-        raise SourceError(f"{path} holds another tar behind its end, which would be lost: pack it again as one tar")
-
-
-def _unique_names(names: list[str]) -> tuple[list[str], int]:
-    """The names, later ones of a kind numbered, and how many those are."""
-    count: Counter[str] = Counter()
-    unique: list[str] = []
-    for name in names:
-        count[name] += 1
-        unique.append(name if count[name] == 1 else f"{name}#{count[name]}")
-    return unique, len(names) - len(count)
+        raise SourceError(f"{place} holds another tar behind its end, which would be lost: pack it again as one tar")
 
 
 def _sample(name: str) -> str:
@@ -107,9 +96,9 @@ def _sample(name: str) -> str:
     return f"{folder}/{base.split('.', 1)[0]}"
 
 
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, place: str) -> int:
     file = tar.extractfile(member)
     text = file.read(64).decode(errors="replace").strip() if file else ""
     if not text.isdecimal() or int(text) > _MAX_LABEL:
-        raise SourceError(f"{path}: {member.name} holds '{text}', and a .cls file holds one whole number, the class")
+        raise SourceError(f"{place}: {member.name} holds '{text}', and a .cls file holds one whole number, the class")
     return int(text)

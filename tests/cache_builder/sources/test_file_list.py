@@ -77,9 +77,10 @@ def test_a_line_that_is_no_path_and_class_is_named(tmp_path: Path, content: str)
         listed(write_list(tmp_path, content))
 
 
-def test_a_url_is_refused_before_anything_is_built(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"list\.txt, line 2: s3://bucket/b\.jpg is a URL, .*: download it first"):
-        listed(write_list(tmp_path, "a.jpg\ns3://bucket/b.jpg\tcat\n"))
+def test_a_url_is_not_looked_for_on_the_disk(tmp_path: Path) -> None:
+    found = listed(write_list(tmp_path, "no.jpg\ns3://bucket/b.jpg\tcat\n"))
+    assert found.members == ["no.jpg", "s3://bucket/b.jpg"]
+    assert found.notes == ("1 of 2 files does not exist (line 1: no.jpg) and will be left out",)
 
 
 def test_an_image_that_comes_twice_is_named_with_both_lines(tmp_path: Path) -> None:

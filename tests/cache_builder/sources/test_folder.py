@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_builder.sources.folder import list_folder, walk_folder
+from cache_builder.sources.folder import found_in, walk_folder
 from radio_cache.errors import SourceError
 
 
@@ -18,7 +18,7 @@ def touch(root: Path, *names: str) -> None:
 
 def classes(root: Path) -> list[tuple[str, str | None]]:
     """(path, class) of everything found."""
-    found, _ = list_folder(root)
+    found = found_in(walk_folder(root))
     names = [*(found.class_names or ()), None]
     return [(member, names[label]) for member, label in zip(found.members, found.labels, strict=True)]
 
@@ -28,15 +28,27 @@ def test_the_first_folder_below_is_the_class_and_files_above_have_none(tmp_path:
     assert classes(tmp_path) == [
         ("cat/x.jpeg", "cat"), ("dog/b.jpg", "dog"), ("dog/more/a.png", "dog"), ("loose.png", None),
     ]  # fmt: skip
-    assert list_folder(tmp_path)[0].notes == ()
+    assert found_in(walk_folder(tmp_path)).notes == ()
 
 
 def test_endings_count_in_any_case_and_other_files_are_counted(tmp_path: Path) -> None:
-    touch(tmp_path, "a.JPG", "b.Png", "c.webp", "d.tiff", "notes.txt", "noending", "deep/labels.csv", "jpg", "e.jpg.", "f.")
+    touch(
+        tmp_path,
+        "a.JPG",
+        "b.Png",
+        "c.webp",
+        "d.tiff",
+        "notes.txt",
+        "noending",
+        "deep/labels.csv",
+        "jpg",
+        "e.jpg.",
+        "f.",
+    )
     tree = walk_folder(tmp_path)
     assert tree.images == ["a.JPG", "b.Png", "c.webp", "d.tiff"]
     assert tree.others == 6
-    assert list_folder(tmp_path)[0].notes == ("6 files passed over (no image by name)",)
+    assert found_in(walk_folder(tmp_path)).notes == ("6 files passed over (no image by name)",)
 
 
 def test_hidden_files_and_folders_are_passed_over_without_counting(tmp_path: Path) -> None:
@@ -85,7 +97,9 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
     (tmp_path / "cat").mkdir()
     os.mkfifo(tmp_path / "cat/pipe.jpg")
     assert walk_folder(tmp_path).images == ["a.jpg"]
-    assert list_folder(tmp_path)[0].notes == ("1 image name, cat/pipe.jpg (a named pipe), passed over: not a file",)
+    assert found_in(walk_folder(tmp_path)).notes == (
+        "1 image name, cat/pipe.jpg (a named pipe), passed over: not a file",
+    )
     (tmp_path / "null.png").symlink_to("/dev/null")
     with socket.socket(socket.AF_UNIX) as server:
         # The name of a socket must be short.
@@ -94,7 +108,10 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
     assert walk_folder(tmp_path).special == [
         "cat/pipe.jpg (a named pipe)", "null.png (a device)", "s.jpg (a socket)",
     ]  # fmt: skip
-    assert "3 image names such as cat/pipe.jpg (a named pipe) passed over: not files" in list_folder(tmp_path)[0].notes
+    assert (
+        "3 image names such as cat/pipe.jpg (a named pipe) passed over: not files"
+        in found_in(walk_folder(tmp_path)).notes
+    )
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_instead_of_losing_its_images(

@@ -150,7 +150,9 @@ def test_a_tar_missing_from_a_range_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["photo.jpg", "images.zip", "table.csv"])
 def test_a_file_that_is_no_tar_is_named_with_what_is_wanted(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name)
-    with pytest.raises(SourceError, match=rf"{name} is a file, and not a tar or a list: --images takes a folder"):
+    with pytest.raises(
+        SourceError, match=rf"{name} is a file, and not a tar, a Parquet file or a list: --images takes a folder"
+    ):
         list_images([f"{tmp_path}/{name}"])
 
 
@@ -217,7 +219,9 @@ def test_images_beside_tars_are_not_lost_in_silence(tmp_path: Path) -> None:
 def test_class_folders_and_class_numbers_do_not_mix(tmp_path: Path) -> None:
     touch(tmp_path, "photos/cat/1.jpg")
     write_tar(tmp_path / "t.tar", ("a.jpg", b"1"), ("a.cls", b"3"))
-    with pytest.raises(SourceError, match=r"class folders\) and others have class numbers .*: build two caches instead"):
+    with pytest.raises(
+        SourceError, match=r"class folders\) and others have class numbers .*: build two caches instead"
+    ):
         list_images([f"{tmp_path}/photos", f"{tmp_path}/t.tar"])
 
 

@@ -1,0 +1,201 @@
+"""A Parquet file with images as bytes in one of its columns: the layout of the Hugging Face `datasets` library, or plainer.
+
+Listed from the footer and the columns of classes and names; no image is read.
+"""
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_builder.sources.found import Found, nowhere, numbered, unique_names
+from radio_cache.errors import ImageError, SourceError
+from radio_cache.parquet_images import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet
+from radio_cache.storage import is_url
+
+_IMAGE_NAMES = ("image.bytes", "image", "img.bytes", "img", "jpg.bytes", "jpg", "png.bytes", "png", "bytes")
+"""Columns that are taken for the images where there are several of bytes and no other sign; the first of them counts."""
+
+_LABEL_NAMES = ("label", "cls", "class", "labels")
+_KEY_NAMES = ("__key__",)
+"""Columns that name an image, beside the `path` within its own column."""
+
+_MAX_LABEL = 2**31 - 1
+_DEAR_GROUP_BYTES = 1 << 20
+
+
+def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
+    """The images of a Parquet file, at a path or a URL, in row order; offsets are numbers of rows.
+
+    image, label: names of columns; found by what the file says about itself if empty: Hugging Face features, types, names.
+    Raises SourceError, naming the columns there are, if there is none, or several that might be meant; if the file was cut
+    short; or if its row groups are so large that no single image can be read.
+    """
+    with _named(place), open_parquet(place) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        features = _features(schema)
+        column = _image_column(place, schema, features, image)
+        notes = _layout_notes(place, metadata, column)
+        label, note = _label_column(place, schema, features, label)
+        notes += [note] if note else []
+        names = _name_column(schema, column)
+        wanted = [name for name in (label, names) if name]
+        table = parquet.read(columns=wanted, use_threads=False) if wanted else None
+        rows = int(metadata.num_rows)
+        numbers, classes = np.full(rows, -1, np.int32), None
+        if label:
+            numbers, classes = _labels(place, label, leaf_array(table, label), features.get(label, {}).get("names"))
+        members = [str(row) for row in range(rows)]
+        if names:
+            found = leaf_array(table, names).to_pylist()
+            if all(found):
+                members, repeated = unique_names(found)
+                notes += repeated
+    return Found(
+        members=members, labels=numbers, class_names=classes, offset=np.arange(rows, dtype=np.int64), length=nowhere(rows),
+        notes=tuple(notes), column=column,
+    )  # fmt: skip
+
+
+@contextmanager
+def _named(place: str) -> Generator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except ImageError as exc:
+        raise SourceError(f"{place} {exc}") from exc
+    except (pa.ArrowException, OSError) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise SourceError(
+            f"{place} is damaged, was cut short, or is no Parquet file ({reason:.200}): fetch it again"
+        ) from exc
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata says of each column: its `_type`, and the names of classes."""
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: cast(dict[str, Any], one) for name, one in found.items() if isinstance(one, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _leaves(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, type) of every column, those within others by a path with points."""
+    import pyarrow.types as types
+
+    for field in fields:
+        if types.is_struct(field.type):
+            inner = [field.type.field(number) for number in range(field.type.num_fields)]
+            yield from _leaves(inner, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field.type
+
+
+def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> str:
+    import pyarrow.types as types
+
+    leaves = dict(_leaves(schema))
+    there = ", ".join(f"{name} ({kind})" for name, kind in leaves.items())
+    binary = [name for name, kind in leaves.items() if types.is_binary(kind) or types.is_large_binary(kind)]
+    if asked:
+        for name in (asked, f"{asked}.bytes"):
+            if name in binary:
+                return name
+        kind = f"is {leaves[asked]}, and images are bytes" if asked in leaves else "is not there"
+        raise SourceError(f"{place}: column {asked} {kind}; the columns are {there}")
+    images = [name for name, one in features.items() if one.get("_type") == "Image"]
+    likely = [f"{name}.bytes" for name in images if f"{name}.bytes" in binary] or binary
+    if len(likely) == 1:
+        return likely[0]
+    if not likely:
+        raise SourceError(f"{place} has no column with the bytes of images; its columns are {there}")
+    for name in _IMAGE_NAMES:
+        if name in likely:
+            return name
+    raise SourceError(
+        f"{place} has several columns of bytes ({', '.join(likely)}): say which holds the images, as in '{place}#{likely[0]}'"
+    )
+
+
+def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> tuple[str, str]:
+    """The column of classes, "" for none, and a sentence about it where there is something to say."""
+    if asked:
+        if asked not in schema.names:
+            raise SourceError(f"{place}: column {asked} is not there; the columns are {', '.join(schema.names)}")
+        if not _is_class(schema.field(asked).type):
+            raise SourceError(
+                f"{place}: column {asked} is {schema.field(asked).type}, and a class is a number or a name"
+            )
+        return asked, ""
+    known = [name for name, one in features.items() if one.get("_type") == "ClassLabel" and name in schema.names]
+    for name in (*(known if len(known) == 1 else ()), *_LABEL_NAMES):
+        if name in schema.names and _is_class(schema.field(name).type):
+            return name, ""
+    if known:
+        return "", f"no classes: there are several columns of them ({', '.join(known)}); name one, as in '#,{known[0]}'"
+    return "", ""
+
+
+def _is_class(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+
+
+def _labels(
+    place: str, column: str, array: Any, names: list[str] | None
+) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
+    """Class numbers, -1 for null and for what is negative, and their names if there are names."""
+    import pyarrow.types as types
+
+    values: list[Any] = array.to_pylist()
+    kind = array.type.value_type if types.is_dictionary(array.type) else array.type
+    if not types.is_integer(kind):
+        return numbered([value or None for value in values])
+    numbers = np.array([-1 if value is None else max(-1, value) for value in values], np.int64)
+    highest = int(numbers.max(initial=-1))
+    if highest > (_MAX_LABEL if names is None else len(names) - 1):
+        known = "no class has so high a number" if names is None else f"the file names {len(names)} classes"
+        raise SourceError(
+            f"{place}: column {column} holds class {highest}, and {known}: name another column, as in '#,OTHER'"
+        )
+    return numbers.astype(np.int32), None if names is None else tuple(map(str, names))
+
+
+def _name_column(schema: Any, image: str) -> str:
+    """The column that names images, "" if there is none."""
+    import pyarrow.types as types
+
+    leaves = dict(_leaves(schema))
+    beside = f"{image.rpartition('.')[0]}.path"
+    return next((name for name in (beside, *_KEY_NAMES) if name in leaves and types.is_string(leaves[name])), "")
+
+
+def _layout_notes(place: str, metadata: Any, column: str) -> list[str]:
+    """What the way the file was written costs. Raises SourceError if it cannot be read image by image at all."""
+    numbers = range(metadata.num_columns)
+    number = next((number for number in numbers if metadata.schema.column(number).path == column), None)
+    if number is None:
+        raise SourceError(f"{place}: column {column} is a list in the file, and one row must be one image")
+    chunks = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+    together = [chunk for chunk in chunks if is_url(place) or not is_plain(chunk)]
+    largest = max((int(chunk.total_uncompressed_size) for chunk in together), default=0)
+    if largest > MAX_GROUP_BYTES:
+        raise SourceError(
+            f"{place} has row groups with {largest} bytes of images, which have to be read as a whole: write it again with row "
+            "groups of about 100 rows"
+        )
+    dear = [chunk for chunk in chunks if not is_plain(chunk) and chunk.total_uncompressed_size > _DEAR_GROUP_BYTES]
+    if dear:
+        each = sum(int(chunk.total_uncompressed_size) for chunk in dear) / len(dear) / 1e6
+        return [
+            f"its images are compressed or in dictionaries: reading one in random order reads its row group ({each:.0f} MB); "
+            "docs/sources.md says how to write it better"
+        ]
+    return []

@@ -1,0 +1,141 @@
+"""Where the values of a Parquet column lie in the file, if they lie there as they are: plain pages without compression.
+
+Libraries read a column chunk as a whole, a hundred images for one. Page headers are Thrift structs in the compact
+protocol (apache/parquet-format: Encodings.md, parquet.thrift); the values of a plain page of byte arrays follow each
+other, each behind its length.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Read = Callable[[int, int], bytes]
+"""(offset, length) -> bytes of a file; fewer where it ends."""
+
+_DATA_PAGE, _DATA_PAGE_V2 = 0, 3
+_PLAIN, _RLE = 0, 3
+_MAX_HEADER_BYTES = 1 << 14
+_WINDOW_BYTES = 1 << 12
+_MAX_DEPTH = 8
+
+
+def value_ranges(
+    read: Read, start: int, end: int, num_values: int, *, optional: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Offsets and lengths (n,) of the values of an uncompressed column chunk of byte arrays, in row order.
+
+    start, end: of the chunk in the file. optional: whether values may be null, so that levels precede them in a page.
+    Images themselves are not read, only their lengths. None if a page is not plain, has nulls, or is not what it should be:
+    a library then says better what there is.
+    """
+    if num_values * 4 > end - start:
+        return None
+    read = _windowed(read)
+    offsets = np.empty(num_values, np.int64)
+    lengths = np.empty(num_values, np.int64)
+    known, at = 0, start
+    try:
+        while known < num_values:
+            header, header_bytes = _parsed(read(at, _MAX_HEADER_BYTES) if at < end else b"")
+            first = at + header_bytes
+            at = first + header[3]
+            kind, count, skipped = _page(header, read, first, optional=optional)
+            if kind != _PLAIN or known + count > num_values or at > end:
+                return None
+            value = first + skipped
+            for row in range(known, known + count):
+                if value + 4 > at:
+                    return None  # fewer values than rows: some are null
+                (length,) = struct.unpack("<I", read(value, 4))
+                offsets[row], lengths[row] = value + 4, length
+                value += 4 + length
+            if value != at:
+                return None
+            known += count
+    except (IndexError, KeyError, TypeError, ValueError, struct.error):
+        return None
+    return offsets, lengths
+
+
+def _page(header: dict[int, Any], read: Read, first: int, *, optional: bool) -> tuple[int, int, int]:
+    """(encoding, values with nulls, bytes of levels before the first value) of a data page."""
+    if header[1] == _DATA_PAGE_V2:
+        page = header[8]
+        return page[4], page[1], page[5] + page[6]
+    if header[1] != _DATA_PAGE or (optional and header[5][3] != _RLE):
+        raise ValueError
+    levels = 4 + struct.unpack("<I", read(first, 4))[0] if optional else 0
+    return header[5][2], header[5][1], levels
+
+
+def _windowed(read: Read) -> Read:
+    """The same, asking for at least some thousand bytes: small values come many at once."""
+    start, held = 0, b""
+
+    def windowed(offset: int, length: int) -> bytes:
+        nonlocal start, held
+        if not (start <= offset and offset + length <= start + len(held)):
+            start, held = offset, read(offset, max(length, _WINDOW_BYTES))
+        return held[offset - start : offset - start + length]
+
+    return windowed
+
+
+def _parsed(data: bytes) -> tuple[dict[int, Any], int]:
+    """A Thrift struct by field number, and how many bytes it has. Raises IndexError where the bytes end too early."""
+    return _struct(data, 0, 0)
+
+
+def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
+    if depth > _MAX_DEPTH:
+        raise ValueError
+    fields: dict[int, Any] = {}
+    number = 0
+    while data[at]:
+        delta, kind = data[at] >> 4, data[at] & 15
+        at += 1
+        if delta:
+            number += delta
+        else:
+            raw, at = _varint(data, at)
+            number = _zigzag(raw)
+        fields[number], at = _value(data, at, kind, depth)
+    return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    match kind:
+        case 1 | 2:  # the boolean is the type
+            return kind == 1, at
+        case 3:  # a byte
+            return data[at], at + 1
+        case 4 | 5 | 6:  # 16, 32 and 64 bits
+            raw, at = _varint(data, at)
+            return _zigzag(raw), at
+        case 7:
+            return struct.unpack_from("<d", data, at)[0], at + 8
+        case 8:  # a string
+            length, at = _varint(data, at)
+            return data[at : at + length], at + length
+        case 12:
+            return _struct(data, at, depth + 1)
+        case _:
+            raise ValueError  # page headers have no lists
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128 or shift > 63:
+            return value, at
+
+
+def _zigzag(raw: int) -> int:
+    return (raw >> 1) ^ -(raw & 1)

@@ -1,0 +1,258 @@
+"""Parquet files as sources: which column holds the images, what the classes are, and what is wrong with a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cache_builder.sources import Listing, Selection, list_images, parquet
+from cache_builder.sources.parquet import list_parquet
+from radio_cache import parquet_images
+from radio_cache.errors import SourceError
+from radio_cache.image_files import read_image
+
+IMAGES = [b"first", b"second", b"third", b"fourth"]
+
+
+def hugging_face(path: Path, *, labels: list[int | None] | None = None, names: list[str | None] | None = None) -> Path:
+    """As `Dataset.to_parquet` writes images with classes."""
+    rows = [{"bytes": data, "path": name} for data, name in zip(IMAGES, names or [None] * len(IMAGES), strict=True)]
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}}
+    table = pa.table({
+        "image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "label": pa.array(labels or [1, 0, 1, None], pa.int64()),
+    }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=3, compression="none", use_dictionary=["label"])
+    return path
+
+
+def write(path: Path, **columns: Any) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def contents(listing: Listing) -> list[bytes]:
+    index = listing.index
+    return [
+        read_image(listing.containers[index.container[row]], key, int(index.offset[row]), int(index.length[row]))
+        for row, key in enumerate(index.keys)
+    ]
+
+
+def test_the_layout_of_hugging_face_gives_images_classes_and_their_names(tmp_path: Path) -> None:
+    path = hugging_face(tmp_path / "train.parquet")
+    listing = list_images([str(path)])
+    assert listing.index.keys == [f"train.parquet/{row}" for row in range(4)]
+    assert listing.index.labels.tolist() == [1, 0, 1, -1]
+    assert listing.class_names == ("cat", "dog")
+    (container,) = listing.containers
+    assert (container.kind, container.path, container.column) == ("parquet", str(path), "image.bytes")
+    assert contents(listing) == IMAGES
+    assert listing.notes == ()
+
+
+def test_names_of_images_are_keys_and_equal_ones_are_kept_apart(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet", names=["x.jpg", "y/z.png", "x.jpg", "w.jpg"])
+    listing = list_images([f"{tmp_path}/a.parquet"])
+    assert listing.index.keys == [f"a.parquet/{name}" for name in ("x.jpg", "y/z.png", "x.jpg#2", "w.jpg")]
+    assert contents(listing) == IMAGES
+    assert listing.notes == (f"{tmp_path}/a.parquet: 1 image name came twice; the later ones are called name#2",)
+
+
+def test_names_that_are_missing_for_some_rows_name_none(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet", names=["x.jpg", None, "y.jpg", "z.jpg"])
+    assert list_parquet(f"{tmp_path}/a.parquet").members == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("how", ["folder", "glob", "braces"])
+def test_several_files_are_one_source_in_order_with_one_set_of_classes(tmp_path: Path, how: str) -> None:
+    for number in range(2):
+        hugging_face(tmp_path / f"data/train-{number:05d}.parquet")
+    typed = {"folder": "data", "glob": "data/train-*.parquet", "braces": "data/train-{00000..00001}.parquet"}[how]
+    listing = list_images([f"{tmp_path}/{typed}"])
+    assert listing.index.keys == [f"train-{number:05d}.parquet/{row}" for number in range(2) for row in range(4)]
+    assert listing.class_names == ("cat", "dog")
+    assert contents(listing) == IMAGES * 2
+
+
+def test_limit_filter_and_shuffle_choose_among_rows(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet", names=["x.jpg", "y.png", "z.jpg", "w.jpg"])
+    shuffled = list_images([f"{tmp_path}/a.parquet"], selection=Selection(filters=("*.jpg",), shuffle_seed=3, limit=2))
+    by_name = dict(zip(("x.jpg", "y.png", "z.jpg", "w.jpg"), IMAGES, strict=True))
+    assert contents(shuffled) == [by_name[key.rpartition("/")[2]] for key in shuffled.index.keys]
+    assert len(shuffled.index) == 2
+
+
+def test_no_image_is_read_while_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr(parquet_images, "read_place", refuse)
+    path = hugging_face(tmp_path / "a.parquet")
+    asked: list[list[str]] = []
+    original = pq.ParquetFile.read
+
+    def watched(self: Any, columns: list[str], **more: Any) -> Any:
+        asked.append(columns)
+        return original(self, columns=columns, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", watched)
+    list_images([str(path)])
+    assert asked == [["label", "image.path"]]
+
+
+# ---------------------------------------------------------------- columns
+
+
+def test_plain_columns_of_bytes_and_class_names_in_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", jpg=IMAGES, cls=["dog", "cat", None, "dog"], __key__=["a", "b", "c", "d"])
+    found = list_parquet(path)
+    assert found.column == "jpg"
+    assert (found.labels.tolist(), found.class_names) == ([1, 0, -1, 1], ("cat", "dog"))
+    assert found.members == ["a", "b", "c", "d"]
+
+
+def test_class_numbers_without_names_and_negative_ones(tmp_path: Path) -> None:
+    found = list_parquet(write(tmp_path / "a.parquet", image=IMAGES, label=pa.array([3, -1, 0, None], pa.int8())))
+    assert (found.labels.tolist(), found.class_names) == ([3, -1, 0, -1], None)
+
+
+def test_class_names_in_a_dictionary_column(tmp_path: Path) -> None:
+    found = list_parquet(
+        write(tmp_path / "a.parquet", image=IMAGES, label=pa.array(["b", "a", "b", "b"]).dictionary_encode())
+    )
+    assert (found.labels.tolist(), found.class_names) == ([1, 0, 1, 1], ("a", "b"))
+
+
+def test_columns_may_be_named_behind_the_place(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data/a.parquet", img=IMAGES, mask=[b"m"] * 4, fine=[1, 2, 3, 4], coarse=[0, 0, 1, 1])
+    assert list_images([path]).containers[0].column == "img"
+    for typed in (f"{path}#mask,coarse", f"{tmp_path}/data/#mask,coarse", f"{tmp_path}/data/*.parquet#mask,coarse"):
+        listing = list_images([typed])
+        assert listing.containers[0].column == "mask"
+        assert listing.containers[0].path == path
+        assert listing.index.labels.tolist() == [0, 0, 1, 1]
+    assert list_images([f"{path}#,fine"]).index.labels.tolist() == [1, 2, 3, 4]
+
+
+def test_several_columns_of_classes_are_told_and_none_is_guessed(tmp_path: Path) -> None:
+    features = {"features": {name: {"_type": "ClassLabel", "names": ["a", "b"]} for name in ("fine", "coarse")}}
+    table = pa.table({"img": IMAGES, "fine": [0, 1, 1, 0], "coarse": [0, 0, 0, 1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = list_parquet(f"{tmp_path}/a.parquet")
+    assert found.labels.tolist() == [-1] * 4
+    assert found.notes == ("no classes: there are several columns of them (fine, coarse); name one, as in '#,fine'",)
+    assert list_parquet(f"{tmp_path}/a.parquet", label="coarse").class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("#photo", r"column photo is not there; the columns are image \(binary\), label \(int64\), score \(double\)"),
+        ("#label", "column label is int64, and images are bytes"),
+        ("#,klass", "column klass is not there; the columns are image, label, score"),
+        ("#,score", "column score is double, and a class is a number or a name"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path, asked: str, message: str) -> None:
+    path = write(tmp_path / "a.parquet", image=IMAGES, label=[1, 2, 3, 4], score=[0.5] * 4)
+    with pytest.raises(SourceError, match=rf"a\.parquet: {message}"):
+        list_images([path + asked])
+
+
+def test_a_file_without_bytes_names_its_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", url=["http://x/a.jpg"], label=[1])
+    with pytest.raises(
+        SourceError, match=r"a\.parquet has no column with the bytes of images; its columns are url \(string\)"
+    ):
+        list_images([path])
+
+
+def test_several_columns_of_bytes_are_named_with_the_way_to_choose(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", left=IMAGES, right=IMAGES)
+    with pytest.raises(
+        SourceError, match=r"several columns of bytes \(left, right\): say which .* as in '.*a\.parquet#left'"
+    ):
+        list_images([path])
+
+
+def test_lists_of_images_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", images=[[b"a", b"b"]])
+    with pytest.raises(SourceError, match=r"no column with the bytes of images; .* images \(list<element: binary>\)"):
+        list_images([path])
+
+
+def test_columns_behind_what_has_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"x")
+    with pytest.raises(SourceError, match="photos has no columns such as '#img': only Parquet files have"):
+        list_images([f"{tmp_path}/photos/#img"])
+
+
+def test_a_class_beyond_the_names_is_named(tmp_path: Path) -> None:
+    path = hugging_face(tmp_path / "a.parquet", labels=[0, 1, 7, 2])
+    with pytest.raises(SourceError, match="column label holds class 7, and the file names 3 classes"):
+        list_images([str(path)])
+
+
+# ---------------------------------------------------------------- files that are damaged, or dear to read
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -1])
+def test_a_file_cut_short_is_named_with_the_cure(tmp_path: Path, keep: int) -> None:
+    path = hugging_face(tmp_path / "a.parquet")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(
+        SourceError, match=r"a\.parquet is damaged, was cut short, or is no Parquet file \(.*\): fetch it again"
+    ):
+        list_images([str(path)])
+
+
+def test_an_empty_table_holds_no_image(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=pa.array([], pa.binary()))
+    with pytest.raises(SourceError, match=r"a\.parquet holds no image$"):
+        list_images([path])
+
+
+def test_what_random_reads_of_a_compressed_file_cost_is_told(tmp_path: Path) -> None:
+    data = [np.random.default_rng(row).bytes(400_000) for row in range(4)]
+    path = write(tmp_path / "a.parquet", image=data)
+    (note,) = list_parquet(path).notes
+    assert note.startswith(
+        "its images are compressed or in dictionaries: reading one in random order reads its row group (2 MB)"
+    )
+
+
+def test_row_groups_that_no_single_image_can_be_read_from_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10)
+    path = write(tmp_path / "a.parquet", image=IMAGES)
+    with pytest.raises(
+        SourceError, match=r"row groups with .* bytes of images, .*: write it again with row groups of about 100"
+    ):
+        list_images([path])
+    pq.write_table(pa.table({"image": IMAGES}), path, compression="none", use_dictionary=False)
+    assert contents(list_images([path])) == IMAGES
+
+
+def test_a_folder_of_both_kinds_of_shards_is_refused(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet")
+    (tmp_path / "b.tar").write_bytes(b"")
+    with pytest.raises(SourceError, match=rf"holds both tars and Parquet files: name the tars as '{tmp_path}/\*\.tar'"):
+        list_images([str(tmp_path)])
+
+
+def test_many_notes_are_cut_to_a_few(tmp_path: Path) -> None:
+    for number in range(12):
+        hugging_face(tmp_path / f"{number:02d}.parquet", names=["x.jpg"] * 4)
+    notes = list_images([str(tmp_path)]).notes
+    assert len(notes) == 8
+    assert notes[-1] == "... and 5 more such notes"
