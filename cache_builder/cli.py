@@ -41,7 +41,8 @@ def main() -> None:
     required=True,
     metavar="SOURCE",
     help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, a pattern such as "
-    "'train-{000..004}.tar', or a text file with a path a line, and behind a tab its class. Repeatable.",
+    "'train-{000..004}.tar', Parquet files with image bytes ('data/*.parquet#image,label'), or a text file with a path a line, "
+    "and behind a tab its class; paths or URLs (s3://, gs://, https://, hf://). Repeatable.",
 )
 @click.option(
     "--teacher",

@@ -2,7 +2,7 @@
 
 Where pages are plain and uncompressed, as the Hugging Face `datasets` library now writes images, an image is one read of
 its own bytes. Where they are not, the whole column of its row group is read and decoded, and kept for the rows
-beside it: right for reading in order, dear for reading at random (docs/design/005-parquet.md).
+beside it: right for reading in order, dear for reading at random (docs/design/007-sources.md).
 """
 
 import os

@@ -169,7 +169,7 @@ def test_a_file_larger_than_any_image_is_refused_before_it_is_read(place: str, m
     with pytest.raises(LimitError, match=r"a\.jpg has 105 bytes; the longest that can be true has 50"):
         fetch(f"{place}/a.jpg", most=50)
     monkeypatch.setattr("radio_cache.file_bytes.MAX_IMAGE_FILE_BYTES", 50)
-    with pytest.raises(ImageError, match="cannot be read: .* has 105 bytes"):
+    with pytest.raises(ImageError, match=r"cannot be read: .* has 105 bytes"):
         read_place(f"{place}/a.jpg")
     with pytest.raises(ImageError, match="60 bytes are more than an image file has"):
         read_place(f"{place}/a.jpg", 0, 60)
@@ -213,7 +213,7 @@ def test_a_server_that_cannot_be_reached_is_no_unusable_image(monkeypatch: pytes
     "url", ["ipfs://x/a.jpg", "file:///etc/passwd", "local://x", "memory::s3://b/x", "zip://a::memory://b"]
 )
 def test_a_kind_of_url_that_nobody_reads_is_named_with_those_that_are(url: str) -> None:
-    with pytest.raises(ConfigError, match="nothing here reads such URLs; known are s3, .*, http, https, hf, "):
+    with pytest.raises(ConfigError, match=r"nothing here reads such URLs; known are s3, .*, http, https, hf, "):
         fetch(url, most=10)
 
 

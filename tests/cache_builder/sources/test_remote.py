@@ -254,9 +254,8 @@ def test_what_lies_in_a_bucket_is_listed_again_only_if_it_may_have_changed(
     assert list_for(request, cache).recorded is trusted
     name = {"tars": "tars/train-001.tar", "hf/*.parquet": "hf/train-1.parquet"}.get(way, "list.txt")
     storage = ObjectStorage(filled)
-    data = storage.read(name)
-    time.sleep(1.1)  # S3 counts in seconds
-    storage.write(name, [data])
+    other = storage.read("hf/train-0.parquet") if name.endswith("parquet") else storage.read(name) + b"\0" * 512
+    storage.write(name, [other.replace(b"\0", b"\n") if name == "list.txt" else other])
     assert not list_for(request, cache).recorded
 
 
@@ -308,7 +307,7 @@ def test_a_prefix_that_holds_nothing_is_named(filled: str) -> None:
 
 def test_a_bucket_that_does_not_exist_is_named(bucket: Callable[[str], str]) -> None:
     for source in ("s3://no-such-bucket/photos", "s3://no-such-bucket/a-*.tar", "s3://no-such-bucket/a.tar"):
-        with pytest.raises((StorageError, SourceError), match="there is no such bucket|does not exist"):
+        with pytest.raises((StorageError, SourceError), match=r"there is no such bucket|does not exist"):
             list_images([source])
 
 
