@@ -66,7 +66,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
             teacher = teachers.pop(0)
             teacher.to(torch.device(config.device))
             cache = join_teacher(cache, teacher, config, pool, say)
-            results.append(run_teacher(cache, teacher, config, pool))
+            results.append(run_teacher(cache, teacher, config, pool, say))
             del teacher
     cache = Cache(config.out)
     return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()))

@@ -109,6 +109,14 @@ def main() -> None:
     "--step", multiple=True, metavar="[NAME=]STEP", help="Step of klt instead of a fidelity, in units of phi."
 )
 @click.option(
+    "--views",
+    multiple=True,
+    metavar="[NAME=]K",
+    help="Also show the teacher K random crops of every image, and keep what it says of each; where they lie is recorded. "
+    "[default: 0]",
+)
+@click.option("--flip-views", is_flag=True, help="Mirror half of the --views, drawn at random and recorded.")
+@click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
 )
 @click.option("--batch-size", default=32, show_default=True, help="Images in one forward pass.")

@@ -12,7 +12,8 @@ from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
-from radio_cache.schema import level_name
+from radio_cache.extra_views import ViewSampling
+from radio_cache.schema import MAX_VIEWS, level_name
 from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
@@ -29,6 +30,8 @@ class TeacherFlags(TypedDict):
     packing: tuple[str, ...]
     fidelity: tuple[str, ...]
     step: tuple[str, ...]
+    views: tuple[str, ...]
+    flip_views: bool
 
 
 def build_config(
@@ -62,6 +65,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     codecs = codec_requests(
         teachers, codec=flags["codec"], packing=flags["packing"], fidelity=flags["fidelity"], step=flags["step"]
     )
+    extra_views = per_teacher("--views", flags["views"], teachers, view_count, shared=True)
     automatic = "float32" if device == "cpu" else "bfloat16"
     dtype = cast(ComputeDtype, automatic if flags["dtype"] == "auto" else flags["dtype"])
     options: dict[str, TeacherOptions] = {}
@@ -69,7 +73,8 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
         own = sizes.get(name, [])
         options[name] = TeacherOptions(
             weights=files.get(name), size_px=own[0] if own else None, fit=fits.get(name), dtype=dtype,
-            codec=wanted_codec(codecs[name]),
+            codec=wanted_codec(codecs[name]), views=1 + extra_views.get(name, 0),
+            view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(name) else None,
         )  # fmt: skip
         for px in own[1:]:
             options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)
@@ -123,6 +128,18 @@ def pixels(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--size {text}: a size is a whole number of pixels")
     return int(text)
+
+
+def view_count(text: str) -> int:
+    """A number of extra views from the command line."""
+    if not text.isdecimal() or int(text) >= MAX_VIEWS:
+        raise ConfigError(f"--views {text}: how many extra views of each image, 0 to {MAX_VIEWS - 1}")
+    return int(text)
+
+
+def view_sampling(*, flipped: bool) -> ViewSampling:
+    """How extra views are drawn: a quarter of the image or more, about as wide as it is. flipped: half of them mirrored."""
+    return ViewSampling(seed=0, area=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip_share=0.5 if flipped else 0.0)
 
 
 def fit_named(text: str) -> Fit:

@@ -6,20 +6,20 @@ The images go through the code of a build, from a cache of nothing but them in a
 import contextlib
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.calibrate import calibrated_on, enough_tokens
+from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.scan import scan_shard
-from cache_builder.shard_work import forward_passes, pixels_ahead, tokens_on_images
+from cache_builder.shown import Shown, shown_ahead
 from cache_builder.sources import Listing
 from cache_builder.stages import StageSeconds
 from cache_builder.teachers.base import Teacher
@@ -27,6 +27,7 @@ from radio_cache import __version__
 from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError, SourceError
+from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.schema import CacheMeta
 from radio_cache.shards import shard_parts
@@ -137,10 +138,11 @@ def probe_teacher(
     map_bytes = 4 * int(np.prod(spec.geometry.grid_hw)) * spec.spatial_dim
     rows = cache.usable_rows().tolist()[: max(1, _MAX_MAP_BYTES // map_bytes)]
     started = time.perf_counter()
-    pixels = list(pixels_ahead(cache, teacher, rows, config, pool))
+    jobs = [(row, (0,)) for row in rows]
+    seen = list(shown_ahead(cache, spec, jobs, pool, StageSeconds(), depth=2 * config.threads))
     decode_s = (time.perf_counter() - started) / len(rows)
-    maps, forward_s = _forward(rows, pixels, teacher, cache, config, seconds)
-    shown = tokens_on_images(cache, rows[: len(maps)], spec.geometry)
+    maps, forward_s = _forward(seen, teacher, config, seconds)
+    shown = np.stack([one.valid_tokens(spec.geometry) for one in seen[: len(maps)]])
     requests = dict.fromkeys((*COMPARED, asked))
     costs: list[CodecCost] = []
     timed: Codec = Half()
@@ -158,45 +160,34 @@ def probe_teacher(
 
 
 def _forward(
-    rows: list[int],
-    pixels: list[NDArray[np.uint8]],
-    teacher: Teacher,
-    cache: Cache,
-    config: BuildConfig,
-    seconds: float,
+    seen: list[Shown], teacher: Teacher, config: BuildConfig, seconds: float
 ) -> tuple[NDArray[np.float32], float]:
-    """Maps (n, h, w, c) of as many images as the time allows, and seconds per image without the first batch."""
+    """Maps (n, h, w, c) of as many images as the time allows, and seconds per image on the whole device."""
     device = torch.device(config.device)
+    work = DeviceWork(teacher, device, StageSeconds())
+    with streams_of(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
 
-    def run(count: int, batch: int) -> Iterator[tuple[int, Tensor, float]]:
-        smaller = replace(config, batch_images=batch)
-        passes = forward_passes(rows[:count], iter(pixels), teacher, cache, smaller, StageSeconds())
-        while True:
+        def run(images: list[Shown], batch: int) -> Generator[NDArray[np.float32]]:
+            parts = (images[first : first + batch] for first in range(0, len(images), batch))
+            for done in ahead(streams, work.features, parts, depth=num_streams + 1):
+                yield from (part.spatial.cpu().numpy() for part in done)
+
+        def timed(images: list[Shown], batch: int) -> float:
             started = time.perf_counter()
-            found = next(passes, None)
-            if found is None:
-                return
-            _wait_for(device)
-            yield len(found[0]), found[1], time.perf_counter() - started
+            for _ in run(images, batch):
+                pass
+            return (time.perf_counter() - started) / len(images)
 
-    # The first call loads kernels and allocates; a second one of the same size says how many images fit the time.
-    warm = [spent / count for _ in range(2) for count, _, spent in run(_WARM_UP_IMAGES, _WARM_UP_IMAGES)]
-    batch = max(1, min(config.batch_images, int(seconds / _TIMED_BATCHES / warm[-1])))
-    maps: list[NDArray[np.float32]] = []
-    timed: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while True:
-        first_round = sum(map(len, maps)) < len(rows)
-        for count, spatial, spent in run(len(rows), batch):
-            if first_round:
-                maps.append(spatial.cpu().numpy())
-            timed.append(spent / count)
-            if time.perf_counter() > deadline:
-                break
-        if len(timed) > _TIMED_BATCHES or time.perf_counter() > deadline:
-            break
-    # Full batches only, if there are any, and not the first of them: its memory is allocated meanwhile.
-    return np.concatenate(maps), float(np.median(timed[1:] or timed))
+        # The first call loads kernels and allocates; a second one of the same size says how many images fit the time.
+        warm = [timed(seen[: _WARM_UP_IMAGES * num_streams], _WARM_UP_IMAGES) for _ in range(2)][-1]
+        batch = max(1, min(config.batch_images, int(seconds / _TIMED_BATCHES / warm / num_streams)))
+        fitting = seen[: max(batch, int(seconds / warm))]
+        deadline = time.perf_counter() + seconds
+        maps = np.concatenate(list(run(fitting, batch)))
+        rounds: list[float] = []
+        while not rounds or (len(rounds) < _TIMED_BATCHES and time.perf_counter() < deadline):
+            rounds.append(timed(fitting, batch))
+    return maps, float(np.median(rounds))
 
 
 def _measured(

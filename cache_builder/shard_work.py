@@ -1,35 +1,39 @@
 """The unit of work: one shard of one teacher, computed, encoded and committed.
 
-Batches are cut within a shard, in row order, so the stored bytes depend neither on the number of threads, nor on what an
-earlier run had already done.
+`run_shards` does many of them overlapped: while the device computes, threads read, decode and resize the next images, and
+another compresses and writes the last shard. At most so many images are under way as the device and the threads need, and
+two shards' codes. Batches are cut within a shard, in row order, so the stored bytes depend neither on the number of
+threads, nor on what an earlier run had already done.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.preprocess import teacher_input, view_pixels
+from cache_builder.device_work import CodeBatch, DeviceWork, streams_of
+from cache_builder.shown import Shown, shown_ahead
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers.base import Teacher
-from radio_cache.cli_support import ProgressLine
 from radio_cache.codecs import Half
-from radio_cache.crops import ViewGeometry, valid_hw, valid_tokens
-from radio_cache.errors import CodecError, ImageError, SourceError
-from radio_cache.fidelity import PERFECT, Fidelity, from_cosines
-from radio_cache.images import decode_image
+from radio_cache.errors import CodecError
+from radio_cache.extra_views import draw_view
+from radio_cache.fidelity import PERFECT, from_cosines
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_short_receipt, read_receipt
-from radio_cache.schema import IMAGES_UNIT, Receipt
-from radio_cache.torch import MapEncoder
+from radio_cache.schema import IMAGES_UNIT, Receipt, TeacherSpec
 from radio_cache.writer import ShardWriter
+
+Step = Callable[[int], None]
+"""Told how many more images are done."""
 
 
 def build_shard(cache: Cache, teacher: Teacher, shard: int, config: BuildConfig) -> Receipt:
@@ -37,150 +41,189 @@ def build_shard(cache: Cache, teacher: Teacher, shard: int, config: BuildConfig)
 
     Writes only that shard's files and its receipt; may run twice, or in two places at once, with the same bytes.
     """
-    usable = set(cache.usable_rows().tolist())
-    rows = [row for row in cache.meta.shard_rows(shard) if row in usable]
-    pixels = (_pixels(cache, row, teacher.spec.geometry) for row in rows)
-    features = compute_shard(rows, pixels, teacher, cache, config, StageSeconds(), None)
-    return write_shard(cache, teacher, shard, rows, features)
+    with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
+        (receipt,) = run_shards(cache, teacher, [shard], config, pool, StageSeconds())
+    return receipt
+
+
+def run_shards(
+    cache: Cache, teacher: Teacher, shards: Sequence[int], config: BuildConfig, pool: ThreadPoolExecutor,
+    stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,
+) -> Generator[Receipt]:  # fmt: skip
+    """Compute and commit shards of a teacher that is on its device, one after the other; each is finished when its receipt
+    comes. Closed early, it finishes the shard that is being written and abandons those that are being computed."""
+    spec, device = teacher.spec, torch.device(config.device)
+    usable = np.zeros(cache.num_images, np.bool_)
+    usable[cache.usable_rows()] = True
+    rows_of = {shard: [row for row in cache.meta.shard_rows(shard) if usable[row]] for shard in shards}
+    work = DeviceWork(teacher, device, stages, codec=cache.teachers[spec.name].codec, say=say)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
+        num_streams = stack.enter_context(streams_of(device))
+        streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
+        depth = (num_streams + 2) * -(-config.batch_images // spec.views) + config.threads
+        jobs = ((row, tuple(range(spec.views))) for rows in rows_of.values() for row in rows)
+        seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth)
+        stack.callback(seen.close)
+        batches = (
+            batch for rows in rows_of.values() for batch in _batches(seen, len(rows) * spec.views, config, stages)
+        )
+        results = ahead(streams, lambda batch: _codes(cache, work, spec, batch), batches, depth=num_streams + 1)
+        stack.callback(results.close)
+        last: Future[Receipt] | None = None
+        for shard, rows in rows_of.items():
+            features = _gathered(cache, spec, len(rows), results, stages, step)
+            step(len(cache.meta.shard_rows(shard)) - len(rows))
+            if last is not None:
+                yield _committed(last, stages)
+            last = writer.submit(_timed_write, cache, spec, shard, rows, features, pool, stages)
+        if last is not None:
+            yield _committed(last, stages)
+
+
+def _batches(seen: Iterator[Shown], count: int, config: BuildConfig, stages: StageSeconds) -> Iterator[list[Shown]]:
+    for first in range(0, count, config.batch_images):
+        with Stopwatch(stages, "wait_decode"):
+            batch = [next(seen) for _ in range(min(config.batch_images, count - first))]
+        yield batch
+
+
+def _codes(cache: Cache, work: DeviceWork, spec: TeacherSpec, batch: Sequence[Shown]) -> list[CodeBatch]:
+    try:
+        return work.codes(batch)
+    except CodecError as exc:
+        keys = [cache.index.key(one.row) for one in (batch[0], batch[-1])]
+        raise CodecError(f"{cache.url}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
+
+
+def _committed(written: Future[Receipt], stages: StageSeconds) -> Receipt:
+    with Stopwatch(stages, "wait_write"):
+        return written.result()
 
 
 @dataclass(frozen=True)
 class ShardFeatures:
     """What one shard stores of its usable rows, in row order, and what it cost.
 
-    codes (n, *row_shape); summary (n, c) or None; spatial_sums (2, c): sum and sum of squares over `num_tokens` tokens.
+    codes (n, views, *row_shape); summary (n, views, c) or None; sums (2, c): sum and sum of squares over all tokens;
+    squared_errors: summed over them; cosines: of each.
     """
 
     codes: NDArray[Any]
     summary: NDArray[np.float32] | None
-    spatial_sums: NDArray[np.float64]
-    num_tokens: int
-    fidelity: Fidelity
+    sums: NDArray[np.float64]
+    cosines: NDArray[np.float32]
+    squared_errors: float
 
 
-def compute_shard(
-    rows: list[int], pixels: Iterator[NDArray[np.uint8]], teacher: Teacher, cache: Cache,
-    config: BuildConfig, stages: StageSeconds, line: ProgressLine | None,
-) -> ShardFeatures:  # fmt: skip
-    """Forward passes and encoding of one shard, batch by batch: full-precision maps never pile up."""
-    spec, device = teacher.spec, torch.device(config.device)
+def _gathered(
+    cache: Cache, spec: TeacherSpec, num_rows: int, results: Iterator[list[CodeBatch]], stages: StageSeconds, step: Step
+) -> ShardFeatures:
+    """The codes of one shard, batch by batch: full-precision maps never pile up."""
     cached = cache.teachers[spec.name]
-    encoder = MapEncoder(cached.codec, device)
-    codes = np.empty((len(rows), *cached.row_shape), cached.codec.dtype)
-    summary = None if spec.summary_dim is None else np.empty((len(rows), spec.summary_dim), np.float32)
-    sums = np.zeros((2, spec.spatial_dim))
+    count = num_rows * spec.views
+    codes = np.empty((count, *cached.row_shape), cached.codec.dtype)
+    summary = None if spec.summary_dim is None else np.empty((count, spec.summary_dim), np.float32)
+    sums, squared_errors = np.zeros((2, spec.spatial_dim)), 0.0
     cosines = [np.zeros(0, np.float32)]
-    squared_errors = 0.0
     done = 0
-    for batch_rows, spatial, batch_summary in forward_passes(rows, pixels, teacher, cache, config, stages):
-        with Stopwatch(stages, "encode"), torch.inference_mode():
-            here = slice(done, done + len(batch_rows))
-            try:
-                encoded = encoder(spatial)
-            except CodecError as exc:
-                keys = [cache.index.key(row) for row in (batch_rows[0], batch_rows[-1])]
-                raise CodecError(f"{cache.url}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
-            codes[here] = encoded.codes.cpu().numpy()
-            valid = torch.from_numpy(tokens_on_images(cache, batch_rows, spec.geometry)).to(device)
-            tokens = spatial[valid].double()
-            sums += torch.stack([tokens.sum(dim=0), tokens.square().sum(dim=0)]).cpu().numpy()
-            cosines.append(encoded.cosines[valid].float().cpu().numpy())
-            squared_errors += float(encoded.squared_errors[valid].double().sum())
-            if summary is not None and batch_summary is not None:
-                summary[here] = batch_summary.float().cpu().numpy()
-        done += len(batch_rows)
-        if line:
-            line.advance(len(batch_rows), stages.bottleneck())
-    measured = np.concatenate(cosines)
-    if len(measured) == 0:
-        return ShardFeatures(codes, summary, sums, 0, PERFECT)
-    variance = float((sums[1] - np.square(sums[0]) / len(measured)).sum())
-    return ShardFeatures(codes, summary, sums, len(measured), from_cosines(measured, squared_errors, variance))
+    while done < count:
+        for part in _next(results, stages):
+            here = slice(done, done + len(part.codes))
+            codes[here] = part.codes
+            if summary is not None and part.summary is not None:
+                summary[here] = part.summary
+            for image_sums, error in zip(part.sums, part.squared_errors, strict=True):
+                sums += image_sums
+                squared_errors += float(error)
+            cosines.append(part.cosines)
+            step(here.stop // spec.views - done // spec.views)
+            done = here.stop
+    by_view = (num_rows, spec.views)
+    return ShardFeatures(
+        codes.reshape(*by_view, *codes.shape[1:]), None if summary is None else summary.reshape(*by_view, summary.shape[1]), sums,
+        np.concatenate(cosines), squared_errors,
+    )  # fmt: skip
 
 
-def forward_passes(
-    rows: list[int], pixels: Iterator[NDArray[np.uint8]], teacher: Teacher, cache: Cache, config: BuildConfig,
+def _next(results: Iterator[list[CodeBatch]], stages: StageSeconds) -> list[CodeBatch]:
+    """The next batch of results. What was waited for is the device, but for the time that images were not ready."""
+    started, waited = time.perf_counter(), stages.wait_decode
+    found = next(results)
+    stages.wait_device += time.perf_counter() - started - (stages.wait_decode - waited)
+    return found
+
+
+def _timed_write(
+    cache: Cache, spec: TeacherSpec, shard: int, rows: list[int], features: ShardFeatures, pool: ThreadPoolExecutor,
     stages: StageSeconds,
-) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:  # fmt: skip
-    """Forward passes: for each batch its rows, spatial features (b, h, w, c) in float32 on the device, summary or None."""
-    spec, device = teacher.spec, torch.device(config.device)
-    dtype = getattr(torch, spec.compute_dtype)
-    for first in range(0, len(rows), config.batch_images):
-        batch_rows = rows[first : first + config.batch_images]
-        with Stopwatch(stages, "decode"):
-            batch = np.stack([next(pixels) for _ in batch_rows])
-        with Stopwatch(stages, "teacher"), torch.inference_mode():
-            valid = [_valid_hw(cache, row, spec.geometry) for row in batch_rows]
-            images = teacher_input(torch.from_numpy(batch).to(device), valid, spec.normalisation)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                out = teacher(images)
-            spatial = out.spatial.float()
-        yield batch_rows, spatial, out.summary
+) -> Receipt:  # fmt: skip
+    with Stopwatch(stages, "write"):
+        return write_shard(cache, spec, shard, rows, features, pool)
 
 
-def pixels_ahead(
-    cache: Cache, teacher: Teacher, rows: list[int], config: BuildConfig, pool: ThreadPoolExecutor
-) -> Iterator[NDArray[np.uint8]]:
-    """What the teacher is shown of these rows, in order, made ahead in the pool."""
-    return ahead(
-        pool,
-        lambda row: _pixels(cache, row, teacher.spec.geometry),
-        rows,
-        depth=2 * config.batch_images + config.threads,
-    )
-
-
-def write_shard(cache: Cache, teacher: Teacher, shard: int, rows: list[int], features: ShardFeatures) -> Receipt:
+def write_shard(
+    cache: Cache, spec: TeacherSpec, shard: int, rows: list[int], features: ShardFeatures, pool: ThreadPoolExecutor
+) -> Receipt:
     """Commit one shard: codes, summaries, sums for the statistics, and last the receipt."""
-    spec, meta = teacher.spec, cache.meta
+    meta = cache.meta
     shard_rows = meta.shard_rows(shard)
+    places = [row - shard_rows[0] for row in rows]
     drop_short_receipt(cache.storage, spec.name, shard, len(shard_rows))
     writer = ShardWriter(cache.storage, spec.name, shard)
-    cached = cache.teachers[spec.name]
-    chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)
-    for row, codes in zip(rows, features.codes, strict=True):
-        chunks[row - shard_rows[0]] = codes
-    writer.write_sharded(
-        "spatial", chunks, grid=(0, shard, *(0 for _ in cached.row_shape)), chunks_per_shard=meta.shard_images,
-        zstd_level=cached.codec.zstd_level,
-    )  # fmt: skip
-    writer.write_plain("stats/spatial", features.spatial_sums[None], grid=(shard, 0, 0))
+    codec, row_axes = cache.teachers[spec.name].codec, features.codes.ndim - 2
+    for view in range(spec.views):
+        chunks: list[NDArray[Any] | None] = [None] * len(shard_rows)
+        for place, codes in zip(places, features.codes[:, view], strict=True):
+            chunks[place] = codes
+        writer.write_sharded(
+            "spatial", chunks, grid=(view, shard, *(0 for _ in range(row_axes))), chunks_per_shard=meta.shard_images,
+            zstd_level=codec.zstd_level, pool=pool,
+        )  # fmt: skip
+    writer.write_plain("stats/spatial", features.sums[None], grid=(shard, 0, 0))
     if features.summary is not None:
-        summary = np.full((1, meta.shard_images, features.summary.shape[1]), np.nan, np.float16)
+        _write_summaries(writer, cache, spec, shard, places, features.summary)
+    if spec.view_sampling is not None:
+        _write_views(writer, cache, spec, shard, rows)
+    failures = read_receipt(cache.storage, IMAGES_UNIT, shard)
+    fidelity = PERFECT
+    if len(features.cosines):
+        variance = float((features.sums[1] - np.square(features.sums[0]) / len(features.cosines)).sum())
+        fidelity = from_cosines(features.cosines, features.squared_errors, variance)
+    return writer.commit({
+        "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": len(features.cosines),
+        "failures": failures.failures if failures else (), "fidelity": fidelity,
+    })  # fmt: skip
+
+
+def _write_summaries(
+    writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: int, places: list[int], summary: NDArray[np.float32]
+) -> None:
+    for view in range(spec.views):
+        stored = np.full((1, cache.meta.shard_images, summary.shape[2]), np.nan, np.float16)
         try:
-            summary[0, [row - shard_rows[0] for row in rows]] = Half().encode(features.summary)
+            stored[0, places] = Half().encode(summary[:, view])
         except CodecError as exc:
             raise CodecError(f"{cache.url}, teacher '{spec.name}', shard {shard}, summary: {exc}") from exc
-        writer.write_plain("summary", summary, grid=(0, shard, 0))
-        writer.write_plain("stats/summary", _sums(features.summary)[None], grid=(shard, 0, 0))
-    failures = read_receipt(cache.storage, IMAGES_UNIT, shard)
-    return writer.commit({
-        "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": features.num_tokens,
-        "failures": failures.failures if failures else (), "fidelity": features.fidelity,
-    })  # fmt: skip
+        writer.write_plain("summary", stored, grid=(view, shard, 0))
+    writer.write_plain("stats/summary", _sums(summary)[None], grid=(shard, 0, 0))
+
+
+def _write_views(writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: int, rows: list[int]) -> None:
+    """Which part of its image each view shows."""
+    first = cache.meta.shard_rows(shard).start
+    boxes = np.zeros((spec.views, cache.meta.shard_images, 4), np.int32)
+    flipped = np.zeros((spec.views, cache.meta.shard_images), np.uint8)
+    for row in rows:
+        h, w = cache.sizes_hw[row]
+        for number in range(spec.views):
+            view = draw_view(spec.view_sampling, row, number, (int(h), int(w)))
+            boxes[number, row - first], flipped[number, row - first] = view.box_xyxy, view.flipped
+    writer.write_plain("crop_xyxy", boxes, grid=(0, shard, 0))
+    writer.write_plain("flipped", flipped, grid=(0, shard))
 
 
 def _sums(features: NDArray[np.float32]) -> NDArray[np.float64]:
     """(2, c): sum and sum of squares over all but the last axis, in float64, so that shards merge exactly enough."""
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     return np.stack([flat.sum(axis=0), np.square(flat).sum(axis=0)])
-
-
-def tokens_on_images(cache: Cache, rows: list[int], geometry: ViewGeometry) -> NDArray[np.bool_]:
-    """(len(rows), grid_h, grid_w): tokens that show the image."""
-    return np.stack([valid_tokens((int(h), int(w)), geometry) for h, w in cache.sizes_hw[rows]])
-
-
-def _valid_hw(cache: Cache, row: int, geometry: ViewGeometry) -> tuple[int, int]:
-    h, w = cache.sizes_hw[row]
-    return valid_hw((int(h), int(w)), geometry)
-
-
-def _pixels(cache: Cache, row: int, geometry: ViewGeometry) -> NDArray[np.uint8]:
-    try:
-        return view_pixels(decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels), geometry)
-    except ImageError as exc:
-        raise SourceError(
-            f"image {cache.index.key(row)} was fine when the images were checked, and now: {exc}. "
-            "Put it back and run the same command again, or build a new cache"
-        ) from exc

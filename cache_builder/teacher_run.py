@@ -1,12 +1,11 @@
-"""One pass over a cache: of the scan, or of one teacher, over all shards that are not there yet.
+"""One pass over a cache: of the scan, or of one teacher, over all shards that are not there yet."""
 
-Files are read, decoded and resized in threads while the teacher computes and the previous shard is written.
-"""
-
+import contextlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,15 +14,18 @@ from numpy.typing import NDArray
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import Say, check_same
 from cache_builder.calibrate import choose_codec
+from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.scan import scan_shard
-from cache_builder.shard_work import compute_shard, forward_passes, pixels_ahead, tokens_on_images, write_shard
-from cache_builder.stages import StageSeconds, Stopwatch
+from cache_builder.shard_work import run_shards
+from cache_builder.shown import shown_ahead
+from cache_builder.stages import StageSeconds
 from cache_builder.teachers.base import Teacher
 from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import CodecError, SourceError
+from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, unfinished_shards
-from radio_cache.schema import IMAGES_UNIT, Receipt
+from radio_cache.schema import IMAGES_UNIT
 from radio_cache.writer import add_teacher
 
 
@@ -63,18 +65,10 @@ def join_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
     """Choose the codec of a teacher that is new, and make its group. Raises StaleCacheError if it is another's now."""
     name = teacher.spec.name
     if name not in cache.teachers:
-
-        def tokens_of(rows: list[int]) -> Iterator[NDArray[np.float32]]:
-            with ProgressLine(f"{name}, calibrating", len(rows)) as line:
-                pixels = pixels_ahead(cache, teacher, rows, config, pool)
-                for batch_rows, spatial, _ in forward_passes(rows, pixels, teacher, cache, config, StageSeconds()):
-                    line.advance(len(batch_rows))
-                    valid = torch.from_numpy(tokens_on_images(cache, batch_rows, teacher.spec.geometry))
-                    for image, mask in zip(spatial.cpu(), valid, strict=True):
-                        yield image[mask].numpy()
-
         try:
-            chosen = choose_codec(teacher.spec, cache.usable_rows(), tokens_of)
+            chosen = choose_codec(
+                teacher.spec, cache.usable_rows(), lambda rows: tokens_of(cache, teacher, rows, config, pool, say)
+            )
         except CodecError as exc:
             raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
         if chosen.note:
@@ -85,36 +79,50 @@ def join_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
     return joined
 
 
-def run_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor) -> TeacherResult:
+def tokens_of(
+    cache: Cache, teacher: Teacher, rows: list[int], config: BuildConfig, pool: ThreadPoolExecutor, say: Say
+) -> Generator[NDArray[np.float32]]:
+    """For each row its tokens (n, c) that show the image: of one of its views, each in turn."""
+    spec, device, stages = teacher.spec, torch.device(config.device), StageSeconds()
+    work = DeviceWork(teacher, device, stages, say=say)
+    jobs = [(row, (number % spec.views,)) for number, row in enumerate(rows)]
+    with (
+        ProgressLine(f"{spec.name}, calibrating", len(rows)) as line,
+        streams_of(device) as num_streams,
+        ThreadPoolExecutor(num_streams, thread_name_prefix="device") as streams,
+    ):
+        depth = (num_streams + 2) * config.batch_images + config.threads
+        seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth)
+        batches = (list(islice(seen, config.batch_images)) for _ in range(0, len(rows), config.batch_images))
+        for parts in ahead(streams, work.features, batches, depth=num_streams + 1):
+            for part in parts:
+                line.advance(len(part.shown))
+                for one, image in zip(part.shown, part.spatial.cpu().numpy(), strict=True):
+                    yield image[one.valid_tokens(spec.geometry)]
+
+
+def run_teacher(
+    cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say
+) -> TeacherResult:
     """Compute what is missing of a teacher that has joined the cache."""
     name = teacher.spec.name
     todo = missing_shards(cache, name)
     total = sum(len(cache.meta.shard_rows(shard)) for shard in todo)
-    done = cache.num_images - total
     stages = StageSeconds()
     started = time.perf_counter()
-    usable = np.isin(np.arange(cache.num_images), cache.usable_rows())
-    rows = [row for shard in todo for row in cache.meta.shard_rows(shard) if usable[row]]
+    usable = cache.usable_rows()
+    images = int(np.isin(usable // cache.meta.shard_images, todo).sum())
     if todo:
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writers,
-            ProgressLine(name, cache.num_images, done=done) as line,
-        ):
-            pixels = pixels_ahead(cache, teacher, rows, config, pool)
-            last: Future[Receipt] | None = None
-            for shard in todo:
-                shard_rows = [row for row in cache.meta.shard_rows(shard) if usable[row]]
-                features = compute_shard(shard_rows, pixels, teacher, cache, config, stages, line)
-                line.advance(len(cache.meta.shard_rows(shard)) - len(shard_rows), stages.bottleneck())
-                with Stopwatch(stages, "write"):
-                    if last is not None:
-                        last.result()
-                last = writers.submit(write_shard, cache, teacher, shard, shard_rows, features)
-            with Stopwatch(stages, "write"):
-                if last is not None:
-                    last.result()
+        with ProgressLine(name, cache.num_images, done=cache.num_images - total) as line:
+            receipts = run_shards(
+                cache, teacher, todo, config, pool, stages, say=say,
+                step=lambda count: line.advance(count, stages.bottleneck()),
+            )  # fmt: skip
+            with contextlib.closing(receipts):
+                for _ in receipts:
+                    pass
     compact_receipts(cache.storage, name)
-    return TeacherResult(name, len(rows), int(usable.sum()) - len(rows), time.perf_counter() - started, stages)
+    return TeacherResult(name, images, len(usable) - images, time.perf_counter() - started, stages)
 
 
 def missing_shards(cache: Cache, unit: str) -> list[int]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from radio_cache.errors import ImageError
+from radio_cache.extra_views import View
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 """Lower-case file name endings that count as images when a folder or tar is listed."""
@@ -81,6 +82,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # The same RGB as a direct conversion, without PIL's warning about transparency given as bytes.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
+
+
+def cut_view(image: Image.Image, view: View) -> Image.Image:
+    """The image that a view shows."""
+    cut = image if view.box_xyxy == (0, 0, image.width, image.height) else image.crop(view.box_xyxy)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else cut
 
 
 def as_array(image: Image.Image) -> NDArray[np.uint8]:

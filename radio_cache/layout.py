@@ -63,6 +63,9 @@ def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Docum
         yield f"{TRANSFORM}/{name}/{DOCUMENT}", plain_array_document(array.shape, array.shape, array.dtype, 0)
     if spec.summary_dim is not None:
         yield f"summary/{DOCUMENT}", summary_document(meta, spec)
+    if spec.view_sampling is not None:
+        yield f"crop_xyxy/{DOCUMENT}", crop_document(meta, spec)
+        yield f"flipped/{DOCUMENT}", flipped_document(meta, spec)
     yield f"stats/{DOCUMENT}", group_document()
     for name, width in stats_widths(spec).items():
         yield f"stats/{name}/{DOCUMENT}", stats_document(meta, width)
@@ -83,6 +86,16 @@ def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
     return plain_array_document((spec.views, meta.num_images, width), (1, meta.shard_images, width), "float16", np.nan)
 
 
+def crop_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
+    """Of the boxes that a teacher's views show; a chunk has all views of a shard."""
+    return plain_array_document((spec.views, meta.num_images, 4), (spec.views, meta.shard_images, 4), "int32", 0)
+
+
+def flipped_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
+    """Of which views are mirrored."""
+    return plain_array_document((spec.views, meta.num_images), (spec.views, meta.shard_images), "uint8", 0)
+
+
 def stats_document(meta: CacheMeta, width: int) -> bytes:
     """Of the statistics of maps or summaries."""
     return plain_array_document((meta.num_shards, 2, width), (1, 2, width), "float64", np.nan)
@@ -98,13 +111,13 @@ def grows_along(path: str) -> int | None:
     """The axis of an array that gets longer when the cache does; None for those that do not. path: of its document, below
     the unit's group."""
     head = path.split("/")[0]
-    if head in ("spatial", "summary"):
+    if head in ("spatial", "summary", "crop_xyxy", "flipped"):
         return 1
     return 0 if head in (*IMAGES_COLUMNS, "stats") and path.count("/") else None
 
 
 __all__ = [
-    "IMAGES_COLUMNS", "INDEX_CHUNK", "INDEX_DTYPES", "grows_along", "images_documents", "index_document",
-    "index_documents", "root_document", "spatial_document", "stats_document", "stats_widths", "summary_document",
-    "teacher_documents",
+    "IMAGES_COLUMNS", "INDEX_CHUNK", "INDEX_DTYPES", "crop_document", "flipped_document", "grows_along",
+    "images_documents", "index_document", "index_documents", "root_document", "spatial_document", "stats_document",
+    "stats_widths", "summary_document", "teacher_documents",
 ]  # fmt: skip

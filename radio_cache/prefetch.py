@@ -1,7 +1,7 @@
 """Making things ahead of their use, in threads, in order, in bounded memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Made = TypeVar("Made")
 
 def ahead(
     pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterable[Item], *, depth: int
-) -> Iterator[Made]:
+) -> Generator[Made]:
     """`map(make, items)` in order, with up to `depth` results being made ahead in the pool.
 
     An exception of `make` surfaces where its result would have come.

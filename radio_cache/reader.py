@@ -27,11 +27,20 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from radio_cache.extra_views import View, whole_view
 from radio_cache.fidelity import Fidelity, after, combined
 from radio_cache.image_files import read_image
 from radio_cache.image_index import ImageIndex, refuse_unfounded
 from radio_cache.known_shards import ShardLayout
-from radio_cache.layout import images_documents, spatial_document, stats_document, stats_widths, summary_document
+from radio_cache.layout import (
+    crop_document,
+    flipped_document,
+    images_documents,
+    spatial_document,
+    stats_document,
+    stats_widths,
+    summary_document,
+)
 from radio_cache.plain_arrays import PlainArray
 from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows, read_receipt
 from radio_cache.schema import (
@@ -280,7 +289,9 @@ class CachedTeacher:
             self._refuse_other_arrays(arrays)
             codec = codec_from_json(self.spec.codec, arrays, channels=self.spec.spatial_dim)
             row = codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
-            check_limit(f"bytes in a map of teacher '{self.name}'", math.prod(row) * codec.dtype.itemsize, MAX_ROW_BYTES)
+            check_limit(
+                f"bytes in a map of teacher '{self.name}'", math.prod(row) * codec.dtype.itemsize, MAX_ROW_BYTES
+            )
         except (UnsupportedFormatError, StorageError):
             raise
         except StoreError as exc:
@@ -309,6 +320,7 @@ class CachedTeacher:
         """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
         if self.spec.summary_dim is None:
             raise StoreError(f"{self._cache.url}: teacher '{self.name}' has no summary, only maps")
+        self._refuse_view(view)
         wanted = self._existing(rows)
         stored = self._summaries[view][wanted]
         if np.isnan(stored).any():
@@ -334,8 +346,7 @@ class CachedTeacher:
                 f"teacher '{self.name}': the buffer is {out.dtype} {out.shape}, needed is C-contiguous "
                 f"{self.codec.dtype} {shape}"
             )
-        if not 0 <= view < self.spec.views:
-            raise ShapeError(f"teacher '{self.name}' has {self.spec.views} views, and view {view} was asked for")
+        self._refuse_view(view)
         wanted = self._existing(rows)
         flat = out.reshape(len(rows), math.prod(shape[1:])).view(np.uint8)
         missing = self._shards.read(view, wanted, flat, verify=verify, threads=threads)
@@ -353,6 +364,18 @@ class CachedTeacher:
     def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
         """(len(rows), h, w, c) decoded features of these rows."""
         return self.codec.decode(self.codes(rows, view=view))
+
+    def views_of(self, rows: Rows, *, view: int) -> list[View]:
+        """Which part of each image a view shows. Raises MissingRowsError for rows that are not there."""
+        wanted = self._existing(rows)
+        self._refuse_view(view)
+        if view == 0:
+            return [whole_view((int(h), int(w))) for h, w in self._cache.sizes_hw[wanted]]
+        boxes, flipped = self._boxes[view, wanted], self._flipped[view, wanted]
+        holes = wanted[boxes[:, 2] == 0]
+        if len(holes):
+            raise self._missing(holes, f"crop_xyxy/c/0/{holes[0] // self._cache.meta.shard_images}/0")
+        return [View((x0, y0, x1, y1), bool(f)) for (x0, y0, x1, y1), f in zip(boxes.tolist(), flipped, strict=True)]
 
     def spatial_mean_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per-channel mean and standard deviation of the maps, over every token that shows an image."""
@@ -396,6 +419,20 @@ class CachedTeacher:
         self._cache.refuse_unfounded()
         document = summary_document(self._cache.meta, self.spec)
         return _read_array(self._cache.storage, self.name, "summary", document, grows_along=1)
+
+    @cached_property
+    def _boxes(self) -> NDArray[Any]:
+        document = crop_document(self._cache.meta, self.spec)
+        return _read_array(self._cache.storage, self.name, "crop_xyxy", document, grows_along=1)
+
+    @cached_property
+    def _flipped(self) -> NDArray[Any]:
+        document = flipped_document(self._cache.meta, self.spec)
+        return _read_array(self._cache.storage, self.name, "flipped", document, grows_along=1)
+
+    def _refuse_view(self, view: int) -> None:
+        if not 0 <= view < self.spec.views:
+            raise ShapeError(f"teacher '{self.name}' has {self.spec.views} views, and view {view} was asked for")
 
     def _mean_std(self, name: str, counts: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         shards = [receipt.shard for receipt in self._done()]

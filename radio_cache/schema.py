@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
+from radio_cache.extra_views import ViewSampling
 from radio_cache.fidelity import Fidelity
 from radio_cache.shards import crc32c
 from radio_cache.storage import checked_path
@@ -161,6 +162,7 @@ class TeacherSpec:
     compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`), and beside it
     `asked`, the request it was calibrated for, and `calibration`: on how many images and tokens, and what it measured.
     software: versions of the libraries that computed the features; told, not compared.
+    views: 1, of the whole image, and the extra ones, which were drawn as view_sampling says.
     level_of: the teacher of which this is a further input size, with a group of its own called `level_name`.
     """
 
@@ -181,6 +183,7 @@ class TeacherSpec:
     views: int
     software: dict[str, str]
     level_of: str | None = None
+    view_sampling: ViewSampling | None = None
 
     def __post_init__(self) -> None:
         if not _TEACHER_NAME.match(self.name) or self.name == IMAGES_UNIT:
@@ -195,6 +198,10 @@ class TeacherSpec:
             )
         what = f"of teacher '{self.name}'"
         check_limit(f"views {what}", self.views, MAX_VIEWS)
+        if (self.views > 1) != (self.view_sampling is not None):
+            raise ConfigError(
+                f"{self.views} views {what}, and {'not' if self.views > 1 else 'also'} how extra ones are drawn"
+            )
         check_limit(f"channels {what}", self.spatial_dim, MAX_WIDTH)
         if self.summary_dim is not None:
             check_limit(f"channels in a summary {what}", self.summary_dim, MAX_WIDTH)
@@ -204,8 +211,9 @@ class TeacherSpec:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
-        if self.level_of is None:
-            del data["level_of"]  # as the first caches had it
+        for name in ("level_of", "view_sampling"):
+            if data[name] is None:
+                del data[name]  # as the first caches had it
         return _sealed(data)
 
     @classmethod

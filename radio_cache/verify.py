@@ -217,7 +217,7 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
     try:
         for some in teacher.batches(rows):
             with np.errstate(all="ignore"):
-                finite = np.isfinite(teacher.maps(some)).all()
+                finite = all(np.isfinite(teacher.maps(some, view=view)).all() for view in range(spec.views))
             if not finite:
                 yield Damage(teacher.name, shard, place, "a map decodes to values that are not finite", mendable=True)
     except StoreError as exc:

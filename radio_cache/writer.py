@@ -107,14 +107,15 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
 
 def _grow_teacher(storage: Storage, group: str, meta: CacheMeta) -> None:
     for name, axis, length in (
-        ("spatial", 1, meta.num_images), ("summary", 1, meta.num_images),
+        ("spatial", 1, meta.num_images), ("summary", 1, meta.num_images), ("crop_xyxy", 1, meta.num_images),
+        ("flipped", 1, meta.num_images),
         ("stats/spatial", 0, meta.num_shards), ("stats/summary", 0, meta.num_shards),
     ):  # fmt: skip
         path = f"{group}/{name}/{DOCUMENT}"
         try:
             document = storage.read(path)
         except FileNotFoundError:
-            continue  # a teacher without summaries
+            continue  # a teacher without summaries, or with one view
         shape = shape_of(document, storage.at(path))
         if shape[axis] < length:
             storage.write(path, [with_shape(document, (*shape[:axis], length, *shape[axis + 1 :]))])

@@ -77,6 +77,7 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
     """A teacher whose weights are at `path`. Raises TeacherError with the cure if they are not its own."""
     preset = find_teacher(name)
     teacher = FAMILIES[preset.family](preset, path, options)
+    teacher.spec = replace(teacher.spec, views=options.views, view_sampling=options.view_sampling)
     if options.level_of is not None:
         level = level_name(preset.name, teacher.spec.geometry.input_hw)
         teacher.spec = replace(teacher.spec, name=level, level_of=preset.name)
@@ -98,7 +99,7 @@ def load_recorded(spec: TeacherSpec) -> "Teacher":
     recorded = Path(spec.weights)
     options = TeacherOptions(
         weights=recorded if recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0], fit=spec.geometry.fit,
-        level_of=name if spec.level_of else None,
+        level_of=name if spec.level_of else None, views=spec.views, view_sampling=spec.view_sampling,
     )  # fmt: skip
     teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from radio_cache.crops import Fit
+from radio_cache.extra_views import ViewSampling
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -85,6 +86,7 @@ class TeacherOptions:
     weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
     codec: what goes into the spec until the codec is calibrated (`cache_builder.calibrate.wanted_codec`); empty leaves
     the choice to the build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
+    views: of each image, the whole one among them; extra ones are drawn as view_sampling says.
     """
 
     weights: Path | None = None
@@ -93,3 +95,5 @@ class TeacherOptions:
     dtype: ComputeDtype = "float32"
     codec: dict[str, Any] = field(default_factory=dict[str, Any])
     level_of: str | None = None
+    views: int = 1
+    view_sampling: ViewSampling | None = None

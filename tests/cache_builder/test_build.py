@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ import zarr
 from PIL import Image
 
 import cache_builder.build
-import cache_builder.teacher_run
+import cache_builder.shard_work
 from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
 from cache_builder.calibrate import wanted_codec
+from cache_builder.device_work import DeviceWork
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
 from radio_cache import Cache
@@ -151,13 +153,15 @@ class CountedCalls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images = 0
-        original = cache_builder.teacher_run.compute_shard
+        original = DeviceWork.codes
 
-        def counted(rows: list[int], *args: Any) -> Any:
-            self.images += len(rows)
-            return original(rows, *args)
+        def counted(work: DeviceWork, batch: Any) -> Any:
+            with lock:
+                self.images += len(batch)
+            return original(work, batch)
 
-        monkeypatch.setattr(cache_builder.teacher_run, "compute_shard", counted)
+        lock = threading.Lock()
+        monkeypatch.setattr(DeviceWork, "codes", counted)
 
 
 @pytest.fixture
@@ -225,7 +229,7 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
     build: Build, reference: Path, tmp_path: Path, threads: int, stop_after: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if stop_after is not None:
-        original, written = cache_builder.teacher_run.write_shard, 0
+        original, written = cache_builder.shard_work.write_shard, 0
 
         def fail_later(*args: Any) -> Any:
             nonlocal written
@@ -235,7 +239,7 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
             return original(*args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(cache_builder.teacher_run, "write_shard", fail_later)
+            patched.setattr(cache_builder.shard_work, "write_shard", fail_later)
             with pytest.raises(OSError, match="No space left"):
                 build(threads=threads)
         usable = Cache(tmp_path / "out.zarr").usable_rows(["fake-a"])

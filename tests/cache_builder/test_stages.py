@@ -5,11 +5,12 @@ import pytest
 from cache_builder.stages import StageSeconds, Stopwatch
 
 
-def test_the_bottleneck_is_the_stage_with_the_most_time() -> None:
+def test_the_bottleneck_is_what_is_waited_for_most() -> None:
     assert StageSeconds().bottleneck() == ""
-    assert StageSeconds(decode=1, teacher=8, write=1).bottleneck() == "teacher 80%"
-    assert StageSeconds(decode=3, teacher=1).bottleneck() == "waiting for images 75%"
-    assert StageSeconds(write=1).bottleneck() == "waiting for the disk 100%"
+    assert StageSeconds(teacher=8, encode=1, wait_device=8, wait_decode=2).bottleneck() == "teacher 80%"
+    assert StageSeconds(teacher=1, encode=3, wait_device=8, wait_decode=2).bottleneck() == "encoding 80%"
+    assert StageSeconds(teacher=9, wait_decode=3, wait_device=1).bottleneck() == "waiting for images 75%"
+    assert StageSeconds(wait_write=1).bottleneck() == "waiting for the disk 100%"
 
 
 def test_a_stopwatch_adds_up_even_when_the_block_fails() -> None:
