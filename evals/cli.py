@@ -4,6 +4,7 @@ import click
 
 from evals.commands.knn import knn, report
 from evals.commands.segment import segment
+from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
 
 
@@ -13,5 +14,5 @@ def main() -> None:
     """Evaluate students beside their teachers."""
 
 
-for command in (knn, segment, report):
+for command in (knn, zero_shot, segment, report):
     main.add_command(command)

@@ -1,0 +1,255 @@
+"""Zero-shot accuracy of teachers, students and models side by side, each by the text tower of its own CLIP."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_builder.options import per_teacher
+from cache_builder.teachers import find_teacher, find_weights
+from evals.encoders import OWN, CachedTeacherEncoder, Encoder, ModelName, load_model, load_runs, parse_models
+from evals.encoders.library import Weights
+from evals.errors import EvalError
+from evals.image_set import ImageSet, image_set, open_source
+from evals.knn import Accuracy, accuracy
+from evals.neighbours import Device
+from evals.notes import counted, left_out_notes, sampling_note
+from evals.paper import ROWS, PaperRow, is_imagenet_validation
+from evals.progress import CountedImages, Progress
+from evals.zero_shot.classifier import default_classifiers, text_classifier
+from evals.zero_shot.prompts import PAPER_TEMPLATES, class_phrases, templates_from
+from evals.zero_shot.text_tower import TextTower, open_clip_text_tower, teacher_text_tower
+from radio_cache.errors import ConfigError, ShapeError, TeacherError, UnknownTeacherError
+from radio_cache.reader import Cache
+from radio_cache.torch import pick_device
+
+CLIP_FAMILY = "clip"
+_PLACES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """What to compare on which images. images: labelled, a cache, folder or tars; None takes the first run's cache.
+
+    runs, models, weights: as for k-NN. text_weights: `[TEACHER=]FILE` where a teacher's text tower is, for those whose file
+    is not found. classes, templates: files, see `evals.zero_shot.prompts`. classifiers: the folder where they are kept.
+    """
+
+    images: str | Path | None = None
+    runs: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    text_weights: tuple[str, ...] = ()
+    classes: Path | None = None
+    templates: Path | None = None
+    classifiers: Path | None = None
+    limit: int | None = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.images is None and not self.runs:
+            raise ConfigError("nothing to evaluate: give --images PLACE, or --run RUN, or both")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit needs at least 1 image, got {self.limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotRow:
+    """One feature space of one encoder. top1, top5: in [0, 1]. text: the tower whose sentences it was compared with."""
+
+    name: str
+    kind: str
+    about: str
+    text: str
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotTable:
+    """What was measured and how. phrases: what every class was called. images: identity of the images."""
+
+    protocol: str
+    phrases: tuple[str, ...]
+    templates: tuple[str, ...]
+    images: dict[str, str | int]
+    rows: tuple[ZeroShotRow, ...]
+    notes: tuple[str, ...]
+    paper: tuple[PaperRow, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """A feature space that has sentences in it."""
+
+    encoder: Encoder
+    name: str
+    tower: TextTower
+
+
+def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -> ZeroShotTable:
+    """Open everything, make or read the classifiers, compare. Raises RadioCacheError with what is wrong."""
+    device = torch.device(pick_device(config.device))
+    students = load_runs(config.runs, device=device)
+    parsed = parse_models(config.models, config.weights)
+    source = open_source(config.images if config.images is not None else students[0].config.cache)
+    images = image_set(source, labelled=True, limit=config.limit)
+    cache, notes = images.cache, list[str]()
+    cached = _cached_clips(cache)
+    if cached:
+        images = image_set(source, teachers=[encoder.name for encoder in cached], labelled=True, limit=config.limit)
+    models: list[tuple[ModelName, Weights, Encoder]] = [
+        (model, given, load_model(model, given, device=device)) for model, given in parsed
+    ]
+    learned = [space for student in students for space in student.spaces[1:]]
+    asked = [encoder.name for encoder in cached] + [m.what for m, _, _ in models if m.family == "teacher"] + learned
+    files = per_teacher(
+        "--text-weights", config.text_weights, sorted(set(asked)), lambda text: Path(text).expanduser(), shared=False
+    )
+    towers = _Towers(cache, files, notes)
+    spaces = [_Space(encoder, OWN, tower) for encoder in cached if (tower := towers.of(encoder.name, required=False))]
+    for model, given, encoder in models:
+        spaces += _model_spaces(model, given, encoder, towers, notes)
+    for student in students:
+        for space in student.spaces[1:]:
+            tower = towers.of(space, required=False)
+            spaces += [_Space(student, space, tower)] if tower else []
+    if not spaces:
+        raise EvalError(
+            "nobody here speaks with a text tower: zero-shot needs a student of a CLIP-family teacher, such a teacher, or an "
+            "open_clip model" + "".join(f"; {note}" for note in dict.fromkeys(notes))
+        )
+    phrases, templates = class_phrases(images, config.classes), templates_from(config.templates)
+    folder = config.classifiers or default_classifiers()
+    classifiers = {
+        tower.content: text_classifier(tower, phrases, templates, folder, device=device, progress=progress)
+        for tower in {space.tower.content: space.tower for space in spaces}.values()
+    }
+    rows = _rows(spaces, images, classifiers, progress)
+    seen = images.usable()
+    classes = len(np.unique(seen.labels))
+    if alike := len(phrases) - len(set(phrases)):
+        notes.append(
+            f"{counted(alike, 'class shares', 'classes share')} its name with another: no sentence tells them apart."
+        )
+    return ZeroShotTable(
+        protocol=_protocol(templates, phrases, len(seen)), phrases=phrases, templates=templates, images=seen.identity(),
+        rows=tuple(rows), notes=(*left_out_notes(images), *sampling_note(len(seen)), *dict.fromkeys(notes)),
+        paper=tuple(row for row in ROWS if row.zero_shot is not None)
+        if is_imagenet_validation(classes=classes, images=len(seen)) else (),
+    )  # fmt: skip
+
+
+def _protocol(templates: Sequence[str], phrases: Sequence[str], tested: int) -> str:
+    whose = "the 80 of CLIP's paper" if tuple(templates) == PAPER_TEMPLATES else f"{len(templates)} of your own"
+    return (
+        f"zero-shot: {len(phrases):,} classes as sentences ({whose}), the mean of their unit vectors, cosine; {tested:,} images, "
+        "nothing trained on their labels"
+    )
+
+
+def _cached_clips(cache: Cache | None) -> list[CachedTeacherEncoder]:
+    if cache is None:
+        return []
+    cache.teachers.refuse_unreadable()
+    return [CachedTeacherEncoder(one) for one in cache.teachers.values() if one.spec.family == CLIP_FAMILY]
+
+
+class _Towers:
+    """Text towers by teacher. notes: what to tell about those that are not to be had."""
+
+    def __init__(self, cache: Cache | None, files: dict[str, Path], notes: list[str]) -> None:
+        self._cache, self._files, self._notes = cache, files, notes
+        self._towers: dict[str, TextTower | None] = {}
+
+    def of(self, name: str, *, required: bool) -> TextTower | None:
+        """The tower of a CLIP-family teacher; None for another family, and, with a note, where its weights are not here.
+
+        required: raise instead.
+        """
+        if name not in self._towers:
+            try:
+                self._towers[name] = self._load(name)
+            except TeacherError as exc:
+                if required:
+                    raise
+                self._notes.append(f"{name} is left out: {exc}")
+                self._towers[name] = None
+        return self._towers[name]
+
+    def _load(self, name: str) -> TextTower | None:
+        try:
+            preset = find_teacher(name.partition("@")[0])
+        except UnknownTeacherError:
+            return None
+        if preset.family != CLIP_FAMILY:
+            return None
+        given, cache = self._files.get(name), self._cache
+        if given is None and cache is not None and name in cache.teachers:
+            recorded = Path(cache.teachers[name].spec.weights)
+            given = recorded if recorded.is_absolute() and recorded.exists() else None
+        return teacher_text_tower(name, preset.model, find_weights(preset, given))
+
+
+def _model_spaces(
+    model: ModelName, weights: Weights, encoder: Encoder, towers: _Towers, notes: list[str]
+) -> list[_Space]:
+    if model.family == "open_clip":
+        return [_Space(encoder, OWN, open_clip_text_tower(model.what, weights))]
+    named = [OWN] if model.family == "teacher" else list(encoder.spaces[1:])
+    made: list[_Space] = []
+    for space in named:
+        tower = towers.of(model.what if space == OWN else space, required=model.family == "teacher")
+        made += [_Space(encoder, space, tower)] if tower else []
+    if not made:
+        notes.append(f"{encoder.name} has no text tower: its features are in no space with sentences.")
+    return made
+
+
+def _rows(
+    spaces: Sequence[_Space], images: ImageSet, classifiers: dict[str, NDArray[np.float32]], progress: Progress | None
+) -> list[ZeroShotRow]:
+    rows: list[ZeroShotRow] = []
+    for encoder in dict.fromkeys(space.encoder for space in spaces):
+        here = [space for space in spaces if space.encoder is encoder]
+        ranked: dict[str, list[NDArray[np.int64]]] = {space.name: [] for space in here}
+        positions: list[NDArray[np.int64]] = []
+        for block in encoder.blocks(images, on_images=CountedImages(encoder, len(images), progress)):
+            positions.append(block.positions)
+            for space in here:
+                ranked[space.name].append(
+                    likeliest(block.summaries[space.name], classifiers[space.tower.content], whose=encoder.name)
+                )
+        if not positions:
+            raise EvalError(f"{images.place}: none of its {len(images)} images could be read")
+        labels = images.labels[np.concatenate(positions)]
+        for space in here:
+            found: Accuracy = accuracy(np.concatenate(ranked[space.name]), labels)
+            own = space.name == OWN
+            rows.append(
+                ZeroShotRow(
+                    name=encoder.name if own else f"{encoder.name} → {space.name}", kind=encoder.kind,
+                    about=encoder.about, text=space.tower.about, top1=found.top1, top5=found.top5,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def likeliest(summaries: NDArray[np.float32], classifier: NDArray[np.float32], *, whose: str) -> NDArray[np.int64]:
+    """(n, 5) classes by falling cosine; -1 behind where there are fewer. Raises ShapeError for vectors of another width."""
+    if summaries.shape[1] != classifier.shape[1]:
+        raise ShapeError(
+            f"{whose} gives summaries of {summaries.shape[1]} values, its text tower sentences of {classifier.shape[1]}: the "
+            "weights of the text tower are not those of this teacher"
+        )
+    order = np.argsort(-(summaries @ classifier.T), axis=1, kind="stable")[:, :_PLACES]
+    padded = np.full((len(order), _PLACES), -1, np.int64)
+    padded[:, : order.shape[1]] = order
+    return padded

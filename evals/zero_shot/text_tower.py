@@ -1,0 +1,133 @@
+"""The text tower that belongs to a CLIP: of a teacher's weights file, or of a model of open_clip."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from open_clip.model import (
+    CLIPTextCfg,
+    _build_text_tower,  # pyright: ignore[reportPrivateUsage]  # the public CLIP class would also build the image tower
+)
+from torch import Tensor
+
+from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import file_sha256, first_line
+from evals.encoders.library import Weights
+from evals.encoders.open_clip_model import load_open_clip
+from evals.errors import EvalError
+from radio_cache.errors import TeacherWeightsError
+
+_SENTENCES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """Sentences to vectors of the space in which a CLIP compares them with images.
+
+    about: for people. content: a hash of what the vectors depend on, weights and tokenizer. load: makes the tower on a device;
+    it is only called where no classifier of it is kept.
+    """
+
+    about: str
+    content: str
+    load: Callable[[torch.device], Callable[[list[str]], Float[Tensor, "n c"]]]
+
+
+def teacher_text_tower(name: str, model: str, weights: Path) -> TextTower:
+    """Of a teacher's weights file in open_clip's format, which holds both towers. model: open_clip's name of it.
+
+    Widths and layers are those of the file. When loaded, raises EvalError or TeacherWeightsError for a file
+    without a text tower.
+    """
+
+    def load(device: torch.device) -> Callable[[list[str]], Tensor]:
+        config: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
+        state = _text_state(read_state_dict(weights, teacher=name))
+        if "positional_embedding" not in state or "token_embedding.weight" not in state:
+            raise EvalError(
+                f"{weights} holds no text tower, only an image tower: zero-shot needs the whole {model}; give it by "
+                f"--text-weights {name}=FILE"
+            )
+        text, embed_dim = _text_config(config["text_cfg"], state, int(config["embed_dim"]))
+        tower: Any = _build_text_tower(embed_dim, text, bool(config.get("quick_gelu", False))).eval()
+        load_exactly(tower, state, teacher=f"{name}, text tower", path=weights)
+        return _embedding(tower.to(device), _tokenizer(model, text.context_length), device)
+
+    return TextTower(about=f"text tower of {model}", content=f"{file_sha256(weights)} {model}", load=load)
+
+
+def open_clip_text_tower(model: str, weights: Weights) -> TextTower:
+    """Of a model of open_clip, with the weights its image tower is compared with."""
+    net = load_open_clip(model, weights)
+    name = model.rpartition("/")[0] if "/" in model else model
+    digest = hashlib.sha256()
+    for key, value in sorted(_text_state(net.state_dict()).items()):
+        digest.update(key.encode() + value.numpy().tobytes())
+
+    def load(device: torch.device) -> Callable[[list[str]], Tensor]:
+        text = net.to(device)
+        tokenizer = _tokenizer(name, None)
+
+        def embed(sentences: list[str]) -> Tensor:
+            return text.encode_text(tokenizer(sentences).to(device))
+
+        return embed
+
+    return TextTower(about=f"text tower of {model}", content=f"{digest.hexdigest()} {name}", load=load)
+
+
+def embedded(embed: Callable[[list[str]], Tensor], sentences: list[str]) -> NDArray[np.float32]:
+    """(n, c) vectors of length 1."""
+    parts: list[Tensor] = []
+    with torch.inference_mode():
+        for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            made = embed(sentences[first : first + _SENTENCES_AT_ONCE]).float()
+            parts.append(torch.nn.functional.normalize(made, dim=-1).cpu())
+    return torch.cat(parts).numpy()
+
+
+def _embedding(tower: Any, tokenizer: Any, device: torch.device) -> Callable[[list[str]], Tensor]:
+    return lambda sentences: tower(tokenizer(sentences).to(device))
+
+
+def _tokenizer(model: str, context_length: int | None) -> Any:
+    try:
+        return open_clip.get_tokenizer(model, context_length=context_length)
+    except Exception as exc:  # tokenizers of the hub raise many kinds
+        raise TeacherWeightsError(
+            f"the tokenizer of {model} is not here, and could not be downloaded ({first_line(exc)}): run this once on a "
+            "machine with a network, and copy its Hugging Face cache"
+        ) from exc
+
+
+def _text_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the text tower, named as it names them: some files keep them below `text.`, some beside the image's."""
+    if any(key.startswith("text.") for key in state):
+        return {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
+    other = ("visual.", "logit_scale", "logit_bias", "attn_mask")
+    return {key: value for key, value in state.items() if not key.startswith(other)}
+
+
+def _text_config(published: dict[str, Any], state: dict[str, Tensor], embed_dim: int) -> tuple[CLIPTextCfg, int]:
+    """The published configuration, or, where the file has other sizes, that with the file's own; and the output's width."""
+    known = {item.name for item in fields(CLIPTextCfg)}
+    text = CLIPTextCfg(**{key: value for key, value in published.items() if key in known})
+    length, width = (int(side) for side in state["positional_embedding"].shape)
+    layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
+    if "text_projection" in state:
+        embed_dim = int(state["text_projection"].shape[1])
+    elif "text_projection.weight" in state:
+        embed_dim = int(state["text_projection.weight"].shape[0])
+    if width != text.width:
+        # As open_clip reads OpenAI's files: heads of 64, or a single one.
+        text.heads = width // 64 if width % 64 == 0 else 1
+    text.context_length, text.width, text.layers = length, width, layers
+    text.vocab_size = int(state["token_embedding.weight"].shape[0])
+    return text, embed_dim
