@@ -1,8 +1,9 @@
 """How long listing a million files takes, and taking up the list again: `python benchmarks/list.py [FOLDER] [--out FILE]`.
 
-Makes a tree of a million empty files in a thousand class folders, and a list file that names them all; in fresh processes lists
-both and makes the cache's index (everything a build does before it looks at an image), and opens the finished index again
-as the same command a second time does; removes the tree. Bars: 60 s to list, 5 s to take up again. Exits with 1 if one is missed.
+Makes a tree of a million empty files in a thousand class folders, a list file that names them all, a hundred tars and a hundred
+Parquet files of as many; in fresh processes lists each and makes the cache's index (everything a build does before it looks at an
+image), and opens the finished index again as the same command a second time does; removes it all. Bars: 60 s to list, 5 s to
+take up again. Exits with 1 if one is missed.
 """
 
 import argparse
@@ -13,9 +14,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 MEASURE = """
 import sys, time
@@ -44,6 +49,7 @@ peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
 print(cache.num_images, listing.recorded, listed - started, done - started, int(peak) / 1e3)
 """
 FOLDERS = 1000
+SHARDS = 100
 MAX_LIST_S, MAX_AGAIN_S = 60.0, 5.0
 
 
@@ -60,6 +66,27 @@ def make_tree(root: Path, images: int) -> None:
             os.utime(root / "tree" / name, (0, 0))
     os.utime(root / "tree", (0, 0))
     os.utime(root / "list.txt", (0, 0))
+
+
+def make_shards(root: Path, images: int) -> None:
+    """Folders tars/ and parquet/ of a hundred files each, all the same: names of images in different shards may be equal."""
+    count = images // SHARDS
+    for kind in ("tar", "parquet"):
+        folder = root / f"{kind}s"
+        folder.mkdir()
+        first = folder / f"train-000.{kind}"
+        if kind == "tar":
+            with tarfile.open(first, "w") as tar:
+                for number in range(count):
+                    tar.addfile(tarfile.TarInfo(f"n{number % 1000:08d}_{number}.jpg"))
+        else:
+            rows = [{"bytes": b"x", "path": f"n{number % 1000:08d}_{number}.jpg"} for number in range(count)]
+            column = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+            table = pa.table({"image": column, "label": pa.array([number % 1000 for number in range(count)])})
+            pq.write_table(table, first, row_group_size=100, compression="none", use_dictionary=["label"])
+        os.utime(first, (0, 0))
+        for number in range(1, SHARDS):
+            shutil.copy2(first, folder / f"train-{number:03d}.{kind}")
 
 
 def measure(place: Path, source: Path, seed: str) -> tuple[int, bool, float, float, float]:
@@ -83,9 +110,12 @@ def drop_caches() -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, help="where the tree goes for a while [default: a temporary one]")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="where the tree goes for a while [default: a temporary one]"
+    )
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shards-only", action="store_true", help="only tars and Parquet files")
     parser.add_argument("--out", type=Path, help="write the table there")
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="radio-cache-list-", dir=args.folder))
@@ -93,12 +123,16 @@ def main() -> None:
     missed = False
     try:
         started = time.perf_counter()
-        make_tree(root, args.images)
-        print(f"tree of {args.images} files made in {time.perf_counter() - started:.0f} s", flush=True)
-        for title, source, seed, cold in (
+        if not args.shards_only:
+            make_tree(root, args.images)
+        make_shards(root, args.images)
+        print(f"{args.images} images of each kind made in {time.perf_counter() - started:.0f} s", flush=True)
+        loose = (
             ("folder, nothing in the system's cache", root / "tree", "", True), ("folder", root / "tree", "", False),
             ("folder, shuffled", root / "tree", "0", False), ("list with classes", root / "list.txt", "", False),
-        ):  # fmt: skip
+        )  # fmt: skip
+        shards = (("100 tars", root / "tars", "", False), ("100 Parquet files", root / "parquets", "", False))
+        for title, source, seed, cold in shards if args.shards_only else (*loose, *shards):
             first: list[tuple[float, float, float]] = []
             again: list[tuple[float, float]] = []
             for number in range(args.repeats):
@@ -125,7 +159,7 @@ def main() -> None:
         shutil.rmtree(root)
     text = "\n".join([
         f"# Listing {args.images:,} files, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", "",
-        f"`python benchmarks/list.py`, median of {args.repeats}; fresh processes, Python {platform.python_version()}, "
+        f"`python benchmarks/list.py{' --shards-only' if args.shards_only else ''}`, median of {args.repeats}; fresh processes, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores of a {platform.machine()} virtual machine, ext4 on a virtual disk.", "",
         "| source | listed, s | with the index written, s | MB | taken up again, s | MB |", "|---|---|---|---|---|---|",
         *rows, "", f"Bars: {MAX_LIST_S:.0f} s and {MAX_AGAIN_S:.0f} s: {'missed' if missed else 'met'}.", "",
