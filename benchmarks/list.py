@@ -157,9 +157,10 @@ def main() -> None:
             print(rows[-1], flush=True)
     finally:
         shutil.rmtree(root)
+    command = f"python benchmarks/list.py{' --shards-only' if args.shards_only else ''}"
     text = "\n".join([
         f"# Listing {args.images:,} files, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", "",
-        f"`python benchmarks/list.py{' --shards-only' if args.shards_only else ''}`, median of {args.repeats}; fresh processes, Python {platform.python_version()}, "
+        f"`{command}`, median of {args.repeats}; fresh processes, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores of a {platform.machine()} virtual machine, ext4 on a virtual disk.", "",
         "| source | listed, s | with the index written, s | MB | taken up again, s | MB |", "|---|---|---|---|---|---|",
         *rows, "", f"Bars: {MAX_LIST_S:.0f} s and {MAX_AGAIN_S:.0f} s: {'missed' if missed else 'met'}.", "",
