@@ -39,12 +39,13 @@ def write_images(
 def fake_spec(
     name: str, *, summary_dim: int | None, spatial_dim: int, size: int = 32, patch: int = 8, fit: Fit = "squash"
 ) -> TeacherSpec:
-    """The spec of a teacher that does not exist: square patches, `half` codec."""
+    """The spec of a teacher that does not exist: square patches, `half` codec. A name such as "fake@64" is that of a level."""
+    level_of = name.partition("@")[0] if "@" in name else None
     return TeacherSpec(
         name=name, family="fake", model="colours", licence="CC0-1.0", weights="none", weights_sha256="0" * 64,
         geometry=patch_geometry(size, patch, fit=fit, interpolation="bilinear"), normalisation=IMAGENET_PIXELS,
         summary_dim=summary_dim, spatial_dim=spatial_dim, summary_note="mean colour", spatial_note="colour of the patch",
-        compute_dtype="float32", codec=Half().to_json(), views=1, software={},
+        compute_dtype="float32", codec=Half().to_json(), views=1, software={}, level_of=level_of,
     )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def make_tiny_cache(
 ) -> Cache:
     """A complete cache over a folder of class folders, by fake teachers, in the real format.
 
-    teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default. unusable: keys to mark as images that cannot be used.
+    teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default; "fake-a@64" is a level of 64 pixels of "fake-a", which has 32. unusable: keys to mark as images that cannot be used.
     codecs: teacher name -> its codec, calibrated on all usable images; `half` for teachers that are not named.
     """
     keys = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.*"))
@@ -93,7 +94,8 @@ def make_tiny_cache(
     for shard in range(meta.num_shards):
         _write_images_shard(path, meta, shard, keys, images, loaded, set(unusable))
     for name, (summary_dim, spatial_dim) in (teachers or {"fake-a": (6, 8), "fake-b": (None, 5)}).items():
-        spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim)
+        size = int(name.partition("@")[2] or 32)
+        spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim, size=size)
         usable = [None if key in unusable else image for key, image in zip(keys, loaded, strict=True)]
         codec = _fitted((codecs or {}).get(name, CodecRequest(name="half")), spec, usable)
         spec = replace(spec, codec=codec.to_json())

@@ -17,7 +17,7 @@ def cached_teachers(cache: Cache, names: Sequence[str], recipe: Recipe) -> tuple
         cache.teachers.refuse_unreadable()
         raise StoreError(f"{cache.url} holds no teacher yet: radio-cache build --out {cache.url} --teacher NAME ...")
     for name in (*names, *recipe.teacher_weights, *recipe.teacher_summary_weights):
-        if name not in cache.teachers:
+        if name not in (*cache.teachers.names(), *cache.teachers, *cache.teachers.unreadable):
             raise ConfigError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
     if not names:
         cache.teachers.refuse_unreadable()
@@ -48,16 +48,17 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def usable_rows(cache: Cache, teachers: Sequence[str], *, allow_partial: bool) -> NDArray[np.int64]:
-    """The images that all these teachers have seen. Raises MissingRowsError for an unfinished cache unless it may be one."""
+    """The images that all these teachers have seen, at every size they are kept at. Raises MissingRowsError for an unfinished cache unless it may be one."""
+    groups = [level.name for name in teachers for level in cache.teachers.levels(name)]
     if not allow_partial:
-        for name in teachers:
+        for name in groups:
             done = int(cache.receipt_columns(name).num_rows.sum())
             if done < cache.num_images:
                 raise MissingRowsError(
                     f"{cache.url}: teacher '{name}' has seen {done} of {cache.num_images} images: run the build to its end, or "
                     "train on what is there with --allow-partial"
                 )
-    rows = cache.usable_rows(teachers)
+    rows = cache.usable_rows(groups)
     if len(rows) == 0:
         raise ConfigError(
             f"{cache.url} has no image that is complete for {', '.join(teachers)}: run the build to its end"

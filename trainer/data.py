@@ -18,6 +18,7 @@ from radio_cache.errors import ImageError, TrainingError
 from radio_cache.images import decode_image
 from radio_cache.reader import Cache, CachedTeacher
 from trainer.batch import Batch, LevelPart, TeacherPart
+from trainer.levels import Levels, drawn_area
 from trainer.order import Order
 from trainer.recipe import Recipe
 
@@ -108,10 +109,8 @@ class CropData:
         self.cache, self.recipe, self.order = cache, recipe, order
         self.image_px, self.grid_hw = image_px, grid_hw
         self._seed = seed
-        self.levels: dict[str, tuple[CachedTeacher, ...]] = {name: (cache.teachers[name],) for name in teachers}
-        self.target_hw = {
-            name: self._target_hw(levels[0].spec.geometry.grid_hw) for name, levels in self.levels.items()
-        }
+        self.levels = {name: Levels.of(cache.teachers.levels(name), image_px, recipe.match) for name in teachers}
+        self.target_hw = {name: self._target_hw(levels.geometry.grid_hw) for name, levels in self.levels.items()}
         self._kept = self._expected_kept(rows)
 
     def crops(self, number: int, first: int, last: int) -> Crops:
@@ -132,7 +131,10 @@ class CropData:
             h, w = self.cache.sizes_hw[row]
             hw = (int(h), int(w))
             seen = intersect_xyxy([visible_box_xyxy(hw, geometry) for geometry in self._geometries()])
-            box = random_box_xyxy(rng, seen, area=recipe.crop_area, ratio=recipe.crop_ratio)
+            area = recipe.crop_area
+            if recipe.match == "draw":
+                area = drawn_area(rng, list(self.levels.values()), hw, recipe.crop_area)
+            box = random_box_xyxy(rng, seen, area=area, ratio=recipe.crop_ratio)
             sizes.append(hw)
             boxes.append(box)
             if recipe.shift_tokens > 0:
@@ -154,12 +156,12 @@ class CropData:
     def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherPart:
         """One teacher's part of a batch. out: for each of its levels, (b, *row_shape) codes to read into."""
         levels = self.levels[name]
-        chosen = np.zeros(len(crops.rows), np.int64)
+        chosen = np.array([levels.for_crop(*one) for one in zip(crops.boxes, crops.sizes_hw, strict=True)])
         parts: dict[int, LevelPart] = {}
         target_hw = self.target_hw[name]
         valid = np.empty((len(crops.rows), *target_hw), np.bool_)
         kept = np.empty(len(crops.rows), np.float32)
-        for number, level in enumerate(levels):
+        for number, level in enumerate(levels.all):
             places = np.flatnonzero(chosen == number)
             if len(places) == 0:
                 continue
@@ -170,13 +172,14 @@ class CropData:
             valid[places], kept[places] = weights.valid, weights.kept / self._kept[name]
             parts[number] = LevelPart(*map(torch.from_numpy, (places, codes, weights.rows, weights.columns)))
         summary = None
-        if levels[0].spec.summary_dim is not None:
-            summary = torch.from_numpy(levels[0].summaries(crops.rows))
+        reference = levels.all[levels.reference]
+        if reference.spec.summary_dim is not None:
+            summary = torch.from_numpy(reference.summaries(crops.rows))
         return TeacherPart(parts, torch.from_numpy(valid), torch.from_numpy(kept), summary)
 
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         """New memory for `read_teacher`."""
-        return [np.empty((images, *level.row_shape), level.codec.dtype) for level in self.levels[name]]
+        return [np.empty((images, *level.row_shape), level.codec.dtype) for level in self.levels[name].all]
 
     def batch(self, number: int, first: int, last: int) -> Batch:
         """The images [first, last) of a batch, in new memory; `trainer.feed` does the same ahead of time in old memory."""
@@ -189,7 +192,7 @@ class CropData:
         return assembled(crops, torch.from_numpy(pixels), parts)
 
     def _geometries(self) -> list[ViewGeometry]:
-        return [levels[0].spec.geometry for levels in self.levels.values()]
+        return [levels.geometry for levels in self.levels.values()]
 
     def _expected_kept(self, rows: NDArray[np.int64]) -> dict[str, float]:
         """Teacher -> the mean of `CropWeights.kept` over this group's crops, from a sample that only the seed decides."""
@@ -197,9 +200,7 @@ class CropData:
         sample = self._drawn(rng.choice(rows, _SAMPLED_CROPS), [rng] * _SAMPLED_CROPS)
         return {
             name: float(
-                crop_weights(sample.boxes, sample.sizes_hw, levels[0].spec.geometry, out_hw=(1, 1)).kept.mean(
-                    dtype=np.float64
-                )
+                crop_weights(sample.boxes, sample.sizes_hw, levels.geometry, out_hw=(1, 1)).kept.mean(dtype=np.float64)
             )
             for name, levels in self.levels.items()
         }

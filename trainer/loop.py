@@ -277,10 +277,10 @@ class TrainingRun:
 
     def _student_config(self) -> StudentConfig:
         config, recipe = self.config, self.config.recipe
-        specs = [self.cache.teachers[name].spec for name in self.teachers]
-        fit: StudentFit = "crop" if any(spec.geometry.fit == "crop" for spec in specs) else "squash"
+        specs = [(name, self.cache.teachers.levels(name)[0].spec) for name in self.teachers]
+        fit: StudentFit = "crop" if any(spec.geometry.fit == "crop" for _, spec in specs) else "squash"
         widths = tuple(
-            TeacherWidths(name=spec.name, summary_dim=spec.summary_dim, spatial_dim=spec.spatial_dim) for spec in specs
+            TeacherWidths(name=name, summary_dim=spec.summary_dim, spatial_dim=spec.spatial_dim) for name, spec in specs
         )
         return StudentConfig(
             student=recipe.student, overrides=_overrides(recipe, widths), image_hw=(recipe.final_px, recipe.final_px), fit=fit,
@@ -321,9 +321,8 @@ class TrainingRun:
         return found, read
 
     def _target_makers(self) -> dict[str, TargetMaker]:
-        levels = {name: data.levels[name] for data in self.groups.values() for name in data.levels}
         return {
-            name: TargetMaker(self.cache, levels[name], self.config.recipe, self.rows, self.device)
+            name: TargetMaker(self.cache, self.cache.teachers.levels(name), self.config.recipe, self.rows, self.device)
             for name in self.teachers
         }
 

@@ -19,6 +19,7 @@ SpatialLoss = Literal["match", "cosine", "l1", "mse", "smooth-l1"]
 BalancingName = Literal["naive", "uncertainty", "adaloss", "amtml-kd"]
 TargetGrid = Literal["student", "larger"]
 GroupMode = Literal["together", "sampled"]
+Match = Literal["off", "nearest", "draw"]
 Shuffle = Literal["auto", "full", "blocks"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -30,6 +31,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "balancing": typing.get_args(BalancingName),
     "target_grid": typing.get_args(TargetGrid),
     "groups": typing.get_args(GroupMode),
+    "match": typing.get_args(Match),
     "shuffle": typing.get_args(Shuffle),
     "precision": typing.get_args(Precision),
 }
@@ -69,6 +71,10 @@ class Recipe:
     groups: "together": every step asks all groups of its stage; each counts by its share of the rates, and many processes
         are divided among them, as AM-RADIO does. "sampled": every step asks one, drawn at these rates.
     crop_area: range of the share of what the teachers saw that a crop covers. crop_ratio: range of its aspect ratio.
+    match: of a teacher kept at several input sizes, which one is a crop's target. "off": the one whose size is nearest to the
+        student's, always. "nearest": the one that saw the image at most nearly the scale of the crop (`trainer.levels`).
+        "draw": the same, and crops are drawn so that one fits, with mild jitter, instead of by `crop_area`, whose lower end
+        still holds.
     shift_tokens: the student's crop lies whole tokens beside the target's, round(N(0, shift_tokens)) along each axis, and
         the loss is over the overlap (C-RADIOv4: 0.5); 0 for no shift.
     colour_jitter: most that brightness, contrast and saturation of the student's pixels are changed by, as a share; the
@@ -105,6 +111,7 @@ class Recipe:
     clip_grad_norm: float
     crop_area: tuple[float, float]
     crop_ratio: tuple[float, float]
+    match: Match
     shift_tokens: float
     colour_jitter: float
     summary_loss: SummaryLoss

@@ -62,7 +62,7 @@ def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 12)})
     recipe = replace(everywhere(tiny_recipe, batch_images=1), crop_area=(0.3, 0.6), normalise="none")
     data = make_data(cache, ("colours",), recipe, (4, 4))
-    make = TargetMaker(cache, data.levels["colours"], recipe, data.order.rows(0, 0, 1), torch.device("cpu"))
+    make = TargetMaker(cache, data.levels["colours"].all, recipe, data.order.rows(0, 0, 1), torch.device("cpu"))
     spec = fake_spec("colours", summary_dim=None, spatial_dim=12)
     errors, mirrored = [], []
     for step in range(20):
@@ -87,7 +87,7 @@ def test_standardised_targets_have_the_statistics_of_the_cache_removed(
     part = data.batch(0, 0, 3).teachers[0]
     plain = replace(tiny_recipe, normalise="none", normalise_summary="none")
     raw, scaled = (
-        TargetMaker(tiny_cache, data.levels["fake-a"], recipe, tiny_cache.usable_rows(), torch.device("cpu"))(part)
+        TargetMaker(tiny_cache, data.levels["fake-a"].all, recipe, tiny_cache.usable_rows(), torch.device("cpu"))(part)
         for recipe in (plain, tiny_recipe)
     )
     mean, std = teacher.spatial_mean_std()
@@ -166,7 +166,7 @@ def test_targets_lie_on_the_larger_grid_where_the_recipe_says_so(
     grid = tiny_cache.teachers["fake-a"].spec.geometry.grid_hw
     for student_hw in ((2, 2), (9, 9)):
         data = make_data(tiny_cache, ("fake-a",), recipe, student_hw)
-        targets = TargetMaker(tiny_cache, data.levels["fake-a"], recipe, tiny_cache.usable_rows(), torch.device("cpu"))(
+        targets = TargetMaker(tiny_cache, data.levels["fake-a"].all, recipe, tiny_cache.usable_rows(), torch.device("cpu"))(
             data.batch(0, 0, 3).teachers[0]
         )
         assert targets.grid_hw == (max(student_hw[0], grid[0]), max(student_hw[1], grid[1]))

@@ -96,11 +96,11 @@ def test_the_dispersion_is_that_of_the_normalised_summaries(
 
     recipe = replace(tiny_recipe, summary_loss="angle", normalise_summary="none")
     data = make_data(cache, ("t",), recipe, (2, 2))
-    targets = TargetMaker(cache, data.levels["t"], recipe, cache.usable_rows(), CPU)(data.batch(0, 0, 3).teachers[0])
+    targets = TargetMaker(cache, data.levels["t"].all, recipe, cache.usable_rows(), CPU)(data.batch(0, 0, 3).teachers[0])
     everything = torch.from_numpy(cache.teachers["t"].summaries(cache.usable_rows()))
     assert targets.dispersion == pytest.approx(angular_dispersion(everything))
     scaled = TargetMaker(
-        cache, data.levels["t"], replace(recipe, normalise_summary="standardise"), cache.usable_rows(), CPU
+        cache, data.levels["t"].all, replace(recipe, normalise_summary="standardise"), cache.usable_rows(), CPU
     )
     assert scaled(data.batch(0, 0, 3).teachers[0]).dispersion != pytest.approx(targets.dispersion)
     assert np.isfinite(targets.dispersion)
