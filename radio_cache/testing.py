@@ -77,7 +77,8 @@ def make_tiny_cache(
 ) -> Cache:
     """A complete cache over a folder of class folders, by fake teachers, in the real format.
 
-    teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default; "fake-a@64" is a level of 64 pixels of "fake-a", which has 32. unusable: keys to mark as images that cannot be used.
+    teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default; "fake-a@64" is a level of 64 pixels of "fake-a", which
+    has 32. unusable: keys to mark as images that cannot be used.
     codecs: teacher name -> its codec, calibrated on all usable images; `half` for teachers that are not named.
     """
     keys = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.*"))

@@ -48,7 +48,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def usable_rows(cache: Cache, teachers: Sequence[str], *, allow_partial: bool) -> NDArray[np.int64]:
-    """The images that all these teachers have seen, at every size they are kept at. Raises MissingRowsError for an unfinished cache unless it may be one."""
+    """The images that all these teachers have seen, at every size they are kept at.
+
+    Raises MissingRowsError for an unfinished cache unless it may be one, ConfigError where no image is left.
+    """
     groups = [level.name for name in teachers for level in cache.teachers.levels(name)]
     if not allow_partial:
         for name in groups:

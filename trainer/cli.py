@@ -171,3 +171,7 @@ def loss_table(out: Path) -> object:
         parts = [value for values in kept.values() for value in ((values[0], values[-1]) if values else (None, None))]
         rows.add_row(name, *("-" if value is None else f"{value:.3f}" for value in parts))
     return rows
+
+
+if __name__ == "__main__":  # torchrun --nproc-per-node 8 -m trainer.cli ...
+    main()

@@ -151,7 +151,7 @@ class CropData:
         """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
         side = (self.image_px, self.image_px)
         for place, (row, box) in enumerate(zip(crops.rows, crops.shown, strict=True)):
-            out[place] = student_pixels(self._image(int(row)), side, box)
+            out[place] = student_pixels(self.image(int(row)), side, box)
 
     def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherPart:
         """One teacher's part of a batch. out: for each of its levels, (b, *row_shape) codes to read into."""
@@ -218,7 +218,7 @@ class CropData:
         """Raise TrainingError, before a run begins, if images cannot be had: moved, or others than the build saw."""
         row = int(self.order.rows(0, 0, 1)[0])
         try:
-            self._image(row)
+            self.image(row)
         except TrainingError as exc:
             places = ", ".join(container.path for container in self.cache.meta.containers)
             raise TrainingError(
@@ -226,7 +226,8 @@ class CropData:
                 "those that are there"
             ) from exc
 
-    def _image(self, row: int) -> Image.Image:
+    def image(self, row: int) -> Image.Image:
+        """The whole image. Raises TrainingError naming one that cannot be read any more."""
         try:
             return decode_image(self.cache.read_file(row), max_pixels=self.cache.meta.max_pixels)
         except ImageError as exc:

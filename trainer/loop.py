@@ -90,12 +90,13 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
         progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
         say(run.headline())
         with telling_what_to_turn_down():
-            return _train(run, progress)
+            return run_steps(run, progress)
     finally:
         processes.leave()
 
 
-def _train(run: "TrainingRun", progress: Progress) -> TrainReport:
+def run_steps(run: "TrainingRun", progress: Progress) -> TrainReport:
+    """The steps that are left, with log lines and checkpoints, and what the user takes home at the end."""
     config, recipe, first = run.config, run.config.recipe, run.processes.is_first
     started, done = time.perf_counter(), progress.step
     step, stopped = done, False

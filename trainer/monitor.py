@@ -1,0 +1,66 @@
+"""How good a student is while it trains: k-NN on a few of the training images. For numbers to quote there is `radio-eval knn`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radio_cache.reader import Cache
+from trainer.data import CropData, StudentFit, eval_box_xyxy, student_pixels
+
+K, TEMPERATURE = 20, 0.07
+"""As in AM-RADIO and everywhere else: 20 neighbours that vote with exp(cosine / 0.07)."""
+
+_BANK, _QUERIES, _BATCH = 768, 256, 64
+
+
+def knn_predictions(
+    bank: Float[Tensor, "n c"], labels: Int[Tensor, " n"], queries: Float[Tensor, "m c"]
+) -> Int[Tensor, " m"]:
+    """The label that the K nearest by cosine vote for; exact, all at once, for banks of a few thousand."""
+    bank, queries = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (bank, queries))
+    found = (queries @ bank.T).topk(min(K, len(bank)))
+    votes = torch.zeros(len(queries), int(labels.max()) + 1, device=queries.device)
+    votes.scatter_add_(1, labels[found.indices], torch.exp(found.values / TEMPERATURE))
+    return votes.argmax(1)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Pixels (n, h, w, 3) and labels (n,) of a bank and of queries, in memory, as the student is shown images when it is used."""
+
+    bank: UInt8[Tensor, "n h w 3"]
+    bank_labels: Int[Tensor, " n"]
+    queries: UInt8[Tensor, "m h w 3"]
+    query_labels: Int[Tensor, " m"]
+
+    @classmethod
+    def of(cls, cache: Cache, data: CropData, rows: NDArray[np.int64], fit: StudentFit, seed: int) -> "Monitor | None":
+        """A seeded sample of the labelled images; None where fewer than two classes have labels, or images are very few."""
+        labels = cache.index.labels
+        labelled = rows[labels[rows] >= 0]
+        if len(np.unique(labels[labelled])) < 2 or len(labelled) < 8:
+            return None
+        chosen = np.random.default_rng((seed, 4)).permutation(labelled)[: _BANK + _QUERIES]
+        queries = max(1, min(_QUERIES, len(chosen) // 4))
+        side = (data.image_px, data.image_px)
+        pixels = np.stack([_seen(data, int(row), fit, side) for row in chosen])
+        images, classes = torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
+        return cls(images[queries:], classes[queries:], images[:queries], classes[:queries])
+
+    def top1(self, summaries: Callable[[UInt8[Tensor, "b h w 3"]], Float[Tensor, "b c"]]) -> float:
+        """The share of queries that get their own label. summaries: of a batch of pixels."""
+        bank, queries = (
+            torch.cat([summaries(batch) for batch in pixels.split(_BATCH)]) for pixels in (self.bank, self.queries)
+        )
+        found = knn_predictions(bank, self.bank_labels.to(bank.device), queries)
+        return float((found.cpu() == self.query_labels).float().mean())
+
+
+def _seen(data: CropData, row: int, fit: StudentFit, side: tuple[int, int]) -> NDArray[np.uint8]:
+    image = data.image(row)
+    return student_pixels(image, side, eval_box_xyxy((image.height, image.width), fit))
