@@ -1,5 +1,6 @@
 """`radio-cache`: build a cache, see what is in it, try the whole idea."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,20 +269,27 @@ main.add_command(copy)
 
 
 @main.command()
+@click.option(
+    "--json", "as_json", is_flag=False, flag_value="-", metavar="[FILE]",
+    help="Write the same as JSON, to FILE or to standard output, instead of tables.",
+)  # fmt: skip
 @plain_errors(on_interrupt="")
-def teachers() -> None:
-    """List the teachers that can be built: sizes, licences, and where their weights come from."""
-    from cache_builder.teachers import ALIASES, TEACHERS
+def teachers(as_json: str | None) -> None:
+    """List the teachers that have a name: sizes, bytes an image, licences, and where their weights come from."""
+    from cache_builder.teacher_table import size_table, teachers_json, weights_table
 
-    short = {full: alias for alias, full in ALIASES.items()}
-    rows = table("", "teacher", "short", "family", "weights", "parameters", "input px", "licence", left=4)
-    for preset in TEACHERS.values():
-        rows.add_row(
-            preset.name, short.get(preset.name, ""), preset.family, f"{preset.weights.describe()} ({preset.weights.size})",
-            preset.params, str(preset.input_px), preset.licence,
-        )  # fmt: skip
-    console().print(rows)
-    click.echo("\nWithout a network: fetch the file elsewhere and pass it with `radio-cache build --weights FILE`.")
+    if as_json is not None:
+        with click.open_file(as_json, "w") as file:
+            file.write(json.dumps(teachers_json(), indent=1) + "\n")
+        return
+    console().print(size_table())
+    click.echo("\nAt each teacher's own size; klt at --fidelity 0.99, an estimate: `radio-cache plan` measures yours.\n")
+    console().print(weights_table())
+    click.echo(
+        "\nNames with a slash are repositories on huggingface.co. Any model of timm and open_clip is a teacher too:\n"
+        "timm:MODEL, open_clip:MODEL/WEIGHTS. What the features are, own checkpoints, licences: docs/teachers.md.\n"
+        "Without a network: fetch the file elsewhere and pass it with `radio-cache build --weights FILE`."
+    )
 
 
 @main.command()

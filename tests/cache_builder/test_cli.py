@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cache_builder.cli import main
-from cache_builder.teachers import ALIASES, TEACHERS
+from cache_builder.teachers import ALIASES
 from radio_cache import Cache, __version__
 from radio_cache.testing import write_images
 
@@ -246,18 +246,6 @@ def test_info_describes_a_cache(run: Run, tmp_path: Path) -> None:
 def test_info_of_something_else_is_one_sentence(tmp_path: Path) -> None:
     assert_one_error(command("info", str(tmp_path)), r"is a folder, but not a radio-cache store: it has no zarr\.json")
     assert_one_error(command("info", str(tmp_path / "nowhere")), "nowhere does not exist")
-
-
-def test_teachers_lists_every_teacher_with_its_address_and_licence() -> None:
-    result = command("teachers")
-    assert result.exit_code == 0
-    text = "".join(result.stdout.split())
-    for preset in TEACHERS.values():
-        for part in (preset.name, preset.weights.describe(), preset.licence, preset.weights.size):
-            assert part.replace(" ", "")[:8] in text
-    for alias in ALIASES:
-        assert alias in result.stdout
-    assert "pass it with `radio-cache build --weights FILE`" in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["build", "--help"], ["info", "-h"], ["teachers", "-h"]])

@@ -1,0 +1,77 @@
+"""What `radio-cache teachers` prints: what every teacher says of an image, what that costs on disk, whose weights it runs."""
+
+from typing import Any
+
+from rich.table import Table
+
+from cache_builder.teachers import ALIASES, TEACHERS, TeacherPreset
+from cache_builder.teachers.preset import OutputShape
+from radio_cache.cli_support import human_bytes, table
+
+_BYTES = {"half": 2.0, "int8": 1.0, "klt": 3.8 / 8}
+"""Of one value in a map. That of klt at --fidelity 0.99 depends on teacher and images: it was 3.7 to 3.9 bits where it was
+measured (benchmarks/results/2026-11-24-codecs.md)."""
+
+
+def image_bytes(preset: TeacherPreset, codec: str) -> float:
+    """Bytes that one image takes at the teacher's own size: its map in that codec, and its summary in float16."""
+    assert preset.output is not None, "every teacher that has a name says what it gives"
+    return preset.output.tokens**2 * preset.output.spatial_dim * _BYTES[codec] + 2 * (preset.output.summary_dim or 0)
+
+
+def size_table() -> Table:
+    """A line a teacher: what it takes, what it gives, what that costs."""
+    rows = table(
+        "Bytes of an image, by codec",
+        "teacher",
+        "parameters",
+        "input",
+        "tokens",
+        "summary",
+        "map",
+        "half",
+        "int8",
+        "klt about",
+    )
+    for preset, output in _known():
+        rows.add_row(
+            _shown(preset.name), preset.params, f"{preset.input_px} px", f"{output.tokens} x {output.tokens}",
+            str(output.summary_dim or "-"), str(output.spatial_dim),
+            *(human_bytes(image_bytes(preset, codec)) for codec in _BYTES),
+        )  # fmt: skip
+    return rows
+
+
+def weights_table() -> Table:
+    """A line a teacher: licence, size of the download, and where it comes from."""
+    rows = table("Weights", "teacher", "licence", "download", "from", left=4)
+    for preset, _ in _known():
+        source = preset.weights
+        place = source.hub[0] if source.hub else source.describe()
+        rows.add_row(preset.name, preset.licence, source.size, place)
+    return rows
+
+
+def teachers_json() -> list[dict[str, Any]]:
+    """The same for machines, one object a teacher."""
+    return [
+        {
+            "name": preset.name, "aliases": [alias for alias, name in ALIASES.items() if name == preset.name],
+            "family": preset.family, "model": preset.model, "parameters": preset.params, "input_px": preset.input_px,
+            "fit": preset.fit, "tokens": [output.tokens, output.tokens], "summary_dim": output.summary_dim,
+            "spatial_dim": output.spatial_dim,
+            "image_bytes": {codec: round(image_bytes(preset, codec)) for codec in _BYTES},
+            "licence": preset.licence, "weights": preset.weights.describe(), "download": preset.weights.size,
+        }
+        for preset, output in _known()
+    ]  # fmt: skip
+
+
+def _known() -> list[tuple[TeacherPreset, OutputShape]]:
+    return [(preset, preset.output) for preset in TEACHERS.values() if preset.output is not None]
+
+
+def _shown(name: str) -> str:
+    """With its short name, if it has one."""
+    short = next((alias for alias, full in ALIASES.items() if full == name), None)
+    return f"{name} ({short})" if short else name
