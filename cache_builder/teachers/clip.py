@@ -24,6 +24,7 @@ from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.probe import probe
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
 from cache_builder.teachers.weights import describe_source, file_sha256
+from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.crops import patch_geometry
 from radio_cache.schema import TeacherSpec
 
@@ -34,8 +35,9 @@ class Clip(Teacher):
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         what = f"teacher '{preset.name}', {preset.model} of open_clip,"
-        state = image_tensors(read_state_dict(path, teacher=preset.name))
-        tower = tower_of_file(preset, state, path)
+        file = read_state_dict(path, teacher=preset.name)
+        state, whose = image_tensors(file), looks_like(file)
+        tower = tower_of_file(preset, state, path, whose)
         self.notes = (tower.note,) if tower.note else ()
         prepared = open_clip_preprocessing(
             what,
@@ -56,7 +58,7 @@ class Clip(Teacher):
         self._net: Any = tower.at_size(size).build()
         if tower.patch_px is not None:
             state = positions_resized(self._net, state)
-        load_exactly(self._net, state, teacher=preset.name, path=path)
+        load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
         resize_built(self._net, tower, size, what)
         sizes = f" ({spatial_dim} wide, {tower.config.layers} deep)" if tower.patch_px is not None else ""
         free = f"open_clip:{preset.model}" + (f"/{preset.tag}" if preset.tag else "")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.model import (
     CLIPVisionCfg,
     _build_vision_tower,  # pyright: ignore[reportPrivateUsage]  # the public CLIP class would also build the text tower
@@ -16,6 +17,8 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from cache_builder.teachers.preset import TeacherPreset
+from cache_builder.teachers.presets import CLIPS
+from cache_builder.teachers.wrong_weights import first_differences, published_twin
 from radio_cache.errors import ConfigError, TeacherWeightsError
 
 _PREFIX = "visual."
@@ -67,10 +70,11 @@ def image_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
 
 
-def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> Tower:
+def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, whose: str) -> Tower:
     """The published tower; for a plain ViT of other sizes in the file, that with the file's own sizes.
 
-    state: the tensors of the image tower. Raises TeacherWeightsError if it is no image tower of this kind.
+    state: the tensors of the image tower. whose: what the file looks like, to stand behind a message.
+    Raises TeacherWeightsError if it is no image tower of this kind, or another published one.
     """
     tower = published_tower(preset.model)
     config = replace(tower.config)
@@ -78,12 +82,13 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -
         if not state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not in open_clip's format: it has no tensors of an image tower (visual.)"
+                f"{whose}"
             )
         return tower
-    if "conv1.weight" not in state or "proj" not in state:
+    if not {"conv1.weight", "proj", "positional_embedding"} <= state.keys():
         raise TeacherWeightsError(
             f"teacher '{preset.name}': {path} is not a CLIP ViT in open_clip's format: it has no visual.conv1.weight "
-            "or no visual.proj"
+            f"or no visual.proj{whose}"
         )
     width, _, patch, _ = state["conv1.weight"].shape
     layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
@@ -92,6 +97,16 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -
     own = (config.width, config.layers, config.patch_size, config.image_size, tower.embed_dim)
     if own == (width, layers, patch, tokens * patch, embed_dim):
         return tower
+    sizes = (width, layers, patch, embed_dim)
+    if _sizes(tower) != sizes and (
+        twin := published_twin(preset, CLIPS, lambda one: _sizes(published_tower(one.model)) == sizes)
+    ):
+        with torch.device("meta"):
+            differences = first_differences(tower.build().state_dict(), state)
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': {path} is not {preset.model}: {'; '.join(differences)}. Its sizes are those of "
+            f"{twin.name}: ask for --teacher {twin.name}"
+        )
     if config.width != width:
         config.head_width = CLIPVisionCfg.head_width if width % CLIPVisionCfg.head_width == 0 else int(width)
     config.width, config.layers = int(width), layers
@@ -101,6 +116,12 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -
         f"{tokens * patch} px; heads of {config.head_width} are assumed, as open_clip does"
     )
     return replace(tower, config=config, embed_dim=embed_dim, note=note)
+
+
+def _sizes(tower: Tower) -> tuple[Any, ...]:
+    """What tells published towers apart, other than the size of their input."""
+    config = tower.config
+    return (config.width, config.layers, config.patch_size if tower.patch_px else None, tower.embed_dim)
 
 
 def positions_resized(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

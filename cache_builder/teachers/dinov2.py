@@ -12,8 +12,10 @@ from torch import Tensor
 
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.presets import DINOV2S
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
 from cache_builder.teachers.weights import describe_source, file_sha256
+from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
 from radio_cache.crops import patch_geometry
 from radio_cache.errors import TeacherWeightsError
 from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
@@ -27,6 +29,7 @@ class DinoV2(Teacher):
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         state = read_state_dict(path, teacher=preset.name)
+        whose = looks_like(state)
         architecture = self._architecture(preset, state, path)
         patch = int(architecture.get("patch_size", 14))
         geometry = patch_geometry(
@@ -41,7 +44,7 @@ class DinoV2(Teacher):
         # timm's own conversion: Meta's names to timm's, and position embeddings to the input size.
         state = checkpoint_filter_fn(state, self._net)
         state = {key: value for key, value in state.items() if key != "mask_token"}
-        load_exactly(self._net, state, teacher=preset.name, path=path)
+        load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
         width = int(self._net.embed_dim)
         self.spec = TeacherSpec(
             name=preset.name, family=preset.family, model=f"{preset.model} ({width} wide, {len(self._net.blocks)} deep)",
@@ -58,10 +61,9 @@ class DinoV2(Teacher):
         if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not a DINOv2 ViT in Meta's or timm's format: it has no "
-                "patch_embed.proj.weight or no blocks.0.attn.qkv.weight"
+                f"patch_embed.proj.weight or no blocks.0.attn.qkv.weight{looks_like(state)}"
             )
-        with torch.device("meta"):
-            published: Any = timm.create_model(preset.model, pretrained=False, num_classes=0)
+        published = _published(preset.model)
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
         registers = next((int(v.shape[1]) for k, v in state.items() if k in ("reg_token", "register_tokens")), 0)
@@ -69,10 +71,18 @@ class DinoV2(Teacher):
         second = state.get("blocks.0.mlp.w3.weight", state.get("blocks.0.mlp.fc2.weight"))
         if first is None or second is None:
             raise TeacherWeightsError(f"teacher '{preset.name}': {path}: block 0 has no MLP weights")
-        own = (int(published.embed_dim), len(published.blocks), int(published.num_reg_tokens))
         gated = second.shape[1] * 2 == first.shape[0]
-        if own == (width, layers, registers) and gated == ("giant" in preset.model):
+        sizes = (int(width), layers, registers, gated)
+        if _sizes(published) == sizes:
             return {}
+        same_width = [one for one in DINOV2S if one.output is not None and one.output.spatial_dim == width]
+        if twin := published_twin(preset, same_width, lambda one: _sizes(_published(one.model)) == sizes):
+            differences = first_differences(published.state_dict(), state)
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} is not {preset.model}: "
+                f"{'; '.join(differences) or f'it has {registers} registers'}. "
+                f"Its sizes are those of {twin.name}: ask for --teacher {twin.name}"
+            )
         heads = max(1, width // _HEAD_WIDTH)
         self.notes = (
             f"these weights are not the published {preset.model}: width {width}, {layers} layers, {registers} registers; "
@@ -100,3 +110,16 @@ class DinoV2(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
+
+
+def _published(model: str) -> Any:
+    """The network of that name, of shapes only."""
+    with torch.device("meta"):
+        return timm.create_model(model, pretrained=False, num_classes=0)
+
+
+def _sizes(net: Any) -> tuple[int, int, int, bool]:
+    """What tells the published networks apart: width, layers, registers, and whether the MLP is gated."""
+    mlp = net.blocks[0].mlp
+    gated = mlp.fc2.in_features * 2 == mlp.fc1.out_features
+    return int(net.embed_dim), len(net.blocks), int(net.num_reg_tokens), gated

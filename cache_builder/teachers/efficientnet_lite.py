@@ -13,6 +13,7 @@ from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
 from cache_builder.teachers.weights import describe_source, file_sha256
+from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.crops import ViewGeometry
 from radio_cache.schema import Normalisation, TeacherSpec
 
@@ -27,12 +28,12 @@ class EfficientNetLite(Teacher):
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         state = read_state_dict(path, teacher=preset.name)
         self._net: Any = timm.create_model(preset.model, pretrained=False).eval()
-        own = self._net.state_dict()
+        own, whose = self._net.state_dict(), looks_like(state)
         if state.keys() != own.keys() and len(state) == len(own):
             # The packages keep the names of the training code; the tensors come in timm's order, and load_exactly
             # compares every shape.
             state = dict(zip(own, state.values(), strict=True))
-        load_exactly(self._net, state, teacher=preset.name, path=path)
+        load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
         self._net.to(memory_format=torch.channels_last)
         self.spec = TeacherSpec(
             name=preset.name, family=preset.family, model=preset.model, licence=preset.licence,

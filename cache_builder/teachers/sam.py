@@ -7,13 +7,16 @@ from typing import cast, final
 
 import torch
 from jaxtyping import Float
+from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor
 
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.presets import SAMS
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
 from cache_builder.teachers.weights import describe_source, file_sha256
+from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
 from radio_cache.crops import patch_geometry
 from radio_cache.errors import ConfigError, TeacherWeightsError
 from radio_cache.schema import Normalisation, TeacherSpec
@@ -39,13 +42,14 @@ class Sam(Teacher):
             raise ConfigError(
                 f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad"
             )
-        state = read_state_dict(path, teacher=preset.name)
-        state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+        file = read_state_dict(path, teacher=preset.name)
+        state = {key.removeprefix(_PREFIX): value for key, value in file.items() if key.startswith(_PREFIX)}
         if "pos_embed" not in state or "neck.0.weight" not in state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not in segment-anything's format: it has no image_encoder.pos_embed "
-                "or no image_encoder.neck"
+                f"or no image_encoder.neck{looks_like(file)}"
             )
+        _refuse_twin(preset, state, path)
         self._net = _encoder(state).eval()
         load_exactly(self._net, state, teacher=preset.name, path=path)
         size, patch = int(self._net.img_size), int(state["patch_embed.proj.weight"].shape[-1])
@@ -74,6 +78,23 @@ class Sam(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
+
+
+def _refuse_twin(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> None:
+    """Raise TeacherWeightsError if these are the weights of another published SAM."""
+    width, depth = (
+        int(state["pos_embed"].shape[-1]),
+        1 + max(int(key.split(".")[1]) for key in state if key[:7] == "blocks."),
+    )
+    twin = published_twin(preset, SAMS, lambda one: _PUBLISHED[one.model] == (width, depth))
+    if twin is None or (width, depth) == _PUBLISHED[preset.model]:
+        return
+    with torch.device("meta"):
+        published = sam_model_registry[preset.model]().image_encoder.state_dict()
+    raise TeacherWeightsError(
+        f"teacher '{preset.name}': {path} is not SAM {preset.model}: {'; '.join(first_differences(published, state))}. Its "
+        f"sizes are those of {twin.name}: ask for --teacher {twin.name}"
+    )
 
 
 def _encoder(state: dict[str, Tensor]) -> ImageEncoderViT:

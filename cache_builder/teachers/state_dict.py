@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cache_builder.teachers.torchscript import is_torchscript, read_torchscript
 from cache_builder.teachers.weights import first_line
+from cache_builder.teachers.wrong_weights import first_differences
 from radio_cache.errors import TeacherWeightsError
 
 
 def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or PyTorch file; nothing in the file can run.
+    """Tensors by name from a safetensors or PyTorch file or a TorchScript archive; nothing in the file can run.
 
     Unwraps the usual `state_dict` and `model` levels and a `module.` prefix.
     Raises TeacherWeightsError for a pickle that needs code, a damaged file, or one that holds no tensors.
@@ -22,6 +24,8 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             loaded: Any = load_file(path)
+        elif is_torchscript(path):
+            loaded = read_torchscript(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
@@ -30,7 +34,10 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
             f"({first_line(exc)}). Save its state dict with torch.save, or as safetensors"
         ) from exc
     except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} cannot be read as weights: {first_line(exc)}") from exc
+        raise TeacherWeightsError(
+            f"teacher '{teacher}': {path} cannot be read as weights: {first_line(exc)}. Its {path.stat().st_size} bytes are "
+            "not the whole file, or not such a file: fetch it again"
+        ) from exc
     for level in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(cast(Any, loaded).get(level), dict):
             loaded = cast(Any, loaded)[level]
@@ -45,21 +52,25 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path) -> None:
-    """Load all of a network's tensors. Raises TeacherWeightsError naming what is missing, left over or misshapen."""
+def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path, whose: str = "") -> None:
+    """Load all of a network's tensors.
+
+    Raises TeacherWeightsError naming what is missing, left over or misshapen, and whose the file may be. whose: that, if
+    the tensors' names here are not those in the file.
+    """
     own = net.state_dict()
     missing = sorted(own.keys() - state.keys())
     extra = sorted(state.keys() - own.keys())
-    wrong = [
-        f"{key} is {tuple(state[key].shape)}, needed is {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & state.keys())
-        if own[key].shape != state[key].shape
-    ]
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     problems = [
-        f"{len(names)} {what} (such as {names[0]})"
-        for names, what in ((missing, "tensors missing"), (extra, "tensors too many"), (wrong, "of another shape"))
+        f"{len(names)} {what} (such as {example})"
+        for names, what, example in (
+            (missing, "tensors missing", "".join(missing[:1])),
+            (extra, "tensors too many", "".join(extra[:1])),
+            (wrong, "of another shape", ", ".join(first_differences(own, state))),
+        )
         if names
     ]
     if problems:
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}")
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}{whose}")
     net.load_state_dict(state)

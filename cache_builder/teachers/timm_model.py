@@ -22,6 +22,7 @@ from cache_builder.teachers.preset import TeacherOptions, TeacherPreset, TimmCho
 from cache_builder.teachers.probe import probe
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
 from cache_builder.teachers.weights import describe_source, file_sha256, first_line
+from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.errors import ConfigError, TeacherWeightsError
 from radio_cache.schema import TeacherSpec
 
@@ -47,7 +48,8 @@ class TimmModel(Teacher):
         )
         state = read_state_dict(path, teacher=preset.name)
         self._net = _network(preset)
-        load_exactly(self._net, _in_timms_names(self._net, state, preset, path), teacher=preset.name, path=path)
+        named = _in_timms_names(self._net, state, preset, path)
+        load_exactly(self._net, named, teacher=preset.name, path=path, whose=looks_like(state))
         _resize(self._net, prepared.size_px, native=native, what=what)
         self._net.eval()
         self.spec = TeacherSpec(
@@ -117,7 +119,7 @@ def _in_timms_names(net: Any, state: dict[str, Tensor], preset: TeacherPreset, p
         except Exception as exc:  # it looks up what it expects, and raises whatever that raises
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is in no format that timm knows for {preset.model}: "
-                f"{type(exc).__name__}: {first_line(exc)}"
+                f"{type(exc).__name__}: {first_line(exc)}{looks_like(state)}"
             ) from exc
     classifiers = net.pretrained_cfg.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)

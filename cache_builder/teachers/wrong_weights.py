@@ -1,0 +1,51 @@
+"""Whose weights a file holds, when it is not those of the teacher that was asked for."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+
+from cache_builder.teachers.preset import TeacherPreset
+
+_SIGNS: tuple[tuple[str, str], ...] = (
+    ("image_encoder.trunk.", "SAM 2 (no teacher of this package)"),
+    ("image_encoder.", "SAM (sam-vit-b, -l, -h)"),
+    ("radio_model.", "C-RADIO (c-radio-...)"),
+    ("visual.trunk.", "an open_clip model with an image tower of timm (siglip2-g-384, open_clip:MODEL)"),
+    ("visual.", "CLIP in open_clip's format (clip, open_clip:MODEL)"),
+    ("storage_tokens", "DINOv3 in Meta's format (dinov3-...)"),
+    ("vision_model.", "CLIP or SigLIP in the format of transformers, which is not read here"),
+    ("embeddings.patch_embeddings.", "a ViT in the format of transformers, which is not read here"),
+    ("encoder.layer.0.", "a network in the format of transformers, which is not read here"),
+    ("_conv_stem.", "EfficientNet-Lite (efficientnet-lite0, 1, 2)"),
+    ("register_tokens", "DINOv2 with registers in Meta's format (dinov2-vit-...-reg)"),
+    ("blocks.0.ls1.gamma", "DINOv2 (dinov2-vit-...)"),
+    ("blocks.0.attn.qkv.", "a ViT in timm's format (timm:MODEL)"),
+    ("stages.0.blocks.0.conv_dw.", "a ConvNeXt in timm's format (dinov3-convnext-..., timm:MODEL)"),
+    ("conv1.weight", "a ResNet (timm:MODEL)"),
+)
+"""Beginning of a tensor's name -> what has such tensors, and which teacher takes it. The first that is found counts."""
+
+
+def looks_like(state: Mapping[str, Tensor]) -> str:
+    """A sentence about whose weights these are, to stand behind a message; empty if nobody knows."""
+    for sign, whose in _SIGNS:
+        if any(key.startswith(sign) for key in state):
+            return f". It looks like {whose}"
+    return ""
+
+
+def first_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, most: int = 3) -> list[str]:
+    """The first tensors of both whose shapes differ, in the network's order: `x is (1, 7), needed is (1, 3)`."""
+    wrong = (
+        f"{key} is {tuple(state[key].shape)}, needed is {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and value.shape != state[key].shape
+    )
+    return [difference for difference, _ in zip(wrong, range(most), strict=False)]
+
+
+def published_twin(
+    asked: TeacherPreset, presets: Iterable[TeacherPreset], has_these_sizes: Callable[[TeacherPreset], bool]
+) -> TeacherPreset | None:
+    """Another published teacher whose sizes the file has: then it is the wrong file, not somebody's own network."""
+    return next((one for one in presets if one.model != asked.model and has_these_sizes(one)), None)
