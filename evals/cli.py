@@ -3,7 +3,9 @@
 import click
 
 from evals.commands.knn import knn, report
+from evals.commands.looks import mode_switch, rank, retrieve, similarity
 from evals.commands.segment import segment
+from evals.commands.throughput import throughput
 from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
 
@@ -14,5 +16,5 @@ def main() -> None:
     """Evaluate students beside their teachers."""
 
 
-for command in (knn, zero_shot, segment, report):
+for command in (knn, zero_shot, segment, throughput, mode_switch, rank, retrieve, similarity, report):
     main.add_command(command)

@@ -42,6 +42,13 @@ class Outputs(NamedTuple):
     maps: dict[str, Float[Tensor, "b h w c"]]
 
 
+class Measurable(NamedTuple):
+    """A network as its speed is measured: module holds the parameters, call takes float images (b, 3, h, w) on its device."""
+
+    module: torch.nn.Module
+    call: Callable[[Tensor], object]
+
+
 class Encoder(ABC):
     """Something that gives one vector per image.
 
@@ -106,6 +113,10 @@ class LiveEncoder(Encoder):
     @abstractmethod
     def at_size(self, size_px: int) -> "LiveEncoder":
         """The same model for square inputs of another size. Raises RadioCacheError if it cannot take that."""
+
+    def measurable(self) -> Measurable:
+        """The network alone, without heads and preprocessing. Raises EvalError for one that is not a network of torch."""
+        raise EvalError(f"{self.name} is no network of torch: neither its parameters nor its speed by mode can be told")
 
     def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:
         if not self.spaces:

@@ -18,8 +18,8 @@ Weights = Path | Literal["random"] | None
 
 
 def tiling_network(
-    library: str, model: str, weights: Weights, call: Callable[[Tensor], NetworkOutput], prepared: Preprocessing,
-    *, device: torch.device, at_size: Callable[[int], Network],
+    library: str, model: str, weights: Weights, module: torch.nn.Module, call: Callable[[Tensor], NetworkOutput],
+    prepared: Preprocessing, *, device: torch.device, at_size: Callable[[int], Network],
 ) -> Network:  # fmt: skip
     """A network whose tokens tile its input evenly; it is run once to see how many there are.
 
@@ -36,7 +36,7 @@ def tiling_network(
     return Network(
         about=f"{library} {model}" + (", random weights" if weights == "random" else ""),
         geometry=prepared.geometry(tokens, stride, stride / 2), normalisation=prepared.normalisation,
-        has_summary=True, has_map=probe is not None, call=call, at_size=at_size,
+        has_summary=True, has_map=probe is not None, module=module, call=call, at_size=at_size,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cache_builder.preprocess import teacher_input, view_pixels
 from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher, recorded_name
 from cache_builder.teachers.base import Teacher
-from evals.encoders.base import OWN, Kind, LiveEncoder, Outputs, size_phrase
+from evals.encoders.base import OWN, Kind, LiveEncoder, Measurable, Outputs, size_phrase
 from radio_cache.crops import BoxXYXY, ViewGeometry, valid_hw, visible_box_xyxy
 from radio_cache.schema import Normalisation, TeacherSpec
 
@@ -30,6 +30,7 @@ class NetworkOutput(NamedTuple):
 class Network:
     """A network on a device and how images reach it.
 
+    module: what holds its parameters.
     call: normalised images (b, 3, h, w) of the geometry's input size -> features. has_summary, has_map: which.
     at_size: the same for another size of square input; raises RadioCacheError if there is no such thing.
     """
@@ -39,6 +40,7 @@ class Network:
     normalisation: Normalisation
     has_summary: bool
     has_map: bool
+    module: torch.nn.Module
     call: Callable[[Tensor], NetworkOutput]
     at_size: Callable[[int], "Network"]
 
@@ -67,6 +69,9 @@ class NetworkEncoder(LiveEncoder):
         out = self._network.call(images)
         summaries = {} if out.summary is None else {OWN: out.summary.float()}
         return Outputs(summaries, {} if out.spatial is None else {OWN: out.spatial.float()})
+
+    def measurable(self) -> Measurable:
+        return Measurable(self._network.module, self._network.call)
 
     def at_size(self, size_px: int) -> "NetworkEncoder":
         return NetworkEncoder(self._network.at_size(size_px), name=self.name, kind=self.kind, device=self._device)
@@ -105,4 +110,5 @@ def teacher_network(teacher: Teacher, *, device: torch.device, at_size: Callable
     return Network(
         about="teacher, run here", geometry=teacher.spec.geometry, normalisation=teacher.spec.normalisation,
         has_summary=teacher.spec.summary_dim is not None, has_map=True, call=call, at_size=at_size,
+        module=next(part for part in vars(teacher).values() if isinstance(part, torch.nn.Module)),
     )  # fmt: skip

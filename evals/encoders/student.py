@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from evals.encoders.base import OWN, LiveEncoder, Outputs, size_phrase
+from evals.encoders.base import OWN, LiveEncoder, Measurable, Outputs, size_phrase
 from radio_cache.crops import BoxXYXY, ViewGeometry
 from radio_cache.errors import ConfigError
 from trainer import DistilledStudent, load_student
@@ -77,6 +77,9 @@ class StudentEncoder(LiveEncoder):
                 summaries[name] = guess.summary
         grids = {space: self.geometry.grid_hw if space == OWN else fine_hw for space in maps}
         return Outputs(summaries, {space: tokens.unflatten(1, grids[space]) for space, tokens in maps.items()})
+
+    def measurable(self) -> Measurable:
+        return Measurable(self.model.student, self.model.student)
 
     def at_size(self, size_px: int) -> "StudentEncoder":
         return StudentEncoder(self.model, name=self.name, trained=self._trained, device=self._device, size_px=size_px)

@@ -1,0 +1,176 @@
+"""radio-eval rank, mode-switch, retrieve and similarity: what features are like, without labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evals.commands.shared import (
+    AGAIN,
+    IMAGES,
+    PATH,
+    ProgressLines,
+    device_option,
+    json_option,
+    limit_option,
+    models_option,
+    runs_option,
+    weights_option,
+    write_record,
+)
+from radio_cache.cli_support import PLACE, console, plain_errors, table
+from radio_cache.storage import write_atomically
+
+if TYPE_CHECKING:
+    from evals.mode_switch import ModeSwitchTable
+    from evals.neighbours import Device
+    from evals.picture_grid import Pane
+    from evals.rank import RankTable
+
+_images = click.option(
+    "--images", "--cache", "images", type=PLACE, metavar="PLACE",
+    help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run learned from.",
+)  # fmt: skip
+_seed = click.option("--seed", default=0, show_default=True, help="Of which images are drawn.")
+_picture = click.option("--out", type=PATH, required=True, metavar="FILE.png", help="The picture to write.")
+
+
+@click.command()
+@_images
+@runs_option
+@models_option
+@weights_option
+@click.option("--limit", default=2000, show_default=True, help="Images at most, drawn at random.")
+@json_option
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def rank(
+    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], limit: int,
+    json_file: Path | None, device: "Device",
+) -> None:  # fmt: skip
+    """RankMe of summaries, and their linear CKA with every teacher: how rich, and how alike. Needs no labels."""
+    from evals.rank import RankConfig, run_rank
+
+    config = RankConfig(images=images, runs=runs, models=models, weights=weights, limit=limit, device=device)
+    with ProgressLines() as progress:
+        result = run_rank(config, progress=progress)
+    write_record(json_file, result.to_json())
+    print_rank(result)
+
+
+@click.command("mode-switch")
+@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option(
+    "--cache", type=PLACE, metavar="CACHE", help="Holds the teachers. Default: the cache the run learned from."
+)
+@click.option(
+    "--size", "sizes", type=int, multiple=True, metavar="PX", help="Of the student's input. May be given again."
+)
+@click.option("--limit", default=100, show_default=True, help="Images at most, drawn at random.")
+@click.option("--plot", type=PATH, metavar="FILE.svg", help="Draw cosine over sizes.")
+@json_option
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def mode_switch(
+    run: Path, cache: str | Path | None, sizes: tuple[int, ...], limit: int, plot: Path | None, json_file: Path | None,
+    device: "Device",
+) -> None:  # fmt: skip
+    """How well a student follows each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
+    from evals.mode_switch import ModeSwitchConfig, run_mode_switch
+
+    config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, device=device)
+    with ProgressLines() as progress:
+        result = run_mode_switch(config, progress=progress)
+    write_record(json_file, result.to_json())
+    print_mode_switch(result)
+    if plot is not None:
+        write_atomically(plot, result.chart().encode())
+        console().print(f"\n{plot}")
+
+
+@click.command()
+@_images
+@runs_option
+@models_option
+@weights_option
+@click.option("--queries", default=4, show_default=True, help="Images whose nearest are shown.")
+@click.option("-k", "--k", default=6, show_default=True, help="Nearest images shown of each.")
+@_seed
+@limit_option
+@_picture
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def retrieve(
+    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], queries: int,
+    k: int, seed: int, limit: int | None, out: Path, device: "Device",
+) -> None:  # fmt: skip
+    """The nearest images of a few, by every encoder, as a picture: the query left, green borders for its class."""
+    from evals.retrieve import RetrieveConfig, run_retrieve
+
+    config = RetrieveConfig(
+        images=images, runs=runs, models=models, weights=weights, queries=queries, k=k, seed=seed, limit=limit, device=device
+    )  # fmt: skip
+    with ProgressLines() as progress:
+        rows = run_retrieve(config, progress=progress)
+    _save(rows, out)
+
+
+@click.command()
+@_images
+@runs_option
+@models_option
+@weights_option
+@click.option("--shown", default=3, show_default=True, help="Images.")
+@click.option("--anchors", default=3, show_default=True, help="Tokens of each that all others are compared with.")
+@_seed
+@_picture
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def similarity(
+    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], shown: int,
+    anchors: int, seed: int, out: Path, device: "Device",
+) -> None:  # fmt: skip
+    """Which parts of an image are alike: cosine of all tokens with a few, chosen to be unlike each other, as heat maps."""
+    from evals.similarity import SimilarityConfig, run_similarity
+
+    config = SimilarityConfig(
+        images=images, runs=runs, models=models, weights=weights, shown=shown, anchors=anchors, seed=seed, device=device
+    )  # fmt: skip
+    with ProgressLines() as progress:
+        rows = run_similarity(config, progress=progress)
+    _save(rows, out)
+
+
+def print_rank(result: "RankTable") -> None:
+    """The table."""
+    out = console()
+    out.print(result.protocol)
+    shown = table("", "", "what it is", "width", "RankMe", *(f"CKA {name}" for name in result.teachers), left=2)
+    for row in result.rows:
+        cka = (f"{row.cka[name]:.3f}" for name in result.teachers)
+        shown.add_row(row.name, row.about, str(row.width), f"{row.rank:.1f}", *cka)
+    out.print(shown)
+    for note in result.notes:
+        out.print(f"note: {note}")
+
+
+def print_mode_switch(result: "ModeSwitchTable") -> None:
+    """The table."""
+    out = console()
+    out.print(result.protocol)
+    shown = table("", "teacher", "px", "cosine", "fidelity", "summary cosine")
+    for row in sorted(result.rows, key=lambda row: (row.teacher, row.size_px)):
+        summary = "–" if row.summary_cosine is None else f"{row.summary_cosine:.3f}"
+        shown.add_row(row.teacher, str(row.size_px), f"{row.cosine:.3f}", f"{row.fidelity:.2f}", summary)
+    out.print(shown)
+    for note in result.notes:
+        out.print(f"note: {note}")
+
+
+def _save(rows: "Sequence[Sequence[Pane]]", file: Path) -> None:
+    from evals.picture_grid import picture_grid
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture_grid(rows).save(file)
+    console().print(str(file))

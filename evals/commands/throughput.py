@@ -1,0 +1,113 @@
+"""radio-eval throughput."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from evals.commands.shared import (
+    AGAIN,
+    PATH,
+    ProgressLines,
+    device_option,
+    json_option,
+    models_option,
+    runs_option,
+    weights_option,
+    write_record,
+)
+from radio_cache.cli_support import console, plain_errors, table
+from radio_cache.errors import ConfigError
+from radio_cache.storage import write_atomically
+
+if TYPE_CHECKING:
+    from evals.neighbours import Device
+    from evals.throughput import Mode, Precision, ThroughputTable
+
+
+@click.command()
+@runs_option
+@models_option
+@weights_option
+@click.option(
+    "--batch",
+    "batches",
+    type=int,
+    multiple=True,
+    default=(1, 16),
+    show_default=True,
+    help="Images in a batch. May be given again.",
+)
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(["eager", "channels-last", "compiled"]), default=("eager",),
+    show_default=True, help="How it runs. May be given again.",
+)  # fmt: skip
+@click.option(
+    "--dtype", "precisions", multiple=True, type=click.Choice(["float32", "bfloat16", "float16"]), default=("float32",),
+    show_default=True, help="What it computes in; 16 bits by autocast. May be given again.",
+)  # fmt: skip
+@click.option("--repeats", default=5, show_default=True, help="Timed batches, at least; the median counts.")
+@click.option("--warmup", default=2, show_default=True, help="Batches before the clock starts.")
+@click.option(
+    "--quality", type=PATH, metavar="FILE.json", help="Of radio-eval knn, zero-shot or segment --json: for --plot."
+)
+@click.option(
+    "--plot", type=PATH, metavar="FILE.svg", help="Draw quality over speed, as the papers do. Needs --quality."
+)
+@json_option
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def throughput(
+    runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...],
+    modes: tuple[str, ...], precisions: tuple[str, ...], repeats: int, warmup: int, quality: Path | None, plot: Path | None,
+    json_file: Path | None, device: "Device",
+) -> None:  # fmt: skip
+    """Images a second, parameters, FLOPs and memory of students, teachers and any model, by mode, precision and batch."""
+    from evals.throughput import ThroughputConfig, run_throughput
+
+    if (plot is None) != (quality is None):
+        raise ConfigError(
+            "--plot FILE.svg and --quality FILE.json go together: one says where, the other how good they are"
+        )
+    config = ThroughputConfig(
+        runs=runs, models=models, weights=weights, batches=batches, modes=cast("tuple[Mode, ...]", modes),
+        precisions=cast("tuple[Precision, ...]", precisions), repeats=repeats, warmup=warmup, device=device,
+    )  # fmt: skip
+    judged = None if quality is None else read_quality(quality)
+    with ProgressLines() as progress:
+        result = run_throughput(config, progress=progress)
+    write_record(json_file, result.to_json())
+    print_throughput(result)
+    if plot is not None and judged is not None:
+        write_atomically(plot, result.against(*judged).encode())
+        console().print(f"\n{plot}")
+
+
+def read_quality(file: Path) -> tuple[dict[str, float], str]:
+    """Name -> per cent, and what it is, from a record of k-NN, zero-shot or segmentation. Raises ConfigError."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        if "top1" in rows[0]:
+            return {row["name"]: 100 * row["top1"] for row in rows}, "top-1, %"
+        return {row["name"]: 100 * row["scores"]["mean_iou"] for row in rows}, "mIoU, %"
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as exc:
+        raise ConfigError(
+            f"--quality {file} is no record of radio-eval knn, zero-shot or segment --json: {exc!r}"
+        ) from exc
+
+
+def print_throughput(result: "ThroughputTable") -> None:
+    """The table, and what could not be timed."""
+    out = console()
+    out.print(result.protocol)
+    shown = table("", "", "M params", "GFLOPs", "px", "mode", "dtype", "batch", "images/s", "range", "peak MB")
+    for row in result.rows:
+        peak = "–" if row.peak_mb is None else f"{row.peak_mb:,.0f}"
+        shown.add_row(
+            row.name, f"{row.params_m:,.1f}", f"{row.gflops:,.2f}", str(row.input_px), row.mode, row.precision, str(row.batch),
+            f"{row.images_per_s:,.1f}", f"{row.slowest:,.0f}–{row.fastest:,.0f}", peak,
+        )  # fmt: skip
+    out.print(shown)
+    for note in result.notes:
+        out.print(f"note: {note}")

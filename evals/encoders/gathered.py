@@ -1,0 +1,65 @@
+"""All encoders of one evaluation: the teachers of a cache, the models named, the students of runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from evals.encoders.base import Encoder, LiveEncoder
+from evals.encoders.cached_teacher import CachedTeacherEncoder
+from evals.encoders.named import load_model, load_runs, parse_models
+from evals.encoders.student import StudentEncoder
+from evals.errors import EvalError
+from evals.image_set import ImageSet, image_set, open_source
+from radio_cache.errors import ConfigError
+
+
+def live_encoders(
+    runs: Sequence[Path], models: Sequence[str], weights: Sequence[str], *, device: torch.device, untrained: bool = True
+) -> list[LiveEncoder]:
+    """The models named, then every run's student and the same one untrained. Raises ConfigError for two of one name."""
+    made: list[LiveEncoder] = [
+        load_model(model, given, device=device) for model, given in parse_models(models, weights)
+    ]
+    made += load_runs(runs, device=device, untrained=untrained)
+    names = [one.name for one in made]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two encoders are called {twice[0]}: name one, as in --model other={twice[0]}")
+    return made
+
+
+def images_and_encoders(
+    place: str | Path | None,
+    live: Sequence[LiveEncoder],
+    fallback: str | None,
+    *,
+    limit: int | None,
+    labelled: bool = False,
+) -> tuple[ImageSet, list[Encoder]]:
+    """The images of a place, and who can give summaries of them: the teachers of the place, if it is a cache, and `live`.
+
+    fallback: the place for None, a run's own cache. Raises EvalError where nobody has summaries.
+    """
+    where = place if place is not None else fallback
+    if where is None:
+        raise ConfigError("nothing to evaluate: give --images PLACE, or --run RUN, or both")
+    source = open_source(where)
+    first = image_set(source, labelled=labelled, limit=1)
+    teachers: list[Encoder] = []
+    if first.cache is not None:
+        first.cache.teachers.refuse_unreadable()
+        teachers = [
+            CachedTeacherEncoder(one) for one in first.cache.teachers.values() if one.spec.summary_dim is not None
+        ]
+    encoders = [*teachers, *(one for one in live if one.spaces)]
+    if not encoders:
+        raise EvalError(
+            f"nobody gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"
+        )
+    images = image_set(source, teachers=[one.name for one in teachers], labelled=labelled, limit=limit)
+    return images, encoders
+
+
+def learned_from(live: Sequence[LiveEncoder]) -> str | None:
+    """The cache that the first student among them learned from."""
+    return next((one.config.cache for one in live if isinstance(one, StudentEncoder)), None)
