@@ -44,7 +44,7 @@ class RetrieveConfig:
 def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) -> list[list[Pane]]:
     """A row of pictures per query and encoder: the query, then its nearest images by cosine of summaries, itself left out.
 
-    Neighbours of the query's class have a green border, others a red one; without classes none has.
+    Neighbours of the query's class have a green border, others a red one; without classes, or with no other image of the query's, none has.
     """
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)
@@ -70,10 +70,11 @@ def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) ->
 
 def _row(images: ImageSet, name: str, query: int, rows: NDArray[np.int64]) -> list[Pane]:
     label = int(images.labels[query])
+    alone = (images.labels == label).sum() < 2
     panes: list[Pane] = [(name, _square(images, query, _PLAIN))]
     for position in rows.tolist():
         other = int(images.labels[position])
-        colour = _PLAIN if label < 0 else _RIGHT if other == label else _WRONG
+        colour = _PLAIN if label < 0 or alone else _RIGHT if other == label else _WRONG
         panes.append((images.name_of(other) if other >= 0 else "", _square(images, position, colour)))
     return panes
 

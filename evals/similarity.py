@@ -80,7 +80,7 @@ def token_map(encoder: LiveEncoder, image: Image.Image) -> tuple[NDArray[np.floa
     """(h, w, c) its tokens less their mean, of length 1; and what it is shown, as a picture."""
     pixels = encoder.pixels_of(image)
     with torch.inference_mode():
-        out = encoder.outputs(torch.from_numpy(pixels[None]), [(image.height, image.width)])
+        out = encoder.outputs(torch.from_numpy(np.stack([pixels])), [(image.height, image.width)])
     tokens = out.maps[OWN][0].float().cpu().numpy()
     tokens = tokens - tokens.mean(axis=(0, 1))
     tokens /= np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
