@@ -9,8 +9,9 @@ from rich.table import Table
 
 from cache_builder.copy_cli import copy
 from cache_builder.plan_cli import plan_command
+from cache_builder.verify_cli import repair, verify
 from radio_cache import __version__
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable, table
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
 
@@ -160,6 +161,7 @@ def build(out: str | Path, teachers: tuple[str, ...], **options: Any) -> None:
 
     from cache_builder.build import build_cache
     from cache_builder.options import build_config
+    from radio_cache.drift import drifts
 
     config = build_config(out=out, teachers=teachers, **options)
     device = config.device
@@ -171,6 +173,8 @@ def build(out: str | Path, teachers: tuple[str, ...], **options: Any) -> None:
         click.echo(
             f"{report.unusable} of {report.cache.num_images} images could not be used: radio-cache info {out} --failures"
         )
+    for drift in drifts(report.cache):
+        click.echo(f"\nwarning: {drift.describe(str(out))}")
     click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
 
 
@@ -210,43 +214,8 @@ def info(cache: str | Path, failures: bool) -> None:
     console().print(describe_failures(opened) if failures else describe(opened))
 
 
-@main.command()
-@click.argument("cache", type=PLACE)
-@click.option("--deep", is_flag=True, help="Also decode every map and summary.")
-@plain_errors(on_interrupt="")
-def verify(cache: str | Path, deep: bool) -> None:
-    """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing."""
-    from radio_cache.verify import verify_cache
-
-    report = verify_cache(Cache(cache), deep=deep)
-    rows = table("", "unit", "shards right", "damaged", "not built yet")
-    for unit, count in report.shards.items():
-        damaged = len({d.shard for d in report.damages if d.unit == unit and d.shard is not None})
-        rows.add_row(unit, str(count - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
-    console().print(rows)
-    for damage in report.damages:
-        click.echo(printable(f"{damage.place}: {damage.what}"))
-    if not report.ok:
-        mendable = sum(damage.mendable for damage in report.damages)
-        click.echo(
-            f"\n{len(report.damages)} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again"
-        )
-        raise SystemExit(1)
-    click.echo(f"\n{cache}: all that is there is right" + (", decoded to the last map" if deep else ""))
-
-
-@main.command()
-@click.argument("cache", type=PLACE)
-@plain_errors(on_interrupt=_SAME_COMMAND)
-def repair(cache: str | Path) -> None:
-    """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""
-    from radio_cache.verify import repair_cache, verify_cache
-
-    opened = Cache(cache)
-    report = verify_cache(opened, deep=True)
-    for line in repair_cache(opened, report):
-        click.echo(printable(line))
-    click.echo("nothing to repair" if report.ok else f"\nNow run the build command of {cache} again")
+main.add_command(verify)
+main.add_command(repair)
 
 
 @main.command("drop-teacher")

@@ -11,6 +11,7 @@ from rich.text import Text
 from radio_cache.cli_support import human_bytes, printable, table
 from radio_cache.codecs import codec_label
 from radio_cache.conversion import Conversion
+from radio_cache.drift import drifts
 from radio_cache.fidelity import Fidelity
 from radio_cache.reader import Cache
 
@@ -111,6 +112,7 @@ def describe(cache: Cache) -> Group:
     if any(info.shards_done < info.num_shards for info in infos):
         notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
     notes += [_told_of(name, teacher.conversion) for name, teacher in cache.teachers.items() if teacher.conversion]
+    notes += [printable(drift.describe(cache.url)) for drift in drifts(cache)]
     notes += [f"{name} cannot be read: {printable(str(error))}" for name, error in cache.teachers.unreadable.items()]
     origins = "\n".join(f"{info.name}: {printable(info.origin)}" for info in infos)
     body = [rows, Text(f"\n{origins}")] if infos else [Text("no teacher yet")]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cache_builder.teachers.libraries import group_name, is_library_name, library_preset
 from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherPreset
@@ -90,20 +90,26 @@ def recorded_name(spec: TeacherSpec) -> str:
     return spec.model if is_library_name(spec.model) and group_name(spec.model) == group else group
 
 
-def load_recorded(spec: TeacherSpec) -> "Teacher":
+def load_recorded(spec: TeacherSpec, weights: Path | None = None) -> "Teacher":
     """The teacher that a cache was built with, from the spec recorded there, with the same geometry and weights.
 
-    Raises TeacherError if the weights are gone or are other ones now.
+    weights: where they are now, if not where the build found them. Raises TeacherError if they are gone or other ones now.
     """
     name = recorded_name(spec)
-    recorded = Path(spec.weights)
+    recorded = weights or Path(spec.weights)
+    if weights is None and recorded.is_absolute() and not recorded.is_file():
+        raise TeacherWeightsError(
+            f"teacher '{spec.name}': the weights that the cache was built with are not at {recorded} any more (SHA-256 "
+            f"{spec.weights_sha256[:12]}...): bring them back, or say where they are now with --weights"
+        )
     options = TeacherOptions(
-        weights=recorded if recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0], fit=spec.geometry.fit,
-        level_of=name if spec.level_of else None, views=spec.views, view_sampling=spec.view_sampling,
+        weights=recorded if weights or recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0],
+        fit=spec.geometry.fit, dtype=cast(ComputeDtype, spec.compute_dtype), level_of=name if spec.level_of else None,
+        views=spec.views, view_sampling=spec.view_sampling,
     )  # fmt: skip
     teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise TeacherWeightsError(
-            f"teacher '{spec.name}': the weights at {spec.weights} are not the ones this cache was built with"
+            f"teacher '{spec.name}': the weights at {recorded} are not the ones this cache was built with"
         )
     return teacher

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from radio_cache import Cache
+from radio_cache.drift import Drift
 from radio_cache.info import describe, describe_failures, teacher_infos
 from radio_cache.schema import receipt_path
 from radio_cache.testing import make_tiny_cache, write_images
@@ -58,3 +59,10 @@ def test_brackets_in_file_names_are_not_taken_for_markup(tmp_path: Path, key: st
     (tmp_path / "photos/blue/0.png").rename(tmp_path / "photos" / key)
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "photos", unusable=[key])
     assert key in printed(describe_failures(cache))
+
+
+def test_info_warns_of_shards_that_kept_less_than_was_asked_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Drift("fake-a", 0.99, ((1, 0.97),), 3)
+    monkeypatch.setattr("radio_cache.info.drifts", lambda cache: [found])
+    text = " ".join(printed(describe(cache)).split())
+    assert "1 of 3 shards kept clearly less than the mean cosine of 0.9900 that was asked for: shard 1 (0.9700)" in text

@@ -1,0 +1,110 @@
+"""`radio-cache verify` and `repair`: is a cache right, and how to mend it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from radio_cache.cli_support import PLACE, console, plain_errors, printable, table
+from radio_cache.reader import Cache
+
+if TYPE_CHECKING:
+    from cache_builder.recompute import RecomputeReport
+
+
+@click.command()
+@click.argument("cache", type=PLACE)
+@click.option("--deep", is_flag=True, help="Also decode every map and summary.")
+@click.option(
+    "--recompute",
+    "count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also run the teachers again on N images, a random sample, and compare with what is stored.",
+)
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Recompute only this one. Repeatable.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample that --recompute takes.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Where a teacher's weights are for --recompute, if they are not where the build found them.",
+)
+@click.option("--device", default="auto", show_default=True, help="That recomputes: cpu, cuda, cuda:1 ...")
+@plain_errors(on_interrupt="")
+def verify(
+    cache: str | Path, deep: bool, count: int | None, teachers: tuple[str, ...], seed: int, weights: tuple[str, ...],
+    device: str,
+) -> None:  # fmt: skip
+    """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing.
+
+    With --recompute also with the teachers themselves, from the source images: exit code 1 if a mean cosine is lower than
+    the recorded one allows, or a single image is far from what is stored for it.
+    """
+    from radio_cache.verify import verify_cache
+
+    if count is None and (teachers or weights):
+        raise click.UsageError("--teacher and --weights say what to recompute: add --recompute N")
+    opened = Cache(cache)
+    report = verify_cache(opened, deep=deep)
+    rows = table("", "unit", "shards right", "damaged", "not built yet")
+    for unit, there in report.shards.items():
+        damaged = len({d.shard for d in report.damages if d.unit == unit and d.shard is not None})
+        rows.add_row(unit, str(there - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
+    console().print(rows)
+    for damage in report.damages:
+        click.echo(printable(f"{damage.place}: {damage.what}"))
+    if not report.ok:
+        mendable = sum(damage.mendable for damage in report.damages)
+        click.echo(
+            f"\n{len(report.damages)} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again"
+        )
+        raise SystemExit(1)
+    click.echo(f"\n{cache}: all that is there is right" + (", decoded to the last map" if deep else ""))
+    if count is not None:
+        from cache_builder.options import per_teacher
+        from cache_builder.recompute import RecomputeConfig, recompute
+        from radio_cache.torch import pick_device
+
+        names = teachers or tuple(opened.teachers)
+        files = per_teacher("--weights", weights, names, lambda text: Path(text).expanduser(), shared=False)
+        config = RecomputeConfig(count=count, teachers=names, weights=files, seed=seed, device=pick_device(device))
+        _print_recomputed(recompute(opened, config))
+
+
+def _print_recomputed(report: "RecomputeReport") -> None:
+    """The table, what is not as it should be, and the exit code."""
+    rows = table("", "recomputed", "images", "recorded", "now", "at least", "worst image", "at least", "summary")
+    for one in report.teachers:
+        summary = "-" if one.summary is None else f"{one.summary:.4f}"
+        rows.add_row(
+            one.name, str(one.images), f"{one.recorded:.4f}", f"{one.cosine:.4f}", f"{one.floor:.4f}",
+            f"{one.worst.cosine:.4f}", f"{one.image_floor:.4f}", summary,
+        )  # fmt: skip
+    click.echo()
+    console().print(rows)
+    for key, reason in report.unreadable.items():
+        click.echo(printable(f"{key} could not be compared: {reason}"))
+    for one in report.teachers:
+        for complaint in one.complaints():
+            click.echo(printable(complaint))
+    if not report.ok:
+        raise SystemExit(1)
+    click.echo("\nthe teachers say again what is stored, within what its codec was recorded to lose")
+
+
+@click.command()
+@click.argument("cache", type=PLACE)
+@plain_errors(on_interrupt="Nothing is lost: the same command goes on where this one stopped.")
+def repair(cache: str | Path) -> None:
+    """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""
+    from radio_cache.verify import repair_cache, verify_cache
+
+    opened = Cache(cache)
+    report = verify_cache(opened, deep=True)
+    for line in repair_cache(opened, report):
+        click.echo(printable(line))
+    click.echo("nothing to repair" if report.ok else f"\nNow run the build command of {cache} again")
+
+
+__all__ = ["repair", "verify"]

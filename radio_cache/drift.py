@@ -1,0 +1,62 @@
+"""Shards that kept clearly less than was asked for: their images look otherwise than those the codec was calibrated on."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from radio_cache.reader import Cache
+
+LOSS_TIMES, SLACK = 1.25, 0.0002
+"""A shard drifts if it lost more than this many times what it was allowed to, and this much: shards differ by chance, and
+calibration aims at 95 % of the loss that was asked for."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """asked: the mean cosine that the codec was to keep. shards: (number, measured cosine) of those that drift, the worst
+    first; of `num_shards` that were measured."""
+
+    teacher: str
+    asked: float
+    shards: tuple[tuple[int, float], ...]
+    num_shards: int
+
+    def describe(self, place: str) -> str:
+        """What is wrong, and the cure. place: of the cache."""
+        listed = ", ".join(f"{shard} ({cosine:.4f})" for shard, cosine in self.shards[:5])
+        more = f" and {len(self.shards) - 5} more" if len(self.shards) > 5 else ""
+        return (
+            f"{self.teacher}: {len(self.shards)} of {self.num_shards} shards kept clearly less than the mean cosine of "
+            f"{self.asked:.4f} that was asked for: shard {listed}{more}. Their images look otherwise than those its codec was "
+            f"calibrated on. To calibrate on all images: radio-cache drop-teacher {place} {self.teacher}, and the build command "
+            "again, with a higher --fidelity if that was not enough"
+        )
+
+
+def drift_of(cache: Cache, name: str) -> Drift | None:
+    """The shards of a teacher that drift; None if none does, or nothing was asked of its codec."""
+    asked = _asked(cache.teachers[name].spec.codec)
+    if asked is None:
+        return None
+    measured = [
+        (receipt.shard, receipt.fidelity.cosine)
+        for receipt in cache.receipts(name)
+        if receipt and receipt.fidelity and receipt.fidelity.num_tokens
+    ]
+    low = [(shard, cosine) for shard, cosine in measured if 1 - cosine > LOSS_TIMES * (1 - asked) + SLACK]
+    return Drift(name, asked, tuple(sorted(low, key=lambda one: one[1])), len(measured)) if low else None
+
+
+def drifts(cache: Cache) -> list[Drift]:
+    """Of all teachers that can be read."""
+    return [drift for name in cache.teachers if (drift := drift_of(cache, name))]
+
+
+def _asked(codec: dict[str, Any]) -> float | None:
+    """What was asked for; where that was a step, what it kept on held-out images. Both are only told: a cache may say
+    anything."""
+    for field, name in (("asked", "fidelity"), ("calibration", "cosine")):
+        told = codec.get(field)
+        value = cast(dict[str, Any], told).get(name) if isinstance(told, dict) else None
+        if isinstance(value, float) and 0 < value <= 1:
+            return value
+    return None
