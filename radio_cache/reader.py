@@ -530,7 +530,7 @@ def _attributes(storage: Storage, group: str = "") -> dict[str, Any]:
             raise NotACacheError(f"{place} is a file, not a radio-cache store, which is a folder") from exc
         if storage.is_local and not storage.local_path(group).exists():
             raise _NoGroupError(f"{place} does not exist") from exc
-        what = "is a folder, but not" if storage.is_local else "holds no"
+        what = "is a folder, but not" if storage.is_local else "does not hold"
         raise _NoGroupError(f"{place} {what} a radio-cache store: it has no {DOCUMENT}") from exc
     try:
         document = parse_json(text)

@@ -117,7 +117,7 @@ def _make_bucket(server: Server, filer: int) -> None:
     while True:  # the gate to S3 opens a little later
         with contextlib.suppress(AssertionError):
             told = server.radio_cache("info", "s3://bucket/nothing")
-            assert "holds no a radio-cache store" in told.stderr, told.stderr
+            assert "does not hold a radio-cache store" in told.stderr, told.stderr
             return
         assert time.monotonic() < deadline, told.stderr
         time.sleep(0.5)
@@ -218,6 +218,18 @@ def test_info_verify_training_and_growth_work_as_on_a_disk(server: Server, photo
     assert copy.meta == local.meta
     for name, teacher in local.teachers.items():
         np.testing.assert_array_equal(copy.teachers[name].codes(range(24)), teacher.codes(range(24)))
+
+
+def test_copies_from_and_to_the_bucket_hold_what_is_there(server: Server, undisturbed: Path, tmp_path: Path) -> None:
+    url = "s3://bucket/copied.zarr"
+    for source, target in ((undisturbed, url), (url, tmp_path / "back.zarr")):
+        done = server.radio_cache("copy", source, target)
+        assert done.returncode == 0, done.stderr
+    assert objects(server, url) == files(tmp_path / "back.zarr")
+    done = server.radio_cache("copy", url, "s3://bucket/part.zarr", "--fraction", 0.5)
+    assert done.returncode == 0, done.stderr
+    told = server.radio_cache("verify", "--deep", "s3://bucket/part.zarr")
+    assert "all that is there is right" in told.stdout, told.stdout + told.stderr
 
 
 def test_wrong_credentials_a_missing_bucket_and_a_stopped_server_are_errors_of_a_sentence(

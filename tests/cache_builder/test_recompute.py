@@ -46,15 +46,15 @@ def command(*arguments: object) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
-def exchange_rows(cache: Cache, name: str, shard: int) -> None:
-    """A shard with its rows in the opposite order, and a receipt for it: what a wrong build would have written."""
-    teacher, rows = cache.teachers[name], cache.meta.shard_rows(shard)
-    codes = teacher.codes(rows)
+def confuse_shards(cache: Cache, name: str, shard: int, other: int) -> None:
+    """A shard with the maps of another one's images, and a receipt for it: what a wrong build would have written."""
+    teacher = cache.teachers[name]
+    codes = teacher.codes(cache.meta.shard_rows(other))
     writer = ShardWriter(cache.storage, name, shard)
     receipt = cache.receipts(name)[shard]
     assert receipt is not None
     writer.write_sharded(
-        "spatial", list(codes[::-1]), grid=(0, shard, *(0 for _ in teacher.row_shape)),
+        "spatial", list(codes), grid=(0, shard, *(0 for _ in teacher.row_shape)),
         chunks_per_shard=cache.meta.shard_images,
     )  # fmt: skip
     for file in receipt.files[1:]:
@@ -86,7 +86,7 @@ def test_the_sample_follows_from_the_seed_and_takes_no_more_than_there_is(cache:
 
 
 def test_maps_of_other_images_are_found_though_every_checksum_fits(cache: Cache) -> None:
-    exchange_rows(cache, "fake-a", 1)
+    confuse_shards(cache, "fake-a", 1, 0)
     told = command("verify", cache.path, "--recompute", 10, "--device", "cpu")
     assert told.exit_code == 1
     assert "all that is there is right" in told.stdout

@@ -12,6 +12,7 @@ from cache_builder.teachers import (
     TEACHERS,
     TeacherOptions,
     find_teacher,
+    find_weights,
     load_recorded,
     load_teacher,
 )

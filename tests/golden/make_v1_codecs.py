@@ -1,0 +1,174 @@
+"""Made `v1-codecs.zarr`, the golden cache of the calibrated codecs: `python tests/golden/make_v1_codecs.py FOLDER`.
+
+Never write over the committed one. Three images in shards of two; row 1 is unusable; teachers golden-int8, golden-packed and
+golden-zstd of 16 channels. Codes are chosen by formula, not by encoding, and everything they are multiplied with is a sum of few
+powers of two, so that float32 decodes them without rounding, in any order of sums, on any machine.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from radio_cache.codecs import Codec, Int8, KltPacked, KltZstd
+from radio_cache.codecs.klt_basis import KltBasis
+from radio_cache.crops import ViewGeometry
+from radio_cache.fidelity import Fidelity
+from radio_cache.hadamard import hadamard
+from radio_cache.schema import (
+    IMAGENET_PIXELS,
+    IMAGES_UNIT,
+    CacheMeta,
+    Container,
+    Failure,
+    ImageStatus,
+    TeacherSpec,
+)
+from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
+
+KEYS = ("cat/1.jpg", "cat/broken.jpg", "dog/1.jpg")
+UNUSABLE = Failure(row=1, reason="the file is empty (0 bytes)")
+GRID_HW, CHANNELS = (2, 3), 16
+META = CacheMeta(
+    num_images=3, shard_images=2, creator="radio-cache 0.1.0", class_names=("cat", "dog"), max_pixels=89_478_485,
+    containers=(Container(kind="folder", path="photos", prefix=""),),
+)  # fmt: skip
+FIDELITY = Fidelity(num_tokens=6, cosine=0.99, cosine_worst=0.98, squared_error=0.25, variance=16.0)
+ASKED = {"name": "klt", "packing": "packed", "fidelity": 0.99}
+CALIBRATION = {"images": 64, "tokens": 384, "seed": 0, "num_tokens": 76, "cosine": 0.9905, "cosine_worst": 0.98,
+               "squared_error": 0.25, "variance": 16.0}  # fmt: skip
+CONVERTED = {
+    "source": "klt/packed",
+    "fidelity": {"num_tokens": 12, "cosine": 0.9925, "cosine_worst": 0.9, "squared_error": 0.125, "variance": 0.0},
+}
+
+BASIS = KltBasis(
+    mean=(np.arange(CHANNELS) / 8 - 1).astype(np.float32),
+    basis=hadamard(CHANNELS).astype(np.float32),
+    eigenvalues=np.array([4, 3, 2, 1] + [0.5] * 12, np.float32),  # their mean is 1, and so is phi
+)
+WIDTHS = np.array([10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1, 2, 0, 3, 4], np.uint8)
+
+
+def levels() -> np.ndarray:
+    """Tables of 2, 4 ... 1024 levels: odd multiples of 2^-width between -1 and 1."""
+    return np.concatenate([(2 * np.arange(2**b) + 1) / 2**b - 1 for b in range(1, 11)]).astype(np.float32)
+
+
+def codecs() -> dict[str, Codec]:
+    return {
+        "golden-int8": Int8(np.ldexp(np.ones(CHANNELS, np.float32), -np.arange(CHANNELS) // 2)),
+        "golden-packed": KltPacked(
+            BASIS, WIDTHS, np.ldexp(np.ones(CHANNELS, np.float32), np.arange(CHANNELS) % 3), levels()
+        ),
+        "golden-zstd": KltZstd(BASIS, 0.375),
+    }
+
+
+def told(name: str) -> dict[str, Any]:
+    """What the codec's JSON says beside its parameters."""
+    if name == "golden-packed":
+        return {"asked": ASKED, "calibration": CALIBRATION}
+    return {"converted": CONVERTED} if name == "golden-zstd" else {}
+
+
+def integers(row: int) -> np.ndarray:
+    """(h, w, c): whole numbers of all sizes that zstd codes have."""
+    i, j, c = np.meshgrid(np.arange(2), np.arange(3), np.arange(CHANNELS), indexing="ij")
+    small = (7 * row + 5 * i + 3 * j + 11 * c) % 31 - 15
+    small[0, 0, :4] = (127, -128, 128 + row, -300)
+    small[1, 2, :2] = (32639, -32639)
+    return small.astype(np.int32)
+
+
+def gains(row: int) -> np.ndarray:
+    """(h, w, groups): even steps from 1, which are powers of two."""
+    i, j, g = np.meshgrid(np.arange(2), np.arange(3), np.arange(4), indexing="ij")
+    return (63 + 2 * ((row + i + 2 * j + g) % 5 - 2)).astype(np.int32)
+
+
+def numbers(row: int) -> np.ndarray:
+    """(h, w, c): which level, for each channel's width."""
+    i, j, c = np.meshgrid(np.arange(2), np.arange(3), np.arange(CHANNELS), indexing="ij")
+    return ((389 * row + 101 * i + 211 * j + 37 * c) % 2 ** WIDTHS.astype(np.int64)).astype(np.int32)
+
+
+def int8_codes(row: int) -> np.ndarray:
+    """(h, w, c + 1): codes, and an exponent up to 2."""
+    i, j, c = np.meshgrid(np.arange(2), np.arange(3), np.arange(CHANNELS + 1), indexing="ij")
+    codes = (53 * row + 17 * i + 29 * j + 71 * c) % 255 - 127
+    codes[..., -1] = ((row + i + j) % 3)[..., 0]
+    return codes.astype(np.int8)
+
+
+def codes(name: str, row: int) -> np.ndarray:
+    """As stored."""
+    codec = codecs()[name]
+    if isinstance(codec, KltPacked):
+        return codec.pack(gains(row), numbers(row))
+    return codec.planes(integers(row)) if isinstance(codec, KltZstd) else int8_codes(row)
+
+
+def spec(name: str, codec: Codec) -> TeacherSpec:
+    return TeacherSpec(
+        name=name, family="golden", model="arithmetic", licence="CC0-1.0", weights="none", weights_sha256="0" * 64,
+        geometry=ViewGeometry(
+            fit="pad", input_hw=(32, 48), resize_px=48, interpolation="bilinear", grid_hw=GRID_HW, stride_px=16.0, offset_px=8.0,
+        ),
+        normalisation=IMAGENET_PIXELS, summary_dim=2, spatial_dim=CHANNELS, summary_note="row, row / 2",
+        spatial_note="by formula", compute_dtype="bfloat16", codec=codec.to_json() | told(name), views=1,
+        software={"numpy": "2"},
+    )  # fmt: skip
+
+
+def make(path: Path) -> None:
+    nowhere = np.full(len(KEYS), -1, np.int64)
+    create_cache(path, META, ImageIndex(KEYS, np.array([0, 0, 1], np.int32), np.zeros(3, np.int32), nowhere, nowhere))
+    for shard in range(META.num_shards):
+        write_images_shard(path, shard)
+    for name, codec in codecs().items():
+        add_teacher(path, META, spec(name, codec), codec)
+        for shard in range(META.num_shards):
+            write_teacher_shard(path, name, codec, shard)
+
+
+def fields(shard: int, **more: Any) -> dict[str, Any]:
+    rows = META.shard_rows(shard)
+    failures = (UNUSABLE,) if UNUSABLE.row in rows else ()
+    return {"first_row": rows[0], "num_rows": len(rows), "failures": failures, **more}
+
+
+def write_images_shard(path: Path, shard: int) -> None:
+    status, size_hw, digest = np.zeros(2, np.uint8), np.zeros((2, 2), np.int32), np.zeros((2, 16), np.uint8)
+    for place, row in enumerate(META.shard_rows(shard)):
+        status[place] = ImageStatus.UNUSABLE if row == UNUSABLE.row else ImageStatus.OK
+        size_hw[place] = (0, 0) if row == UNUSABLE.row else (100 + row, 150 + row)
+        digest[place] = row
+    writer = ShardWriter(path, IMAGES_UNIT, shard)
+    writer.write_plain("status", status, grid=(shard,))
+    writer.write_plain("size_hw", size_hw, grid=(shard, 0))
+    writer.write_plain("digest", digest, grid=(shard, 0))
+    writer.commit(fields(shard, num_tokens=0))
+
+
+def write_teacher_shard(path: Path, name: str, codec: Codec, shard: int) -> None:
+    rows = META.shard_rows(shard)
+    usable = [row for row in rows if row != UNUSABLE.row]
+    writer = ShardWriter(path, name, shard)
+    rest = (0,) * len(codec.row_shape(GRID_HW, CHANNELS))
+    stored = [codes(name, row) if row in usable else None for row in rows]
+    writer.write_sharded("spatial", stored, grid=(0, shard, *rest), chunks_per_shard=2, zstd_level=codec.zstd_level)
+    tokens = codec.decode(np.stack([codes(name, row) for row in usable])).reshape(-1, CHANNELS).astype(np.float64)
+    writer.write_plain("stats/spatial", np.stack([tokens.sum(0), (tokens**2).sum(0)])[None], grid=(shard, 0, 0))
+    summary = np.full((1, 2, 2), np.nan, np.float16)
+    values = np.array([[row, row / 2] for row in usable])
+    summary[0, [row - rows[0] for row in usable]] = values
+    writer.write_plain("summary", summary, grid=(0, shard, 0))
+    writer.write_plain("stats/summary", np.stack([values.sum(0), (values**2).sum(0)])[None], grid=(shard, 0, 0))
+    writer.commit(fields(shard, num_tokens=len(tokens), fidelity=replace(FIDELITY, num_tokens=len(tokens))))
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]) / "v1-codecs.zarr")

@@ -1,0 +1,199 @@
+"""The calibrated codecs of format version 1, in a cache kept in the repository: read bit for bit, for ever.
+
+Decoded once more here, by what docs/format.md says and nothing else of ours; all numbers are such that float32 rounds nowhere.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from click.testing import CliRunner
+
+from cache_builder.cli import main
+from radio_cache import Cache
+from radio_cache.errors import UnsupportedFormatError
+from radio_cache.schema import CacheMeta, TeacherSpec
+from radio_cache.torch.decode import decode_codes
+from radio_cache.verify import verify_cache
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PATH = GOLDEN / "v1-codecs.zarr"
+ROWS = (0, 2)
+NAMES = ("golden-int8", "golden-packed", "golden-zstd")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    """The script that made it: the formulas of the codes."""
+    spec = importlib.util.spec_from_file_location("make_v1_codecs", GOLDEN / "make_v1_codecs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cache() -> Cache:
+    return Cache(PATH)
+
+
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """What decoding needs, read by zarr-python."""
+    group = zarr.open_group(PATH, mode="r")[f"teachers/{name}/transform"]
+    return {key: np.asarray(array[...]) for key, array in group.arrays()}
+
+
+def by_the_book(name: str, codes: np.ndarray) -> np.ndarray:
+    """Features (h, w, c) in float64, from stored codes of one image, as docs/format.md says."""
+    a = arrays(name)
+    if name == "golden-int8":
+        return codes[..., :-1].astype(np.float64) * a["scale"] * 2.0 ** codes[..., -1:]
+    if name == "golden-zstd":
+        step = Cache(PATH).teachers[name].spec.codec["step"]
+        y = step * (codes[0].astype(np.float64) + 256 * codes[1].astype(np.float64)).transpose(1, 2, 0)
+    else:
+        y = np.array([[unpacked(token, a) for token in line] for line in codes])
+    phi = np.sqrt(a["eigenvalues"].astype(np.float64).mean())
+    return a["mean"] + phi * y @ a["basis"].astype(np.float64).T
+
+
+def unpacked(token: np.ndarray, a: dict[str, np.ndarray]) -> list[float]:
+    """Coordinates of one packed token, bit by bit."""
+    whole = int.from_bytes(token.tobytes(), "little")
+
+    def take(bits: int) -> int:
+        nonlocal whole
+        value, whole = whole % 2**bits, whole >> bits
+        return value
+
+    channels = len(a["widths"])
+    gains = [take(7) for _ in range(4)]
+    found: list[float] = []
+    for channel, width in enumerate(a["widths"].tolist()):
+        group = max(k for k in range(4) if k * channels // 4 <= channel)
+        value = a["levels"][2**width - 2 + take(width)] * a["scales"][channel] if width else 0.0
+        found.append(float(value) * 2 ** ((gains[group] - 63) / 2))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_codes_are_read_bit_for_bit(cache: Cache, recipe: ModuleType, name: str) -> None:
+    for row, found in zip(ROWS, cache.teachers[name].codes(ROWS), strict=True):
+        np.testing.assert_array_equal(found, recipe.codes(name, row))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_maps_are_decoded_without_a_rounding(cache: Cache, name: str) -> None:
+    teacher = cache.teachers[name]
+    for row, found in zip(ROWS, teacher.maps(ROWS), strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, by_the_book(name, teacher.codes([row])[0]))
+    decoded = decode_codes(teacher.codec, torch.from_numpy(teacher.codes(ROWS)))
+    np.testing.assert_array_equal(decoded.numpy(), teacher.maps(ROWS))
+
+
+def test_some_golden_values_as_numbers(cache: Cache) -> None:
+    """So that this file and the recipe cannot change their minds together."""
+    assert cache.teachers["golden-int8"].maps([2])[0, 1, 0].tolist()[:4] == [-4.0, 33.5, -58.5, -11.5]
+    assert cache.teachers["golden-packed"].maps([2])[0, 1, 0].tolist()[:2] == [-2.29150390625, 1.68115234375]
+    assert cache.teachers["golden-zstd"].maps([0])[0, 1, 2].tolist()[5:8] == [6120.46875, -0.53125, 6114.90625]
+
+
+@pytest.mark.parametrize("name", ["golden-int8", "golden-zstd"])
+def test_this_release_still_encodes_to_the_golden_codes(cache: Cache, name: str) -> None:
+    teacher = cache.teachers[name]
+    np.testing.assert_array_equal(teacher.codec.encode(teacher.maps(ROWS)), teacher.codes(ROWS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zarr_python_reads_the_golden_codes(cache: Cache, recipe: ModuleType, name: str) -> None:
+    array: Any = zarr.open_group(PATH, mode="r")[f"teachers/{name}/spatial"]
+    for row in ROWS:
+        np.testing.assert_array_equal(array[0, row], recipe.codes(name, row))
+    assert (np.asarray(array[0, 1]) == array.fill_value).all()
+
+
+def test_golden_receipts_and_specs_say_what_was_measured(cache: Cache) -> None:
+    packed, zstd = cache.teachers["golden-packed"], cache.teachers["golden-zstd"]
+    assert packed.spec.codec["asked"] == {"name": "klt", "packing": "packed", "fidelity": 0.99}
+    kept = packed.fidelity()
+    assert kept is not None
+    assert (kept.num_tokens, kept.cosine_worst, kept.squared_error) == (12, 0.98, 0.25)
+    assert kept.cosine == pytest.approx(0.99)
+    assert zstd.conversion is not None
+    assert zstd.conversion.source == "klt/packed"
+    left = zstd.fidelity()
+    assert left is not None
+    assert left.cosine == pytest.approx(0.99 * 0.9925)
+
+
+def test_the_golden_cache_of_codecs_passes_verification(cache: Cache) -> None:
+    report = verify_cache(cache, deep=True)
+    assert report.damages == ()
+    assert set(report.missing.values()) == {0}
+
+
+def test_this_release_still_writes_the_bytes_of_the_golden_codecs(tmp_path: Path, recipe: ModuleType) -> None:
+    """But for zstd frames, which another version of that library may write in another way, and receipts of them."""
+    recipe.make(tmp_path / "c.zarr")
+
+    def stored(folder: Path) -> dict[str, bytes]:
+        files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+        return {
+            path: file.read_bytes()
+            for path, file in files.items()
+            if "golden-zstd" not in path or "c/0/0/0" not in path
+        }
+
+    mine, theirs = stored(tmp_path / "c.zarr"), stored(PATH)
+    for receipt in ("000000", "000001"):
+        del mine[f"receipts/golden-zstd/{receipt}.json"], theirs[f"receipts/golden-zstd/{receipt}.json"]
+    assert mine == theirs
+
+
+# ---------------------------------------------------------------- newer than this release
+
+
+def edited(tmp_path: Path, document: str, **changes: Any) -> Path:
+    """A copy whose document says something else, under a checksum that fits."""
+    path = Path(shutil.copytree(PATH, tmp_path / "newer.zarr"))
+    data = json.loads((path / document).read_text())
+    ours = data["attributes"]["radio_cache"]
+    kind = CacheMeta if document == "zarr.json" else TeacherSpec
+    data["attributes"]["radio_cache"] = kind.from_json(ours).to_json() | changes  # type: ignore[attr-defined]
+    data["attributes"]["radio_cache"].pop("crc32c")
+    (path / document).write_text(json.dumps(data))
+    return path
+
+
+def test_a_newer_format_is_refused_by_every_command_with_the_cure(tmp_path: Path) -> None:
+    path = edited(tmp_path, "zarr.json", format_version=2, something="new")
+    for command in (["info"], ["verify"], ["repair"], ["drop-teacher", "--yes"], ["copy"]):
+        more = {"drop-teacher": ["golden-int8"], "copy": [str(tmp_path / "copy.zarr")]}.get(command[0], [])
+        told = CliRunner().invoke(main, [*command, str(path), *more])
+        assert told.exit_code == 1
+        assert (
+            "format version 2, this radio-cache reads version 1: install the radio-cache that wrote it" in told.stderr
+        )
+    assert not (tmp_path / "copy.zarr").exists()
+
+
+def test_a_codec_of_the_future_costs_its_own_teacher_only(tmp_path: Path, recipe: ModuleType) -> None:
+    path = edited(
+        tmp_path, "teachers/golden-zstd/zarr.json", codec={"name": "klt", "packing": "arithmetic", "step": 0.1}
+    )
+    cache = Cache(path)
+    assert list(cache.teachers) == ["golden-int8", "golden-packed"]
+    with pytest.raises(
+        UnsupportedFormatError, match=r"codec 'klt/arithmetic' is not known here .* install the radio-cache"
+    ):
+        cache.teachers["golden-zstd"]
+    np.testing.assert_array_equal(cache.teachers["golden-packed"].codes([2])[0], recipe.codes("golden-packed", 2))
