@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from cache_builder.cli import main
 from cache_builder.copying import CopyConfig, CopyReport, copy_cache
 from radio_cache import Cache
 from radio_cache.errors import (
@@ -298,3 +300,47 @@ def test_a_copy_killed_at_any_moment_goes_on_to_the_bytes_of_an_undisturbed_one(
     assert kills >= 3
     copy_cache(CopyConfig(source=whole.source, target=target, fraction=0.9))
     assert files(target) == files(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("name", ["v1.zarr", "v1-sealed.zarr", "v1-labelled.zarr"])
+@pytest.mark.parametrize("part", [{}, {"fraction": 0.7}], ids=["all", "a part"])
+def test_caches_of_earlier_days_are_copied_too(tmp_path: Path, name: str, part: dict[str, Any]) -> None:
+    golden = Path(__file__).parents[2] / "golden" / name
+    config = CopyConfig(source=golden, target=tmp_path / "copy.zarr", teachers=("golden-a",), **part)
+    target, source = copy_cache(config).target, Cache(golden)
+    rows = config.rows(source.index.keys)
+    assert_same_rows(target, source, rows.tolist())
+    usable = target.usable_rows()
+    theirs = source.teachers["golden-a"].maps(rows[usable])
+    np.testing.assert_array_equal(target.teachers["golden-a"].maps(usable), theirs)
+    assert verify_cache(target, deep=True).ok
+    assert copy_cache(config).units[0].before == target.meta.num_shards
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_tells_what_it_did_shard_by_shard(source_path: Path, tmp_path: Path) -> None:
+    told = CliRunner().invoke(
+        main, ["copy", str(source_path), str(tmp_path / "c.zarr"), "--limit", "11", "--packing", "zstd"]
+    )
+    assert told.exit_code == 0, told.output
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in told.stdout.splitlines() if line}
+    assert lines["images"].startswith("2 as they are, 1 of chosen rows")
+    assert lines["packed"].startswith("3 encoded again klt/zstd 0.9")
+    assert lines["zstd"].startswith("2 as they are, 1 of chosen rows klt/zstd")
+    assert f"radio-cache verify --deep {tmp_path}/c.zarr" in told.stdout
+    assert "11 of 18 images: the first of them" in told.stderr
+    info = CliRunner().invoke(main, ["info", str(tmp_path / "c.zarr")])
+    assert "packed was encoded again, from klt/packed: its cosine is an estimate" in " ".join(info.stdout.split())
+
+
+def test_a_mistake_of_the_command_is_one_sentence(source_path: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (["--fraction", "7"], "error: --fraction 7: a part of the images is above 0 and at most 1, such as 0.1"),
+        (["--teacher", "sam"], "no cached teacher is called 'sam'"),
+    ):
+        told = CliRunner().invoke(main, ["copy", str(source_path), str(tmp_path / "c.zarr"), *options])
+        assert told.exit_code == 1
+        assert message in told.stderr
+    assert not (tmp_path / "c.zarr").exists()

@@ -88,4 +88,4 @@ def test_a_recorded_teacher_whose_file_is_gone_is_refused(tmp_path: Path) -> Non
     with pytest.raises(TeacherWeightsError, match=r"are not at .*gone\.pth any more .* with --weights"):
         load_recorded(spec)
     there = find_weights(find_teacher(PACKAGED), None)
-    assert load_recorded(spec, there).spec.weights == str(there)
+    assert load_recorded(spec, there).spec.weights == str(there.resolve())
