@@ -11,8 +11,9 @@ import torch
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import Say, check_same, create, grown_cache, open_cache, unless_another_was_faster
-from cache_builder.shard_work import build_shard
-from cache_builder.sources import list_for, record_listing
+from cache_builder.crew import Crew
+from cache_builder.shard_task import ShardTask, build_shard
+from cache_builder.sources import Listing, list_for, record_listing
 from cache_builder.teacher_run import TeacherResult, join_teacher, run_teacher, scan_images
 from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
@@ -30,10 +31,10 @@ class BuildReport:
     unusable: int
 
 
-def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
+def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | None = None) -> BuildReport:
     """Build a cache, or go on with one that was interrupted. The same command again does only what is missing.
 
-    say: told one sentence at a time about what is going on.
+    say: told one sentence at a time about what is going on. crew: worker processes that do the work instead of this one.
     Raises SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done or anything is written.
     """
     weights = {
@@ -55,11 +56,17 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
     for teacher in teachers:
         for note in teacher.notes:
             say(f"{teacher.spec.name}: {note}")
+    if config.compute_threads is not None:
+        torch.set_num_threads(config.compute_threads)
     cache = cache or create(config, listing)
     check_same(cache, [teacher.spec for teacher in teachers])
     cache = grown_cache(cache, listing, say)
     record_listing(cache, config.request(), listing)
     results: list[TeacherResult] = []
+    if crew is not None:
+        del teachers  # they have been checked; the workers load their own
+        results = crew.build(cache, config, say)
+        return _report(config, listing, results)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         scan_images(cache, pool, say)
         while teachers:
@@ -68,8 +75,12 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None) -> BuildReport:
             cache = join_teacher(cache, teacher, config, pool, say)
             results.append(run_teacher(cache, teacher, config, pool, say))
             del teacher
+    return _report(config, listing, results)
+
+
+def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult]) -> BuildReport:
     cache = Cache(config.out)
     return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()))
 
 
-__all__ = ["BuildConfig", "BuildReport", "Say", "TeacherResult", "build_cache", "build_shard"]
+__all__ = ["BuildConfig", "BuildReport", "Say", "ShardTask", "TeacherResult", "build_cache", "build_shard"]

@@ -36,16 +36,6 @@ Step = Callable[[int], None]
 """Told how many more images are done."""
 
 
-def build_shard(cache: Cache, teacher: Teacher, shard: int, config: BuildConfig) -> Receipt:
-    """Compute and commit one shard of one teacher: the unit of work.
-
-    Writes only that shard's files and its receipt; may run twice, or in two places at once, with the same bytes.
-    """
-    with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
-        (receipt,) = run_shards(cache, teacher, [shard], config, pool, StageSeconds())
-    return receipt
-
-
 def run_shards(
     cache: Cache, teacher: Teacher, shards: Sequence[int], config: BuildConfig, pool: ThreadPoolExecutor,
     stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,

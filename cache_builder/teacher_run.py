@@ -48,6 +48,11 @@ def scan_images(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
         with ProgressLine("checking images", cache.num_images, done=cache.num_images - total) as progress:
             for shard in todo:
                 progress.advance(scan_shard(cache, shard, pool).num_rows)
+    tell_unusable(cache, say)
+
+
+def tell_unusable(cache: Cache, say: Say) -> None:
+    """After all images were looked at. Raises SourceError if none can be used."""
     compact_receipts(cache.storage, IMAGES_UNIT)
     failures = cache.failures()
     if failures:

@@ -14,6 +14,7 @@ RadioCacheError
 ├── TeacherError              a teacher cannot be had or run
 │   ├── UnknownTeacherError   no teacher of that name
 │   └── TeacherWeightsError   the weights are missing, or are not what the teacher needs
+├── ClusterError              the workers of a cluster cannot do their work, or there are none
 ├── CodecError                values cannot be stored without breaking the codec's promise
 ├── ConfigError               a setting has an impossible value, or a name nobody knows
 ├── HadamardError             no Hadamard matrix of that order exists, or none is known here
@@ -83,6 +84,10 @@ class UnknownTeacherError(TeacherError):
 
 class TeacherWeightsError(TeacherError):
     """The weights are missing, or are not in the format the teacher's family uses."""
+
+
+class ClusterError(RadioCacheError):
+    """The workers of a cluster cannot do their work, or there are none."""
 
 
 class CodecError(RadioCacheError):

@@ -1,0 +1,259 @@
+"""Worker processes that do a build's shards, through a Dask scheduler: what is handed out, and what becomes of it.
+
+The cache is the only truth: a shard is done when its receipt is there. So workers may die, come and go, and the
+scheduler may be started again; what has no receipt is handed out again, and stores the same bytes.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, final
+
+from cache_builder.build_config import BuildConfig
+from cache_builder.build_output import Say
+from cache_builder.shard_task import JOIN, ShardTask, WorkerFacts, do_task, worker_facts
+from cache_builder.stages import StageSeconds
+from cache_builder.task_book import GivenUp, TaskBook
+from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusable
+from radio_cache.cli_support import ProgressLine
+from radio_cache.errors import ClusterError
+from radio_cache.reader import Cache
+from radio_cache.receipts import compact_receipts
+from radio_cache.schema import IMAGES_UNIT
+from radio_cache.storage import absolute_place
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+TASKS_PER_WORKER = 2
+"""One on the device, one whose images are decoded or whose shard is written meanwhile."""
+
+_POLL_S = 0.02
+_COUNT_EVERY_S = 2.0
+_SAY_EVERY_S = 60.0
+_NAMED_IMAGES = 5
+
+Done = Callable[[ShardTask | None, tuple[str, ...]], object]
+"""Told each task that is done and what it said; now and then None, so that a progress line is alive."""
+
+
+@final
+class Crew:
+    """The workers of one Dask scheduler. Close it when done.
+
+    connect: makes a client; called again when the scheduler was lost. wait_s: how long to wait for the scheduler to
+    come back, or for a worker where there is none, before giving up.
+    Raises ClusterError if there is no scheduler, no worker, or the workers differ in what decides the stored bytes.
+    """
+
+    def __init__(self, connect: "Callable[[], Client]", *, wait_s: float, say: Say = lambda _: None) -> None:
+        self._connect, self._wait_s, self._say = connect, wait_s, say
+        self._client = self._connected()
+        self._num_workers, self._counted, self._missed_since = 0, 0.0, 0.0
+        while self._num_workers == 0:
+            self._count_workers()
+            time.sleep(_POLL_S)
+        self.facts = self._agreed_facts()
+
+    @property
+    def num_workers(self) -> int:
+        return self._num_workers
+
+    @property
+    def device(self) -> str:
+        """What `--device auto` means to these workers."""
+        return "cuda" if self.facts.has_gpu else "cpu"
+
+    def close(self) -> None:
+        """Let go of the scheduler; workers finish what they are at."""
+        _close(self._client)
+
+    def build(self, cache: Cache, config: BuildConfig, say: Say) -> list[TeacherResult]:
+        """Everything of a build but making the cache: a look at all images, then teacher after teacher.
+
+        Raises ClusterError, listing the shards that could not be made, after all others are done.
+        """
+        config = replace(config, out=absolute_place(config.out))
+        task = ShardTask(build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0)
+        _refuse_failed(cache, self._all_shards("checking images", cache, task))
+        cache = Cache(cache.storage)
+        tell_unusable(cache, say)
+        results: list[TeacherResult] = []
+        failed: list[GivenUp] = []
+        for name in config.teachers:
+            started = time.perf_counter()
+            task = replace(task, unit=name)
+            if name not in cache.teachers:
+                say(f"{name}: calibrating on one worker")
+                _refuse_failed(cache, self._run([replace(task, shard=JOIN)], lambda _, notes: [say(note) for note in notes]))
+                cache = Cache(cache.storage)
+            before = len(cache.usable_rows([name]))
+            failed += self._all_shards(name, cache, task)
+            compact_receipts(cache.storage, name)
+            cache = Cache(cache.storage)
+            made = len(cache.usable_rows([name])) - before
+            results.append(TeacherResult(name, made, before, time.perf_counter() - started, StageSeconds()))
+        _refuse_failed(cache, failed)
+        return results
+
+    def _all_shards(self, title: str, cache: Cache, task: ShardTask) -> list[GivenUp]:
+        """Make what is missing of a unit; returns what was given up, and why."""
+        todo = missing_shards(cache, task.unit)
+        if not todo:
+            return []
+        rows = {shard: len(cache.meta.shard_rows(shard)) for shard in todo}
+        with ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line:
+
+            def advance(done: ShardTask | None, _: tuple[str, ...]) -> None:
+                workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
+                line.advance(rows[done.shard] if done else 0, workers)
+
+            return self._run([replace(task, shard=shard) for shard in todo], advance)
+
+    def _run(self, tasks: list[ShardTask], tell: Done) -> list[GivenUp]:
+        """Do all tasks; returns those that were given up, and why. Raises what another worker would not cure."""
+        book = TaskBook.of(tasks)
+        flying: dict[Future[tuple[str, ...]], ShardTask] = {}
+        try:
+            while flying or not book.is_empty:
+                try:
+                    self._round(book, flying, tell)
+                except (OSError, TimeoutError) as exc:  # distributed's CommClosedError is one, too
+                    book.put_back(flying.values())
+                    flying.clear()
+                    self._reconnect(exc)
+        finally:
+            for future in flying:
+                with contextlib.suppress(Exception):
+                    future.cancel()
+        return book.given_up
+
+    def _round(self, book: TaskBook, flying: "dict[Future[tuple[str, ...]], ShardTask]", tell: Done) -> None:
+        """Hand out what there is room for, and take in what has landed."""
+        self._count_workers()
+        was_alone = len(flying) == 1
+        for task in book.take(flying=len(flying), room=TASKS_PER_WORKER * self._num_workers - len(flying)):
+            key = f"radio-cache-{task.unit}-{task.shard}-{uuid.uuid4().hex}"
+            flying[self._client.submit(do_task, task, key=key, pure=False)] = task
+        landed = [future for future in flying if future.status != "pending"]
+        for future in landed:
+            task = flying.pop(future)
+            if future.status == "finished":
+                tell(task, future.result() if task.shard == JOIN else ())
+            elif future.status == "error":
+                _note_error(book, task, future, was_alone=was_alone)
+            else:
+                book.put_back([task])  # the scheduler has forgotten it
+        if self._client.status != "running":
+            raise OSError("the connection broke")
+        if not landed:
+            tell(None, ())
+            time.sleep(_POLL_S)
+
+    def _count_workers(self) -> None:
+        now = time.monotonic()
+        if now - self._counted < _COUNT_EVERY_S and self._num_workers > 0:
+            return
+        self._counted = now
+        self._num_workers = len(self._client.nthreads())
+        if self._num_workers > 0:
+            self._missed_since = 0.0
+            return
+        if self._missed_since == 0.0:
+            self._missed_since = now
+            self._say("no worker is there yet, or any more: waiting")
+        if now - self._missed_since > self._wait_s:
+            raise ClusterError(
+                f"no worker came to {self._address} within {self._wait_s:.0f} s: start some (dask worker {self._address}); "
+                "the same command goes on"
+            )
+
+    @property
+    def _address(self) -> str:
+        scheduler = self._client.scheduler
+        return str(scheduler.address) if scheduler is not None else "the scheduler"
+
+    def _connected(self) -> "Client":
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return self._connect()
+            except (OSError, TimeoutError) as exc:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the scheduler does not answer ({str(exc).splitlines()[0]}): start it, and the same command goes on"
+                    ) from exc
+                time.sleep(0.5)
+
+    def _reconnect(self, cause: Exception) -> None:
+        self._say(f"the scheduler is lost ({cause}): waiting for it to come back")
+        _close(self._client)
+        self._client = self._connected()
+        self._num_workers, self._missed_since = 0, 0.0
+        while self._num_workers == 0:
+            self._count_workers()
+            time.sleep(_POLL_S)
+        self._say("the scheduler is back: going on with what has no receipt")
+
+    def _agreed_facts(self) -> WorkerFacts:
+        """What all workers have in common with this process, and with each other."""
+        found: dict[str, WorkerFacts | BaseException] = self._client.run(worker_facts, on_error="return")
+        own, first = worker_facts(), None
+        for address, facts in found.items():
+            if not isinstance(facts, WorkerFacts):
+                raise ClusterError(
+                    f"worker {address} cannot load radio-cache {own.radio_cache} ({type(facts).__name__}: {facts}): install the "
+                    "same version there as here"
+                )
+            for what in ("radio_cache", "torch"):
+                theirs, ours = getattr(facts, what), getattr(own, what)
+                if theirs != ours:
+                    raise ClusterError(
+                        f"worker {address} on {facts.host} has {what.replace('_', '-')} {theirs}, this command {ours}: install "
+                        "the same there"
+                    )
+            first = first or facts
+            if facts.has_gpu != first.has_gpu:
+                raise ClusterError(
+                    f"workers {address} on {facts.host} and the one on {first.host} would not store the same bytes: one has "
+                    "a GPU, one has none. Take workers of one kind"
+                )
+        assert first is not None, "there is a worker"
+        return first
+
+
+def _note_error(book: TaskBook, task: ShardTask, future: "Future[tuple[str, ...]]", *, was_alone: bool) -> None:
+    from distributed import KilledWorker
+
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        book.died(task, error.allowed_failures + 1, was_alone=was_alone)
+    elif error is not None:
+        book.failed(task, error)
+
+
+def _refuse_failed(cache: Cache, failed: list[GivenUp]) -> None:
+    """Raise ClusterError with every shard that was given up, its images and the reason."""
+    if not failed:
+        return
+    lines: list[str] = []
+    for one in failed:
+        task, why = one.task, one.why
+        if task.shard == JOIN:
+            lines.append(f"{task.unit}, choosing its codec: {why}")
+            continue
+        rows = cache.meta.shard_rows(task.shard)
+        keys = [cache.index.key(row) for row in rows[:_NAMED_IMAGES]]
+        more = f" and {len(rows) - len(keys)} more" if len(rows) > len(keys) else ""
+        lines.append(f"{task.unit}, shard {task.shard} (rows {rows[0]} to {rows[-1]}: {', '.join(keys)}{more}): {why}")
+    raise ClusterError(
+        f"{cache.url}: {len(failed)} task{'s' if len(failed) > 1 else ''} could not be done, all others are; the same "
+        "command tries again:\n  " + "\n  ".join(lines)
+    )
+
+
+def _close(client: "Client") -> None:
+    with contextlib.suppress(Exception):  # of a scheduler that is gone
+        client.close(timeout=2)

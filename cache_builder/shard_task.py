@@ -1,0 +1,185 @@
+"""One shard as a task for another process: small, picklable, and all that a worker needs to know.
+
+A worker process keeps the cache, the teacher and its threads from one task to the next. It may work on two tasks at
+once: while one is on the device, the other's images are read and decoded, or its shard is written.
+"""
+
+import itertools
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_builder.build_config import BuildConfig
+from cache_builder.build_output import check_same
+from cache_builder.scan import scan_shard
+from cache_builder.shard_work import compute_shard, pixels_ahead, write_shard
+from cache_builder.stages import StageSeconds
+from cache_builder.teacher_run import join_teacher
+from cache_builder.teachers import load_teacher
+from cache_builder.teachers.base import Teacher
+from radio_cache import __version__
+from radio_cache.errors import ClusterError, RadioCacheError
+from radio_cache.reader import Cache, is_cache
+from radio_cache.receipts import read_receipt
+from radio_cache.schema import IMAGES_UNIT, Receipt
+from radio_cache.storage import is_url
+
+JOIN = -1
+"""In place of a shard: choose the codec of the teacher and make its group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerFacts:
+    """What must be the same everywhere, for the bytes to be; has_gpu says what `--device auto` means."""
+
+    radio_cache: str
+    torch: str
+    has_gpu: bool
+    host: str
+    pid: int
+
+
+def worker_facts() -> WorkerFacts:
+    """Of this process."""
+    return WorkerFacts(
+        radio_cache=__version__, torch=version("torch"), has_gpu=torch.cuda.is_available(), host=socket.gethostname(),
+        pid=os.getpid(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard of one unit. build: tells one run of `radio-cache build` from the next; config.out is absolute.
+
+    unit: a teacher of the config, or IMAGES_UNIT for a first look at the images. shard: or JOIN.
+    """
+
+    build: str
+    config: BuildConfig
+    unit: str
+    shard: int
+
+    @property
+    def key(self) -> str:
+        """Of the task among all tasks of its build."""
+        return f"{self.unit}-{'join' if self.shard == JOIN else self.shard}"
+
+
+def do_task(task: ShardTask) -> tuple[str, ...]:
+    """Do a task in this process, and return sentences for the user. May be done twice, here or elsewhere.
+
+    Raises ClusterError if this worker cannot see the cache or the images.
+    """
+    kept = _kept(task)
+    if task.shard == JOIN:
+        notes: list[str] = []
+        with kept.computing:
+            kept.cache = join_teacher(kept.cache, kept.teacher, task.config, kept.pool, notes.append)
+        return tuple(notes)
+    build_shard(task)
+    return ()
+
+
+def build_shard(task: ShardTask) -> Receipt:
+    """Compute and commit one shard: the unit of work. Writes only that shard's files and its receipt.
+
+    A shard that is there already is left alone.
+    """
+    kept = _kept(task)
+    cache = kept.cache
+    if task.unit != IMAGES_UNIT and task.unit not in cache.teachers:
+        raise ClusterError(f"{here()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?")
+    there = read_receipt(cache.storage, task.unit, task.shard)
+    if there is not None and there.num_rows == len(cache.meta.shard_rows(task.shard)):
+        return there
+    if task.unit == IMAGES_UNIT:
+        return scan_shard(cache, task.shard, kept.pool)
+    teacher = kept.teacher
+    rows = [row for row in cache.meta.shard_rows(task.shard) if kept.usable[row]]
+    ahead = pixels_ahead(cache, teacher, rows, task.config, kept.pool)
+    first = list(itertools.islice(ahead, 1))  # from here on the pool decodes, also while another shard computes
+    with kept.computing:
+        pixels = itertools.chain(first, ahead)
+        features = compute_shard(rows, pixels, teacher, cache, task.config, StageSeconds(), None)
+    return write_shard(cache, teacher, task.shard, rows, features)
+
+
+class _Kept:
+    """What a process keeps for the tasks of one unit of one build."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self.of = (task.build, task.unit)
+        self.computing = threading.Lock()
+        self._task = task
+        self._loading = threading.Lock()
+        self._teacher: Teacher | None = None
+        if task.config.compute_threads is not None:
+            torch.set_num_threads(task.config.compute_threads)
+        self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
+        self.cache = _visible_cache(task.config)
+
+    @property
+    def teacher(self) -> Teacher:
+        with self._loading:
+            if self._teacher is None:
+                options = self._task.config.teachers[self._task.unit]
+                teacher = load_teacher(options.level_of or self._task.unit, options)
+                try:
+                    check_same(self.cache, [teacher.spec])
+                except RadioCacheError as exc:
+                    raise ClusterError(f"{here()} would store something else: {exc}") from exc
+                teacher.to(torch.device(self._task.config.device))
+                self._teacher = teacher
+            return self._teacher
+
+    @cached_property
+    def usable(self) -> NDArray[np.bool_]:
+        """(num_images,): whether a row can be used."""
+        mask = np.zeros(self.cache.num_images, np.bool_)
+        mask[self.cache.usable_rows()] = True
+        return mask
+
+
+_last: list[_Kept] = []
+_changing = threading.Lock()
+
+
+def _kept(task: ShardTask) -> _Kept:
+    """What this process keeps for a task: made by its first one, and dropped by the first of another unit."""
+    with _changing:
+        if not _last or _last[0].of != (task.build, task.unit):
+            _last[:] = []  # before the next one is made: two teachers need not fit
+            _last.append(_Kept(task))
+        return _last[0]
+
+
+def _visible_cache(config: BuildConfig) -> Cache:
+    place = config.out
+    if not is_url(place) and not os.path.isabs(place):
+        raise ClusterError(f"{place} is not absolute: nobody knows where {here()} runs")
+    if not is_cache(place):
+        raise ClusterError(
+            f"{here()} sees no cache at {place}: it must be mounted there under the same path, or be a bucket"
+        )
+    cache = Cache(place)
+    if not is_url(place) and not os.access(place, os.W_OK):
+        raise ClusterError(f"{here()} may not write to {place}: have its permissions changed there")
+    for container in cache.meta.containers:
+        if not is_url(container.path) and not os.path.exists(container.path):  # noqa: PTH110  # a thousand tars
+            raise ClusterError(
+                f"{here()} does not see the images at {container.path}: they must be mounted there under the same path"
+            )
+    return cache
+
+
+def here() -> str:
+    """This worker, in words."""
+    return f"the worker on {socket.gethostname()} (process {os.getpid()})"
