@@ -56,8 +56,6 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     for teacher in teachers:
         for note in teacher.notes:
             say(f"{teacher.spec.name}: {note}")
-    if config.compute_threads is not None:
-        torch.set_num_threads(config.compute_threads)
     cache = cache or create(config, listing)
     check_same(cache, [teacher.spec for teacher in teachers])
     cache = grown_cache(cache, listing, say)

@@ -18,7 +18,6 @@ class BuildConfig:
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
     filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
     unchanged since the cache was made. max_pixels: larger images are refused. threads: for reading and decoding.
-    compute_threads: of torch in one process, which decide the last bits of what it computes on a CPU; None leaves them.
     """
 
     images: tuple[str, ...]
@@ -33,14 +32,11 @@ class BuildConfig:
     rescan: bool = False
     max_pixels: int = MAX_PIXELS
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
-    compute_threads: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("shard_images", "batch_images", "max_pixels", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
-        if self.compute_threads is not None and self.compute_threads < 1:
-            raise ConfigError(f"compute threads must be at least 1, not {self.compute_threads}")
         if not self.images:
             raise ConfigError("no --images: name a folder of images, or WebDataset tars")
         if not self.teachers:

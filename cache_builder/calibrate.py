@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
@@ -102,20 +103,24 @@ def _without_sample(request: CodecRequest) -> tuple[Codec, dict[str, Any]]:
 
 def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
     """A codec calibrated on the later four fifths of these images, and measured on the first fifth. Raises CodecError."""
+    # How many threads BLAS takes changes the last bits of a covariance and its eigenvectors, and with them every code.
+    libraries = ThreadpoolController()
     held_out_images = max(1, round(_HELD_OUT * len(rows)))
     kept_of_each = max(1, _KEPT_TOKENS // len(rows))
     moments: Moments | None = None
     kept: list[NDArray[np.float32]] = []
     for number, tokens in enumerate(tokens_of(rows)):
         if number >= held_out_images:
-            own = Moments.of(tokens)
+            with libraries.limit(limits=1, user_api="blas"):
+                own = Moments.of(tokens)
             moments = own if moments is None else moments.merge(own)
         rng = np.random.default_rng((_SEED, number))
         kept.append(tokens if len(tokens) <= kept_of_each else tokens[rng.permutation(len(tokens))[:kept_of_each]])
     if moments is None:
         raise CodecError(f"{len(rows)} image is too few to calibrate the codec {request.name}: take --codec half")
     held_out, seen = np.concatenate(kept[:held_out_images]), np.concatenate(kept[held_out_images:])
-    found = calibrate(request, moments, seen, held_out)
+    with libraries.limit(limits=1, user_api="blas"):
+        found = calibrate(request, moments, seen, held_out)
     record = {"images": len(rows), "tokens": moments.count, "seed": _SEED, **found.fidelity.to_json()}
     label = request.name + (f", {request.packing}" if request.name == "klt" else "")
     note = (

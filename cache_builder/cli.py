@@ -17,6 +17,7 @@ from radio_cache.reader import Cache
 
 if TYPE_CHECKING:
     from cache_builder.build import BuildReport
+    from cache_builder.crew import Crew
 
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
@@ -150,23 +151,39 @@ def main() -> None:
 )
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
+@click.option("--workers", type=int, metavar="N", help="Build in N processes on this machine, one per GPU if there are any.")
+@click.option("--scheduler", metavar="ADDRESS", help="Build on the workers of a Dask scheduler, such as tcp://10.0.0.1:8786.")
+@click.option(
+    "--cluster",
+    type=click.Path(path_type=Path),
+    metavar="FILE.yaml",
+    help="Ask Slurm or Kubernetes for workers (docs/cluster.md).",
+)
 @plain_errors(on_interrupt=_SAME_COMMAND)
-def build(out: str | Path, teachers: tuple[str, ...], **options: Any) -> None:
+def build(
+    out: str | Path, teachers: tuple[str, ...], device: str, threads: int | None,
+    workers: int | None, scheduler: str | None, cluster: Path | None, **options: Any,
+) -> None:  # fmt: skip
     """Run teachers over images and write their features to a Zarr cache.
 
     Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that cannot
     be read are left out and named; they never stop a build. More teachers can be added to a cache later.
     """
-    import torch
-
     from cache_builder.build import build_cache
+    from cache_builder.cluster import workplace
     from cache_builder.options import build_config
     from radio_cache.drift import drifts
 
-    config = build_config(out=out, teachers=teachers, **options)
-    device = config.device
-    click.echo(f"building {out} with {', '.join(teachers)} on {_device_name(torch.device(device))}", err=True)
-    report = build_cache(config, say=lambda text: click.echo(text, err=True))
+    options |= {"out": out, "teachers": teachers}
+    build_config(**options, device="cpu", threads=threads)  # errors, before anybody waits
+    with workplace(
+        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=_say
+    ) as place:
+        config = build_config(
+            **options, device=place.device, threads=place.threads, elsewhere=place.crew is not None
+        )
+        click.echo(f"building {out} with {', '.join(teachers)} on {_workers_name(place.crew, config.device)}", err=True)
+        report = build_cache(config, _say, place.crew)
 
     console().print(_build_table(report))
     if report.unusable:
@@ -288,6 +305,16 @@ def demo(images: Path | None, out: Path) -> None:
     report = run_demo(DemoConfig(out=out, images=images), say=click.echo)
     spent = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in report.seconds.items())
     click.echo(f"\n{spent}.\n\nOpen {report.page.resolve()}")
+
+
+def _say(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def _workers_name(crew: "Crew | None", device: str) -> str:
+    if crew is None:
+        return _device_name(device)
+    return f"{crew.num_workers} worker{'s' if crew.num_workers > 1 else ''} ({device})"
 
 
 def _device_name(device: object) -> str:

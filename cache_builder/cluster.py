@@ -7,16 +7,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Generator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from cache_builder.build_output import Say
-from cache_builder.crew import TASKS_PER_WORKER, Crew
+from cache_builder.crew import Crew
 from radio_cache.errors import ClusterError, ConfigError, unknown_name
-
-if TYPE_CHECKING:
-    from distributed import Client
-    from distributed.deploy import Cluster
 
 EXTRAS = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}
 """Kind of cluster, also the name of the extra that installs it -> where its class is."""
@@ -34,14 +31,57 @@ _SETTINGS = {
 _CONNECT_S = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Who builds, and what a build must know of them. crew: None for this very process. threads: of one process, for
+    reading and decoding."""
+
+    crew: Crew | None
+    device: str
+    threads: int
+
+
 @contextlib.contextmanager
-def local_crew(num_workers: int, *, device: str, compute_threads: int, say: Say = lambda _: None) -> Generator[Crew]:
+def workplace(
+    *, workers: int | None, scheduler: str | None, cluster: Path | None, device: str, threads: int | None,
+    say: Say = lambda _: None,
+) -> Generator[Workplace]:  # fmt: skip
+    """This process, or the workers that were asked for by one of the first three.
+
+    device: "auto" is a GPU wherever the work is done, if there is one. threads: None is as many as there are cores
+    for a process; workers elsewhere get two unless told otherwise.
+    Raises ConfigError if more than one is asked for.
+    """
+    asked = {"--workers": workers, "--scheduler": scheduler, "--cluster": cluster}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: take one of them")
+    cores = os.cpu_count() or 1
+    if not given:
+        yield Workplace(crew=None, device=device, threads=threads or cores)
+        return
+    if workers is not None:
+        from radio_cache.torch import pick_device
+
+        share = max(1, cores // max(1, workers))
+        device = pick_device(device)
+        with local_crew(workers, device=device, threads=share, say=say) as crew:
+            yield Workplace(crew=crew, device=device, threads=threads or share)
+        return
+    making = scheduler_crew(scheduler, say=say) if scheduler is not None else cluster_crew(cast(Path, cluster), say=say)
+    with making as crew:
+        device = crew.device if device == "auto" else device
+        yield Workplace(crew=crew, device=device, threads=threads or 2)
+
+
+@contextlib.contextmanager
+def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda _: None) -> Generator[Crew]:
     """So many worker processes on this machine, on loopback; one that dies is started again.
 
-    device: "cuda" gives each worker a GPU of its own. compute_threads: of each worker, on a CPU.
+    device: "cuda" gives each worker a GPU of its own. threads: that each worker computes on, on a CPU.
     Raises ConfigError for more workers than GPUs.
     """
-    import dask
+    import dask.config
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     if num_workers < 1:
@@ -49,12 +89,12 @@ def local_crew(num_workers: int, *, device: str, compute_threads: int, say: Say 
     on_gpus = _visible_gpus() if device.startswith("cuda") else None
     if on_gpus is not None and num_workers > len(on_gpus):
         raise ConfigError(f"--workers {num_workers}: one worker per GPU, and here are {len(on_gpus)}")
-    environment = {"OMP_NUM_THREADS": str(compute_threads), "MKL_NUM_THREADS": str(compute_threads)}
+    environment = {"OMP_NUM_THREADS": str(threads)}
     workers = {
         number: {
             "cls": Nanny,
             "options": {
-                "nthreads": TASKS_PER_WORKER, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False,
+                "nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False,
                 "silence_logs": logging.CRITICAL,
                 "env": environment | ({"CUDA_VISIBLE_DEVICES": on_gpus[number]} if on_gpus else {}),
             },
@@ -65,7 +105,10 @@ def local_crew(num_workers: int, *, device: str, compute_threads: int, say: Say 
         "cls": Scheduler,
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
-    with _quiet(), dask.config.set(_SETTINGS), SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster:
+    with (
+        _quiet(), dask.config.set(_SETTINGS),
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=cast(Any, logging.CRITICAL)) as cluster,
+    ):  # fmt: skip
         crew = Crew(lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=120, say=say)
         try:
             yield crew
@@ -91,7 +134,7 @@ def scheduler_crew(address: str, *, wait_s: float = 600, say: Say = lambda _: No
 @contextlib.contextmanager
 def cluster_crew(file: Path, *, wait_s: float = 86_400, say: Say = lambda _: None) -> Generator[Crew]:
     """Workers that a cluster is asked for, by a file (docs/cluster.md); it is given back at the end."""
-    import dask
+    import dask.config
     from distributed import Client
 
     settings = read_cluster_file(file)
@@ -131,7 +174,7 @@ def read_cluster_file(file: Path) -> dict[str, Any]:
     return settings
 
 
-def made_cluster(settings: Mapping[str, Any]) -> "Cluster":
+def made_cluster(settings: Mapping[str, Any]) -> Any:
     """The cluster of a file, without workers yet. Raises ClusterError naming the extra that is not installed."""
     import importlib
 

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import Say
@@ -26,9 +26,6 @@ from radio_cache.storage import absolute_place
 
 if TYPE_CHECKING:
     from distributed import Client, Future
-
-TASKS_PER_WORKER = 2
-"""One on the device, one whose images are decoded or whose shard is written meanwhile."""
 
 _POLL_S = 0.02
 _COUNT_EVERY_S = 2.0
@@ -134,7 +131,7 @@ class Crew:
         """Hand out what there is room for, and take in what has landed."""
         self._count_workers()
         was_alone = len(flying) == 1
-        for task in book.take(flying=len(flying), room=TASKS_PER_WORKER * self._num_workers - len(flying)):
+        for task in book.take(flying=len(flying), room=self._num_workers - len(flying)):
             key = f"radio-cache-{task.unit}-{task.shard}-{uuid.uuid4().hex}"
             flying[self._client.submit(do_task, task, key=key, pure=False)] = task
         landed = [future for future in flying if future.status != "pending"]
@@ -157,7 +154,7 @@ class Crew:
         if now - self._counted < _COUNT_EVERY_S and self._num_workers > 0:
             return
         self._counted = now
-        self._num_workers = len(self._client.nthreads())
+        self._num_workers = len(cast(dict[str, int], self._client.nthreads()))
         if self._num_workers > 0:
             self._missed_since = 0.0
             return
@@ -199,7 +196,8 @@ class Crew:
 
     def _agreed_facts(self) -> WorkerFacts:
         """What all workers have in common with this process, and with each other."""
-        found: dict[str, WorkerFacts | BaseException] = self._client.run(worker_facts, on_error="return")
+        answers = self._client.run(worker_facts, on_error="return")
+        found = cast(dict[str, WorkerFacts | BaseException], answers)
         own, first = worker_facts(), None
         for address, facts in found.items():
             if not isinstance(facts, WorkerFacts):
@@ -227,7 +225,7 @@ class Crew:
 def _note_error(book: TaskBook, task: ShardTask, future: "Future[tuple[str, ...]]", *, was_alone: bool) -> None:
     from distributed import KilledWorker
 
-    error = future.exception()
+    error = cast(BaseException | None, future.exception())
     if isinstance(error, KilledWorker):
         book.died(task, error.allowed_failures + 1, was_alone=was_alone)
     elif error is not None:

@@ -37,14 +37,18 @@ class TeacherFlags(TypedDict):
 def build_config(
     *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: int, shard_images: int,
     filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
-    threads: int | None, **flags: Unpack[TeacherFlags],
+    threads: int | None, elsewhere: bool = False, **flags: Unpack[TeacherFlags],
 ) -> BuildConfig:  # fmt: skip
-    """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag."""
-    device = pick_device(device)
+    """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
+
+    elsewhere: the device is that of other processes, and need not be here.
+    """
+    device = device if elsewhere else pick_device(device)
     return BuildConfig(
         images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, filters=filters,
         shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
-        threads=(os.cpu_count() or 1) if threads is None else threads, teachers=teacher_options(teachers, device, **flags),
+        threads=(os.cpu_count() or 1) if threads is None else threads,
+        teachers=teacher_options(teachers, device, **flags),
     )  # fmt: skip
 
 

@@ -1,26 +1,22 @@
 """One shard as a task for another process: small, picklable, and all that a worker needs to know.
 
-A worker process keeps the cache, the teacher and its threads from one task to the next. It may work on two tasks at
-once: while one is on the device, the other's images are read and decoded, or its shard is written.
+A worker process keeps the cache, the teacher and its threads from one task to the next, and does one task at a time.
 """
 
-import itertools
 import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import check_same
 from cache_builder.scan import scan_shard
-from cache_builder.shard_work import compute_shard, pixels_ahead, write_shard
+from cache_builder.shard_work import run_shards
 from cache_builder.stages import StageSeconds
 from cache_builder.teacher_run import join_teacher
 from cache_builder.teachers import load_teacher
@@ -102,14 +98,9 @@ def build_shard(task: ShardTask) -> Receipt:
         return there
     if task.unit == IMAGES_UNIT:
         return scan_shard(cache, task.shard, kept.pool)
-    teacher = kept.teacher
-    rows = [row for row in cache.meta.shard_rows(task.shard) if kept.usable[row]]
-    ahead = pixels_ahead(cache, teacher, rows, task.config, kept.pool)
-    first = list(itertools.islice(ahead, 1))  # from here on the pool decodes, also while another shard computes
     with kept.computing:
-        pixels = itertools.chain(first, ahead)
-        features = compute_shard(rows, pixels, teacher, cache, task.config, StageSeconds(), None)
-    return write_shard(cache, teacher, task.shard, rows, features)
+        (receipt,) = run_shards(cache, kept.teacher, [task.shard], task.config, kept.pool, StageSeconds())
+    return receipt
 
 
 class _Kept:
@@ -121,8 +112,6 @@ class _Kept:
         self._task = task
         self._loading = threading.Lock()
         self._teacher: Teacher | None = None
-        if task.config.compute_threads is not None:
-            torch.set_num_threads(task.config.compute_threads)
         self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
         self.cache = _visible_cache(task.config)
 
@@ -140,13 +129,6 @@ class _Kept:
                 self._teacher = teacher
             return self._teacher
 
-    @cached_property
-    def usable(self) -> NDArray[np.bool_]:
-        """(num_images,): whether a row can be used."""
-        mask = np.zeros(self.cache.num_images, np.bool_)
-        mask[self.cache.usable_rows()] = True
-        return mask
-
 
 _last: list[_Kept] = []
 _changing = threading.Lock()
@@ -163,7 +145,7 @@ def _kept(task: ShardTask) -> _Kept:
 
 def _visible_cache(config: BuildConfig) -> Cache:
     place = config.out
-    if not is_url(place) and not os.path.isabs(place):
+    if not is_url(place) and not Path(place).is_absolute():
         raise ClusterError(f"{place} is not absolute: nobody knows where {here()} runs")
     if not is_cache(place):
         raise ClusterError(

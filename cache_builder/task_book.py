@@ -21,8 +21,8 @@ class GivenUp:
 
 @dataclass
 class TaskBook:
-    """The tasks of one unit. Two run in a worker at a time, so when it dies both are blamed: before a task is given up, it
-    runs once more while nothing else does.
+    """The tasks of one unit. A scheduler blames all tasks that a worker had when it died: before a task is given up, it runs
+    once more while nothing else does.
     """
 
     waiting: deque[ShardTask]

@@ -19,7 +19,7 @@ from PIL import Image
 
 import cache_builder.build
 import cache_builder.shard_work
-from cache_builder.build import BuildConfig, BuildReport, build_cache, build_shard
+from cache_builder.build import BuildConfig, BuildReport, ShardTask, build_cache, build_shard
 from cache_builder.calibrate import wanted_codec
 from cache_builder.device_work import DeviceWork
 from cache_builder.sources.recorded import FILE as LISTING
@@ -253,7 +253,7 @@ def test_a_unit_of_work_alone_writes_the_same_bytes(
 ) -> None:
     (built.path / receipt_path("fake-a", 3)).unlink()
     config = BuildConfig(**fake_module.settings(ten_images, built.path))
-    receipt = build_shard(Cache(built.path), load_teacher("fake-a"), 3, config)
+    receipt = build_shard(ShardTask(build="one", config=config, unit="fake-a", shard=3))
     assert (receipt.shard, receipt.first_row, receipt.num_rows, receipt.num_tokens) == (3, 9, 1, 16)
     assert tree(built.path) == tree(reference)
 
