@@ -63,6 +63,10 @@ class Crew:
         """What `--device auto` means to these workers."""
         return "cuda" if self.facts.has_gpu else "cpu"
 
+    def worker_facts(self) -> list[WorkerFacts]:
+        """Of the workers that are alive and answer."""
+        return list(cast(dict[str, WorkerFacts], self._client.run(worker_facts, on_error="ignore")).values())
+
     def close(self) -> None:
         """Let go of the scheduler; workers finish what they are at."""
         _close(self._client)

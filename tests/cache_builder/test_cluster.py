@@ -83,11 +83,6 @@ def workers(number: int, **environment: str) -> Iterator[Crew]:
             yield crew
 
 
-def pids(crew: Crew) -> list[int]:
-    found = crew._client.run(os.getpid, on_error="ignore")  # pyright: ignore[reportPrivateUsage]
-    return sorted(found.values())
-
-
 @contextlib.contextmanager
 def killer(crew: Crew, receipts: Callable[[], int], at: list[int], seed: int = 0) -> Iterator[list[int]]:
     """Kill a random worker whenever so many receipts are there; yields the processes that were killed."""
@@ -98,7 +93,7 @@ def killer(crew: Crew, receipts: Callable[[], int], at: list[int], seed: int = 0
             while receipts() < number:
                 if stop.wait(0.005):
                     return
-            alive = [pid for pid in pids(crew) if pid not in killed]
+            alive = [facts.pid for facts in crew.worker_facts() if facts.pid not in killed]
             if alive:
                 killed.append(rng.choice(alive))
                 os.kill(killed[-1], signal.SIGKILL)
