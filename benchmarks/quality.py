@@ -28,27 +28,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from live_teacher import LiveData, LiveTargets
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.calibrate import wanted_codec
-from cache_builder.preprocess import teacher_input
-from cache_builder.teachers import TeacherOptions, load_recorded
+from cache_builder.teachers import TeacherOptions
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import crop_weights
 from radio_cache.reader import Cache
 from radio_cache.torch import crop_maps
-from trainer.batch import LevelPart, TeacherPart
 from trainer.checkpoint import Progress
-from trainer.data import CodeReader, CropData, Crops, student_pixels
+from trainer.data import CropData, student_pixels
 from trainer.export import load_student
 from trainer.loop import TrainConfig, TrainingRun, run_steps
 from trainer.monitor import knn_predictions
 from trainer.processes import Processes
 from trainer.recipe import Recipe, everywhere
 from trainer.recipes import quick
-from trainer.targets import TargetMaker, Targets
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 TEACHER, SIZES, STUDENT_PX = "efficientnet-lite0", (96, 128, 192), 64
@@ -71,53 +68,6 @@ def recipe_of(setting: str, seed: int, steps: int) -> Recipe:
         seed=seed,
         checkpoint_every=10**6,
     )
-
-
-class LiveData(CropData):
-    """The teacher's own input of every crop in place of stored codes. views: crops an image has, or None for any number."""
-
-    views: int | None = None
-
-    def crops(self, number: int, first: int, last: int) -> Crops:
-        if self.views is None:
-            return super().crops(number, first, last)
-        rows = self.order.rows(number, first, last)
-        takes = np.random.default_rng((*self._seed, 9, number)).integers(self.views, size=last - first)
-        rngs = [np.random.default_rng((17, int(row), int(take))) for row, take in zip(rows, takes, strict=True)]
-        return self._drawn(rows, rngs)
-
-    def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
-        return [np.empty((images, *self.levels[name].geometry.input_hw, 3), np.uint8)]
-
-    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherPart:
-        geometry = self.levels[name].geometry
-        for place, (row, box) in enumerate(zip(crops.rows, crops.boxes, strict=True)):
-            out[0][place] = student_pixels(self.image(int(row)), geometry.input_hw, box)
-        whole = [(0.0, 0.0, float(geometry.input_hw[1]), float(geometry.input_hw[0]))] * len(crops.rows)
-        weights = crop_weights(whole, [geometry.input_hw] * len(crops.rows), geometry, out_hw=self.grid_hw)
-        part = LevelPart(torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns)))
-        return TeacherPart({0: part}, torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
-
-
-class LiveTargets:
-    """The teacher runs on the crops; what a TargetMaker does otherwise."""
-
-    def __init__(self, made: TargetMaker, cache: Cache) -> None:
-        self.spatial, self.summary = made.spatial, made.summary
-        self._teacher = load_recorded(cache.teachers[TEACHER].spec)
-
-    @torch.inference_mode()
-    def _features(self, pixels: torch.Tensor) -> Any:
-        hw = (int(pixels.shape[1]), int(pixels.shape[2]))
-        return self._teacher(teacher_input(pixels, [hw] * len(pixels), self._teacher.spec.normalisation))
-
-    def __call__(self, part: TeacherPart, shift_yx: Any = None) -> Targets:
-        [level] = part.levels.values()
-        features = self._features(level.codes)
-        spatial = self.spatial(crop_maps(features.spatial.clone().float(), level.rows, level.columns))
-        summary = self.summary(features.summary.clone().float())
-        h, w = part.valid.shape[1:]
-        return Targets(spatial, part.valid.flatten(1), summary, part.kept, (int(h), int(w)))
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -152,7 +102,7 @@ def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> 
             for data in run.groups.values():
                 data.__class__ = LiveData
                 data.views = VIEWS if setting == "views" else None
-            run.targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache)}
+            run.targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache, TEACHER)}
         run.claim()
         started = time.perf_counter()
         run_steps(run, Progress())

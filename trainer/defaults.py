@@ -41,5 +41,5 @@ def suited(recipe: Recipe, cache: Cache, teachers: Sequence[str], student: str |
     )  # fmt: skip
     return replace(
         recipe, student=name, stages=(stage,), checkpoint_every=min(2000, max(50, steps // 20)),
-        log_every=min(50, max(1, steps // 50)),
+        log_every=min(50, max(1, steps // 50)), knn_every=max(50, steps // 10), picture_every=max(50, steps // 5),
     )  # fmt: skip

@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from radio_cache.cli_support import ProgressLine
@@ -31,8 +32,10 @@ from trainer.export import save_student
 from trainer.feed import Fed, Feed, GroupKey, Waits
 from trainer.memory import checkpoint_activations, telling_what_to_turn_down
 from trainer.metrics import Log, Values
+from trainer.monitor import Monitor
 from trainer.objective import Objective, teacher_loss
 from trainer.order import BlockOrder, FullOrder, Order
+from trainer.pictures import picture, save_picture
 from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
 from trainer.recipe import Recipe
@@ -112,11 +115,19 @@ def run_steps(run: "TrainingRun", progress: Progress) -> TrainReport:
             last = stopped or step == recipe.steps
             if log and line:
                 log.add(values, waits, images)
-                told = log.write(step, run.lr_of(step - 1), {}) if last or step % recipe.log_every == 0 else None
+                measured = run.measured(step, last)
+                told = None
+                if last or measured or step % recipe.log_every == 0:
+                    told = log.write(step, run.lr_of(step - 1), measured)
                 line.advance(1, told)
-                if last or step % recipe.checkpoint_every == 0:
+                is_best = "knn" in measured and (progress.best is None or measured["knn"] > progress.best)
+                if is_best:
+                    progress = replace(progress, best=measured["knn"])
+                if last or is_best or step % recipe.checkpoint_every == 0:
                     saved = Progress(step, log.sums, progress.best)
-                    save_checkpoint(config.out / CHECKPOINTS, run.trainee, saved, keep=recipe.keep_checkpoints)
+                    save_checkpoint(
+                        config.out / CHECKPOINTS, run.trainee, saved, keep=recipe.keep_checkpoints, is_best=is_best
+                    )
         run.processes.wait_for_all()
     if first and not stopped:
         run.finish()
@@ -154,6 +165,7 @@ class TrainingRun:
         optimizer = _optimizer(self.model, self.objective.balancing, recipe)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         ema = None if recipe.ema is None else Ema([self.model.student, self.model.adaptors], recipe.ema)
+        self._monitor: Monitor | Literal["none"] | None = None  # None: not asked for yet
         self.trainee = Trainee(self.model.student, self.model.adaptors, self.objective.balancing, optimizer, ema)
 
     def claim(self) -> None:
@@ -209,6 +221,64 @@ class TrainingRun:
         self._refuse_non_finite(step, values, batches)
         self._update((told[_TOLD + len(terms) :] > 0).float())
         return values, waits, round(sums[2]), sums[1] > 0
+
+    def measured(self, step: int, last: bool) -> dict[str, float]:
+        """What is measured beside the losses behind this step, if anything: k-NN on a few images. Draws the step's picture."""
+        recipe = self.config.recipe
+        if recipe.picture_every and (last or step % recipe.picture_every == 0):
+            save_picture(self.config.out, step, self._picture())
+        if not recipe.knn_every or not (last or step % recipe.knn_every == 0):
+            return {}
+        if self._monitor is None:
+            fit = self.model.config.fit
+            self._monitor = Monitor.of(self.cache, self._final_data(), self.rows, fit, recipe.seed) or "none"
+        if self._monitor == "none":
+            return {}
+        with self._evaluating():
+            return {"knn": self._monitor.top1(self._summaries)}
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Generator[None]:
+        """The student as it is used: in evaluation, with averaged weights if the recipe has them; and as it was, afterwards."""
+        kept = [p.detach().clone() for p in self._parameters] if self.trainee.ema else []
+        if self.trainee.ema:
+            self.trainee.ema.apply()
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, kept, strict=False):
+                    parameter.copy_(value)
+
+    def _summaries(self, pixels: Tensor) -> Tensor:
+        images = pixels.to(self.device).permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=self._layout)
+        return self.model.student(images).summary
+
+    def _final_data(self) -> CropData:
+        """The group at whose size the student will be used."""
+        return next(d for d in reversed(self.groups.values()) if d.image_px == self.config.recipe.final_px)
+
+    def _picture(self) -> NDArray[np.uint8]:
+        """Of two crops, always the same ones."""
+        data = self._final_data()
+        batch = data.batch(0, 0, min(2, self.config.recipe.stages[-1].groups[-1].batch_images))
+        moved = batch.map(lambda tensor: tensor.to(self.device))
+        with self._evaluating():
+            features = self.model.student(student_images(moved, self._layout))
+            guesses = self.model.adaptors(features, data.grid_hw, tuple(data.levels))
+        finer = self.config.recipe.adaptor_upsample
+        head_hw = (data.grid_hw[0] * finer, data.grid_hw[1] * finer)
+        maps: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        for name, part in zip(data.levels, moved.teachers, strict=True):
+            targets = self.targets[name](part)
+            maps[name] = (
+                targets.spatial.unflatten(1, targets.grid_hw).cpu().numpy(),
+                guesses[name].spatial.unflatten(1, head_hw).cpu().numpy(),
+            )
+        return picture(batch.pixels.numpy(), maps)
 
     def _pass(self, data: CropData, batch: Batch) -> tuple[Tensor, dict[tuple[str, str], Tensor]]:
         """The loss of a batch, and the means of its terms."""

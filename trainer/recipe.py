@@ -99,6 +99,9 @@ class Recipe:
     compile: let torch compile the student. checkpoint_activations: compute blocks twice instead of keeping what they made.
     ema: decay of a moving average of the weights, which is then what leaves the run; None for none.
     keep_checkpoints: of the last ones, beside the best.
+    knn_every: steps between two measurements by k-NN on a few labelled training images (`trainer.monitor`), whose best step
+        is kept as `checkpoints/best.pt`; 0 for none.
+    picture_every: steps between two pictures of image, cached maps and student's maps; 0 for none.
     ours: settings, such as "lr", that the papers do not give and that we chose; told when the recipe is printed.
     """
 
@@ -142,6 +145,8 @@ class Recipe:
     seed: int
     checkpoint_every: int
     log_every: int
+    knn_every: int
+    picture_every: int
     ours: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -160,6 +165,8 @@ class Recipe:
             if not low < first <= last <= high:
                 raise ConfigError(f"recipe '{self.name}': {name} must be two rising numbers above {low:g} and at most "
                                   f"{high:g}, not {first}, {last}")  # fmt: skip
+        for name in ("knn_every", "picture_every"):
+            self._at_least(name, getattr(self, name), 0)
         weights = ("cos_weight", "l1_weight", "summary_weight", "spatial_weight")
         for name in ("weight_decay", "shift_tokens", "colour_jitter", *weights):
             self._at_least(name, getattr(self, name), 0)

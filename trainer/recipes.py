@@ -28,7 +28,7 @@ def quick() -> Recipe:
         normalise_summary="standardise", target_grid="student", adaptor="mlp", adaptor_width=384, adaptor_blocks=0,
         adaptor_upsample=1, channels_last=True, shuffle="auto", shuffle_shards=8, accumulate=1, precision="auto",
         compile=False, checkpoint_activations=False, ema=None, keep_checkpoints=2, seed=0, checkpoint_every=500,
-        log_every=20, ours=(),
+        log_every=20, knn_every=0, picture_every=0, ours=(),
     )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def am_radio() -> Recipe:
     return replace(
         quick(), name="am-radio", student="vit-h-16", student_overrides=dict(_VITDET), stages=stages, crop_area=(0.4, 1.0),
         normalise="none", normalise_summary="none", target_grid="larger", adaptor_width=None, channels_last=False,
-        checkpoint_every=2000, log_every=50,
+        checkpoint_every=2000, log_every=50, knn_every=10_000,
+        picture_every=10_000,
         ours=("stages.0.warmup_steps", "stages.1.warmup_steps", "stages.1.lr", "crop_area", "clip_grad_norm",
               "student_overrides.window_probability"),
     )  # fmt: skip

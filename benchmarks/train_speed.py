@@ -1,0 +1,166 @@
+"""What a training step costs from the cache, beside steps that have no teacher and steps that run the teachers.
+
+    python benchmarks/train_speed.py prepare --images photos/ --work WORK
+    OMP_NUM_THREADS=1 python benchmarks/train_speed.py run --work WORK [--only small-3] [--rounds 3]
+
+constant  one batch, made once, with its targets: no teacher, nothing read, nothing decoded
+pixels    fresh crops of the images, decoded in a thread, and constant targets: training without a teacher
+cache     fresh crops, and targets from the stored codes
+online    fresh crops, and every teacher run on every crop
+
+One thread computes and one reads, so that a machine with two cores does what a GPU and its loader do. Rounds are interleaved;
+medians over all steps of all rounds. The ceiling of what caching can bring is 1 + teachers' time / student's time, where the
+student's time is the constant step. A line a setting is appended to benchmarks/results/train_speed.jsonl.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from live_teacher import LiveData, LiveTargets
+
+from cache_builder.build import build_cache
+from cache_builder.build_config import BuildConfig
+from cache_builder.teachers import TeacherOptions
+from trainer.batch import TeacherPart
+from trainer.data import CodeReader, CropData, Crops
+from trainer.feed import Fed, Waits
+from trainer.loop import TrainConfig, TrainingRun
+from trainer.processes import Processes
+from trainer.recipe import everywhere
+from trainer.recipes import quick
+
+RESULTS = Path(__file__).parent / "results" / "train_speed.jsonl"
+TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+STUDENTS = {"small": ("e-radio-tiny", 96, 16), "large": ("vit-s-16", 112, 16)}
+"""Name -> student, side of its crops in pixels, images in a step."""
+
+
+def prepare(args: argparse.Namespace) -> None:
+    teachers = {name: TeacherOptions() for name in TEACHERS}
+    build_cache(BuildConfig(images=(str(args.images),), out=args.work / "photos.zarr", teachers=teachers), say=print)
+
+
+class PixelsAlone(CropData):
+    """Fresh pixels, and nothing read of any teacher."""
+
+    constant: dict[str, TeacherPart]
+
+    def code_buffers(self, name: str, images: int) -> list[Any]:
+        return []
+
+    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherPart:
+        return self.constant[name]
+
+
+class Setting:
+    """A student and a number of teachers, and its four kinds of steps."""
+
+    def __init__(self, work: Path, out: Path, student: str, teachers: int) -> None:
+        name, side, batch = STUDENTS[student]
+        recipe = replace(everywhere(quick(), image_px=side, batch_images=batch, steps=10_000), student=name)
+        config = TrainConfig(
+            cache=work / "photos.zarr", recipe=recipe, out=out, teachers=TEACHERS[:teachers], data_threads=1
+        )
+        self.run = TrainingRun(config, Processes())
+        self.run.model.train()
+        self._from_cache = dict(self.run.targets)
+        self._groups = dict(self.run.groups)
+        [part] = self.run.plan.parts(0)
+        batch = self.run.groups[0, 0].batch(0, part.first, part.last)
+        made = {name: self._from_cache[name](one) for name, one in zip(self.run.teachers, batch.teachers, strict=True)}
+        self._constant: Any = {
+            name: (lambda part, shift=None, targets=targets: targets) for name, targets in made.items()
+        }
+        self._same = Fed(part, batch, Waits())
+        self._live: Any = {
+            name: LiveTargets(self._from_cache[name], self.run.cache, name) for name in self.run.teachers
+        }
+
+    def seconds(self, kind: str, steps: int) -> list[float]:
+        """Of each step but the first, which waits for the first batch."""
+        run = self.run
+        run.targets = {"cache": self._from_cache, "online": self._live}.get(kind, self._constant)
+        run.groups = {key: self._as_read(kind, data) for key, data in self._groups.items()}
+        if kind == "constant":
+            return self._timed(repeat(self._same), steps)
+        with run.feed(0) as feed:
+            return self._timed(iter(feed), steps)
+
+    def _as_read(self, kind: str, data: CropData) -> CropData:
+        if kind == "cache":
+            return data
+        other = copy.copy(data)
+        other.__class__ = LiveData if kind == "online" else PixelsAlone
+        if isinstance(other, PixelsAlone):
+            other.constant = dict(zip(self.run.teachers, self._same.batch.teachers, strict=True))
+        return other
+
+    def _timed(self, fed: Iterator[Fed], steps: int) -> list[float]:
+        found: list[float] = []
+        for step in range(steps + 1):
+            started = time.perf_counter()
+            self.run.step(step, fed)
+            found.append(time.perf_counter() - started)
+        return found[1:]
+
+
+def run(args: argparse.Namespace) -> None:
+    for student in STUDENTS:
+        for teachers in (1, 3):
+            if args.only not in ("", f"{student}-{teachers}"):
+                continue
+            with tempfile.TemporaryDirectory(dir=args.work) as folder:
+                setting = Setting(args.work, Path(folder), student, teachers)
+                steps = {
+                    "constant": args.steps,
+                    "pixels": args.steps,
+                    "cache": args.steps,
+                    "online": max(1, args.steps // 4),
+                }
+                times: dict[str, list[float]] = {kind: [] for kind in steps}
+                for _ in range(args.rounds):
+                    for kind, count in steps.items():
+                        times[kind] += setting.seconds(kind, count)
+            median = {kind: statistics.median(values) for kind, values in times.items()}
+            ceiling = 1 + (median["online"] - median["pixels"]) / median["constant"]
+            result = {
+                "student": STUDENTS[student][0], "px": STUDENTS[student][1], "batch": STUDENTS[student][2], "teachers": teachers,
+                "threads": torch.get_num_threads(), "cores": os.cpu_count(), "steps": {k: len(v) for k, v in times.items()},
+                "step_s": {kind: round(value, 4) for kind, value in median.items()},
+                "cache_over_constant": round(median["cache"] / median["constant"], 3),
+                "cache_over_pixels": round(median["cache"] / median["pixels"], 3),
+                "online_over_cache": round(median["online"] / median["cache"], 2), "ceiling": round(ceiling, 2),
+            }  # fmt: skip
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("prepare", prepare), ("run", run)):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("--work", type=Path, default=Path("speed-work"))
+        command.add_argument("--images", type=Path, default=Path("photos"))
+        command.add_argument("--only", default="", help="one setting, such as small-3")
+        command.add_argument("--rounds", type=int, default=2)
+        command.add_argument("--steps", type=int, default=8)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

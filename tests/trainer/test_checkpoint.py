@@ -1,0 +1,63 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from radio_cache.errors import TrainingError
+from radio_cache.reader import Cache
+from trainer.checkpoint import checkpoints
+from trainer.loop import TrainConfig, train
+from trainer.recipe import Recipe
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, damage: str
+) -> None:
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run")
+    train(config)
+    weights = (tmp_path / "run/student.safetensors").read_bytes()
+    (tmp_path / "run/student.safetensors").unlink()
+    last = sorted((tmp_path / "run/checkpoints").glob("step-*.pt"))[-1]
+    content = bytearray(last.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[:100] = bytes(100)
+    last.write_bytes(content)
+    said: list[str] = []
+    report = train(config, said.append)
+    assert (report.steps_before, report.steps) == (6, 8)
+    assert any("step-00000008.pt is damaged" in text for text in said)
+    assert (tmp_path / "run/student.safetensors").read_bytes() == weights
+
+
+def test_nothing_is_trained_anew_where_every_checkpoint_is_damaged(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run")
+    train(config)
+    for path in checkpoints(tmp_path / "run/checkpoints"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match=r"none of the checkpoints in .* can be read"):
+        train(config)
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays_whole(
+    tiny_cache: Cache, tiny_recipe: Recipe, small_disk: Callable[[int], Any]
+) -> None:
+    disk = small_disk(200_000_000)
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=disk.path / "run")
+    stopped = False
+
+    def fill_up(text: str) -> None:
+        nonlocal stopped
+        if "steps" in text and not stopped:
+            stopped = True
+            disk.resize(50_000_000)  # room for one checkpoint of 31 MB, not for two
+
+    with pytest.raises(TrainingError, match=r"the disk of .* is full .*step-00000003\.pt is whole; make room"):
+        train(config, fill_up)
+    disk.resize(200_000_000)
+    assert train(config).steps_before == 3
