@@ -26,6 +26,7 @@ from radio_cache.codecs import Half
 from radio_cache.errors import CodecError
 from radio_cache.extra_views import draw_view
 from radio_cache.fidelity import PERFECT, from_cosines
+from radio_cache.moments import power_sums
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_short_receipt, read_receipt
@@ -196,7 +197,7 @@ def _write_summaries(
         except CodecError as exc:
             raise CodecError(f"{cache.url}, teacher '{spec.name}', shard {shard}, summary: {exc}") from exc
         writer.write_plain("summary", stored, grid=(view, shard, 0))
-    writer.write_plain("stats/summary", _sums(summary)[None], grid=(shard, 0, 0))
+    writer.write_plain("stats/summary", power_sums(summary)[None], grid=(shard, 0, 0))
 
 
 def _write_views(writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: int, rows: list[int]) -> None:
@@ -211,9 +212,3 @@ def _write_views(writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: in
             boxes[number, row - first], flipped[number, row - first] = view.box_xyxy, view.flipped
     writer.write_plain("crop_xyxy", boxes, grid=(0, shard, 0))
     writer.write_plain("flipped", flipped, grid=(0, shard))
-
-
-def _sums(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(2, c): sum and sum of squares over all but the last axis, in float64, so that shards merge exactly enough."""
-    flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
-    return np.stack([flat.sum(axis=0), np.square(flat).sum(axis=0)])

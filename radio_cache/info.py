@@ -128,9 +128,11 @@ def _told_of(name: str, conversion: Conversion) -> str:
     )
 
 
-def describe_failures(cache: Cache) -> Table:
+def describe_failures(cache: Cache) -> Table | Text:
     """Every image that cannot be used, and why."""
     failures = cache.failures()
+    if not failures:
+        return Text(f"every image of {cache.url} that was looked at can be used")
     rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
     for failure in failures:
         key = os.fsencode(cache.index.key(failure.row)).decode(errors="replace")  # names need not be UTF-8

@@ -90,3 +90,9 @@ class Moments:
         mean = (self.mean * self.count + other.mean * other.count) / count
         scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, mean, scatter)
+
+
+def power_sums(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """(2, c): sum and sum of squares over all but the last axis, in float64, so that those of shards add up exactly enough."""
+    flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    return np.stack([flat.sum(axis=0), np.square(flat).sum(axis=0)])

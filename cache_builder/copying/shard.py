@@ -16,6 +16,7 @@ from cache_builder.copying.repack import Klt, repack, tokens_on_images
 from radio_cache.codecs import Half
 from radio_cache.errors import CorruptShardError
 from radio_cache.fidelity import PERFECT, Fidelity, combined, from_cosines
+from radio_cache.moments import power_sums
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.schema import IMAGES_UNIT, Failure, Receipt, StoredFile, unit_group
 from radio_cache.verify import file_difference
@@ -122,7 +123,7 @@ def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt
         stored = copying.source.teachers[copying.unit].summaries(rows[usable])
         summary[0, usable] = Half().encode(stored)  # which they are already
         writer.write_plain("summary", summary, grid=(0, shard, 0))
-        writer.write_plain("stats/summary", _sums(stored)[None], grid=(shard, 0, 0))
+        writer.write_plain("stats/summary", power_sums(stored)[None], grid=(shard, 0, 0))
     return writer.commit(_fields(copying, shard, made.num_tokens, made.fidelity()))
 
 
@@ -143,7 +144,7 @@ class _Made:
         for some in teacher.batches([row for row in rows if row not in copying.failures]):
             codes = teacher.codes(some)
             on_image = tokens_on_images(copying.source, teacher, list(some))
-            self.sums += _sums(teacher.codec.decode(codes)[on_image])
+            self.sums += power_sums(teacher.codec.decode(codes)[on_image])
             self._tokens_of |= dict(zip(some, on_image.sum(axis=(1, 2)).tolist(), strict=True))
             if copying.repacked:
                 codes = self._repack(teacher, codes, on_image)
@@ -190,9 +191,3 @@ def _fields(copying: Copying, shard: int, num_tokens: int, fidelity: Fidelity | 
     return {
         "first_row": own.start, "num_rows": len(own), "num_tokens": num_tokens, "failures": failures, "fidelity": fidelity,
     }  # fmt: skip
-
-
-def _sums(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(2, c): sum and sum of squares of tokens (n, c), in float64."""
-    exact = tokens.astype(np.float64)
-    return np.stack([exact.sum(axis=0), np.square(exact).sum(axis=0)])

@@ -66,3 +66,8 @@ def test_info_warns_of_shards_that_kept_less_than_was_asked_for(cache: Cache, mo
     monkeypatch.setattr("radio_cache.info.drifts", lambda cache: [found])
     text = " ".join(printed(describe(cache)).split())
     assert "1 of 3 shards kept clearly less than the mean cosine of 0.9900 that was asked for: shard 1 (0.9700)" in text
+
+
+def test_a_cache_without_failures_says_so_in_a_sentence(tmp_path: Path, photos: Path) -> None:
+    cache = make_tiny_cache(tmp_path / "c.zarr", photos)
+    assert printed(describe_failures(cache)).split() == f"every image of {cache.url} that was looked at can be used".split()

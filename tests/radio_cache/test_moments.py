@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from radio_cache.errors import ShapeError
-from radio_cache.moments import Moments
+from radio_cache.moments import Moments, power_sums
 
 
 def _tokens(count: int, channels: int, seed: int) -> NDArray[np.float64]:
@@ -119,3 +119,8 @@ def test_shapes_that_cannot_be_are_named() -> None:
         Moments.empty(3).merge(Moments.empty(4))
     with pytest.raises(ShapeError, match=r"\(3, 4\)"):
         Moments(1, np.zeros(3), np.zeros((3, 4)))
+
+
+def test_power_sums_are_exact_where_half_precision_would_overflow() -> None:
+    features = np.full((3, 5, 2), 1000, np.float16)
+    assert power_sums(features).tolist() == [[15_000, 15_000], [15_000_000, 15_000_000]]
