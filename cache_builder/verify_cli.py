@@ -90,7 +90,8 @@ def _print_recomputed(report: "RecomputeReport") -> None:
             click.echo(printable(complaint))
     if not report.ok:
         raise SystemExit(1)
-    click.echo("\nthe teachers say again what is stored, within what its codec was recorded to lose")
+    left_out = f" (without {len(report.unreadable)} of the sample that could not be compared)" if report.unreadable else ""
+    click.echo(f"\nthe teachers say again what is stored, within what its codec was recorded to lose{left_out}")
 
 
 @click.command()
