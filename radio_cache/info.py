@@ -30,6 +30,7 @@ class TeacherInfo:
     fit: str
     grid_hw: tuple[int, int]
     spatial_dim: int
+    views: int
     summary_dim: int | None
     codec: str
     fidelity: Fidelity | None
@@ -46,7 +47,8 @@ class TeacherInfo:
     @property
     def bits_per_value(self) -> float:
         """Stored bits of the maps, checksums and indexes included, for each of their values."""
-        return 8 * self.map_bytes / max(1, self.images_done) / (self.grid_hw[0] * self.grid_hw[1] * self.spatial_dim)
+        values = self.views * self.grid_hw[0] * self.grid_hw[1] * self.spatial_dim
+        return 8 * self.map_bytes / max(1, self.images_done) / values
 
 
 def teacher_infos(cache: Cache) -> list[TeacherInfo]:
@@ -63,6 +65,7 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
                 fit=spec.geometry.fit,
                 grid_hw=spec.geometry.grid_hw,
                 spatial_dim=spec.spatial_dim,
+                views=spec.views,
                 summary_dim=spec.summary_dim,
                 codec=codec_label(spec.codec),
                 fidelity=teacher.fidelity(),

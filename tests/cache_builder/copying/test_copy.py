@@ -22,7 +22,9 @@ from radio_cache.errors import (
     NotACacheError,
     StaleCacheError,
     StoreError,
+    UnsupportedFormatError,
 )
+from radio_cache.info import teacher_infos
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.verify import verify_cache
 
@@ -344,3 +346,22 @@ def test_a_mistake_of_the_command_is_one_sentence(source_path: Path, tmp_path: P
         assert told.exit_code == 1
         assert message in told.stderr
     assert not (tmp_path / "c.zarr").exists()
+
+
+def test_extra_views_are_copied_with_all_images_or_not_at_all(
+    fake_teachers: tuple[str, ...], ten_images: Path, tmp_path: Path
+) -> None:
+    options = ["--teacher", "fake-a", "--views", "2", "--shard-images", "4", "--device", "cpu"]
+    built = CliRunner().invoke(
+        main, ["build", "--images", str(ten_images), "--out", str(tmp_path / "a.zarr"), *options]
+    )
+    assert built.exit_code == 0, built.output
+    with pytest.raises(UnsupportedFormatError, match="'fake-a' has 3 views of every image, and is copied as a whole"):
+        copy_cache(CopyConfig(source=tmp_path / "a.zarr", target=tmp_path / "b.zarr", limit=5))
+    assert not (tmp_path / "b.zarr").exists()
+    target = copy_cache(CopyConfig(source=tmp_path / "a.zarr", target=tmp_path / "b.zarr")).target
+    mine, theirs = files(target.path), files(tmp_path / "a.zarr")
+    theirs.pop("listing.json", None)  # of sources that were changed just now there is none
+    assert mine == theirs
+    (info,) = teacher_infos(target)
+    assert 16 <= info.bits_per_value < 30  # half precision, checksums and indexes; of all views
