@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cache_builder.align_error_cli import align_error
 from cache_builder.copy_cli import copy
 from cache_builder.plan_cli import plan_command
 from cache_builder.verify_cli import repair, verify
@@ -252,6 +253,7 @@ def drop(cache: str | Path, teacher: str, yes: bool) -> None:
 
 
 main.add_command(copy)
+main.add_command(align_error)
 
 
 @main.command()
