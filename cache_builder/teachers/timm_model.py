@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +27,18 @@ from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.errors import ConfigError, TeacherWeightsError
 from radio_cache.schema import TeacherSpec
 
+_SUMMARY_TOKENS = "radio_model.summary_idxs"
+
 
 @final
 class TimmModel(Teacher):
     """Summary: what timm's classifier would read, or the tokens the preset names. Spatial: the last map, normed in a ViT."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
+        state = read_state_dict(path, teacher=preset.name)
+        if _SUMMARY_TOKENS in state:  # NVIDIA's own files say it themselves
+            told = tuple(int(token) for token in state[_SUMMARY_TOKENS].flatten())
+            preset = replace(preset, timm=replace(preset.timm, summary_tokens=told))
         self._choices = preset.timm
         what = f"teacher '{preset.name}', {preset.model} of timm {timm.__version__},"
         config = resolve_data_config(pretrained_cfg=_pretrained_cfg(preset.model))
@@ -46,7 +53,6 @@ class TimmModel(Teacher):
         geometry, summary_dim, spatial_dim = probe(
             unweighted, partial(_features, choices=preset.timm), prepared, what=what, native_px=native
         )
-        state = read_state_dict(path, teacher=preset.name)
         self._net = _network(preset)
         named = _in_timms_names(self._net, state, preset, path)
         load_exactly(self._net, named, teacher=preset.name, path=path, whose=looks_like(state))

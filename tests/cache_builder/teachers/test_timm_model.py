@@ -178,6 +178,16 @@ def test_nvidias_file_of_c_radio_loads(stand_in: StandIn, tmp_path: Path) -> Non
     assert nvidias.spec.geometry == teacher.spec.geometry
 
 
+def test_nvidias_file_says_itself_which_tokens_are_the_summary(stand_in: StandIn, tmp_path: Path) -> None:
+    teacher, net = stand_in("c-radio-v3-b", size_px=192)
+    state = nvidias_names(net.state_dict()) | {"radio_model.summary_idxs": torch.tensor([1, 3])}
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "model.safetensors")
+    told = load_teacher("c-radio-v3-b", TeacherOptions(weights=tmp_path / "model.safetensors", size_px=192))
+    assert told.spec.summary_dim == 2 * told.spec.spatial_dim
+    assert told.spec.summary_note == "summary tokens 1, 3, side by side"
+    assert teacher.spec.summary_dim == 3 * teacher.spec.spatial_dim
+
+
 # ---------------------------------------------------------------- what cannot be
 
 
