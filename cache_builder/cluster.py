@@ -89,13 +89,14 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
     on_gpus = _visible_gpus() if device.startswith("cuda") else None
     if on_gpus is not None and num_workers > len(on_gpus):
         raise ConfigError(f"--workers {num_workers}: one worker per GPU, and here are {len(on_gpus)}")
+    preload = ["cache_builder.worker_signals", *dask.config.get("distributed.worker.preload")]
     environment = {"OMP_NUM_THREADS": str(threads)}
     workers = {
         number: {
             "cls": Nanny,
             "options": {
                 "nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False,
-                "silence_logs": logging.CRITICAL,
+                "silence_logs": logging.CRITICAL, "preload": preload, "preload_argv": [[] for _ in preload],
                 "env": environment | ({"CUDA_VISIBLE_DEVICES": on_gpus[number]} if on_gpus else {}),
             },
         }

@@ -4,11 +4,14 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cache_builder.shard_task import ShardTask
+from cache_builder.shard_task import JOIN, ShardTask
 from radio_cache.errors import CodecError, RadioCacheError, SourceError
 
 MAX_DEATHS = 3
 """A task that so many workers did not survive is given up; so is one that failed so often."""
+
+MAX_JOIN_DEATHS = 10
+"""Of a codec's calibration, which takes as long as many shards, all on one worker, and stops everything if it fails."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ class TaskBook:
     def died(self, task: ShardTask, workers: int, *, was_alone: bool) -> None:
         """So many more workers did not survive it. was_alone: whether nothing else ran on them."""
         self.deaths[task.key] = self.deaths.get(task.key, 0) + workers
-        if self.deaths[task.key] < MAX_DEATHS - 1:
+        most = MAX_JOIN_DEATHS if task.shard == JOIN else MAX_DEATHS
+        if self.deaths[task.key] < most - 1:
             self.waiting.append(task)
-        elif self.deaths[task.key] < MAX_DEATHS or not was_alone:
+        elif self.deaths[task.key] < most or not was_alone:
             self.alone.append(task)
         else:
             why = f"{self.deaths[task.key]} workers died on it: out of memory, or a file that crashes a library"

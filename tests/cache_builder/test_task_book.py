@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.shard_task import ShardTask
-from cache_builder.task_book import MAX_DEATHS, TaskBook
+from cache_builder.shard_task import JOIN, ShardTask
+from cache_builder.task_book import MAX_DEATHS, MAX_JOIN_DEATHS, TaskBook
 from cache_builder.teachers import TeacherOptions
 from radio_cache.errors import ClusterError, CodecError, StorageError
 
@@ -47,6 +47,15 @@ def test_before_a_task_is_given_up_it_runs_alone(book: TaskBook) -> None:
     assert given_up.task == zero
     assert given_up.why.startswith(f"{MAX_DEATHS} workers died on it")
     assert two not in book.waiting
+
+
+def test_a_calibration_which_takes_long_may_cost_more_workers_than_a_shard() -> None:
+    book = TaskBook.of([task(JOIN)])
+    for _ in range(MAX_JOIN_DEATHS):
+        assert not book.given_up
+        (join,) = book.take(flying=0, room=1)
+        book.died(join, 1, was_alone=True)
+    assert [one.task for one in book.given_up] == [task(JOIN)]
 
 
 def test_a_scheduler_that_counts_deaths_itself_cannot_have_an_innocent_given_up(book: TaskBook) -> None:
