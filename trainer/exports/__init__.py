@@ -109,7 +109,9 @@ def export_student(
     expected = {count: _run(lambda x: flat_features(model(x)), images[count]) for count in _BATCHES}
     folded, folding = model, None
     if isinstance(model.student, ERadio) and not GRAPHS.isdisjoint(formats):
-        folded = DistilledStudent(model.student.deploy(), model.adaptors, model.config).eval()
+        # Files of torch.export take weights in their plain layout alone.
+        deployed = model.student.deploy().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # the stub lacks it
+        folded = DistilledStudent(deployed, model.adaptors, model.config).eval()
         folded.use_heads(model.heads)
         folding = max(largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES)
     document = model_card(model, Path(run), card or Card())

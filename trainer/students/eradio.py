@@ -158,7 +158,8 @@ class ERadio(Student):
         return [stride4, stride8, self.neck(stride16, stride32), stride32]
 
     def deploy(self) -> Self:
-        """A frozen copy for inference: batch norms folded into convolutions, position biases baked into tables.
+        """A frozen copy for inference: batch norms folded into convolutions, position biases baked into tables, weights
+        laid out channels last.
 
         Same outputs up to rounding; it cannot be trained, and its state dict is not that of the original.
         """
@@ -166,7 +167,7 @@ class ERadio(Student):
         for module in list(deployed.modules()):
             if isinstance(module, ConvNorm | PositionBias | ShuffleLevel):
                 module.fold()
-        return deployed
+        return deployed.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # the stub lacks this overload
 
 
 @final

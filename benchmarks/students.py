@@ -1,0 +1,157 @@
+"""Students beside the image encoders they learn from: parameters, FLOPs, weights in memory, images/s on the CPU, float32.
+
+    python benchmarks/students.py sizes                      # counts alone, no time is taken
+    python benchmarks/students.py bars [--compiled]          # E-RADIO-L beside OpenCLIP-H/14 and DINOv2-g/14 at 224 px
+    python benchmarks/students.py students                   # all students of up to 400 M parameters at 224 px
+    python benchmarks/students.py vit                        # our ViTs beside timm's of the same shape
+
+Rounds are interleaved: each times one forward pass of every model; medians are told, and the fastest and slowest. All weights
+are random; E-RADIO is deployed (`ERadio.deploy`). OMP_NUM_THREADS decides the cores of all alike. `--json FILE` keeps every time.
+
+The bars: E-RADIO-L at least 4 times the images/s of either teacher; our ViT no slower than timm's of the same shape. SAM's
+encoders take 1024 px and minutes an image here: they are counted, and timed by `benchmarks/gpu/students.py`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from student_models import Model, build, dinov2_g_14, openclip_h_14, sam, size_of, student, students_at, timm_vit
+from torch import nn
+
+import radio_cache
+
+LARGEST_MILLIONS = 400
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One model's seconds per forward pass of `batch` images, round by round."""
+
+    model: Model
+    batch: int
+    seconds: list[float]
+
+    @property
+    def images_per_s(self) -> float:
+        return self.batch / statistics.median(self.seconds)
+
+
+def time_interleaved(models: Sequence[tuple[Model, int]], *, rounds: int, compiled: bool) -> list[Timed]:
+    """Untimed passes of each, then rounds of one timed pass of each. models: with their batch sizes."""
+    ready: list[tuple[nn.Module, torch.Tensor, Timed]] = []
+    with torch.inference_mode():
+        for model, batch in models:
+            net: Any = build(model)
+            images = torch.rand(batch, 3, model.image_px, model.image_px)
+            net = torch.compile(net) if compiled else net
+            for _ in range(WARM_UP):
+                net(images)
+            ready.append((net, images, Timed(model, batch, [])))
+        for _ in range(rounds):
+            for net, images, timed in ready:
+                started = time.perf_counter()
+                net(images)
+                timed.seconds.append(time.perf_counter() - started)
+    return [timed for _, _, timed in ready]
+
+
+def print_sizes(models: Sequence[Model]) -> list[dict[str, Any]]:
+    print("| model | px | parameters, M | GFLOPs an image | weights, MB in float32 |\n|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        size = size_of(model)
+        millions = size.parameters / 1e6
+        print(f"| {model.name} | {model.image_px} | {millions:.1f} | {size.gflops:.1f} | {4 * millions:.0f} |")
+        rows.append({"name": model.name, "kind": model.kind, "image_px": model.image_px, **asdict(size)})
+    return rows
+
+
+def print_times(found: Sequence[Timed], title: str) -> list[dict[str, Any]]:
+    print(f"\n{title}\n\n| model | px | batch | images/s | fastest, slowest pass, s | GFLOP/s |\n|---|---|---|---|---|---|")
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        rate = one.images_per_s * size_of(one.model).gflops
+        passes = f"{min(one.seconds):.3f}, {max(one.seconds):.3f}"
+        print(f"| {one.model.name} | {one.model.image_px} | {one.batch} | {one.images_per_s:.2f} | {passes} | {rate:.0f} |")
+        rows.append(
+            {
+                "name": one.model.name,
+                "batch": one.batch,
+                "image_px": one.model.image_px,
+                "seconds": one.seconds,
+                "title": title,
+            }
+        )
+    return rows
+
+
+def print_ratio(found: Sequence[Timed], first: str, second: str, bar: float) -> None:
+    """How many times as fast `first` is as `second`, round by round."""
+    a, b = (next(one for one in found if one.model.name == name) for name in (first, second))
+    ratio = statistics.median((y / b.batch) / (x / a.batch) for x, y in zip(a.seconds, b.seconds, strict=True))
+    print(f"\n{first} is {ratio:.2f} times as fast as {second}; the bar is {bar:g}: {'met' if ratio >= bar else 'MISSED'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("sizes", "bars", "students", "vit"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="images in a pass; by default 1 for bars, 2 for students, 4 for vit")
+    parser.add_argument("--compiled", action="store_true", help="with torch.compile")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    how = "torch.compile" if args.compiled else "eager"
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in cpuinfo if "model name" in line), "unknown processor")
+    machine = f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, radio-cache {radio_cache.__version__}"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine} of {os.cpu_count()} cores, {versions}, float32, {how}\n")
+    rows: list[dict[str, Any]] = []
+    match args.what:
+        case "sizes":
+            rows = print_sizes([*students_at(224), student("e-radio-l", 1024), student("e-radio-l-512", 512), openclip_h_14(),
+                                dinov2_g_14(), sam("b"), sam("l"), sam("h")])  # fmt: skip
+        case "bars":
+            models = [student("e-radio-l", 224), student("e-radio-l-512", 224), openclip_h_14(), dinov2_g_14()]
+            found = time_interleaved(
+                [(model, args.batch or 1) for model in models], rounds=args.rounds, compiled=args.compiled
+            )
+            rows = print_times(found, f"224 px, {how}")
+            for teacher in ("OpenCLIP ViT-H/14", "DINOv2 ViT-g/14-reg"):
+                print_ratio(found, "e-radio-l", teacher, 4)
+        case "students":
+            small = [
+                model
+                for model in students_at(224)
+                if size_of(model).parameters < LARGEST_MILLIONS * 1e6 and not model.name.endswith("-14")
+            ]
+            found = time_interleaved(
+                [(model, args.batch or 2) for model in small], rounds=args.rounds, compiled=args.compiled
+            )
+            rows = print_times(found, f"224 px, {how}")
+        case _:
+            # The same shape: one class token, no registers.
+            pairs = [(student(f"vit-{letter}-16", 224, registers=0), timm_vit(f"vit_{size}_patch16_224", 224))
+                     for letter, size in (("s", "small"), ("b", "base"), ("l", "large"))]  # fmt: skip
+            found = time_interleaved(
+                [(model, args.batch or 4) for pair in pairs for model in pair], rounds=args.rounds, compiled=args.compiled
+            )
+            rows = print_times(found, f"224 px, {how}")
+            for ours, theirs in pairs:
+                print_ratio(found, ours.name, theirs.name, 1)
+    if args.json:
+        args.json.write_text(json.dumps({"cpu": cpu, "how": how, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
