@@ -38,8 +38,8 @@ class LiveData(CropData):
             out[0][place] = student_pixels(self.image(int(row)), geometry.input_hw, box)
         whole = [(0.0, 0.0, float(geometry.input_hw[1]), float(geometry.input_hw[0]))] * len(crops.rows)
         weights = crop_weights(whole, [geometry.input_hw] * len(crops.rows), geometry, out_hw=self.grid_hw)
-        part = LevelPart(torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns)))
-        return TeacherPart({0: part}, torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
+        part = LevelPart(0, torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns)))
+        return TeacherPart((part,), torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
 
 
 class LiveTargets:
@@ -55,7 +55,7 @@ class LiveTargets:
         return self._teacher(teacher_input(pixels, [hw] * len(pixels), self._teacher.spec.normalisation))
 
     def __call__(self, part: TeacherPart, shift_yx: Any = None) -> Targets:
-        [level] = part.levels.values()
+        [level] = part.levels
         features = self._features(level.codes)
         spatial = self.spatial(crop_maps(features.spatial.clone().float(), level.rows, level.columns))
         summary = self.summary(features.summary.clone().float())

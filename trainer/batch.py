@@ -12,11 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LevelPart:
-    """What one level of a teacher contributes. places (k,): images of the batch that it is for; codes (k, *row_shape).
+    """What one level of a teacher contributes, of the whole images or of one of their stored views.
 
+    level: its number. places (k,): images of the batch that it is for. codes (k, *row_shape): as stored.
     rows (k, out_h, grid_h), columns (k, out_w, grid_w): the matrices of `radio_cache.crops.CropWeights`.
     """
 
+    level: int
     places: Int[Tensor, " k"]
     codes: Tensor
     rows: Float[Tensor, "k i h"]
@@ -25,13 +27,13 @@ class LevelPart:
 
 @dataclass(frozen=True)
 class TeacherPart:
-    """What one teacher contributes. levels: by the number of the level; each image is in one of them.
+    """What one teacher contributes. levels: each image is in one of them.
 
     valid (b, out_h, out_w): tokens that the teacher saw. kept (b,): the share of the teacher's view in the crop, over what it
     is on average. summary (b, c), or None for a teacher without.
     """
 
-    levels: dict[int, LevelPart]
+    levels: tuple[LevelPart, ...]
     valid: Bool[Tensor, "b i j"]
     kept: Float[Tensor, " b"]
     summary: Float[Tensor, "b c"] | None
@@ -59,10 +61,10 @@ class Batch:
 
         teachers = tuple(
             TeacherPart(
-                {
-                    number: LevelPart(move(part.places), move(part.codes), move(part.rows), move(part.columns))
-                    for number, part in teacher.levels.items()
-                },
+                tuple(
+                    LevelPart(part.level, move(part.places), move(part.codes), move(part.rows), move(part.columns))
+                    for part in teacher.levels
+                ),
                 move(teacher.valid), move(teacher.kept), maybe(teacher.summary),
             )
             for teacher in self.teachers

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from radio_cache.crops import BoxXYXY, ViewGeometry, crop_weights, intersect_xyxy, random_box_xyxy, visible_box_xyxy
-from radio_cache.errors import ImageError, TrainingError
+from radio_cache.errors import ConfigError, ImageError, TrainingError
+from radio_cache.extra_views import View
 from radio_cache.images import decode_image
 from radio_cache.reader import Cache, CachedTeacher
 from trainer.batch import Batch, LevelPart, TeacherPart
@@ -78,7 +79,8 @@ class Crops:
     """What a pass shows, before anything is read.
 
     rows (b,): images. sizes_hw, boxes: of each image in pixels, and what the targets show of it. shown: what the student
-    sees, which lies shift_yx (b, 2) tokens beside it. jitter (b, 3): of colours, or None.
+    sees, which lies shift_yx (b, 2) tokens beside it. jitter (b, 3): of colours, or None. views: which stored view an image is
+    shown as, 0 for a fresh crop; flipped: whether it is mirrored.
     """
 
     rows: NDArray[np.int64]
@@ -87,12 +89,14 @@ class Crops:
     shown: list[BoxXYXY]
     shift_yx: NDArray[np.int64] | None
     jitter: NDArray[np.float32] | None
+    views: list[int]
+    flipped: list[bool]
 
 
 class CodeReader(Protocol):
     """How stored codes come from a level of a teacher: straight from its shards, or through a cache of whole shards."""
 
-    def __call__(self, teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any]) -> object: ...
+    def __call__(self, teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any], view: int, /) -> object: ...
 
 
 class CropData:
@@ -111,6 +115,7 @@ class CropData:
         self._seed = seed
         self.levels = {name: Levels.of(cache.teachers.levels(name), image_px, recipe.match) for name in teachers}
         self.target_hw = {name: self._target_hw(levels.geometry.grid_hw) for name, levels in self.levels.items()}
+        self._num_views = self._common_views() if recipe.views > 0 else 1
         self._kept = self._expected_kept(rows)
 
     def crops(self, number: int, first: int, last: int) -> Crops:
@@ -125,57 +130,108 @@ class CropData:
         sizes: list[tuple[int, int]] = []
         boxes: list[BoxXYXY] = []
         shown: list[BoxXYXY] = []
+        views: list[int] = []
+        flipped: list[bool] = []
         shifts = np.zeros((len(rows), 2), np.int64)
         jitter = np.ones((len(rows), 3), np.float32)
         for place, (row, rng) in enumerate(zip(rows, rngs, strict=True)):
             h, w = self.cache.sizes_hw[row]
             hw = (int(h), int(w))
             seen = intersect_xyxy([visible_box_xyxy(hw, geometry) for geometry in self._geometries()])
-            area = recipe.crop_area
-            if recipe.match == "draw":
-                area = drawn_area(rng, list(self.levels.values()), hw, recipe.crop_area)
-            box = random_box_xyxy(rng, seen, area=area, ratio=recipe.crop_ratio)
             sizes.append(hw)
+            stored = self._drawn_view(rng, int(row))
+            views.append(stored[0])
+            flipped.append(stored[1].flipped if stored[1] else False)
+            area = recipe.crop_area
+            if stored[1]:
+                x0, y0, x1, y1 = stored[1].box_xyxy
+                box = (float(x0), float(y0), float(x1), float(y1))
+            else:
+                if recipe.match == "draw":
+                    area = drawn_area(rng, list(self.levels.values()), hw, recipe.crop_area)
+                box = random_box_xyxy(rng, seen, area=area, ratio=recipe.crop_ratio)
             boxes.append(box)
-            if recipe.shift_tokens > 0:
+            if recipe.shift_tokens > 0 and not stored[1]:
                 box, shifts[place] = shifted_box_xyxy(rng, box, seen, self.grid_hw, recipe.shift_tokens)
             shown.append(box)
             if recipe.colour_jitter > 0:
                 jitter[place] = rng.uniform(max(0.0, 1 - recipe.colour_jitter), 1 + recipe.colour_jitter, 3)
         return Crops(
             rows, sizes, boxes, shown, shifts if recipe.shift_tokens > 0 else None,
-            jitter if recipe.colour_jitter > 0 else None,
+            jitter if recipe.colour_jitter > 0 else None, views, flipped,
         )  # fmt: skip
 
     def read_pixels(self, crops: Crops, out: NDArray[np.uint8]) -> None:
         """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
         side = (self.image_px, self.image_px)
         for place, (row, box) in enumerate(zip(crops.rows, crops.shown, strict=True)):
-            out[place] = student_pixels(self.image(int(row)), side, box)
+            pixels = student_pixels(self.image(int(row)), side, box)
+            out[place] = pixels[:, ::-1] if crops.flipped[place] else pixels
 
     def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherPart:
         """One teacher's part of a batch. out: for each of its levels, (b, *row_shape) codes to read into."""
         levels = self.levels[name]
-        chosen = np.array([levels.for_crop(*one) for one in zip(crops.boxes, crops.sizes_hw, strict=True)])
-        parts: dict[int, LevelPart] = {}
+        views = np.array(crops.views)
+        chosen = np.array([
+            levels.reference if view else levels.for_crop(box, hw)
+            for view, box, hw in zip(crops.views, crops.boxes, crops.sizes_hw, strict=True)
+        ])  # fmt: skip
         target_hw = self.target_hw[name]
         valid = np.empty((len(crops.rows), *target_hw), np.bool_)
         kept = np.empty(len(crops.rows), np.float32)
-        for number, level in enumerate(levels.all):
-            places = np.flatnonzero(chosen == number)
-            if len(places) == 0:
-                continue
-            codes = out[number][: len(places)]
-            read(level, crops.rows[places], codes)
-            boxes, sizes = [crops.boxes[place] for place in places], [crops.sizes_hw[place] for place in places]
+        reference = levels.all[levels.reference]
+        summary_dim = reference.spec.summary_dim
+        summary = None if summary_dim is None else np.empty((len(crops.rows), summary_dim), np.float32)
+        parts: list[LevelPart] = []
+        used = [0] * len(levels.all)
+        for number, view in sorted(set(zip(chosen.tolist(), crops.views, strict=True))):
+            level = levels.all[number]
+            places = np.flatnonzero((chosen == number) & (views == view))
+            codes = out[number][used[number] : used[number] + len(places)]
+            used[number] += len(places)
+            read(level, crops.rows[places], codes, view)
+            boxes, sizes = self._in_frame(crops, places, view)
             weights = crop_weights(boxes, sizes, level.spec.geometry, out_hw=target_hw)
             valid[places], kept[places] = weights.valid, weights.kept / self._kept[name]
-            parts[number] = LevelPart(*map(torch.from_numpy, (places, codes, weights.rows, weights.columns)))
-        summary = None
-        reference = levels.all[levels.reference]
-        if reference.spec.summary_dim is not None:
-            summary = torch.from_numpy(reference.summaries(crops.rows))
-        return TeacherPart(parts, torch.from_numpy(valid), torch.from_numpy(kept), summary)
+            parts.append(LevelPart(number, *map(torch.from_numpy, (places, codes, weights.rows, weights.columns))))
+            if summary is not None:
+                summary[places] = reference.summaries(crops.rows[places], view=view)
+        told = None if summary is None else torch.from_numpy(summary)
+        return TeacherPart(tuple(parts), torch.from_numpy(valid), torch.from_numpy(kept), told)
+
+    def _in_frame(
+        self, crops: Crops, places: NDArray[np.int64], view: int
+    ) -> tuple[list[BoxXYXY], list[tuple[int, int]]]:
+        """Boxes, and sizes of the images they lie in: of the whole image, or of a stored view, which is one of its own."""
+        boxes = [crops.boxes[place] for place in places]
+        if view == 0:
+            return boxes, [crops.sizes_hw[place] for place in places]
+        sizes = [(round(y1 - y0), round(x1 - x0)) for x0, y0, x1, y1 in boxes]
+        return [(0.0, 0.0, float(w), float(h)) for h, w in sizes], sizes
+
+    def _drawn_view(self, rng: np.random.Generator, row: int) -> tuple[int, View | None]:
+        """The number of a stored view and where it lies, or 0 for a fresh crop."""
+        if self.recipe.views == 0 or rng.uniform() >= self.recipe.views:
+            return 0, None
+        number = int(rng.integers(1, self._num_views))
+        teacher = next(iter(self.levels.values()))
+        return number, teacher.all[teacher.reference].views_of([row], view=number)[0]
+
+    def _common_views(self) -> int:
+        """Views of every teacher, the whole image among them. Raises ConfigError where there are none, or others each."""
+        specs = [levels.all[levels.reference].spec for levels in self.levels.values()]
+        first = specs[0]
+        for spec in specs:
+            if spec.views < 2:
+                raise ConfigError(
+                    f"{self.cache.url}: views={self.recipe.views:g} asks for stored views, and teacher '{spec.name}' has none: "
+                    "--set views=0, or build a cache with --views K"
+                )
+            if spec.view_sampling != first.view_sampling:
+                raise ConfigError(
+                    f"{self.cache.url}: teachers '{first.name}' and '{spec.name}' have different views: --set views=0"
+                )
+        return min(spec.views for spec in specs)
 
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         """New memory for `read_teacher`."""
@@ -198,12 +254,15 @@ class CropData:
         """Teacher -> the mean of `CropWeights.kept` over this group's crops, from a sample that only the seed decides."""
         rng = np.random.default_rng((*self._seed, _CROPS))
         sample = self._drawn(rng.choice(rows, _SAMPLED_CROPS), [rng] * _SAMPLED_CROPS)
-        return {
-            name: float(
-                crop_weights(sample.boxes, sample.sizes_hw, levels.geometry, out_hw=(1, 1)).kept.mean(dtype=np.float64)
-            )
-            for name, levels in self.levels.items()
-        }
+        fresh = np.array(sample.views) == 0
+        found: dict[str, float] = {}
+        for name, levels in self.levels.items():
+            kept = np.ones(len(fresh))  # of a stored view, the summary speaks of all
+            if fresh.any():
+                boxes, sizes = self._in_frame(sample, np.flatnonzero(fresh), 0)
+                kept[fresh] = crop_weights(boxes, sizes, levels.geometry, out_hw=(1, 1)).kept
+            found[name] = float(kept.mean())
+        return found
 
     def _target_hw(self, teacher_hw: tuple[int, int]) -> tuple[int, int]:
         """The grid on which a teacher's map and its head's meet: the head's, or the larger of the two."""
@@ -234,9 +293,9 @@ class CropData:
             raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
 
 
-def read_codes(teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any]) -> object:
+def read_codes(teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any], view: int) -> object:
     """Straight from the shards."""
-    return teacher.codes(rows, out=out)
+    return teacher.codes(rows, out=out, view=view)
 
 
 def assembled(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherPart, ...]) -> Batch:

@@ -75,6 +75,8 @@ class Recipe:
         student's, always. "nearest": the one that saw the image at most nearly the scale of the crop (`trainer.levels`).
         "draw": the same, and crops are drawn so that one fits, with mild jitter, instead of by `crop_area`, whose lower end
         still holds.
+    views: share of the images that are shown as one of their stored views (`radio-cache build --views`), whose maps and
+        summaries the teacher made of just these pixels, mirrored ones among them; the others are fresh crops. 0 to 1.
     shift_tokens: the student's crop lies whole tokens beside the target's, round(N(0, shift_tokens)) along each axis, and
         the loss is over the overlap (C-RADIOv4: 0.5); 0 for no shift.
     colour_jitter: most that brightness, contrast and saturation of the student's pixels are changed by, as a share; the
@@ -115,6 +117,7 @@ class Recipe:
     crop_area: tuple[float, float]
     crop_ratio: tuple[float, float]
     match: Match
+    views: float
     shift_tokens: float
     colour_jitter: float
     summary_loss: SummaryLoss
@@ -156,6 +159,8 @@ class Recipe:
             raise ConfigError(f"recipe '{self.name}' has no stage")
         for number, stage in enumerate(self.stages):
             self._check_stage(f"stages.{number}", stage)
+        if not 0 <= self.views <= 1:
+            raise ConfigError(f"recipe '{self.name}': views must be between 0 and 1, not {self.views}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"recipe '{self.name}': ema must be between 0 and 1, or none, not {self.ema}")
         if not self.clip_grad_norm > 0:

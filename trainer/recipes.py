@@ -22,7 +22,7 @@ def quick() -> Recipe:
     )  # fmt: skip
     return Recipe(
         name="quick", student_overrides={}, stages=(stage,), groups="together", weight_decay=0.02, clip_grad_norm=1.0,
-        crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), match="nearest", shift_tokens=0.0, colour_jitter=0.0,
+        crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), match="nearest", views=0.0, shift_tokens=0.0, colour_jitter=0.0,
         summary_loss="cosine", spatial_loss="match", cos_weight=0.9, l1_weight=0.1, summary_weight=1.0, spatial_weight=1.0,
         teacher_weights={}, teacher_summary_weights={}, balancing="naive", normalise="standardise",
         normalise_summary="standardise", target_grid="student", adaptor="mlp", adaptor_width=384, adaptor_blocks=0,

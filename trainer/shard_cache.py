@@ -24,20 +24,20 @@ class ShardCache:
 
     def __init__(self, usable: NDArray[np.int64], shard_images: int, max_bytes: int = DEFAULT_BYTES) -> None:
         self._usable, self._shard_images, self._max_bytes = usable, shard_images, max_bytes
-        self._shards: OrderedDict[tuple[str, int], Future[NDArray[Any]]] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, int, int], Future[NDArray[Any]]] = OrderedDict()
         self._lock = threading.Lock()
         self.shards_read = 0
 
-    def __call__(self, teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+    def __call__(self, teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any], view: int = 0) -> None:
         shards = rows // self._shard_images
         for shard in np.unique(shards):
             first, last = np.searchsorted(self._usable, [shard * self._shard_images, (shard + 1) * self._shard_images])
             there = self._usable[first:last]
-            codes = self._shard((teacher.name, int(shard)), lambda there=there: teacher.codes(there))
+            codes = self._shard((teacher.name, view, int(shard)), lambda there=there: teacher.codes(there, view=view))
             places = np.flatnonzero(shards == shard)
             out[places] = codes[np.searchsorted(there, rows[places])]
 
-    def _shard(self, key: tuple[str, int], read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    def _shard(self, key: tuple[str, int, int], read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         with self._lock:
             found = self._shards.get(key)
             if mine := found is None:

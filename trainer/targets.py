@@ -81,20 +81,19 @@ class TargetMaker:
 
     def _spatial(self, part: TeacherPart) -> Float[Tensor, "b n c"]:
         if len(part.levels) == 1:
-            [(number, level)] = part.levels.items()
-            return self._under_crops(number, level)
+            return self._under_crops(part.levels[0])
         b, h, w = part.valid.shape
         spatial = torch.empty(b, h * w, self._channels, device=part.valid.device)
-        for number, level in part.levels.items():
-            spatial[level.places] = self._under_crops(number, level)
+        for level in part.levels:
+            spatial[level.places] = self._under_crops(level)
         return spatial
 
-    def _under_crops(self, number: int, level: LevelPart) -> Float[Tensor, "k n c"]:
+    def _under_crops(self, level: LevelPart) -> Float[Tensor, "k n c"]:
         # Crops are cut before the codec's last step, which is linear: what is cut away need not be rotated.
-        decoder = self._decoders[number]
+        decoder = self._decoders[level.level]
         coordinates = crop_maps(decoder.coordinates(level.codes), level.rows, level.columns)
         if self._composed:
-            matrix, shift = self._composed[number]
+            matrix, shift = self._composed[level.level]
             return torch.addmm(shift, coordinates.flatten(0, 1), matrix).view_as(coordinates)
         spatial = decoder.features(coordinates)
         return self.spatial(spatial) if self.spatial else spatial

@@ -22,9 +22,9 @@ def data(tiny_cache: Cache, tiny_recipe: Recipe, make_data: Any) -> CropData:
     return make_data(tiny_cache, ("fake-a",), tiny_recipe, (2, 2))
 
 
-def slow_codes(teacher: CachedTeacher, rows: np.ndarray, out: np.ndarray) -> None:
+def slow_codes(teacher: CachedTeacher, rows: np.ndarray, out: np.ndarray, view: int) -> None:
     time.sleep(0.05)
-    teacher.codes(rows, out=out)
+    teacher.codes(rows, out=out, view=view)
 
 
 def test_waiting_is_told_by_what_came_last(data: CropData, tiny_recipe: Recipe) -> None:

@@ -53,7 +53,7 @@ def test_targets_of_both_levels_are_what_the_teacher_says_of_the_crop(
     used: set[int] = set()
     for number in range(6):
         batch = data.batch(number, 0, 4)
-        used |= batch.teachers[0].levels.keys()
+        used |= {part.level for part in batch.teachers[0].levels}
         targets = make(batch.teachers[0]).spatial.numpy().reshape(4, 4, 4, 12)
         for place in range(4):
             said = fake_features(Image.fromarray(batch.pixels[place].numpy()), spec)[1]
