@@ -9,6 +9,7 @@ from cache_builder.teachers import TeacherOptions
 from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
 from radio_cache.schema import level_name
+from radio_cache.stored_pixels import PixelStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class BuildConfig:
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
     filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
     unchanged since the cache was made. max_pixels: larger images are refused. threads: for reading and decoding.
+    pixels: how the cache keeps the images themselves; None takes what a cache that is there does, and a new one keeps none.
     """
 
     images: tuple[str, ...]
@@ -31,6 +33,7 @@ class BuildConfig:
     limit: int | None = None
     rescan: bool = False
     max_pixels: int = MAX_PIXELS
+    pixels: PixelStore | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
 
     def __post_init__(self) -> None:

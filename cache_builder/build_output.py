@@ -37,6 +37,8 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
     for name, then, now in (
         ("--shard-images", meta.shard_images, config.shard_images),
         ("--max-pixels", meta.max_pixels, config.max_pixels),
+        # Whoever does not ask for pixels takes what is there.
+        ("--store-pixels", meta.pixels or "nothing", config.pixels or meta.pixels or "nothing"),
     ):
         if then != now:
             raise StaleCacheError(
@@ -50,6 +52,7 @@ def create(config: BuildConfig, listing: Listing) -> Cache:
     meta = CacheMeta(
         num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
         containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
+        pixels=config.pixels,
     )  # fmt: skip
     with unless_another_was_faster(config.out):
         create_cache(config.out, meta, listing.index)

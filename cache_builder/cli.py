@@ -150,6 +150,20 @@ def main() -> None:
     is_flag=True,
     help="List the sources again, even if nothing seems to have changed since the cache was made.",
 )
+@click.option(
+    "--store-pixels",
+    type=int,
+    metavar="PX",
+    help="Keep the images in the cache, too, shorter side at most PX pixels, so that training needs no other file. Teachers are "
+    "shown the originals all the same.",
+)
+@click.option(
+    "--pixels-as",
+    type=click.Choice(["jpeg", "webp-lossless"]),
+    default="jpeg",
+    show_default=True,
+    help="How --store-pixels encodes: JPEG of quality 90, or without loss.",
+)
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @click.option("--workers", type=int, metavar="N", help="Build in N processes on this machine, one per GPU if there are any.")

@@ -14,9 +14,13 @@ from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
 from radio_cache.extra_views import ViewSampling
 from radio_cache.schema import MAX_VIEWS, level_name
+from radio_cache.stored_pixels import PixelFormat, PixelStore
 from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
+
+JPEG_QUALITY = 90
+"""Of kept images, colours at full resolution: docs/build.md has what other settings cost and keep."""
 
 
 class TeacherFlags(TypedDict):
@@ -37,7 +41,8 @@ class TeacherFlags(TypedDict):
 def build_config(
     *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: int, shard_images: int,
     filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
-    threads: int | None, elsewhere: bool = False, **flags: Unpack[TeacherFlags],
+    store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, elsewhere: bool = False,
+    **flags: Unpack[TeacherFlags],
 ) -> BuildConfig:  # fmt: skip
     """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
 
@@ -47,9 +52,16 @@ def build_config(
     return BuildConfig(
         images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, filters=filters,
         shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
+        pixels=pixel_store(store_pixels, pixels_as),
         threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers=teacher_options(teachers, device, **flags),
     )  # fmt: skip
+
+
+def pixel_store(side_px: int | None, pixels_as: PixelFormat) -> PixelStore | None:
+    """How images are kept, from the command line."""
+    quality = JPEG_QUALITY if pixels_as == "jpeg" else 0
+    return None if side_px is None else PixelStore(side_px=side_px, format=pixels_as, quality=quality)
 
 
 def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:

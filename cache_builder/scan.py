@@ -1,16 +1,20 @@
-"""The first unit of work: look at every image once. Fills `images/`: status, size and digest; failures go to the receipt."""
+"""The first unit of work: look at every image once. Fills `images/`: status, size and digest, and the
+images themselves where the cache keeps them; failures go to the receipt."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from radio_cache.errors import ImageError
 from radio_cache.images import decode_image
+from radio_cache.layout import PIXELS
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache, digest
 from radio_cache.receipts import drop_short_receipt
 from radio_cache.schema import IMAGES_UNIT, Failure, ImageStatus, Receipt
+from radio_cache.stored_pixels import chunk_of, encoded_pixels
 from radio_cache.writer import ShardWriter
 
 MAX_ASPECT = 50
@@ -22,6 +26,7 @@ class _Seen:
     digest: bytes
     size_hw: tuple[int, int]
     reason: str | None
+    kept: bytes = b""
 
 
 def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
@@ -34,10 +39,12 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
     size_hw = np.zeros((meta.shard_images, 2), np.int32)
     digests = np.zeros((meta.shard_images, 16), np.uint8)
     failures: list[Failure] = []
+    kept: list[NDArray[np.uint8] | None] = []
     for number, seen in enumerate(ahead(pool, lambda row: _look(cache, row), rows, depth=64)):
         status[number] = ImageStatus.OK if seen.reason is None else ImageStatus.UNUSABLE
         size_hw[number] = seen.size_hw
         digests[number] = np.frombuffer(seen.digest, np.uint8)
+        kept.append(chunk_of(seen.kept) if seen.kept else None)
         if seen.reason is not None:
             failures.append(Failure(row=rows[number], reason=seen.reason))
     drop_short_receipt(cache.storage, IMAGES_UNIT, shard, len(rows))
@@ -45,6 +52,8 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", size_hw, grid=(shard, 0))
     writer.write_plain("digest", digests, grid=(shard, 0))
+    if meta.pixels is not None:
+        writer.write_sharded(PIXELS, kept, grid=(shard,), chunks_per_shard=meta.shard_images)
     return writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": tuple(failures)})
 
 
@@ -57,4 +66,6 @@ def _look(cache: Cache, row: int) -> _Seen:
             raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")
     except ImageError as exc:
         return _Seen(digest(data), (0, 0), str(exc))
-    return _Seen(digest(data), (image.height, image.width), None)
+    store = cache.meta.pixels
+    kept = encoded_pixels(image, data, store) if store else b""
+    return _Seen(digest(data), (image.height, image.width), None, kept)

@@ -3,12 +3,14 @@
 The writer stores them, the reader refuses arrays that say something else, `verify` compares and `repair` restores them.
 """
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
 
 from radio_cache.codecs import Codec
 from radio_cache.schema import ATTRIBUTES_KEY, TRANSFORM, CacheMeta, TeacherSpec
+from radio_cache.stored_pixels import pixels_document
 from radio_cache.zarr_documents import DOCUMENT, group_document, plain_array_document, sharded_array_document
 
 INDEX_CHUNK = 1 << 20
@@ -32,7 +34,13 @@ def images_documents(meta: CacheMeta) -> Documents:
     for name, (dtype, row) in IMAGES_COLUMNS.items():
         shape, chunks = (meta.num_images, *row), (meta.shard_images, *row)
         yield f"{name}/{DOCUMENT}", plain_array_document(shape, chunks, dtype, 0)
+    if meta.pixels is not None:
+        document = pixels_document(meta.num_images, meta.shard_images)
+        yield f"{PIXELS}/{DOCUMENT}", json.dumps(document, indent=2).encode()
 
+
+PIXELS = "pixels"
+"""The array of the images themselves, below their group."""
 
 IMAGES_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "status": ("uint8", ()), "size_hw": ("int32", (2,)), "digest": ("uint8", (16,)),
@@ -113,11 +121,11 @@ def grows_along(path: str) -> int | None:
     head = path.split("/")[0]
     if head in ("spatial", "summary", "crop_xyxy", "flipped"):
         return 1
-    return 0 if head in (*IMAGES_COLUMNS, "stats") and path.count("/") else None
+    return 0 if head in (*IMAGES_COLUMNS, PIXELS, "stats") and path.count("/") else None
 
 
 __all__ = [
-    "IMAGES_COLUMNS", "INDEX_CHUNK", "INDEX_DTYPES", "crop_document", "flipped_document", "grows_along",
+    "IMAGES_COLUMNS", "INDEX_CHUNK", "INDEX_DTYPES", "PIXELS", "crop_document", "flipped_document", "grows_along",
     "images_documents", "index_document", "index_documents", "root_document", "spatial_document", "stats_document",
     "stats_widths", "summary_document", "teacher_documents",
 ]  # fmt: skip

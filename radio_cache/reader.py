@@ -61,6 +61,7 @@ from radio_cache.shard_batches import Verify
 from radio_cache.shard_reader import ShardReader
 from radio_cache.shards import crc32c
 from radio_cache.storage import Storage, open_storage
+from radio_cache.stored_pixels import StoredPixels
 from radio_cache.strict_json import parse_json
 from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference
 
@@ -168,6 +169,18 @@ class Cache:
         if digest(data) != self.digests[row].tobytes():
             raise ImageError(f"{self.index.key(row)} has changed since the cache was built: build the cache again")
         return data
+
+    def read_pixels(self, row: int) -> bytes:
+        """An image file to train on: the one the cache keeps, smaller and encoded again, or else `read_file`.
+
+        It is upright where the original needed turning. Raises ImageError, and CorruptShardError for a damaged shard.
+        """
+        return self.read_file(row) if self.pixels is None else self.pixels.file(row)
+
+    @cached_property
+    def pixels(self) -> StoredPixels | None:
+        """The images that the cache keeps; None where it does not."""
+        return None if self.meta.pixels is None else StoredPixels(self.storage, self.meta.shard_images)
 
     def read_unchecked(self, row: int) -> bytes:
         """The bytes of an image file as they are now; for a build, which is about to note what they should be."""

@@ -16,6 +16,7 @@ from radio_cache.extra_views import ViewSampling
 from radio_cache.fidelity import Fidelity
 from radio_cache.shards import crc32c
 from radio_cache.storage import checked_path
+from radio_cache.stored_pixels import PixelStore
 from radio_cache.strict_json import from_json
 
 FORMAT_VERSION = 1
@@ -90,6 +91,7 @@ class CacheMeta:
     shard_images: images in one shard, which is the unit of work, of commit and of retry, for every array alike.
     class_names: names of the labels 0, 1, ...; empty when the source has numbers only, or no labels.
     index: the group with the list of images; a cache that grows gets a new one.
+    pixels: how the images themselves are kept in the cache; None where they are not.
     """
 
     num_images: int
@@ -99,6 +101,7 @@ class CacheMeta:
     class_names: tuple[str, ...]
     max_pixels: int
     index: str = IMAGES_UNIT
+    pixels: PixelStore | None = None
 
     def __post_init__(self) -> None:
         check_limit("images", self.num_images, MAX_IMAGES)
@@ -122,6 +125,8 @@ class CacheMeta:
         data = asdict(self) | {"containers": tuple(container.to_json() for container in self.containers)}
         if self.index == IMAGES_UNIT:
             del data["index"]  # as the first caches had it
+        if self.pixels is None:
+            del data["pixels"]
         return _sealed({"format_version": FORMAT_VERSION, **data})
 
     @classmethod

@@ -288,7 +288,7 @@ class CropData:
     def image(self, row: int) -> Image.Image:
         """The whole image. Raises TrainingError naming one that cannot be read any more."""
         try:
-            return decode_image(self.cache.read_file(row), max_pixels=self.cache.meta.max_pixels)
+            return decode_image(self.cache.read_pixels(row), max_pixels=self.cache.meta.max_pixels)
         except ImageError as exc:
             raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
 

@@ -16,9 +16,11 @@ from cache_builder.copying.repack import Klt, repack, tokens_on_images
 from radio_cache.codecs import Half
 from radio_cache.errors import CorruptShardError
 from radio_cache.fidelity import PERFECT, Fidelity, combined, from_cosines
+from radio_cache.layout import PIXELS
 from radio_cache.moments import power_sums
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.schema import IMAGES_UNIT, Failure, Receipt, StoredFile, unit_group
+from radio_cache.stored_pixels import chunk_of
 from radio_cache.verify import file_difference
 from radio_cache.writer import ShardWriter
 
@@ -101,6 +103,10 @@ def _images_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt:
         chunk = np.zeros((most, *column.shape[1:]), column.dtype)
         chunk[: len(rows)] = column[rows]
         writer.write_plain(name, chunk, grid=(shard, *(0 for _ in column.shape[1:])))
+    if source.pixels is not None:
+        unusable = copying.failures
+        kept = [None if row in unusable else chunk_of(source.pixels.file(row)) for row in rows.tolist()]
+        writer.write_sharded(PIXELS, kept, grid=(shard,), chunks_per_shard=most)
     return writer.commit(_fields(copying, shard, 0, None))
 
 
