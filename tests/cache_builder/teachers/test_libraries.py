@@ -7,7 +7,15 @@ import pytest
 import timm
 import torch
 
-from cache_builder.teachers import TeacherOptions, find_teacher, find_weights, group_name, load_recorded, load_teacher
+from cache_builder.teachers import (
+    TeacherOptions,
+    find_teacher,
+    find_weights,
+    group_name,
+    load_recorded,
+    load_teacher,
+    recorded_name,
+)
 from cache_builder.teachers.libraries import is_library_name
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
 from radio_cache.testing import fake_spec
@@ -125,4 +133,13 @@ def test_a_recorded_teacher_of_a_library_is_found_again(tmp_path: Path) -> None:
     )
     assert teacher.spec.name == "timm-test_vit.r160_in1k"
     assert teacher.spec.model == "timm:test_vit.r160_in1k"
+    assert load_recorded(teacher.spec).spec == teacher.spec
+
+
+def test_a_further_size_of_it_is_a_level_and_is_found_again(tmp_path: Path) -> None:
+    name = "timm:test_vit.r160_in1k"
+    torch.save(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w.pth")
+    teacher = load_teacher(name, TeacherOptions(weights=tmp_path / "w.pth", size_px=96, level_of=name))
+    assert (teacher.spec.name, teacher.spec.level_of) == ("timm-test_vit.r160_in1k@96", "timm-test_vit.r160_in1k")
+    assert recorded_name(teacher.spec) == name
     assert load_recorded(teacher.spec).spec == teacher.spec
