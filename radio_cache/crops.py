@@ -246,6 +246,18 @@ def _kept(box: BoxXYXY, seen: BoxXYXY) -> float:
     return max(0.0, width) * max(0.0, height) / area
 
 
+def rescaled_box_xyxy(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], kept_hw: tuple[int, int]) -> BoxXYXY:
+    """A box of an image in a smaller copy of it, such as a cache keeps; never beyond its edges."""
+    if kept_hw == image_hw:
+        return box_xyxy_px
+    (h, w), (kept_h, kept_w) = image_hw, kept_hw
+    x0, y0, x1, y1 = box_xyxy_px
+    return (
+        max(0.0, x0 * kept_w / w), max(0.0, y0 * kept_h / h), min(float(kept_w), x1 * kept_w / w),
+        min(float(kept_h), y1 * kept_h / h),
+    )  # fmt: skip
+
+
 def intersect_xyxy(boxes: Sequence[BoxXYXY]) -> BoxXYXY:
     """The common part of several boxes of one image."""
     array = np.array(boxes)

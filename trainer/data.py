@@ -13,7 +13,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from radio_cache.crops import BoxXYXY, ViewGeometry, crop_weights, intersect_xyxy, random_box_xyxy, visible_box_xyxy
+from radio_cache.crops import (
+    BoxXYXY,
+    ViewGeometry,
+    crop_weights,
+    intersect_xyxy,
+    random_box_xyxy,
+    rescaled_box_xyxy,
+    visible_box_xyxy,
+)
 from radio_cache.errors import ConfigError, ImageError, TrainingError
 from radio_cache.extra_views import View
 from radio_cache.images import decode_image
@@ -164,8 +172,10 @@ class CropData:
     def read_pixels(self, crops: Crops, out: NDArray[np.uint8]) -> None:
         """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
         side = (self.image_px, self.image_px)
-        for place, (row, box) in enumerate(zip(crops.rows, crops.shown, strict=True)):
-            pixels = student_pixels(self.image(int(row)), side, box)
+        for place, (row, box, hw) in enumerate(zip(crops.rows, crops.shown, crops.sizes_hw, strict=True)):
+            image = self.image(int(row))
+            # A cache may keep its images smaller than they were.
+            pixels = student_pixels(image, side, rescaled_box_xyxy(box, hw, (image.height, image.width)))
             out[place] = pixels[:, ::-1] if crops.flipped[place] else pixels
 
     def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherPart:

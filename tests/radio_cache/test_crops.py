@@ -27,6 +27,7 @@ from radio_cache.crops import (
     patch_geometry,
     random_box_xyxy,
     resample_weights,
+    rescaled_box_xyxy,
     resized_hw,
     valid_hw,
     valid_tokens,
@@ -424,3 +425,12 @@ def test_the_smaller_the_crop_the_larger_the_level_that_fits() -> None:
 def test_of_two_levels_as_near_the_smaller_is_taken() -> None:
     levels = [patch_geometry(size, 8, fit="squash", interpolation="bicubic") for size in (48, 48)]
     assert nearest_level((0, 0, 50, 50), (50, 50), (48, 48), levels) == 0
+
+
+@given(h=IMAGE_SIDE, w=IMAGE_SIDE, kept=st.integers(1, 30), edges=st.tuples(*[st.floats(0, 1)] * 4))
+def test_a_box_in_a_smaller_copy_keeps_its_place(h: int, w: int, kept: int, edges: tuple[float, ...]) -> None:
+    box = (edges[0] * w, edges[1] * h, edges[2] * w, edges[3] * h)
+    assert rescaled_box_xyxy(box, (h, w), (h, w)) == box
+    x0, y0, x1, y1 = rescaled_box_xyxy(box, (h, w), (kept, 2 * kept))
+    np.testing.assert_allclose((x0 / 2, y0, x1 / 2, y1), np.array(edges) * kept, atol=1e-9)
+    assert max(x1, y1) <= 2 * kept

@@ -1,6 +1,7 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,26 @@ def test_order_and_crops_depend_only_on_seed_and_step(
     np.testing.assert_array_equal(ahead[4].teachers[0].levels[0].rows, alone.teachers[0].levels[0].rows)
     other = make_data(tiny_cache, TEACHERS, replace(tiny_recipe, seed=1), (2, 2)).batch(4, 0, 3)
     assert (other.pixels != alone.pixels).any()
+
+
+def test_pixels_of_a_cache_that_keeps_its_images_smaller_are_cut_at_the_same_place(
+    tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ramp(divisor: int) -> Callable[[Any, int], Image.Image]:
+        def image(_: Any, row: int) -> Image.Image:
+            h, w = (int(side) for side in tiny_cache.sizes_hw[row])
+            y, x = (np.mgrid[0 : h // divisor, 0 : w // divisor] + 0.5) * divisor
+            return Image.fromarray(np.stack([x * 250 / w, y * 250 / h, x * 0], axis=-1).astype(np.uint8))
+
+        return image
+
+    data = make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2))
+    monkeypatch.setattr(type(data), "image", ramp(1))
+    whole = data.batch(3, 0, 3).pixels.clone()
+    monkeypatch.setattr(type(data), "image", ramp(2))
+    halved = data.batch(3, 0, 3).pixels
+    assert whole.float().std() > 10
+    assert (whole.float() - halved.float()).abs().mean() < 4
 
 
 def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(
