@@ -1,8 +1,8 @@
 """What happens on the device: batches of images in, features or codes out.
 
 On a CPU every batch runs on one thread, and several batches run side by side. That keeps all cores busy without the
-overhead of splitting small operations, and it makes float32 results the same whatever the batch size and the number of
-cores: what changes with both are sums that several threads share (docs/log.md). On a GPU two threads hand out work,
+overhead of splitting small operations, and float32 results of the networks we tried are the same whatever the batch size
+and the number of cores: what changes with both are sums that several threads share (docs/log.md). On a GPU two threads hand out work,
 so that one batch is being computed while the other's results are fetched.
 """
 
