@@ -27,17 +27,19 @@ from evals.loss_curves import Chart, Metrics, loss_charts, read_metrics
 from evals.neighbours import Device
 from evals.pictures import ImagePictures, feature_pictures, live_maps
 from evals.progress import Progress
+from evals.sections import NotRun, Section, SectionsConfig, make_sections
 from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
-from radio_cache.errors import ConfigError, TeacherError
+from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
-from radio_cache.reader import Cache
+from radio_cache.reader import Cache, is_cache
 from radio_cache.storage import is_url, write_atomically
 from radio_cache.torch import pick_device
 from radio_cache.view import png_bytes
 from trainer import StudentConfig
 
 _JPEG_QUALITY = 85
+_SECTION_IMAGES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class ReportConfig:
     """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
 
     cache: the bank; None takes the one the run was trained on. images: how many of each cache are shown as feature maps.
+    sections: evaluations beside k-NN, names of `evals.sections.SECTIONS`; with some, what cannot be done is told on the page, and
+    without, it is an error. masks, classes: for segmentation, see `SectionsConfig`. limit: images of each place, at most.
     """
 
     run: Path
@@ -54,6 +58,10 @@ class ReportConfig:
     images: int = 4
     k: int = PAPER_K
     temperature: float = PAPER_TEMPERATURE
+    sections: tuple[str, ...] = ()
+    masks: tuple[Path, Path] | None = None
+    classes: str | None = None
+    limit: int | None = None
     device: Device = "auto"
 
     def __post_init__(self) -> None:
@@ -74,13 +82,15 @@ class PictureGroup:
 class Page:
     """All that the page says.
 
-    commands: to make all of it again.
+    commands: to make all of it again. table: None where k-NN cannot be done; not_run then says why.
     """
 
     student: StudentConfig
-    table: KnnTable
+    table: KnnTable | None
     metrics: Metrics | None
     groups: tuple[PictureGroup, ...]
+    sections: tuple[Section, ...]
+    not_run: tuple[NotRun, ...]
     cache: str
     cache_images: int
     teachers: tuple[TeacherInfo, ...]
@@ -89,28 +99,36 @@ class Page:
     hardware: str
 
 
-def write_report(config: ReportConfig, *, progress: Progress | None = None) -> KnnTable:
-    """Evaluate the run, write the page to `config.out`, return its k-NN table. Raises RadioCacheError."""
-    table = run_knn(
-        KnnConfig(
-            bank=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
-            device=config.device,
-        ),
-        progress=progress,
-    )  # fmt: skip
+def write_report(config: ReportConfig, *, progress: Progress | None = None) -> Page:
+    """Evaluate the run, write the page to `config.out`, return what it says. Raises RadioCacheError."""
     device = torch.device(pick_device(config.device))
     student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
+    table, groups, not_run = None, list[PictureGroup](), list[NotRun]()
+    try:
+        table = _knn(config, progress)
+    except RadioCacheError as exc:
+        if not config.sections:
+            raise
+        not_run.append(NotRun("knn", str(exc)))
     bank = Cache(config.cache or student.config.cache)
-    groups: list[PictureGroup] = []
-    if config.images:
-        if config.queries is not None:
-            groups.append(picture_group("Images it never saw", Cache(config.queries), student, config.images, device))
-        groups.append(picture_group("Images it was trained on", bank, student, config.images, device))
+    shown = [("Images it was trained on", bank)] if config.images else []
+    if config.images and config.queries is not None and is_cache(config.queries):
+        shown.insert(0, ("Images it never saw", Cache(config.queries)))
+    for title, cache in shown:
+        groups.append(picture_group(title, cache, student, config.images, device))
+    about = SectionsConfig(
+        run=config.run, cache=bank.url, images=config.queries or bank.url, masks=config.masks, classes=config.classes,
+        crop_px=student.geometry.input_hw[0],
+        limit=config.limit or _SECTION_IMAGES, device=config.device,
+    )  # fmt: skip
+    sections, others = make_sections(about, config.sections, progress=progress)
     page = Page(
         student=student.config,
         table=table,
         metrics=read_metrics(config.run),
         groups=tuple(groups),
+        sections=tuple(sections),
+        not_run=(*not_run, *others),
         cache=bank.url,
         cache_images=bank.num_images,
         teachers=tuple(teacher_infos(bank)),
@@ -119,13 +137,34 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> K
         hardware=hardware(),
     )
     write_atomically(config.out, render(page).encode())
-    return table
+    return page
+
+
+def _knn(config: ReportConfig, progress: Progress | None) -> KnnTable:
+    return run_knn(
+        KnnConfig(
+            bank=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
+            limit=config.limit, device=config.device,
+        ),
+        progress=progress,
+    )  # fmt: skip
+
+
+def page_record(page: Page) -> dict[str, Any]:
+    """The figures of a page, for `report.json`: one entry per evaluation, and what was not run."""
+    return {
+        "student": page.student.to_json(),
+        "knn": None if page.table is None else page.table.to_json(),
+        **{section.name: dict(section.record) for section in page.sections if section.record is not None},
+        "not_run": {one.name: one.reason for one in page.not_run},
+        "commands": page.commands,
+    }
 
 
 def picture_group(title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device) -> PictureGroup:
     """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why."""
     taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
-    chosen = varied_rows(image_set(CacheImages(cache), teachers=taught_by, labelled=True), count)
+    chosen = varied_rows(image_set(CacheImages(cache), teachers=taught_by), count)
     rows = chosen.rows.tolist()
     live: dict[str, NDArray[np.float32]] = {}
     notes: list[str] = []
@@ -135,7 +174,7 @@ def picture_group(title: str, cache: Cache, student: StudentEncoder, count: int,
         except TeacherError as exc:
             # The page is about the student: without the teacher's weights it shows less, and says why.
             notes.append(f"The live maps of {name} are missing: {exc}.")
-    names = [chosen.name_of(int(label)) for label in chosen.labels]
+    names = [chosen.name_of(int(label)) if label >= 0 else "" for label in chosen.labels]
     return PictureGroup(title, " ".join(notes), feature_pictures(cache, rows, names, student, live))
 
 
@@ -146,7 +185,13 @@ def render(page: Page) -> str:
     )
     environment.filters |= {"percent": _percent, "png": _png_uri, "jpeg": _jpeg_uri, "human_bytes": human_bytes}
     charts: Sequence[Chart] = loss_charts(page.metrics) if page.metrics else ()
-    text: dict[str, Any] = {"page": page, "headline": headline(page.student, page.table), "charts": charts}
+    text: dict[str, Any] = {
+        "page": page,
+        "headline": headline(page.student, page.table)
+        if page.table
+        else f"{page.student.student}, without labels to judge it by.",
+        "charts": charts,
+    }
     return environment.get_template("report.html").render(text)
 
 
@@ -187,7 +232,8 @@ def _first(rows: Sequence[KnnRow], kind: str) -> KnnRow | None:
 
 def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list[str]:
     """The commands that make caches, run and page again, from what caches and run recorded about themselves."""
-    caches = [bank] if config.queries is None else [bank, Cache(config.queries)]
+    held = config.queries is not None and is_cache(config.queries)
+    caches = [bank, Cache(config.queries)] if config.queries is not None and held else [bank]
     commands: list[list[str]] = []
     for cache in caches:
         build = ["radio-cache", "build"]
@@ -207,7 +253,14 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
     if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
         train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
     commands.append([*train, "--out", "another-run"])
-    report = ["radio-eval", "report", "--run", _short(config.run), "--cache", _short(bank.url)]
+    report = [
+        "radio-eval",
+        "all" if config.sections else "report",
+        "--run",
+        _short(config.run),
+        "--cache",
+        _short(bank.url),
+    ]
     if config.queries is not None:
         report += ["--queries", _short(config.queries)]
     commands.append([*report, "--out", _short(config.out)])

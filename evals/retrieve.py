@@ -44,7 +44,8 @@ class RetrieveConfig:
 def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) -> list[list[Pane]]:
     """A row of pictures per query and encoder: the query, then its nearest images by cosine of summaries, itself left out.
 
-    Neighbours of the query's class have a green border, others a red one; without classes, or with no other image of the query's, none has.
+    Neighbours of the query's class have a green border, others a red one; without classes, or
+    with no other image of the query's, none has.
     """
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)

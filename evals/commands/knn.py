@@ -1,4 +1,4 @@
-"""radio-eval knn, and radio-eval report, whose table is the same."""
+"""radio-eval knn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,6 @@ import click
 from evals.commands.shared import (
     AGAIN,
     IMAGES,
-    PATH,
     ProgressLines,
     device_option,
     json_option,
@@ -18,7 +17,7 @@ from evals.commands.shared import (
     weights_option,
     write_record,
 )
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
+from radio_cache.cli_support import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.knn_table import KnnTable
@@ -67,31 +66,6 @@ def knn(
         result = run_knn(config, progress=progress)
     write_record(json_file, result.to_json())
     print_knn(result)
-
-
-@click.command()
-@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
-@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
-@click.option("--queries", type=PLACE, help="Labelled images to classify and show. Default: the bank's own.")
-@click.option("--out", type=PATH, required=True, help="The HTML file to write.")
-@click.option("--images", default=4, show_default=True, help="Images of each cache shown as feature maps.")
-@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
-@device_option
-@plain_errors(on_interrupt=AGAIN)
-def report(
-    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path, images: int, k: int, device: "Device"
-) -> None:
-    """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
-
-    The page is a single file that needs no network: mail it, or open it on a phone.
-    """
-    from evals.report import ReportConfig, write_report
-
-    config = ReportConfig(run=run, cache=cache, queries=queries, out=out, images=images, k=k, device=device)
-    with ProgressLines() as progress:
-        result = write_report(config, progress=progress)
-    print_knn(result)
-    console().print(f"\n{out} ({human_bytes(out.stat().st_size)})")
 
 
 def print_knn(result: "KnnTable") -> None:

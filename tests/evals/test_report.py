@@ -65,9 +65,10 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
     bank = make_cache("bank")
     run = make_run("run", bank.path)
     (run / "metrics.jsonl").unlink()
-    table = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", images=1))
+    page = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", images=1))
     text = (tmp_path / "a" / "page.html").read_text(encoding="utf-8")
-    assert table.leave_one_out
+    assert page.table is not None
+    assert page.table.leave_one_out
     assert "Images it was trained on" in text
     assert "Images it never saw" not in text
     assert "has no training log" in text

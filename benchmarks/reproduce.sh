@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The paper's evaluations, end to end: docs/reproduce.md says what to expect. Needs a GPU and the data sets named below;
+# what was finished is not done again. RUN, IMAGENET, ADE20K, VOC, OUT and TEACHERS come from the environment.
+set -euo pipefail
+
+OUT=${OUT:-results}
+TEACHERS=${TEACHERS:-"teacher:clip teacher:dinov2 teacher:openai-clip-vit-l-14-336"}
+mkdir -p "$OUT"
+
+student=()
+[ -n "${RUN:-}" ] && student=(--run "$RUN")
+models=()
+for teacher in $TEACHERS; do models+=(--model "$teacher"); done
+clips=()
+for teacher in $TEACHERS; do case $teacher in *clip*) clips+=(--model "$teacher") ;; esac; done
+
+once() {  # once NAME COMMAND...: unless its record is there
+    local record="$OUT/$1.json"
+    shift
+    if [ -e "$record" ]; then echo "$record is there"; else "$@" --json "$record" | tee "${record%.json}.txt"; fi
+}
+
+if [ -n "${IMAGENET:-}" ]; then
+    once zero-shot radio-eval zero-shot --images "$IMAGENET/val" "${student[@]}" "${clips[@]}"
+    once knn radio-eval knn --bank "$IMAGENET/train" --queries "$IMAGENET/val" "${student[@]}" "${models[@]}"
+else
+    echo "IMAGENET is not set: no zero-shot, no k-NN"
+fi
+if [ -n "${ADE20K:-}" ]; then
+    once ade20k radio-eval segment --ade20k "$ADE20K" "${student[@]}" "${models[@]}" --pictures "$OUT/ade20k.png"
+else
+    echo "ADE20K is not set: no segmentation of it"
+fi
+if [ -n "${VOC:-}" ]; then
+    once voc radio-eval segment --voc "$VOC" "${student[@]}" "${models[@]}" --pictures "$OUT/voc.png"
+else
+    echo "VOC is not set: no segmentation of it"
+fi
+timed=(--batch 128 --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
+quality=()
+[ -e "$OUT/knn.json" ] && quality=(--quality "$OUT/knn.json" --plot "$OUT/pareto.svg")
+once throughput radio-eval throughput "${student[@]}" "${models[@]}" "${timed[@]}" "${quality[@]}"
