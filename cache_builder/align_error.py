@@ -6,7 +6,7 @@ two maps look alike. Geometry is that of training (`radio_cache.crops`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,13 +115,15 @@ def _live(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """What the teacher says of the crop, on a grid laid evenly over it (grid_h, grid_w, c), and where it sees it."""
     geometry, hw = teacher.spec.geometry, (crop.height, crop.width)
+    if geometry.fit == "crop":  # a crop of what the teacher saw is shown to it whole, not its middle
+        geometry = replace(geometry, fit="squash")
     pixels = view_pixels(ImageOps.mirror(crop) if mirrored else crop, geometry)
     with torch.inference_mode():
         batch = teacher_input(
             torch.from_numpy(pixels.copy())[None].to(device), [valid_hw(hw, geometry)], teacher.spec.normalisation
         )
         features = teacher(batch).spatial[0].float().cpu().numpy()
-    return _sampled(features, teacher.spec.geometry, (0.0, 0.0, float(crop.width), float(crop.height)), hw, geometry.grid_hw)
+    return _sampled(features, geometry, (0.0, 0.0, float(crop.width), float(crop.height)), hw, geometry.grid_hw)
 
 
 def _cached(

@@ -2,7 +2,7 @@
 
 Gradients are summed by ourselves, in buckets, once a step: every pass is already weighted by its share of the step
 (`trainer.plan`), and processes that ask different teachers have gradients for different heads, which a wrapper that
-averages over all processes gets wrong (docs/design/006-training.md).
+averages over all processes gets wrong (docs/design/008-training.md).
 """
 
 import os
