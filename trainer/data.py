@@ -4,6 +4,7 @@ The order of images and every crop are pure functions of the recipe's seed and t
 processes change the speed, never the data, and a resumed run sees what an uninterrupted one would have seen.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -173,7 +174,9 @@ class CropData:
         """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
         side = (self.image_px, self.image_px)
         for place, (row, box, hw) in enumerate(zip(crops.rows, crops.shown, crops.sizes_hw, strict=True)):
-            image = self.image(int(row))
+            x0, y0, x1, y1 = box
+            # As large as the crop needs it, and no larger: decoding is most of what an image costs.
+            image = self.image(int(row), math.ceil(self.image_px * max(hw[0] / (y1 - y0), hw[1] / (x1 - x0))))
             # A cache may keep its images smaller than they were.
             pixels = student_pixels(image, side, rescaled_box_xyxy(box, hw, (image.height, image.width)))
             out[place] = pixels[:, ::-1] if crops.flipped[place] else pixels
@@ -295,10 +298,14 @@ class CropData:
                 "those that are there"
             ) from exc
 
-    def image(self, row: int) -> Image.Image:
-        """The whole image. Raises TrainingError naming one that cannot be read any more."""
+    def image(self, row: int, least_px: int | None = None) -> Image.Image:
+        """The whole image, as the source or the cache has it: perhaps smaller than the build saw it.
+
+        least_px: it may be still smaller, but for so many pixels along each side. Raises TrainingError naming one that cannot be
+        read any more.
+        """
         try:
-            return decode_image(self.cache.read_pixels(row), max_pixels=self.cache.meta.max_pixels)
+            return decode_image(self.cache.read_pixels(row), max_pixels=self.cache.meta.max_pixels, least_px=least_px)
         except ImageError as exc:
             raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from radio_cache.errors import ConfigError, MissingRowsError, TrainingError
 from radio_cache.reader import Cache
+from radio_cache.testing import make_tiny_cache
 from radio_cache.torch import crop_maps
 from trainer.choice import usable_rows
 from trainer.data import eval_box_xyxy, shifted_box_xyxy, student_pixels
@@ -54,7 +55,7 @@ def test_pixels_of_a_cache_that_keeps_its_images_smaller_are_cut_at_the_same_pla
     tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ramp(divisor: int) -> Callable[[Any, int], Image.Image]:
-        def image(_: Any, row: int) -> Image.Image:
+        def image(_: Any, row: int, least_px: int | None = None) -> Image.Image:
             h, w = (int(side) for side in tiny_cache.sizes_hw[row])
             y, x = (np.mgrid[0 : h // divisor, 0 : w // divisor] + 0.5) * divisor
             return Image.fromarray(np.stack([x * 250 / w, y * 250 / h, x * 0], axis=-1).astype(np.uint8))
@@ -192,3 +193,33 @@ def test_targets_lie_on_the_larger_grid_where_the_recipe_says_so(
         )
         assert targets.grid_hw == (max(student_hw[0], grid[0]), max(student_hw[1], grid[1]))
         assert targets.spatial.shape[1] == targets.grid_hw[0] * targets.grid_hw[1]
+
+
+def test_a_smaller_copy_of_an_image_is_cut_at_the_same_place(
+    tmp_path: Path, tiny_recipe: Recipe, make_data: "MakeData", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches may keep images smaller than the build saw them, and large JPEGs are decoded at a fraction of their size."""
+    y, x = np.mgrid[0:512, 0:640]
+    waves = np.stack([128 + 100 * np.sin(x / 60), 128 + 100 * np.cos(y / 50), (x + y) / 5], axis=-1).astype(np.uint8)
+    (tmp_path / "images/a").mkdir(parents=True)
+    Image.fromarray(waves).save(tmp_path / "images/a/0.jpg", quality=95)
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 4)})
+    data = make_data(cache, ("colours",), everywhere(tiny_recipe, batch_images=1), (4, 4))
+    whole, sizes = data.image, list[tuple[int, int]]()
+
+    def shown(image: Callable[[int, int | None], Image.Image]) -> np.ndarray:
+        def watched(row: int, least_px: int | None = None) -> Image.Image:
+            made = image(row, least_px)
+            sizes.append(made.size)
+            return made
+
+        monkeypatch.setattr(data, "image", watched)
+        return np.concatenate([data.batch(number, 0, 1).pixels.numpy() for number in range(8)]).astype(int)
+
+    fast = shown(whole)
+    assert max(sizes) < (640, 512)
+    exact = shown(lambda row, least_px: whole(row))
+    assert np.abs(fast - exact).max() <= 8
+    assert np.abs(shown(lambda row, least_px: whole(row).resize((320, 256))) - exact).max() <= 8
+    beside = shown(lambda row, least_px: whole(row).crop((12, 0, 640, 512)).resize((640, 512)))
+    assert np.abs(beside - exact).max() > 8  # a dozen pixels beside would be seen
