@@ -21,8 +21,8 @@ MAX_PIXELS = 89_478_485
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB, turned upright by its EXIF orientation.
 
-    least_px: a JPEG may come at a half, a quarter or an eighth of its size, as long as both sides keep so many pixels, which takes
-    less time; the colours of a few pixels become one, as in a box filter.
+    least_px: a JPEG may come at a half, a quarter or an eighth of its size, as long as both sides keep so many pixels,
+    which takes less time; the colours of a few pixels become one, as in a box filter.
     Grey, palette, CMYK and transparent images become RGB as `Image.convert("RGB")` does, which is what the teachers'
     own pipelines do. 16-bit grey is scaled to 8 bits (PIL alone would clip it to white). An animation gives its first
     frame. Raises ImageError with the reason: empty, not an image, truncated, too many pixels, or float pixels.
