@@ -137,7 +137,8 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
     else:
         recipe = find_recipe(asked["recipe"])
         if student is not None and student != recipe.student:
-            recipe = replace(recipe, student=student, student_overrides={})  # settings of another network
+            ours = tuple(path for path in recipe.ours if not path.startswith("student_overrides."))
+            recipe = replace(recipe, student=student, student_overrides={}, ours=ours)  # settings of another network
     recipe = everywhere(
         recipe, steps=asked["steps"], batch_images=asked["batch_size"], image_px=asked["image_size"], lr=asked["lr"]
     )

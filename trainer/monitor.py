@@ -40,17 +40,20 @@ class Monitor:
 
     @classmethod
     def of(cls, cache: Cache, data: CropData, rows: NDArray[np.int64], fit: StudentFit, seed: int) -> "Monitor | None":
-        """A seeded sample of the labelled images; None where fewer than two classes have labels, or images are very few."""
+        """A seeded sample of the labelled images; None where there are very few, or fewer than two classes of several."""
         labels = cache.index.labels
         labelled = rows[labels[rows] >= 0]
-        if len(np.unique(labels[labelled])) < 2 or len(labelled) < 8:
+        # An image that is alone in its class has no neighbour to be found by.
+        classes, counts = np.unique(labels[labelled], return_counts=True)
+        labelled = labelled[np.isin(labels[labelled], classes[counts > 1])]
+        if np.count_nonzero(counts > 1) < 2 or len(labelled) < 8:
             return None
         chosen = np.random.default_rng((seed, 4)).permutation(labelled)[: _BANK + _QUERIES]
         queries = max(1, min(_QUERIES, len(chosen) // 4))
         side = (data.image_px, data.image_px)
         pixels = np.stack([_seen(data, int(row), fit, side) for row in chosen])
-        images, classes = torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
-        return cls(images[queries:], classes[queries:], images[:queries], classes[:queries])
+        images, truth = torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
+        return cls(images[queries:], truth[queries:], images[:queries], truth[:queries])
 
     def top1(self, summaries: Callable[[UInt8[Tensor, "b h w 3"]], Float[Tensor, "b c"]]) -> float:
         """The share of queries that get their own label. summaries: of a batch of pixels."""

@@ -64,6 +64,7 @@ def test_the_recipe_is_shown_before_training_and_another_student_drops_its_setti
     assert result.exit_code == 0, result.output
     assert "stage 1 'with SAM': 2 steps" in result.output
     assert "(ours)" in result.output
+    assert "window_probability" not in result.output
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["teachers"].keys() == {"fake-a", "fake-b"}
     result = CliRunner().invoke(
