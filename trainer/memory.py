@@ -13,6 +13,9 @@ from trainer.students import Student
 from trainer.students.timm_backbone import TimmBackbone
 from trainer.students.transformer_block import Block
 
+_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+"""What torch says on GPUs and on CPUs; other errors speak of memory, too, such as of its format."""
+
 
 @contextlib.contextmanager
 def telling_what_to_turn_down() -> Generator[None]:
@@ -20,7 +23,7 @@ def telling_what_to_turn_down() -> Generator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
-        if isinstance(exc, RuntimeError) and not isinstance(exc, torch.OutOfMemoryError) and "memory" not in str(exc):
+        if isinstance(exc, RuntimeError) and not any(words in str(exc) for words in _WORDS):
             raise
         raise TrainingError(
             f"out of memory ({str(exc).splitlines()[0] if str(exc) else 'refused by the system'}). In the order of its price: "
