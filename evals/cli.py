@@ -5,6 +5,7 @@ import click
 from evals.commands.knn import knn
 from evals.commands.looks import mode_switch, rank, retrieve, similarity
 from evals.commands.report import everything, report
+from evals.commands.sam import sam
 from evals.commands.segment import segment
 from evals.commands.throughput import throughput
 from evals.commands.zero_shot import zero_shot
@@ -17,5 +18,5 @@ def main() -> None:
     """Evaluate students beside their teachers."""
 
 
-for command in (knn, zero_shot, segment, throughput, mode_switch, rank, retrieve, similarity, report, everything):
+for command in (knn, zero_shot, segment, sam, throughput, mode_switch, rank, retrieve, similarity, report, everything):
     main.add_command(command)

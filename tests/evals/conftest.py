@@ -98,13 +98,14 @@ def _write_teacher(
 
 
 def write_run(
-    path: Path, cache: Path, *, teachers: Sequence[str] = ("alpha",), steps: int = 12, summary_dim: int = SUMMARY_WIDTH
+    path: Path, cache: Path, *, teachers: Sequence[str] = ("alpha",), steps: int = 12, summary_dim: int = SUMMARY_WIDTH,
+    spatial_dim: int = WIDTH,
 ) -> Path:
     """A finished run folder: a tiny student with weights unlike its first ones, and its metrics."""
     config = StudentConfig(
         student="e-radio-tiny", overrides=SMALLEST, image_hw=(32, 32), fit="squash",
         adaptor_width=16, seed=5, steps=steps,
-        teachers=tuple(TeacherWidths(name=name, summary_dim=summary_dim, spatial_dim=WIDTH) for name in teachers),
+        teachers=tuple(TeacherWidths(name=name, summary_dim=summary_dim, spatial_dim=spatial_dim) for name in teachers),
         images_seen=steps * 4, cache=str(cache), run=path.name, recipe="test",
     )  # fmt: skip
     model = build_distilled(config)

@@ -1,0 +1,71 @@
+"""radio-eval sam."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from evals.commands.shared import (
+    AGAIN,
+    PATH,
+    ProgressLines,
+    device_option,
+    json_option,
+    limit_option,
+    runs_option,
+    write_record,
+)
+from radio_cache.cli_support import console, plain_errors, table
+
+if TYPE_CHECKING:
+    from evals.neighbours import Device
+    from evals.sam.table import Prompt
+
+
+@click.command()
+@click.option("--annotations", type=PATH, required=True, metavar="FILE.json", help="Instances in COCO's format.")
+@click.option("--images", type=PATH, required=True, metavar="DIR", help="The folder that their file names are below.")
+@runs_option
+@click.option(
+    "--sam", "sam_name", default="sam", show_default=True, help="The SAM whose decoder is used: a teacher's name."
+)
+@click.option("--weights", type=PATH, metavar="FILE", help="Its weights, as segment-anything publishes them.")
+@click.option(
+    "--prompt", type=click.Choice(["box", "1-point", "3-points", "detections"]), default="box", show_default=True,
+    help="What asks for a mask: the true box, points within the true mask, or a detector's boxes.",
+)  # fmt: skip
+@click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
+@click.option("--pictures", type=PATH, metavar="FILE.png", help="Draw the masks of a few images.")
+@click.option("--seed", default=0, show_default=True, help="Of which images --limit draws.")
+@limit_option
+@json_option
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def sam(
+    annotations: Path, images: Path, runs: tuple[Path, ...], sam_name: str, weights: Path | None, prompt: str,
+    detections: Path | None, pictures: Path | None, seed: int, limit: int | None, json_file: Path | None, device: "Device",
+) -> None:  # fmt: skip
+    """Masks of COCO instances by SAM, and by the same SAM with a student for its image encoder: mIoU by size, and AP."""
+    from evals.picture_grid import picture_grid
+    from evals.sam import SamConfig, run_sam
+
+    config = SamConfig(
+        annotations=annotations, images=images, runs=runs, sam=sam_name, weights=weights, prompt=cast("Prompt", prompt),
+        detections=detections, pictures=0 if pictures is None else 4, seed=seed, limit=limit, device=device,
+    )  # fmt: skip
+    with ProgressLines() as progress:
+        result = run_sam(config, progress=progress)
+    write_record(json_file, result.to_json())
+    out = console()
+    out.print(result.protocol)
+    shown = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
+    for row in result.rows:
+        by_size = ("–" if value is None else f"{value:.1%}" for value in (row.miou, row.small, row.medium, row.large))
+        shown.add_row(row.name, f"{row.instances:,}", *by_size, f"{row.ap:.1%}")
+    out.print(shown)
+    for note in result.notes:
+        out.print(f"note: {note}")
+    if pictures is not None:
+        pictures.parent.mkdir(parents=True, exist_ok=True)
+        picture_grid(result.pictures).save(pictures)
+        out.print(f"\n{pictures}")

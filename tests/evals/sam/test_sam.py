@@ -1,0 +1,118 @@
+"""Masks by a small random SAM and by a student in its encoder's place; COCO files as they come, broken outlines too."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from evals.cli import main
+from evals.errors import EvalError
+from evals.sam import SamConfig, run_sam
+from evals.sam.instances import Instances, inner_points
+from evals.sam.table import iou
+from radio_cache.errors import ConfigError
+
+WIDTH = 8
+
+
+def small_sam() -> Sam:
+    """Inputs of 64 px, 4 x 4 tokens of 8 channels, which is what the tests' students have heads for."""
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(img_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, out_chans=WIDTH)
+    prompts = PromptEncoder(WIDTH, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4)
+    two_way = TwoWayTransformer(depth=1, embedding_dim=WIDTH, mlp_dim=8, num_heads=1, attention_downsample_rate=1)
+    decoder = MaskDecoder(transformer_dim=WIDTH, transformer=two_way, iou_head_depth=2, iou_head_hidden_dim=8)
+    return Sam(encoder, prompts, decoder)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """sam.pth; images 1.png and 2.png; coco.json: two sound instances, a crowd region, a broken outline, an empty one."""
+    monkeypatch.setitem(sam_model_registry, "vit_b", small_sam)
+    torch.save(small_sam().state_dict(), tmp_path / "sam.pth")
+    rng = np.random.default_rng(0)
+    for name in ("1", "2"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    square = [[10, 10, 40, 10, 40, 30, 10, 30]]
+    runs = {"size": [40, 60], "counts": [0, 40 * 30, 40 * 30]}
+    common = {"category_id": 1, "bbox": [10, 10, 30, 20], "iscrowd": 0, "area": 600}
+    annotations = [
+        {**common, "id": 1, "image_id": 1, "segmentation": square},
+        {**common, "id": 2, "image_id": 2, "segmentation": runs, "bbox": [0, 0, 30, 40], "area": 1200},
+        {**common, "id": 3, "image_id": 1, "segmentation": runs, "iscrowd": 1},
+        {**common, "id": 4, "image_id": 1, "segmentation": [[1, 2]]},
+        {**common, "id": 5, "image_id": 1, "segmentation": square, "bbox": [10, 10, 0, 20]},
+    ]
+    images = [{"id": n, "file_name": f"{n}.png", "height": 40, "width": 60} for n in (1, 2)]
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}], "info": {}}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    return tmp_path
+
+
+def config(place: Path, **settings: object) -> SamConfig:
+    given = {"annotations": place / "coco.json", "images": place, "sam": "sam-vit-b", "weights": place / "sam.pth"}
+    return SamConfig(**{**given, **settings})
+
+
+def test_crowds_broken_and_empty_outlines_are_left_out_and_counted(place: Path) -> None:
+    instances = Instances.opened(place / "coco.json")
+    sound = [one for image in instances.image_ids(None, 0) for one in instances.of(image, (40, 60))]
+    assert [one.annotation for one in sound] == [1, 2]
+    assert [int(one.mask.sum()) for one in sound] == [600, 1200]
+    assert [one.size for one in sound] == ["small", "medium"]
+    assert sum(instances.left_out.values()) == 3
+    with pytest.raises(EvalError, match="listed as 60 x 40, and the file has 60 x 41"):
+        list(instances.of(1, (41, 60)))
+    (place / "other.json").write_text("[]")
+    with pytest.raises(EvalError, match="no file of COCO instances"):
+        Instances.opened(place / "other.json")
+
+
+@pytest.mark.parametrize("prompt", ["box", "1-point", "3-points"])
+def test_sam_and_the_student_answer_the_same_prompts(place: Path, make_run: Callable[..., Path], prompt: str) -> None:
+    run = make_run("run", place / "none.zarr", teachers=("sam-vit-b",), spatial_dim=WIDTH)
+    table = run_sam(config(place, runs=(run,), prompt=prompt, pictures=1))
+    assert [(row.name, row.instances) for row in table.rows] == [("sam-vit-b", 2), ("student", 2)]
+    assert all(row.miou is not None and 0 <= row.miou <= 1 and row.large is None for row in table.rows)
+    assert table.rows[0] != table.rows[1]
+    assert [title for title, _ in table.pictures[0]] == ["image", "sam-vit-b", "student"]
+
+
+def test_a_detectors_boxes_are_judged_by_ap(place: Path) -> None:
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 20], "score": 0.9}]
+    (place / "boxes.json").write_text(json.dumps(boxes))
+    (row,) = run_sam(config(place, prompt="detections", detections=place / "boxes.json")).rows
+    assert (row.instances, row.miou) == (1, None)
+    (place / "boxes.json").write_text('[{"image_id": 1}]')
+    with pytest.raises(EvalError, match="no list of image_id, category_id, bbox"):
+        run_sam(config(place, prompt="detections", detections=place / "boxes.json"))
+    with pytest.raises(ConfigError, match="go together"):
+        config(place, prompt="detections")
+
+
+def test_points_lie_within_the_mask_and_apart() -> None:
+    mask = np.zeros((30, 60), np.bool_)
+    mask[5:25, 5:55] = True
+    points = inner_points(mask, 3)
+    assert all(mask[int(y), int(x)] for x, y in points)
+    assert min(np.linalg.norm(points[a] - points[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 5
+    assert iou(mask, mask) == 1.0
+    assert iou(mask, ~mask) == 0.0
+
+
+def test_the_command_prints_records_and_draws(place: Path) -> None:
+    arguments = ["sam", "--annotations", place / "coco.json", "--images", place, "--sam", "sam-vit-b"]
+    arguments += ["--weights", place / "sam.pth", "--json", place / "out.json", "--pictures", place / "m.png"]
+    result = CliRunner().invoke(main, [str(word) for word in arguments])
+    assert result.exit_code == 0, result.output
+    assert "note: Left out: 1 crowd regions." in result.stdout
+    assert json.loads((place / "out.json").read_text())["rows"][0]["instances"] == 2
+    with Image.open(place / "m.png") as drawn:
+        assert drawn.width > 100
