@@ -35,7 +35,9 @@ class Instance:
 
 @dataclass
 class Instances:
-    """The file, opened. left_out: reason -> how many instances were left out, as far as they were met. broken: annotations that cannot be drawn."""
+    """The file, opened. left_out: reason -> how many instances were left out, as far as they were met.
+
+    broken: annotations that cannot be drawn."""
 
     file: Path
     coco: Any
