@@ -2,8 +2,8 @@
 
 On a CPU every batch runs on one thread, and several batches run side by side. That keeps all cores busy without the
 overhead of splitting small operations, and float32 results of the networks we tried are the same whatever the batch size
-and the number of cores: what changes with both are sums that several threads share (docs/log.md). On a GPU two threads hand out work,
-so that one batch is being computed while the other's results are fetched.
+and the number of cores: what changes with both are sums that several threads share (docs/log.md). On a GPU two threads hand
+out work, so that one batch is being computed while the other's results are fetched.
 """
 
 import gc

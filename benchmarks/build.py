@@ -1,0 +1,294 @@
+"""A build beside its parts: `alone python benchmarks/build.py IMAGES [--big-images 32] [--small-images 128] [--out FOLDER]`.
+
+1. A large teacher (ViT-B/16 at 224 px, random weights): wall time of `run_shards` over the bare forward passes of the same
+   batches. Bar: 1.05.
+2. A small one (EfficientNet-Lite0): wall time over (CPU seconds of decoding + forward + encoding + compressing, each alone on one
+   thread) / cores. Bar: 1.05.
+3. The same images by a plain loop with one torch.save per image, and into a tar of safetensors per image: wall and bytes.
+4. Memory: the largest resident size after a quarter of the images, and after all of them.
+
+Images repeat until there are enough. Exits with 1 if a bar is missed.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import platform
+import resource
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+import timm
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from cache_builder.build import BuildConfig, build_cache
+from cache_builder.device_work import DeviceWork, streams_of
+from cache_builder.shard_work import run_shards
+from cache_builder.shown import Shown, shown
+from cache_builder.stages import StageSeconds
+from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
+from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import TeacherPreset, WeightsSource
+from cache_builder.teachers.weights import file_sha256
+from radio_cache.codecs import Codec
+from radio_cache.crops import patch_geometry
+from radio_cache.prefetch import ahead
+from radio_cache.reader import Cache
+from radio_cache.receipts import drop_receipt
+from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.shards import crc32c
+from radio_cache.writer import compressed
+
+BAR = 1.05
+BATCH = 8
+RANDOM = TeacherPreset(
+    name="random-vit-b-16", family="random-vit", model="vit_base_patch16_224", params="86 M", licence="none", input_px=224,
+    fit="crop", weights=WeightsSource(size="none", package=("radio_cache", "__init__.py")),
+)  # fmt: skip
+
+
+@final
+class RandomViT(Teacher):
+    """A ViT of timm with random weights: as slow as a real one, and its maps as hard to pack as they come."""
+
+    def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
+        torch.manual_seed(0)
+        self._net: Any = timm.create_model(preset.model, num_classes=0).eval()
+        width = int(self._net.embed_dim)
+        self.spec = TeacherSpec(
+            name=preset.name, family=preset.family, model=preset.model, licence="none", weights="random",
+            weights_sha256=file_sha256(path), geometry=patch_geometry(224, 16, fit="crop", interpolation="bicubic"),
+            normalisation=IMAGENET_PIXELS, summary_dim=width, spatial_dim=width, summary_note="class token",
+            spatial_note="patch tokens", compute_dtype=options.dtype, codec=options.codec, views=1, software={},
+        )  # fmt: skip
+
+    def __call__(self, images: Tensor) -> Features:
+        tokens = self._net.forward_features(images)
+        return Features(tokens[:, 0], tokens[:, 1:].unflatten(1, (14, 14)))
+
+    def to(self, device: torch.device) -> None:
+        self._net.to(device)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and bytes of one way to keep the features of num_images."""
+
+    wall_s: float
+    num_bytes: int
+    stages: StageSeconds
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
+    """All shards of a teacher that has joined the cache, made again."""
+    name, stages = teacher.spec.name, StageSeconds()
+    for shard in range(cache.meta.num_shards):
+        drop_receipt(cache.storage, name, shard)
+    with ThreadPoolExecutor(config.threads) as pool:
+        shards = list(range(cache.meta.num_shards))
+        wall, _ = timed(lambda: list(run_shards(cache, teacher, shards, config, pool, stages)))
+    return Measured(wall, Cache(cache.storage).teachers[name].stored_bytes(), stages)
+
+
+def bare(teacher: Teacher, seen: list[Shown], *, side_by_side: bool) -> float:
+    """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
+    work = DeviceWork(teacher, torch.device("cpu"), StageSeconds())
+    batches = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
+    if not side_by_side:
+        return timed(lambda: [work.features(batch) for batch in batches])[0]
+    with streams_of(torch.device("cpu")) as streams, ThreadPoolExecutor(streams) as pool:
+        return timed(lambda: [None for _ in ahead(pool, work.features, batches, depth=streams + 1)])[0]
+
+
+def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) -> dict[str, float]:
+    """CPU seconds of each stage by itself, on one thread."""
+    spec, device = teacher.spec, torch.device("cpu")
+    seconds: dict[str, float] = {}
+    seen: list[Shown] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds["decode"] = timed(lambda: seen.extend(one for row in rows for one in shown(cache, spec, (row, (0,)))))[
+            1
+        ]
+        work = DeviceWork(teacher, device, StageSeconds(), codec=codec)
+        parts = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
+        work.codes(parts[0])
+        seconds["forward"] = timed(lambda: [work.features(part) for part in parts])[1]
+        codes = [made for part in parts for made in work.codes(part)]
+        seconds["encode"] = timed(lambda: [work.codes(part) for part in parts])[1] - seconds["forward"]
+    finally:
+        torch.set_num_threads(before)
+    chunks = [row.tobytes() for made in codes for row in made.codes]
+    level = codec.zstd_level
+    seconds["compress"] = timed(
+        lambda: [crc32c(chunk if level is None else compressed(chunk, level=level)) for chunk in chunks]
+    )[1]
+    return seconds
+
+
+def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *, tar: bool) -> Measured:
+    """What scripts do: decode, run, save float16, image by image; batches of 8, one file an image or one tar of them."""
+    work = DeviceWork(teacher, torch.device("cpu"), StageSeconds())
+    folder.mkdir()
+
+    def run() -> None:
+        archive = stack.enter_context(tarfile.open(folder / "features.tar", "w")) if tar else None
+        for first in range(0, len(rows), BATCH):
+            batch = [one for row in rows[first : first + BATCH] for one in shown(cache, teacher.spec, (row, (0,)))]
+            for part in work.features(batch):
+                for one, image in zip(part.shown, part.spatial, strict=True):
+                    kept = {"spatial": image.half().contiguous()}
+                    if archive is None:
+                        torch.save(kept, folder / f"{one.row}.pt")
+                        continue
+                    data = safetensors_bytes(kept)
+                    member = tarfile.TarInfo(f"{one.row}.safetensors")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+
+    with contextlib.ExitStack() as stack:
+        wall, _ = timed(run)
+    return Measured(wall, sum(file.stat().st_size for file in folder.iterdir()), StageSeconds())
+
+
+def listed(images: Path, count: int, folder: Path) -> Path:
+    """A text file that names `count` images, repeated under other names where there are fewer."""
+    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    pool = folder / f"images-{count}"
+    pool.mkdir()
+    for number in range(count):
+        source = files[number % len(files)]
+        (pool / f"{number:06d}{source.suffix}").symlink_to(source.resolve())
+    return pool
+
+
+def prepared(name: str, images: Path, folder: Path, shard_images: int) -> tuple[Cache, Teacher, BuildConfig]:
+    """A complete cache of one teacher, the teacher, and how it was built."""
+    config = BuildConfig(
+        images=(str(images),), teachers={name: TeacherOptions()}, out=folder / f"{name}.zarr", shard_images=shard_images,
+        batch_images=BATCH,
+    )  # fmt: skip
+    cache = build_cache(config).cache
+    return cache, load_teacher(name), config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--big-images", type=int, default=64)
+    parser.add_argument("--small-images", type=int, default=240)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    FAMILIES["random-vit"] = RandomViT  # type: ignore[assignment]
+    TEACHERS[RANDOM.name] = RANDOM
+    cores = torch.get_num_threads()
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        lines += large(args, folder)
+        lines += small(args, folder, cores)
+    head = [
+        f"# What a build costs beside its parts, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        f"`{' '.join(['python', 'benchmarks/build.py', *sys.argv[1:]])}`; {platform.machine()}, {os.cpu_count()} cores, "
+        f"{cores} threads, torch {torch.__version__}; best of {args.rounds} interleaved rounds; bar {BAR}.",
+        "",
+    ]
+    text = "\n".join([*head, *lines, ""])
+    print(text)
+    if args.out:
+        (args.out / f"{datetime.now(UTC):%Y-%m-%d}-build.md").write_text(text)
+    sys.exit(any("MISSED" in line for line in lines))
+
+
+def large(args: argparse.Namespace, folder: Path) -> list[str]:
+    images = listed(args.images, args.big_images, folder)
+    cache, teacher, config = prepared(RANDOM.name, images, folder, args.big_images // 2)
+    rows = cache.usable_rows().tolist()
+    seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
+    whole, one_pass, side = [], [], []
+    for _ in range(args.rounds):
+        whole.append(built(cache, teacher, config).wall_s)
+        side.append(bare(teacher, seen, side_by_side=True))
+        one_pass.append(bare(teacher, seen, side_by_side=False))
+    ratios = [min(whole) / min(one_pass), min(whole) / min(side)]
+    stages = built(cache, teacher, config).stages
+    return [
+        f"## ViT-B/16, random weights, {len(rows)} images, codec {cache.teachers[RANDOM.name].spec.codec['name']}",
+        "",
+        f"- build {min(whole):.2f} s; bare forward passes {min(one_pass):.2f} s with all threads in each, "
+        f"{min(side):.2f} s side by side",
+        f"- build over bare forward: {ratios[0]:.3f} and {ratios[1]:.3f}: {verdict(ratios[0])} (plain passes), "
+        f"{verdict(ratios[1])} (side by side)",
+        f"- thread-seconds: {shares(stages)}",
+        "",
+    ]
+
+
+def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
+    name = "efficientnet-lite0"
+    images = listed(args.images, args.small_images, folder)
+    cache, teacher, config = prepared(name, images, folder, 64)
+    rows = cache.usable_rows().tolist()
+    alone = stages_alone(cache, teacher, cache.teachers[name].codec, rows)
+    ideal = sum(alone.values()) / cores
+    whole: list[Measured] = []
+    loops: dict[str, list[Measured]] = {"torch.save per image": [], "tar of safetensors": []}
+    peaks: list[int] = []
+    for number in range(args.rounds):
+        whole.append(built(cache, teacher, config))
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        for how, kept in loops.items():
+            kept.append(plain_loop(cache, teacher, rows, folder / f"{how[:3]}-{number}", tar=how.startswith("tar")))
+    best = min(whole, key=lambda one: one.wall_s)
+    ratio = best.wall_s / ideal
+    told = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in alone.items())
+    lines = [
+        f"## EfficientNet-Lite0, {len(rows)} images, codec {cache.teachers[name].spec.codec['name']}",
+        "",
+        f"- CPU seconds of each stage alone: {told}; together over {cores} cores {ideal:.2f} s",
+        f"- build {best.wall_s:.2f} s, {ratio:.3f} of that: {verdict(ratio)}; thread-seconds: {shares(best.stages)}",
+        f"- largest resident size after each build, MB: {', '.join(f'{peak / 1024:.0f}' for peak in peaks)}",
+        "",
+        "| way | seconds | bytes an image |",
+        "|---|---|---|",
+        f"| this build | {best.wall_s:.2f} | {best.num_bytes / len(rows):.0f} |",
+    ]
+    for how, kept in loops.items():
+        fastest = min(kept, key=lambda one: one.wall_s)
+        lines.append(f"| plain loop, {how} | {fastest.wall_s:.2f} | {fastest.num_bytes / len(rows):.0f} |")
+    return lines
+
+
+def shares(stages: StageSeconds) -> str:
+    named = {name: getattr(stages, name) for name in ("decode", "teacher", "encode", "write")}
+    total = sum(named.values())
+    return ", ".join(f"{name} {seconds:.2f} ({seconds / total:.0%})" for name, seconds in named.items())
+
+
+def verdict(ratio: float) -> str:
+    return "met" if ratio <= BAR else "MISSED"
+
+
+if __name__ == "__main__":
+    main()
