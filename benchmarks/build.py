@@ -108,10 +108,12 @@ def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
     return Measured(wall, Cache(cache.storage).teachers[name].stored_bytes(), stages)
 
 
-def bare(teacher: Teacher, seen: list[Shown], *, side_by_side: bool) -> float:
+def bare(teacher: Teacher, seen: list[Shown], shard_images: int, *, side_by_side: bool) -> float:
     """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
     work = DeviceWork(teacher, torch.device("cpu"), StageSeconds())
-    batches = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
+    # Cut as the build cuts them: within shards.
+    shards = [seen[first : first + shard_images] for first in range(0, len(seen), shard_images)]
+    batches = [shard[first : first + BATCH] for shard in shards for first in range(0, len(shard), BATCH)]
     if not side_by_side:
         return timed(lambda: [work.features(batch) for batch in batches])[0]
     with streams_of(torch.device("cpu")) as streams, ThreadPoolExecutor(streams) as pool:
@@ -151,7 +153,9 @@ def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *,
     folder.mkdir()
 
     def run() -> None:
-        archive = stack.enter_context(tarfile.open(folder / "features.tar", "w")) if tar else None
+        archive = tarfile.open(folder / "features.tar", "w") if tar else None  # noqa: SIM115  # closed by the stack
+        if archive is not None:
+            stack.enter_context(archive)
         for first in range(0, len(rows), BATCH):
             batch = [one for row in rows[first : first + BATCH] for one in shown(cache, teacher.spec, (row, (0,)))]
             for part in work.features(batch):
@@ -229,8 +233,8 @@ def large(args: argparse.Namespace, folder: Path) -> list[str]:
     whole, one_pass, side = [], [], []
     for _ in range(args.rounds):
         whole.append(built(cache, teacher, config).wall_s)
-        side.append(bare(teacher, seen, side_by_side=True))
-        one_pass.append(bare(teacher, seen, side_by_side=False))
+        side.append(bare(teacher, seen, config.shard_images, side_by_side=True))
+        one_pass.append(bare(teacher, seen, config.shard_images, side_by_side=False))
     ratios = [min(whole) / min(one_pass), min(whole) / min(side)]
     stages = built(cache, teacher, config).stages
     return [
@@ -252,6 +256,8 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
     rows = cache.usable_rows().tolist()
     alone = stages_alone(cache, teacher, cache.teachers[name].codec, rows)
     ideal = sum(alone.values()) / cores
+    seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
+    side = min(bare(teacher, seen, config.shard_images, side_by_side=True) for _ in range(args.rounds))
     whole: list[Measured] = []
     loops: dict[str, list[Measured]] = {"torch.save per image": [], "tar of safetensors": []}
     peaks: list[int] = []
@@ -268,6 +274,8 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
         "",
         f"- CPU seconds of each stage alone: {told}; together over {cores} cores {ideal:.2f} s",
         f"- build {best.wall_s:.2f} s, {ratio:.3f} of that: {verdict(ratio)}; thread-seconds: {shares(best.stages)}",
+        f"- forward passes alone side by side on {cores} threads: {side:.2f} s, where one thread's CPU seconds over {cores} "
+        f"would be {alone['forward'] / cores:.2f}: what the cores lose by sharing caches and memory, whatever the pipeline",
         f"- largest resident size after each build, MB: {', '.join(f'{peak / 1024:.0f}' for peak in peaks)}",
         "",
         "| way | seconds | bytes an image |",
