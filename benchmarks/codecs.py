@@ -30,8 +30,9 @@ from cache_builder.demo_images import DemoImagesConfig, bundled_photos, make_dem
 from cache_builder.preprocess import teacher_input, view_pixels
 from cache_builder.sources.folder import walk_folder
 from cache_builder.teachers import load_teacher
-from radio_cache.codecs import Codec, KltZstd
+from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
+from radio_cache.codecs.klt_zstd import split
 from radio_cache.crops import valid_hw
 from radio_cache.errors import CodecError
 from radio_cache.fidelity import measure
@@ -142,7 +143,7 @@ def phi_s_uniform(sample: Sample) -> Iterator[Row]:
             low, high = (np.log(step), high) if reached else (low, np.log(step))
         step = float(np.exp(low))
         codes = np.rint(measured / step)
-        planes = KltZstd.planes(codes.astype(np.int32))
+        planes = np.stack(split(np.moveaxis(codes, -1, 1).astype(np.int32), "planes"), axis=1)
         decoded = affine.inverse(codes * step).astype(np.float32)
         label = f"PHI-S step + zstd, fidelity {fidelity:g}"
         chunks = _zstd([row.tobytes() for row in planes])

@@ -1,10 +1,12 @@
 """Choosing a codec's parameters on a sample of a teacher's tokens, and saying what they cost."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec
@@ -12,7 +14,7 @@ from radio_cache.codecs.half import Half
 from radio_cache.codecs.int8 import Int8
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_packed import MAX_WIDTH, PackedPlan
-from radio_cache.codecs.klt_zstd import KltZstd
+from radio_cache.codecs.klt_zstd import KltZstd, fits_nibbles
 from radio_cache.errors import CodecError, ConfigError, unknown_name
 from radio_cache.fidelity import Fidelity, measure
 from radio_cache.moments import Moments
@@ -23,6 +25,9 @@ Packing = Literal["packed", "zstd"]
 _TESTED_TOKENS = 8192
 _MARGIN = 0.05
 """Held-out tokens are a sample too: calibration stops at a loss of 95 % of what was allowed."""
+_HEAP_HW = (8, 8)
+"""Tokens that are compressed together to see which layout is smaller."""
+
 _SMALLEST_STEP, _LARGEST_STEP = 1e-3, 8.0
 
 
@@ -104,8 +109,8 @@ def calibrate_klt(
 
 def _zstd(request: CodecRequest, basis: KltBasis, coordinates: NDArray[np.float32]) -> Calibrated:
     def measured(step: float) -> Fidelity:
-        rounded = np.rint(coordinates / np.float32(step)) * np.float32(step)
-        return measure_coordinates(basis, coordinates, rounded)
+        codec = KltZstd(basis, step)
+        return measure_coordinates(basis, coordinates, codec.dequantise(*codec.quantise(coordinates)))
 
     step = request.step
     if step is None:
@@ -115,7 +120,23 @@ def _zstd(request: CodecRequest, basis: KltBasis, coordinates: NDArray[np.float3
             middle = (low + high) / 2
             low, high = (middle, high) if measured(float(np.exp(middle))).cosine >= request.target else (low, middle)
         step = float(np.exp(low))
-    return Calibrated(KltZstd(basis, step), measured(step))
+    return Calibrated(_smallest_layout(basis, step, coordinates), measured(step))
+
+
+def _smallest_layout(basis: KltBasis, step: float, coordinates: NDArray[np.float32]) -> KltZstd:
+    """The layout in which these tokens take the fewest bytes, in heaps of about an image each."""
+    codec = KltZstd(basis, step)
+    if not fits_nibbles(step, basis.channels):
+        return codec
+    count = min(len(coordinates), _TESTED_TOKENS) // math.prod(_HEAP_HW) * math.prod(_HEAP_HW)
+    heaps = coordinates[:count].reshape(-1, *_HEAP_HW, basis.channels) if count else coordinates[None, :, None]
+    others = (codec, replace(codec, layout="nibbles"))
+    return min(others, key=lambda one: _compressed_bytes(one, heaps))
+
+
+def _compressed_bytes(codec: KltZstd, maps: NDArray[np.float32]) -> int:
+    compressor = zstandard.ZstdCompressor(level=codec.level)
+    return sum(len(compressor.compress(row.tobytes())) for row in codec.codes_of(maps))
 
 
 def _packed(

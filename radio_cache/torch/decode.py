@@ -9,6 +9,7 @@ from torch import Tensor
 
 from radio_cache.codecs import Codec, Half, Int8, KltPacked, KltZstd
 from radio_cache.codecs.klt_packed import GAIN_BITS, GAIN_OF_ONE, GAINS_PER_OCTAVE
+from radio_cache.codecs.klt_zstd import GAINS_PER_OCTAVE as ZSTD_GAINS_PER_OCTAVE
 from radio_cache.errors import UnsupportedFormatError
 
 
@@ -38,8 +39,7 @@ class MapDecoder:
         if isinstance(codec, Int8):
             return torch.ldexp(codes[..., :-1].float(), codes[..., -1:].clamp(min=0).int()) * self._scale
         if isinstance(codec, KltZstd):
-            low, high = codes[..., 0, :, :, :], codes[..., 1, :, :, :]
-            return ((low.to(torch.int16) + high.to(torch.int16) * 256).float() * codec.step).movedim(-3, -1)
+            return _zstd_coordinates(codes, codec)
         if isinstance(codec, KltPacked):
             return self._unpack(codes)
         raise UnsupportedFormatError(f"codec '{codec.name}' has no decoder for tensors")
@@ -70,6 +70,25 @@ class MapDecoder:
         gains = torch.exp2((fields[..., : self._num_groups] - GAIN_OF_ONE).float() / GAINS_PER_OCTAVE)
         levels = self._levels[fields[..., self._num_groups :] + self._offsets]
         return levels * (self._scales * gains[..., self._group_of])
+
+
+def _zstd_coordinates(codes: Tensor, codec: KltZstd) -> Tensor:
+    """`KltZstd.coordinates` on the device."""
+    if codec.layout == "planes":
+        low, high = codes[..., 0, :, :, :], codes[..., 1, :, :, :]
+        return ((low.to(torch.int16) + high.to(torch.int16) * 256).float() * codec.step).movedim(-3, -1)
+    row_height, channels = codes.shape[-2], codec.basis.channels
+    h = codec.grid_height(row_height)
+    gains, low, high = torch.split(codes, [h, row_height - (channels + 1) * h, channels * h], dim=-2)
+    low, high = low.unflatten(-2, (channels, -1)), high.unflatten(-2, (channels, h)).to(torch.int16)
+    if codec.layout == "nibbles":
+        # The shift to the right keeps the sign.
+        pairs = torch.stack([(low << 4) >> 4, low >> 4], dim=-2).flatten(-3, -2)
+        integers = pairs[..., :h, :].to(torch.int16) + high * 16
+    else:
+        integers = low.to(torch.int16) + high * 256
+    steps = codec.step * torch.exp2(gains.float() / ZSTD_GAINS_PER_OCTAVE)
+    return integers.movedim(-3, -1).float() * steps[..., None]
 
 
 def decode_codes(codec: Codec, codes: Tensor) -> Float[Tensor, "*batch c"]:

@@ -19,7 +19,10 @@ from radio_cache.codecs.klt_packed import (
     LARGEST_RELATIVE,
     level_table,
 )  # fmt: skip
+from radio_cache.codecs.klt_zstd import GAINS_PER_OCTAVE as ZSTD_GAINS_PER_OCTAVE
 from radio_cache.codecs.klt_zstd import LARGEST as KLT_LARGEST
+from radio_cache.codecs.klt_zstd import LARGEST_GAIN as ZSTD_LARGEST_GAIN
+from radio_cache.codecs.klt_zstd import SMALLEST_GAIN as ZSTD_SMALLEST_GAIN
 from radio_cache.errors import CodecError, UnsupportedFormatError
 
 
@@ -86,12 +89,7 @@ class MapEncoder:
         if isinstance(codec, KltPacked):
             codes, decoded = self._packer(coordinates)
         else:
-            integers = torch.round(coordinates / codec.step)
-            worst = float(integers.abs().max())
-            if not worst <= KLT_LARGEST:
-                raise not_finite(worst * codec.step * codec.basis.phi)
-            decoded = integers * codec.step
-            codes = _planes(integers.to(torch.int32))
+            codes, decoded = _zstd_codes(coordinates, codec)
         mean = self._rotated_mean
         return _measured(codes, coordinates + mean, decoded + mean, codec.basis.phi)
 
@@ -142,12 +140,32 @@ class _Packer:
         return packed, decoded * factors
 
 
-def _planes(integers: Tensor) -> Tensor:
-    """Integers (b, h, w, c) to low and high bytes (b, 2, c, h, w)."""
-    integers = integers.movedim(-1, -3)
-    low = integers.to(torch.int8)  # wraps around
-    high = ((integers - low) >> 8).to(torch.int8)
-    return torch.stack([low, high], dim=-4)
+def _zstd_codes(coordinates: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
+    """Coordinates (b, h, w, c) as `KltZstd` stores them, and what they decode to."""
+    gains = torch.zeros_like(coordinates[..., 0])
+    if codec.layout != "planes":
+        wanted = torch.round(ZSTD_GAINS_PER_OCTAVE / 2 * coordinates.double().square().mean(-1).log2())
+        gains = wanted.clamp(ZSTD_SMALLEST_GAIN, ZSTD_LARGEST_GAIN).float()
+    steps = (codec.step * torch.exp2(gains / ZSTD_GAINS_PER_OCTAVE))[..., None]
+    rounded = torch.round(coordinates / steps)
+    if not float(rounded.abs().max()) <= KLT_LARGEST[codec.layout]:
+        raise not_finite(float(coordinates.abs().max()) * codec.basis.phi)
+    low, high = _split(rounded.to(torch.int32).movedim(-1, -3), codec)
+    if codec.layout == "planes":
+        return torch.stack([low, high], dim=-4), rounded * steps
+    return torch.cat([gains.to(torch.int8), low.flatten(-3, -2), high.flatten(-3, -2)], dim=-2), rounded * steps
+
+
+def _split(integers: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
+    """`klt_zstd.split` on the device."""
+    if codec.layout != "nibbles":
+        low = integers.to(torch.int8)  # wraps around
+        return low, ((integers - low) >> 8).to(torch.int8)
+    low = ((integers + 8) & 15) - 8
+    high = ((integers - low) >> 4).to(torch.int8)
+    if low.shape[-2] % 2:
+        low = torch.cat([low, torch.zeros_like(low[..., :1, :])], dim=-2)
+    return (low[..., 0::2, :] & 15 | low[..., 1::2, :] << 4).to(torch.int8), high
 
 
 def _measured(codes: Tensor, true: Tensor, found: Tensor, scale: float) -> Encoded:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from radio_cache.codecs.klt_basis import KltBasis
-from radio_cache.codecs.klt_zstd import KltZstd
+from radio_cache.codecs.klt_zstd import KltZstd, Layout
 from radio_cache.errors import HadamardError, MomentsError, ShapeError
 from radio_cache.hadamard import hadamard
 from radio_cache.moments import Moments
@@ -93,17 +93,18 @@ def test_phi_s_spreads_what_no_channel_alone_may_hold() -> None:
     np.testing.assert_allclose(after.var(axis=0), 1, atol=1e-9)
 
 
-def test_the_phi_s_target_of_klt_codes_is_one_hadamard_product() -> None:
-    """step H q, from the integers alone, is PHI-S of the features that the codes decode to."""
-    tokens = _tokens(20, 8, count=1600).astype(np.float32)
-    moments = Moments.of(tokens)
-    codec = KltZstd(KltBasis.fit(moments), step=0.25)
-    codes = codec.encode(tokens.reshape(16, 10, 10, 20))
-    low, high = codes[:, 0].astype(np.int64), codes[:, 1].astype(np.int64)
-    integers = np.moveaxis(low + 256 * high, 1, -1)
-    target = codec.step * (integers @ hadamard(20).T)
-    np.testing.assert_allclose(target, phi_s(moments).forward(codec.decode(codes)), atol=2e-5)
-    assert np.abs(target - phi_s(moments).forward(tokens.reshape(16, 10, 10, 20))).max() < 0.25 / 2 * np.sqrt(20) + 1e-4
+@pytest.mark.parametrize("layout", ["planes", "bytes", "nibbles"])
+def test_the_phi_s_target_of_klt_codes_is_one_hadamard_product(layout: Layout) -> None:
+    """step a H q, from gain and integers alone, is PHI-S of the features that the codes decode to."""
+    tokens = _tokens(20, 8, count=1600).astype(np.float32).reshape(16, 10, 10, 20)
+    moments = Moments.of(tokens.reshape(-1, 20))
+    codec = KltZstd(KltBasis.fit(moments), 0.25, layout)
+    gains, integers = codec.quantise(codec.basis.forward(tokens))
+    steps = codec.step * 2.0 ** (gains / 4)
+    target = steps[..., None] * (integers @ hadamard(20).T)
+    np.testing.assert_allclose(target, phi_s(moments).forward(codec.decode(codec.encode(tokens))), atol=2e-5)
+    off = np.abs(target - phi_s(moments).forward(tokens)).max(axis=-1)
+    assert (off < steps / 2 * np.sqrt(20) + 1e-4).all()
 
 
 @pytest.mark.parametrize("name", NORMALISATIONS)

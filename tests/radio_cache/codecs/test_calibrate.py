@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import zstandard
 
+from radio_cache.codecs import KltZstd
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.errors import CodecError, ConfigError
 from radio_cache.fidelity import measure
@@ -43,6 +47,19 @@ def test_a_step_is_taken_as_it_is_and_packed_follows_what_it_would_keep() -> Non
     assert zstd.codec.to_json()["step"] == 0.3
     packed = calibrate(CodecRequest(packing="packed", step=0.3), MOMENTS, TRAIN, HELD_OUT)
     assert packed.fidelity.cosine >= zstd.fidelity.cosine
+
+
+@pytest.mark.parametrize(("fidelity", "layout"), [(0.97, "nibbles"), (0.9999, "bytes")])
+def test_the_layout_under_zstd_is_the_one_that_takes_fewer_bytes(fidelity: float, layout: str) -> None:
+    codec = calibrate(CodecRequest(packing="zstd", fidelity=fidelity), MOMENTS, TRAIN, HELD_OUT).codec
+    assert isinstance(codec, KltZstd)
+    assert codec.layout == layout
+    compressor = zstandard.ZstdCompressor(level=codec.level)
+    sizes = {
+        name: sum(len(compressor.compress(row.tobytes())) for row in replace(codec, layout=name).encode(NEW))
+        for name in ("bytes", "nibbles")
+    }
+    assert min(sizes, key=lambda name: sizes[name]) == layout
 
 
 def test_calibration_is_the_same_every_time() -> None:
