@@ -79,7 +79,10 @@ class KltZstd:
 
     def codes_of(self, coordinates: NDArray[np.float32]) -> NDArray[np.int8]:
         """Coordinates (..., h, w, c) as stored: (..., *row_shape)."""
-        gains, integers = self.quantise(coordinates)
+        return self.rows_of(*self.quantise(coordinates))
+
+    def rows_of(self, gains: NDArray[np.int8], integers: NDArray[np.int32]) -> NDArray[np.int8]:
+        """Gains (..., h, w) and integers (..., h, w, c) as stored: (..., *row_shape)."""
         low, high = split(np.moveaxis(integers, -1, -3), self.layout)
         if self.layout == "planes":
             return np.stack([low, high], axis=-4)

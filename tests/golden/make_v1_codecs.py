@@ -1,8 +1,9 @@
-"""Made `v1-codecs.zarr`, the golden cache of the calibrated codecs: `python tests/golden/make_v1_codecs.py FOLDER`.
+"""Made the golden caches of the calibrated codecs: `python tests/golden/make_v1_codecs.py FOLDER`.
 
-Never write over the committed one. Three images in shards of two; row 1 is unusable; teachers golden-int8, golden-packed and
-golden-zstd of 16 channels. Codes are chosen by formula, not by encoding, and everything they are multiplied with is a sum of few
-powers of two, so that float32 decodes them without rounding, in any order of sums, on any machine.
+Never write over the committed ones: `v1-codecs.zarr`, and `v1-gains.zarr` with the layouts that klt under zstd has had since
+it has gains. Three images in shards of two; row 1 is unusable; teachers of 16 channels. Codes are chosen by formula, not by
+encoding, and everything they are multiplied with is a sum of few powers of two, so that float32 decodes them without
+rounding, in any order of sums, on any machine.
 """
 
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 
 from radio_cache.codecs import Codec, Int8, KltPacked, KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
+from radio_cache.codecs.klt_zstd import LARGEST
 from radio_cache.crops import ViewGeometry
 from radio_cache.fidelity import Fidelity
 from radio_cache.hadamard import hadamard
@@ -28,6 +30,10 @@ from radio_cache.schema import (
 )
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
+CACHES = {
+    "v1-codecs.zarr": ("golden-int8", "golden-packed", "golden-zstd"),
+    "v1-gains.zarr": ("golden-bytes", "golden-nibbles"),
+}
 KEYS = ("cat/1.jpg", "cat/broken.jpg", "dog/1.jpg")
 UNUSABLE = Failure(row=1, reason="the file is empty (0 bytes)")
 GRID_HW, CHANNELS = (2, 3), 16
@@ -63,7 +69,9 @@ def codecs() -> dict[str, Codec]:
         "golden-packed": KltPacked(
             BASIS, WIDTHS, np.ldexp(np.ones(CHANNELS, np.float32), np.arange(CHANNELS) % 3), levels()
         ),
-        "golden-zstd": KltZstd(BASIS, 0.375),
+        "golden-zstd": KltZstd(BASIS, 0.375, "planes"),
+        "golden-bytes": KltZstd(BASIS, 0.375, "bytes"),
+        "golden-nibbles": KltZstd(BASIS, 0.375, "nibbles"),
     }
 
 
@@ -74,13 +82,19 @@ def told(name: str) -> dict[str, Any]:
     return {"converted": CONVERTED} if name == "golden-zstd" else {}
 
 
-def integers(row: int) -> np.ndarray:
+def integers(row: int, largest: int) -> np.ndarray:
     """(h, w, c): whole numbers of all sizes that zstd codes have."""
     i, j, c = np.meshgrid(np.arange(2), np.arange(3), np.arange(CHANNELS), indexing="ij")
     small = (7 * row + 5 * i + 3 * j + 11 * c) % 31 - 15
     small[0, 0, :4] = (127, -128, 128 + row, -300)
-    small[1, 2, :2] = (32639, -32639)
+    small[1, 2, :2] = (largest, -largest)
     return small.astype(np.int32)
+
+
+def zstd_gains(row: int) -> np.ndarray:
+    """(h, w): whole octaves."""
+    i, j = np.meshgrid(np.arange(2), np.arange(3), indexing="ij")
+    return (4 * ((row + 2 * i + j) % 5 - 2)).astype(np.int8)
 
 
 def gains(row: int) -> np.ndarray:
@@ -108,7 +122,9 @@ def codes(name: str, row: int) -> np.ndarray:
     codec = codecs()[name]
     if isinstance(codec, KltPacked):
         return codec.pack(gains(row), numbers(row))
-    return codec.planes(integers(row)) if isinstance(codec, KltZstd) else int8_codes(row)
+    if isinstance(codec, KltZstd):
+        return codec.rows_of(zstd_gains(row), integers(row, LARGEST[codec.layout]))
+    return int8_codes(row)
 
 
 def spec(name: str, codec: Codec) -> TeacherSpec:
@@ -124,11 +140,13 @@ def spec(name: str, codec: Codec) -> TeacherSpec:
 
 
 def make(path: Path) -> None:
+    """One of `CACHES`, by the name of its folder."""
     nowhere = np.full(len(KEYS), -1, np.int64)
     create_cache(path, META, ImageIndex(KEYS, np.array([0, 0, 1], np.int32), np.zeros(3, np.int32), nowhere, nowhere))
     for shard in range(META.num_shards):
         write_images_shard(path, shard)
-    for name, codec in codecs().items():
+    for name in CACHES[path.name]:
+        codec = codecs()[name]
         add_teacher(path, META, spec(name, codec), codec)
         for shard in range(META.num_shards):
             write_teacher_shard(path, name, codec, shard)
@@ -171,4 +189,5 @@ def write_teacher_shard(path: Path, name: str, codec: Codec, shard: int) -> None
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) / "v1-codecs.zarr")
+    for cache in CACHES:
+        make(Path(sys.argv[1]) / cache)
