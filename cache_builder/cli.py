@@ -339,3 +339,7 @@ def _device_name(device: object) -> str:
     if str(device) == "cpu":
         return f"the CPU ({torch.get_num_threads()} threads)"
     return f"{device} ({torch.cuda.get_device_name(str(device))})"
+
+
+if __name__ == "__main__":
+    main()

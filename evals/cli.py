@@ -20,3 +20,7 @@ def main() -> None:
 
 for command in (knn, zero_shot, segment, sam, throughput, mode_switch, rank, retrieve, similarity, report, everything):
     main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -71,3 +71,7 @@ def main(
             click.echo(f"    {line}")
         for note in one.written.notes:
             click.echo(f"  note: {note}")
+
+
+if __name__ == "__main__":
+    main()
