@@ -263,6 +263,8 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
     ]
     if config.queries is not None:
         report += ["--queries", _short(config.queries)]
+    if config.masks is not None:
+        report += ["--masks", *map(_short, config.masks), *(["--classes", config.classes] if config.classes else [])]
     commands.append([*report, "--out", _short(config.out)])
     return [shlex.join(command) for command in commands]
 

@@ -70,7 +70,9 @@ def test_masks_give_a_segmentation_section(make_cache, make_run, tmp_path: Path,
     skipped = [word for name in EVALUATIONS if name != "segment" for word in ("--skip", name)]
     masks = ("--masks", tmp_path / "i", tmp_path / "m", "--classes", "left,right")
     invoke("all", "--run", run, "--images", 0, *masks, *skipped)
-    assert "<h2>Segmentation</h2>" in (run / "report.html").read_text(encoding="utf-8")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Segmentation</h2>" in text
+    assert "--classes left,right" in text
 
 
 def test_names_of_evaluations_are_those_there_are(make_run, tmp_path: Path) -> None:
