@@ -26,6 +26,7 @@ test-slow: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/pyright --project benchmarks
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -49,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.manual_seed(0)
-    model = timm.create_model("vit_base_patch16_224", num_classes=0).eval().to(device)
+    model: Any = timm.create_model("vit_base_patch16_224", num_classes=0).eval().to(device)
     pixels = torch.randn(args.batch, 3, 224, 224, device=device)
 
     @torch.inference_mode()

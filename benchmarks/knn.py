@@ -96,7 +96,8 @@ def compare(args: argparse.Namespace) -> None:
     print(f"{'':26} {'seconds':>8} {'x product':>9}   all rounds")
     for name, median in medians.items():
         print(f"{name:26} {median:8.2f} {median / floor:9.2f}   {', '.join(f'{value:.2f}' for value in seconds[name])}")
-    same = np.mean(np.sort(found["radio-eval"], axis=1) == np.sort(found["scikit-learn, euclidean"], axis=1))
+    mine, theirs = (np.asarray(found[name]) for name in ("radio-eval", "scikit-learn, euclidean"))
+    same = np.mean(np.sort(mine, axis=1) == np.sort(theirs, axis=1))
     print(f"neighbours that scikit-learn finds too: {same:.4%}; {fastest / medians['radio-eval']:.2f} times its speed")
 
 

@@ -11,7 +11,7 @@ the cosine with float32, under autocast as in a build.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -42,7 +42,8 @@ def library(preset: TeacherPreset, path: Path) -> Own:
     state = read_state_dict(path, teacher=preset.name)
     match preset.family:
         case "clip":
-            net: Any = open_clip.create_model(preset.model, pretrained=None).visual.eval()
+            model: Any = open_clip.create_model(preset.model, pretrained=None)
+            net: Any = model.visual.eval()
             net.load_state_dict(
                 {key.removeprefix("visual."): value for key, value in state.items() if "visual." in key}
             )
@@ -50,7 +51,7 @@ def library(preset: TeacherPreset, path: Path) -> Own:
             config = {
                 key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if published.get(key)
             }
-            transform = image_transform_v2(PreprocessCfg(size=preset.input_px, **config), is_train=False)
+            transform: Any = image_transform_v2(PreprocessCfg(size=preset.input_px, **config), is_train=False)
             net.output_tokens = True
             tokens = (lambda x: net.trunk.forward_features(x)) if hasattr(net, "trunk") else (lambda x: net(x)[1])
             return lambda photo: (x := transform(photo)[None], tokens(x))
@@ -74,7 +75,7 @@ def library(preset: TeacherPreset, path: Path) -> Own:
             net.load_state_dict({key: value for key, value in state.items() if key in own_names})
             own_config: Any = timm.get_pretrained_cfg(preset.model)
             size = {"input_size": (3, preset.input_px, preset.input_px)}
-            transform = create_transform(**resolve_data_config(size, pretrained_cfg=own_config.to_dict()))
+            transform = cast(Any, create_transform)(**resolve_data_config(size, pretrained_cfg=own_config.to_dict()))
             if hasattr(net, "set_input_size"):
                 net.set_input_size((preset.input_px, preset.input_px))
             return lambda photo: (x := transform(photo)[None], timm_tokens(net, x, preset))

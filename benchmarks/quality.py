@@ -24,7 +24,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,10 +99,10 @@ def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> 
         config = TrainConfig(cache=cache, recipe=recipe_of(setting, seed, args.steps), out=out, data_threads=1)
         run = TrainingRun(config, Processes())
         if setting in ("online", "views"):
-            for data in run.groups.values():
+            for data in (cast(Any, one) for one in run.groups.values()):
                 data.__class__ = LiveData
                 data.views = VIEWS if setting == "views" else None
-            run.targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache, TEACHER)}
+            cast(Any, run).targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache, TEACHER)}
         run.claim()
         started = time.perf_counter()
         run_steps(run, Progress())

@@ -5,6 +5,7 @@ Each reader is opened in a process of its own. WebDataset and "zarr-python, one 
 instead of a batch.
 """
 
+import importlib
 import importlib.util
 import io
 import mmap
@@ -149,7 +150,7 @@ class Hdf5(Reader):
     def open(self) -> None:
         import h5py
 
-        self._rows = h5py.File(self.folder / "rows.h5", "r")["rows"]
+        self._rows: Any = h5py.File(self.folder / "rows.h5", "r")["rows"]
 
     def read(self, rows: Array, out: Array) -> None:
         for number, row in enumerate(rows.tolist()):
@@ -244,8 +245,7 @@ class WebDatasetStream(Reader):
     random_access = False
 
     def open(self) -> None:
-        import webdataset
-
+        webdataset: Any = importlib.import_module("webdataset")
         tars = sorted(str(path) for path in (self.folder / "tars").glob("*.tar"))
         self._stream = webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False).shuffle(256, initial=64)
         self._samples = self._endless()
@@ -402,8 +402,7 @@ def _write_mds(folder: Path, rows: Rows) -> None:
 
 
 def _write_tars(folder: Path, rows: Rows) -> None:
-    import webdataset
-
+    webdataset: Any = importlib.import_module("webdataset")
     folder.mkdir()
     for first in range(0, rows.num_rows, SHARD_IMAGES):
         with webdataset.TarWriter(str(folder / f"{first:07d}.tar")) as tar:
