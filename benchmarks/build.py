@@ -37,7 +37,7 @@ from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.shard_work import run_shards
 from cache_builder.shown import Shown, shown
 from cache_builder.stages import StageSeconds
-from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
+from cache_builder.teachers import FAMILIES, TEACHERS, ComputeDtype, TeacherOptions, load_teacher
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import file_sha256
@@ -52,10 +52,17 @@ from radio_cache.writer import compressed
 
 BAR = 1.05
 BATCH = 8
-RANDOM = TeacherPreset(
-    name="random-vit-b-16", family="random-vit", model="vit_base_patch16_224", params="86 M", licence="none", input_px=224,
-    fit="crop", weights=WeightsSource(size="none", package=("radio_cache", "__init__.py")),
-)  # fmt: skip
+
+
+def random_preset(model: str) -> TeacherPreset:
+    """A ViT of timm at 224 px, with random weights."""
+    return TeacherPreset(
+        name=f"random-{model}".replace("_", "-"), family="random-vit", model=model, params="", licence="none", input_px=224,
+        fit="crop", weights=WeightsSource(size="none", package=("radio_cache", "__init__.py")),
+    )  # fmt: skip
+
+
+RANDOM = random_preset("vit_base_patch16_224")
 
 
 @final
@@ -65,17 +72,19 @@ class RandomViT(Teacher):
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         torch.manual_seed(0)
         self._net: Any = timm.create_model(preset.model, num_classes=0).eval()
-        width = int(self._net.embed_dim)
+        width, patch_px = int(self._net.embed_dim), int(self._net.patch_embed.patch_size[0])
+        self._prefix, self._grid = int(self._net.num_prefix_tokens), (preset.input_px // patch_px,) * 2
         self.spec = TeacherSpec(
             name=preset.name, family=preset.family, model=preset.model, licence="none", weights="random",
-            weights_sha256=file_sha256(path), geometry=patch_geometry(224, 16, fit="crop", interpolation="bicubic"),
-            normalisation=IMAGENET_PIXELS, summary_dim=width, spatial_dim=width, summary_note="class token",
+            weights_sha256=file_sha256(path), normalisation=IMAGENET_PIXELS,
+            geometry=patch_geometry(preset.input_px, patch_px, fit="crop", interpolation="bicubic"),
+            summary_dim=width, spatial_dim=width, summary_note="class token",
             spatial_note="patch tokens", compute_dtype=options.dtype, codec=options.codec, views=1, software={},
         )  # fmt: skip
 
     def __call__(self, images: Tensor) -> Features:
         tokens = self._net.forward_features(images)
-        return Features(tokens[:, 0], tokens[:, 1:].unflatten(1, (14, 14)))
+        return Features(tokens[:, 0], tokens[:, self._prefix :].unflatten(1, self._grid))
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
@@ -108,16 +117,33 @@ def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
     return Measured(wall, Cache(cache.storage).teachers[name].stored_bytes(), stages)
 
 
-def bare(teacher: Teacher, seen: list[Shown], shard_images: int, *, side_by_side: bool) -> float:
+def bare(teacher: Teacher, seen: list[Shown], config: BuildConfig, *, side_by_side: bool) -> float:
     """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
-    work = DeviceWork(teacher, torch.device("cpu"), StageSeconds())
+    device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch_images
+    work = DeviceWork(teacher, device, StageSeconds())
     # Cut as the build cuts them: within shards.
     shards = [seen[first : first + shard_images] for first in range(0, len(seen), shard_images)]
-    batches = [shard[first : first + BATCH] for shard in shards for first in range(0, len(shard), BATCH)]
+    batches = [shard[first : first + batch_images] for shard in shards for first in range(0, len(shard), batch_images)]
+
+    def finished() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def one_by_one() -> None:
+        for batch in batches:
+            work.features(batch)
+        finished()
+
     if not side_by_side:
-        return timed(lambda: [work.features(batch) for batch in batches])[0]
-    with streams_of(torch.device("cpu")) as streams, ThreadPoolExecutor(streams) as pool:
-        return timed(lambda: [None for _ in ahead(pool, work.features, batches, depth=streams + 1)])[0]
+        return timed(one_by_one)[0]
+    with streams_of(device) as streams, ThreadPoolExecutor(streams) as pool:
+
+        def overlapped() -> None:
+            for _ in ahead(pool, work.features, batches, depth=streams + 1):
+                pass
+            finished()
+
+        return timed(overlapped)[0]
 
 
 def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) -> dict[str, float]:
@@ -185,14 +211,20 @@ def listed(images: Path, count: int, folder: Path) -> Path:
     return pool
 
 
-def prepared(name: str, images: Path, folder: Path, shard_images: int) -> tuple[Cache, Teacher, BuildConfig]:
-    """A complete cache of one teacher, the teacher, and how it was built."""
+def prepared(
+    name: str, images: Path, folder: Path, shard_images: int, *, batch_images: int = BATCH, device: str = "cpu",
+    dtype: ComputeDtype = "float32",
+) -> tuple[Cache, Teacher, BuildConfig]:  # fmt: skip
+    """A complete cache of one teacher, the teacher on its device, and how it was built."""
+    options = TeacherOptions(dtype=dtype)
     config = BuildConfig(
-        images=(str(images),), teachers={name: TeacherOptions()}, out=folder / f"{name}.zarr", shard_images=shard_images,
-        batch_images=BATCH,
+        images=(str(images),), teachers={name: options}, out=folder / f"{name}.zarr", shard_images=shard_images,
+        batch_images=batch_images, device=device,
     )  # fmt: skip
     cache = build_cache(config).cache
-    return cache, load_teacher(name), config
+    teacher = load_teacher(name, options)
+    teacher.to(torch.device(device))
+    return cache, teacher, config
 
 
 def main() -> None:
@@ -233,8 +265,8 @@ def large(args: argparse.Namespace, folder: Path) -> list[str]:
     whole, one_pass, side = [], [], []
     for _ in range(args.rounds):
         whole.append(built(cache, teacher, config).wall_s)
-        side.append(bare(teacher, seen, config.shard_images, side_by_side=True))
-        one_pass.append(bare(teacher, seen, config.shard_images, side_by_side=False))
+        side.append(bare(teacher, seen, config, side_by_side=True))
+        one_pass.append(bare(teacher, seen, config, side_by_side=False))
     ratios = [min(whole) / min(one_pass), min(whole) / min(side)]
     stages = built(cache, teacher, config).stages
     return [
@@ -257,7 +289,7 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
     alone = stages_alone(cache, teacher, cache.teachers[name].codec, rows)
     ideal = sum(alone.values()) / cores
     seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
-    side = min(bare(teacher, seen, config.shard_images, side_by_side=True) for _ in range(args.rounds))
+    side = min(bare(teacher, seen, config, side_by_side=True) for _ in range(args.rounds))
     whole: list[Measured] = []
     loops: dict[str, list[Measured]] = {"torch.save per image": [], "tar of safetensors": []}
     peaks: list[int] = []

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from cache_builder.batch_size import with_batch, with_shared_batch
 from cache_builder.build_config import BuildConfig
+from cache_builder.build_log import BuildLog
 from cache_builder.build_output import Say, check_same, create, grown_cache, open_cache, unless_another_was_faster
 from cache_builder.crew import Crew
 from cache_builder.shard_task import ShardTask, build_shard
@@ -35,8 +37,11 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     """Build a cache, or go on with one that was interrupted. The same command again does only what is missing.
 
     say: told one sentence at a time about what is going on. crew: worker processes that do the work instead of this one.
-    Raises SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done or anything is written.
+    Raises ConfigError, SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done.
     """
+    if crew is not None:
+        config = with_shared_batch(config)
+    log = BuildLog(config.log_json)
     weights = {
         name: find_weights(find_teacher(options.level_of or name), options.weights)
         for name, options in config.teachers.items()
@@ -63,15 +68,16 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     results: list[TeacherResult] = []
     if crew is not None:
         del teachers  # they have been checked; the workers load their own
-        results = crew.build(cache, config, say)
+        results = crew.build(cache, config, say, log)
         return _report(config, listing, results)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
-        scan_images(cache, pool, say)
+        scan_images(cache, pool, say, log)
         while teachers:
             teacher = teachers.pop(0)
             teacher.to(torch.device(config.device))
-            cache = join_teacher(cache, teacher, config, pool, say)
-            results.append(run_teacher(cache, teacher, config, pool, say))
+            sized = with_batch(config, teacher, say)
+            cache = join_teacher(cache, teacher, sized, pool, say)
+            results.append(run_teacher(cache, teacher, sized, pool, say, log))
             del teacher
     return _report(config, listing, results)
 

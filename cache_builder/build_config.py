@@ -16,10 +16,12 @@ from radio_cache.stored_pixels import PixelStore
 class BuildConfig:
     """What to build. images: folders, tars, patterns. teachers: name of the group in the cache -> options.
 
-    shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass.
+    shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass;
+    auto_batch: have that found for each teacher on its device instead (`cache_builder.batch_size`).
     filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
     unchanged since the cache was made. max_pixels: larger images are refused. threads: for reading and decoding.
     pixels: how the cache keeps the images themselves; None takes what a cache that is there does, and a new one keeps none.
+    log_json: a file that one JSON object a line is appended to, per shard and per teacher (`BuildLog`).
     """
 
     images: tuple[str, ...]
@@ -27,6 +29,7 @@ class BuildConfig:
     out: str | Path
     shard_images: int = 128
     batch_images: int = 32
+    auto_batch: bool = False
     device: str = "cpu"
     filters: tuple[str, ...] = ()
     shuffle_seed: int | None = None
@@ -34,6 +37,7 @@ class BuildConfig:
     rescan: bool = False
     max_pixels: int = MAX_PIXELS
     pixels: PixelStore | None = None
+    log_json: Path | None = None
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
 
     def __post_init__(self) -> None:

@@ -123,7 +123,19 @@ def main() -> None:
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
 )
-@click.option("--batch-size", default=32, show_default=True, help="Images in one forward pass.")
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Translate teachers with torch.compile: minutes at first, then faster; last bits differ (docs/build.md).",
+)
+@click.option(
+    "--batch-size",
+    default="32",
+    show_default=True,
+    metavar="N|auto",
+    help="Images in one forward pass; auto finds it for each teacher on this device.",
+)
 @click.option(
     "--shard-images",
     default=128,
@@ -166,6 +178,12 @@ def main() -> None:
 )
 @click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
+@click.option(
+    "--log-json",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append one JSON object a line, per shard and per teacher: images, bytes, seconds by stage (docs/build.md).",
+)
 @click.option("--workers", type=int, metavar="N", help="Build in N processes on this machine, one per GPU if there are any.")
 @click.option("--scheduler", metavar="ADDRESS", help="Build on the workers of a Dask scheduler, such as tcp://10.0.0.1:8786.")
 @click.option(

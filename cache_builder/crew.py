@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast, final
 
 from cache_builder.build_config import BuildConfig
+from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say
 from cache_builder.shard_task import JOIN, ShardTask, WorkerFacts, do_task, worker_facts
 from cache_builder.stages import StageSeconds
@@ -20,7 +21,7 @@ from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusab
 from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import ClusterError
 from radio_cache.reader import Cache
-from radio_cache.receipts import compact_receipts
+from radio_cache.receipts import compact_receipts, read_receipt
 from radio_cache.schema import IMAGES_UNIT
 from radio_cache.storage import absolute_place
 
@@ -71,14 +72,14 @@ class Crew:
         """Let go of the scheduler; workers finish what they are at."""
         _close(self._client)
 
-    def build(self, cache: Cache, config: BuildConfig, say: Say) -> list[TeacherResult]:
+    def build(self, cache: Cache, config: BuildConfig, say: Say, log: BuildLog) -> list[TeacherResult]:
         """Everything of a build but making the cache: a look at all images, then teacher after teacher.
 
         Raises ClusterError, listing the shards that could not be made, after all others are done.
         """
         config = replace(config, out=absolute_place(config.out))
         task = ShardTask(build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0)
-        _refuse_failed(cache, self._all_shards("checking images", cache, task))
+        _refuse_failed(cache, self._all_shards("checking images", cache, task, UnitLog(log, IMAGES_UNIT)))
         cache = Cache(cache.storage)
         tell_unusable(cache, say)
         results: list[TeacherResult] = []
@@ -91,15 +92,17 @@ class Crew:
                 _refuse_failed(cache, self._run([replace(task, shard=JOIN)], lambda _, notes: [say(note) for note in notes]))
                 cache = Cache(cache.storage)
             before = len(cache.usable_rows([name]))
-            failed += self._all_shards(name, cache, task)
+            unit = UnitLog(log, name)
+            failed += self._all_shards(name, cache, task, unit)
             compact_receipts(cache.storage, name)
+            unit.end("teacher")
             cache = Cache(cache.storage)
             made = len(cache.usable_rows([name])) - before
             results.append(TeacherResult(name, made, before, time.perf_counter() - started, StageSeconds()))
         _refuse_failed(cache, failed)
         return results
 
-    def _all_shards(self, title: str, cache: Cache, task: ShardTask) -> list[GivenUp]:
+    def _all_shards(self, title: str, cache: Cache, task: ShardTask, unit: UnitLog) -> list[GivenUp]:
         """Make what is missing of a unit; returns what was given up, and why."""
         todo = missing_shards(cache, task.unit)
         if not todo:
@@ -109,7 +112,9 @@ class Crew:
 
             def advance(done: ShardTask | None, _: tuple[str, ...]) -> None:
                 workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
-                line.advance(rows[done.shard] if done else 0, workers)
+                if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
+                    unit.shard(receipt)
+                line.advance(rows[done.shard] if done else 0, f"{workers}, {unit.note}")
 
             return self._run([replace(task, shard=shard) for shard in todo], advance)
 

@@ -36,12 +36,13 @@ class TeacherFlags(TypedDict):
     step: tuple[str, ...]
     views: tuple[str, ...]
     flip_views: bool
+    compiled: bool
 
 
 def build_config(
-    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: int, shard_images: int,
+    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str, shard_images: int,
     filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
-    store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, elsewhere: bool = False,
+    store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
     **flags: Unpack[TeacherFlags],
 ) -> BuildConfig:  # fmt: skip
     """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
@@ -50,12 +51,28 @@ def build_config(
     """
     device = device if elsewhere else pick_device(device)
     return BuildConfig(
-        images=images, out=out, device=device, batch_images=batch_size, shard_images=shard_images, filters=filters,
+        images=images, out=out, device=device, shard_images=shard_images, filters=filters,
         shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
-        pixels=pixel_store(store_pixels, pixels_as),
+        pixels=pixel_store(store_pixels, pixels_as), log_json=log_json,
         threads=(os.cpu_count() or 1) if threads is None else threads,
-        teachers=teacher_options(teachers, device, **flags),
+        teachers=teacher_options(teachers, device, **flags), **batch_fields(batch_size),
     )  # fmt: skip
+
+
+class BatchFields(TypedDict, total=False):
+    """Of BuildConfig."""
+
+    batch_images: int
+    auto_batch: bool
+
+
+def batch_fields(text: str) -> BatchFields:
+    """How many images a forward pass takes, from the command line."""
+    if text == "auto":
+        return {"auto_batch": True}
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--batch-size {text}: a whole number of images, or auto")
+    return {"batch_images": int(text)}
 
 
 def pixel_store(side_px: int | None, pixels_as: PixelFormat) -> PixelStore | None:
@@ -91,6 +108,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
             weights=files.get(name), size_px=own[0] if own else None, fit=fits.get(name), dtype=dtype,
             codec=wanted_codec(codecs[name]), views=1 + extra_views.get(name, 0),
             view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(name) else None,
+            compiled=flags["compiled"],
         )  # fmt: skip
         for px in own[1:]:
             options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)

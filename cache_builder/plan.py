@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from cache_builder.batch_size import with_batch
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import Say, check_same, open_cache
 from cache_builder.calibrate import sample_size
@@ -207,7 +208,7 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
                 elif cache is not None:
                     check_same(cache, [teacher.spec])
                 probe = probe_teacher(
-                    sample, teacher, _request(options), build, pool,
+                    sample, teacher, _request(options), with_batch(build, teacher, say), pool,
                     seconds=config.probe_s, values_mean_something=not is_random,
                 )  # fmt: skip
                 sample_images = min(num_images, sample_size(teacher.spec))

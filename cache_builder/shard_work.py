@@ -36,10 +36,14 @@ from radio_cache.writer import ShardWriter
 Step = Callable[[int], None]
 """Told how many more images are done."""
 
+Committed = Callable[[Receipt], object]
+"""Told each shard that is on disk, in the thread that wrote it; the last one, too, when the work is stopped."""
+
 
 def run_shards(
     cache: Cache, teacher: Teacher, shards: Sequence[int], config: BuildConfig, pool: ThreadPoolExecutor,
     stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,
+    committed: Committed = lambda _: None,
 ) -> Generator[Receipt]:  # fmt: skip
     """Compute and commit shards of a teacher that is on its device, one after the other; each is finished when its receipt
     comes. Closed early, it finishes the shard that is being written and abandons those that are being computed."""
@@ -66,10 +70,10 @@ def run_shards(
             features = _gathered(cache, spec, len(rows), results, stages, step)
             step(len(cache.meta.shard_rows(shard)) - len(rows))
             if last is not None:
-                yield _committed(last, stages)
-            last = writer.submit(_timed_write, cache, spec, shard, rows, features, pool, stages)
+                yield _awaited(last, stages)
+            last = writer.submit(_timed_write, cache, spec, shard, rows, features, pool, stages, committed)
         if last is not None:
-            yield _committed(last, stages)
+            yield _awaited(last, stages)
 
 
 def _batches(seen: Iterator[Shown], count: int, config: BuildConfig, stages: StageSeconds) -> Iterator[list[Shown]]:
@@ -87,7 +91,7 @@ def _codes(cache: Cache, work: DeviceWork, spec: TeacherSpec, batch: Sequence[Sh
         raise CodecError(f"{cache.url}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
 
 
-def _committed(written: Future[Receipt], stages: StageSeconds) -> Receipt:
+def _awaited(written: Future[Receipt], stages: StageSeconds) -> Receipt:
     with Stopwatch(stages, "wait_write"):
         return written.result()
 
@@ -147,10 +151,12 @@ def _next(results: Iterator[list[CodeBatch]], stages: StageSeconds) -> list[Code
 
 def _timed_write(
     cache: Cache, spec: TeacherSpec, shard: int, rows: list[int], features: ShardFeatures, pool: ThreadPoolExecutor,
-    stages: StageSeconds,
+    stages: StageSeconds, committed: Committed,
 ) -> Receipt:  # fmt: skip
     with Stopwatch(stages, "write"):
-        return write_shard(cache, spec, shard, rows, features, pool)
+        receipt = write_shard(cache, spec, shard, rows, features, pool)
+    committed(receipt)
+    return receipt
 
 
 def write_shard(

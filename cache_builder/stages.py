@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass
@@ -21,6 +21,11 @@ class StageSeconds:
     wait_device: float = 0.0
     wait_write: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, float]:
+        """Stage -> seconds so far."""
+        with self.lock:
+            return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "lock"}
 
     def bottleneck(self) -> str:
         """What the pipeline waits for most, and how much of its waiting that is, in words for the progress line."""

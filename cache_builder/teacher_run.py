@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
+from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say, check_same
 from cache_builder.calibrate import choose_codec
 from cache_builder.device_work import DeviceWork, streams_of
@@ -40,14 +41,21 @@ class TeacherResult:
     stages: StageSeconds
 
 
-def scan_images(cache: Cache, pool: ThreadPoolExecutor, say: Say) -> None:
+def scan_images(cache: Cache, pool: ThreadPoolExecutor, say: Say, log: BuildLog) -> None:
     """Look once at every image that was not looked at yet. Raises SourceError if none can be used."""
     todo = missing_shards(cache, IMAGES_UNIT)
     total = sum(len(cache.meta.shard_rows(shard)) for shard in todo)
     if todo:
-        with ProgressLine("checking images", cache.num_images, done=cache.num_images - total) as progress:
+        unit = UnitLog(log, IMAGES_UNIT)
+        with (
+            ProgressLine("checking images", cache.num_images, done=cache.num_images - total) as progress,
+            _told_if_stopped(unit, cache, IMAGES_UNIT, say),
+        ):
             for shard in todo:
-                progress.advance(scan_shard(cache, shard, pool).num_rows)
+                receipt = scan_shard(cache, shard, pool)
+                unit.shard(receipt)
+                progress.advance(receipt.num_rows, unit.note)
+        unit.end("scan")
     tell_unusable(cache, say)
 
 
@@ -107,7 +115,7 @@ def tokens_of(
 
 
 def run_teacher(
-    cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say
+    cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say, log: BuildLog
 ) -> TeacherResult:
     """Compute what is missing of a teacher that has joined the cache."""
     name = teacher.spec.name
@@ -117,17 +125,34 @@ def run_teacher(
     started = time.perf_counter()
     usable = cache.usable_rows()
     images = int(np.isin(usable // cache.meta.shard_images, todo).sum())
+    unit = UnitLog(log, name, stages)
     if todo:
-        with ProgressLine(name, cache.num_images, done=cache.num_images - total) as line:
+        with (
+            ProgressLine(name, cache.num_images, done=cache.num_images - total) as line,
+            _told_if_stopped(unit, cache, name, say),
+        ):
             receipts = run_shards(
-                cache, teacher, todo, config, pool, stages, say=say,
-                step=lambda count: line.advance(count, stages.bottleneck()),
+                cache, teacher, todo, config, pool, stages, say=say, committed=unit.shard,
+                step=lambda count: line.advance(count, ", ".join(filter(None, (stages.bottleneck(), unit.note)))),
             )  # fmt: skip
             with contextlib.closing(receipts):
                 for _ in receipts:
                     pass
     compact_receipts(cache.storage, name)
+    unit.end("teacher")
     return TeacherResult(name, images, len(usable) - images, time.perf_counter() - started, stages)
+
+
+@contextlib.contextmanager
+def _told_if_stopped(unit: UnitLog, cache: Cache, name: str, say: Say) -> Generator[None]:
+    """On Ctrl-C: which shards are done, after the one that was being written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = len(missing_shards(cache, name))
+        say(f"\n{name}: {cache.meta.num_shards - left} of {cache.meta.num_shards} shards are done and stay")
+        unit.end("stopped")
+        raise
 
 
 def missing_shards(cache: Cache, unit: str) -> list[int]:

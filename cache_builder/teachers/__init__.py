@@ -77,6 +77,10 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
     """A teacher whose weights are at `path`. Raises TeacherError with the cure if they are not its own."""
     preset = find_teacher(name)
     teacher = FAMILIES[preset.family](preset, path, options)
+    if options.compiled:
+        from cache_builder.teachers.compiled import Compiled
+
+        teacher = Compiled(teacher)
     teacher.spec = replace(teacher.spec, views=options.views, view_sampling=options.view_sampling)
     if options.level_of is not None:
         level = level_name(preset.name, teacher.spec.geometry.input_hw)

@@ -86,7 +86,7 @@ class TeacherOptions:
     weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
     codec: what goes into the spec until the codec is calibrated (`cache_builder.calibrate.wanted_codec`); empty leaves
     the choice to the build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
-    views: of each image, the whole one among them; extra ones are drawn as view_sampling says.
+    views: of each image, the whole one among them; extra ones are drawn as view_sampling says. compiled: by torch.compile.
     """
 
     weights: Path | None = None
@@ -97,3 +97,4 @@ class TeacherOptions:
     level_of: str | None = None
     views: int = 1
     view_sampling: ViewSampling | None = None
+    compiled: bool = False

@@ -6,6 +6,7 @@ these builds. Usage: killed_builds.py FOLDER IMAGES. Exits with a sentence if an
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import signal
@@ -25,10 +26,10 @@ KILLS = 5
 CALL_SECONDS = 0.015
 
 
-def start(out: Path, images: Path, log: Path) -> int:
+def start(out: Path, images: Path, log: Path, *more: str) -> int:
     """Fork a `radio-cache build` and return its process number."""
     arguments = ["build", "--images", str(images), "--out", str(out), "--teacher", "fake-a", "--teacher", "fake-maps",
-                 "--shard-images", "1", "--batch-size", "2", "--threads", "2", "--device", "cpu"]  # fmt: skip
+                 "--shard-images", "1", "--batch-size", "2", "--threads", "2", "--device", "cpu", *more]  # fmt: skip
     child = os.fork()
     if child == 0:
         # A job in the background of a script ignores Ctrl-C, and its children inherit that; a terminal's do not.
@@ -87,6 +88,28 @@ def whatever_a_receipt_vouches_for_is_there(out: Path, reference: Cache) -> int:
     return read
 
 
+def interrupt(folder: Path, images: Path, reference: Path, shards: int) -> None:
+    """Ctrl-C during the scan, the first and the second teacher; and every shard of a teacher is a line of the log, once."""
+    out, log, json_log = folder / "interrupted.zarr", folder / "log-interrupted", folder / "lines.jsonl"
+    for receipts in (2, shards // 2, shards - 4):
+        child = start(out, images, log, "--log-json", str(json_log))
+        wait_for(receipts, out, child, log)
+        os.kill(child, signal.SIGINT)
+        expect(finish(child) == 130, f"Ctrl-C at {receipts} receipts did not exit with 130", log)
+        said = log.read_text()
+        told = "Nothing is lost: the same command goes on where this one stopped."
+        expect(told in said and "shards are done and stay" in said, "Ctrl-C did not say how to go on", log)
+        expect("Traceback" not in said, "Ctrl-C left a traceback", log)
+        log.unlink()
+    expect(finish(start(out, images, log, "--log-json", str(json_log))) == 0, "the build after Ctrl-C failed", log)
+    expect(same(out, reference), "the build after Ctrl-C stored something else", log)
+    lines = [json.loads(line) for line in json_log.read_text().splitlines()]
+    expect([line["event"] for line in lines].count("stopped") == 3, "not every stop is in the log", json_log)
+    for name in Cache(out).teachers:
+        logged = sorted(line["shard"] for line in lines if line["event"] == "shard" and line["unit"] == name)
+        expect(logged == list(range(Cache(out).meta.num_shards)), f"{name}: shards {logged}", json_log)
+
+
 def run(folder: Path, images: Path) -> None:
     log = folder / "log"
     reference = folder / "reference.zarr"
@@ -108,15 +131,7 @@ def run(folder: Path, images: Path) -> None:
     cache = Cache(out)
     expect(len(cache.usable_rows(cache.teachers)) == cache.num_images, "rows are missing after the kills", log)
 
-    out = folder / "interrupted.zarr"
-    child = start(out, images, log)
-    wait_for(shards // 2, out, child, log)
-    os.kill(child, signal.SIGINT)
-    expect(finish(child) == 130, "Ctrl-C did not exit with 130", log)
-    told = "Nothing is lost: the same command goes on where this one stopped."
-    expect(told in log.read_text(), "Ctrl-C did not say how to go on", log)
-    expect(finish(start(out, images, log)) == 0, "the build after Ctrl-C failed", log)
-    expect(same(out, reference), "the build after Ctrl-C stored something else", log)
+    interrupt(folder, images, reference, shards)
 
     out = folder / "two.zarr"
     children = [start(out, images, log) for _ in range(2)]

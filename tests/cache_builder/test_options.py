@@ -67,7 +67,7 @@ def test_a_teacher_given_two_values_is_refused() -> None:
 
 def options(*teachers: str, **given: tuple[str, ...]) -> dict[str, TeacherOptions]:
     flags: Any = dict.fromkeys(("weights", "size", "fit", "codec", "packing", "fidelity", "step", "views"), ())
-    return teacher_options(teachers, "cpu", **(flags | {"dtype": "auto", "flip_views": False} | given))
+    return teacher_options(teachers, "cpu", **(flags | {"dtype": "auto", "flip_views": False, "compiled": False} | given))
 
 
 def test_the_first_size_is_the_teacher_itself_and_further_ones_are_levels_beside_it() -> None:
