@@ -110,5 +110,5 @@ def teacher_network(teacher: Teacher, *, device: torch.device, at_size: Callable
     return Network(
         about="teacher, run here", geometry=teacher.spec.geometry, normalisation=teacher.spec.normalisation,
         has_summary=teacher.spec.summary_dim is not None, has_map=True, call=call, at_size=at_size,
-        module=next(part for part in vars(teacher).values() if isinstance(part, torch.nn.Module)),
+        module=next((part for part in vars(teacher).values() if isinstance(part, torch.nn.Module)), torch.nn.Module()),
     )  # fmt: skip

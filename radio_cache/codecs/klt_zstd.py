@@ -33,8 +33,8 @@ class KltZstd:
 
     step: in units of phi. level: of zstd. layout, channel by channel always, below a plane of gains:
         "bytes": low and high bytes in planes, both signed: q = low + 256 high. High bytes are nearly all zero.
-        "nibbles": q = low + 16 high; the low nibbles, signed, of each two tokens that lie one below the other in one byte: zstd
-        codes a byte with no less than a bit, and two small codes that belong together are worth less than twice one.
+        "nibbles": q = low + 16 high; of each two rows of tokens (all channels, one below the other) the low nibbles, signed, in
+        one byte: zstd takes no less than a bit for a byte, and two small codes that go together are worth less than twice that.
         "planes": bytes, without gains (a = 1), as the first caches have them.
     """
 
@@ -65,14 +65,14 @@ class KltZstd:
             return (2, channels, h, w)
         if self.layout == "bytes":
             return ((1 + 2 * channels) * h, w)
-        return (h + channels * (-(-h // 2) + h), w)
+        return (h - (-channels * h // 2) + channels * h, w)
 
     def grid_height(self, row_height: int) -> int:
         """Tokens from top to bottom of a map whose row is so high; not for "planes"."""
         channels = self.basis.channels
         if self.layout == "bytes":
             return row_height // (1 + 2 * channels)
-        return 2 * row_height // (2 + 3 * channels)  # an odd height's last half pair is rounded off
+        return 2 * row_height // (2 + 3 * channels)  # where there is an odd row, its half is rounded off
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.int8]:
         return self.codes_of(self.basis.forward(features))
@@ -86,9 +86,7 @@ class KltZstd:
         low, high = split(np.moveaxis(integers, -1, -3), self.layout)
         if self.layout == "planes":
             return np.stack([low, high], axis=-4)
-        *images, c, h, w = low.shape
-        flat = (gains, low.reshape(*images, c * h, w), high.reshape(*images, c * high.shape[-2], w))
-        return np.concatenate(flat, axis=-2)
+        return np.concatenate([gains, low, _flat(high)], axis=-2)
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
         return self.basis.inverse(self.coordinates(codes))
@@ -114,7 +112,7 @@ class KltZstd:
             (*images, row_height, w), c = codes.shape, self.basis.channels
             h = self.grid_height(row_height)
             gains, low, high = np.split(codes, [h, row_height - c * h], axis=-2)
-            low, high = low.reshape(*images, c, low.shape[-2] // c, w), high.reshape(*images, c, h, w)
+            high = high.reshape(*images, c, h, w)
         return self.dequantise(gains, np.moveaxis(joined(low, high, self.layout), -3, -1))
 
     def _gains(self, coordinates: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -146,12 +144,12 @@ class KltZstd:
 
 
 def split(integers: NDArray[np.int32], layout: Layout) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Integers (..., h, w) in a low part, which two of them may share, and a high one (..., h, w)."""
+    """Integers (..., c, h, w) in two parts: low, of the same shape for "planes", else (..., rows, w), and high (..., c, h, w)."""
     if layout != "nibbles":
         low = integers.astype(np.int8)  # wraps around
-        return low, ((integers - low) >> 8).astype(np.int8)
+        return low if layout == "planes" else _flat(low), ((integers - low) >> 8).astype(np.int8)
     low = ((integers + 8) & 15) - 8
-    high = ((integers - low) >> 4).astype(np.int8)
+    high, low = ((integers - low) >> 4).astype(np.int8), _flat(low)
     if low.shape[-2] % 2:
         low = np.concatenate([low, np.zeros_like(low[..., :1, :])], axis=-2)
     return (low[..., 0::2, :] & 15 | low[..., 1::2, :] << 4).astype(np.int8), high
@@ -160,10 +158,17 @@ def split(integers: NDArray[np.int32], layout: Layout) -> tuple[NDArray[np.int8]
 def joined(low: NDArray[np.int8], high: NDArray[np.int8], layout: Layout) -> NDArray[np.int16]:
     """The integers of `split`."""
     if layout != "nibbles":
-        return low.astype(np.int16) + high.astype(np.int16) * np.int16(256)
+        return low.astype(np.int16).reshape(high.shape) + high.astype(np.int16) * np.int16(256)
     upper = (low << np.int8(4)) >> np.int8(4)  # the shift to the right keeps the sign
     pairs = np.stack([upper, low >> np.int8(4)], axis=-2).reshape(*low.shape[:-2], -1, low.shape[-1])
-    return pairs[..., : high.shape[-2], :].astype(np.int16) + high.astype(np.int16) * np.int16(16)
+    rows = pairs[..., : high.shape[-3] * high.shape[-2], :].reshape(high.shape)
+    return rows.astype(np.int16) + high.astype(np.int16) * np.int16(16)
+
+
+def _flat(channels: NDArray[Any]) -> NDArray[Any]:
+    """(..., c, h, w) to (..., c h, w)."""
+    *images, c, h, w = channels.shape
+    return channels.reshape(*images, c * h, w)
 
 
 def fits_nibbles(step: float, channels: int) -> bool:

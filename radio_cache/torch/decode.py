@@ -80,13 +80,13 @@ def _zstd_coordinates(codes: Tensor, codec: KltZstd) -> Tensor:
     row_height, channels = codes.shape[-2], codec.basis.channels
     h = codec.grid_height(row_height)
     gains, low, high = torch.split(codes, [h, row_height - (channels + 1) * h, channels * h], dim=-2)
-    low, high = low.unflatten(-2, (channels, -1)), high.unflatten(-2, (channels, h)).to(torch.int16)
+    high = high.unflatten(-2, (channels, h)).to(torch.int16)
     if codec.layout == "nibbles":
         # The shift to the right keeps the sign.
         pairs = torch.stack([(low << 4) >> 4, low >> 4], dim=-2).flatten(-3, -2)
-        integers = pairs[..., :h, :].to(torch.int16) + high * 16
+        integers = pairs[..., : channels * h, :].unflatten(-2, (channels, h)).to(torch.int16) + high * 16
     else:
-        integers = low.to(torch.int16) + high * 256
+        integers = low.unflatten(-2, (channels, h)).to(torch.int16) + high * 256
     steps = codec.step * torch.exp2(gains.float() / ZSTD_GAINS_PER_OCTAVE)
     return integers.movedim(-3, -1).float() * steps[..., None]
 

@@ -153,16 +153,16 @@ def _zstd_codes(coordinates: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
     low, high = _split(rounded.to(torch.int32).movedim(-1, -3), codec)
     if codec.layout == "planes":
         return torch.stack([low, high], dim=-4), rounded * steps
-    return torch.cat([gains.to(torch.int8), low.flatten(-3, -2), high.flatten(-3, -2)], dim=-2), rounded * steps
+    return torch.cat([gains.to(torch.int8), low, high.flatten(-3, -2)], dim=-2), rounded * steps
 
 
 def _split(integers: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
     """`klt_zstd.split` on the device."""
     if codec.layout != "nibbles":
         low = integers.to(torch.int8)  # wraps around
-        return low, ((integers - low) >> 8).to(torch.int8)
+        return low if codec.layout == "planes" else low.flatten(-3, -2), ((integers - low) >> 8).to(torch.int8)
     low = ((integers + 8) & 15) - 8
-    high = ((integers - low) >> 4).to(torch.int8)
+    high, low = ((integers - low) >> 4).to(torch.int8), low.flatten(-3, -2)
     if low.shape[-2] % 2:
         low = torch.cat([low, torch.zeros_like(low[..., :1, :])], dim=-2)
     return (low[..., 0::2, :] & 15 | low[..., 1::2, :] << 4).to(torch.int8), high

@@ -82,10 +82,10 @@ def with_gains(lines: list[list[int]], name: str, h: int, w: int, *, channels: i
         if name == "golden-bytes":
             q = lines[h + c * h + i][j] + 256 * lines[h + channels * h + c * h + i][j]
         else:
-            half = -(-h // 2)
-            byte = lines[h + c * half + i // 2][j] % 256
-            low = byte // 16 if i % 2 else byte % 16
-            q = (low - 16 if low > 7 else low) + 16 * lines[h + channels * half + c * h + i][j]
+            half, line = -(-channels * h // 2), c * h + i
+            byte = lines[h + line // 2][j] % 256
+            low = byte // 16 if line % 2 else byte % 16
+            q = (low - 16 if low > 7 else low) + 16 * lines[h + half + line][j]
         found[i, j, c] = 2 ** (lines[i][j] / 4) * q
     return found
 

@@ -33,11 +33,11 @@ def test_every_coordinate_is_off_by_at_most_half_a_step(layout: Layout, step: fl
 
 
 @every_layout
-@given(data=st.data(), h=st.integers(1, 5), w=st.integers(1, 3))
-def test_codes_of_any_size_survive_the_split(layout: Layout, data: st.DataObject, h: int, w: int) -> None:
+@given(data=st.data(), c=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 3))
+def test_codes_of_any_size_survive_the_split(layout: Layout, data: st.DataObject, c: int, h: int, w: int) -> None:
     most = LARGEST[layout]
-    numbers = st.lists(st.integers(-most, most), min_size=2 * h * w, max_size=2 * h * w)
-    integers = np.array(data.draw(numbers), np.int32).reshape(2, h, w)
+    numbers = st.lists(st.integers(-most, most), min_size=c * h * w, max_size=c * h * w)
+    integers = np.array(data.draw(numbers), np.int32).reshape(1, c, h, w)
     low, high = split(integers, layout)
     assert (high != -128).all()
     np.testing.assert_array_equal(joined(low, high, layout), integers)
