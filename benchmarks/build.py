@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from cache_builder.allocator import keep_blocks
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.shard_work import run_shards
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    keep_blocks()  # as the command does
     FAMILIES["random-vit"] = RandomViT  # type: ignore[assignment]
     TEACHERS[RANDOM.name] = RANDOM
     cores = torch.get_num_threads()

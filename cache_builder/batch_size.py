@@ -22,8 +22,8 @@ from radio_cache.errors import ConfigError
 from radio_cache.extra_views import draw_view
 from radio_cache.prefetch import ahead
 
-CPU_BATCH = 8
-"""Measured with EfficientNet-Lite0 and ViT-B (docs/log.md)."""
+CPU_BATCH = 4
+"""Measured with EfficientNet-Lite0 (docs/log.md): larger batches are slower, and take more memory."""
 
 MOST_IMAGES = 1024
 _FASTER = 1.05

@@ -20,6 +20,7 @@ from cache_builder.teacher_run import TeacherResult, join_teacher, run_teacher, 
 from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
 from radio_cache.reader import Cache, is_cache
+from radio_cache.schema import TeacherSpec
 from radio_cache.writer import refuse_occupied
 
 
@@ -54,32 +55,43 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     if cache is None:
         with unless_another_was_faster(config.out):
             refuse_occupied(config.out)
-    # All teachers at once, in main memory: one that does not fit must not surface after hours with another.
-    teachers: list[Teacher] = [
-        load_found(options.level_of or name, weights[name], options) for name, options in config.teachers.items()
-    ]
-    for teacher in teachers:
-        for note in teacher.notes:
-            say(f"{teacher.spec.name}: {note}")
+
+    def load(name: str) -> Teacher:
+        return load_found(config.teachers[name].level_of or name, weights[name], config.teachers[name])
+
+    # Every file is read as a whole before the first teacher runs, so that a wrong one does not surface after hours; but one
+    # teacher at a time is in memory. The first one stays, the others are loaded again when it is their turn.
+    first, *others = config.teachers
+    known = {name: _known(load(name)) for name in others}
+    teacher: Teacher | None = load(first)
+    known = {first: _known(teacher)} | known
+    for spec, notes in known.values():
+        for note in notes:
+            say(f"{spec.name}: {note}")
     cache = cache or create(config, listing)
-    check_same(cache, [teacher.spec for teacher in teachers])
+    check_same(cache, [spec for spec, _ in known.values()])
     cache = grown_cache(cache, listing, say)
     record_listing(cache, config.request(), listing)
     results: list[TeacherResult] = []
     if crew is not None:
-        del teachers  # they have been checked; the workers load their own
+        del teacher  # it has been checked; the workers load their own
         results = crew.build(cache, config, say, log)
         return _report(config, listing, results)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         scan_images(cache, pool, say, log)
-        while teachers:
-            teacher = teachers.pop(0)
+        for name in config.teachers:
+            if teacher is None:
+                teacher = load(name)
             teacher.to(torch.device(config.device))
             sized = with_batch(config, teacher, say)
             cache = join_teacher(cache, teacher, sized, pool, say)
             results.append(run_teacher(cache, teacher, sized, pool, say, log))
-            del teacher
+            teacher = None
     return _report(config, listing, results)
+
+
+def _known(teacher: Teacher) -> tuple[TeacherSpec, tuple[str, ...]]:
+    return teacher.spec, teacher.notes
 
 
 def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult]) -> BuildReport:

@@ -40,8 +40,8 @@ class TeacherFlags(TypedDict):
 
 
 def build_config(
-    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str, shard_images: int,
-    filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
+    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str,
+    shard_images: int, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
     store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
     **flags: Unpack[TeacherFlags],
 ) -> BuildConfig:  # fmt: skip

@@ -58,6 +58,7 @@ def _plan(
     devices: int, dollars_per_hour: float | None, student_steps: int, student_batch: int, probe_images: int, probe_s: float,
     no_weights: bool, as_json: Path | None, **options: Any,
 ) -> None:  # fmt: skip
+    from cache_builder.allocator import keep_blocks
     from cache_builder.options import build_config
     from cache_builder.plan import PlanConfig, plan_build
 
@@ -65,6 +66,8 @@ def _plan(
         build=build_config(**options), devices=devices, dollars_per_hour=dollars_per_hour, student_steps=student_steps,
         student_batch=student_batch, probe_images=probe_images, probe_s=probe_s, no_weights=no_weights,
     )  # fmt: skip
+    if config.build.device == "cpu":
+        keep_blocks()  # as a build does
     plan = plan_build(config, say=lambda text: click.echo(text, err=True))
     for note in plan.notes:
         click.echo(note, err=True)

@@ -85,5 +85,8 @@ def test_a_build_with_it_is_complete(build: Callable[..., BuildReport]) -> None:
 def test_a_size_that_is_neither_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--batch-size {text}: a whole number of images, or auto"):
         batch_fields(text)
+
+
+def test_a_size_is_a_number_or_auto() -> None:
     assert batch_fields("auto") == {"auto_batch": True}
     assert batch_fields("7") == {"batch_images": 7}

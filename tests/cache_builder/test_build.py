@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -434,6 +435,26 @@ def test_a_wrong_second_teacher_is_refused_before_any_work_is_done(build: Build,
     with pytest.raises(TeacherWeightsError, match=r"w\.pth"):
         build(teachers={"fake-a": TeacherOptions(), "sam-vit-b": TeacherOptions(weights=tmp_path / "w.pth")})
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_one_teacher_at_a_time_is_in_memory(
+    build: Build, fake_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    at_once: list[int] = []
+    original = fake_module.FakeTeacher.__init__
+
+    def counted(self: Any, *args: Any) -> None:
+        alive.add(self)
+        at_once.append(len(alive))
+        original(self, *args)
+
+    monkeypatch.setattr(fake_module.FakeTeacher, "__init__", counted)
+    level = TeacherOptions(size_px=40, level_of="fake-a")
+    teachers = {"fake-a": TeacherOptions(), "fake-a@40": level, "fake-maps": TeacherOptions()}
+    assert [result.images for result in build(teachers=teachers).results] == [10, 10, 10]
+    assert len(at_once) == 5  # two are checked and let go, the first is kept, the two come again
+    assert max(at_once) == 1
 
 
 def test_a_second_teacher_unlike_the_cached_one_is_refused_before_the_first_computes(
