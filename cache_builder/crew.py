@@ -99,6 +99,7 @@ class Crew:
             cache = Cache(cache.storage)
             made = len(cache.usable_rows([name])) - before
             results.append(TeacherResult(name, made, before, time.perf_counter() - started, StageSeconds()))
+        cache.storage.remove_leftovers()  # of workers on this machine that were killed while they wrote
         _refuse_failed(cache, failed)
         return results
 
