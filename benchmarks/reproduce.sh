@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The paper's evaluations, end to end: docs/reproduce.md says what to expect. Needs a GPU and the data sets named below;
-# what was finished is not done again. RUN, IMAGENET, ADE20K, VOC, OUT and TEACHERS come from the environment.
+# what was finished is not done again. RUN, IMAGENET, ADE20K, VOC, COCO, SAM,
+# LLAVA, OUT and TEACHERS come from the environment.
 set -euo pipefail
 
 OUT=${OUT:-results}
@@ -35,6 +36,17 @@ if [ -n "${VOC:-}" ]; then
     once voc radio-eval segment --voc "$VOC" "${student[@]}" "${models[@]}" --pictures "$OUT/voc.png"
 else
     echo "VOC is not set: no segmentation of it"
+fi
+if [ -n "${COCO:-}" ]; then
+    once sam radio-eval sam --annotations "$COCO/annotations/instances_val2017.json" --images "$COCO/val2017" \
+        --sam "${SAM:-sam}" "${student[@]}" --pictures "$OUT/sam.png"
+else
+    echo "COCO is not set: no masks in SAM's place"
+fi
+if [ -n "${LLAVA:-}" ]; then
+    once vlm radio-eval vlm --llava "$LLAVA" --out "$OUT/lmms-eval"
+else
+    echo "LLAVA is not set: no questions about pictures"
 fi
 timed=(--batch 128 --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
 quality=()

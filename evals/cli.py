@@ -8,6 +8,7 @@ from evals.commands.report import everything, report
 from evals.commands.sam import sam
 from evals.commands.segment import segment
 from evals.commands.throughput import throughput
+from evals.commands.vlm import vlm
 from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
 
@@ -18,7 +19,9 @@ def main() -> None:
     """Evaluate students beside their teachers."""
 
 
-for command in (knn, zero_shot, segment, sam, throughput, mode_switch, rank, retrieve, similarity, report, everything):
+for command in (
+    knn, zero_shot, segment, sam, vlm, throughput, mode_switch, rank, retrieve, similarity, report, everything
+):  # fmt: skip
     main.add_command(command)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import sys
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the com
 
 import pytest
 import torch
+from torch import nn
 
 torch.set_num_threads(1)
 
@@ -79,3 +81,56 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
     yield mount
     for disk in disks:
         disk.close()
+
+
+OWN_FILE = """
+import torch
+from torch import nn
+from trainer.students.base import CLIP_MEAN, CLIP_STD
+
+MADE = {}
+
+def column(values):
+    return torch.tensor(tuple(values)).view(1, 3, 1, 1)
+
+class Encoder(nn.Module):
+    '''A library's encoder behind a student's colours. make() -> (network, its mean, its std, call(network, images)).'''
+    def __init__(self):
+        super().__init__()
+        self.net, self.mean, self.std, self.call = MADE["make"]()
+    def forward(self, x):
+        pixels = x * column(CLIP_STD) + column(CLIP_MEAN)
+        return self.call(self.net, (pixels - column(self.mean)) / column(self.std))
+"""
+
+AsStudent = Callable[..., nn.Module]
+
+
+@pytest.fixture
+def as_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsStudent:
+    """Students whose network is a big model's own encoder, and whose heads do nothing: nothing must tell them from it."""
+    from trainer.adaptors import TeacherWidths
+    from trainer.distilled import StudentConfig, build_distilled
+
+    (tmp_path / "library_encoder.py").write_text(OWN_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "library_encoder", raising=False)
+
+    def make(teacher: str, made, *, image_hw: tuple[int, int]) -> nn.Module:
+        import library_encoder
+
+        library_encoder.MADE["make"] = lambda: made
+        overrides = {"preferred_resolution": image_hw, "fixed_resolution": True}
+        config = {"student": "torch-module:library_encoder:Encoder", "overrides": overrides, "image_hw": image_hw,
+                  "fit": "squash", "adaptor_width": 4, "seed": 0, "steps": 1, "images_seen": 1, "cache": "", "run": "",
+                  "recipe": ""}  # fmt: skip
+        probe = build_distilled(
+            StudentConfig(teachers=(TeacherWidths(name="x", summary_dim=2, spatial_dim=2),), **config)
+        )
+        known = TeacherWidths(name=teacher, summary_dim=probe.summary_dim, spatial_dim=probe.embed_dim)
+        model = build_distilled(StudentConfig(teachers=(known,), **config)).eval()
+        model.adaptors.summary_heads[0] = nn.Identity()
+        model.adaptors.spatial_heads[0] = nn.Identity()
+        return model
+
+    return make

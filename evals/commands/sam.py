@@ -62,6 +62,8 @@ def sam(
     for row in result.rows:
         by_size = ("–" if value is None else f"{value:.1%}" for value in (row.miou, row.small, row.medium, row.large))
         shown.add_row(row.name, f"{row.instances:,}", *by_size, f"{row.ap:.1%}")
+    for paper in result.paper:
+        shown.add_row(f"{paper.name}, {paper.px} px, reported", "", f"{paper.sam_coco}%", "", "", "", "")
     out.print(shown)
     for note in result.notes:
         out.print(f"note: {note}")

@@ -117,13 +117,14 @@ def load_runs(runs: Sequence[Path], *, device: torch.device, untrained: bool = T
     """The student of every run and, beside it, the same network before its first step."""
     return [
         StudentEncoder.of_run(run, name=name, trained=trained, device=device)
-        for run, plain in zip(runs, _run_names(runs), strict=True)
+        for run, plain in zip(runs, run_names(runs), strict=True)
         for name, trained in ((plain, True), (f"{plain}, untrained", False))
         if trained or untrained
     ]
 
 
-def _run_names(runs: Sequence[Path]) -> list[str]:
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """What tables call the students of runs: "student" for one, folder names for several, paths where those are alike."""
     if len(runs) == 1:
         return ["student"]
     names = [run.resolve().name for run in runs]

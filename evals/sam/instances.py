@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from evals.errors import EvalError
+from evals.paper import is_coco_validation
 
 SMALL_PX, MEDIUM_PX = 32**2, 96**2
 """Areas below which COCO calls an instance small, and medium."""
@@ -52,6 +53,8 @@ class Instances:
                 coco: Any = COCO(str(file))
             if not coco.getImgIds() or not coco.getAnnIds():
                 raise EvalError(f"{file} lists no images, or no instances")
+            for image in coco.imgs.values():
+                _ = image["file_name"], image["height"], image["width"]
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as exc:
             raise EvalError(f"{file} is no file of COCO instances: {exc!r:.200}") from exc
         return cls(file, coco)
@@ -63,6 +66,10 @@ class Instances:
             return ids
         chosen = np.random.default_rng(seed).choice(len(ids), limit, replace=False)
         return [ids[number] for number in sorted(chosen.tolist())]
+
+    def is_coco_validation(self) -> bool:
+        """Whether this is the file that the paper's figures are on, by its counts."""
+        return is_coco_validation(categories=len(self.coco.getCatIds()), images=len(self.coco.getImgIds()))
 
     def file_name(self, image: int) -> str:
         return str(self.coco.imgs[image]["file_name"])
@@ -79,18 +86,19 @@ class Instances:
                 f"{image_hw[1]} x {image_hw[0]} pixels: are these the annotations of these images?"
             )
         for one in self.coco.imgToAnns[image]:
-            if one.get("iscrowd"):
-                self._leave("crowd regions")
-                continue
             try:
                 with warnings.catch_warnings():
                     # pycocotools hands over arrays in a way that newer numpys deprecate.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     mask = np.asarray(self.coco.annToMask(one), np.bool_)
+                one.setdefault("area", float(mask.sum()))  # by which COCO's evaluation sorts; some writers leave it out
                 x, y, w, h = (float(value) for value in one["bbox"])
             except Exception:  # pycocotools raises whatever its C code meets in a broken polygon or run-length code
                 self._leave("instances whose outline or box is broken")
                 self.broken.add(int(one["id"]))
+                continue
+            if one.setdefault("iscrowd", 0):
+                self._leave("crowd regions")
                 continue
             if not mask.any() or w <= 0 or h <= 0:
                 self._leave("instances of no pixel")

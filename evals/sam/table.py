@@ -20,8 +20,11 @@ from segment_anything.modeling import Sam
 
 from cache_builder.teachers import find_teacher, find_weights
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.weights import file_sha256
+from evals.encoders.named import run_names
 from evals.errors import EvalError
 from evals.neighbours import Device
+from evals.paper import SAM_ROWS, PaperRow
 from evals.picture_grid import Pane
 from evals.progress import Progress
 from evals.sam.instances import Instance, Instances, inner_points
@@ -83,12 +86,14 @@ class SamRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SamTable:
-    """What was measured and how."""
+    """What was measured and how. annotations_sha256: of their file. paper: rows to compare with, where they apply."""
 
     protocol: str
     images: int
+    annotations_sha256: str
     rows: tuple[SamRow, ...]
     notes: tuple[str, ...]
+    paper: tuple[PaperRow, ...] = ()
     pictures: tuple[tuple[Pane, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -103,8 +108,7 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     boxes = None if config.detections is None else _detections(config.detections)
     sam = load_sam(config.sam, config.weights).to(device)
     predictors = {config.sam: SamPredictor(sam)}
-    for run in config.runs:
-        name = "student" if len(config.runs) == 1 else run.name
+    for run, name in zip(config.runs, run_names(config.runs), strict=True):
         predictors[name] = SamPredictor(sam_with_student(sam, load_student(run, adaptors="all").to(device), config.sam))
     found: dict[str, list[tuple[float, str]]] = {name: [] for name in predictors}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in predictors}
@@ -114,6 +118,8 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
         truth = list(instances.of(image_id, (image.height, image.width)))
         asked: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
         shown: list[Pane] | None = [("image", thumbnail(image))] if number < config.pictures else None
+        if shown is not None:
+            shown.append(("annotated", _overlay([one.mask for one in truth], image)))
         for name, predictor in predictors.items():
             predictor.set_image(np.asarray(image))
             masks = [_mask(predictor, one, config.prompt) for one in asked]
@@ -123,17 +129,21 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
                 sure = score if isinstance(one, Instance) else one.score
                 results[name].append(_result(image_id, one.category, mask, sure))
             if shown is not None:
-                shown.append((name, overlay(image, _numbered([mask for mask, _ in masks], image), len(masks) + 1)))
+                shown.append((name, _overlay([mask for mask, _ in masks], image)))
         drawn += [tuple(shown)] if shown is not None else []
         if progress is not None:
             progress("SAM", number + 1, len(ids))
+    is_paper = config.prompt == "box" and config.limit is None and instances.is_coco_validation()
     instances.drop_broken()
     rows = tuple(_row(name, found[name], results[name], instances, ids) for name in predictors)
-    notes = [f"Left out: {count:,} {what}." for what, count in instances.left_out.items()]
+    notes = [f"Left out: {what} ({count:,})." for what, count in instances.left_out.items()]
     protocol = (
         f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}; one mask a prompt, no refinement"
     )
-    return SamTable(protocol=protocol, images=len(ids), rows=rows, notes=tuple(notes), pictures=tuple(drawn))
+    return SamTable(
+        protocol=protocol, images=len(ids), annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(notes),
+        paper=SAM_ROWS if is_paper else (), pictures=tuple(drawn),
+    )  # fmt: skip
 
 
 def load_sam(name: str, weights: Path | None) -> Sam:
@@ -220,9 +230,9 @@ def _image(path: Path) -> Image.Image:
         raise EvalError(f"{path}: {exc}; --images is the folder that the annotations' file names are below") from exc
 
 
-def _numbered(masks: Sequence[NDArray[np.bool_]], image: Image.Image) -> NDArray[np.int16]:
-    """(h, w) the number of the mask on top, from 1; 0 where there is none."""
+def _overlay(masks: Sequence[NDArray[np.bool_]], image: Image.Image) -> NDArray[np.uint8]:
+    """(h, w, 3): every mask in a colour of its own, later ones on top, and the rest dark."""
     numbers = np.zeros((image.height, image.width), np.int16)
     for number, mask in enumerate(masks, start=1):
         numbers[mask] = number
-    return numbers
+    return overlay(image, numbers, len(masks) + 1)

@@ -7,6 +7,7 @@ other. Needs transformers.
 from typing import Any, Protocol, cast, final
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
@@ -14,8 +15,10 @@ from transformers import (
     AutoModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -23,6 +26,10 @@ from trainer.adaptors import BACKBONE
 from trainer.carried.modeling_radio_student import save_constants, take_weights
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent, StudentConfig, build_distilled
 from trainer.dropins.part import StudentAsTeacher, widths
+from trainer.exports.hugging_face import image_processor_settings
+
+IMAGE_TOKEN = "<image>"
+"""The word that stands for a picture in LLaVA's prompts."""
 
 
 class LanguageModel(Protocol):
@@ -113,3 +120,18 @@ def llava_with_student(
     inner.language_model.load_state_dict(language_model.model.state_dict())
     llava.lm_head.load_state_dict(language_model.lm_head.state_dict())
     return llava
+
+
+def llava_processor(
+    model: DistilledStudent, tokenizer: PreTrainedTokenizerBase, *, teacher: str = BACKBONE
+) -> LlavaProcessor:
+    """What prepares pictures and words for `llava_with_student`: save it beside the model. tokenizer: knows "<image>".
+
+    A picture in a prompt takes as many tokens as the tower gives; colours stay in [0, 1].
+    """
+    settings = image_processor_settings(model)
+    kind: Any = getattr(transformers, settings.pop("image_processor_type"))
+    return LlavaProcessor(
+        image_processor=kind(**settings), tokenizer=tokenizer, patch_size=tower_config(model, teacher).patch_size,
+        vision_feature_select_strategy="full", num_additional_image_tokens=0, image_token=IMAGE_TOKEN,
+    )  # fmt: skip

@@ -37,7 +37,7 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     tensors = {key: value.contiguous().clone() for key, value in like.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
-    write_atomically(folder / "preprocessor_config.json", json.dumps(_image_processor(model), indent=1).encode())
+    write_atomically(folder / "preprocessor_config.json", json.dumps(image_processor_settings(model), indent=1).encode())
     for file, text in carried_files(_CARRIED).items():
         write_atomically(folder / file, text.encode())
 
@@ -70,7 +70,7 @@ def refuse_torch_module(model: DistilledStudent, what: str) -> None:
         )
 
 
-def _image_processor(model: DistilledStudent) -> dict[str, Any]:
+def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
     """What a student is shown of an image outside of training, in transformers' words (`trainer.data.eval_box_xyxy`)."""
     h, w = model.config.image_hw
     rest: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False, "do_convert_rgb": True}

@@ -1,0 +1,83 @@
+"""radio-eval vlm."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evals.commands.shared import AGAIN, PATH, device_option, json_option, write_record
+from radio_cache.cli_support import console, plain_errors, printable, table
+from radio_cache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evals.neighbours import Device
+
+VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
+"""Names of `evals.vlm.TASKS`, repeated for the help; a test compares them."""
+
+
+@click.command()
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Put the student of --run before a small random language model, and see that it works.",
+)
+@click.option("--run", type=PATH, help="Folder of a training run, for --check.")
+@click.option("--head", metavar="TEACHER", help="Whose features LLaVA reads, for --check. Default: the student's own.")
+@click.option(
+    "--llava", type=PATH, metavar="DIR", help="A LLaVA and its processor, saved by transformers: asked by lmms-eval."
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME",
+    help=f"One of {', '.join(VLM_TASKS)}. May be given again. Default: all.",
+)
+@click.option("--out", type=PATH, metavar="DIR", help="Where lmms-eval writes. Default: DIR of --llava, lmms-eval.")
+@click.option("--limit", type=int, help="The first questions of each task, at most.")
+@json_option
+@device_option
+@plain_errors(on_interrupt=AGAIN)
+def vlm(
+    check: bool, run: Path | None, head: str | None, llava: Path | None, tasks: tuple[str, ...], out: Path | None,
+    limit: int | None, json_file: Path | None, device: "Device",
+) -> None:  # fmt: skip
+    """A student as LLaVA's vision tower: --check proves the wiring, --llava asks a trained one GQA, TextVQA, POPE, VQAv2."""
+    if check == (llava is not None) or check != (run is not None):
+        raise ConfigError("give --check and --run RUN, or --llava DIR")
+    from trainer.exports.libraries import library
+
+    library("transformers", "radio-eval vlm")
+    if llava is None:
+        assert run is not None, "seen above"
+        _check(run, head, json_file)
+        return
+    from evals.vlm import HarnessConfig, run_harness
+
+    result = run_harness(
+        HarnessConfig(llava=llava, out=out or llava / "lmms-eval", tasks=tasks or VLM_TASKS, limit=limit, device=device)
+    )
+    write_record(json_file, result.to_json())
+    console().print(result.protocol)
+    shown = table("", "task", "metric", "value", left=2)
+    for row in result.rows:
+        shown.add_row(row.task, row.metric, f"{row.value:.4g}")
+    console().print(shown)
+    console().print(result.record)
+
+
+def _check(run: Path, head: str | None, json_file: Path | None) -> None:
+    from evals.vlm import check_wiring
+    from trainer.adaptors import BACKBONE
+
+    wiring = check_wiring(run, teacher=head or BACKBONE)
+    write_record(json_file, wiring.to_json())
+    out = console()
+    out.print(
+        f"{wiring.student} ({wiring.teacher}) as the vision tower of a LLaVA with a small random language model: "
+        f"{wiring.tokens} tokens a picture, {wiring.width} wide"
+    )
+    for what in wiring.held:
+        out.print(f"holds: {what}")
+    out.print(printable(f"it answers (random weights, no meaning): {wiring.answer}"))

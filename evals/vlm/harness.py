@@ -1,0 +1,129 @@
+"""Questions about pictures, asked by lmms-eval, of a LLaVA whose vision tower is a student, or of any other."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from evals.errors import EvalError
+from evals.neighbours import Device
+from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.torch import pick_device
+
+TASKS = {"gqa": "gqa", "textvqa": "textvqa_val", "pope": "pope", "vqav2": "vqav2_val"}
+"""What papers call them -> what lmms-eval calls them."""
+
+# transformers knows the tower once this module of ours was imported, in the process that loads the LLaVA.
+_START = "import runpy, trainer.dropins.llava; runpy.run_module('lmms_eval', run_name='__main__', alter_sys=True)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessConfig:
+    """llava: a folder of `save_pretrained`, of the model and its processor. out: where lmms-eval writes.
+
+    limit: questions of each task.
+    """
+
+    llava: Path
+    out: Path
+    tasks: tuple[str, ...] = tuple(TASKS)
+    limit: int | None = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task not in TASKS:
+                raise ConfigError("--task: " + unknown_name("task", task, TASKS))
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit needs at least 1 question, got {self.limit}")
+        if "," in str(self.llava):
+            raise ConfigError(f"--llava {self.llava}: lmms-eval takes no path with a comma; rename it, or link to it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One metric of one task, as lmms-eval counts it: most are shares in [0, 1]. metric: name and filter, `exact_match,none`."""
+
+    task: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmTable:
+    """What was measured and how. record: lmms-eval's own file."""
+
+    protocol: str
+    rows: tuple[Answered, ...]
+    record: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_harness(config: HarnessConfig) -> VlmTable:
+    """Run lmms-eval, whose output goes to ours, and read its figures. Raises EvalError: not installed, no LLaVA, failed."""
+    vision = _vision_tower(config.llava)
+    if find_spec("lmms_eval") is None:
+        raise EvalError(
+            "radio-eval vlm --llava needs lmms-eval, which is not installed: pip install lmms-eval (it fetches the data "
+            "sets from Hugging Face); radio-eval vlm --check needs neither"
+        )
+    before = set(config.out.rglob("*results.json"))
+    command = harness_command(config)
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise EvalError(f"lmms-eval ended with exit code {code}; its message is above. It was run as: {command[3:]}")
+    made = set(config.out.rglob("*results.json")) - before
+    if not made:
+        raise EvalError(f"lmms-eval ended well and wrote no *results.json below {config.out}; its messages are above")
+    record = max(made, key=lambda file: file.stat().st_mtime)
+    asked = "all questions" if config.limit is None else f"the first {config.limit:,} questions of each"
+    return VlmTable(
+        protocol=f"{config.llava} (vision tower: {vision}), {', '.join(config.tasks)}, {asked}, by lmms-eval's llava_hf",
+        rows=tuple(_rows(record, config.tasks)), record=str(record),
+    )  # fmt: skip
+
+
+def harness_command(config: HarnessConfig) -> list[str]:
+    """lmms-eval's own command line, in a Python that knows students."""
+    model = f"pretrained={config.llava},device={pick_device(config.device)}"
+    command = [sys.executable, "-c", _START, "--model", "llava_hf", "--model_args", model]
+    command += ["--tasks", ",".join(TASKS[task] for task in config.tasks), "--batch_size", "1"]
+    command += ["--output_path", str(config.out)]
+    return command if config.limit is None else [*command, "--limit", str(config.limit)]
+
+
+def _vision_tower(folder: Path) -> str:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, vision = config["model_type"], config["vision_config"]["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise EvalError(
+            f"--llava {folder} holds no LLaVA of transformers: {exc!r}. docs/vlm.md says how to make one"
+        ) from exc
+    if kind != "llava":
+        raise EvalError(f"--llava {folder} holds a model of the type {kind}, and this asks a LLaVA")
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise EvalError(
+            f"--llava {folder} holds no processor, which prepares pictures and words: save it there, too "
+            "(trainer.dropins.llava.llava_processor)"
+        )
+    return str(vision)
+
+
+def _rows(record: Path, tasks: Sequence[str]) -> list[Answered]:
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(record.read_text(encoding="utf-8"))["results"]
+        return [
+            Answered(task=task, metric=metric, value=float(value))
+            for task in tasks
+            for metric, value in found[TASKS[task]].items()
+            if isinstance(value, int | float) and "stderr" not in metric
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise EvalError(f"{record} is not what lmms-eval used to write: {exc!r}") from exc
