@@ -69,8 +69,10 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoReport:
         ),
         ("teachers on the test crops", ["radio-cache", "build", "--images", images.test, *teachers, "--out", test]),
         ("training the student", ["radio-train", "--cache", train, "--recipe", "demo", "--out", run]),
-        ("k-NN", ["radio-eval", "knn", "--cache", train, "--queries", test, "--run", run, "--json", out / "knn.json"]),
-        ("the page", ["radio-eval", "all", "--cache", train, "--queries", test, "--run", run, "--out", page]),
+        (
+            "k-NN and the page",
+            ["radio-eval", "all", "--cache", train, "--queries", test, "--run", run, "--out", page],
+        ),
     )
     for number, (title, command) in enumerate(steps, start=1):
         say(f"\n[{number}/{len(steps)}] {title}\n$ {shlex.join(map(str, command))}")

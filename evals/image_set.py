@@ -198,11 +198,12 @@ def open_source(place: str | Path) -> ImageSource:
 
 
 def image_set(
-    source: ImageSource, *, teachers: Iterable[str] = (), labelled: bool = False, limit: int | None = None
-) -> ImageSet:
+    source: ImageSource, *, teachers: Iterable[str] = (), labelled: bool = False, limit: int | None = None,
+    seed: int = 0,
+) -> ImageSet:  # fmt: skip
     """The images of a source that are usable and, in a cache, whose features every teacher named has.
 
-    labelled: only those with a class. limit: at most this many, drawn at random with seed 0, so that images sorted by
+    labelled: only those with a class. limit: at most this many, drawn at random, so that images sorted by
     class still give all classes. Raises EvalError if none is left, saying what is missing.
     """
     rows = np.arange(len(source))
@@ -224,7 +225,7 @@ def image_set(
                 "tars with a .cls for each image"
             )
     if limit is not None and limit < len(rows):
-        rows = np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
     return ImageSet(source, rows, source.labels[rows], source.class_names)
 
 

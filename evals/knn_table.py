@@ -41,7 +41,7 @@ class KnnConfig:
 
     bank: a cache, folder or tars; None takes the cache the first run was trained on. queries: the same; None leaves one
     image of the bank out at a time. models, weights: as `evals.encoders.parse_models` takes them.
-    k: the neighbours that vote; sweep: other numbers of them, shown beside. limit: images of each place at most, drawn at random.
+    k: the neighbours that vote; sweep: other numbers of them, shown beside. limit: images of each place at most, drawn by seed.
     """
 
     bank: str | Path | None = None
@@ -53,6 +53,7 @@ class KnnConfig:
     sweep: tuple[int, ...] = ()
     temperature: float = PAPER_TEMPERATURE
     limit: int | None = None
+    seed: int = 0
     device: Device = "auto"
 
     def __post_init__(self) -> None:
@@ -125,8 +126,11 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
     query_source = open_source(config.queries) if config.queries else None
     teachers, notes = _teachers(bank_source, query_source, device=device)
     names = [teacher.name for teacher in teachers]
-    bank = image_set(bank_source, teachers=names, labelled=True, limit=config.limit)
-    queries = image_set(query_source, teachers=names, labelled=True, limit=config.limit) if query_source else None
+    bank = image_set(bank_source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
+    queries = (
+        image_set(query_source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
+        if query_source else None
+    )  # fmt: skip
     table = knn_table(
         [*teachers, *models, *students], bank, queries,
         k=config.k, sweep=config.sweep, temperature=config.temperature, device=config.device, progress=progress,

@@ -31,12 +31,13 @@ _BATCH = 16
 @dataclass(frozen=True, kw_only=True)
 class ModeSwitchConfig:
     """run: whose student. cache: holds its teachers; None takes the one it learned from. sizes: of its input, pixels; by default
-    half to twice what it was trained at. limit: images at most."""
+    half to twice what it was trained at. limit: images at most, drawn at random by seed."""
 
     run: Path
     cache: str | Path | None = None
     sizes: tuple[int, ...] = ()
     limit: int | None = PAPER_IMAGES
+    seed: int = 0
     device: Device = "auto"
 
 
@@ -88,7 +89,7 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     teachers = [name for name in student.map_spaces[1:] if name in cache.teachers]
     if not teachers:
         raise EvalError(f"{cache.url} holds none of the student's teachers ({', '.join(student.map_spaces[1:])})")
-    images = image_set(CacheImages(cache), teachers=teachers, limit=config.limit)
+    images = image_set(CacheImages(cache), teachers=teachers, limit=config.limit, seed=config.seed)
     rows: list[ModeSwitchRow] = []
     trained_px = student.geometry.input_hw[0]
     sizes, notes = _sizes(student, config.sizes)

@@ -23,13 +23,14 @@ DEFAULT_IMAGES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """images: any place; None takes the first run's cache. limit: images at most, drawn at random."""
+    """images: any place; None takes the first run's cache. limit: images at most, drawn at random by seed."""
 
     images: str | Path | None = None
     runs: tuple[Path, ...] = ()
     models: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     limit: int | None = DEFAULT_IMAGES
+    seed: int = 0
     device: Device = "auto"
 
 
@@ -66,7 +67,7 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)
     fallback = learned_from(live)
-    images, encoders = images_and_encoders(config.images, live, fallback, limit=config.limit)
+    images, encoders = images_and_encoders(config.images, live, fallback, limit=config.limit, seed=config.seed)
     found: dict[str, tuple[Any, NDArray[np.float64]]] = {}
     seen = np.arange(len(images))
     for encoder in encoders:

@@ -14,6 +14,7 @@ from evals.commands.shared import (
     limit_option,
     models_option,
     runs_option,
+    seed_option,
     weights_option,
     write_record,
 )
@@ -44,13 +45,14 @@ PAPER_K, PAPER_TEMPERATURE = 20, 0.07
 )
 @click.option("--temperature", default=PAPER_TEMPERATURE, show_default=True, help="Of the votes, exp(similarity / T).")
 @limit_option
+@seed_option
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def knn(
     bank: str | Path | None, queries: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...],
     weights: tuple[str, ...], k: int, sweep: tuple[int, ...], temperature: float, limit: int | None,
-    json_file: Path | None, device: "Device",
+    seed: int, json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """k-NN accuracy of the teachers in a cache, of students, of the same students untrained, and of any model.
 
@@ -60,7 +62,7 @@ def knn(
 
     config = KnnConfig(
         bank=bank, queries=queries, runs=runs, models=models, weights=weights, k=k, sweep=sweep, temperature=temperature,
-        limit=limit, device=device,
+        limit=limit, seed=seed, device=device,
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_knn(config, progress=progress)

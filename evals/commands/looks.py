@@ -16,6 +16,7 @@ from evals.commands.shared import (
     limit_option,
     models_option,
     runs_option,
+    seed_option,
     weights_option,
     write_record,
 )
@@ -32,7 +33,6 @@ _images = click.option(
     "--images", "--cache", "images", type=PLACE, metavar="PLACE",
     help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run learned from.",
 )  # fmt: skip
-_seed = click.option("--seed", default=0, show_default=True, help="Of which images are drawn.")
 _picture = click.option("--out", type=PATH, required=True, metavar="FILE.png", help="The picture to write.")
 
 
@@ -42,17 +42,18 @@ _picture = click.option("--out", type=PATH, required=True, metavar="FILE.png", h
 @models_option
 @weights_option
 @click.option("--limit", default=2000, show_default=True, help="Images at most, drawn at random.")
+@seed_option
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def rank(
     images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], limit: int,
-    json_file: Path | None, device: "Device",
+    seed: int, json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """RankMe of summaries, and their linear CKA with every teacher: how rich, and how alike. Needs no labels."""
     from evals.rank import RankConfig, run_rank
 
-    config = RankConfig(images=images, runs=runs, models=models, weights=weights, limit=limit, device=device)
+    config = RankConfig(images=images, runs=runs, models=models, weights=weights, limit=limit, seed=seed, device=device)
     with ProgressLines() as progress:
         result = run_rank(config, progress=progress)
     write_record(json_file, result.to_json())
@@ -68,18 +69,19 @@ def rank(
     "--size", "sizes", type=int, multiple=True, metavar="PX", help="Of the student's input. May be given again."
 )
 @click.option("--limit", default=100, show_default=True, help="Images at most, drawn at random.")
+@seed_option
 @click.option("--plot", type=PATH, metavar="FILE.svg", help="Draw cosine over sizes.")
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def mode_switch(
-    run: Path, cache: str | Path | None, sizes: tuple[int, ...], limit: int, plot: Path | None, json_file: Path | None,
-    device: "Device",
+    run: Path, cache: str | Path | None, sizes: tuple[int, ...], limit: int, seed: int, plot: Path | None,
+    json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """How well a student follows each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
     from evals.mode_switch import ModeSwitchConfig, run_mode_switch
 
-    config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, device=device)
+    config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, seed=seed, device=device)
     with ProgressLines() as progress:
         result = run_mode_switch(config, progress=progress)
     write_record(json_file, result.to_json())
@@ -96,7 +98,7 @@ def mode_switch(
 @weights_option
 @click.option("--queries", default=4, show_default=True, help="Images whose nearest are shown.")
 @click.option("-k", "--k", default=6, show_default=True, help="Nearest images shown of each.")
-@_seed
+@seed_option
 @limit_option
 @_picture
 @device_option
@@ -123,7 +125,7 @@ def retrieve(
 @weights_option
 @click.option("--shown", default=3, show_default=True, help="Images.")
 @click.option("--anchors", default=3, show_default=True, help="Tokens of each that all others are compared with.")
-@_seed
+@seed_option
 @_picture
 @device_option
 @plain_errors(on_interrupt=AGAIN)

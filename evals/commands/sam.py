@@ -13,6 +13,7 @@ from evals.commands.shared import (
     json_option,
     limit_option,
     runs_option,
+    seed_option,
     write_record,
 )
 from radio_cache.cli_support import console, plain_errors, table
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
 @click.option("--pictures", type=PATH, metavar="FILE.png", help="Draw the masks of a few images.")
-@click.option("--seed", default=0, show_default=True, help="Of which images --limit draws.")
+@seed_option
 @limit_option
 @json_option
 @device_option

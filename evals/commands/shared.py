@@ -36,6 +36,8 @@ json_option = click.option(
 )
 limit_option = click.option("--limit", type=int, help="Use at most so many images of each place, drawn at random.")
 
+seed_option = click.option("--seed", default=0, show_default=True, help="Of which images are drawn.")
+
 
 def write_record(file: Path | None, record: dict[str, Any]) -> None:
     """Write a result with the versions of the software that made it; nothing without a file."""

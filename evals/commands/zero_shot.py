@@ -15,6 +15,7 @@ from evals.commands.shared import (
     limit_option,
     models_option,
     runs_option,
+    seed_option,
     weights_option,
     write_record,
 )
@@ -49,13 +50,14 @@ if TYPE_CHECKING:
     "--classifiers", type=PATH, metavar="DIR", help="Where text classifiers are kept. Default: ~/.cache/radio-cache."
 )
 @limit_option
+@seed_option
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def zero_shot(
     images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...],
     text_weights: tuple[str, ...], classes: Path | None, templates: Path | None, classifiers: Path | None,
-    limit: int | None, json_file: Path | None, device: "Device",
+    limit: int | None, seed: int, json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """Zero-shot accuracy of CLIP-family teachers, of students through their CLIP heads, and of open_clip models.
 
@@ -65,7 +67,7 @@ def zero_shot(
 
     config = ZeroShotConfig(
         images=images, runs=runs, models=models, weights=weights, text_weights=text_weights, classes=classes,
-        templates=templates, classifiers=classifiers, limit=limit, device=device,
+        templates=templates, classifiers=classifiers, limit=limit, seed=seed, device=device,
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_zero_shot(config, progress=progress)

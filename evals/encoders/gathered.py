@@ -34,6 +34,7 @@ def images_and_encoders(
     fallback: str | None,
     *,
     limit: int | None,
+    seed: int = 0,
     labelled: bool = False,
 ) -> tuple[ImageSet, list[Encoder]]:
     """The images of a place, and who can give summaries of them: the teachers of the place, if it is a cache, and `live`.
@@ -56,7 +57,7 @@ def images_and_encoders(
         raise EvalError(
             f"nobody gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"
         )
-    images = image_set(source, teachers=[one.name for one in teachers], labelled=labelled, limit=limit)
+    images = image_set(source, teachers=[one.name for one in teachers], labelled=labelled, limit=limit, seed=seed)
     return images, encoders
 
 

@@ -48,6 +48,7 @@ class ZeroShotConfig:
     templates: Path | None = None
     classifiers: Path | None = None
     limit: int | None = None
+    seed: int = 0
     device: Device = "auto"
 
     def __post_init__(self) -> None:
@@ -100,11 +101,12 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
     students = load_runs(config.runs, device=device)
     parsed = parse_models(config.models, config.weights)
     source = open_source(config.images if config.images is not None else students[0].config.cache)
-    images = image_set(source, labelled=True, limit=config.limit)
+    images = image_set(source, labelled=True, limit=config.limit, seed=config.seed)
     cache, notes = images.cache, list[str]()
     cached = _cached_clips(cache)
     if cached:
-        images = image_set(source, teachers=[encoder.name for encoder in cached], labelled=True, limit=config.limit)
+        names = [encoder.name for encoder in cached]
+        images = image_set(source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
     models: list[tuple[ModelName, Weights, Encoder]] = [
         (model, given, load_model(model, given, device=device)) for model, given in parsed
     ]
