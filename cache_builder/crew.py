@@ -17,7 +17,7 @@ from cache_builder.build_output import Say
 from cache_builder.shard_task import JOIN, ShardTask, WorkerFacts, do_task, worker_facts
 from cache_builder.stages import StageSeconds
 from cache_builder.task_book import GivenUp, TaskBook
-from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusable
+from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusable, told_if_stopped
 from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import ClusterError
 from radio_cache.reader import Cache
@@ -79,7 +79,10 @@ class Crew:
         """
         config = replace(config, out=absolute_place(config.out))
         task = ShardTask(build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0)
-        _refuse_failed(cache, self._all_shards("checking images", cache, task, UnitLog(log, IMAGES_UNIT)))
+        scan = UnitLog(log, IMAGES_UNIT)
+        _refuse_failed(cache, self._all_shards("checking images", cache, task, scan))
+        if scan.images or scan.failures:
+            scan.end("scan")
         cache = Cache(cache.storage)
         tell_unusable(cache, say)
         results: list[TeacherResult] = []
@@ -109,7 +112,10 @@ class Crew:
         if not todo:
             return []
         rows = {shard: len(cache.meta.shard_rows(shard)) for shard in todo}
-        with ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line:
+        with (
+            ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line,
+            told_if_stopped(unit, cache, task.unit, self._say),
+        ):
 
             def advance(done: ShardTask | None, _: tuple[str, ...]) -> None:
                 workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"

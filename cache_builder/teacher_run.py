@@ -49,7 +49,7 @@ def scan_images(cache: Cache, pool: ThreadPoolExecutor, say: Say, log: BuildLog)
         unit = UnitLog(log, IMAGES_UNIT)
         with (
             ProgressLine("checking images", cache.num_images, done=cache.num_images - total) as progress,
-            _told_if_stopped(unit, cache, IMAGES_UNIT, say),
+            told_if_stopped(unit, cache, IMAGES_UNIT, say),
         ):
             for shard in todo:
                 receipt = scan_shard(cache, shard, pool)
@@ -129,7 +129,7 @@ def run_teacher(
     if todo:
         with (
             ProgressLine(name, cache.num_images, done=cache.num_images - total) as line,
-            _told_if_stopped(unit, cache, name, say),
+            told_if_stopped(unit, cache, name, say),
         ):
             receipts = run_shards(
                 cache, teacher, todo, config, pool, stages, say=say, committed=unit.shard,
@@ -144,8 +144,8 @@ def run_teacher(
 
 
 @contextlib.contextmanager
-def _told_if_stopped(unit: UnitLog, cache: Cache, name: str, say: Say) -> Generator[None]:
-    """On Ctrl-C: which shards are done, after the one that was being written."""
+def told_if_stopped(unit: UnitLog, cache: Cache, name: str, say: Say) -> Generator[None]:
+    """On Ctrl-C: how many shards are done, after the one that was being written."""
     try:
         yield
     except KeyboardInterrupt:
