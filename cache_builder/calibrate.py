@@ -55,7 +55,7 @@ def choose_codec(spec: TeacherSpec, usable: NDArray[np.int64], tokens_of: Tokens
     Raises CodecError if klt was asked for and there are too few images, or the fidelity is out of reach.
     """
     channels = spec.spatial_dim
-    fewest = max(_FEWEST_IMAGES, _images_for(spec, _FEWEST_PER_CHANNEL))
+    fewest = fewest_images(spec)
     asked = spec.codec.get("asked")
     request = CodecRequest(**asked) if asked else CodecRequest()
     if request.name != "half" and len(usable) < fewest:
@@ -74,9 +74,14 @@ def choose_codec(spec: TeacherSpec, usable: NDArray[np.int64], tokens_of: Tokens
     return calibrated_on(request, rows, tokens_of)
 
 
+def fewest_images(spec: TeacherSpec) -> int:
+    """How many usable images a build wants before it calibrates a codec."""
+    return max(_FEWEST_IMAGES, _images_for(spec, _FEWEST_PER_CHANNEL))
+
+
 def sample_size(spec: TeacherSpec) -> int:
     """How many images a teacher's codec is calibrated on, where there are as many."""
-    fewest = max(_FEWEST_IMAGES, _images_for(spec, _FEWEST_PER_CHANNEL))
+    fewest = fewest_images(spec)
     return min(max(fewest, _images_for(spec, _TOKENS_PER_CHANNEL)), max(_MOST_IMAGES, fewest))
 
 

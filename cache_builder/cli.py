@@ -358,7 +358,8 @@ def _device_name(device: object) -> str:
     import torch
 
     if str(device) == "cpu":
-        return f"the CPU ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"the CPU ({threads} thread{'s' * (threads > 1)})"
     return f"{device} ({torch.cuda.get_device_name(str(device))})"
 
 

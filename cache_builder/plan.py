@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from cache_builder.batch_size import with_batch
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import Say, check_same, open_cache
-from cache_builder.calibrate import sample_size
+from cache_builder.calibrate import fewest_images, sample_size
 from cache_builder.probe import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
 from cache_builder.sources import list_for
 from cache_builder.teacher_run import missing_shards
@@ -38,7 +38,7 @@ from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, TeacherWeightsError
 from radio_cache.image_index import index_columns
 from radio_cache.reader import Cache, is_cache
-from radio_cache.schema import IMAGES_UNIT
+from radio_cache.schema import IMAGES_UNIT, TeacherSpec
 from radio_cache.storage import is_url
 
 SCAN_BYTES = 1 + 8 + 16
@@ -75,9 +75,11 @@ class PlanConfig:
 class TeacherPlan:
     """One teacher of a plan. images_left: not in the cache yet. seconds: of one device, calibration included;
     calibration_s: the part of it that is done once, on one device. random_weights: whether it was measured with them.
+    views: of each image, the whole one among them.
     """
 
     probe: TeacherProbe
+    views: int
     images_left: int
     seconds: float
     calibration_s: float
@@ -96,13 +98,14 @@ class TeacherPlan:
     @property
     def bytes_per_image(self) -> float:
         assert self.stored.bytes_per_image is not None, "half is always measured"
-        return self.stored.bytes_per_image + self.probe.summary_bytes
+        return self.views * (self.stored.bytes_per_image + self.probe.summary_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a build would cost. scan_s: looking at the images that were not looked at yet, on one device's cores.
 
+    images_unseen: how many those are. pixel_bytes: of an image as --store-pixels keeps it; 0 without.
     free_bytes: where the cache shall lie; None in a bucket.
     """
 
@@ -112,18 +115,22 @@ class Plan:
     index_bytes: float
     free_bytes: int | None
     scan_s: float
+    images_unseen: int
+    pixel_bytes: float
     teachers: tuple[TeacherPlan, ...]
     notes: tuple[str, ...]
 
     @property
     def stored_bytes(self) -> float:
         """Of the whole cache, once it is complete."""
-        return self.index_bytes + self.num_images * sum(teacher.bytes_per_image for teacher in self.teachers)
+        of_image = self.pixel_bytes + sum(teacher.bytes_per_image for teacher in self.teachers)
+        return self.index_bytes + self.num_images * of_image
 
     @property
     def bytes_to_write(self) -> float:
         """By the build that is planned: less than the whole if part of it is there."""
-        return sum(teacher.images_left * teacher.bytes_per_image for teacher in self.teachers) + self.index_bytes
+        features = sum(teacher.images_left * teacher.bytes_per_image for teacher in self.teachers)
+        return features + self.images_unseen * self.pixel_bytes + self.index_bytes
 
     @property
     def fits(self) -> bool | None:
@@ -161,6 +168,7 @@ class Plan:
         return {
             "images": self.num_images, "shards": self.num_shards, "device": self.config.build.device,
             "threads": self.config.build.threads, "devices": self.config.devices, "scan_seconds": self.scan_s,
+            "pixel_bytes_per_image": self.pixel_bytes, "images_unseen": self.images_unseen,
             "teachers": [_teacher_json(teacher) for teacher in self.teachers], "index_bytes": self.index_bytes,
             "stored_bytes": self.stored_bytes, "bytes_to_write": self.bytes_to_write, "free_bytes": self.free_bytes,
             "fits": self.fits, "seconds_on_one_device": self.wall_s(1), "seconds": self.wall_s(self.config.devices),
@@ -173,7 +181,7 @@ class Plan:
 def _teacher_json(teacher: TeacherPlan) -> dict[str, Any]:
     return {
         **asdict(teacher.probe), "images_left": teacher.images_left, "seconds": teacher.seconds,
-        "calibration_seconds": teacher.calibration_s, "random_weights": teacher.random_weights,
+        "calibration_seconds": teacher.calibration_s, "views": teacher.views, "random_weights": teacher.random_weights,
         "bytes_per_image": teacher.bytes_per_image, "is_upper_bound": teacher.is_upper_bound,
     }  # fmt: skip
 
@@ -185,6 +193,8 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
     """
     build = config.build
     there = Cache(build.out) if is_cache(build.out) else None
+    if there is not None and build.pixels is None:
+        build = replace(build, pixels=there.meta.pixels)
     listing = list_for(build.request(), there, rescan=build.rescan)
     cache = open_cache(build, listing) if there is not None else None
     num_images = len(listing.index)
@@ -194,7 +204,7 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
         ThreadPoolExecutor(build.threads, thread_name_prefix="decode") as pool,
         probe_cache(listing, min(config.probe_images, num_images), build) as sample,
     ):
-        sample, scan_s = time_scan(sample, pool)
+        sample, scan_s, pixel_bytes = time_scan(sample, pool)
         for name, options in build.teachers.items():
             say(f"{name}: measuring on {len(sample.usable_rows())} of {num_images} images")
             with _loaded(options.level_of or name, options, no_weights=config.no_weights) as (teacher, is_random):
@@ -208,38 +218,48 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
                 elif cache is not None:
                     check_same(cache, [teacher.spec])
                 probe = probe_teacher(
-                    sample, teacher, _request(options), with_batch(build, teacher, say), pool,
+                    sample, teacher, _request(options, teacher.spec, num_images, cache), with_batch(build, teacher, say), pool,
                     seconds=config.probe_s, values_mean_something=not is_random,
                 )  # fmt: skip
                 sample_images = min(num_images, sample_size(teacher.spec))
-            plans.append(
-                teacher_plan(probe, _images_left(cache, group, num_images), sample_images, cache, build, is_random)
-            )
+            left = _images_left(cache, group, num_images)
+            plans.append(teacher_plan(probe, left, sample_images, cache, build, is_random, views=options.views))
     unseen = _images_left(cache, IMAGES_UNIT, num_images)
     columns = index_columns(listing.index).values()
     return Plan(
         config=config, num_images=num_images, num_shards=-(-num_images // build.shard_images),
         index_bytes=sum(column.nbytes for column in columns) + SCAN_BYTES * num_images, free_bytes=free_bytes(build.out),
-        scan_s=scan_s * unseen, teachers=tuple(plans), notes=tuple(notes),
+        scan_s=scan_s * unseen, images_unseen=unseen, pixel_bytes=pixel_bytes, teachers=tuple(plans), notes=tuple(notes),
     )  # fmt: skip
 
 
-def _request(options: TeacherOptions) -> CodecRequest:
-    return CodecRequest(**options.codec["asked"]) if options.codec else CodecRequest()
+def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
+    """The codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
+    there = cache is not None and spec.name in cache.teachers
+    codec = cache.teachers[spec.name].spec.codec if cache is not None and there else options.codec
+    if asked := codec.get("asked"):
+        return CodecRequest(**asked)
+    if there:
+        return CodecRequest(name=codec["name"])
+    return CodecRequest() if num_images >= fewest_images(spec) else CodecRequest(name="half")
 
 
 def teacher_plan(
-    probe: TeacherProbe, images_left: int, sample_images: int, cache: Cache | None, build: BuildConfig, is_random: bool
-) -> TeacherPlan:
-    """From what was measured to how long the images left take. sample_images: what its codec is calibrated on."""
+    probe: TeacherProbe, images_left: int, sample_images: int, cache: Cache | None, build: BuildConfig, is_random: bool,
+    *, views: int = 1,
+) -> TeacherPlan:  # fmt: skip
+    """From what was measured to how long the images left take. sample_images: what its codec is calibrated on.
+
+    views: each is counted as an image of its own, its decoding, too: a little more than it takes.
+    """
     on_device = probe.forward_s + probe.encode_s
     beside = probe.decode_s + probe.pack_s / build.threads
-    seconds = on_device + beside if build.device == "cpu" else max(on_device, beside)
+    seconds = views * (on_device + beside if build.device == "cpu" else max(on_device, beside))
     calibrates = probe.asked.needs_calibration and (cache is None or probe.name not in cache.teachers)
     calibration_s = sample_images * (probe.forward_s + probe.decode_s) if calibrates else 0.0
     return TeacherPlan(
-        probe=probe, images_left=images_left, seconds=images_left * seconds + calibration_s, calibration_s=calibration_s,
-        random_weights=is_random,
+        probe=probe, views=views, images_left=images_left, seconds=images_left * seconds + calibration_s,
+        calibration_s=calibration_s, random_weights=is_random,
     )  # fmt: skip
 
 

@@ -85,8 +85,8 @@ def times(plan: "Plan") -> Table:
     """A line a teacher: milliseconds per image by stage, and how long all images take."""
     build, devices = plan.config.build, plan.config.devices
     rows = table(
-        f"Time, measured on {build.device} with {build.threads} threads", "teacher", "px", "probed", "decode ms",
-        "teacher ms", "encode ms", "images left", "1 device", *([f"{devices} devices"] if devices > 1 else []),
+        f"Time, measured on {build.device} with {build.threads} thread{'s' * (build.threads > 1)}", "teacher", "px", "probed",
+        "decode ms", "teacher ms", "encode ms", "images left", "1 device", *([f"{devices} devices"] if devices > 1 else []),
     )  # fmt: skip
     for teacher in plan.teachers:
         probe = teacher.probe
@@ -106,7 +106,7 @@ def bytes_per_image(plan: "Plan") -> Table:
     from cache_builder.probe import COMPARED
 
     rows = table(
-        "Bytes per image: map and summary, measured on the same images", "teacher", *map(_label, COMPARED), "all images",
+        "Bytes per view: map and summary, measured on the same images", "teacher", *map(_label, COMPARED), "all images",
     )  # fmt: skip
     for teacher in plan.teachers:
         costs = [teacher.probe.cost_of(request).bytes_per_image for request in COMPARED]
@@ -130,9 +130,12 @@ def conclusions(plan: "Plan") -> list[str]:
     config, runs = plan.config, plan.runs_to_break_even
     bound = "at most " if any(teacher.is_upper_bound for teacher in plan.teachers) else ""
     lines = [
-        f"images   {plan.num_images:,} in {plan.num_shards:,} shards of {config.build.shard_images}",
+        f"images   {plan.num_images:,} in {plan.num_shards:,} shard{'s' * (plan.num_shards > 1)} of {config.build.shard_images}",
         f"bytes    {bound}{human_bytes(plan.stored_bytes)} in all, the list of images included; {_space(plan)}",
     ]
+    if plan.pixel_bytes:
+        stored = human_bytes(plan.num_images * plan.pixel_bytes)
+        lines.append(f"pixels   {stored} of them are the images themselves, {human_bytes(plan.pixel_bytes)} each")
     wall = f"{human_seconds(plan.wall_s(1))} on 1 device"
     if config.devices > 1:
         wall += f", {human_seconds(plan.wall_s(config.devices))} on {config.devices}"
@@ -146,8 +149,8 @@ def conclusions(plan: "Plan") -> list[str]:
     per_run = f"{config.student_steps:,} steps x {config.student_batch} images"
     lines.append(
         f"pays     from student run {max(1, math.ceil(runs)):,} on: the build costs {human_seconds(plan.device_s)} of one "
-        f"device, running the teachers online\n         {human_seconds(plan.online_s)} in every run ({per_run}): "
-        f"{1 / runs:.3g} builds a run"
+        f"device, running the teachers online\n         {human_seconds(plan.online_s)} in every run ({per_run}), "
+        f"{1 / runs:,.{0 if runs < 0.1 else 2}f} times that"
     )
     for teacher in plan.teachers:
         if teacher.is_upper_bound:

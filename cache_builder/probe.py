@@ -27,6 +27,7 @@ from radio_cache import __version__
 from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError, SourceError
+from radio_cache.layout import PIXELS
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.schema import CacheMeta
@@ -103,7 +104,7 @@ def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Gener
     )  # fmt: skip
     meta = CacheMeta(
         num_images=len(chosen), shard_images=len(chosen), creator=f"radio-cache {__version__}", max_pixels=config.max_pixels,
-        containers=listing.containers, class_names=listing.class_names,
+        containers=listing.containers, class_names=listing.class_names, pixels=config.pixels,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="radio-cache-plan-") as folder:
         place = Path(folder) / "probe.zarr"
@@ -111,9 +112,9 @@ def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Gener
         yield Cache(place)
 
 
-def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float]:
-    """Look at every image of a probe cache; seconds an image took, all threads together. Raises SourceError if none is
-    usable."""
+def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, float]:
+    """Look at every image of a probe cache; seconds an image took, all threads together, and bytes it takes where pixels
+    are kept. Raises SourceError if none is usable."""
     started = time.perf_counter()
     receipt = scan_shard(cache, 0, pool)
     seconds = (time.perf_counter() - started) / cache.num_images
@@ -122,7 +123,8 @@ def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float]:
         raise SourceError(
             f"none of {cache.num_images} images of the probe can be used: {cache.index.key(first.row)}: {first.reason}"
         )
-    return Cache(cache.storage), seconds
+    pixel_bytes = sum(file.num_bytes for file in receipt.files if file.path.startswith(PIXELS)) / cache.num_images
+    return Cache(cache.storage), seconds, pixel_bytes
 
 
 def probe_teacher(

@@ -13,7 +13,7 @@ from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="radio-eval")
 def main() -> None:
     """Evaluate students beside their teachers."""

@@ -20,7 +20,7 @@ from radio_cache.reader import Cache
 class TeacherInfo:
     """One teacher of a cache.
 
-    origin: model, licence and weights, in words. bytes_per_image: stored bytes over the images of finished shards.
+    origin: model, input, licence and weights, in words. bytes_per_image: stored bytes over the images of finished shards.
     map_bytes: the part of stored_bytes that is maps.
     """
 
@@ -57,10 +57,13 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
     for teacher in cache.teachers.values():
         done = [receipt for receipt in cache.receipts(teacher.name) if receipt]
         spec = teacher.spec
+        height, width = spec.geometry.input_hw
+        more = f", and of {spec.views - 1} more view{'s' * (spec.views > 2)} of every image" if spec.views > 1 else ""
         infos.append(
             TeacherInfo(
                 name=teacher.name,
-                origin=f"{spec.model}, {spec.licence}; {spec.weights} (SHA-256 {spec.weights_sha256[:12]})",
+                origin=f"{spec.model} at {height}x{width} px ({spec.geometry.fit}){more}; {spec.licence}; {spec.weights} "
+                f"(SHA-256 {spec.weights_sha256[:12]})",
                 input_hw=spec.geometry.input_hw,
                 fit=spec.geometry.fit,
                 grid_hw=spec.geometry.grid_hw,
@@ -97,16 +100,16 @@ def describe(cache: Cache) -> Group:
         f"{classes or 'no'} classes"
         f", {len(failures)} unusable; from {printable(meta.containers[0].path)}"
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
-        + f"; written by {printable(meta.creator)}\n",
+        + (f"\nimages kept in it, too: shorter side at most {meta.pixels}" if meta.pixels else "")
+        + f"\nwritten by {printable(meta.creator)}\n",
     )
     rows = table(
-        "", "teacher", "input px", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built"
+        "", "teacher", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built"
     )  # fmt: skip
     infos = teacher_infos(cache)
     for info in infos:
         rows.add_row(
-            info.name, f"{info.input_hw[0]}x{info.input_hw[1]} {info.fit}",
-            f"{info.grid_hw[0]}x{info.grid_hw[1]}x{info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
+            info.name, f"{info.grid_hw[0]}x{info.grid_hw[1]}x{info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
             cosine(info.fidelity), f"{info.bits_per_value:.2f}", human_bytes(info.bytes_per_image),
             human_bytes(info.stored_bytes), f"{info.shards_done / info.num_shards:.0%}",
         )  # fmt: skip

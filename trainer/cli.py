@@ -5,6 +5,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
@@ -21,6 +22,24 @@ TERMINATED = 143
 """Exit code after SIGTERM or Ctrl-C with a checkpoint saved; schedulers requeue on it."""
 
 
+def _list_students(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """`--student help`, before anything else is asked for: the names, a line a family."""
+    if name == "help":
+        _say_students()
+        context.exit()
+    return name
+
+
+def _say_students() -> None:
+    from trainer.students import E_RADIOS, TIMM_BACKBONES, VITS
+
+    for family in (E_RADIOS, VITS, TIMM_BACKBONES):
+        click.echo(fill("  ".join(family), 100, break_on_hyphens=False))
+    click.echo(
+        "timm:MODEL (any of timm)  torch-module:PACKAGE.MODULE:CLASS (your own)\nSizes and speed: docs/students.md"
+    )
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="radio-train")
 @click.option(
@@ -29,6 +48,8 @@ TERMINATED = 143
 @click.option(
     "--student",
     metavar="NAME",
+    is_eager=True,
+    callback=_list_students,
     help="e-radio-tiny, vit-s-16, timm:resnet18 ...; `--student help` lists them. [default: the recipe's]",
 )
 @click.option(

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IMODE
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from radio_cache.errors import NotACacheError, StoreError
 from radio_cache.storage import write_atomically
@@ -36,9 +38,18 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
     model = deployable(model)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{WEIGHTS_FILE}.partial"
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
+    save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
     temporary.replace(folder / WEIGHTS_FILE)
     write_atomically(folder / CONFIG_FILE, json.dumps(model.config.to_json(), indent=1).encode())
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that those may read who may read any new file: the library makes it its owner's alone."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def load_student(path: str | Path, *, adaptors: Heads = (), untrained: bool = False) -> DistilledStudent:

@@ -11,15 +11,18 @@ import pytest
 import cache_builder.plan
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.calibrate import wanted_codec
+from cache_builder.options import view_sampling
 from cache_builder.plan import Plan, PlanConfig, free_bytes, plan_build, teacher_plan
 from cache_builder.probe import CodecCost, TeacherProbe
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, SourceError, TeacherWeightsError
+from radio_cache.stored_pixels import PixelStore
 from radio_cache.testing import write_images
 
 HALF = CodecRequest(name="half")
+PIXELS = PixelStore(side_px=24, format="jpeg", quality=90)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,8 @@ def test_a_cache_pays_when_its_build_costs_less_than_the_teachers_of_the_runs(co
     teacher = teacher_plan(made_up(), 100, 0, None, config, False)
     settings = PlanConfig(build=config, student_steps=10, student_batch=5, devices=4, dollars_per_hour=3.6)
     plan = Plan(
-        config=settings, num_images=100, num_shards=7, index_bytes=1000, free_bytes=None, scan_s=2.0, teachers=(teacher,),
+        config=settings, num_images=100, num_shards=7, index_bytes=1000, free_bytes=None, scan_s=2.0, images_unseen=100,
+        pixel_bytes=10, teachers=(teacher,),
         notes=(),
     )  # fmt: skip
     assert plan.device_s == pytest.approx(15)
@@ -106,7 +110,7 @@ def test_a_cache_pays_when_its_build_costs_less_than_the_teachers_of_the_runs(co
     assert plan.wall_s(100) == pytest.approx(15 / 7)  # no more devices than shards have something to do
     assert plan.dollars == pytest.approx(15 / 3600 * 3.6)
     assert plan.fits is None
-    assert plan.stored_bytes == 1000 + 100 * (100 + 2 * 4)
+    assert plan.stored_bytes == plan.bytes_to_write == 1000 + 100 * (10 + 100 + 2 * 4)
 
 
 def test_too_few_images_to_calibrate_on_give_an_upper_bound_and_the_reason(config: BuildConfig) -> None:
@@ -115,6 +119,27 @@ def test_too_few_images_to_calibrate_on_give_an_upper_bound_and_the_reason(confi
     assert teacher.is_upper_bound
     assert teacher.stored.request == HALF
     assert "1 images are too few to calibrate klt for 5 channels" in teacher.probe.cost_of(CodecRequest()).why
+
+
+def test_a_plan_takes_the_codec_that_the_build_will_take(config: BuildConfig) -> None:
+    few = replace(config, limit=60, teachers={"fake-a": TeacherOptions()})
+    (teacher,) = quick(few).teachers
+    assert teacher.stored.request == HALF
+    assert not teacher.is_upper_bound
+    build_cache(few)
+    assert [plan.stored.request for plan in quick(replace(config, rescan=True)).teachers] == [HALF, CodecRequest()]
+
+
+def test_extra_views_and_kept_images_are_counted(config: BuildConfig) -> None:
+    sampling = view_sampling(flipped=False)
+    plain = replace(config, limit=32, teachers={"fake-a": TeacherOptions()})
+    viewed = replace(plain, teachers={"fake-a": TeacherOptions(views=3, view_sampling=sampling)}, pixels=PIXELS)
+    one, three = quick(plain), quick(viewed)
+    assert three.teachers[0].bytes_per_image == 3 * one.teachers[0].bytes_per_image
+    assert one.pixel_bytes == 0
+    build_cache(viewed)
+    kept = sum(size for _, size in Cache(config.out).storage.list_files("images/pixels/c"))
+    assert three.pixel_bytes * 32 == pytest.approx(kept, rel=0.2)
 
 
 def test_a_slow_teacher_is_stopped_when_its_time_is_up(config: BuildConfig, fake_module: Any, monkeypatch: Any) -> None:

@@ -7,6 +7,7 @@ from radio_cache.reader import Cache
 from trainer.cli import main
 from trainer.defaults import suited
 from trainer.recipes import quick
+from trainer.students import STUDENTS
 
 SMALL = ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--set", "adaptor_width=8", "--device", "cpu"]
 
@@ -21,6 +22,20 @@ def test_a_run_ends_with_its_losses_and_the_next_commands(tiny_cache: Cache, tmp
     again = CliRunner().invoke(main, ["--cache", str(tiny_cache.path), "--out", str(out), *SMALL])
     assert again.exit_code == 0, again.output
     assert "2 steps (0 now)" in again.output
+
+
+def test_students_are_listed_before_anything_else_is_asked_for() -> None:
+    result = CliRunner().invoke(main, ["--student", "help"])
+    assert result.exit_code == 0, result.output
+    assert set(STUDENTS) <= set(result.output.split())
+
+
+def test_the_weights_of_a_run_can_be_read_by_whom_its_other_files_can(tiny_cache: Cache, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = CliRunner().invoke(main, ["--cache", str(tiny_cache.path), "--out", str(run), *SMALL])
+    assert result.exit_code == 0, result.output
+    weights, settings = run / "student.safetensors", run / "student.json"
+    assert weights.stat().st_mode == settings.stat().st_mode
 
 
 def test_errors_are_one_message_without_a_traceback(tiny_cache: Cache, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from radio_cache.storage import write_atomically
 from trainer.data import eval_box_xyxy
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent
+from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files
 from trainer.exports.libraries import library
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features
@@ -35,7 +35,7 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     like = carried.RadioStudentModel(config).eval()
     carried.take_weights(like.distilled, model.state_dict())
     tensors = {key: value.contiguous().clone() for key, value in like.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     write_atomically(folder / "preprocessor_config.json", json.dumps(image_processor_settings(model), indent=1).encode())
     for file, text in carried_files(_CARRIED).items():

@@ -11,11 +11,11 @@ from typing import Any
 
 import timm
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from radio_cache.storage import write_atomically
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent
+from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files
 from trainer.exports.hugging_face import refuse_torch_module
 from trainer.exports.written import PLACE, FlatFeatures, Written
@@ -45,7 +45,7 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
         "model_args": {"student": config.student, "overrides": overrides}, "pretrained_cfg": pretrained,
     }  # fmt: skip
     tensors = {f"student.{key}": value.contiguous() for key, value in model.student.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_atomically(folder / "config.json", json.dumps(document, indent=1).encode())
     (folder / _PACKAGE).mkdir()
     for file, text in carried_files(_CARRIED).items():

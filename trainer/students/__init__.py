@@ -19,7 +19,10 @@ from trainer.students.vit import VERSIONS as VITS
 from trainer.students.vit import ViT, ViTConfig
 
 __all__ = [
+    "E_RADIOS",
     "STUDENTS",
+    "TIMM_BACKBONES",
+    "VITS",
     "ERadio",
     "ERadioConfig",
     "FeatureFormat",
