@@ -11,6 +11,9 @@ from radio_cache.images import MAX_PIXELS
 from radio_cache.schema import level_name
 from radio_cache.stored_pixels import PixelStore
 
+SHARD_IMAGES = 128
+"""Images in a shard, unless somebody asks for another number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
@@ -27,7 +30,7 @@ class BuildConfig:
     images: tuple[str, ...]
     teachers: dict[str, TeacherOptions]
     out: str | Path
-    shard_images: int = 128
+    shard_images: int = SHARD_IMAGES
     batch_images: int = 32
     auto_batch: bool = False
     device: str = "cpu"

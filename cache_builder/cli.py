@@ -138,9 +138,9 @@ def main() -> None:
 )
 @click.option(
     "--shard-images",
-    default=128,
-    show_default=True,
-    help="Images in one shard: the unit of work, and what a crash can cost.",
+    type=int,
+    metavar="N",
+    help="Images in one shard: the unit of work, and what a crash can cost. [default: 128; what a cache that is there has]",
 )
 @click.option(
     "--filter",
@@ -176,7 +176,12 @@ def main() -> None:
     show_default=True,
     help="How --store-pixels encodes: JPEG of quality 90, or without loss.",
 )
-@click.option("--max-pixels", default=MAX_PIXELS, show_default=True, help="Refuse larger images before decoding them.")
+@click.option(
+    "--max-pixels",
+    type=int,
+    metavar="N",
+    help=f"Refuse larger images before decoding them. [default: {MAX_PIXELS}; what a cache that is there has]",
+)
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @click.option(
     "--log-json",

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
-from cache_builder.build_config import BuildConfig
+from cache_builder.build_config import SHARD_IMAGES, BuildConfig
 from cache_builder.calibrate import wanted_codec
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
 from radio_cache.extra_views import ViewSampling
+from radio_cache.images import MAX_PIXELS
+from radio_cache.reader import Cache, is_cache
 from radio_cache.schema import MAX_VIEWS, level_name
 from radio_cache.stored_pixels import PixelFormat, PixelStore
 from radio_cache.torch import pick_device
@@ -41,15 +43,22 @@ class TeacherFlags(TypedDict):
 
 def build_config(
     *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str,
-    shard_images: int, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool, max_pixels: int,
+    shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool,
+    max_pixels: int | None,
     store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
     **flags: Unpack[TeacherFlags],
 ) -> BuildConfig:  # fmt: skip
     """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
 
+    shard_images, max_pixels: None for those of the cache that is there, or else the usual ones.
     elsewhere: the device is that of other processes, and need not be here.
     """
     device = device if elsewhere else pick_device(device)
+    there = Cache(out).meta if None in (shard_images, max_pixels) and is_cache(out) else None
+    if shard_images is None:
+        shard_images = there.shard_images if there else SHARD_IMAGES
+    if max_pixels is None:
+        max_pixels = there.max_pixels if there else MAX_PIXELS
     return BuildConfig(
         images=images, out=out, device=device, shard_images=shard_images, filters=filters,
         shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,

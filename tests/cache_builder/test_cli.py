@@ -197,6 +197,19 @@ def mixed_images(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_teacher_added_later_takes_the_shards_that_the_cache_has(
+    run: Run, fake_teachers: tuple[str, ...], tmp_path: Path
+) -> None:
+    first, second = fake_teachers
+    assert run("--shard-images", "4", "--max-pixels", "1000000", teachers=(first,)).exit_code == 0
+    result = run(teachers=(second,))
+    assert result.exit_code == 0, result.output
+    cache = Cache(tmp_path / "out.zarr")
+    assert (cache.meta.shard_images, cache.meta.max_pixels) == (4, 1_000_000)
+    assert set(cache.teachers) == set(fake_teachers)
+    assert_one_error(run("--shard-images", "5", teachers=(second,)), "was built with --shard-images 4, this run asks for 5")
+
+
 def test_bad_images_never_stop_a_build_and_are_counted_and_listed(run: Run, tmp_path: Path, mixed_images: Path) -> None:
     result = run("--shard-images", "4", images=mixed_images)
     assert result.exit_code == 0, result.output
