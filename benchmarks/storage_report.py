@@ -63,8 +63,8 @@ BARS = (
     *(
         Bar(WARM, ours, theirs, least)
         for theirs, least in (
-            (peers.ONE_BY_ONE, 5), (peers.FANCY, 100), (peers.TENSORSTORE, 1.3), (peers.NPY, 1.5), (peers.LITDATA, 1.4),
-            (peers.MOSAIC, 1.4),
+            (peers.ONE_BY_ONE, 10), (peers.FANCY, 300), (peers.TENSORSTORE, 2.5), (peers.NPY, 2.0), (peers.LITDATA, 1.8),
+            (peers.MOSAIC, 1.6),
         )
         for ours in (peers.OURS, peers.OURS_CHECKED_2)
     ),
