@@ -5,5 +5,5 @@ OTHER_BYTES: int
 
 def crc32c(data: Buffer, /) -> int: ...
 def read(
-    descriptors: Buffer, offsets: Buffer, positions: Buffer, check: Buffer, out: Buffer, row_bytes: int, /
+    descriptors: Buffer, offsets: Buffer, lengths: Buffer, places: Buffer, check: Buffer, out: Buffer, threads: int, /
 ) -> tuple[int, int, int] | None: ...
