@@ -12,6 +12,7 @@ from cache_builder.copy_cli import copy
 from cache_builder.plan_cli import plan_command
 from cache_builder.verify_cli import repair, verify
 from radio_cache import __version__
+from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="radio-cache")
 def main() -> None:
     """Run big vision teachers once over your images, and keep what they say.
@@ -38,16 +39,59 @@ def main() -> None:
     """
 
 
-@main.command()
+BUILD_SECTIONS = {
+    "Images": ("images", "filters", "limit", "shuffle_seed", "max_pixels", "rescan"),
+    "Teachers": ("teachers", "weights", "size", "fit", "views", "flip_views"),
+    "The cache, and what is kept": (
+        "out", "codec", "fidelity", "step", "packing", "store_pixels", "pixels_as", "shard_images",
+    ),
+    "Speed": ("device", "dtype", "batch_size", "compiled", "threads"),
+    "Many processes and machines": ("workers", "scheduler", "cluster"),
+}  # fmt: skip
+"""Headings of the help, and the options below each."""
+
+BUILD_EXAMPLES = (
+    "radio-cache build --images photos/ --teacher efficientnet-lite0 --out c.zarr",
+    "radio-cache build --images 'train-{000..999}.tar' --out c.zarr \\",
+    "    --teacher clip --teacher dinov2 --teacher sam --fidelity sam=0.999",
+    "radio-cache build ... --size 224 --size 448    # every teacher at two sizes",
+    "radio-cache build ... --store-pixels 512       # training needs no other file",
+)
+
+
+@main.command(cls=SectionedCommand, sections=BUILD_SECTIONS, examples=BUILD_EXAMPLES)
 @click.option(
     "--images",
     multiple=True,
     required=True,
     metavar="SOURCE",
-    help="Folder of images (the first folder below is the class), WebDataset tar, folder of tars, a pattern such as "
-    "'train-{000..004}.tar', Parquet files with image bytes ('data/*.parquet#image,label'), or a text file with a path a line, "
-    "and behind a tab its class; paths or URLs (s3://, gs://, https://, hf://). Repeatable.",
+    help="Folder (the first folder below is the class), WebDataset tar, folder of tars, pattern such as 'train-{000..004}.tar', "
+    "Parquet with image bytes, or a text file with a path or URL a line; also at s3://, gs://, https://, hf:// "
+    "(docs/sources.md). Repeatable.",
 )
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="GLOB",
+    help="Use only images whose key matches, such as 'cat/*'; with a ! in front leave those out. Repeatable.",
+)
+@click.option("--limit", type=int, metavar="N", help="Use only the first N images, after --filter and --shuffle-seed.")
+@click.option(
+    "--shuffle-seed",
+    type=int,
+    metavar="SEED",
+    help="Order the images at random, as the seed has it. Folders come sorted by class: without it the first N are of a few "
+    "classes, and so is every shard.",
+)
+@click.option(
+    "--max-pixels",
+    type=int,
+    metavar="N",
+    help=f"Refuse larger images before decoding them. [default: {MAX_PIXELS / 1e6:.0f} million, or what a cache that is there "
+    "has]",
+)
+@click.option("--rescan", is_flag=True, help="List the sources again, even if nothing seems to have changed.")
 @click.option(
     "--teacher",
     "teachers",
@@ -55,13 +99,6 @@ def main() -> None:
     required=True,
     metavar="NAME",
     help="Teacher to run; `radio-cache teachers` lists them. Repeatable.",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=PLACE,
-    metavar="CACHE.zarr",
-    help="The cache to make or go on with: a folder, or a URL such as s3://bucket/cache.zarr.",
 )
 @click.option(
     "--weights",
@@ -83,51 +120,77 @@ def main() -> None:
     help="How images reach the teacher: squash, crop or pad. [default: the teacher's own]",
 )
 @click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the forward pass; auto is bfloat16 on a GPU, float32 on a CPU.",
+    "--views",
+    multiple=True,
+    metavar="[NAME=]K",
+    help="Also show the teacher K random crops of every image, and keep what it says of each. [default: 0]",
+)
+@click.option("--flip-views", is_flag=True, help="Mirror half of the --views, drawn at random and recorded.")
+@click.option(
+    "--out",
+    required=True,
+    type=PLACE,
+    metavar="CACHE.zarr",
+    help="The cache to make, to go on with, or to add teachers to: a folder, or a URL such as s3://bucket/cache.zarr.",
 )
 @click.option(
     "--codec",
     multiple=True,
     metavar="[NAME=]CODEC",
-    help="How maps are stored: half (2 bytes a value), int8 (1 byte), klt (calibrated to --fidelity). "
+    help="How maps are stored: klt (3 to 5 bits a value, calibrated to --fidelity), int8 (1 byte) or half (2 bytes). "
     "[default: klt; half where there are too few images to calibrate on]",
-)
-@click.option(
-    "--packing",
-    multiple=True,
-    metavar="[NAME=]HOW",
-    help="How klt codes are packed: packed (fixed width, read at the speed of the disk) or zstd (smallest, for buckets and "
-    "archives). [default: packed]",
 )
 @click.option(
     "--fidelity",
     multiple=True,
     metavar="[NAME=]COSINE",
-    help="Mean cosine of decoded and true tokens that klt keeps on held-out images, such as 0.99 or 0.999. [default: 0.99]",
+    help="Mean cosine of decoded and true tokens that klt keeps, such as 0.99 or 0.999. [default: 0.99]",
 )
 @click.option(
     "--step", multiple=True, metavar="[NAME=]STEP", help="Step of klt instead of a fidelity, in units of phi."
 )
 @click.option(
-    "--views",
+    "--packing",
     multiple=True,
-    metavar="[NAME=]K",
-    help="Also show the teacher K random crops of every image, and keep what it says of each; where they lie is recorded. "
-    "[default: 0]",
-)
-@click.option("--flip-views", is_flag=True, help="Mirror half of the --views, drawn at random and recorded.")
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
+    metavar="[NAME=]HOW",
+    help="Of klt: packed (fixed width, read at the speed of the disk) or zstd (smallest, for buckets and archives). "
+    "[default: packed]",
 )
 @click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="Translate teachers with torch.compile: minutes at first, then faster; last bits differ (docs/build.md).",
+    "--store-pixels",
+    type=int,
+    metavar="PX",
+    help="Keep the images, too, shorter side at most PX pixels, so that training needs no other file. Teachers see the "
+    "originals all the same.",
+)
+@click.option(
+    "--pixels-as",
+    type=click.Choice(["jpeg", "webp-lossless"]),
+    default="jpeg",
+    show_default=True,
+    metavar="HOW",
+    help="How --store-pixels encodes: jpeg (of quality 90) or webp-lossless.",
+)
+@click.option(
+    "--shard-images",
+    type=int,
+    metavar="N",
+    help="Images in one shard: the unit of work, and what a crash can cost. [default: 128, or what a cache that is there has]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    metavar="TYPE",
+    help="Precision of the forward pass: float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU.",
 )
 @click.option(
     "--batch-size",
@@ -137,65 +200,29 @@ def main() -> None:
     help="Images in one forward pass; auto finds it for each teacher on a GPU, and is 4 on a CPU.",
 )
 @click.option(
-    "--shard-images",
-    type=int,
-    metavar="N",
-    help="Images in one shard: the unit of work, and what a crash can cost. [default: 128; what a cache that is there has]",
-)
-@click.option(
-    "--filter",
-    "filters",
-    multiple=True,
-    metavar="GLOB",
-    help="Use only images whose key matches, such as 'cat/*'; with a ! in front leave those out. Repeatable.",
-)
-@click.option("--limit", type=int, metavar="N", help="Use only the first N images, after --filter and --shuffle-seed.")
-@click.option(
-    "--shuffle-seed",
-    type=int,
-    metavar="SEED",
-    help="Put the images in an order that looks random and follows from the seed. Folders come sorted by class: without it "
-    "the first N are of a few classes, and so is every shard.",
-)
-@click.option(
-    "--rescan",
+    "--compile",
+    "compiled",
     is_flag=True,
-    help="List the sources again, even if nothing seems to have changed since the cache was made.",
-)
-@click.option(
-    "--store-pixels",
-    type=int,
-    metavar="PX",
-    help="Keep the images in the cache, too, shorter side at most PX pixels, so that training needs no other file. Teachers are "
-    "shown the originals all the same.",
-)
-@click.option(
-    "--pixels-as",
-    type=click.Choice(["jpeg", "webp-lossless"]),
-    default="jpeg",
-    show_default=True,
-    help="How --store-pixels encodes: JPEG of quality 90, or without loss.",
-)
-@click.option(
-    "--max-pixels",
-    type=int,
-    metavar="N",
-    help=f"Refuse larger images before decoding them. [default: {MAX_PIXELS}; what a cache that is there has]",
+    help="Translate teachers with torch.compile: minutes at first, then faster; last bits differ (docs/build.md).",
 )
 @click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
 @click.option(
-    "--log-json",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Append one JSON object a line, per shard and per teacher: images, bytes, seconds by stage (docs/build.md).",
+    "--workers", type=int, metavar="N", help="Build in N processes on this machine, one per GPU if there are any."
 )
-@click.option("--workers", type=int, metavar="N", help="Build in N processes on this machine, one per GPU if there are any.")
-@click.option("--scheduler", metavar="ADDRESS", help="Build on the workers of a Dask scheduler, such as tcp://10.0.0.1:8786.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Build on the workers of a Dask scheduler, such as tcp://10.0.0.1:8786."
+)
 @click.option(
     "--cluster",
     type=click.Path(path_type=Path),
     metavar="FILE.yaml",
     help="Ask Slurm or Kubernetes for workers (docs/cluster.md).",
+)
+@click.option(
+    "--log-json",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append one JSON object a line, per shard and per teacher: images, bytes, seconds by stage (docs/build.md).",
 )
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def build(
@@ -236,7 +263,7 @@ def build(
     click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
 
 
-main.add_command(plan_command(build))
+main.add_command(plan_command(build, BUILD_SECTIONS))
 
 
 def _build_table(report: "BuildReport") -> Table:

@@ -6,13 +6,26 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from radio_cache.cli_help import SectionedCommand
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
 
 if TYPE_CHECKING:
     from cache_builder.copying import CopyReport
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "What is copied": ("teachers", "filters", "limit", "fraction", "seed"),
+        "How it is stored": ("packing", "fidelity"),
+        "Speed": ("threads",),
+    },
+    examples=(
+        "radio-cache copy cache.zarr s3://bucket/cache.zarr",
+        "radio-cache copy cache.zarr small.zarr --teacher dinov2 --fraction 0.1",
+        "radio-cache copy cache.zarr archive.zarr --packing zstd",
+    ),
+)
 @click.argument("source", type=PLACE)
 @click.argument("target", type=PLACE)
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Copy only this teacher. Repeatable.")
@@ -22,7 +35,7 @@ if TYPE_CHECKING:
     metavar="PART",
     help="Copy a random sample of the images, such as 0.1; the same for everybody who asks for it with the same --seed.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the sample that --fraction takes.")
+@click.option("--seed", default=0, metavar="N", show_default=True, help="Of the sample that --fraction takes.")
 @click.option("--limit", type=int, metavar="N", help="Copy only the first N images (after --filter).")
 @click.option(
     "--filter",

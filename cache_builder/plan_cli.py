@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
+from radio_cache.cli_help import SectionedCommand
 from radio_cache.cli_support import console, human_bytes, plain_errors, table
 
 if TYPE_CHECKING:
@@ -17,10 +19,26 @@ if TYPE_CHECKING:
 _OF_BUILD_ALONE = ("workers", "scheduler", "cluster", "log_json")
 
 
-def plan_command(build: click.Command) -> click.Command:
-    """The command, with the options of `radio-cache build` that say what is built."""
+def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) -> click.Command:
+    """The command, with the options of `radio-cache build` that say what is built, under its headings."""
     shared = [option for option in build.params if option.name not in _OF_BUILD_ALONE]
-    return click.Command("plan", params=[*shared, *_own_options()], callback=_plan, help=_HELP)
+    headings = {heading: names for heading, names in sections.items() if not set(names) <= set(_OF_BUILD_ALONE)}
+    return SectionedCommand(
+        "plan", params=[*shared, *_own_options()], callback=_plan, help=_HELP, sections={**_SECTIONS, **headings},
+        examples=_EXAMPLES,
+    )  # fmt: skip
+
+
+_SECTIONS = {
+    "What it would cost": ("devices", "dollars_per_hour", "student_steps", "student_batch"),
+    "How it is measured": ("probe_images", "probe_s", "no_weights", "as_json"),
+}
+
+_EXAMPLES = (
+    "radio-cache plan --images photos/ --teacher efficientnet-lite0 --out c.zarr",
+    "radio-cache plan --images photos/ --teacher clip --out c.zarr --no-weights",
+    "radio-cache plan ... --devices 8 --dollars-per-hour 2.5 --steps 300000",
+)
 
 
 _HELP = """Say what a build would cost: time, money, bytes, and when it pays. Writes nothing.
@@ -31,7 +49,8 @@ decoding, the teacher, encoding and the bytes of every codec.
 \b
 Caching pays from student run
     build device-seconds / (steps x batch x teacher seconds per image)
-on, rounded up: without a cache, every run pays for its teachers. docs/plan.md has the whole arithmetic.
+on, rounded up: without a cache, every run pays for its teachers. docs/plan.md
+has the whole arithmetic.
 """
 
 
@@ -40,12 +59,14 @@ def _own_options() -> list[click.Option]:
         click.Option(["--devices"], default=1, show_default=True, metavar="N", help="Plan also for N devices like this one, "
                      "each with cores like these."),
         click.Option(["--dollars-per-hour"], type=float, metavar="X", help="What one device costs."),
-        click.Option(["--steps", "student_steps"], default=100_000, show_default=True, help="Steps of one student run."),
-        click.Option(["--student-batch-size", "student_batch"], default=256, show_default=True,
+        click.Option(["--steps", "student_steps"], default=100_000, show_default=True, metavar="N",
+                     help="Steps of one student run."),
+        click.Option(["--student-batch-size", "student_batch"], default=256, show_default=True, metavar="N",
                      help="Images a step of the student."),
-        click.Option(["--probe-images"], default=64, show_default=True, help="Images to measure on, drawn from all of them."),
-        click.Option(["--probe-seconds", "probe_s"], default=20.0, show_default=True,
-                     help="About how long each teacher may run; slow ones see fewer images."),
+        click.Option(["--probe-images"], default=64, show_default=True, metavar="N",
+                     help="Images to measure on, drawn from all of them."),
+        click.Option(["--probe-seconds", "probe_s"], default=20.0, show_default=True, metavar="S",
+                     help="About how many seconds each teacher may run; slow ones see fewer images."),
         click.Option(["--no-weights"], is_flag=True, help="Take random weights for teachers whose file is not here: times "
                      "do not depend on them."),
         click.Option(["--json", "as_json"], type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

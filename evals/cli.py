@@ -11,9 +11,10 @@ from evals.commands.throughput import throughput
 from evals.commands.vlm import vlm
 from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
+from radio_cache.cli_help import HELP_SETTINGS
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="radio-eval")
 def main() -> None:
     """Evaluate students beside their teachers."""

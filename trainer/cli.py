@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 import click
 
 from radio_cache import __version__
+from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
 from radio_cache.cli_support import PLACE, console, plain_errors, table
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
@@ -40,7 +41,21 @@ def _say_students() -> None:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    context_settings=HELP_SETTINGS,
+    cls=SectionedCommand,
+    sections={
+        "What is trained, and from what": ("cache", "student", "teachers", "out"),
+        "Recipe": ("recipe", "steps", "batch_size", "image_size", "lr", "seed", "settings"),
+        "Where it runs": ("device", "allow_partial"),
+    },
+    examples=(
+        "radio-train --cache cache.zarr --student e-radio-tiny --out run",
+        "radio-train --cache cache.zarr --student vit-s-16 --image-size 224 --out run",
+        "radio-train --cache cache.zarr --recipe am-radio --set seed=3 --out run",
+        "torchrun --nproc-per-node 8 -m trainer.cli --cache cache.zarr --out run",
+    ),
+)
 @click.version_option(__version__, prog_name="radio-train")
 @click.option(
     "--cache", required=True, type=PLACE, metavar="CACHE.zarr", help="Made by `radio-cache build`: a folder, or a URL."
@@ -77,8 +92,8 @@ def _say_students() -> None:
 @click.option(
     "--image-size", type=int, metavar="PX", help="Side of the crops the student sees. [default: the recipe's]"
 )
-@click.option("--lr", type=float, help="Peak learning rate. [default: the recipe's]")
-@click.option("--seed", type=int, help="Of weights, order and crops. [default: the recipe's]")
+@click.option("--lr", type=float, metavar="RATE", help="Peak learning rate. [default: the recipe's]")
+@click.option("--seed", type=int, metavar="N", help="Of weights, order and crops. [default: the recipe's]")
 @click.option(
     "--set",
     "settings",
@@ -90,7 +105,11 @@ def _say_students() -> None:
     "--allow-partial", is_flag=True, help="Train on the images that are there, of a cache that is not finished."
 )
 @click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.",
 )
 @plain_errors(on_interrupt="Nothing was written yet.")
 def main(
