@@ -35,10 +35,11 @@ from cache_builder.teachers import TeacherOptions
 from trainer.batch import TeacherPart
 from trainer.data import CodeReader, CropData, Crops
 from trainer.feed import Fed, Waits
-from trainer.loop import TrainConfig, TrainingRun
 from trainer.processes import Processes
 from trainer.recipe import everywhere
 from trainer.recipes import quick
+from trainer.train_config import TrainConfig
+from trainer.training_run import TrainingRun
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.jsonl"
 TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")

@@ -2,7 +2,8 @@
 
 from trainer.distilled import DistilledStudent, StudentConfig
 from trainer.export import load_student
-from trainer.loop import TrainConfig, TrainReport, train
+from trainer.loop import TrainReport, train
 from trainer.recipe import Recipe
+from trainer.train_config import TrainConfig
 
 __all__ = ["DistilledStudent", "Recipe", "StudentConfig", "TrainConfig", "TrainReport", "load_student", "train"]

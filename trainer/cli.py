@@ -122,8 +122,9 @@ def main(
     student.safetensors, recipe.json, metrics.jsonl and TensorBoard events.
     """
     from radio_cache.torch import pick_device
-    from trainer.loop import TrainConfig, train
+    from trainer.loop import train
     from trainer.recipe_text import described
+    from trainer.train_config import TrainConfig
 
     device = _own_gpu(pick_device(device))
     recipe = _recipe(cache, teachers, device, asked)

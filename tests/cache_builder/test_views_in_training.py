@@ -17,11 +17,12 @@ from radio_cache.errors import ConfigError
 from radio_cache.extra_views import ViewSampling
 from radio_cache.reader import Cache
 from trainer.data import CropData
-from trainer.loop import TrainConfig, train
+from trainer.loop import train
 from trainer.order import FullOrder
 from trainer.recipe import Recipe, everywhere
 from trainer.recipes import quick
 from trainer.targets import TargetMaker
+from trainer.train_config import TrainConfig
 
 
 @pytest.fixture

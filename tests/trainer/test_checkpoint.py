@@ -7,8 +7,9 @@ import pytest
 from radio_cache.errors import TrainingError
 from radio_cache.reader import Cache
 from trainer.checkpoint import checkpoints
-from trainer.loop import TrainConfig, train
+from trainer.loop import train
 from trainer.recipe import Recipe
+from trainer.train_config import TrainConfig
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

@@ -9,9 +9,10 @@ from PIL import Image
 
 from radio_cache.reader import Cache
 from radio_cache.testing import fake_features, fake_spec, make_tiny_cache
-from trainer.loop import TrainConfig, train
+from trainer.loop import train
 from trainer.recipe import Recipe, everywhere
 from trainer.targets import TargetMaker
+from trainer.train_config import TrainConfig
 
 NAMES = ("colours",)
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, StoreError
 from radio_cache.reader import Cache
-from trainer.loop import TrainConfig, train
+from trainer.loop import train
 from trainer.plan import lr_at
 from trainer.recipe import Recipe, everywhere
+from trainer.train_config import TrainConfig
 
 
 def losses_of(run: Path) -> list[dict[str, object]]:

@@ -8,10 +8,11 @@ from PIL import Image
 
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
-from trainer.loop import TrainConfig, train
+from trainer.loop import train
 from trainer.monitor import knn_predictions
 from trainer.pictures import picture
 from trainer.recipe import Recipe, everywhere
+from trainer.train_config import TrainConfig
 
 
 def test_neighbours_vote_by_cosine_and_lengths_do_not_matter() -> None:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
-from trainer.loop import TrainConfig, train
+from trainer.loop import train
 from trainer.recipe import Group, Recipe, Stage, everywhere
+from trainer.train_config import TrainConfig
 
 # No draws of the network's own (every position, none dropped), and no batch norm, whose statistics are each process's.
 PLAIN_VIT = {"width": 24, "depth": 2, "heads": 2, "max_resolution": 32, "position_drop": 0.0, "num_summary_tokens": 1}

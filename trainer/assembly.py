@@ -1,0 +1,88 @@
+"""What a run is put together from: the student's configuration, the images of every group, and the optimiser."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from radio_cache.errors import ConfigError
+from radio_cache.reader import Cache
+from radio_cache.storage import absolute_place
+from trainer.adaptors import TeacherWidths
+from trainer.data import CodeReader, CropData, StudentFit, read_codes
+from trainer.distilled import DistilledStudent, StudentConfig
+from trainer.feed import GroupKey
+from trainer.order import BlockOrder, FullOrder, Order
+from trainer.plan import Plan
+from trainer.recipe import Recipe
+from trainer.shard_cache import ShardCache
+from trainer.students import STUDENTS, Student, ViTConfig
+from trainer.train_config import TrainConfig
+
+
+def student_config(config: TrainConfig, cache: Cache, teachers: tuple[str, ...]) -> StudentConfig:
+    """The student with a head for each of these teachers."""
+    recipe = config.recipe
+    specs = [(name, cache.teachers.levels(name)[0].spec) for name in teachers]
+    fit: StudentFit = "crop" if any(spec.geometry.fit == "crop" for _, spec in specs) else "squash"
+    widths = tuple(
+        TeacherWidths(name=name, summary_dim=spec.summary_dim, spatial_dim=spec.spatial_dim) for name, spec in specs
+    )
+    return StudentConfig(
+        student=recipe.student, overrides=_overrides(recipe, widths), image_hw=(recipe.final_px, recipe.final_px), fit=fit,
+        teachers=widths, adaptor=recipe.adaptor, adaptor_width=recipe.adaptor_width, adaptor_blocks=recipe.adaptor_blocks,
+        adaptor_upsample=recipe.adaptor_upsample, seed=recipe.seed, steps=recipe.steps,
+        images_seen=recipe.images_seen, cache=absolute_place(config.cache), run=str(config.out.resolve()),
+        recipe=recipe.name,
+    )  # fmt: skip
+
+
+def _overrides(recipe: Recipe, teachers: tuple[TeacherWidths, ...]) -> dict[str, Any]:
+    """The student's settings; a ViT gets one class token for each teacher with a summary, if nothing else is said."""
+    if not isinstance(STUDENTS.get(recipe.student), ViTConfig):
+        return recipe.student_overrides
+    summaries = sum(widths.summary_dim is not None for widths in teachers)
+    return {"num_summary_tokens": max(1, summaries), **recipe.student_overrides}
+
+
+def crop_data(
+    config: TrainConfig, cache: Cache, rows: NDArray[np.int64], plan: Plan, student: Student,
+    by_group: dict[GroupKey, tuple[str, ...]],
+) -> tuple[dict[GroupKey, CropData], CodeReader]:  # fmt: skip
+    """What every group sees of the images, and how codes are read. Raises ConfigError for a size the student cannot take."""
+    recipe = config.recipe
+    blocks = recipe.shuffle == "blocks" or (recipe.shuffle == "auto" and not cache.storage.is_local)
+    shard_images = cache.meta.shard_images
+    found: dict[GroupKey, CropData] = {}
+    for key, names in by_group.items():
+        group = recipe.stages[key[0]].groups[key[1]]
+        side = group.image_px
+        legal = student.nearest_supported_resolution(side, side)
+        if legal != (side, side):
+            path = f"stages.{key[0]}.groups.{key[1]}.image_px"
+            raise ConfigError(
+                f"{path}={side}: student '{recipe.student}' takes {legal[0]} as the nearest; --set {path}={legal[0]}"
+            )
+        seed = (recipe.seed, *key)
+        order: Order = (
+            BlockOrder(
+                rows, shard_images, seed, group.batch_images, window=recipe.shuffle_shards, readers=plan.slices(*key)
+            )
+            if blocks
+            else FullOrder(rows, seed, group.batch_images)
+        )
+        grid = side // student.patch_size
+        found[key] = CropData(cache, names, recipe, rows, order, seed=seed, image_px=side, grid_hw=(grid, grid))
+    return found, ShardCache(rows, shard_images, config.shard_cache_bytes) if blocks else read_codes
+
+
+def optimizer_of(model: DistilledStudent, balancing: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; vectors (norms, biases), position tables, tokens, and what a balancing learns do not decay."""
+    exempt = {f"student.{name}" for name in model.student.no_weight_decay}
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if p.ndim >= 2 and name not in exempt]
+    others = [p for name, p in named if p.ndim < 2 or name in exempt] + list(balancing.parameters())
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.stages[0].lr, weight_decay=recipe.weight_decay)

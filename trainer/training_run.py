@@ -1,0 +1,204 @@
+"""One optimiser step after the other: the student, its optimiser, and the images and targets of every group."""
+
+import math
+from collections.abc import Iterator
+from typing import cast, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from radio_cache.errors import NonFiniteLossError
+from radio_cache.reader import Cache
+from radio_cache.storage import absolute_place
+from trainer.adaptors import Head
+from trainer.assembly import crop_data, optimizer_of, student_config
+from trainer.batch import Batch, student_images
+from trainer.checkpoint import Trainee
+from trainer.choice import cached_teachers, teachers_by_group, usable_rows
+from trainer.data import CropData
+from trainer.distilled import build_distilled
+from trainer.ema import Ema
+from trainer.export import save_student
+from trainer.feed import Fed, Feed, Waits
+from trainer.memory import checkpoint_activations
+from trainer.metrics import Values
+from trainer.objective import Objective, teacher_loss
+from trainer.plan import Plan, lr_at
+from trainer.processes import Processes
+from trainer.run_folder import claim
+from trainer.targets import TargetMaker
+from trainer.train_config import TrainConfig
+
+_DRAWS = 2
+"""A stream of random numbers drawn from the recipe's seed: positions, dropped paths and noise of each step."""
+
+_TOLD = 3
+"""Numbers of a step that are no term's."""
+
+
+@final
+class TrainingRun:
+    """Everything of a run that is made once: the student, its optimiser, the images and targets of every group."""
+
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+        self.config, self.processes = config, processes
+        recipe, self.device = config.recipe, torch.device(config.device)
+        self.plan = Plan(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
+        self.cache = Cache(config.cache)
+        by_group = teachers_by_group(recipe, cached_teachers(self.cache, config.teachers, recipe))
+        asked = {name for names in by_group.values() for name in names}
+        self.teachers = tuple(name for name in self.cache.teachers.names() if name in asked)
+        self.model = build_distilled(student_config(config, self.cache, self.teachers))
+        self.rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
+        self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
+        next(iter(self.groups.values())).refuse_unreadable_pixels()
+        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
+        self.targets = {
+            name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device)
+            for name in self.teachers
+        }
+        summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
+        self.objective = Objective(summaries, self.model.student.summary_dim, recipe)
+        self.objective.balancing.to(self.device)
+        self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and self.device.type == "cuda")
+        if recipe.checkpoint_activations:
+            checkpoint_activations(self.model.student)
+        if recipe.compile:
+            self.model.student.compile()
+            self.model.adaptors.compile()
+        optimizer = optimizer_of(self.model, self.objective.balancing, recipe)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        ema = None if recipe.ema is None else Ema([self.model.student, self.model.adaptors], recipe.ema)
+        self.trainee = Trainee(self.model.student, self.model.adaptors, self.objective.balancing, optimizer, ema)
+
+    def claim(self) -> None:
+        """Make the run's folder, or check that it is this run's."""
+        if self.processes.is_first:
+            claim(self.config.out, self.config.recipe, absolute_place(self.config.cache), self.teachers)
+        self.processes.wait_for_all()
+
+    def feed(self, done: int) -> Feed:
+        """The batches of the steps that are left."""
+        return Feed(
+            self.plan, self.groups, done, self.config.recipe.steps, device=self.device, threads=self.config.data_threads,
+            read=self._read,
+        )  # fmt: skip
+
+    def lr_of(self, step: int) -> float:
+        place = self.plan.place(step)
+        return lr_at(place.step, self.config.recipe.stages[place.stage])
+
+    def step(self, step: int, fed: Iterator[Fed], stop: bool = False) -> tuple[Values, Waits, int, bool]:
+        """One optimiser step over all passes of all processes.
+
+        Returns the losses before it, what this process waited for data, images over all processes, and whether any process
+        was asked to stop. Raises NonFiniteLossError instead of stepping.
+        """
+        recipe, trainee = self.config.recipe, self.trainee
+        seeds = np.random.SeedSequence((recipe.seed, _DRAWS, step, self.processes.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = self.lr_of(step)
+        trainee.optimizer.zero_grad(set_to_none=True)
+        waits, batches = Waits(), list[Batch]()
+        terms = self.objective.terms
+        # In one tensor, so that one copy from the device tells all: total, stop, images; of each term its sum and its weight.
+        told = torch.zeros(_TOLD + 2 * len(terms), device=self.device)
+        told[1] = float(stop)
+        for _ in self.plan.parts(step):
+            part, batch, waited = next(fed)
+            batches.append(Batch(batch.rows, batch.pixels, ()))
+            for cause in ("pixels", "codes", "transfer"):
+                setattr(waits, cause, getattr(waits, cause) + getattr(waited, cause))
+            total, means = self._pass(self.groups[part.stage, part.group], batch)
+            (total * part.weight).backward()
+            share = (part.last - part.first) / recipe.stages[part.stage].groups[part.group].batch_images
+            told[0] += total.detach() * part.weight
+            for number, term in enumerate(terms):
+                if term in means:
+                    told[_TOLD + number] += means[term] * share
+                    told[_TOLD + len(terms) + number] += share
+            told[2] += part.last - part.first
+        sums = self.processes.sum(told.clone()).tolist()
+        values = _values(sums, terms)
+        self._refuse_non_finite(step, values, batches)
+        self._update((told[_TOLD + len(terms) :] > 0).float())
+        return values, waits, round(sums[2]), sums[1] > 0
+
+    def _pass(self, data: CropData, batch: Batch) -> tuple[Tensor, dict[tuple[str, str], Tensor]]:
+        """The loss of a batch, and the means of its terms."""
+        names = tuple(data.levels)
+        images = student_images(batch, self.layout)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            features = self.model.student(images)
+            guesses = self.model.adaptors(features, data.grid_hw, names)
+        recipe = self.config.recipe
+        finer = recipe.adaptor_upsample
+        shift_yx = None if batch.shift_yx is None else batch.shift_yx * finer
+        head_hw = (data.grid_hw[0] * finer, data.grid_hw[1] * finer)
+        losses = {
+            name: teacher_loss(guesses[name], self.targets[name](part, shift_yx), recipe, head_hw)
+            for name, part in zip(names, batch.teachers, strict=True)
+        }
+        total = self.objective(losses, features.summary)
+        means = {(name, part): m.detach() for name, loss in losses.items() for part, m in loss.means().items()}
+        return total, means
+
+    def _update(self, present: Tensor) -> None:
+        recipe, trainee = self.config.recipe, self.trainee
+        self.processes.sum_gradients(self.parameters)
+        for buffer in trainee.balancing.buffers():
+            self.processes.average_present(buffer, present)
+        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad_norm)
+        trainee.optimizer.step()
+        if trainee.ema:
+            trainee.ema.update()
+
+    def _refuse_non_finite(self, step: int, values: Values, batches: list[Batch]) -> None:
+        named = [(name, value) for name, parts in values.teachers.items() for value in parts.values()]
+        bad = next(((n, v) for n, v in [*named, ("all of them together", values.total)] if not math.isfinite(v)), None)
+        if bad is None:
+            return
+        keys = [self.cache.index.key(row) for batch in batches for row in batch.rows[:3]]
+        raise NonFiniteLossError(
+            f"step {step}: the loss of teacher '{bad[0]}' is {bad[1]}, on images such as {', '.join(keys[:3])}. The last "
+            "checkpoint is whole; try a lower --lr, or verify the cache"
+        )
+
+    def headline(self) -> str:
+        """What is about to be trained, on how much."""
+        recipe, model = self.config.recipe, self.model
+        millions = sum(p.numel() for p in model.student.parameters()) / 1e6
+        heads = sum(p.numel() for p in model.adaptors.parameters()) / 1e6
+        partial = f" of {self.cache.num_images}" if len(self.rows) < self.cache.num_images else ""
+        return (
+            f"student {recipe.student}: {millions:.1f} M parameters, adaptor heads {heads:.1f} M; teachers "
+            f"{', '.join(self.teachers)}\n{len(self.rows)}{partial} images, {recipe.steps} steps, {recipe.images_seen} fresh "
+            f"crops ({recipe.images_seen / len(self.rows):.1f} epochs)"
+        )
+
+    def finish(self) -> None:
+        """Fold the statistics into the heads, so that they speak the teachers' units, and save what the user takes home."""
+        if self.trainee.ema:
+            self.trainee.ema.apply()
+        summary_heads = iter(self.model.adaptors.summary_heads)
+        for widths, spatial_head in zip(self.model.config.teachers, self.model.adaptors.spatial_heads, strict=True):
+            make = self.targets[widths.name]
+            if make.spatial:
+                make.spatial.fold_into(cast(Head, spatial_head))
+            summary_head = next(summary_heads) if widths.summary_dim is not None else None
+            if summary_head is not None and make.summary:
+                make.summary.fold_into(cast(Head, summary_head))
+        save_student(self.model.to("cpu").eval(), self.config.out)
+
+
+def _values(sums: list[float], terms: tuple[tuple[str, str], ...]) -> Values:
+    """Means over the step's images, of the terms that were asked."""
+    teachers: dict[str, dict[str, float]] = {}
+    for number, (name, part) in enumerate(terms):
+        total, weight = sums[_TOLD + number], sums[_TOLD + len(terms) + number]
+        if weight > 0:
+            teachers.setdefault(name, {})[part] = total / weight
+    return Values(sums[0], teachers)
