@@ -48,7 +48,7 @@ if [ -n "${LLAVA:-}" ]; then
 else
     echo "LLAVA is not set: no questions about pictures"
 fi
-timed=(--batch 128 --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
+timed=(--batch-size 128 --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
 quality=()
 [ -e "$OUT/knn.json" ] && quality=(--quality "$OUT/knn.json" --plot "$OUT/pareto.svg")
 once throughput radio-eval throughput "${student[@]}" "${models[@]}" "${timed[@]}" "${quality[@]}"

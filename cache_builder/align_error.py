@@ -44,17 +44,17 @@ class AlignError:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRequest:
-    """teachers: names, or all. images: how many of the cache, a seeded sample. scales: of crops, one an image and scale."""
+    """teachers: names, or all. limit: images of the cache at most, a seeded sample. scales: of crops, one an image and scale."""
 
     teachers: tuple[str, ...] = ()
-    images: int = 64
+    limit: int = 64
     scales: tuple[float, ...] = SCALES
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ConfigError(f"--images must be at least 1, not {self.images}")
+        if self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1, not {self.limit}")
         for scale in self.scales:
             if not 0 < scale <= 1:
                 raise ConfigError(f"a crop's scale lies above 0 and is at most 1, not {scale}")
@@ -71,7 +71,7 @@ def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = la
         if len(rows) == 0:
             raise ConfigError(f"{cache.url} has no image that is complete for {name}: run the build to its end")
         rng = np.random.default_rng(request.seed)
-        chosen = np.sort(rng.permutation(rows)[: request.images])
+        chosen = np.sort(rng.permutation(rows)[: request.limit])
         say(f"{name}: {len(chosen)} images, {len(request.scales)} scales")
         found += _of_teacher(cache, teacher, levels, chosen, request)
     return found

@@ -12,7 +12,7 @@ from radio_cache.reader import Cache
 @click.command("align-error")
 @click.argument("cache", type=PLACE, metavar="CACHE.zarr")
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="This teacher only. Repeatable. [default: all]")
-@click.option("--images", default=64, show_default=True, help="Images of the cache, a seeded sample; a crop each and scale.")
+@click.option("--limit", default=64, show_default=True, help="Images of the cache, a seeded sample; a crop each and scale.")
 @click.option("--scales", default="1,0.9,0.7,0.5,0.35", show_default=True, help="Sides of the crops, shares of the image.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures, too.")
@@ -20,7 +20,7 @@ from radio_cache.reader import Cache
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
 @plain_errors(on_interrupt="Nothing was written.")
 def align_error(
-    cache: str | Path, teachers: tuple[str, ...], images: int, scales: str, seed: int, json_file: Path | None,
+    cache: str | Path, teachers: tuple[str, ...], limit: int, scales: str, seed: int, json_file: Path | None,
     plot: Path | None, device: str,
 ) -> None:  # fmt: skip
     """Compare cached maps under crops with what the teachers themselves say of the crops.
@@ -41,7 +41,7 @@ def align_error(
         sides = tuple(float(text) for text in scales.split(","))
     except ValueError as exc:
         raise ConfigError(f"--scales {scales}: numbers with commas between them, such as 1,0.7,0.5") from exc
-    request = AlignRequest(teachers=teachers, images=images, scales=sides, seed=seed, device=pick_device(device))
+    request = AlignRequest(teachers=teachers, limit=limit, scales=sides, seed=seed, device=pick_device(device))
     errors = measure(opened, request, say=lambda text: click.echo(text, err=True))
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):

@@ -57,26 +57,49 @@ class ImageSource(ABC):
         """Rows that turned out to be unusable while they were read, and why."""
         return {}
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of figures must know about how the images were read, one sentence each."""
+        return []
+
 
 @final
 class CacheImages(ImageSource):
-    """The images of a cache, read from where the build found them. Unusable ones are known beforehand."""
+    """The images of a cache, read from where the build found them; those that are gone, from the pixels that it keeps.
+
+    Unusable ones are known beforehand.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.place = cache, cache.url
         self.labels, self.class_names = cache.index.labels.astype(np.int64), cache.meta.class_names
+        self._kept_instead = set[int]()
 
     def key(self, row: int) -> str:
         return self.cache.index.key(row)
 
     def decoded(self, row: int) -> Image.Image:
         try:
-            return decode_image(self.cache.read_file(row), max_pixels=self.cache.meta.max_pixels)
+            file, kept = self.cache.read_original_or_kept(row)
+            if kept:
+                self._kept_instead.add(row)
+            return decode_image(file, max_pixels=self.cache.meta.max_pixels)
         except ImageError as exc:
-            raise EvalError(f"image {self.key(row)} of {self.place}: {exc}") from exc
+            cure = "bring the files back to where they were, or name other images" if self.cache.pixels is None else ""
+            raise EvalError(f"image {self.key(row)} of {self.place}: {exc}" + (f"; {cure}" if cure else "")) from exc
 
     def digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self.cache.digests[rows]
+
+    @property
+    def notes(self) -> list[str]:
+        store = self.cache.meta.pixels
+        if not self._kept_instead or store is None:
+            return []
+        return [
+            f"{len(self._kept_instead):,} image files of {self.place} are gone or changed: the pixels that the cache keeps "
+            f"({store}) were used for them."
+        ]
 
 
 @final

@@ -8,18 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals.encoders import (
-    OWN,
-    CachedTeacherEncoder,
-    Encoder,
-    Kind,
-    LiveEncoder,
-    StudentEncoder,
-    load_model,
-    load_runs,
-    parse_models,
-    recorded_teacher,
-)  # fmt: skip
+from evals.encoders import OWN, CachedTeacherEncoder, Encoder, Kind, LiveEncoder, StudentEncoder, recorded_teacher
+from evals.encoders.gathered import learned_from, live_encoders, refuse_namesakes
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, ImageSource, image_set, in_classes_of, open_source
 from evals.knn import PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
@@ -118,31 +108,32 @@ class KnnTable:
 def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
     """Open places, runs and models and compare everything in them. Raises RadioCacheError with what is wrong."""
     device = torch.device(pick_device(config.device))
-    models = [
-        load_model(model, weights, device=device) for model, weights in parse_models(config.models, config.weights)
-    ]
-    students = load_runs(config.runs, device=device)
-    bank_source = open_source(config.bank) if config.bank else CacheImages(_cache_of(students[0], config.runs[0]))
+    live = live_encoders(config.runs, config.models, config.weights, device=device)
+    bank_source = open_source(config.bank) if config.bank else _bank_of(live)
     query_source = open_source(config.queries) if config.queries else None
     teachers, notes = _teachers(bank_source, query_source, device=device)
     names = [teacher.name for teacher in teachers]
+    refuse_namesakes([*names, *(one.name for one in live)])
     bank = image_set(bank_source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
     queries = (
         image_set(query_source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
         if query_source else None
     )  # fmt: skip
     table = knn_table(
-        [*teachers, *models, *students], bank, queries,
+        [*teachers, *live], bank, queries,
         k=config.k, sweep=config.sweep, temperature=config.temperature, device=config.device, progress=progress,
     )  # fmt: skip
-    return replace(table, notes=(*table.notes, *notes, *_strangers(students, bank_source)))
+    return replace(table, notes=(*table.notes, *notes, *_strangers(live, bank_source)))
 
 
-def _cache_of(student: StudentEncoder, run: Path) -> Cache:
-    place = student.config.cache
-    if not is_cache(place):
-        raise EvalError(f"{run} was trained from the cache {place}, which is not there now: name the bank by --bank")
-    return Cache(place)
+def _bank_of(live: Sequence[LiveEncoder]) -> CacheImages:
+    """The cache that the first student learned from."""
+    place = learned_from(live)
+    if place is None or not is_cache(place):
+        raise EvalError(
+            f"the student was trained from the cache {place}, which is not there now: name the bank by --bank"
+        )
+    return CacheImages(Cache(place))
 
 
 def _teachers(
@@ -191,11 +182,13 @@ def _same_teachers(names: Sequence[str], bank: Cache, queries: Cache) -> None:
             )
 
 
-def _strangers(students: Sequence[StudentEncoder], bank: ImageSource) -> list[str]:
+def _strangers(live: Sequence[LiveEncoder], bank: ImageSource) -> list[str]:
     """Notes about teachers that students learned from and that are not compared."""
     held = bank.cache.teachers.keys() if isinstance(bank, CacheImages) else set[str]()
     notes: list[str] = []
-    for student in students:
+    for student in live:
+        if not isinstance(student, StudentEncoder):
+            continue
         absent = sorted({teacher.name for teacher in student.config.teachers} - held)
         if absent and student.kind == "student":
             notes.append(f"{student.name} learned from {', '.join(absent)}, which {bank.place} does not hold.")
@@ -215,6 +208,7 @@ def knn_table(
     if not encoders:
         raise EvalError("there is nothing to compare: no cache with a teacher that has a summary, no --run, no --model")
     matched = bank if queries is None else in_classes_of(bank, queries)
+    _refuse_hopeless(bank, None if queries is None else matched)
     ks = sorted({k, *sweep})
     used_k = voters(len(bank), len(matched), k, leave_one_out=queries is None)
     rows: list[KnnRow] = []
@@ -263,6 +257,21 @@ def knn_table(
     )  # fmt: skip
 
 
+def _refuse_hopeless(bank: ImageSet, queries: ImageSet | None) -> None:
+    """Raises EvalError where no answer can be right, so that every accuracy would be 0."""
+    if queries is None and len(lone_classes(bank.labels)) == len(bank):
+        raise EvalError(
+            f"k-NN in {bank.place}: each of its {len(bank):,} images is the only one of its class, so that no neighbour can be "
+            "right and every accuracy would be 0; give labelled --queries of the same classes, or more images of a class "
+            "(or a higher --limit)"
+        )
+    if queries is not None and not np.isin(queries.labels, bank.labels).any():
+        raise EvalError(
+            f"k-NN: the images drawn of {bank.place} have none of the classes of those drawn of {queries.place}, so that every "
+            "accuracy would be 0: give a higher --limit, or another --seed"
+        )
+
+
 def _with_shares(rows: Sequence[KnnRow]) -> tuple[KnnRow, ...]:
     best = max((row.top1 for row in rows if row.kind == "teacher"), default=0.0)
     if best == 0.0:
@@ -300,4 +309,3 @@ def _notes(bank: ImageSet, queries: ImageSet | None, *, asked_k: int, used_k: in
                 "which makes k-NN look better than it is."
             )
     return notes
-

@@ -30,6 +30,7 @@ _TIE_STEP = 2.0**-20
 _BLOCK_BYTES = 1 << 28
 """Of the bank compared at once: large enough that merging costs nothing, small enough to forget about."""
 
+_STRIP_ROWS = 256
 _QUERY_BATCH = 1 << 16
 _GPU_LARGEST_K = 2048
 
@@ -76,8 +77,10 @@ class NeighbourSearch:
         self._queries = unit_rows(queries, "queries")
         self._gpus = _gpus(device, self._kept)
         self._heap: Any = faiss.ResultHeap(len(queries), self._kept, keep_max=True)
-        self._block_rows = max(1, _BLOCK_BYTES // (4 * max(1, queries.shape[1])))
-        self._waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        block_rows = max(1, _BLOCK_BYTES // (4 * max(1, queries.shape[1])))
+        # Written over again for every block: memory that is asked for anew costs as much as the copying.
+        self._block = np.empty((block_rows, queries.shape[1]), np.float32)
+        self._rows_of_block = np.empty(block_rows, np.int64)
         self._num_waiting = self.num_rows = 0
 
     def add(self, rows: NDArray[np.int64], features: NDArray[np.floating[Any]]) -> None:
@@ -89,12 +92,16 @@ class NeighbourSearch:
             raise ShapeError(
                 f"k-NN compares rows of one width: the bank is {features.shape}, the queries are {self._queries.shape}"
             )
-        for first in range(0, len(rows), self._block_rows):
-            here = slice(first, first + self._block_rows)
-            if self._num_waiting + len(rows[here]) > self._block_rows:
+        done = 0
+        while done < len(rows):
+            if self._num_waiting == len(self._block):
                 self._flush()
-            self._waiting.append((rows[here], unit_rows(features[here], "bank")))
-            self._num_waiting += len(rows[here])
+            taken = min(len(rows) - done, len(self._block) - self._num_waiting)
+            free = slice(self._num_waiting, self._num_waiting + taken)
+            _write_unit_rows(features[done : done + taken], self._block[free], "bank")
+            self._rows_of_block[free] = rows[done : done + taken]
+            self._num_waiting += taken
+            done += taken
         self.num_rows += len(rows)
 
     def result(self) -> Neighbours:
@@ -109,9 +116,8 @@ class NeighbourSearch:
     def _flush(self) -> None:
         if not self._num_waiting:
             return
-        rows = np.concatenate([rows for rows, _ in self._waiting])
-        block = np.concatenate([features for _, features in self._waiting])
-        self._waiting, self._num_waiting = [], 0
+        rows, block = self._rows_of_block[: self._num_waiting], self._block[: self._num_waiting]
+        self._num_waiting = 0
         kept = min(self._kept, len(block))
         similarity = np.empty((len(self._queries), kept), np.float32)
         found = np.empty((len(self._queries), kept), np.int64)
@@ -131,11 +137,22 @@ def merged(parts: Sequence[Neighbours], k: int) -> Neighbours:
 
 def unit_rows(rows: NDArray[np.floating[Any]], what: str) -> NDArray[np.float32]:
     """Rows of length 1, contiguous float32; rows of zeros stay. Raises EvalError naming `what` for NaN or infinity."""
-    rows = rows.astype(np.float32, copy=False)
-    norms = np.sqrt(np.einsum("nc,nc->n", rows, rows, dtype=np.float32))
-    if not np.isfinite(norms).all():
-        raise EvalError(f"{int((~np.isfinite(norms)).sum())} summaries of the {what} hold NaN or infinity")
-    return np.ascontiguousarray(rows / np.maximum(norms, np.finfo(np.float32).tiny)[:, None], dtype=np.float32)
+    made = np.empty(rows.shape, np.float32)
+    _write_unit_rows(rows, made, what)
+    return made
+
+
+def _write_unit_rows(rows: NDArray[np.floating[Any]], out: NDArray[np.float32], what: str) -> None:
+    """As `unit_rows`, into `out`; a strip at a time, which stays in the processor's cache."""
+    unusable = 0
+    for first in range(0, len(rows), _STRIP_ROWS):
+        strip = out[first : first + _STRIP_ROWS]
+        strip[...] = rows[first : first + _STRIP_ROWS]
+        norms = np.sqrt(np.einsum("nc,nc->n", strip, strip, dtype=np.float32))
+        unusable += int((~np.isfinite(norms)).sum())
+        strip /= np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
+    if unusable:
+        raise EvalError(f"{unusable} summaries of the {what} hold NaN or infinity")
 
 
 def _sorted(similarity: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> Neighbours:

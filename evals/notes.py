@@ -22,14 +22,15 @@ def sampling_note(tested: int) -> list[str]:
 
 
 def left_out_notes(images: ImageSet) -> list[str]:
-    """A sentence about the images that could not be read, if there are any."""
+    """Sentences about images that could not be read, or not from where they were, if there are any."""
     rows = set(images.rows.tolist())
     failed = {row: reason for row, reason in images.source.failures.items() if row in rows}
     if not failed:
-        return []
+        return images.source.notes
     listed = "; ".join(f"{images.source.key(row)}: {failed[row]}" for row in sorted(failed)[:3])
     more = "; ..." if len(failed) > 3 else ""
     return [
         f"{counted(len(failed), 'image', 'images')} of {images.place} could not be read and "
-        f"{'is' if len(failed) == 1 else 'are'} left out ({listed}{more})."
+        f"{'is' if len(failed) == 1 else 'are'} left out ({listed}{more}).",
+        *images.source.notes,
     ]

@@ -46,27 +46,29 @@ _SECTION_IMAGES = 2000
 class ReportConfig:
     """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
 
-    cache: the bank; None takes the one the run was trained on. images: how many of each cache are shown as feature maps.
+    cache: the bank; None takes the one the run was trained on. shown: how many images of each cache are shown as feature maps.
     sections: evaluations beside k-NN, names of `evals.sections.SECTIONS`; with some, what cannot be done is told on the page, and
-    without, it is an error. masks, classes: for segmentation, see `SectionsConfig`. limit: images of each place, at most.
+    without, it is an error. masks, classes: for segmentation, see `SectionsConfig`. limit: images of each place, at
+    most, drawn by seed.
     """
 
     run: Path
     out: Path
     cache: str | Path | None = None
     queries: str | Path | None = None
-    images: int = 4
+    shown: int = 4
     k: int = PAPER_K
     temperature: float = PAPER_TEMPERATURE
     sections: tuple[str, ...] = ()
     masks: tuple[Path, Path] | None = None
     classes: str | None = None
     limit: int | None = None
+    seed: int = 0
     device: Device = "auto"
 
     def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ConfigError(f"--images is how many images are shown, 0 or more, not {self.images}")
+        if self.shown < 0:
+            raise ConfigError(f"--shown is how many images are shown, 0 or more, not {self.shown}")
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,15 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
             raise
         not_run.append(NotRun("knn", str(exc)))
     bank = Cache(config.cache or student.config.cache)
-    shown = [("Images it was trained on", bank)] if config.images else []
-    if config.images and config.queries is not None and is_cache(config.queries):
+    shown = [("Images it was trained on", bank)] if config.shown else []
+    if config.shown and config.queries is not None and is_cache(config.queries):
         shown.insert(0, ("Images it never saw", Cache(config.queries)))
     for title, cache in shown:
-        groups.append(picture_group(title, cache, student, config.images, device))
+        groups.append(picture_group(title, cache, student, config.shown, device))
     about = SectionsConfig(
         run=config.run, cache=bank.url, images=config.queries or bank.url, masks=config.masks, classes=config.classes,
         crop_px=student.geometry.input_hw[0],
-        limit=config.limit or _SECTION_IMAGES, device=config.device,
+        limit=config.limit or _SECTION_IMAGES, seed=config.seed, device=config.device,
     )  # fmt: skip
     sections, others = make_sections(about, config.sections, progress=progress)
     page = Page(
@@ -144,7 +146,7 @@ def _knn(config: ReportConfig, progress: Progress | None) -> KnnTable:
     return run_knn(
         KnnConfig(
             bank=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
-            limit=config.limit, device=config.device,
+            limit=config.limit, seed=config.seed, device=config.device,
         ),
         progress=progress,
     )  # fmt: skip

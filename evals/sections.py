@@ -30,7 +30,7 @@ class SectionsConfig:
     """What the parts of a page are about. images: to evaluate on, the bank or the queries. cache: holds the teachers.
 
     masks: images and their masks, for segmentation; classes: what they are called; crop_px: side of the windows, pixels.
-    limit: images of each evaluation, at most.
+    limit: images of each evaluation, at most, drawn by seed.
     """
 
     run: Path
@@ -40,6 +40,7 @@ class SectionsConfig:
     classes: str | None = None
     crop_px: int
     limit: int = 2000
+    seed: int = 0
     device: Device = "auto"
 
 
@@ -87,7 +88,9 @@ def make_sections(
 
 def _zero_shot(config: SectionsConfig, progress: Progress | None) -> Section:
     found = run_zero_shot(
-        ZeroShotConfig(images=config.images, runs=(config.run,), limit=config.limit, device=config.device),
+        ZeroShotConfig(
+            images=config.images, runs=(config.run,), limit=config.limit, seed=config.seed, device=config.device
+        ),
         progress=progress,
     )
     return Section(
@@ -110,6 +113,7 @@ def _segment(config: SectionsConfig, progress: Progress | None) -> Section:
             classes=config.classes,
             runs=(config.run,),
             limit=config.limit,
+            seed=config.seed,
             pictures=3,
             crop_px=config.crop_px,
             device=config.device,
@@ -131,7 +135,9 @@ def _segment(config: SectionsConfig, progress: Progress | None) -> Section:
 
 def _rank(config: SectionsConfig, progress: Progress | None) -> Section:
     found = run_rank(
-        RankConfig(images=config.images, runs=(config.run,), limit=config.limit, device=config.device),
+        RankConfig(
+            images=config.images, runs=(config.run,), limit=config.limit, seed=config.seed, device=config.device
+        ),
         progress=progress,
     )
     return Section(
@@ -151,7 +157,8 @@ def _rank(config: SectionsConfig, progress: Progress | None) -> Section:
 
 def _mode_switch(config: SectionsConfig, progress: Progress | None) -> Section:
     found = run_mode_switch(
-        ModeSwitchConfig(run=config.run, cache=config.cache, limit=32, device=config.device), progress=progress
+        ModeSwitchConfig(run=config.run, cache=config.cache, limit=32, seed=config.seed, device=config.device),
+        progress=progress,
     )
     ordered = sorted(found.rows, key=lambda row: (row.teacher, row.size_px))
     return Section(
@@ -187,7 +194,13 @@ def _throughput(config: SectionsConfig, progress: Progress | None) -> Section:
 def _retrieve(config: SectionsConfig, progress: Progress | None) -> Section:
     rows = run_retrieve(
         RetrieveConfig(
-            images=config.images, runs=(config.run,), queries=2, k=5, limit=config.limit, device=config.device
+            images=config.images,
+            runs=(config.run,),
+            queries=2,
+            k=5,
+            limit=config.limit,
+            seed=config.seed,
+            device=config.device,
         ),
         progress=progress,
     )
@@ -201,7 +214,8 @@ def _retrieve(config: SectionsConfig, progress: Progress | None) -> Section:
 
 def _similarity(config: SectionsConfig, progress: Progress | None) -> Section:
     rows = run_similarity(
-        SimilarityConfig(images=config.images, runs=(config.run,), shown=2, device=config.device), progress=progress
+        SimilarityConfig(images=config.images, runs=(config.run,), shown=2, seed=config.seed, device=config.device),
+        progress=progress,
     )
     return Section(
         name="similarity",

@@ -48,7 +48,7 @@ class ThroughputConfig:
         if not self.runs and not self.models:
             raise ConfigError("nothing to time: give --run RUN or --model WHAT")
         if min(*self.batches, self.repeats) < 1 or self.warmup < 0:
-            raise ConfigError("--batch and --repeats are at least 1, --warmup at least 0")
+            raise ConfigError("--batch-size and --repeats are at least 1, --warmup at least 0")
         for value, known in ((self.modes, get_args(Mode)), (self.precisions, get_args(Precision))):
             if bad := [one for one in value if one not in known]:
                 raise ConfigError(f"'{bad[0]}' is none of {', '.join(known)}")
@@ -112,7 +112,9 @@ def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None
     encoders = live_encoders(config.runs, config.models, config.weights, device=device, untrained=False)
     rows: list[ThroughputRow] = []
     notes: list[str] = []
-    kinds: list[tuple[Mode, Precision]] = [(mode, precision) for mode in config.modes for precision in config.precisions]
+    kinds: list[tuple[Mode, Precision]] = [
+        (mode, precision) for mode in config.modes for precision in config.precisions
+    ]
     total = len(encoders) * len(kinds) * len(config.batches)
     done = 0
     for encoder in encoders:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -46,6 +46,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
 _LOG_EVERY_S = 10.0
+
+_PADDING = re.compile(r"[ \t]+(?=\n)")
 
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, those that turn the direction of writing, and halves of characters."""
@@ -87,8 +89,23 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
 
 
 def console() -> Console:
-    """Where results go: standard output, as wide as the terminal, 110 columns in a file."""
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    """Where results go: standard output, as wide as the terminal; in a file 110 columns, without padding."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(file=cast("IO[str]", _Unpadded(sys.stdout)), width=110, highlight=False)
+
+
+class _Unpadded:
+    """A text file that loses the blanks with which rich fills up the lines of a table."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(_PADDING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:

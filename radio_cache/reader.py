@@ -177,6 +177,18 @@ class Cache:
         """
         return self.read_file(row) if self.pixels is None else self.pixels.file(row)
 
+    def read_original_or_kept(self, row: int) -> tuple[bytes, bool]:
+        """An image file to look at: `read_file`, or, where that is gone or changed, the one the cache keeps; and whether kept.
+
+        Raises as `read_pixels` does.
+        """
+        try:
+            return self.read_file(row), False
+        except ImageError:
+            if self.pixels is None:
+                raise
+            return self.pixels.file(row), True
+
     @cached_property
     def pixels(self) -> StoredPixels | None:
         """The images that the cache keeps; None where it does not."""

@@ -61,7 +61,7 @@ def _from_hub(repository: str, files: tuple[str, ...]) -> Path:
         cached = try_to_load_from_cache(repository, file)
         if isinstance(cached, str):
             return Path(cached)
-    _check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     for file in files[:-1]:
         try:
             return Path(hf_hub_download(repository, file))
@@ -75,13 +75,13 @@ def _from_url(url: str) -> Path:
 
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not target.exists():
-        _check_network(url)
+        check_network(url)
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), progress=sys.stderr.isatty())
     return target
 
 
-def _check_network(url: str) -> None:
+def check_network(url: str) -> None:
     """Fail within seconds where there is no network; the hub client alone retries for a minute."""
     if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") for name in os.environ):
         return  # only the proxy knows the way

@@ -1,28 +1,15 @@
 """radio-eval knn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from evals.commands.shared import (
-    AGAIN,
-    IMAGES,
-    ProgressLines,
-    device_option,
-    json_option,
-    limit_option,
-    models_option,
-    runs_option,
-    seed_option,
-    weights_option,
-    write_record,
-)
+from evals.commands.shared import AGAIN, IMAGES, Drawn, ProgressLines, compared, drawn, json_option, write_record
 from radio_cache.cli_support import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.knn_table import KnnTable
-    from evals.neighbours import Device
 
 PAPER_K, PAPER_TEMPERATURE = 20, 0.07
 """Defaults of `evals.knn`, repeated for the help; a test compares them."""
@@ -36,23 +23,18 @@ PAPER_K, PAPER_TEMPERATURE = 20, 0.07
 @click.option(
     "--queries", type=PLACE, metavar="PLACE", help="Labelled images to classify. Default: each of the bank's in turn."
 )
-@runs_option
-@models_option
-@weights_option
+@compared
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
 @click.option(
     "--sweep", multiple=True, type=int, metavar="K", help="Also show accuracy by K neighbours. May be given again."
 )
 @click.option("--temperature", default=PAPER_TEMPERATURE, show_default=True, help="Of the votes, exp(similarity / T).")
-@limit_option
-@seed_option
+@drawn()
 @json_option
-@device_option
 @plain_errors(on_interrupt=AGAIN)
 def knn(
-    bank: str | Path | None, queries: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...],
-    weights: tuple[str, ...], k: int, sweep: tuple[int, ...], temperature: float, limit: int | None,
-    seed: int, json_file: Path | None, device: "Device",
+    bank: str | Path | None, queries: str | Path | None, k: int, sweep: tuple[int, ...], temperature: float,
+    json_file: Path | None, **encoders: Unpack[Drawn],
 ) -> None:  # fmt: skip
     """k-NN accuracy of the teachers in a cache, of students, of the same students untrained, and of any model.
 
@@ -60,13 +42,10 @@ def knn(
     """
     from evals.knn_table import KnnConfig, run_knn
 
-    config = KnnConfig(
-        bank=bank, queries=queries, runs=runs, models=models, weights=weights, k=k, sweep=sweep, temperature=temperature,
-        limit=limit, seed=seed, device=device,
-    )  # fmt: skip
+    config = KnnConfig(bank=bank, queries=queries, k=k, sweep=sweep, temperature=temperature, **encoders)
     with ProgressLines() as progress:
         result = run_knn(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     print_knn(result)
 
 

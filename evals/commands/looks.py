@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -10,14 +10,14 @@ from evals.commands.shared import (
     AGAIN,
     IMAGES,
     PATH,
+    Compared,
+    Drawn,
     ProgressLines,
+    compared,
     device_option,
+    drawn,
     json_option,
-    limit_option,
-    models_option,
-    runs_option,
     seed_option,
-    weights_option,
     write_record,
 )
 from radio_cache.cli_support import PLACE, console, plain_errors, table
@@ -38,25 +38,18 @@ _picture = click.option("--out", type=PATH, required=True, metavar="FILE.png", h
 
 @click.command()
 @_images
-@runs_option
-@models_option
-@weights_option
-@click.option("--limit", default=2000, show_default=True, help="Images at most, drawn at random.")
-@seed_option
+@compared
+@drawn(2000)
 @json_option
-@device_option
 @plain_errors(on_interrupt=AGAIN)
-def rank(
-    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], limit: int,
-    seed: int, json_file: Path | None, device: "Device",
-) -> None:  # fmt: skip
+def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[Drawn]) -> None:
     """RankMe of summaries, and their linear CKA with every teacher: how rich, and how alike. Needs no labels."""
     from evals.rank import RankConfig, run_rank
 
-    config = RankConfig(images=images, runs=runs, models=models, weights=weights, limit=limit, seed=seed, device=device)
+    config = RankConfig(images=images, **encoders)
     with ProgressLines() as progress:
         result = run_rank(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     print_rank(result)
 
 
@@ -68,8 +61,7 @@ def rank(
 @click.option(
     "--size", "sizes", type=int, multiple=True, metavar="PX", help="Of the student's input. May be given again."
 )
-@click.option("--limit", default=100, show_default=True, help="Images at most, drawn at random.")
-@seed_option
+@drawn(100)
 @click.option("--plot", type=PATH, metavar="FILE.svg", help="Draw cosine over sizes.")
 @json_option
 @device_option
@@ -84,7 +76,7 @@ def mode_switch(
     config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, seed=seed, device=device)
     with ProgressLines() as progress:
         result = run_mode_switch(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     print_mode_switch(result)
     if plot is not None:
         write_atomically(plot, result.chart().encode())
@@ -93,26 +85,17 @@ def mode_switch(
 
 @click.command()
 @_images
-@runs_option
-@models_option
-@weights_option
+@compared
 @click.option("--queries", default=4, show_default=True, help="Images whose nearest are shown.")
 @click.option("-k", "--k", default=6, show_default=True, help="Nearest images shown of each.")
-@seed_option
-@limit_option
+@drawn()
 @_picture
-@device_option
 @plain_errors(on_interrupt=AGAIN)
-def retrieve(
-    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], queries: int,
-    k: int, seed: int, limit: int | None, out: Path, device: "Device",
-) -> None:  # fmt: skip
+def retrieve(images: str | Path | None, queries: int, k: int, out: Path, **encoders: Unpack[Drawn]) -> None:
     """The nearest images of a few, by every encoder, as a picture: the query left, green borders for its class."""
     from evals.retrieve import RetrieveConfig, run_retrieve
 
-    config = RetrieveConfig(
-        images=images, runs=runs, models=models, weights=weights, queries=queries, k=k, seed=seed, limit=limit, device=device
-    )  # fmt: skip
+    config = RetrieveConfig(images=images, queries=queries, k=k, **encoders)
     with ProgressLines() as progress:
         rows = run_retrieve(config, progress=progress)
     _save(rows, out)
@@ -120,25 +103,19 @@ def retrieve(
 
 @click.command()
 @_images
-@runs_option
-@models_option
-@weights_option
+@compared
 @click.option("--shown", default=3, show_default=True, help="Images.")
 @click.option("--anchors", default=3, show_default=True, help="Tokens of each that all others are compared with.")
 @seed_option
 @_picture
-@device_option
 @plain_errors(on_interrupt=AGAIN)
 def similarity(
-    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], shown: int,
-    anchors: int, seed: int, out: Path, device: "Device",
-) -> None:  # fmt: skip
+    images: str | Path | None, shown: int, anchors: int, seed: int, out: Path, **encoders: Unpack[Compared]
+) -> None:
     """Which parts of an image are alike: cosine of all tokens with a few, chosen to be unlike each other, as heat maps."""
     from evals.similarity import SimilarityConfig, run_similarity
 
-    config = SimilarityConfig(
-        images=images, runs=runs, models=models, weights=weights, shown=shown, anchors=anchors, seed=seed, device=device
-    )  # fmt: skip
+    config = SimilarityConfig(images=images, shown=shown, anchors=anchors, seed=seed, **encoders)
     with ProgressLines() as progress:
         rows = run_similarity(config, progress=progress)
     _save(rows, out)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from evals.commands.knn import PAPER_K, print_knn
-from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, limit_option, write_record
+from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, drawn, write_record
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable
 from radio_cache.errors import ConfigError, unknown_name
 
@@ -22,12 +22,21 @@ EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-s
 @click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
 @click.option("--queries", type=PLACE, help="Labelled images to classify and show. Default: the bank's own.")
 @click.option("--out", type=PATH, required=True, help="The HTML file to write.")
-@click.option("--images", default=4, show_default=True, help="Images of each cache shown as feature maps.")
+@click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
+@drawn()
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def report(
-    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path, images: int, k: int, device: "Device"
+    run: Path,
+    cache: str | Path | None,
+    queries: str | Path | None,
+    out: Path,
+    shown: int,
+    k: int,
+    limit: int | None,
+    seed: int,
+    device: "Device",
 ) -> None:
     """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
 
@@ -35,7 +44,9 @@ def report(
     """
     from evals.report import ReportConfig, write_report
 
-    config = ReportConfig(run=run, cache=cache, queries=queries, out=out, images=images, k=k, device=device)
+    config = ReportConfig(
+        run=run, cache=cache, queries=queries, out=out, shown=shown, k=k, limit=limit, seed=seed, device=device
+    )
     with ProgressLines() as progress:
         result = write_report(config, progress=progress)
     assert result.table is not None, "without other evaluations a table that cannot be made is an error"
@@ -50,7 +61,7 @@ def report(
 @click.option(
     "--out", type=PATH, help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html."
 )
-@click.option("--images", default=4, show_default=True, help="Images of each cache shown as feature maps.")
+@click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote in k-NN.")
 @click.option(
     "--masks", type=PATH, nargs=2, metavar="IMAGES MASKS", help="For segmentation: folders of images and masks."
@@ -59,12 +70,13 @@ def report(
 @click.option(
     "--skip", multiple=True, metavar="NAME", help=f"Leave one out: {', '.join(EVALUATIONS)}. May be given again."
 )
-@limit_option
+@drawn()
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def everything(
-    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path | None, images: int, k: int,
-    masks: tuple[Path, Path] | None, classes: str | None, skip: tuple[str, ...], limit: int | None, device: "Device",
+    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path | None, shown: int, k: int,
+    masks: tuple[Path, Path] | None, classes: str | None, skip: tuple[str, ...], limit: int | None, seed: int,
+    device: "Device",
 ) -> None:  # fmt: skip
     """Everything about a run on one page: report.html, self-contained, and its figures in report.json.
 
@@ -77,12 +89,12 @@ def everything(
             raise ConfigError("--skip: " + unknown_name("evaluation", name, EVALUATIONS))
     page_file = out or run / "report.html"
     config = ReportConfig(
-        run=run, cache=cache, queries=queries, out=page_file, images=images, k=k, masks=masks, classes=classes, limit=limit,
-        sections=tuple(name for name in EVALUATIONS if name not in skip), device=device,
+        run=run, cache=cache, queries=queries, out=page_file, shown=shown, k=k, masks=masks, classes=classes, limit=limit,
+        seed=seed, sections=tuple(name for name in EVALUATIONS if name not in skip), device=device,
     )  # fmt: skip
     with ProgressLines() as progress:
         page = write_report(config, progress=progress)
-    write_record(page_file.with_suffix(".json"), page_record(page))
+    write_record(page_file.with_suffix(".json"), page_record(page), config)
     if page.table is not None:
         print_knn(page.table)
     for one in page.not_run:

@@ -10,10 +10,9 @@ from evals.commands.shared import (
     PATH,
     ProgressLines,
     device_option,
+    drawn,
     json_option,
-    limit_option,
     runs_option,
-    seed_option,
     write_record,
 )
 from radio_cache.cli_support import console, plain_errors, table
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
 @click.option("--pictures", type=PATH, metavar="FILE.png", help="Draw the masks of a few images.")
-@seed_option
-@limit_option
+@drawn()
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
@@ -56,7 +54,7 @@ def sam(
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_sam(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     out = console()
     out.print(result.protocol)
     shown = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")

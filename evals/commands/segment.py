@@ -1,25 +1,14 @@
 """radio-eval segment."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from evals.commands.shared import (
-    PATH,
-    ProgressLines,
-    device_option,
-    json_option,
-    limit_option,
-    models_option,
-    runs_option,
-    weights_option,
-    write_record,
-)
+from evals.commands.shared import PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
 from radio_cache.cli_support import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
     from evals.segmentation import SegmentTable
 
 _CLASSES_SHOWN = 30
@@ -43,29 +32,23 @@ _CLASSES_SHOWN = 30
 @click.option(
     "--cache", type=PLACE, metavar="CACHE", help="Compare the teachers of a cache of these images, as it holds them."
 )
-@runs_option
-@models_option
-@weights_option
+@compared
 @click.option("--crop", default=512, show_default=True, help="Side of the windows that a network is shown, pixels.")
 @click.option("--steps", type=int, help="Of the probe. Default: 80,000, or 100 passes where the images are few.")
-@click.option("--batch", default=16, show_default=True, help="Windows in a step of the probe.")
-@click.option(
-    "--seed", default=0, show_default=True, help="Of the probe's first weights, its order, and what is drawn."
-)
+@click.option("--batch-size", default=16, show_default=True, help="Windows in a step of the probe.")
 @click.option(
     "--features", type=PATH, metavar="DIR", help="Where maps are kept. Default: ~/.cache/radio-cache/features."
 )
 @click.option("--pictures", type=PATH, metavar="FILE.png", help="Show a few test images: image, truth, prediction.")
 @click.option("--shown", default=6, show_default=True, help="How many images --pictures shows.")
-@limit_option
+@drawn()
 @json_option
-@device_option
 @plain_errors(on_interrupt="The same command goes on: maps that were computed are kept.")
 def segment(
     ade20k: Path | None, voc: Path | None, train: tuple[Path, Path] | None, test: tuple[Path, Path] | None,
-    classes: str | None, first_id: int, ignore: int, cache: str | Path | None, runs: tuple[Path, ...],
-    models: tuple[str, ...], weights: tuple[str, ...], crop: int, steps: int | None, batch: int, seed: int,
-    features: Path | None, pictures: Path | None, shown: int, limit: int | None, json_file: Path | None, device: "Device",
+    classes: str | None, first_id: int, ignore: int, cache: str | Path | None, crop: int, steps: int | None,
+    batch_size: int, features: Path | None, pictures: Path | None, shown: int, json_file: Path | None,
+    **encoders: Unpack[Drawn],
 ) -> None:  # fmt: skip
     """Semantic segmentation by a linear probe on frozen maps: mIoU of students, teachers and any model, side by side.
 
@@ -76,12 +59,12 @@ def segment(
 
     config = SegmentConfig(
         ade20k=ade20k, voc=voc, train=train, test=test, classes=classes, first_id=first_id, ignore=ignore, cache=cache,
-        runs=runs, models=models, weights=weights, crop_px=crop, features=features, limit=limit, device=device,
-        probe=ProbeConfig(steps=steps, batch=batch, seed=seed), pictures=0 if pictures is None else shown,
+        crop_px=crop, features=features, probe=ProbeConfig(steps=steps, batch=batch_size, seed=encoders["seed"]),
+        pictures=0 if pictures is None else shown, **encoders,
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_segment(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     print_segment(result)
     if pictures is not None:
         write_pictures(result, pictures)

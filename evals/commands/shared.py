@@ -1,14 +1,21 @@
 """What the commands of radio-eval share: options, progress lines, and how a result is written down."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, final
 
 import click
 
 from radio_cache.cli_support import ProgressLine
 from radio_cache.storage import write_atomically
+
+if TYPE_CHECKING:
+    from evals.neighbours import Device
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 AGAIN = "Nothing was written; the same command starts over."
 
@@ -22,30 +29,63 @@ device_option = click.option(
 runs_option = click.option(
     "--run", "runs", type=PATH, multiple=True, help="Folder of a training run. May be given again."
 )
-models_option = click.option(
+_models = click.option(
     "--model", "models", multiple=True, metavar="[NAME=]WHAT[@PX]",
     help="Anything else to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
     "FILE.onnx; @PX sets its input size. May be given again.",
 )  # fmt: skip
-weights_option = click.option(
+_weights = click.option(
     "--weights", multiple=True, metavar="[NAME=]FILE",
     help="Local weights of a --model in its library's own format; 'random' for none.",
 )  # fmt: skip
 json_option = click.option(
-    "--json", "json_file", type=PATH, help="Write protocol, versions, image hashes and rows here."
+    "--json",
+    "json_file",
+    type=PATH,
+    metavar="FILE",
+    help="Write protocol, settings, versions, image hashes and rows here.",
 )
-limit_option = click.option("--limit", type=int, help="Use at most so many images of each place, drawn at random.")
-
-seed_option = click.option("--seed", default=0, show_default=True, help="Of which images are drawn.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Of what is drawn at random.")
 
 
-def write_record(file: Path | None, record: dict[str, Any]) -> None:
-    """Write a result with the versions of the software that made it; nothing without a file."""
+class Compared(TypedDict):
+    """What `compared` adds to a command: who is compared, and where they run."""
+
+    runs: tuple[Path, ...]
+    models: tuple[str, ...]
+    weights: tuple[str, ...]
+    device: "Device"
+
+
+class Drawn(Compared):
+    """What `compared` and `drawn` add to a command: who is compared, on how many images, drawn by which seed."""
+
+    limit: int | None
+    seed: int
+
+
+def compared(command: F) -> F:
+    """--run, --model, --weights and --device."""
+    return runs_option(_models(_weights(device_option(command))))
+
+
+def drawn(limit: int | None = None) -> Callable[[F], F]:
+    """--limit, with its default, and --seed."""
+    option = click.option(
+        "--limit", type=int, metavar="N", default=limit, show_default=limit is not None,
+        help="Use at most N images of each place, drawn at random.",
+    )  # fmt: skip
+    return lambda command: option(seed_option(command))
+
+
+def write_record(file: Path | None, record: dict[str, Any], config: Any = None) -> None:
+    """Write a result with its settings (a dataclass) and the software that made it; nothing without a file."""
     if file is not None:
         from evals.versions import hardware, software_versions
 
-        full = {**record, "versions": software_versions(), "hardware": hardware()}
-        write_atomically(file, json.dumps(full, indent=1).encode())
+        settings = {} if config is None else {"settings": dataclasses.asdict(config)}
+        full = {**record, **settings, "versions": software_versions(), "hardware": hardware()}
+        write_atomically(file, json.dumps(full, indent=1, default=str).encode())
 
 
 @final

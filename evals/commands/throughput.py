@@ -2,43 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
-from evals.commands.shared import (
-    AGAIN,
-    PATH,
-    ProgressLines,
-    device_option,
-    json_option,
-    models_option,
-    runs_option,
-    weights_option,
-    write_record,
-)
+from evals.commands.shared import AGAIN, PATH, Compared, ProgressLines, compared, json_option, write_record
 from radio_cache.cli_support import console, plain_errors, table
 from radio_cache.errors import ConfigError
 from radio_cache.storage import write_atomically
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
     from evals.throughput import Mode, Precision, ThroughputTable
 
 
 @click.command()
-@runs_option
-@models_option
-@weights_option
+@compared
 @click.option(
-    "--batch",
-    "batches",
-    type=int,
-    multiple=True,
-    default=(1, 16),
-    show_default=True,
+    "--batch-size", "batches", type=int, multiple=True, default=(1, 16), show_default=True, metavar="N",
     help="Images in a batch. May be given again.",
-)
+)  # fmt: skip
 @click.option(
     "--mode", "modes", multiple=True, type=click.Choice(["eager", "channels-last", "compiled"]), default=("eager",),
     show_default=True, help="How it runs. May be given again.",
@@ -56,12 +38,10 @@ if TYPE_CHECKING:
     "--plot", type=PATH, metavar="FILE.svg", help="Draw quality over speed, as the papers do. Needs --quality."
 )
 @json_option
-@device_option
 @plain_errors(on_interrupt=AGAIN)
 def throughput(
-    runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...], batches: tuple[int, ...],
-    modes: tuple[str, ...], precisions: tuple[str, ...], repeats: int, warmup: int, quality: Path | None, plot: Path | None,
-    json_file: Path | None, device: "Device",
+    batches: tuple[int, ...], modes: tuple[str, ...], precisions: tuple[str, ...], repeats: int, warmup: int,
+    quality: Path | None, plot: Path | None, json_file: Path | None, **encoders: Unpack[Compared],
 ) -> None:  # fmt: skip
     """Images a second, parameters, FLOPs and memory of students, teachers and any model, by mode, precision and batch."""
     from evals.throughput import ThroughputConfig, run_throughput
@@ -71,13 +51,13 @@ def throughput(
             "--plot FILE.svg and --quality FILE.json go together: one says where, the other how good they are"
         )
     config = ThroughputConfig(
-        runs=runs, models=models, weights=weights, batches=batches, modes=cast("tuple[Mode, ...]", modes),
-        precisions=cast("tuple[Precision, ...]", precisions), repeats=repeats, warmup=warmup, device=device,
+        batches=batches, modes=cast("tuple[Mode, ...]", modes), precisions=cast("tuple[Precision, ...]", precisions),
+        repeats=repeats, warmup=warmup, **encoders,
     )  # fmt: skip
     judged = None if quality is None else read_quality(quality)
     with ProgressLines() as progress:
         result = run_throughput(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     print_throughput(result)
     if plot is not None and judged is not None:
         write_atomically(plot, result.against(*judged).encode())

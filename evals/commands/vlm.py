@@ -55,10 +55,11 @@ def vlm(
         return
     from evals.vlm import HarnessConfig, run_harness
 
-    result = run_harness(
-        HarnessConfig(llava=llava, out=out or llava / "lmms-eval", tasks=tasks or VLM_TASKS, limit=limit, device=device)
+    config = HarnessConfig(
+        llava=llava, out=out or llava / "lmms-eval", tasks=tasks or VLM_TASKS, limit=limit, device=device
     )
-    write_record(json_file, result.to_json())
+    result = run_harness(config)
+    write_record(json_file, result.to_json(), config)
     console().print(result.protocol)
     shown = table("", "task", "metric", "value", left=2)
     for row in result.rows:

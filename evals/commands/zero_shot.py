@@ -1,28 +1,14 @@
 """radio-eval zero-shot."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from evals.commands.shared import (
-    AGAIN,
-    IMAGES,
-    PATH,
-    ProgressLines,
-    device_option,
-    json_option,
-    limit_option,
-    models_option,
-    runs_option,
-    seed_option,
-    weights_option,
-    write_record,
-)
+from evals.commands.shared import AGAIN, IMAGES, PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
 from radio_cache.cli_support import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
     from evals.zero_shot import ZeroShotTable
 
 
@@ -31,9 +17,7 @@ if TYPE_CHECKING:
     "--images", "--cache", "images", type=PLACE, metavar="PLACE",
     help=f"Labelled images: {IMAGES}. The CLIPs of a cache are compared, too. Default: the cache the run learned from.",
 )  # fmt: skip
-@runs_option
-@models_option
-@weights_option
+@compared
 @click.option(
     "--text-weights", multiple=True, metavar="[TEACHER=]FILE",
     help="The weights file, in open_clip's format, whose text tower belongs to a teacher.",
@@ -49,15 +33,12 @@ if TYPE_CHECKING:
 @click.option(
     "--classifiers", type=PATH, metavar="DIR", help="Where text classifiers are kept. Default: ~/.cache/radio-cache."
 )
-@limit_option
-@seed_option
+@drawn()
 @json_option
-@device_option
 @plain_errors(on_interrupt=AGAIN)
 def zero_shot(
-    images: str | Path | None, runs: tuple[Path, ...], models: tuple[str, ...], weights: tuple[str, ...],
-    text_weights: tuple[str, ...], classes: Path | None, templates: Path | None, classifiers: Path | None,
-    limit: int | None, seed: int, json_file: Path | None, device: "Device",
+    images: str | Path | None, text_weights: tuple[str, ...], classes: Path | None, templates: Path | None,
+    classifiers: Path | None, json_file: Path | None, **encoders: Unpack[Drawn],
 ) -> None:  # fmt: skip
     """Zero-shot accuracy of CLIP-family teachers, of students through their CLIP heads, and of open_clip models.
 
@@ -66,12 +47,11 @@ def zero_shot(
     from evals.zero_shot import ZeroShotConfig, run_zero_shot
 
     config = ZeroShotConfig(
-        images=images, runs=runs, models=models, weights=weights, text_weights=text_weights, classes=classes,
-        templates=templates, classifiers=classifiers, limit=limit, seed=seed, device=device,
+        images=images, text_weights=text_weights, classes=classes, templates=templates, classifiers=classifiers, **encoders
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_zero_shot(config, progress=progress)
-    write_record(json_file, result.to_json())
+    write_record(json_file, result.to_json(), config)
     print_zero_shot(result)
 
 

@@ -1,6 +1,6 @@
 """All encoders of one evaluation: the teachers of a cache, the models named, the students of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,10 +22,17 @@ def live_encoders(
         load_model(model, given, device=device) for model, given in parse_models(models, weights)
     ]
     made += load_runs(runs, device=device, untrained=untrained)
-    names = [one.name for one in made]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two encoders are called {twice[0]}: name one, as in --model other={twice[0]}")
+    refuse_namesakes(one.name for one in made)
     return made
+
+
+def refuse_namesakes(names: Iterable[str]) -> None:
+    """Raises ConfigError for two encoders of one name: rows of a table could not be told apart."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            raise ConfigError(f"two encoders are called {name}: name one, as in --model other={name}")
+        seen.add(name)
 
 
 def images_and_encoders(
@@ -53,6 +60,7 @@ def images_and_encoders(
             CachedTeacherEncoder(one) for one in first.cache.teachers.values() if one.spec.summary_dim is not None
         ]
     encoders = [*teachers, *(one for one in live if one.spaces)]
+    refuse_namesakes(one.name for one in encoders)
     if not encoders:
         raise EvalError(
             f"nobody gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"

@@ -5,7 +5,7 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,42 +100,37 @@ class SamTable:
         return asdict(self) | {"pictures": []}
 
 
+@dataclass
+class _Judged:
+    """What one predictor did so far. found: IoU and COCO's size of every true instance; results: COCO's records of all masks."""
+
+    found: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
+    results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+
 def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     """Every predictor on the same prompts. Raises RadioCacheError with what is wrong."""
-    device = torch.device(pick_device(config.device))
     instances = Instances.opened(config.annotations)
     ids = instances.image_ids(config.limit, config.seed)
     boxes = None if config.detections is None else _detections(config.detections)
-    sam = load_sam(config.sam, config.weights).to(device)
-    predictors = {config.sam: SamPredictor(sam)}
-    for run, name in zip(config.runs, run_names(config.runs), strict=True):
-        predictors[name] = SamPredictor(sam_with_student(sam, load_student(run, adaptors="all").to(device), config.sam))
-    found: dict[str, list[tuple[float, str]]] = {name: [] for name in predictors}
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in predictors}
+    predictors = _predictors(config)
+    judged = {name: _Judged() for name in predictors}
     drawn: list[tuple[Pane, ...]] = []
     for number, image_id in enumerate(ids):
         image = _image(config.images / instances.file_name(image_id))
         truth = list(instances.of(image_id, (image.height, image.width)))
         asked: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
-        shown: list[Pane] | None = [("image", thumbnail(image))] if number < config.pictures else None
-        if shown is not None:
-            shown.append(("annotated", _overlay([one.mask for one in truth], image)))
-        for name, predictor in predictors.items():
-            predictor.set_image(np.asarray(image))
-            masks = [_mask(predictor, one, config.prompt) for one in asked]
-            for one, (mask, score) in zip(asked, masks, strict=True):
-                if isinstance(one, Instance):
-                    found[name].append((iou(mask, one.mask), one.size))
-                sure = score if isinstance(one, Instance) else one.score
-                results[name].append(_result(image_id, one.category, mask, sure))
-            if shown is not None:
-                shown.append((name, _overlay([mask for mask, _ in masks], image)))
-        drawn += [tuple(shown)] if shown is not None else []
+        masks = {
+            name: _judge(one, image, image_id, asked, config.prompt, judged[name]) for name, one in predictors.items()
+        }
+        if number < config.pictures:
+            shown = {"annotated": [one.mask for one in truth], **masks}
+            drawn.append((("image", thumbnail(image)), *((name, _overlay(one, image)) for name, one in shown.items())))
         if progress is not None:
             progress("SAM", number + 1, len(ids))
     is_paper = config.prompt == "box" and config.limit is None and instances.is_coco_validation()
     instances.drop_broken()
-    rows = tuple(_row(name, found[name], results[name], instances, ids) for name in predictors)
+    rows = tuple(_row(name, one.found, one.results, instances, ids) for name, one in judged.items())
     notes = [f"Left out: {what} ({count:,})." for what, count in instances.left_out.items()]
     protocol = (
         f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}; one mask a prompt, no refinement"
@@ -144,6 +139,34 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
         protocol=protocol, images=len(ids), annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(notes),
         paper=SAM_ROWS if is_paper else (), pictures=tuple(drawn),
     )  # fmt: skip
+
+
+def _predictors(config: SamConfig) -> dict[str, SamPredictor]:
+    """SAM itself, then the same SAM with every run's student in front of its decoder."""
+    device = torch.device(pick_device(config.device))
+    sam = load_sam(config.sam, config.weights).to(device)
+    made = {config.sam: SamPredictor(sam)}
+    for run, name in zip(config.runs, run_names(config.runs), strict=True):
+        student = load_student(run, adaptors="all").to(device)
+        made[name] = SamPredictor(sam_with_student(sam, student, config.sam))
+    return made
+
+
+def _judge(
+    predictor: SamPredictor, image: Image.Image, image_id: int, asked: Sequence[Instance | Detection], prompt: Prompt,
+    judged: _Judged,
+) -> list[NDArray[np.bool_]]:  # fmt: skip
+    """The masks of one image, which are noted in `judged`."""
+    predictor.set_image(np.asarray(image))
+    masks: list[NDArray[np.bool_]] = []
+    for one in asked:
+        mask, score = _mask(predictor, one, prompt)
+        if isinstance(one, Instance):
+            judged.found.append((iou(mask, one.mask), one.size))
+        sure = score if isinstance(one, Instance) else one.score
+        judged.results.append(_result(image_id, one.category, mask, sure))
+        masks.append(mask)
+    return masks
 
 
 def load_sam(name: str, weights: Path | None) -> Sam:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evals.encoders import LiveEncoder, load_model, load_runs, parse_models
+from evals.encoders import LiveEncoder
+from evals.encoders.gathered import live_encoders, refuse_namesakes
 from evals.errors import EvalError
 from evals.neighbours import Device
 from evals.notes import counted
@@ -47,6 +48,7 @@ class SegmentConfig:
     classes, first_id, ignore: what the numbers in masks of folders mean, see `MaskFormat` and `class_list`.
     crop_px: side of the windows; each encoder takes the nearest it can. features: the folder where maps are kept.
     cache: whose teachers are compared, as it holds them. runs, models, weights: as for k-NN. pictures: how many to make.
+    limit: images of each part at most, drawn by seed, as the test part and the pictures are; the probe has a seed of its own.
     """
 
     ade20k: Path | None = None
@@ -64,6 +66,7 @@ class SegmentConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     features: Path | None = None
     limit: int | None = None
+    seed: int = 0
     pictures: int = 0
     device: Device = "auto"
 
@@ -113,13 +116,9 @@ def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> S
     """Open images, runs and models; train a probe for each; compare. Raises RadioCacheError with what is wrong."""
     device = torch.device(pick_device(config.device))
     train, test = masked_images(config)
-    parsed = parse_models(config.models, config.weights)
-    live: list[LiveEncoder] = [load_model(model, weights, device=device) for model, weights in parsed]
-    live += load_runs(config.runs, device=device)
+    live = live_encoders(config.runs, config.models, config.weights, device=device)
     cache = None if config.cache is None else Cache(config.cache)
-    names = [name for name, _ in _all_names(live, cache)]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two encoders are called {twice[0]}: name one, as in --model other={twice[0]}")
+    refuse_namesakes(name for name, _ in _all_names(live, cache))
     sizes = tuple([pairs.size_hw(position) for position in range(len(pairs))] for pairs in (train, test))
     folder = config.features or default_features()
     rows: list[SegmentRow] = []
@@ -160,7 +159,7 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
         format = MaskFormat(class_list(config.classes), config.first_id, config.ignore)
         train = mask_folders(*config.train, format)
         if config.test is None:
-            train, test = split(train, test_share=_TEST_SHARE, seed=config.probe.seed)
+            train, test = split(train, test_share=_TEST_SHARE, seed=config.seed)
         else:
             test = mask_folders(*config.test, format)
         if not format.class_names:
@@ -169,7 +168,7 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
                 raise EvalError(f"{train.place}: no pixel of any mask has a class; all are {config.ignore} (--ignore)")
             names = class_list(str(count))
             train, test = (replace(pairs, format=replace(format, class_names=names)) for pairs in (train, test))
-    return train.limited(config.limit, config.probe.seed), test.limited(config.limit, config.probe.seed)
+    return train.limited(config.limit, config.seed), test.limited(config.limit, config.seed)
 
 
 def _all_names(live: Sequence[LiveEncoder], cache: Cache | None) -> list[tuple[str, LiveEncoder | None]]:
@@ -238,7 +237,7 @@ def _predicted(
 
 
 def _shown(test: MaskedImages, config: SegmentConfig) -> list[int]:
-    order = np.random.default_rng(config.probe.seed).permutation(len(test))
+    order = np.random.default_rng(config.seed).permutation(len(test))
     return sorted(order[: config.pictures].tolist())
 
 

@@ -21,6 +21,7 @@ from evals.errors import EvalError
 from trainer import load_student
 from trainer.adaptors import BACKBONE
 from trainer.dropins.llava import IMAGE_TOKEN, llava_processor, llava_with_student
+from trainer.exports.libraries import no_progress_bar
 
 _QUESTION = f"USER: {IMAGE_TOKEN} what is it ? ASSISTANT:"
 _WORDS = (
@@ -70,7 +71,7 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
         student, language_model, image_token_id=_WORDS.index(IMAGE_TOKEN), teacher=teacher
     ).eval()
     tokens: int = built.config.image_seq_length
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, no_progress_bar():
         built.save_pretrained(folder)
         llava_processor(student, tokenizer, teacher=teacher).save_pretrained(folder)
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder).eval()

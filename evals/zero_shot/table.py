@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from cache_builder.options import per_teacher
-from cache_builder.teachers import find_teacher, find_weights
-from evals.encoders import OWN, CachedTeacherEncoder, Encoder, ModelName, load_model, load_runs, parse_models
+from cache_builder.teachers import find_teacher, find_weights, recorded_name
+from evals.encoders import OWN, CachedTeacherEncoder, Encoder, LiveEncoder, ModelName, StudentEncoder, parse_models
+from evals.encoders.gathered import learned_from, live_encoders, refuse_namesakes
 from evals.encoders.library import Weights
 from evals.errors import EvalError
-from evals.image_set import ImageSet, image_set, open_source
+from evals.image_set import CacheImages, ImageSet, ImageSource, image_set, is_cache, open_source
 from evals.knn import Accuracy, accuracy
 from evals.neighbours import Device
 from evals.notes import counted, left_out_notes, sampling_note
@@ -25,6 +26,7 @@ from evals.zero_shot.prompts import PAPER_TEMPLATES, class_phrases, templates_fr
 from evals.zero_shot.text_tower import TextTower, open_clip_text_tower, teacher_text_tower
 from radio_cache.errors import ConfigError, ShapeError, TeacherError, UnknownTeacherError
 from radio_cache.reader import Cache
+from radio_cache.schema import TeacherSpec
 from radio_cache.torch import pick_device
 
 CLIP_FAMILY = "clip"
@@ -98,36 +100,39 @@ class _Space:
 def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -> ZeroShotTable:
     """Open everything, make or read the classifiers, compare. Raises RadioCacheError with what is wrong."""
     device = torch.device(pick_device(config.device))
-    students = load_runs(config.runs, device=device)
+    notes = list[str]()
+    live = live_encoders(config.runs, config.models, config.weights, device=device)
+    source = open_source(config.images or learned_from(live) or "")
+    cached = _cached_clips(source.cache if isinstance(source, CacheImages) else None)
+    refuse_namesakes(one.name for one in [*cached, *live])
+    named = [one.name for one in cached]
+    images = image_set(source, teachers=named, labelled=True, limit=config.limit, seed=config.seed)
     parsed = parse_models(config.models, config.weights)
-    source = open_source(config.images if config.images is not None else students[0].config.cache)
-    images = image_set(source, labelled=True, limit=config.limit, seed=config.seed)
-    cache, notes = images.cache, list[str]()
-    cached = _cached_clips(cache)
-    if cached:
-        names = [encoder.name for encoder in cached]
-        images = image_set(source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
-    models: list[tuple[ModelName, Weights, Encoder]] = [
-        (model, given, load_model(model, given, device=device)) for model, given in parsed
-    ]
-    learned = [space for student in students for space in student.spaces[1:]]
-    asked = [encoder.name for encoder in cached] + [m.what for m, _, _ in models if m.family == "teacher"] + learned
+    models = list(zip(parsed, live, strict=False))  # those named come first, then those of runs
+    students = [one for one in live[len(models) :] if isinstance(one, StudentEncoder)]
+    asked = [*named, *(m.what for m, _ in parsed if m.family == "teacher")]
+    asked += [space for one in live if isinstance(one, StudentEncoder) for space in one.spaces[1:]]
     files = per_teacher(
         "--text-weights", config.text_weights, sorted(set(asked)), lambda text: Path(text).expanduser(), shared=False
     )
-    towers = _Towers(cache, files, notes)
+    towers = _Towers(_recorded(source, live), files, notes)
     spaces = [_Space(encoder, OWN, tower) for encoder in cached if (tower := towers.of(encoder.name, required=False))]
-    for model, given, encoder in models:
+    for (model, given), encoder in models:
         spaces += _model_spaces(model, given, encoder, towers, notes)
     for student in students:
-        for space in student.spaces[1:]:
-            tower = towers.of(space, required=False)
-            spaces += [_Space(student, space, tower)] if tower else []
+        spaces += _head_spaces(student, towers)
     if not spaces:
         raise EvalError(
             "nobody here speaks with a text tower: zero-shot needs a student of a CLIP-family teacher, such a teacher, or an "
             "open_clip model" + "".join(f"; {note}" for note in dict.fromkeys(notes))
         )
+    return _compared(spaces, images, config, notes, device, progress)
+
+
+def _compared(
+    spaces: Sequence[_Space], images: ImageSet, config: ZeroShotConfig, notes: list[str], device: torch.device,
+    progress: Progress | None,
+) -> ZeroShotTable:  # fmt: skip
     phrases, templates = class_phrases(images, config.classes), templates_from(config.templates)
     folder = config.classifiers or default_classifiers()
     classifiers = {
@@ -157,6 +162,14 @@ def _protocol(templates: Sequence[str], phrases: Sequence[str], tested: int) -> 
     )
 
 
+def _recorded(source: ImageSource, live: Sequence[LiveEncoder]) -> dict[str, TeacherSpec]:
+    """Group name -> what the build recorded of the teacher: in the cache of the images, and in those students learned from."""
+    places = [one.config.cache for one in live if isinstance(one, StudentEncoder)]
+    caches = [Cache(place) for place in dict.fromkeys(places) if is_cache(place)]
+    caches += [source.cache] if isinstance(source, CacheImages) else []
+    return {name: teacher.spec for cache in caches for name, teacher in cache.teachers.items()}
+
+
 def _cached_clips(cache: Cache | None) -> list[CachedTeacherEncoder]:
     if cache is None:
         return []
@@ -165,10 +178,10 @@ def _cached_clips(cache: Cache | None) -> list[CachedTeacherEncoder]:
 
 
 class _Towers:
-    """Text towers by teacher. notes: what to tell about those that are not to be had."""
+    """Text towers by teacher. recorded: of caches, by group. notes: what to tell about those that are not to be had."""
 
-    def __init__(self, cache: Cache | None, files: dict[str, Path], notes: list[str]) -> None:
-        self._cache, self._files, self._notes = cache, files, notes
+    def __init__(self, recorded: dict[str, TeacherSpec], files: dict[str, Path], notes: list[str]) -> None:
+        self._recorded, self._files, self._notes = recorded, files, notes
         self._towers: dict[str, TextTower | None] = {}
 
     def of(self, name: str, *, required: bool) -> TextTower | None:
@@ -187,16 +200,16 @@ class _Towers:
         return self._towers[name]
 
     def _load(self, name: str) -> TextTower | None:
+        spec = self._recorded.get(name)
         try:
-            preset = find_teacher(name.partition("@")[0])
+            preset = find_teacher(name.partition("@")[0] if spec is None else recorded_name(spec))
         except UnknownTeacherError:
             return None
         if preset.family != CLIP_FAMILY:
             return None
-        given, cache = self._files.get(name), self._cache
-        if given is None and cache is not None and name in cache.teachers:
-            recorded = Path(cache.teachers[name].spec.weights)
-            given = recorded if recorded.is_absolute() and recorded.exists() else None
+        given = self._files.get(name)
+        if given is None and spec is not None and Path(spec.weights).is_absolute() and Path(spec.weights).exists():
+            given = Path(spec.weights)
         return teacher_text_tower(name, preset.model, find_weights(preset, given))
 
 
@@ -205,14 +218,20 @@ def _model_spaces(
 ) -> list[_Space]:
     if model.family == "open_clip":
         return [_Space(encoder, OWN, open_clip_text_tower(model.what, weights))]
-    named = [OWN] if model.family == "teacher" else list(encoder.spaces[1:])
-    made: list[_Space] = []
-    for space in named:
-        tower = towers.of(model.what if space == OWN else space, required=model.family == "teacher")
-        made += [_Space(encoder, space, tower)] if tower else []
+    if model.family == "teacher":
+        tower = towers.of(model.what, required=True)
+        made = [_Space(encoder, OWN, tower)] if tower else []
+    else:
+        made = _head_spaces(encoder, towers)
     if not made:
         notes.append(f"{encoder.name} has no text tower: its features are in no space with sentences.")
     return made
+
+
+def _head_spaces(encoder: Encoder, towers: _Towers) -> list[_Space]:
+    """A student's heads for teachers with a text tower."""
+    found = [(space, towers.of(space, required=False)) for space in encoder.spaces[1:]]
+    return [_Space(encoder, space, tower) for space, tower in found if tower is not None]
 
 
 def _rows(

@@ -1,6 +1,7 @@
 """The text tower that belongs to a CLIP: of a teacher's weights file, or of a model of open_clip."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from jaxtyping import Float
 from numpy.typing import NDArray
 from open_clip.model import (
@@ -18,13 +21,14 @@ from open_clip.model import (
 from torch import Tensor
 
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
-from cache_builder.teachers.weights import file_sha256, first_line
+from cache_builder.teachers.weights import check_network, file_sha256, first_line
 from evals.encoders.library import Weights
 from evals.encoders.open_clip_model import load_open_clip
 from evals.errors import EvalError
 from radio_cache.errors import TeacherWeightsError
 
 _SENTENCES_AT_ONCE = 256
+_TOKENIZER_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +102,19 @@ def _embedding(tower: Any, tokenizer: Any, device: torch.device) -> Callable[[li
 
 
 def _tokenizer(model: str, context_length: int | None) -> Any:
+    """CLIP's own comes with open_clip; SigLIP's and others are repositories of Hugging Face. Raises TeacherWeightsError."""
+    config: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
+    repository: str | None = config.get("text_cfg", {}).get("hf_tokenizer_name")
     try:
+        if repository is not None and not isinstance(try_to_load_from_cache(repository, _TOKENIZER_FILE), str):
+            check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         return open_clip.get_tokenizer(model, context_length=context_length)
-    except Exception as exc:  # tokenizers of the hub raise many kinds
+    except Exception as exc:  # transformers and the hub client raise many kinds; the cure is the same for all
         raise TeacherWeightsError(
-            f"the tokenizer of {model} is not here, and could not be downloaded ({first_line(exc)}): run this once on a "
-            "machine with a network, and copy its Hugging Face cache"
+            f"the tokenizer of {model} is huggingface.co/{repository}, which could not be had ({first_line(exc)}).\n"
+            f"On a machine with a network: hf download {repository} --include '*token*' --include '*.model'\n"
+            f"and copy what that makes, the folder models--{str(repository).replace('/', '--')}, into {HF_HUB_CACHE}; "
+            "transformers must be installed, too"
         ) from exc
 
 

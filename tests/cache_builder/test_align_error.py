@@ -32,7 +32,7 @@ def cache(tmp_path: Path, fake_teachers: tuple[str, ...]) -> Cache:
 
 
 def test_a_teacher_of_colours_agrees_with_its_map_and_best_at_the_level_of_the_crops_magnification(cache: Cache) -> None:
-    errors = measure(cache, AlignRequest(images=4, scales=(1.0, 0.5)))
+    errors = measure(cache, AlignRequest(limit=4, scales=(1.0, 0.5)))
     found = {(e.level_px, e.mirrored, e.scale): e.cosine for e in errors}
     assert len(found) == 2 * 2 * 2
     assert found[32, False, 1.0] > 0.999
@@ -43,20 +43,20 @@ def test_a_teacher_of_colours_agrees_with_its_map_and_best_at_the_level_of_the_c
 
 
 def test_a_map_compared_at_the_wrong_place_is_seen(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = measure(cache, AlignRequest(images=4, scales=(0.5,)))
+    right = measure(cache, AlignRequest(limit=4, scales=(0.5,)))
     from cache_builder import align_error
 
     cached = align_error._cached
     monkeypatch.setattr(
         align_error, "_cached", lambda f, level, box, hw, out: cached(f, level, (0, 0, hw[1] / 2, hw[0] / 2), hw, out)
     )
-    wrong = measure(cache, AlignRequest(images=4, scales=(0.5,)))
+    wrong = measure(cache, AlignRequest(limit=4, scales=(0.5,)))
     assert all(b.cosine < a.cosine - 0.1 for a, b in zip(right, wrong, strict=True))
 
 
 def test_the_command_prints_a_table_and_writes_figures_and_a_plot(cache: Cache, tmp_path: Path) -> None:
     files = ["--json", str(tmp_path / "e.json"), "--plot", str(tmp_path / "e.png")]
-    arguments = ["align-error", str(cache.path), "--images", "2", "--scales", "1,0.5", "--device", "cpu", *files]
+    arguments = ["align-error", str(cache.path), "--limit", "2", "--scales", "1,0.5", "--device", "cpu", *files]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert "64 px" in result.output

@@ -41,6 +41,8 @@ def test_json_holds_protocol_versions_and_data_identity(make_cache, tmp_path) ->
     assert len(record["bank"]["sha256_of_image_digests"]) == 64
     assert record["rows"][0]["name"] == "alpha"
     assert {"radio-cache", "python", "torch", "numpy"} <= record["versions"].keys()
+    assert (record["settings"]["seed"], record["settings"]["bank"]) == (0, str(bank.path))
+    assert not [line for line in result.stdout.splitlines() if line != line.rstrip()]
 
 
 def test_sweep_prints_accuracy_by_k_and_models_have_rows(make_cache) -> None:

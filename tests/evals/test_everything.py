@@ -29,7 +29,7 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
     """The page of a run whose cache has labels; its teacher is no CLIP, and there are no masks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     run = make_run("run", make_cache("bank").path)
-    invoke("all", "--run", run, "--images", 2)
+    invoke("all", "--run", run, "--shown", 2)
     return run / "report.html"
 
 
@@ -50,7 +50,7 @@ def test_without_labels_the_page_is_made_all_the_same(make_cache, make_run, tmp_
     run = make_run("run", make_cache("plain", [-1] * 8).path)
     out = tmp_path / "a" / "page.html"
     skipped = [word for name in EVALUATIONS if name != "rank" for word in ("--skip", name)]
-    told = invoke("all", "--run", run, "--images", 1, "--out", out, *skipped)
+    told = invoke("all", "--run", run, "--shown", 1, "--out", out, *skipped)
     assert "not run: knn:" in told
     assert "has no labels" in " ".join(told.split())
     assert "<h2>k-NN classification</h2>" not in out.read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_masks_give_a_segmentation_section(make_cache, make_run, tmp_path: Path,
     run = make_run("run", make_cache("bank").path)
     skipped = [word for name in EVALUATIONS if name != "segment" for word in ("--skip", name)]
     masks = ("--masks", tmp_path / "i", tmp_path / "m", "--classes", "left,right")
-    invoke("all", "--run", run, "--images", 0, *masks, *skipped)
+    invoke("all", "--run", run, "--shown", 0, *masks, *skipped)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Segmentation</h2>" in text
     assert "--classes left,right" in text

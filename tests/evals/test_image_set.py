@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cache_builder.build import build_cache
+from cache_builder.build_config import BuildConfig
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, ListedImages, image_set, in_classes_of, open_source
+from evals.notes import left_out_notes
 from radio_cache.errors import NotACacheError, SourceError
 from radio_cache.reader import Cache, digest
+from radio_cache.stored_pixels import PixelStore
+from radio_cache.testing import write_images
 
 
 def labelled_images(cache: Cache, *, teachers: list[str], limit: int | None = None) -> ImageSet:
@@ -143,3 +148,22 @@ def test_only_some_positions(make_cache) -> None:
     images = labelled_images(make_cache("bank", [0, -1, 1, 2]), teachers=[])
     some = images.at(np.array([0, 2]))
     assert (some.rows.tolist(), some.labels.tolist()) == ([0, 3], [0, 2])
+
+
+def test_images_that_are_gone_are_taken_from_the_pixels_the_cache_keeps(make_cache, tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", per_class=2, size=24)
+    store = PixelStore(side_px=16, format="webp-lossless", quality=0)
+    config = BuildConfig(images=(str(tmp_path / "photos"),), out=tmp_path / "kept.zarr", teachers={}, pixels=store)
+    build_cache(config)
+    source = CacheImages(Cache(config.out))
+    assert [source.decoded(row).size for row in range(4)] == [(24, 24)] * 4
+    assert source.notes == []
+    (tmp_path / "photos" / "red").rename(tmp_path / "elsewhere")
+    assert [source.decoded(row).size for row in range(4)] == [(24, 24)] * 2 + [(16, 16)] * 2
+    assert left_out_notes(image_set(source)) == source.notes
+    assert "2 image files of" in source.notes[0]
+    assert "(16 as webp-lossless) were used for them" in source.notes[0]
+    bare = make_cache("bare", [0, 1])
+    Path(bare.meta.containers[0].path).rename(tmp_path / "away")
+    with pytest.raises(EvalError, match=r"bring the files back to where they were, or name other images"):
+        CacheImages(bare).decoded(0)

@@ -190,3 +190,18 @@ def test_published_rows_stand_beside_what_was_measured_on_imagenet_alone() -> No
 
     assert is_imagenet_validation(classes=1000, images=50_000)
     assert not is_imagenet_validation(classes=1000, images=10_000)
+
+
+def test_where_no_answer_can_be_right_there_is_no_table_of_zeros(make_cache) -> None:
+    alone = make_cache("alone", [0, 1, 2])
+    with pytest.raises(EvalError, match=r"each of its 3 images is the only one of its class.*give labelled --queries"):
+        run_knn(KnnConfig(bank=alone.path))
+    with pytest.raises(EvalError, match=r"none of the classes of those drawn.*higher --limit"):
+        run_knn(KnnConfig(bank=make_cache("ants", [0, 0, 0]).path, queries=make_cache("bees", [1, 1]).path))
+    assert len(run_knn(KnnConfig(bank=alone.path, queries=make_cache("more", [0, 2]).path)).rows) == 1
+
+
+def test_a_model_called_like_a_cached_teacher_is_asked_for_another_name(make_cache) -> None:
+    twin = {"models": ("alpha=timm:vit_tiny_patch16_224@32",), "weights": ("random",)}
+    with pytest.raises(ConfigError, match="two encoders are called alpha: name one, as in --model other=alpha"):
+        run_knn(KnnConfig(bank=make_cache("bank").path, **twin))

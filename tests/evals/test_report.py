@@ -39,7 +39,7 @@ def test_page_holds_the_numbers_and_reaches_for_nothing(make_cache, make_run, tm
     bank, queries = make_cache("bank"), make_cache("queries", seed=1)
     run = make_run("run", bank.path)
     out = tmp_path / "page.html"
-    arguments = ["--run", run, "--cache", bank.path, "--queries", queries.path, "--out", out, "--images", 3]
+    arguments = ["--run", run, "--cache", bank.path, "--queries", queries.path, "--out", out, "--shown", 3]
     result = CliRunner().invoke(main, ["report", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     assert f"{out} (" in result.stdout.replace("\n", "")
@@ -65,7 +65,7 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
     bank = make_cache("bank")
     run = make_run("run", bank.path)
     (run / "metrics.jsonl").unlink()
-    page = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", images=1))
+    page = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", shown=1))
     text = (tmp_path / "a" / "page.html").read_text(encoding="utf-8")
     assert page.table is not None
     assert page.table.leave_one_out
@@ -76,15 +76,15 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
 
 def test_page_may_go_without_pictures(make_cache, make_run, tmp_path: Path) -> None:
     bank = make_cache("bank")
-    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", images=0))
+    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", shown=0))
     assert "Feature maps" not in (tmp_path / "page.html").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="0 or more, not -1"):
-        ReportConfig(run=tmp_path, out=tmp_path, images=-1)
+        ReportConfig(run=tmp_path, out=tmp_path, shown=-1)
 
 
 def test_names_from_the_data_are_escaped(make_cache, make_run, tmp_path: Path) -> None:
     bank = make_cache("bank", class_names=("<script>alert(1)</script>", "bee", "cat"))
-    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", images=3))
+    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", shown=3))
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text

@@ -43,7 +43,7 @@ def test_every_mode_precision_and_batch_is_a_row() -> None:
 def test_quality_over_speed_needs_common_names(tmp_path: Path) -> None:
     file = tmp_path / "knn.json"
     file.write_text(json.dumps({"rows": [{"name": "net", "top1": 0.5}]}))
-    arguments = ["throughput", "--model", *MODEL["models"], "--weights", "random", "--batch", "1", "--repeats", "1"]
+    arguments = ["throughput", "--model", *MODEL["models"], "--weights", "random", "--batch-size", "1", "--repeats", "1"]
     result = CliRunner().invoke(main, [*arguments, "--quality", str(file), "--plot", str(tmp_path / "p.svg")])
     assert result.exit_code == 0, result.output
     assert ">net<" in (tmp_path / "p.svg").read_text()

@@ -14,7 +14,7 @@ from trainer.data import eval_box_xyxy
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent
 from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files
-from trainer.exports.libraries import library
+from trainer.exports.libraries import library, no_progress_bar
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features
 
 _CARRIED = "trainer.carried.modeling_radio_student"
@@ -44,7 +44,8 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     @functools.cache
     def load() -> Any:
         # The class here, and not the folder's copy of it, which would be cached in the user's home.
-        return carried.RadioStudentModel.from_pretrained(folder)
+        with no_progress_bar():
+            return carried.RadioStudentModel.from_pretrained(folder)
 
     def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
         return flat_features(load()(images))

@@ -1,5 +1,7 @@
 """Other people's libraries that only some formats need."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -12,3 +14,16 @@ def library(name: str, what: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as exc:
         raise ExportError(f"{what} needs {name}, which is not installed: pip install 'radio-cache[export]'") from exc
+
+
+@contextmanager
+def no_progress_bar() -> Generator[None]:
+    """transformers loads without drawing a bar for every folder; what was set before is set again behind."""
+    logging: Any = import_module("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -13,13 +13,14 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 
 from cache_builder.build import build_cache
+from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
 from evals.cli import main
 from evals.errors import EvalError
-from evals.zero_shot import ZeroShotConfig, run_zero_shot
+from evals.zero_shot import ZeroShotConfig, run_zero_shot, text_tower
 from evals.zero_shot.classifier import text_classifier
 from evals.zero_shot.text_tower import TextTower
-from radio_cache.errors import ConfigError, ShapeError
+from radio_cache.errors import ConfigError, ShapeError, TeacherWeightsError
 from radio_cache.testing import write_images
 
 TEACHER, WIDTH = "openclip-vit-h-14", 24
@@ -44,8 +45,6 @@ def place(model: CLIP, tmp_path_factory) -> Path:
     torch.save(model.state_dict(), root / "clip.pt")
     write_images(root / "images", classes=("ant", "honey_bee", "cat"), per_class=3, size=30)
     (root / "t.txt").write_text("\n".join(TEMPLATES))
-    from cache_builder.build_config import BuildConfig
-
     teachers = {TEACHER: TeacherOptions(weights=root / "clip.pt", codec={"name": "half"})}
     build_cache(BuildConfig(images=(str(root / "images"),), out=root / "c.zarr", teachers=teachers))
     return root
@@ -86,6 +85,27 @@ def test_cached_teacher_live_teacher_and_student_are_compared_with_its_own_sente
     assert table.phrases == ("ant", "cat", "honey bee")
     assert "3 classes as sentences (2 of your own" in table.protocol
     assert table.images["images"] == 9
+
+
+def test_a_library_model_in_a_cache_and_a_student_elsewhere_find_the_recorded_text_tower(
+    model: CLIP, place: Path, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    teachers = {"open_clip:ViT-H-14": TeacherOptions(weights=place / "clip.pt", codec={"name": "half"})}
+    build_cache(BuildConfig(images=(str(place / "images"),), out=tmp_path / "c.zarr", teachers=teachers))
+    group = "open_clip-vit-h-14"
+    run = make_run("run", tmp_path / "c.zarr", teachers=(group,), summary_dim=WIDTH)
+    (row,) = run_zero_shot(config(place, tmp_path, images=tmp_path / "c.zarr")).rows
+    assert (row.name, row.text, row.top1) == (group, "text tower of ViT-H-14", pytest.approx(reference(model, place)))
+    found = run_zero_shot(config(place, tmp_path, images=place / "images", runs=(run,)))
+    assert [row.name for row in found.rows] == [f"student → {group}", f"student, untrained → {group}"]
+
+
+def test_a_tokenizer_that_is_not_here_says_where_it_comes_from_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_tower, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(text_tower, "check_network", lambda url: (_ for _ in ()).throw(ConnectionError("no way")))
+    whole = r"timm/ViT-B-16-SigLIP, which could not be had \(no way\).\n.*hf download timm/ViT-B-16-SigLIP .*\n"
+    with pytest.raises(TeacherWeightsError, match=whole + ".*models--timm--ViT-B-16-SigLIP, into "):
+        text_tower._tokenizer("ViT-B-16-SigLIP", None)
 
 
 def test_the_classifier_is_made_once_and_again_for_other_words(place: Path, tmp_path: Path) -> None:

@@ -57,9 +57,10 @@ def test_the_command_offers_every_format() -> None:
 
 
 @pytest.mark.parametrize("student", ["e-radio-tiny", pytest.param("vit-tiny-16", marks=pytest.mark.slow)])
-def test_transformers_loads_the_folder_without_radio_cache(make_run, tmp_path: Path, student: str) -> None:
+def test_transformers_loads_the_folder_without_radio_cache(make_run, tmp_path: Path, student: str, capfd) -> None:
     run = make_run(student)
     (report,) = export_student(run, tmp_path / "hf", formats=["hf"]).exported
+    assert "Loading weights" not in capfd.readouterr().err, "transformers' own progress bar"
     assert report.change < 1e-5
     np.save(tmp_path / "images.npy", IMAGES.numpy())
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
