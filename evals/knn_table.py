@@ -232,8 +232,8 @@ def knn_table(
             farthest = float(found.similarity[:, :used_k].min())
             if farthest > _ALIKE:
                 alike.append(
-                    f"{encoder.name} hardly tells images apart: all neighbours that vote have a cosine of {farthest:.5f} or "
-                    "more, so its accuracy hangs on rounding, and may differ from machine to machine."
+                    f"{encoder.name} hardly tells images apart: all neighbours that vote have a cosine above {_ALIKE:.5f}, "
+                    "so its accuracy hangs on rounding, and may differ from machine to machine."
                 )
             by_k = {n: accuracy(vote(found.first(n), bank.labels, temperature=temperature), labels) for n in ks}
             rows.append(

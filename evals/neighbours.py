@@ -149,8 +149,9 @@ def _write_unit_rows(rows: NDArray[np.floating[Any]], out: NDArray[np.float32], 
         strip = out[first : first + _STRIP_ROWS]
         strip[...] = rows[first : first + _STRIP_ROWS]
         norms = np.sqrt(np.einsum("nc,nc->n", strip, strip, dtype=np.float32))
-        unusable += int((~np.isfinite(norms)).sum())
-        strip /= np.maximum(norms, np.finfo(np.float32).tiny)[:, None]
+        finite = np.isfinite(norms)
+        unusable += int((~finite).sum())
+        strip /= np.where(finite, np.maximum(norms, np.finfo(np.float32).tiny), 1)[:, None]
     if unusable:
         raise EvalError(f"{unusable} summaries of the {what} hold NaN or infinity")
 

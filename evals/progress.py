@@ -18,6 +18,7 @@ class CountedImages:
     def __init__(self, encoder: Encoder, total: int, progress: Progress | None) -> None:
         self._name, self._total, self._done = encoder.name, total, 0
         self._progress = progress if encoder.runs_a_model else None
+        self(0)
 
     def __call__(self, count: int) -> None:
         self._done += count

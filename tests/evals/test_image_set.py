@@ -10,6 +10,7 @@ from PIL import Image
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
+from cache_builder.teachers import TeacherOptions
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, ListedImages, image_set, in_classes_of, open_source
 from evals.notes import left_out_notes
@@ -153,7 +154,8 @@ def test_only_some_positions(make_cache) -> None:
 def test_images_that_are_gone_are_taken_from_the_pixels_the_cache_keeps(make_cache, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", per_class=2, size=24)
     store = PixelStore(side_px=16, format="webp-lossless", quality=0)
-    config = BuildConfig(images=(str(tmp_path / "photos"),), out=tmp_path / "kept.zarr", teachers={}, pixels=store)
+    teachers = {"efficientnet-lite0": TeacherOptions(codec={"name": "half"})}
+    config = BuildConfig(images=(str(tmp_path / "photos"),), out=tmp_path / "kept.zarr", teachers=teachers, pixels=store)
     build_cache(config)
     source = CacheImages(Cache(config.out))
     assert [source.decoded(row).size for row in range(4)] == [(24, 24)] * 4
