@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's evaluations, end to end: docs/reproduce.md says what to expect. Needs a GPU and the data sets named below;
-# what was finished is not done again. RUN, IMAGENET, ADE20K, VOC, COCO, SAM,
-# LLAVA, OUT and TEACHERS come from the environment.
+# what was finished is not done again. RUN, IMAGENET, ADE20K, VOC, COCO, SAM, SAM_WEIGHTS (a file, where it cannot be
+# downloaded), LLAVA, OUT, TEACHERS and BATCH (of the timings) come from the environment.
 set -euo pipefail
 
 OUT=${OUT:-results}
@@ -15,10 +15,12 @@ for teacher in $TEACHERS; do models+=(--model "$teacher"); done
 clips=()
 for teacher in $TEACHERS; do case $teacher in *clip*) clips+=(--model "$teacher") ;; esac; done
 
-once() {  # once NAME COMMAND...: unless its record is there
+failed=()
+once() {  # once NAME COMMAND...: unless its record is there; the others go on where one fails
     local record="$OUT/$1.json"
     shift
-    if [ -e "$record" ]; then echo "$record is there"; else "$@" --json "$record" | tee "${record%.json}.txt"; fi
+    if [ -e "$record" ]; then echo "$record is there"; return; fi
+    "$@" --json "$record" | tee "${record%.json}.txt" || failed+=("$record")
 }
 
 if [ -n "${IMAGENET:-}" ]; then
@@ -39,7 +41,7 @@ else
 fi
 if [ -n "${COCO:-}" ]; then
     once sam radio-eval sam --annotations "$COCO/annotations/instances_val2017.json" --images "$COCO/val2017" \
-        --sam "${SAM:-sam}" "${student[@]}" --pictures "$OUT/sam.png"
+        --sam "${SAM:-sam}" ${SAM_WEIGHTS:+--weights "$SAM_WEIGHTS"} "${student[@]}" --pictures "$OUT/sam.png"
 else
     echo "COCO is not set: no masks in SAM's place"
 fi
@@ -48,7 +50,8 @@ if [ -n "${LLAVA:-}" ]; then
 else
     echo "LLAVA is not set: no questions about pictures"
 fi
-timed=(--batch-size 128 --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
+timed=(--batch-size "${BATCH:-128}" --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
 quality=()
 [ -e "$OUT/knn.json" ] && quality=(--quality "$OUT/knn.json" --plot "$OUT/pareto.svg")
 once throughput radio-eval throughput "${student[@]}" "${models[@]}" "${timed[@]}" "${quality[@]}"
+[ ${#failed[@]} = 0 ] || { echo "not made: ${failed[*]}" >&2; exit 1; }

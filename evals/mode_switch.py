@@ -17,6 +17,7 @@ from evals.encoders import StudentEncoder, load_runs
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, image_set
 from evals.neighbours import Device
+from evals.notes import left_out_notes
 from evals.progress import Progress
 from radio_cache.crops import crop_weights
 from radio_cache.errors import ConfigError
@@ -103,7 +104,8 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
         "teachers' cached maps, sampled where the student has its tokens"
     )
     return ModeSwitchTable(
-        protocol=protocol, images=images.identity(), trained_px=trained_px, rows=tuple(rows), notes=tuple(notes)
+        protocol=protocol, images=images.identity(), trained_px=trained_px, rows=tuple(rows),
+        notes=(*left_out_notes(images), *notes),
     )
 
 

@@ -1,5 +1,8 @@
 """Any model of open_clip: its image tower, in the space of its text tower, with its own preprocessing."""
 
+import contextlib
+import logging
+from collections.abc import Generator
 from typing import Any
 
 import open_clip
@@ -37,6 +40,18 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _unasked_weights_untold(published: str | None) -> Generator[None]:
+    """open_clip warns of random weights, which is what was asked for, or what a file replaces."""
+    before = logging.root.manager.disable
+    if published is None:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) -> Any:
     """Both towers, in eval mode, on the CPU. Raises as `open_clip_network` does."""
     name, slash, tag = model.rpartition("/") if "/" in model else (model, "", "")
@@ -50,7 +65,7 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
             f"(there are {', '.join(tags) or 'none'}), or --weights FILE, or --weights random"
         )
     try:
-        with seeded():
+        with seeded(), _unasked_weights_untold(published):
             net: Any = open_clip.create_model(name, pretrained=published, force_image_size=size_px)
     except Exception as exc:  # the hub client and open_clip raise many kinds
         if published is None:
