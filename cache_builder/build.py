@@ -16,11 +16,18 @@ from cache_builder.build_output import Say, check_same, create, grown_cache, ope
 from cache_builder.crew import Crew
 from cache_builder.shard_task import ShardTask, build_shard
 from cache_builder.sources import Listing, list_for, record_listing
-from cache_builder.teacher_run import TeacherResult, join_teacher, run_teacher, scan_images
+from cache_builder.teacher_run import (
+    TeacherResult,
+    join_teacher,
+    missing_shards,
+    run_teacher,
+    scan_images,
+    tell_unusable,
+)
 from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
 from radio_cache.reader import Cache, is_cache
-from radio_cache.schema import TeacherSpec
+from radio_cache.schema import IMAGES_UNIT, TeacherSpec
 from radio_cache.writer import refuse_occupied
 
 
@@ -78,13 +85,18 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
         results = crew.build(cache, config, say, log)
         return _report(config, listing, results)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
-        scan_images(cache, pool, say, log)
+        if not missing_shards(cache, IMAGES_UNIT):
+            tell_unusable(cache, say)
+
+        def scan(cache: Cache = cache) -> None:
+            scan_images(cache, pool, say, log)
+
         for name in config.teachers:
             if teacher is None:
                 teacher = load(name)
             teacher.to(torch.device(config.device))
             sized = with_batch(config, teacher, say)
-            cache = join_teacher(cache, teacher, sized, pool, say)
+            cache = join_teacher(cache, teacher, sized, pool, say, scan)
             results.append(run_teacher(cache, teacher, sized, pool, say, log))
             teacher = None
     return _report(config, listing, results)

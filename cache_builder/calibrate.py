@@ -5,7 +5,7 @@ comes to the same codec; and whatever is written first is what every later run u
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,30 +48,40 @@ def wanted_codec(request: CodecRequest | None) -> dict[str, Any]:
     return {} if request is None else {"name": request.name, "asked": request.to_json()}
 
 
-def choose_codec(spec: TeacherSpec, usable: NDArray[np.int64], tokens_of: TokensOf) -> ChosenCodec:
+def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) -> ChosenCodec:
     """The codec for a teacher that is not in the cache yet.
 
+    sample: the first `images_wanted` usable rows of `sample_rows`; all of them, where there are fewer.
     Without a request it is klt, packed, at fidelity 0.99; or half, where there are too few images to calibrate on.
     Raises CodecError if klt was asked for and there are too few images, or the fidelity is out of reach.
     """
     channels = spec.spatial_dim
     fewest = fewest_images(spec)
     asked = spec.codec.get("asked")
-    request = CodecRequest(**asked) if asked else CodecRequest()
-    if request.name != "half" and len(usable) < fewest:
+    request = _request(spec)
+    if request.name != "half" and len(sample) < fewest:
         if asked is None:
             half = CodecRequest(name="half")
-            note = f"{len(usable)} images are too few to calibrate the codec klt (it wants {fewest}): keeping float16"
+            note = f"{len(sample)} images are too few to calibrate the codec klt (it wants {fewest}): keeping float16"
             return ChosenCodec(*_without_sample(half), note)
         if request.name == "klt":
             raise CodecError(
-                f"teacher '{spec.name}': {len(usable)} images are too few to calibrate klt for {channels} channels: "
+                f"teacher '{spec.name}': {len(sample)} images are too few to calibrate klt for {channels} channels: "
                 f"take at least {fewest}, or --codec int8 or half"
             )
     if not request.needs_calibration:
         return ChosenCodec(*_without_sample(request), "")
-    rows = sample_rows(usable, sample_size(spec), spec.name)
-    return calibrated_on(request, rows, tokens_of)
+    return calibrated_on(request, list(sample), tokens_of)
+
+
+def images_wanted(spec: TeacherSpec) -> int:
+    """How many usable images a codec is chosen by: 0 if it needs none."""
+    return sample_size(spec) if _request(spec).needs_calibration else 0
+
+
+def _request(spec: TeacherSpec) -> CodecRequest:
+    asked = spec.codec.get("asked")
+    return CodecRequest(**asked) if asked else CodecRequest()
 
 
 def fewest_images(spec: TeacherSpec) -> int:
@@ -94,10 +104,10 @@ def _images_for(spec: TeacherSpec, tokens_per_channel: int) -> int:
     return -(-tokens_per_channel * spec.spatial_dim // int(np.prod(spec.geometry.grid_hw)))
 
 
-def sample_rows(usable: NDArray[np.int64], count: int, name: str) -> list[int]:
-    """A seeded sample of `count` rows from all over the cache, in random order; another one for every teacher."""
+def sample_rows(rows: NDArray[np.int64], count: int, name: str) -> list[int]:
+    """A seeded sample of `count` of these rows, in random order; another one for every teacher."""
     rng = np.random.default_rng((_SEED, zlib.crc32(name.encode())))
-    return [int(row) for row in rng.permutation(usable)[:count]]
+    return [int(row) for row in rng.permutation(rows)[:count]]
 
 
 def _without_sample(request: CodecRequest) -> tuple[Codec, dict[str, Any]]:

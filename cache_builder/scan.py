@@ -1,11 +1,13 @@
 """The first unit of work: look at every image once. Fills `images/`: status, size and digest, and the
 images themselves where the cache keeps them; failures go to the receipt."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from radio_cache.errors import ImageError
 from radio_cache.images import decode_image
@@ -21,8 +23,9 @@ MAX_ASPECT = 50
 """Longest side over shortest; a teacher that scales the shorter side up would need gigabytes for a longer strip."""
 
 
-@dataclass(frozen=True)
-class _Seen:
+class Look(NamedTuple):
+    """What a first look at an image found. size_hw: (0, 0) with a reason why it cannot be used; kept: the file for the cache."""
+
     digest: bytes
     size_hw: tuple[int, int]
     reason: str | None
@@ -30,7 +33,13 @@ class _Seen:
 
 
 def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
-    """Decode every image of a shard once and record what was found. Writes only this shard; twice gives the same bytes.
+    """Decode every image of a shard once and record what was found. Writes only this shard; twice gives the same bytes."""
+    rows = cache.meta.shard_rows(shard)
+    return write_looks(cache, shard, list(ahead(pool, lambda row: look(cache, row)[0], rows, depth=64)))
+
+
+def write_looks(cache: Cache, shard: int, looks: Sequence[Look]) -> Receipt:
+    """Record what was found of every image of a shard.
 
     An image that cannot be used gets status UNUSABLE and a reason; it never stops the build.
     """
@@ -40,7 +49,7 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
     digests = np.zeros((meta.shard_images, 16), np.uint8)
     failures: list[Failure] = []
     kept: list[NDArray[np.uint8] | None] = []
-    for number, seen in enumerate(ahead(pool, lambda row: _look(cache, row), rows, depth=64)):
+    for number, seen in enumerate(looks):
         status[number] = ImageStatus.OK if seen.reason is None else ImageStatus.UNUSABLE
         size_hw[number] = seen.size_hw
         digests[number] = np.frombuffer(seen.digest, np.uint8)
@@ -57,7 +66,8 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor) -> Receipt:
     return writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": tuple(failures)})
 
 
-def _look(cache: Cache, row: int) -> _Seen:
+def look(cache: Cache, row: int) -> tuple[Look, Image.Image | None]:
+    """What an image is, and the image itself, upright, unless it cannot be used."""
     data = b""
     try:
         data = cache.read_unchecked(row)
@@ -65,7 +75,7 @@ def _look(cache: Cache, row: int) -> _Seen:
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")
     except ImageError as exc:
-        return _Seen(digest(data), (0, 0), str(exc))
+        return Look(digest(data), (0, 0), str(exc)), None
     store = cache.meta.pixels
     kept = encoded_pixels(image, data, store) if store else b""
-    return _Seen(digest(data), (image.height, image.width), None, kept)
+    return Look(digest(data), (image.height, image.width), None, kept), image

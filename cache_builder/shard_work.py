@@ -4,6 +4,8 @@
 another compresses and writes the last shard. At most so many images are under way as the device and the threads need, and
 two shards' codes. Batches are cut within a shard, in row order, so the stored bytes depend neither on the number of
 threads, nor on what an earlier run had already done.
+
+Of a shard that was not scanned yet the images are decoded once: for the scan and for the teacher.
 """
 
 import contextlib
@@ -19,17 +21,18 @@ from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.device_work import CodeBatch, DeviceWork, streams_of
-from cache_builder.shown import Shown, shown_ahead
+from cache_builder.scan import write_looks
+from cache_builder.shard_images import Batch, ShardImages, decoding
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers.base import Teacher
 from radio_cache.codecs import Half
 from radio_cache.errors import CodecError
-from radio_cache.extra_views import draw_view
+from radio_cache.extra_views import View
 from radio_cache.fidelity import PERFECT, from_cosines
 from radio_cache.moments import power_sums
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
-from radio_cache.receipts import drop_short_receipt, read_receipt
+from radio_cache.receipts import drop_short_receipt, read_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, Receipt, TeacherSpec
 from radio_cache.writer import ShardWriter
 
@@ -43,14 +46,19 @@ Committed = Callable[[Receipt], object]
 def run_shards(
     cache: Cache, teacher: Teacher, shards: Sequence[int], config: BuildConfig, pool: ThreadPoolExecutor,
     stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,
-    committed: Committed = lambda _: None,
+    committed: Committed = lambda _: None, looked: Committed = lambda _: None,
 ) -> Generator[Receipt]:  # fmt: skip
     """Compute and commit shards of a teacher that is on its device, one after the other; each is finished when its receipt
-    comes. Closed early, it finishes the shard that is being written and abandons those that are being computed."""
+    comes. Closed early, it finishes the shard that is being written and abandons those that are being computed.
+
+    looked: told of shards that were not scanned before, and are now.
+    """
     spec, device = teacher.spec, torch.device(config.device)
     usable = np.zeros(cache.num_images, np.bool_)
     usable[cache.usable_rows()] = True
-    rows_of = {shard: [row for row in cache.meta.shard_rows(shard) if usable[row]] for shard in shards}
+    meta = cache.meta
+    unseen = set(unfinished_shards(cache.receipt_columns(IMAGES_UNIT), meta.shard_rows, meta.num_shards))
+    rows_of = {shard: [row for row in meta.shard_rows(shard) if usable[row] or shard in unseen] for shard in shards}
     work = DeviceWork(teacher, device, stages, codec=cache.teachers[spec.name].codec, say=say)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
@@ -58,34 +66,35 @@ def run_shards(
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
         depth = (num_streams + 2) * -(-config.batch_images // spec.views) + config.threads
         jobs = ((row, tuple(range(spec.views))) for rows in rows_of.values() for row in rows)
-        seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth)
+        seen = ahead(pool, decoding(cache, spec, unseen, stages), jobs, depth=depth)
         stack.callback(seen.close)
+        begun = {shard: ShardImages() for shard in shards}
         batches = (
-            batch for rows in rows_of.values() for batch in _batches(seen, len(rows) * spec.views, config, stages)
+            batch
+            for shard, rows in rows_of.items()
+            for batch in begun[shard].batches(seen, len(rows), config.batch_images, stages)
         )
         results = ahead(streams, lambda batch: _codes(cache, work, spec, batch), batches, depth=num_streams + 1)
         stack.callback(results.close)
         last: Future[Receipt] | None = None
-        for shard, rows in rows_of.items():
-            features = _gathered(cache, spec, len(rows), results, stages, step)
-            step(len(cache.meta.shard_rows(shard)) - len(rows))
+        for shard in rows_of:
+            features = _gathered(cache, spec, shard, results, stages, step)
+            images = begun.pop(shard)
+            step(len(meta.shard_rows(shard)) - len(images.rows))
             if last is not None:
                 yield _awaited(last, stages)
-            last = writer.submit(_timed_write, cache, spec, shard, rows, features, pool, stages, committed)
+            last = writer.submit(
+                _timed_write, cache, spec, shard, images, features, pool, stages, looked=looked, committed=committed
+            )
         if last is not None:
             yield _awaited(last, stages)
 
 
-def _batches(seen: Iterator[Shown], count: int, config: BuildConfig, stages: StageSeconds) -> Iterator[list[Shown]]:
-    for first in range(0, count, config.batch_images):
-        with Stopwatch(stages, "wait_decode"):
-            batch = [next(seen) for _ in range(min(config.batch_images, count - first))]
-        yield batch
-
-
-def _codes(cache: Cache, work: DeviceWork, spec: TeacherSpec, batch: Sequence[Shown]) -> list[CodeBatch]:
+def _codes(cache: Cache, work: DeviceWork, spec: TeacherSpec, whole: Batch) -> tuple[list[CodeBatch], bool]:
+    """The codes of a batch, and whether it is its shard's last."""
+    batch = whole.shown
     try:
-        return work.codes(batch)
+        return work.codes(batch) if batch else [], whole.last
     except CodecError as exc:
         keys = [cache.index.key(one.row) for one in (batch[0], batch[-1])]
         raise CodecError(f"{cache.url}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
@@ -112,18 +121,20 @@ class ShardFeatures:
 
 
 def _gathered(
-    cache: Cache, spec: TeacherSpec, num_rows: int, results: Iterator[list[CodeBatch]], stages: StageSeconds, step: Step
-) -> ShardFeatures:
+    cache: Cache, spec: TeacherSpec, shard: int, results: Iterator[tuple[list[CodeBatch], bool]], stages: StageSeconds,
+    step: Step,
+) -> ShardFeatures:  # fmt: skip
     """The codes of one shard, batch by batch: full-precision maps never pile up."""
     cached = cache.teachers[spec.name]
-    count = num_rows * spec.views
-    codes = np.empty((count, *cached.row_shape), cached.codec.dtype)
-    summary = None if spec.summary_dim is None else np.empty((count, spec.summary_dim), np.float32)
+    most = len(cache.meta.shard_rows(shard)) * spec.views
+    codes = np.empty((most, *cached.row_shape), cached.codec.dtype)
+    summary = None if spec.summary_dim is None else np.empty((most, spec.summary_dim), np.float32)
     sums, squared_errors = np.zeros((2, spec.spatial_dim)), 0.0
     cosines = [np.zeros(0, np.float32)]
-    done = 0
-    while done < count:
-        for part in _next(results, stages):
+    done, last = 0, False
+    while not last:
+        parts, last = _next(results, stages)
+        for part in parts:
             here = slice(done, done + len(part.codes))
             codes[here] = part.codes
             if summary is not None and part.summary is not None:
@@ -134,14 +145,15 @@ def _gathered(
             cosines.append(part.cosines)
             step(here.stop // spec.views - done // spec.views)
             done = here.stop
-    by_view = (num_rows, spec.views)
+    by_view = (done // spec.views, spec.views)
     return ShardFeatures(
-        codes.reshape(*by_view, *codes.shape[1:]), None if summary is None else summary.reshape(*by_view, summary.shape[1]), sums,
-        np.concatenate(cosines), squared_errors,
+        codes[:done].reshape(*by_view, *codes.shape[1:]),
+        None if summary is None else summary[:done].reshape(*by_view, summary.shape[1]), sums, np.concatenate(cosines),
+        squared_errors,
     )  # fmt: skip
 
 
-def _next(results: Iterator[list[CodeBatch]], stages: StageSeconds) -> list[CodeBatch]:
+def _next(results: Iterator[tuple[list[CodeBatch], bool]], stages: StageSeconds) -> tuple[list[CodeBatch], bool]:
     """The next batch of results. What was waited for is the device, but for the time that images were not ready."""
     started, waited = time.perf_counter(), stages.wait_decode
     found = next(results)
@@ -150,22 +162,24 @@ def _next(results: Iterator[list[CodeBatch]], stages: StageSeconds) -> list[Code
 
 
 def _timed_write(
-    cache: Cache, spec: TeacherSpec, shard: int, rows: list[int], features: ShardFeatures, pool: ThreadPoolExecutor,
-    stages: StageSeconds, committed: Committed,
+    cache: Cache, spec: TeacherSpec, shard: int, images: ShardImages, features: ShardFeatures, pool: ThreadPoolExecutor,
+    stages: StageSeconds, *, looked: Committed, committed: Committed,
 ) -> Receipt:  # fmt: skip
     with Stopwatch(stages, "write"):
-        receipt = write_shard(cache, spec, shard, rows, features, pool)
+        if images.looks:
+            looked(write_looks(cache, shard, images.looks))
+        receipt = write_shard(cache, spec, shard, images, features, pool)
     committed(receipt)
     return receipt
 
 
 def write_shard(
-    cache: Cache, spec: TeacherSpec, shard: int, rows: list[int], features: ShardFeatures, pool: ThreadPoolExecutor
+    cache: Cache, spec: TeacherSpec, shard: int, images: ShardImages, features: ShardFeatures, pool: ThreadPoolExecutor
 ) -> Receipt:
     """Commit one shard: codes, summaries, sums for the statistics, and last the receipt."""
     meta = cache.meta
     shard_rows = meta.shard_rows(shard)
-    places = [row - shard_rows[0] for row in rows]
+    places = [row - shard_rows[0] for row in images.rows]
     drop_short_receipt(cache.storage, spec.name, shard, len(shard_rows))
     writer = ShardWriter(cache.storage, spec.name, shard)
     codec, row_axes = cache.teachers[spec.name].codec, features.codes.ndim - 2
@@ -181,7 +195,7 @@ def write_shard(
     if features.summary is not None:
         _write_summaries(writer, cache, spec, shard, places, features.summary)
     if spec.view_sampling is not None:
-        _write_views(writer, cache, spec, shard, rows)
+        _write_views(writer, cache, spec, shard, places, images.views)
     failures = read_receipt(cache.storage, IMAGES_UNIT, shard)
     fidelity = PERFECT
     if len(features.cosines):
@@ -206,15 +220,14 @@ def _write_summaries(
     writer.write_plain("stats/summary", power_sums(summary)[None], grid=(shard, 0, 0))
 
 
-def _write_views(writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: int, rows: list[int]) -> None:
-    """Which part of its image each view shows."""
-    first = cache.meta.shard_rows(shard).start
+def _write_views(
+    writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: int, places: list[int], views: Sequence[View]
+) -> None:
+    """Which part of its image each view shows. views: of all places in turn."""
     boxes = np.zeros((spec.views, cache.meta.shard_images, 4), np.int32)
     flipped = np.zeros((spec.views, cache.meta.shard_images), np.uint8)
-    for row in rows:
-        h, w = cache.sizes_hw[row]
-        for number in range(spec.views):
-            view = draw_view(spec.view_sampling, row, number, (int(h), int(w)))
-            boxes[number, row - first], flipped[number, row - first] = view.box_xyxy, view.flipped
+    each = [(number, place) for place in places for number in range(spec.views)]
+    for (number, place), view in zip(each, views, strict=True):
+        boxes[number, place], flipped[number, place] = view.box_xyxy, view.flipped
     writer.write_plain("crop_xyxy", boxes, grid=(0, shard, 0))
     writer.write_plain("flipped", flipped, grid=(0, shard))

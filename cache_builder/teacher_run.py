@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say, check_same
-from cache_builder.calibrate import choose_codec
+from cache_builder.calibrate import choose_codec, images_wanted, sample_rows
 from cache_builder.device_work import DeviceWork, streams_of
-from cache_builder.scan import scan_shard
+from cache_builder.scan import look, scan_shard
 from cache_builder.shard_work import run_shards
 from cache_builder.shown import shown_ahead
 from cache_builder.stages import StageSeconds
@@ -28,6 +28,9 @@ from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT
 from radio_cache.writer import add_teacher
+
+_LOOKS_AHEAD = 8
+"""Images decoded ahead for a sample; what is beyond the last one wanted was decoded for nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ class TeacherResult:
     stages: StageSeconds
 
 
-def scan_images(cache: Cache, pool: ThreadPoolExecutor, say: Say, log: BuildLog) -> None:
-    """Look once at every image that was not looked at yet. Raises SourceError if none can be used."""
-    todo = missing_shards(cache, IMAGES_UNIT)
+def scan_images(
+    cache: Cache, pool: ThreadPoolExecutor, say: Say, log: BuildLog, *, leave: Collection[int] = ()
+) -> None:
+    """Look once at every image that was not looked at yet, but those of the shards to leave. Raises SourceError if all have
+    been looked at, and none can be used."""
+    todo = [shard for shard in missing_shards(cache, IMAGES_UNIT) if shard not in leave]
     total = sum(len(cache.meta.shard_rows(shard)) for shard in todo)
     if todo:
         unit = UnitLog(log, IMAGES_UNIT)
@@ -56,7 +62,8 @@ def scan_images(cache: Cache, pool: ThreadPoolExecutor, say: Say, log: BuildLog)
                 unit.shard(receipt)
                 progress.advance(receipt.num_rows, unit.note)
         unit.end("scan")
-    tell_unusable(cache, say)
+    if not missing_shards(cache, IMAGES_UNIT):
+        tell_unusable(cache, say)
 
 
 def tell_unusable(cache: Cache, say: Say) -> None:
@@ -74,14 +81,24 @@ def tell_unusable(cache: Cache, say: Say) -> None:
         raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.url} --failures")
 
 
-def join_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say) -> Cache:
-    """Choose the codec of a teacher that is new, and make its group. Raises StaleCacheError if it is another's now."""
+def join_teacher(
+    cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say,
+    scan: Callable[[], None] = lambda: None,
+) -> Cache:  # fmt: skip
+    """Choose the codec of a teacher that is new, and make its group. Raises StaleCacheError if it is another's now.
+
+    scan: called if all images have to be looked at first, to know which there are to choose by.
+    """
     name = teacher.spec.name
     if name not in cache.teachers:
+        wanted = images_wanted(teacher.spec)
+        sample = usable_sample(cache, name, max(1, wanted), pool)
+        if sample is None:
+            scan()
+            cache = Cache(cache.storage)
+            sample = usable_sample(cache, name, max(1, wanted), pool) or []
         try:
-            chosen = choose_codec(
-                teacher.spec, cache.usable_rows(), lambda rows: tokens_of(cache, teacher, rows, config, pool, say)
-            )
+            chosen = choose_codec(teacher.spec, sample, lambda rows: tokens_of(cache, teacher, rows, config, pool, say))
         except CodecError as exc:
             raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
         if chosen.note:
@@ -90,6 +107,33 @@ def join_teacher(cache: Cache, teacher: Teacher, config: BuildConfig, pool: Thre
     joined = Cache(cache.storage)
     check_same(joined, [teacher.spec])  # another process may have been faster; what it chose is what counts
     return joined
+
+
+def usable_sample(cache: Cache, name: str, count: int, pool: ThreadPoolExecutor) -> list[int] | None:
+    """The first `count` usable rows, or as many as there are, of a seeded order of all images; another order for every
+    teacher. The same whether they were scanned already or not: then they are decoded for it.
+
+    None if that does not bring enough, with twice as many images as are wanted: they have to be scanned.
+    """
+    meta = cache.meta
+    unseen = set(missing_shards(cache, IMAGES_UNIT))
+    if unseen and cache.num_images < count:
+        return None
+    usable = np.zeros(cache.num_images, np.bool_)
+    usable[cache.usable_rows()] = True
+
+    def is_fine(row: int) -> tuple[int, bool]:
+        return row, look(cache, row)[1] is not None if row // meta.shard_images in unseen else bool(usable[row])
+
+    order = sample_rows(np.arange(cache.num_images), 2 * count if unseen else cache.num_images, name)
+    found: list[int] = []
+    with contextlib.closing(ahead(pool, is_fine, order, depth=_LOOKS_AHEAD)) as looked:
+        for row, fine in looked:
+            if fine:
+                found.append(row)
+            if len(found) == count:
+                return found
+    return None if unseen else found
 
 
 def tokens_of(
@@ -105,7 +149,8 @@ def tokens_of(
         ThreadPoolExecutor(num_streams, thread_name_prefix="device") as streams,
     ):
         depth = (num_streams + 2) * config.batch_images + config.threads
-        seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth)
+        unseen = set(missing_shards(cache, IMAGES_UNIT))
+        seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth, unseen=unseen)
         batches = (list(islice(seen, config.batch_images)) for _ in range(0, len(rows), config.batch_images))
         for parts in ahead(streams, work.features, batches, depth=num_streams + 1):
             for part in parts:
@@ -117,30 +162,38 @@ def tokens_of(
 def run_teacher(
     cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say, log: BuildLog
 ) -> TeacherResult:
-    """Compute what is missing of a teacher that has joined the cache."""
+    """Compute what is missing of a teacher that has joined the cache, and look at images that nobody has looked at yet."""
     name = teacher.spec.name
-    todo = missing_shards(cache, name)
+    todo, unseen = missing_shards(cache, name), missing_shards(cache, IMAGES_UNIT)
+    if not set(unseen) <= set(todo):
+        scan_images(cache, pool, say, log, leave=todo)
     total = sum(len(cache.meta.shard_rows(shard)) for shard in todo)
     stages = StageSeconds()
     started = time.perf_counter()
-    usable = cache.usable_rows()
-    images = int(np.isin(usable // cache.meta.shard_images, todo).sum())
-    unit = UnitLog(log, name, stages)
+    unit, scan = UnitLog(log, name, stages), UnitLog(log, IMAGES_UNIT)
     if todo:
         with (
             ProgressLine(name, cache.num_images, done=cache.num_images - total) as line,
             told_if_stopped(unit, cache, name, say),
         ):
             receipts = run_shards(
-                cache, teacher, todo, config, pool, stages, say=say, committed=unit.shard,
+                cache, teacher, todo, config, pool, stages, say=say, committed=unit.shard, looked=scan.shard,
                 step=lambda count: line.advance(count, ", ".join(filter(None, (stages.bottleneck(), unit.note)))),
             )  # fmt: skip
             with contextlib.closing(receipts):
                 for _ in receipts:
                     pass
     compact_receipts(cache.storage, name)
+    seconds = time.perf_counter() - started
+    if scan.images or scan.failures:
+        scan.end("scan")
     unit.end("teacher")
-    return TeacherResult(name, images, len(usable) - images, time.perf_counter() - started, stages)
+    if set(unseen) & set(todo):
+        cache = Cache(cache.storage)
+        tell_unusable(cache, say)
+    usable = cache.usable_rows()
+    images = int(np.isin(usable // cache.meta.shard_images, todo).sum())
+    return TeacherResult(name, images, len(usable) - images, seconds, stages)
 
 
 @contextlib.contextmanager
