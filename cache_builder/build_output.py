@@ -8,6 +8,8 @@ from pathlib import Path
 from cache_builder.build_config import BuildConfig
 from cache_builder.sources import Listing
 from cache_builder.sources.listing import begins_with, same_images
+from cache_builder.sources.recorded import selection_changes
+from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
 from radio_cache.errors import NotACacheError, StaleCacheError
 from radio_cache.reader import Cache, is_cache
@@ -30,9 +32,10 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
     if difference is None and not grows and meta.containers != listing.containers:
         difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:
+        changes = selection_changes(cache, config.request())
+        cause = f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {cure.capitalize()}"
         raise StaleCacheError(
-            f"{config.out} was built from other images than this run asks for: now there are {difference}. "
-            + cure.capitalize()
+            f"{config.out} was built from other images than this run asks for: now there are {difference}{cause}"
         )
     for name, then, now in (
         ("--shard-images", meta.shard_images, config.shard_images),
@@ -86,9 +89,16 @@ def check_same(cache: Cache, specs: Sequence[TeacherSpec]) -> None:
         if asked.name not in cache.teachers:
             refuse_remains(cache.storage, asked.name)
             continue
-        differences = cache.teachers[asked.name].spec.differences(asked)
+        there = cache.teachers[asked.name].spec
+        if (COMPILED in there.software) != (COMPILED in asked.software):
+            then, now = ("with", "without") if COMPILED in there.software else ("without", "with")
+            raise StaleCacheError(
+                f"{cache.url}, teacher '{asked.name}' was built {then} --compile, and this run is {now} it: compiled kernels "
+                f"round otherwise, so its shards would not be of one kind. Run {then} --compile, or build into another --out"
+            )
+        differences = there.differences(asked)
         if differences:
-            sizes = cache.teachers[asked.name].spec.geometry.input_hw[0], asked.geometry.input_hw[0]
+            sizes = there.geometry.input_hw[0], asked.geometry.input_hw[0]
             beside = f", or keep both sizes: --size {sizes[0]} --size {sizes[1]}" if sizes[0] != sizes[1] else ""
             raise StaleCacheError(
                 f"{cache.url}, teacher '{asked.name}': {'; '.join(differences)}. "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from cache_builder.allocator import keeping_environment
 from cache_builder.build_output import Say
 from cache_builder.crew import Crew
 from radio_cache.errors import ClusterError, ConfigError, unknown_name
@@ -27,6 +28,10 @@ _SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
+}
+_LOCAL_SETTINGS = {
+    # A worker that dies here is noticed by its parent process; one that was silent for minutes has slept, as laptops do.
+    "distributed.scheduler.worker-ttl": None,
 }
 _CONNECT_S = 10
 
@@ -82,7 +87,7 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
     Raises ConfigError for more workers than GPUs.
     """
     import dask.config
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed import Client, Nanny, Scheduler, SpecCluster, Status
 
     if num_workers < 1:
         raise ConfigError(f"--workers {num_workers}: at least 1")
@@ -91,6 +96,11 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
         raise ConfigError(f"--workers {num_workers}: one worker per GPU, and here are {len(on_gpus)}")
     preload = ["cache_builder.worker_signals", *dask.config.get("distributed.worker.preload")]
     environment = {"OMP_NUM_THREADS": str(threads)}
+    settings: dict[str, Any] = {**_SETTINGS, **_LOCAL_SETTINGS}
+    if not device.startswith("cuda"):
+        # Dask's own would give every block back at once. What a process has from its start counts for all its threads.
+        before = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **keeping_environment()}
+        settings["distributed.nanny.pre-spawn-environ"] = before
     workers = {
         number: {
             "cls": Nanny,
@@ -107,10 +117,19 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
         "options": {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
     with (
-        _quiet(), dask.config.set(_SETTINGS),
-        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=cast(Any, logging.CRITICAL)) as cluster,
+        _quiet(), dask.config.set(settings),
+        SpecCluster(workers=workers, scheduler=scheduler, silence_logs=cast(Any, logging.CRITICAL)) as made,
     ):  # fmt: skip
-        crew = Crew(lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=120, say=say)
+        cluster: Any = made
+
+        def revive() -> None:
+            """Dask gives up on a worker that dies while it is being started."""
+            for number, nanny in list(cluster.workers.items()):
+                if nanny.status in (Status.closed, Status.failed):
+                    cluster.workers.pop(number, None)
+            cluster.scale(num_workers)
+
+        crew = Crew(lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=120, say=say, revive=revive)
         try:
             yield crew
         finally:

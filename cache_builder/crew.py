@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast, final
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say
-from cache_builder.shard_task import JOIN, ShardTask, WorkerFacts, do_task, worker_facts
+from cache_builder.shard_task import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
 from cache_builder.stages import StageSeconds
 from cache_builder.task_book import GivenUp, TaskBook
 from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusable, told_if_stopped
@@ -33,8 +33,10 @@ _COUNT_EVERY_S = 2.0
 _SAY_EVERY_S = 60.0
 _NAMED_IMAGES = 5
 
-Done = Callable[[ShardTask | None, tuple[str, ...]], object]
-"""Told each task that is done and what it said; now and then None, so that a progress line is alive."""
+Done = Callable[[ShardTask | None, TaskReport], object]
+"""Told each task that is done and what came of it; now and then None, so that a progress line is alive."""
+
+_NOTHING = TaskReport()
 
 
 @final
@@ -42,12 +44,16 @@ class Crew:
     """The workers of one Dask scheduler. Close it when done.
 
     connect: makes a client; called again when the scheduler was lost. wait_s: how long to wait for the scheduler to
-    come back, or for a worker where there is none, before giving up.
+    come back, or for a worker where there is none, before giving up. revive: called every few seconds, to start workers again
+    that nobody else does.
     Raises ClusterError if there is no scheduler, no worker, or the workers differ in what decides the stored bytes.
     """
 
-    def __init__(self, connect: "Callable[[], Client]", *, wait_s: float, say: Say = lambda _: None) -> None:
-        self._connect, self._wait_s, self._say = connect, wait_s, say
+    def __init__(
+        self, connect: "Callable[[], Client]", *, wait_s: float, say: Say = lambda _: None,
+        revive: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._connect, self._wait_s, self._say, self._revive = connect, wait_s, say, revive
         self._client = self._connected()
         self._num_workers, self._counted, self._missed_since = 0, 0.0, 0.0
         while self._num_workers == 0:
@@ -92,22 +98,26 @@ class Crew:
             task = replace(task, unit=name)
             if name not in cache.teachers:
                 say(f"{name}: calibrating on one worker")
-                _refuse_failed(cache, self._run([replace(task, shard=JOIN)], lambda _, notes: [say(note) for note in notes]))
+                join = replace(task, shard=JOIN)
+                _refuse_failed(cache, self._run([join], lambda _, report: [say(note) for note in report.notes]))
                 cache = Cache(cache.storage)
             before = len(cache.usable_rows([name]))
-            unit = UnitLog(log, name)
-            failed += self._all_shards(name, cache, task, unit)
+            stages = StageSeconds()
+            unit = UnitLog(log, name, stages)
+            failed += self._all_shards(name, cache, task, unit, stages)
             compact_receipts(cache.storage, name)
             unit.end("teacher")
             cache = Cache(cache.storage)
             made = len(cache.usable_rows([name])) - before
-            results.append(TeacherResult(name, made, before, time.perf_counter() - started, StageSeconds()))
+            results.append(TeacherResult(name, made, before, time.perf_counter() - started, stages))
         cache.storage.remove_leftovers()  # of workers on this machine that were killed while they wrote
         _refuse_failed(cache, failed)
         return results
 
-    def _all_shards(self, title: str, cache: Cache, task: ShardTask, unit: UnitLog) -> list[GivenUp]:
-        """Make what is missing of a unit; returns what was given up, and why."""
+    def _all_shards(
+        self, title: str, cache: Cache, task: ShardTask, unit: UnitLog, stages: StageSeconds | None = None
+    ) -> list[GivenUp]:
+        """Make what is missing of a unit; returns what was given up, and why. stages: what workers spent is added there."""
         todo = missing_shards(cache, task.unit)
         if not todo:
             return []
@@ -117,18 +127,21 @@ class Crew:
             told_if_stopped(unit, cache, task.unit, self._say),
         ):
 
-            def advance(done: ShardTask | None, _: tuple[str, ...]) -> None:
+            def advance(done: ShardTask | None, report: TaskReport) -> None:
                 workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
+                if stages is not None:
+                    stages.add(report.stage_seconds)
                 if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
                     unit.shard(receipt)
-                line.advance(rows[done.shard] if done else 0, f"{workers}, {unit.note}")
+                told = (stages.bottleneck() if stages else "", workers, unit.note)
+                line.advance(rows[done.shard] if done else 0, ", ".join(filter(None, told)))
 
             return self._run([replace(task, shard=shard) for shard in todo], advance)
 
     def _run(self, tasks: list[ShardTask], tell: Done) -> list[GivenUp]:
         """Do all tasks; returns those that were given up, and why. Raises what another worker would not cure."""
         book = TaskBook.of(tasks)
-        flying: dict[Future[tuple[str, ...]], ShardTask] = {}
+        flying: dict[Future[TaskReport], ShardTask] = {}
         try:
             while flying or not book.is_empty:
                 try:
@@ -143,7 +156,7 @@ class Crew:
                     future.cancel()
         return book.given_up
 
-    def _round(self, book: TaskBook, flying: "dict[Future[tuple[str, ...]], ShardTask]", tell: Done) -> None:
+    def _round(self, book: TaskBook, flying: "dict[Future[TaskReport], ShardTask]", tell: Done) -> None:
         """Hand out what there is room for, and take in what has landed."""
         self._count_workers()
         was_alone = len(flying) == 1
@@ -154,7 +167,7 @@ class Crew:
         for future in landed:
             task = flying.pop(future)
             if future.status == "finished":
-                tell(task, future.result() if task.shard == JOIN else ())
+                tell(task, future.result())
             elif future.status == "error":
                 _note_error(book, task, future, was_alone=was_alone)
             else:
@@ -162,7 +175,7 @@ class Crew:
         if self._client.status != "running":
             raise OSError("the connection broke")
         if not landed:
-            tell(None, ())
+            tell(None, _NOTHING)
             time.sleep(_POLL_S)
 
     def _count_workers(self) -> None:
@@ -170,6 +183,7 @@ class Crew:
         if now - self._counted < _COUNT_EVERY_S and self._num_workers > 0:
             return
         self._counted = now
+        self._revive()
         self._num_workers = len(cast(dict[str, int], self._client.nthreads()))
         if self._num_workers > 0:
             self._missed_since = 0.0
@@ -238,7 +252,7 @@ class Crew:
         return first
 
 
-def _note_error(book: TaskBook, task: ShardTask, future: "Future[tuple[str, ...]]", *, was_alone: bool) -> None:
+def _note_error(book: TaskBook, task: ShardTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
     from distributed import KilledWorker
 
     error = cast(BaseException | None, future.exception())

@@ -6,8 +6,9 @@ A worker process keeps the cache, the teacher and its threads from one task to t
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,8 +70,16 @@ class ShardTask:
         return f"{self.unit}-{'join' if self.shard == JOIN else self.shard}"
 
 
-def do_task(task: ShardTask) -> tuple[str, ...]:
-    """Do a task in this process, and return sentences for the user. May be done twice, here or elsewhere.
+@dataclass(frozen=True)
+class TaskReport:
+    """What came of a task. notes: sentences for the user. stage_seconds: as `StageSeconds.to_json`."""
+
+    notes: tuple[str, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def do_task(task: ShardTask) -> TaskReport:
+    """Do a task in this process. May be done twice, here or elsewhere.
 
     Raises ClusterError if this worker cannot see the cache or the images.
     """
@@ -79,15 +88,16 @@ def do_task(task: ShardTask) -> tuple[str, ...]:
         notes: list[str] = []
         with kept.computing:
             kept.cache = join_teacher(kept.cache, kept.teacher, task.config, kept.pool, notes.append)
-        return tuple(notes)
-    build_shard(task)
-    return ()
+        return TaskReport(tuple(notes))
+    stages = StageSeconds()
+    build_shard(task, stages)
+    return TaskReport(stage_seconds=stages.to_json())
 
 
-def build_shard(task: ShardTask) -> Receipt:
+def build_shard(task: ShardTask, stages: StageSeconds | None = None) -> Receipt:
     """Compute and commit one shard: the unit of work. Writes only that shard's files and its receipt.
 
-    A shard that is there already is left alone.
+    A shard that is there already is left alone. stages: what it takes is added there.
     """
     kept = _kept(task)
     cache = kept.cache
@@ -99,7 +109,7 @@ def build_shard(task: ShardTask) -> Receipt:
     if task.unit == IMAGES_UNIT:
         return scan_shard(cache, task.shard, kept.pool)
     with kept.computing:
-        (receipt,) = run_shards(cache, kept.teacher, [task.shard], task.config, kept.pool, StageSeconds())
+        (receipt,) = run_shards(cache, kept.teacher, [task.shard], task.config, kept.pool, stages or StageSeconds())
     return receipt
 
 

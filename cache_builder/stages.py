@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 
@@ -26,6 +27,12 @@ class StageSeconds:
         """Stage -> seconds so far."""
         with self.lock:
             return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "lock"}
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add what was spent elsewhere, stage by stage."""
+        with self.lock:
+            for name, spent in seconds.items():
+                setattr(self, name, getattr(self, name) + spent)
 
     def bottleneck(self) -> str:
         """What the pipeline waits for most, and how much of its waiting that is, in words for the progress line."""

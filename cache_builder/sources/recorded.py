@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from cache_builder.sources.places import named_places
 from cache_builder.sources.selection import Selection
@@ -83,13 +83,36 @@ def _remote_stamp(url: str) -> tuple[int, int]:
 def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int) -> None:
     """Keep what a later build needs to trust the cache's list of images.
 
-    listed_at_ns: the time before anything was looked at. Nothing is kept where something changed just then.
+    listed_at_ns: the time before anything was looked at. No stamps are kept where something changed just then.
     """
     newest = max((changed for changed, _ in stamps.values()), default=0)
-    if newest > listed_at_ns - _SETTLED_NS or len(stamps) > _MAX_STAMPS:
-        return
-    document = {"index": cache.meta.index, "request": request.to_json(), "stamps": stamps}
+    settled = newest <= listed_at_ns - _SETTLED_NS and len(stamps) <= _MAX_STAMPS
+    document = {"index": cache.meta.index, "request": request.to_json(), "stamps": stamps if settled else None}
     cache.storage.write(FILE, [json.dumps(document).encode()])
+
+
+_FLAGS = {"shuffle_seed": "--shuffle-seed", "limit": "--limit", "filters": "--filter"}
+
+
+def selection_changes(cache: Cache, request: Request) -> list[str]:
+    """How a request chooses other images, or in another order, than the one a cache was made by, option by option; nothing
+    where that was not recorded."""
+    try:
+        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        then, now = document["request"]["selection"], request.to_json()["selection"]
+        return [
+            f"{flag} was {_given(then[name])} when the cache was made, and is {_given(now[name])} now"
+            for name, flag in _FLAGS.items()
+            if document["index"] == cache.meta.index and then[name] != now[name]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
+        return []
+
+
+def _given(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, cast(list[Any], value))) or "not given"
+    return "not given" if value is None else str(value)
 
 
 def is_unchanged(cache: Cache, request: Request) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException  # what every compiler's errors are; there is no public name
 
 from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.preset import COMPILED
 from radio_cache.errors import TeacherError
 
 
@@ -23,7 +24,7 @@ class Compiled(Teacher):
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
         self._forward = torch.compile(teacher.__call__)
-        self.spec = replace(teacher.spec, software=teacher.spec.software | {"torch.compile": "inductor"})
+        self.spec = replace(teacher.spec, software=teacher.spec.software | {COMPILED: "inductor"})
         self.notes = teacher.notes
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:

@@ -9,6 +9,9 @@ from radio_cache.extra_views import ViewSampling
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
+COMPILED = "torch.compile"
+"""Key in a spec's `software` that says the teacher was compiled; it is there or not as long as the teacher is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
