@@ -26,6 +26,7 @@ from cache_builder.teacher_run import (
 )
 from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
+from radio_cache.files_there import FilesThere, refuse_missing_files
 from radio_cache.reader import Cache, is_cache
 from radio_cache.schema import IMAGES_UNIT, TeacherSpec
 from radio_cache.writer import refuse_occupied
@@ -33,19 +34,22 @@ from radio_cache.writer import refuse_occupied
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did. unusable: images that could not be used, over the whole cache."""
+    """What a build did. unusable: images that could not be used, over the whole cache. there: the files of its teachers, whose
+    names and sizes were looked at when all was done."""
 
     cache: Cache
     notes: tuple[str, ...]
     results: tuple[TeacherResult, ...]
     unusable: int
+    there: FilesThere
 
 
 def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | None = None) -> BuildReport:
     """Build a cache, or go on with one that was interrupted. The same command again does only what is missing.
 
     say: told one sentence at a time about what is going on. crew: worker processes that do the work instead of this one.
-    Raises ConfigError, SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done.
+    Raises ConfigError, SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done;
+    CorruptShardError after it, if files of shards that were made before are gone.
     """
     if crew is not None:
         config = with_shared_batch(config)
@@ -108,7 +112,8 @@ def _known(teacher: Teacher) -> tuple[TeacherSpec, tuple[str, ...]]:
 
 def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult]) -> BuildReport:
     cache = Cache(config.out)
-    return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()))
+    there = refuse_missing_files(cache, [IMAGES_UNIT, *config.teachers])
+    return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()), there)
 
 
 __all__ = ["BuildConfig", "BuildReport", "Say", "ShardTask", "TeacherResult", "build_cache", "build_shard"]

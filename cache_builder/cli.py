@@ -260,7 +260,10 @@ def build(
         )
     for drift in drifts(report.cache):
         click.echo(f"\nwarning: {drift.describe(str(out))}")
-    click.echo(f"\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run")
+    click.echo(
+        f"\n{report.there.num_files} files of {report.there.num_shards} shards are there, in the sizes recorded; `radio-cache verify` "
+        f"reads them.\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run"
+    )
 
 
 main.add_command(plan_command(build, BUILD_SECTIONS))

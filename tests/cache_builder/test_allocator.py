@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from cache_builder.allocator import keeping_environment
+
 CHILD = """
 import resource, sys, threading
 from cache_builder.allocator import keep_blocks
@@ -37,14 +39,24 @@ def faults(what: str, **more: str) -> tuple[str, int]:
     return kept, int(count)
 
 
-@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="needs glibc")
+NEEDS_GLIBC = pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="needs glibc")
+
+
+@NEEDS_GLIBC
 def test_large_blocks_are_mapped_once_and_not_at_every_use() -> None:
     _, given_back = faults("not")
     kept, count = faults("keep")
     assert kept == "True"
+    assert count < given_back / 3
+    _, count = faults("not", **keeping_environment())  # as worker processes are started
     assert count < given_back / 3
 
 
 def test_what_the_environment_says_of_memory_stays() -> None:
     assert faults("keep", MALLOC_ARENA_MAX="2")[0] == "False"
     assert faults("keep", GLIBC_TUNABLES="glibc.malloc.arena_max=2")[0] == "False"
+
+
+def test_workers_are_not_told_what_the_environment_says_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert keeping_environment() == {}

@@ -31,6 +31,7 @@ from radio_cache.crops import valid_tokens
 from radio_cache.errors import (
     CodecError,
     ConfigError,
+    CorruptShardError,
     NotACacheError,
     RadioCacheError,
     SourceError,
@@ -362,6 +363,52 @@ def test_images_that_came_or_went_since_are_named(
     with pytest.raises(StaleCacheError, match=rf"{difference}.*Choose another --out, or remove that cache"):
         build(images=(str(folder),))
     assert tree(tmp_path / "out.zarr") == before
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "cause"),
+    [
+        ({"shuffle_seed": 3}, {}, "--shuffle-seed was 3 when the cache was made, and is not given now"),
+        ({}, {"shuffle_seed": 0}, "--shuffle-seed was not given when the cache was made, and is 0 now"),
+        ({"limit": 8}, {"limit": 5}, "--limit was 8 when the cache was made, and is 5 now"),
+        ({"filters": ("bee/*",)}, {"filters": ("!bee/*",)}, r"--filter was bee/\* when .*, and is !bee/\* now"),
+    ],
+)
+def test_options_that_choose_other_images_are_named_with_both_values(
+    build: Build, then: dict[str, Any], now: dict[str, Any], cause: str
+) -> None:
+    build(**then)
+    with pytest.raises(StaleCacheError, match=rf"{cause}: give the same as then, choose another --out"):
+        build(**now)
+
+
+def test_a_compiled_teacher_and_another_are_not_mixed(
+    build: Build, built: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    compiled = dict.fromkeys(("fake-a", "fake-maps"), TeacherOptions(compiled=True))
+    with pytest.raises(StaleCacheError, match=r"'fake-a' was built without --compile, and this run is with it"):
+        build(teachers=compiled)
+    build(teachers=compiled, out=tmp_path / "compiled.zarr")
+    with pytest.raises(StaleCacheError, match=r"was built with --compile, and this run is without it.*Run with --compile"):
+        build(out=tmp_path / "compiled.zarr")
+    build(teachers=compiled, out=tmp_path / "compiled.zarr")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, r"c/0/2/0/0/0 is gone, and the receipt of its shard says \d+ bytes: radio-cache repair"),
+        (lambda file: file.write_bytes(b"short"), r"c/0/2/0/0/0 has 5 bytes, and the receipt of its shard says \d+ bytes"),
+    ],
+)
+def test_a_build_does_not_call_a_cache_complete_whose_files_are_gone(
+    build: Build, built: Cache, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(built.path / "teachers/fake-a/spatial/c/0/2/0/0/0")
+    with pytest.raises(CorruptShardError, match=message):
+        build()
+    assert build(teachers={"fake-maps": TeacherOptions()}).there.num_shards == 8  # which has nothing to do with it
 
 
 def test_an_image_whose_content_changed_since_stops_a_teacher_added_later(

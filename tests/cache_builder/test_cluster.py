@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 import cache_builder.cluster
+from cache_builder.allocator import keeping_environment
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.cluster import local_crew, made_cluster, read_cluster_file, scheduler_crew, workplace
 from cache_builder.crew import Crew
@@ -123,6 +124,25 @@ def test_workers_that_are_killed_store_the_bytes_of_one_process(
     assert [(result.name, result.images) for result in report.results] == [("fake-a", 66), ("fake-maps", 66)]
     assert report.unusable == 1
     assert any("codec klt, packed" in sentence for sentence in said)  # a worker chose it, and told
+    assert all(result.stages.teacher > 0 and result.stages.decode > 0 for result in report.results)
+
+
+def test_a_worker_that_dies_while_it_is_started_is_started_again(photos: Path, tmp_path: Path) -> None:
+    with workers(1) as crew:
+        (facts,) = crew.worker_facts()
+        nanny = crew._client.cluster.workers[0]
+        crew._client.cluster.sync(nanny.close)  # what Dask does then
+        assert not crew.worker_facts()
+        report = build_cache(settings(photos, tmp_path / "crew.zarr"), crew=crew)
+        (again,) = crew.worker_facts()
+    assert report.results[0].images == 66
+    assert again.pid != facts.pid
+
+
+def test_workers_keep_the_memory_that_passes_free() -> None:
+    with workers(1) as crew:
+        (environment,) = crew._client.run(lambda: dict(os.environ)).values()
+    assert {name: environment.get(name) for name in keeping_environment()} == keeping_environment()
 
 
 @pytest.mark.slow
