@@ -261,8 +261,8 @@ def build(
     for drift in drifts(report.cache):
         click.echo(f"\nwarning: {drift.describe(str(out))}")
     click.echo(
-        f"\n{report.there.num_files} files of {report.there.num_shards} shards are there, in the sizes recorded; `radio-cache verify` "
-        f"reads them.\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run"
+        f"\n{report.there.num_files} files of {report.there.num_shards} shards are there, in the sizes recorded; "
+        f"`radio-cache verify` reads them.\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run"
     )
 
 
