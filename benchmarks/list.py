@@ -8,6 +8,7 @@ take up again. Exits with 1 if one is missed.
 
 import argparse
 import datetime
+import io
 import os
 import platform
 import shutil
@@ -78,7 +79,11 @@ def make_shards(root: Path, images: int) -> None:
         if kind == "tar":
             with tarfile.open(first, "w") as tar:
                 for number in range(count):
-                    tar.addfile(tarfile.TarInfo(f"n{number % 1000:08d}_{number}.jpg"))
+                    name, label = f"n{number % 1000:08d}_{number}", str(number % 1000).encode()
+                    tar.addfile(tarfile.TarInfo(f"{name}.jpg"))
+                    member = tarfile.TarInfo(f"{name}.cls")
+                    member.size = len(label)
+                    tar.addfile(member, io.BytesIO(label))
         else:
             rows = [{"bytes": b"x", "path": f"n{number % 1000:08d}_{number}.jpg"} for number in range(count)]
             column = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -131,7 +136,7 @@ def main() -> None:
             ("folder, nothing in the system's cache", root / "tree", "", True), ("folder", root / "tree", "", False),
             ("folder, shuffled", root / "tree", "0", False), ("list with classes", root / "list.txt", "", False),
         )  # fmt: skip
-        shards = (("100 tars", root / "tars", "", False), ("100 Parquet files", root / "parquets", "", False))
+        shards = (("100 tars, with .cls files", root / "tars", "", False), ("100 Parquet files", root / "parquets", "", False))
         for title, source, seed, cold in shards if args.shards_only else (*loose, *shards):
             first: list[tuple[float, float, float]] = []
             again: list[tuple[float, float]] = []

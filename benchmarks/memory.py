@@ -19,6 +19,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 BAR = 1.05
 TEACHER = "efficientnet-lite0"
 
@@ -42,14 +44,16 @@ def watched(command: list[str], out: Path, every_s: float) -> list[tuple[float, 
     """(seconds, shards done, MB resident) of a command while it runs. Raises CalledProcessError if it fails."""
     started = time.perf_counter()
     series: list[tuple[float, int, float]] = []
+    done = 0
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
             except OSError:
                 break
+            done = max(done, shards_done(out))  # at the end its receipts become one file
             if found := re.search(r"VmRSS:\s*(\d+)", status):
-                series.append((time.perf_counter() - started, shards_done(out), int(found[1]) / 1024))
+                series.append((time.perf_counter() - started, done, int(found[1]) / 1024))
             time.sleep(every_s)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
@@ -57,29 +61,12 @@ def watched(command: list[str], out: Path, every_s: float) -> list[tuple[float, 
 
 
 def plot(series: list[tuple[float, int, float]], shard_images: int, file: Path) -> None:
-    """Memory over images, as an SVG without a library."""
-    width, height, left, bottom = 640, 240, 50, 30
-    most_images = max(shards * shard_images for _, shards, _ in series) or 1
-    most_mb = 1.1 * max(mb for *_, mb in series)
-    points = " ".join(
-        f"{left + (width - left - 10) * shards * shard_images / most_images:.1f},{(height - bottom) * (1 - mb / most_mb):.1f}"
-        for _, shards, mb in series
-    )
-    ticks = [
-        f'<text x="{left - 6}" y="{(height - bottom) * (1 - mb / most_mb) + 4:.0f}" text-anchor="end">{mb}</text>'
-        for mb in range(0, int(most_mb), 500)
-    ]
-    ticks += [
-        f'<text x="{left + (width - left - 10) * images / most_images:.0f}" y="{height - 10}" text-anchor="middle">{images}</text>'
-        for images in range(0, most_images + 1, max(1, most_images // 5))
-    ]
-    file.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">'
-        f'<rect width="{width}" height="{height}" fill="white"/>'
-        f'<path d="M{left},0 V{height - bottom} H{width - 10}" fill="none" stroke="#888"/>{"".join(ticks)}'
-        f'<text x="{left + 6}" y="12">resident MB over images done</text>'
-        f'<polyline points="{points}" fill="none" stroke="#06c" stroke-width="1.5"/></svg>\n'
-    )
+    """Memory over images."""
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([shards * shard_images for _, shards, _ in series], [mb for *_, mb in series], linewidth=1)
+    axes.set(xlabel="images done", ylabel="resident MB", ylim=(0, None))
+    figure.savefig(file, dpi=100)
 
 
 def main() -> None:
@@ -93,8 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         out = folder / "cache.zarr"
+        pool = str(listed(args.images, args.count, folder / "images"))
         command = [
-            sys.executable, "-m", "cache_builder.cli", "build", "--images", str(listed(args.images, args.count, folder / "images")),
+            sys.executable, "-m", "cache_builder.cli", "build", "--images", pool,
             "--teacher", TEACHER, "--size", str(args.size), "--shard-images", str(args.shard_images), "--out", str(out),
         ]  # fmt: skip
         series = watched(command, out, 0.5)
@@ -117,10 +105,12 @@ def main() -> None:
     print(text)
     if args.out:
         stem = args.out / f"{datetime.now(UTC):%Y-%m-%d}-memory"
-        plot(series, args.shard_images, stem.with_suffix(".svg"))
-        stem.with_suffix(".md").write_text(f"{text}\n![resident memory over images]({stem.name}.svg)\n")
+        plot(series, args.shard_images, stem.with_suffix(".png"))
+        stem.with_suffix(".md").write_text(f"{text}\n![resident memory over images]({stem.name}.png)\n")
         with stem.with_suffix(".csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("seconds", "shards", "resident_mb"), *((f"{s:.1f}", n, f"{mb:.0f}") for s, n, mb in series)])
+            rows = csv.writer(file)
+            rows.writerow(("seconds", "shards", "resident_mb"))
+            rows.writerows((f"{seconds:.1f}", done, f"{mb:.0f}") for seconds, done, mb in series)
     sys.exit(verdict == "MISSED")
 
 

@@ -1,5 +1,9 @@
-"""A text file that lists images: a path or a URL a line, and behind a tab, if there is one, its class."""
+"""A text file that lists images: a path or a URL a line, and behind a tab, if there is one, its class; or a CSV file with a
+column of either.
+"""
 
+import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 
@@ -11,38 +15,56 @@ from radio_cache.errors import SourceError
 from radio_cache.image_files import listed_place
 from radio_cache.storage import is_url
 
-ENDINGS = (".txt", ".tsv", ".lst", ".list")
+CSV = ".csv"
+ENDINGS = (".txt", ".tsv", ".lst", ".list", CSV)
 """Names of files that are taken for lists."""
+
+PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path", "url")
+LABEL_NAMES = ("label", "cls", "class", "labels")
+"""Columns that are taken for the places of images and their classes where nobody says; the first of them counts."""
 
 _MAX_LABEL = 2**31 - 1
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def list_file_list(path: str, content: bytes) -> Found:
+def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "") -> Found:
     """The images that a list names, in its order; relative paths start from the list's own folder.
 
-    path: of the list, absolute, or its URL. Labels are class numbers if all are whole numbers, names otherwise. Whether
-    there is anything at a URL is found out when the image is read.
-    Raises SourceError with the line: two tabs, an image that comes twice, or a list of which no file exists.
+    path: of the list, absolute, or its URL. image, label: columns of a CSV file; found by their names if empty. Labels are
+    class numbers if all are whole numbers, names otherwise.
+    Raises SourceError with the line: two tabs, a column that is not there, or what `found_at_places` does not take.
     """
+    rows = _csv_rows(path, content, image, label) if path.lower().endswith(CSV) else _rows(path, content)
+    lines: list[int] = []
     entries: list[str] = []
     labels: list[str | None] = []
+    for line, entry, given in rows:
+        lines.append(line)
+        entries.append(entry)
+        labels.append(given)
+    numbers, names = _numbers(labels)
+    return found_at_places(path, entries, lines, numbers, names, counted="line")
+
+
+def found_at_places(
+    path: str, entries: list[str], lines: Sequence[int], labels: NDArray[np.int32], class_names: tuple[str, ...] | None, *,
+    counted: str,
+) -> Found:  # fmt: skip
+    """The images at these places. Whether there is anything at a URL is found out when the image is read.
+
+    lines: where in the file at `path` each entry is; counted: what is counted there, such as lines.
+    Raises SourceError for an image that comes twice, and if none of the files exists.
+    """
     line_of: dict[str, int] = {}
     missing: list[str] = []
-    for number, line in _lines(content):
-        entry, *label = line.split("\t")
-        if len(label) > 1 or not entry:
-            raise SourceError(f"{path}, line {number}: a line is a path, and after one tab its class: {line!r:.120}")
+    for line, entry in zip(lines, entries, strict=True):
         if entry in line_of:
             raise SourceError(
-                f"{path}, line {number}: {entry} is in line {line_of[entry]} already: list every image once"
+                f"{path}, {counted} {line}: {entry} is in {counted} {line_of[entry]} already: list every image once"
             )
-        line_of[entry] = number
-        entries.append(entry)
-        labels.append(label[0].strip() or None if label else None)
-        place = listed_place(path, entry)
-        if not _is_there(place):
-            missing.append(f"line {number}: {entry}")
+        line_of[entry] = line
+        if not _is_there(listed_place(path, entry)):
+            missing.append(f"{counted} {line}: {entry}")
     if missing and len(missing) == len(entries):
         raise SourceError(
             f"{path}: none of its {len(missing)} files exists ({missing[0]}, looked for at "
@@ -54,11 +76,54 @@ def list_file_list(path: str, content: bytes) -> Found:
             f"{len(missing)} of {len(entries)} files {'do' if len(missing) > 1 else 'does'} not exist ({missing[0]}) and will be "
             "left out"
         )
-    numbers, names = _numbers(labels)
     return Found(
-        members=entries, labels=numbers, class_names=names, offset=nowhere(len(entries)), length=nowhere(len(entries)),
-        notes=tuple(notes),
+        members=entries, labels=labels, class_names=class_names, offset=nowhere(len(entries)), length=nowhere(len(entries)),
+        notes=tuple(notes), kind="list",
     )  # fmt: skip
+
+
+_Row = tuple[int, str, str | None]
+"""The number of a line, the place it names, and its class."""
+
+
+def _rows(path: str, content: bytes) -> Iterator[_Row]:
+    for number, line in _lines(content):
+        entry, *label = line.split("\t")
+        if len(label) > 1 or not entry:
+            raise SourceError(f"{path}, line {number}: a line is a path, and after one tab its class: {line!r:.120}")
+        yield number, entry, label[0].strip() or None if label else None
+
+
+def _csv_rows(path: str, content: bytes, image: str, label: str) -> Iterator[_Row]:
+    """Of a CSV file whose first line names its columns."""
+    text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        at = _column(path, header, image, PATH_NAMES)
+        if at is None:
+            raise SourceError(
+                f"{path}: its columns are {', '.join(header) or 'none'}, and none is called {', '.join(PATH_NAMES)}: name the "
+                f"one with the paths of the images, as in '{path}#COLUMN' or '{path}#COLUMN,CLASS'"
+            )
+        labels_at = _column(path, header, label, LABEL_NAMES)
+        for row in rows:
+            if not any(row):
+                continue
+            if len(row) != len(header) or not row[at]:
+                what = f"{len(row)} fields under {len(header)} columns" if len(row) != len(header) else "no path"
+                raise SourceError(f"{path}, line {rows.line_num}: {what}: {','.join(row)!r:.120}")
+            yield rows.line_num, row[at], None if labels_at is None else row[labels_at].strip() or None
+    except csv.Error as exc:
+        raise SourceError(f"{path}, line {rows.line_num}: {exc}") from exc
+
+
+def _column(path: str, header: Sequence[str], asked: str, known: Sequence[str]) -> int | None:
+    """Where a column is, the one asked for or the first of those known. Raises SourceError if the one asked for is not there."""
+    if asked and asked not in header:
+        raise SourceError(f"{path}: column {asked} is not there; the columns are {', '.join(header)}")
+    lower = [name.lower() for name in header]
+    return header.index(asked) if asked else next((lower.index(name) for name in known if name in lower), None)
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ class Found:
     members: what follows the container's prefix in the keys. labels (n,) int32: class numbers, -1 without one.
     class_names: what the numbers mean; None where they are only numbers.
     offset, length (n,) int64: as in `ImageIndex`. notes: sentences for the user, who knows already which source it is.
-    column: of a Parquet file, as in `Container`.
+    column: of a Parquet file, as in `Container`. kind: of the container, where it is not that of the source: a Parquet file
+    that lists files.
     """
 
     members: list[str]
@@ -27,6 +29,7 @@ class Found:
     length: NDArray[np.int64]
     notes: tuple[str, ...] = ()
     column: str = ""
+    kind: Literal["list"] | None = None
 
 
 def nowhere(count: int) -> NDArray[np.int64]:

@@ -93,7 +93,7 @@ def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -
             more = f": {one.notes[0]}" if one.notes else ""
             raise SourceError(f"{source.path} holds no image{more}")
         stamps |= seen
-        containers.append(Container(kind=source.kind, path=source.path, prefix=prefix, column=one.column))
+        containers.append(Container(kind=one.kind or source.kind, path=source.path, prefix=prefix, column=one.column))
         notes += [f"{source.path}: {note}" for note in one.notes]
         keys += [prefix + member for member in one.members] if prefix else one.members
         found.append(one)
@@ -145,7 +145,8 @@ def _listed(source: Source) -> tuple[Found, Stamps]:
             return list_parquet(path, image=source.image_column, label=source.label_column), stamps
         case "list":
             with open_source(path) as file:
-                return list_file_list(path, file.read()), stamps
+                found = list_file_list(path, file.read(), image=source.image_column, label=source.label_column)
+                return found, stamps
 
 
 def _told(selection: Selection, used: int, passing: int, keys: Sequence[str]) -> list[str]:

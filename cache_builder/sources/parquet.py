@@ -1,4 +1,5 @@
-"""A Parquet file with images as bytes in one of its columns: the layout of the Hugging Face `datasets` library, or plainer.
+"""A Parquet file with images as bytes in one of its columns: the layout of the Hugging Face `datasets` library, or plainer;
+or with the paths of image files in one.
 
 Listed from the footer and the columns of classes and names; no image is read.
 """
@@ -6,11 +7,13 @@ Listed from the footer and the columns of classes and names; no image is read.
 import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_builder.sources.file_list import LABEL_NAMES, PATH_NAMES, found_at_places
 from cache_builder.sources.found import Found, nowhere, numbered, unique_names
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.parquet_images import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet
@@ -19,7 +22,6 @@ from radio_cache.storage import is_url
 _IMAGE_NAMES = ("image.bytes", "image", "img.bytes", "img", "jpg.bytes", "jpg", "png.bytes", "png", "bytes")
 """Columns that are taken for the images where there are several of bytes and no other sign; the first of them counts."""
 
-_LABEL_NAMES = ("label", "cls", "class", "labels")
 _KEY_NAMES = ("__key__",)
 """Columns that name an image, beside the `path` within its own column."""
 
@@ -37,6 +39,8 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
     with _named(place), open_parquet(place) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         features = _features(schema)
+        if paths := _path_column(schema, image):
+            return _listed_paths(place, parquet, paths, *_label_column(place, schema, features, label))
         column = _image_column(place, schema, features, image)
         notes = _layout_notes(place, metadata, column)
         label, note = _label_column(place, schema, features, label)
@@ -58,6 +62,33 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
         members=members, labels=numbers, class_names=classes, offset=np.arange(rows, dtype=np.int64), length=nowhere(rows),
         notes=tuple(notes), column=column,
     )  # fmt: skip
+
+
+def _path_column(schema: Any, asked: str) -> str:
+    """The column of paths to images, "" if the file holds images itself."""
+    import pyarrow.types as types
+
+    leaves = dict(_leaves(schema))
+    text = [name for name, kind in leaves.items() if types.is_string(kind) or types.is_large_string(kind)]
+    if asked:
+        return asked if asked in text else ""
+    if any(types.is_binary(kind) or types.is_large_binary(kind) for kind in leaves.values()):
+        return ""
+    return next((name for known in PATH_NAMES for name in text if name.lower() == known), "")
+
+
+def _listed_paths(place: str, parquet: Any, paths: str, label: str, note: str) -> Found:
+    table = parquet.read(columns=[paths, *([label] if label else [])], use_threads=False)
+    entries: list[str | None] = leaf_array(table, paths).to_pylist()
+    if None in entries or "" in entries:
+        row = next(number for number, entry in enumerate(entries) if not entry)
+        raise SourceError(f"{place}, row {row}: column {paths} names no file")
+    numbers, classes = np.full(len(entries), -1, np.int32), None
+    if label:
+        names = _features(parquet.schema_arrow).get(label, {}).get("names")
+        numbers, classes = _labels(place, label, leaf_array(table, label), names)
+    found = found_at_places(place, cast(list[str], entries), range(len(entries)), numbers, classes, counted="row")
+    return replace(found, notes=(*found.notes, *([note] if note else [])))
 
 
 @contextmanager
@@ -113,7 +144,10 @@ def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
     if len(likely) == 1:
         return likely[0]
     if not likely:
-        raise SourceError(f"{place} has no column with the bytes of images; its columns are {there}")
+        raise SourceError(
+            f"{place} has no column with the bytes of images; its columns are {there}; nor is one with paths called "
+            + ", ".join(PATH_NAMES)
+        )
     for name in _IMAGE_NAMES:
         if name in likely:
             return name
@@ -133,7 +167,7 @@ def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
             )
         return asked, ""
     known = [name for name, one in features.items() if one.get("_type") == "ClassLabel" and name in schema.names]
-    for name in (*(known if len(known) == 1 else ()), *_LABEL_NAMES):
+    for name in (*(known if len(known) == 1 else ()), *LABEL_NAMES):
         if name in schema.names and _is_class(schema.field(name).type):
             return name, ""
     if known:

@@ -16,12 +16,12 @@ from radio_cache.storage import is_url
 
 Kind = Literal["folder", "tar", "list", "parquet"]
 
-WANTED = "--images takes a folder of images, WebDataset tars, Parquet files, or a text file that lists images (.txt)"
+WANTED = "--images takes a folder of images, WebDataset tars, Parquet files, or a file that lists images (.txt, .csv)"
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_COLUMNS = re.compile(r"(.*(?:/|\.parquet))#([^/#,]*)(?:,([^/#,]*))?\Z", re.DOTALL)
-"""A place, and behind "#" the columns of images and of classes; only a Parquet file or a folder of them has any."""
+_COLUMNS = re.compile(r"(.*(?:/|\.parquet|\.csv))#([^/#,]*)(?:,([^/#,]*))?\Z", re.DOTALL)
+"""A place, and behind "#" the columns of images and of classes; only a Parquet file, a folder of them and a CSV file have any."""
 
 _FILE_URL = "file://"
 
@@ -30,7 +30,7 @@ _FILE_URL = "file://"
 class Source:
     """One place that holds images; path is absolute, or a URL.
 
-    image_column, label_column: of a Parquet file, if the user named them. files: paths below the folder, of one at a URL.
+    image_column, label_column: of a Parquet or CSV file, if the user named them. files: paths below the folder, of one at a URL.
     """
 
     kind: Kind
@@ -107,8 +107,8 @@ def sources_at(place: str) -> list[Source]:
     found = _file_at(place)
     if found is None:
         found = _at_prefix(place) if is_url(place) else _in_folder(Path(place))
-    if columns and any(source.kind != "parquet" for source in found):
-        raise SourceError(f"{place} has no columns such as '{columns}': only Parquet files have")
+    if columns and not all(one.kind == "parquet" or one.path.lower().endswith(file_list.CSV) for one in found):
+        raise SourceError(f"{place} has no columns such as '{columns}': only Parquet and CSV files have")
     return [Source(one.kind, one.path, image, label, one.files) for one in found]
 
 

@@ -5,15 +5,14 @@ range: what lies between them is not read, unless it is shorter than what a requ
 """
 
 import tarfile
-from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
 
+from cache_builder.sources.folder import has_image_name
 from cache_builder.sources.found import Found, unique_names
 from cache_builder.sources.opened import open_source
 from radio_cache.errors import SourceError
-from radio_cache.images import EXTENSIONS
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE_BYTES = 2 * _BLOCK_BYTES
@@ -41,17 +40,17 @@ def list_tar(place: str) -> Found:
                     end = int(tar.offset)
                     headers: list[tarfile.TarInfo] = vars(tar)["members"]
                     headers.clear()  # or all of them would stay in memory
-                    name = PurePosixPath(member.name)
+                    name = member.name
                     if not member.isfile():
                         continue
-                    if name.is_absolute() or ".." in name.parts:
-                        climbing.append(member.name)
-                    elif any(part.startswith(".") for part in name.parts):
+                    if name.startswith("/") or ".." in name.split("/"):
+                        climbing.append(name)
+                    elif _is_hidden(name):
                         continue
-                    elif name.suffix.lower() in EXTENSIONS:
-                        images.append((member.name, member.offset_data, member.size))
-                    elif name.suffix == ".cls":
-                        labels[_sample(member.name)] = _label(tar, member, place)
+                    elif has_image_name(name):
+                        images.append((name, member.offset_data, member.size))
+                    elif name.endswith(".cls"):
+                        labels[_sample(name)] = _label(file, member, place)
                     else:
                         others += 1
             _check_end(place, file, end)
@@ -96,9 +95,16 @@ def _sample(name: str) -> str:
     return f"{folder}/{base.split('.', 1)[0]}"
 
 
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, place: str) -> int:
-    file = tar.extractfile(member)
-    text = file.read(64).decode(errors="replace").strip() if file else ""
+def _is_hidden(name: str) -> bool:
+    # Most names have no such dot, and a million of them are not taken apart.
+    return (name.startswith(".") or "/." in name) and any(
+        part.startswith(".") and part != "." for part in name.split("/")
+    )
+
+
+def _label(file: BinaryIO, member: tarfile.TarInfo, place: str) -> int:
+    file.seek(member.offset_data)  # tarfile looks for the next header where that must be, wherever it left off
+    text = file.read(min(64, member.size)).decode(errors="replace").strip()
     if not text.isdecimal() or int(text) > _MAX_LABEL:
         raise SourceError(f"{place}: {member.name} holds '{text}', and a .cls file holds one whole number, the class")
     return int(text)

@@ -102,3 +102,64 @@ def test_lists_and_folders_together_keep_their_names_apart(tmp_path: Path) -> No
     assert listing.class_names == ("ant", "bee", "cat")
     assert listing.index.labels.tolist() == [2, 0, 1, 2]
     assert read_image(listing.containers[0], "one/list.txt/b.jpg", -1, -1) == b"b.jpg"
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def write_csv(folder: Path, content: str | bytes) -> Path:
+    write_list(folder, "")
+    path = folder / "list.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_csv_file_names_paths_and_classes_in_its_columns(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, b'\xef\xbb\xbfsplit,Path,label\r\ntrain,"sub/c.jpg",cat\r\n\r\ntrain,a.jpg,\r\ntest,b.jpg,ant\r\n')
+    listing = list_images([str(path)])
+    assert list(listing.index.keys) == ["sub/c.jpg", "a.jpg", "b.jpg"]
+    assert (listing.class_names, listing.index.labels.tolist()) == (("ant", "cat"), [1, -1, 0])
+    (container,) = listing.containers
+    assert [read_image(container, key, -1, -1) for key in listing.index.keys] == [b"sub/c.jpg", b"a.jpg", b"b.jpg"]
+
+
+def test_columns_of_a_csv_file_may_be_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "image,where,kind\n1,a.jpg,7\n2,b.jpg,8\n")
+    listing = list_images([f"{path}#where,kind"])
+    assert list(listing.index.keys) == ["a.jpg", "b.jpg"]
+    assert (listing.class_names, listing.index.labels.tolist()) == ((), [7, 8])
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        ("where,kind\na.jpg,1\n", "", r"its columns are where, kind, and none is called path, file.*list\.csv#COLUMN,CLASS"),
+        ("", "", r"its columns are none"),
+        ("path\na.jpg\n", "#place", r"column place is not there; the columns are path"),
+        ("path,label\na.jpg,1\n", "#path,class", r"column class is not there; the columns are path, label"),
+        ("path,label\na.jpg,1\nb.jpg\n", "", r"line 3: 1 fields under 2 columns: 'b\.jpg'"),
+        ("path,label\na.jpg,1\n,2\n", "", r"line 3: no path: ',2'"),
+        ("path\na.jpg\nb.jpg\na.jpg\n", "", r"line 4: a\.jpg is in line 2 already"),
+        ("path\na.jpg\n\"b.jpg\n", "", r"list\.csv, line \d: unexpected end of data"),
+        ("path\nnone.jpg\n", "", r"none of its 1 files exists \(line 2: none\.jpg, looked for at"),
+        ("path\n", "", r"holds no image"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_csv_file_is_said_with_its_line_or_its_columns(
+    tmp_path: Path, content: str, columns: str, message: str
+) -> None:
+    path = write_csv(tmp_path, content)
+    with pytest.raises(SourceError, match=message):
+        list_images([f"{path}{columns}"])
+
+
+def test_a_file_missing_in_the_middle_of_a_csv_file_is_told_with_its_line(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "path\na.jpg\ngone.jpg\nb.jpg\n")
+    assert list_images([str(path)]).notes == (
+        f"{path}: 1 of 3 files does not exist (line 3: gone.jpg) and will be left out",
+    )
+
+
+def test_a_text_list_has_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"(no columns such as|does not exist)"):
+        list_images([f"{write_list(tmp_path, 'a.jpg')}#path"])

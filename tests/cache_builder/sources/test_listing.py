@@ -147,7 +147,7 @@ def test_a_tar_missing_from_a_range_is_named(tmp_path: Path) -> None:
         list_images([f"{tmp_path}/train-{{000..002}}.tar"])
 
 
-@pytest.mark.parametrize("name", ["photo.jpg", "images.zip", "table.csv"])
+@pytest.mark.parametrize("name", ["photo.jpg", "images.zip", "table.json"])
 def test_a_file_that_is_no_tar_is_named_with_what_is_wanted(tmp_path: Path, name: str) -> None:
     touch(tmp_path, name)
     with pytest.raises(

@@ -168,9 +168,9 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path,
 
 
 def test_a_file_without_bytes_names_its_columns(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", url=["http://x/a.jpg"], label=[1])
+    path = write(tmp_path / "a.parquet", link=["http://x/a.jpg"], label=[1])
     with pytest.raises(
-        SourceError, match=r"a\.parquet has no column with the bytes of images; its columns are url \(string\)"
+        SourceError, match=r"a\.parquet has no column with the bytes of images; its columns are link \(string\)"
     ):
         list_images([path])
 
@@ -192,7 +192,7 @@ def test_lists_of_images_are_refused(tmp_path: Path) -> None:
 def test_columns_behind_what_has_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"x")
-    with pytest.raises(SourceError, match="photos has no columns such as '#img': only Parquet files have"):
+    with pytest.raises(SourceError, match="photos has no columns such as '#img': only Parquet and CSV files have"):
         list_images([f"{tmp_path}/photos/#img"])
 
 
@@ -256,3 +256,49 @@ def test_many_notes_are_cut_to_a_few(tmp_path: Path) -> None:
     notes = list_images([str(tmp_path)]).notes
     assert len(notes) == 8
     assert notes[-1] == "... and 5 more such notes"
+
+
+# ---------------------------------------------------------------- paths instead of images
+
+
+def with_paths(folder: Path, **columns: Any) -> Path:
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(name.encode())
+    pq.write_table(pa.table(columns), folder / "list.parquet")
+    return folder / "list.parquet"
+
+
+@pytest.mark.parametrize("columns", ["", "#file_name", "#file_name,label"])
+def test_a_file_without_images_may_name_them_by_path(tmp_path: Path, columns: str) -> None:
+    place = with_paths(tmp_path, file_name=["b.jpg", str(tmp_path / "a.jpg")], label=["dog", "cat"], note=["x", "y"])
+    listing = list_images([f"{place}{columns}"])
+    (container,) = listing.containers
+    assert container.kind == "list"
+    assert [read_image(container, key, -1, -1) for key in listing.index.keys] == [b"b.jpg", b"a.jpg"]
+    assert (listing.class_names, listing.index.labels.tolist()) == (("cat", "dog"), [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "message"),
+    [
+        ({"path": ["a.jpg", None]}, "", r"list\.parquet, row 1: column path names no file"),
+        ({"path": ["a.jpg", "a.jpg"]}, "", r"row 1: a\.jpg is in row 0 already"),
+        ({"path": ["x.jpg", "y.jpg"]}, "", r"none of its 2 files exists \(row 0: x\.jpg"),
+        ({"where": ["a.jpg"]}, "", r"no column with the bytes of images; its columns are where \(string\); nor is one"),
+        ({"where": ["a.jpg"]}, "#place", r"column place is not there; the columns are where"),
+        ({"path": ["a.jpg"]}, "#path,kind", r"column kind is not there; the columns are path"),
+    ],
+)
+def test_what_is_wrong_with_a_column_of_paths_is_named(
+    tmp_path: Path, columns: dict[str, Any], asked: str, message: str
+) -> None:
+    place = with_paths(tmp_path, **columns)
+    with pytest.raises(SourceError, match=message):
+        list_images([f"{place}{asked}"])
+
+
+def test_a_path_missing_in_the_middle_is_told_with_its_row(tmp_path: Path) -> None:
+    place = with_paths(tmp_path, path=["a.jpg", "gone.jpg", "b.jpg"])
+    assert list_images([str(place)]).notes == (
+        f"{place}: 1 of 3 files does not exist (row 1: gone.jpg) and will be left out",
+    )
