@@ -88,7 +88,7 @@ def _matching_urls(url: str) -> list[str]:
     pattern = url[len(above) + 1 :].split("/")
     found = [
         f"{above}/{name}"
-        for name, _ in list_remote(above)
+        for name in _files_below(above)
         if len(parts := name.split("/")) == len(pattern) and all(map(fnmatchcase, parts, pattern))
     ]
     if not found:
@@ -130,9 +130,19 @@ def _file_at(place: str) -> list[Source] | None:
     raise SourceError(f"{place} is a file, and not a tar, a Parquet file or a list: {WANTED}")
 
 
+def _files_below(url: str) -> list[str]:
+    try:
+        return [name for name, _ in list_remote(url)]
+    except FileNotFoundError as exc:  # a prefix of a bucket holds nothing; a repository that is not there is an error
+        raise SourceError(
+            f"{url} does not exist ({' '.join(str(exc).split()):.200}): check its name; what is private needs credentials, "
+            "HF_TOKEN for hf://"
+        ) from exc
+
+
 def _at_prefix(url: str) -> list[Source]:
     """What a bucket holds below a prefix."""
-    files = [name for name, _ in list_remote(url)]
+    files = _files_below(url)
     if not files:
         raise SourceError(f"{url} holds nothing: check the bucket, the prefix, and the case of both. {WANTED}")
     above = [name for name in files if "/" not in name]
