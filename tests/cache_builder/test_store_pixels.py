@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ import zarr
 from PIL import Image
 
 from cache_builder.build import BuildReport
+from cache_builder.calibrate import wanted_codec
 from cache_builder.copying import CopyConfig, copy_cache
+from cache_builder.options import view_sampling
+from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
+from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, CorruptShardError, ImageError, StaleCacheError
 from radio_cache.images import decode_image
+from radio_cache.storage import Storage
 from radio_cache.stored_pixels import PixelFormat, PixelStore, encoded_pixels
 from radio_cache.verify import repair_cache, verify_cache
 
@@ -63,6 +70,30 @@ def test_features_are_those_of_the_originals(build: Build, kept: Cache, photos: 
     np.testing.assert_array_equal(plain.digests, kept.digests)
     np.testing.assert_array_equal(plain.sizes_hw, kept.sizes_hw)
     assert plain.read_pixels(3) == plain.read_file(3) == (photos / plain.index.key(3)).read_bytes()
+
+
+@pytest.mark.parametrize("first_look", ["with the teacher", "before it"])
+def test_a_bucket_holds_the_same_kept_images_levels_and_views_as_a_folder(
+    build: Build, photos: Path, tmp_path: Path, bucket: Callable[[str], str], first_look: str
+) -> None:
+    sampling = view_sampling(flipped=True)
+    codec = wanted_codec(CodecRequest(name="half")) if first_look == "with the teacher" else {}
+    whole = TeacherOptions(codec=codec, views=2, view_sampling=sampling)
+    fields = {
+        "images": (str(photos),), "pixels": LOSSLESS,
+        "teachers": {"fake-a": whole, "fake-a@64": replace(whole, size_px=64, level_of="fake-a")},
+    }  # fmt: skip
+    here = build(**fields).cache
+    there = build(**fields, out=bucket("cache.zarr")).cache
+    assert contents(there.storage) == contents(here.storage)
+    assert there.read_pixels(3) == here.read_pixels(3)
+    again = build(**fields, out=there.url)
+    assert [result.images for result in again.results] == [0, 0]
+
+
+def contents(storage: Storage) -> dict[str, bytes]:
+    """Every file of a cache, but for the note of when its sources were changed last."""
+    return {path: storage.read(path) for path, _ in storage.list_files() if path != LISTING}
 
 
 def test_zarr_reads_the_same_files(kept: Cache) -> None:
