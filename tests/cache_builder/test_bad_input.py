@@ -24,7 +24,7 @@ def run(fake_teachers: tuple[str, ...], tmp_path: Path) -> Run:
     """run("--images", ...) -> result of a build into out.zarr, by fake-a unless others are named."""
 
     def build(*options: str | Path, teacher: str = "fake-a") -> Result:
-        arguments = ["build", *map(str, options), "--teacher", teacher, "--out", str(tmp_path / "out.zarr")]
+        arguments = ["build", "--teacher", teacher, "--out", str(tmp_path / "out.zarr"), *map(str, options)]
         return CliRunner().invoke(main, arguments)
 
     return build
@@ -111,7 +111,6 @@ def test_a_bucket_that_cannot_be_reached_is_named(
 ) -> None:
     source, target = bucket("photos"), bucket("cache.zarr")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("radio_cache.object_places.RETRY_S", 0.1, raising=False)
     assert "http://127.0.0.1:9 cannot be reached" in error(run("--images", source), tmp_path / "out.zarr")
     assert "http://127.0.0.1:9 cannot be reached" in error(run("--images", ten_images, "--out", target), tmp_path / "none")
 
@@ -130,7 +129,8 @@ def test_the_checkpoint_of_another_model_is_refused_with_tensors_and_a_guess(
     said = error(
         run("--images", ten_images, "--weights", lite1, teacher="efficientnet-lite0"), tmp_path / "out.zarr"
     )
-    assert f"teacher 'efficientnet-lite0': {lite1} does not fit the network: " in said
+    assert f"teacher 'efficientnet-lite0': " in said
+    assert f"{lite1.name} does not fit the network: " in said
     assert "tensors missing (such as " in said
     assert "It looks like EfficientNet-Lite" in said
 
@@ -142,7 +142,7 @@ def test_an_architecture_that_differs_names_the_first_differing_tensors(run: Run
     said = error(
         run("--images", ten_images, "--weights", tmp_path / "other.pth", teacher="efficientnet-lite0"), tmp_path / "out.zarr"
     )
-    assert "1 tensor of another shape (such as blocks.0.0.conv_dw.weight" in said or "blocks.0.0.conv_dw.weight" in said
+    assert "blocks.0.0.conv_dw.weight" in said
     assert "(32, 1, 5, 5)" in said
     assert "(32, 1, 3, 3)" in said
 
