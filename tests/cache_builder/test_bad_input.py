@@ -129,7 +129,7 @@ def test_the_checkpoint_of_another_model_is_refused_with_tensors_and_a_guess(
     said = error(
         run("--images", ten_images, "--weights", lite1, teacher="efficientnet-lite0"), tmp_path / "out.zarr"
     )
-    assert f"teacher 'efficientnet-lite0': " in said
+    assert "teacher 'efficientnet-lite0': " in said
     assert f"{lite1.name} does not fit the network: " in said
     assert "tensors missing (such as " in said
     assert "It looks like EfficientNet-Lite" in said
