@@ -127,6 +127,7 @@ def test_workers_that_are_killed_store_the_bytes_of_one_process(
     assert all(result.stages.teacher > 0 and result.stages.decode > 0 for result in report.results)
 
 
+@pytest.mark.usefixtures("fake_teachers")
 def test_a_worker_that_dies_while_it_is_started_is_started_again(photos: Path, tmp_path: Path) -> None:
     with workers(1) as crew:
         (facts,) = crew.worker_facts()
