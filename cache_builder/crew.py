@@ -32,6 +32,7 @@ _POLL_S = 0.02
 _COUNT_EVERY_S = 2.0
 _SAY_EVERY_S = 60.0
 _NAMED_IMAGES = 5
+_REPORT_S = 5
 
 Done = Callable[[ShardTask | None, TaskReport], object]
 """Told each task that is done and what came of it; now and then None, so that a progress line is alive."""
@@ -167,7 +168,7 @@ class Crew:
         for future in landed:
             task = flying.pop(future)
             if future.status == "finished":
-                tell(task, future.result())
+                tell(task, _report(future))
             elif future.status == "error":
                 _note_error(book, task, future, was_alone=was_alone)
             else:
@@ -250,6 +251,14 @@ class Crew:
                 )
         assert first is not None, "there is a worker"
         return first
+
+
+def _report(future: "Future[TaskReport]") -> TaskReport:
+    """What a task that is done told; nothing if its worker has died since. It is done all the same: the receipt is there."""
+    try:
+        return future.result(timeout=_REPORT_S)
+    except Exception:  # whatever Dask makes of it; a scheduler that is lost is noticed right after
+        return _NOTHING
 
 
 def _note_error(book: TaskBook, task: ShardTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
