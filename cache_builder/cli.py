@@ -12,7 +12,7 @@ from cache_builder.copy_cli import copy
 from cache_builder.plan_cli import plan_command
 from cache_builder.verify_cli import repair, verify
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
+from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup, SectionedCommand
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
 
-@click.group(context_settings=HELP_SETTINGS)
+@click.group(
+    cls=OrderedGroup,
+    order=("demo", "teachers", "plan", "build", "info", "verify", "repair", "copy", "drop-teacher"),
+    context_settings=HELP_SETTINGS,
+)
 @click.version_option(__version__, prog_name="radio-cache")
 def main() -> None:
     """Run big vision teachers once over your images, and keep what they say.
@@ -33,9 +37,10 @@ def main() -> None:
     See it work first, offline, in a few minutes:
         radio-cache demo
     Then your own:
-        radio-cache build --images photos/ --teacher clip --teacher dinov2 --teacher sam --out cache.zarr
-        radio-train --cache cache.zarr --student e-radio-tiny --out run
-        radio-eval knn --run run
+        radio-cache build --images photos/ --teacher efficientnet-lite0 --out c.zarr
+        radio-train --cache c.zarr --student e-radio-tiny --out run
+        radio-eval all --run run
+        radio-export --run run --out student
     """
 
 

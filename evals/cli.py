@@ -11,10 +11,12 @@ from evals.commands.throughput import throughput
 from evals.commands.vlm import vlm
 from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS
+from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup
 
 
-@click.group(context_settings=HELP_SETTINGS)
+@click.group(
+    cls=OrderedGroup, order=("all", "report", "knn", "zero-shot", "segment", "sam", "vlm"), context_settings=HELP_SETTINGS
+)
 @click.version_option(__version__, prog_name="radio-eval")
 def main() -> None:
     """Evaluate students beside their teachers."""

@@ -48,4 +48,28 @@ class SectionedCommand(click.Command):
                     formatter.write(f"{'':{formatter.current_indent}}{line}\n" if line else "\n")
 
 
-__all__ = ["HELP_SETTINGS", "SectionedCommand"]
+class OrderedGroup(click.Group):
+    """A group whose help lists commands in the order in which they are used, and those not in `order` behind them."""
+
+    def __init__(self, *args: Any, order: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.order = order
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [
+            *(name for name in self.order if name in self.commands),
+            *sorted(self.commands.keys() - set(self.order)),
+        ]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The whole first sentence of each, which click cuts to a line."""
+        shown = [(name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=_SENTENCE)) for name, command in shown])
+
+
+_SENTENCE = 200
+"""Characters; longer than any first sentence."""
+
+
+__all__ = ["HELP_SETTINGS", "OrderedGroup", "SectionedCommand"]

@@ -4,10 +4,12 @@ import errno
 import functools
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from types import TracebackType
 from typing import IO, Any, ParamSpec, TypeVar, cast
 
@@ -70,14 +72,14 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
             try:
                 return command(*args, **kwargs)
             except RadioCacheError as exc:
-                click.echo("error: " + "\n".join(map(printable, str(exc).split("\n"))), err=True)
+                _say_error("\n".join(map(printable, str(exc).split("\n"))))
                 sys.exit(1)
             except OSError as exc:
                 # Disk full, no permission, no such device: the user's to cure. A closed pipe is click's business.
                 if exc.errno is None or exc.errno == errno.EPIPE:
                     raise
                 where = f": '{exc.filename}'" if exc.filename is not None else ""
-                click.echo(f"error: {exc.strerror}{where}. {on_interrupt}".rstrip(), err=True)
+                _say_error(f"{exc.strerror}{where}. {on_interrupt}".rstrip())
                 sys.exit(1)
             except KeyboardInterrupt:
                 click.echo(f"\nstopped. {on_interrupt}", err=True)
@@ -86,6 +88,22 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
         return run
 
     return decorate
+
+
+def _say_error(message: str) -> None:
+    """In a terminal broken between words, but never within a `command`, which is there to be copied."""
+    lines = f"error: {message}".split("\n")
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        kept = [_COMMAND.sub(lambda found: found[0].replace(" ", _UNBROKEN), line) for line in lines]
+        lines = [
+            fill(line, width, break_long_words=False, break_on_hyphens=False).replace(_UNBROKEN, " ") for line in kept
+        ]
+    click.echo("\n".join(lines), err=True)
+
+
+_COMMAND = re.compile(r"`[^`]+`")
+_UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 def console() -> Console:

@@ -27,6 +27,7 @@ A message names the thing, the value, the place and the cure.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -118,14 +119,42 @@ class NonFiniteLossError(TrainingError):
     """A loss became NaN or infinite."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name nobody knows: the nearest known name first, then all of them.
+def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> str:
+    """The message for a name nobody knows: the nearest known names first, then how to find the others.
 
-    `kind` is a singular noun ("teacher"). Long lists are cut after 40 names.
+    kind: a singular noun ("teacher"). listed_by: the command that lists all, for those kinds of which there are many; without
+    one they are named here, up to 50 of them.
     """
-    names = sorted(known)
-    lower = {known_name.lower(): known_name for known_name in reversed(names)}
-    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
-    hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
-    listed = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
+    names = sorted(set(known))
+    near = nearest_names(name, names)
+    if near:
+        hint = f" Did you mean {', '.join(map(repr, near[:-1]))}{' or ' * (len(near) > 1)}{near[-1]!r}?"
+    else:
+        hint = ""
+    if listed_by is not None and len(names) > _FEW:
+        return f"no {kind} is called '{name}'.{hint} `{listed_by}` lists all {len(names)}."
+    listed = ", ".join(names[:_MANY]) + (f", ... ({len(names)} in all)" if len(names) > _MANY else "")
     return f"no {kind} is called '{name}'.{hint} Known: {listed}."
+
+
+_FEW, _MANY = 12, 50
+"""Names that a message always holds, and those that it holds at most."""
+
+
+def nearest_names(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """The known names that may have been meant, the likeliest first; case does not matter.
+
+    They are spelled like it, or hold every part of it ("dinov2-l": dinov2-vit-l-14).
+    """
+    typed, lower = name.lower(), {one.lower(): one for one in known}
+    if typed in lower:
+        return [lower[typed]]
+    parts = [part for part in re.split(r"[^a-z0-9]+", typed) if part]
+    likeness: dict[str, float] = {}
+    for one in lower:
+        spelling = difflib.SequenceMatcher(None, one, typed).ratio()
+        holds = len(typed) > 2 and all(part in one for part in parts)
+        if holds or spelling >= 0.6:
+            likeness[one] = spelling + 0.3 * holds
+    best = sorted(likeness, key=lambda one: (-likeness[one], one))[:count]
+    return [lower[one] for one in best]

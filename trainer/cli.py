@@ -5,7 +5,6 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
@@ -23,22 +22,15 @@ TERMINATED = 143
 """Exit code after SIGTERM or Ctrl-C with a checkpoint saved; schedulers requeue on it."""
 
 
-def _list_students(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
-    """`--student help`, before anything else is asked for: the names, a line a family."""
+def _help_on_names(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """`--student help` and `--recipe help`, before anything else is asked for."""
     if name == "help":
-        _say_students()
+        from trainer import names
+
+        for part in names.students() if option.name == "student" else names.recipes():
+            console().print(part, soft_wrap=isinstance(part, str))
         context.exit()
     return name
-
-
-def _say_students() -> None:
-    from trainer.students import E_RADIOS, TIMM_BACKBONES, VITS
-
-    for family in (E_RADIOS, VITS, TIMM_BACKBONES):
-        click.echo(fill("  ".join(family), 100, break_on_hyphens=False))
-    click.echo(
-        "timm:MODEL (any of timm)  torch-module:PACKAGE.MODULE:CLASS (your own)\nSizes and speed: docs/students.md"
-    )
 
 
 @click.command(
@@ -64,7 +56,7 @@ def _say_students() -> None:
     "--student",
     metavar="NAME",
     is_eager=True,
-    callback=_list_students,
+    callback=_help_on_names,
     help="e-radio-tiny, vit-s-16, timm:resnet18 ...; `--student help` lists them. [default: the recipe's]",
 )
 @click.option(
@@ -84,8 +76,10 @@ def _say_students() -> None:
 @click.option(
     "--recipe",
     metavar="NAME",
-    help="am-radio, phi-s, radio-v25, efficient, sam-only, quick, demo, or a run's recipe.json. [default: quick, with size, "
-    "steps and rate that suit the cache and the student]",
+    is_eager=True,
+    callback=_help_on_names,
+    help="quick, am-radio, phi-s, radio-v25 ..., or a run's recipe.json; `--recipe help` lists them. [default: quick, with "
+    "size, steps and rate that suit the cache and the student]",
 )
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps of all stages. [default: the recipe's]")
 @click.option("--batch-size", type=int, metavar="N", help="Images in a step. [default: the recipe's]")

@@ -27,6 +27,7 @@ from cache_builder.sources.recorded import (
 from cache_builder.sources.selection import Selection
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
+from radio_cache.images import EXTENSIONS
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.schema import CacheMeta, Container
@@ -91,7 +92,8 @@ def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -
     for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places), strict=True):
         if not one.members:
             more = f": {one.notes[0]}" if one.notes else ""
-            raise SourceError(f"{source.path} holds no image{more}")
+            names = f". Images are files whose names end in {' '.join(sorted(EXTENSIONS))}" if source.kind == "folder" else ""
+            raise SourceError(f"{source.path} holds no image{more}{names}")
         stamps |= seen
         containers.append(Container(kind=one.kind or source.kind, path=source.path, prefix=prefix, column=one.column))
         notes += [f"{source.path}: {note}" for note in one.notes]

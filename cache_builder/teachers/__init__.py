@@ -61,8 +61,8 @@ def find_teacher(name: str) -> TeacherPreset:
     if name not in TEACHERS:
         sam2 = f" {_SAM2}" if name.lower().replace("-", "").startswith("sam2") else ""
         raise UnknownTeacherError(
-            f"{unknown_name('teacher', name, [*ALIASES, *TEACHERS])} `radio-cache teachers` lists them all; "
-            f"timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too.{sam2}"
+            unknown_name("teacher", name, [*ALIASES, *TEACHERS], listed_by="radio-cache teachers")
+            + f" timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too.{sam2}"
         )
     return TEACHERS[name]
 

@@ -3,14 +3,13 @@
 Such a name is no name for a group in a cache; `group_name` makes one of it. The cache also records the name itself.
 """
 
-import difflib
 import re
 from typing import Any
 
 from cache_builder.teachers.preprocessing import open_clip_preprocessing, timm_preprocessing
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.presets import OPEN_CLIP_FILES, TIMM_FILES
-from radio_cache.errors import UnknownTeacherError
+from radio_cache.errors import UnknownTeacherError, nearest_names
 
 LIBRARIES = ("timm", "open_clip")
 
@@ -92,8 +91,7 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
 
 
 def _unknown(name: str, library: str, model: str, known: list[str]) -> str:
-    lower = {one.lower(): one for one in reversed(known)}
-    near = [lower[one] for one in difflib.get_close_matches(model.lower(), list(lower), n=5, cutoff=0.4)]
+    near = nearest_names(model, known, count=5)
     return (
         f"no teacher is called '{name}': {library} has no model '{model}'. "
         f"Nearest of its {len(known)}: {', '.join(near) or 'none'}"

@@ -35,7 +35,8 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
         raise TeacherWeightsError(
             f"teacher '{preset.name}' has no weights here, and they could not be downloaded ({first_line(exc)}).\n"
             f"On a machine with a network, fetch {source.describe()}"
-            f"{f' ({source.size})' if source.size else ''}, and pass it with --weights FILE."
+            f"{f' ({source.size})' if source.size else ''}, and pass it with --weights FILE. "
+            "Teachers that came with the installation: efficientnet-lite0, -lite1 and -lite2."
         ) from exc
 
 

@@ -52,11 +52,14 @@ def _unasked_weights_untold(published: str | None) -> Generator[None]:
         logging.disable(before)
 
 
+LISTS_MODELS = "python -c 'import open_clip; print(*open_clip.list_models())'"
+
+
 def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) -> Any:
     """Both towers, in eval mode, on the CPU. Raises as `open_clip_network` does."""
     name, slash, tag = model.rpartition("/") if "/" in model else (model, "", "")
     if name not in open_clip.list_models():
-        raise ConfigError(unknown_name("open_clip model", name, open_clip.list_models()))
+        raise ConfigError(unknown_name("open_clip model", name, open_clip.list_models(), listed_by=LISTS_MODELS))
     published = tag if weights is None else None
     if weights is None and not slash:
         tags = open_clip.list_pretrained_tags_by_model(name)

@@ -43,3 +43,9 @@ def test_help_fits_eighty_columns_and_ends_with_examples(command: SectionedComma
     assert [line for line in lines if len(line) > 80] == []
     assert "Examples:" in lines
     assert all(line.startswith("  ") for line in lines[lines.index("Examples:") + 1 :])
+
+
+def test_commands_are_listed_in_the_order_of_their_use_and_none_is_left_out() -> None:
+    listed = radio_cache.list_commands(click.Context(radio_cache))
+    assert listed[:4] == ["demo", "teachers", "plan", "build"]
+    assert sorted(listed) == sorted(radio_cache.commands)

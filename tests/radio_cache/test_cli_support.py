@@ -1,5 +1,7 @@
 """What all commands share."""
 
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -21,6 +23,23 @@ def run(body: BaseException) -> tuple[int, str]:
 
 def test_our_errors_are_one_message_without_a_traceback() -> None:
     assert run(SourceError("photos holds no image")) == (1, "error: photos holds no image\n")
+
+
+def test_in_a_terminal_errors_break_between_words_and_never_within_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    with_command = SourceError("no image was found anywhere; `radio-cache build --help` says what is one")
+
+    @click.command()
+    def command() -> None:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        plain_errors(on_interrupt="")(raise_it)()
+
+    def raise_it() -> None:
+        raise with_command
+
+    assert CliRunner().invoke(command).output.splitlines() == [
+        "error: no image was found", "anywhere;", "`radio-cache build --help`", "says what is one",
+    ]  # fmt: skip
 
 
 def test_interrupting_says_what_to_do_next_and_exits_as_shells_expect() -> None:

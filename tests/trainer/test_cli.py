@@ -6,8 +6,8 @@ from click.testing import CliRunner
 from radio_cache.reader import Cache
 from trainer.cli import main
 from trainer.defaults import suited
-from trainer.recipes import quick
-from trainer.students import STUDENTS
+from trainer.recipes import RECIPES, quick
+from trainer.students import STUDENTS, create_student
 
 SMALL = ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--set", "adaptor_width=8", "--device", "cpu"]
 
@@ -28,6 +28,17 @@ def test_students_are_listed_before_anything_else_is_asked_for() -> None:
     result = CliRunner().invoke(main, ["--student", "help"])
     assert result.exit_code == 0, result.output
     assert set(STUDENTS) <= set(result.output.split())
+    [line] = [line for line in result.output.splitlines() if line.startswith("vit-tiny-16 ")]
+    student = create_student("vit-tiny-16")
+    assert f"{sum(one.numel() for one in student.parameters()) / 1e6:.1f} M" in line
+    assert "16 px" in line
+
+
+def test_recipes_are_listed_with_what_they_are_for() -> None:
+    result = CliRunner().invoke(main, ["--recipe", "help"])
+    assert result.exit_code == 0, result.output
+    assert set(RECIPES) <= set(result.output.split())
+    assert "RADIOv2.5" in result.output
 
 
 def test_the_weights_of_a_run_can_be_read_by_whom_its_other_files_can(tiny_cache: Cache, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@
 from dataclasses import fields, replace
 from typing import Any
 
+from timm.models import is_model
+
 from radio_cache.errors import ConfigError, unknown_name
 from trainer.students.base import FeatureFormat, Student, StudentInputError, StudentOutput, UnsupportedResolutionError
 from trainer.students.eradio import VERSIONS as E_RADIOS
@@ -55,8 +57,12 @@ def create_student(name: str, **overrides: Any) -> Student:
     if name.startswith("torch-module:"):
         return TorchModule(name.removeprefix("torch-module:"), **overrides)
     if name not in STUDENTS:
-        known = [*STUDENTS, "timm:<any model of timm>", "torch-module:<package.module:class>"]
-        raise ConfigError(unknown_name("student", name, known))
+        if is_model(name):
+            raise ConfigError(f"no student is called '{name}', but a model of timm is: `--student timm:{name}`")
+        raise ConfigError(
+            unknown_name("student", name, STUDENTS, listed_by="radio-train --student help")
+            + " timm:MODEL and torch-module:PACKAGE.MODULE:CLASS are students too."
+        )
     config = STUDENTS[name]
     if isinstance(config, TimmConfig):
         settings: dict[str, Any] = {"preferred_resolution": (224, 224), **config.settings, **overrides}

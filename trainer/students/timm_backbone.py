@@ -5,7 +5,6 @@ is cut off here: students learn features of stride 16, and layers behind those w
 be fused: their maps are brought to the finest of them, and stand side by side.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from timm.models import is_model, list_models
 from torch import Tensor
 
-from radio_cache.errors import ConfigError
+from radio_cache.errors import ConfigError, nearest_names
 from trainer.students.base import Encoded, Student, UnsupportedResolutionError
 
 MAX_STRIDE = 16  # pixels: the token size of the other students, and of SAM
@@ -75,7 +74,7 @@ class TimmBackbone(Student):
         **timm_options: Any,
     ) -> None:
         if not is_model(model_name.partition(".")[0]):
-            near = difflib.get_close_matches(model_name, list_models(), n=5, cutoff=0.4)
+            near = nearest_names(model_name, list_models(), count=5)
             raise ConfigError(
                 f"timm {timm.__version__} has no model '{model_name}'. Nearest: {', '.join(near) or 'none'}. "
                 f"timm.list_models('*part of a name*') finds others."
