@@ -126,11 +126,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str |
     one they are named here, up to 50 of them.
     """
     names = sorted(set(known))
-    near = nearest_names(name, names)
-    if near:
-        hint = f" Did you mean {', '.join(map(repr, near[:-1]))}{' or ' * (len(near) > 1)}{near[-1]!r}?"
-    else:
-        hint = ""
+    near = [f"'{one}'" for one in nearest_names(name, names)]
+    hint = f" Did you mean {' or '.join(part for part in (', '.join(near[:-1]), near[-1]) if part)}?" if near else ""
     if listed_by is not None and len(names) > _FEW:
         return f"no {kind} is called '{name}'.{hint} `{listed_by}` lists all {len(names)}."
     listed = ", ".join(names[:_MANY]) + (f", ... ({len(names)} in all)" if len(names) > _MANY else "")

@@ -152,4 +152,7 @@ def find_recipe(name: str) -> Recipe:
             raise ConfigError(f"{path} is not a recipe in JSON: {exc}") from exc
     if name.replace("_", "-") in RECIPES:
         return RECIPES[name.replace("_", "-")]()
-    raise ConfigError(unknown_name("recipe", name, RECIPES) + " A path to a run's recipe.json works, too; `radio-train --recipe help` says what each is for.")
+    raise ConfigError(
+        unknown_name("recipe", name, RECIPES)
+        + " `radio-train --recipe help` says what each is for; a path to a run's recipe.json works, too."
+    )

@@ -66,12 +66,8 @@ def main() -> None:
     stored = cached.teachers[TEACHER].maps(rows)
     for name, maps in {"stored": stored, "student": student}.items():
         a, b = (one - live.mean((0, 1, 2)) for one in (live, maps))
-        print(
-            name,
-            maps.shape,
-            "centred cosine",
-            (a * b).sum(-1).mean() / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)).mean(),
-        )
+        cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+        sys.stdout.write(f"{name}: centred cosine with the live teacher {cosine.mean():.3f}\n")
     colours = PcaColours.fit(live)
     cells = [
         [square(make(), 180) for make in PHOTOS],
