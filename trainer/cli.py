@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def main(
         cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial
     )
     if _is_first():
-        click.echo(described(recipe), err=True)
+        click.echo(described(recipe, width=max(80, min(110, shutil.get_terminal_size((110, 24)).columns))), err=True)
     report = train(config, say=lambda text: click.echo(text, err=True))
     again = shlex.join(["radio-train", *sys.argv[1:]])
     if report.stopped:

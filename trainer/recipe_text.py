@@ -7,17 +7,16 @@ from trainer.recipe import Group, Recipe, Stage
 
 MAX_LINES = 25
 _OURS = " (ours)"
-_WIDTH = 110
 
 
-def described(recipe: Recipe) -> str:
-    """Everything that decides the run. What the papers do not say, and we chose, is marked."""
+def described(recipe: Recipe, *, width: int = 110) -> str:
+    """Everything that decides the run. What the papers do not say, and we chose, is marked. width: columns of the screen."""
     lines = [f"recipe {recipe.name}: student {recipe.student}{_in_brackets(recipe.student_overrides)}"]
     lines += [line for number, stage in enumerate(recipe.stages) for line in _stage(recipe, number, stage)]
     if len(lines) > MAX_LINES - 8:
         left = len(lines) - (MAX_LINES - 9)
         lines = [*lines[: MAX_LINES - 9], f"  ... and {left} more lines of stages and groups: they are in recipe.json"]
-    return "\n".join([*lines, *_folded(_settings(recipe))][:MAX_LINES])
+    return "\n".join([*lines, *_folded(_settings(recipe), width)][:MAX_LINES])
 
 
 def _stage(recipe: Recipe, number: int, stage: Stage) -> Iterator[str]:
@@ -54,10 +53,10 @@ def _settings(recipe: Recipe) -> Iterator[str]:
             yield f"{path}{_OURS}"
 
 
-def _folded(words: Iterator[str]) -> Iterator[str]:
+def _folded(words: Iterator[str], width: int) -> Iterator[str]:
     line = ""
     for word in words:
-        if line and len(line) + len(word) + 2 > _WIDTH:
+        if line and len(line) + len(word) + 2 > width:
             yield line
             line = ""
         line += f"  {word}"

@@ -17,10 +17,11 @@ def test_a_recipe_survives_its_json(name: str) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
 
 
+@pytest.mark.parametrize("width", [80, 110])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_shown_in_few_lines_and_says_what_we_chose(name: str) -> None:
+def test_a_recipe_is_shown_in_few_lines_and_says_what_we_chose(name: str, width: int) -> None:
     recipe = find_recipe(name)
-    text = described(recipe)
+    text = described(recipe, width=width)
     assert len(text.splitlines()) <= MAX_LINES
     assert f"seed={recipe.seed}" in text
     assert text.count("(ours)") == len(recipe.ours)
