@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from radio_cache.cli_help import SectionedCommand
-from radio_cache.cli_support import console, human_bytes, plain_errors, table
+from radio_cache.cli_support import console, human_bytes, in_width, plain_errors, table
 
 if TYPE_CHECKING:
     from cache_builder.plan import Plan
@@ -97,7 +97,7 @@ def _plan(
     console().print(bytes_per_image(plan))
     click.echo()
     for line in conclusions(plan):
-        click.echo(line)
+        click.echo(in_width(line, indent=9))
     if as_json is not None:
         as_json.write_text(json.dumps(plan.to_json(), indent=1, default=str) + "\n")
 
@@ -170,7 +170,7 @@ def conclusions(plan: "Plan") -> list[str]:
     per_run = f"{config.student_steps:,} steps x {config.student_batch} images"
     lines.append(
         f"pays     from student run {max(1, math.ceil(runs)):,} on: the build costs {human_seconds(plan.device_s)} of one "
-        f"device, running the teachers online\n         {human_seconds(plan.online_s)} in every run ({per_run}), "
+        f"device, running the teachers online {human_seconds(plan.online_s)} in every run ({per_run}), "
         f"{1 / runs:,.{0 if runs < 0.1 else 2}f} times that"
     )
     for teacher in plan.teachers:

@@ -7,24 +7,26 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from textwrap import fill
 from types import TracebackType
-from typing import IO, Any, ParamSpec, TypeVar, cast
+from typing import IO, Any, ParamSpec, TypeVar, cast, final
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from radio_cache.errors import RadioCacheError
 from radio_cache.storage import is_url
@@ -127,12 +129,40 @@ class _Unpadded:
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
-    """An empty table; the first `left` columns are text, the others numbers aligned right."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    """An empty table; the first `left` columns are text, the others numbers aligned right.
+
+    A terminal of fewer than 100 columns gets one space between columns, and a line for each word of a number's header.
+    """
+    narrow = is_narrow()
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
+        collapse_padding=narrow,
+    )  # fmt: skip
     for position, name in enumerate(columns):
-        # The first column names the row and is never broken; long text further right folds.
-        made.add_column(name, justify="left" if position < left else "right", overflow="fold", no_wrap=position == 0)
+        # The first column names the row and, as numbers, is never broken; other text folds.
+        number = position >= left
+        made.add_column(
+            _HEADER_BREAKS.sub("\n", name) if narrow and number else name, justify="right" if number else "left",
+            overflow="ellipsis" if number else "fold", no_wrap=number or position == 0,
+        )  # fmt: skip
     return made
+
+
+def is_narrow() -> bool:
+    """Whether results go to a terminal of fewer than 100 columns."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
+
+
+_WIDE = 100
+_HEADER_BREAKS = re.compile(r" |(?<=\w)(?=/\w)")
+"""Between words, and before the unit that something is divided by."""
+
+
+def in_width(line: str, *, indent: int = 0) -> str:
+    """The line broken between words where standard output is a terminal; lines after the first are indented."""
+    if not sys.stdout.isatty():
+        return line
+    return fill(line, shutil.get_terminal_size().columns, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def printable(text: str) -> str:
@@ -152,6 +182,29 @@ def human_bytes(num_bytes: float) -> str:
     raise AssertionError("unreachable: the last unit always returns")
 
 
+@final
+class _Bar(Progress):
+    """A bar, and below it what there is to say besides, which would leave no room for it on its line."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(f"  {self.note}", style="dim")
+
+
+@final
+class _TimeColumn(ProgressColumn):
+    """How long it will take yet; how long it took, once it is done."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"{task.finished_time or 0:.1f} s")
+        remaining = task.time_remaining
+        return Text("" if remaining is None else f"{timedelta(seconds=int(remaining))} left")
+
+
 class ProgressLine:
     """Progress on standard error: a live bar in a terminal, a line every ten seconds in a log. A context manager.
 
@@ -163,24 +216,22 @@ class ProgressLine:
         self._done = self._done_before = done
         self._note = ""
         self._started = self._logged = time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
-            self._bar = Progress(
+            self._bar = _Bar(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=max(8, min(30, shutil.get_terminal_size().columns - 60))),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}"),
+                _TimeColumn(),
                 console=Console(stderr=True),
             )
 
     def __enter__(self) -> "ProgressLine":
         if self._bar:
             self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, note="")
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, rate="")
         return self
 
     def advance(self, count: int, note: str | None = None) -> None:
@@ -189,7 +240,8 @@ class ProgressLine:
         self._note = self._note if note is None else note
         now = time.monotonic()
         if self._bar:
-            self._bar.update(self._task, completed=self._done, note=self._text(now))
+            self._bar.note = self._note
+            self._bar.update(self._task, completed=self._done, rate=f"{self.rate:.1f} {self._unit}/s")
         elif now - self._logged >= _LOG_EVERY_S:
             self._log(now)
 

@@ -19,19 +19,19 @@ from radio_cache.view import PcaColours
 from trainer import load_student
 
 HERE = Path(__file__).parent
-MORE_PHOTOS = (skimage.data.cat, skimage.data.immunohistochemistry, skimage.data.retina)
+MORE_PHOTOS = (skimage.data.immunohistochemistry, skimage.data.retina)
 SIDE_PX = 640
 TEACHER = "efficientnet-lite0"
 
 
 def photos_in(folder: Path) -> Path:
-    """Each photo as a square, and nine crops of it, which the codec is calibrated on and the student trained."""
+    """Each photo as a square, and thirteen crops of it, which the codec is calibrated on and the student trained."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for make in (*PHOTOS, *MORE_PHOTOS):
         photo = make()
         Image.fromarray(square(photo, SIDE_PX)).save(folder / f"{make.__name__}-0.png")
-        for number in range(1, 10):
+        for number in range(1, 14):
             side = int(min(photo.shape[:2]) * rng.uniform(0.4, 1))
             y, x = (int(rng.integers(0, length - side + 1)) for length in photo.shape[:2])
             Image.fromarray(square(photo[y : y + side, x : x + side], SIDE_PX)).save(

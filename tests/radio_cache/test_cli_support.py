@@ -1,13 +1,16 @@
 """What all commands share."""
 
+import io
+import re
 import sys
 
 import click
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import radio_cache.cli_support
-from radio_cache.cli_support import INTERRUPTED, ProgressLine, human_bytes, plain_errors
+from radio_cache.cli_support import INTERRUPTED, ProgressLine, human_bytes, in_width, plain_errors, table
 from radio_cache.errors import SourceError
 
 
@@ -101,3 +104,37 @@ def test_progress_of_a_job_that_failed_claims_nothing(capsys: pytest.CaptureFixt
     with pytest.raises(ValueError, match="no"), ProgressLine("lite0", 10):
         raise ValueError("no")
     assert capsys.readouterr().err == ""
+
+
+def test_a_narrow_terminal_gets_tables_in_which_no_number_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    rows = table("", "teacher", "images", "computed now", "images/s", "seconds", "codec", "cosine", "bytes/image", "stored")
+    rows.add_row("efficientnet-lite0", "1000", "1000", "30.9", "32.4", "packed", "0.9912", "37.3 kB", "37.3 MB")
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(rows)
+    header, *_, last = shown.getvalue().splitlines()
+    assert last.split() == ["efficientnet-lite0", "1000", "1000", "30.9", "32.4", "packed", "0.9912", "37.3", "kB", "37.3", "MB"]
+    assert "computed" in header
+    assert max(map(len, shown.getvalue().splitlines())) <= 80
+
+
+def test_a_bar_has_its_count_rate_and_time_on_one_line_and_the_rest_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        radio_cache.cli_support, "Console", lambda **_: Console(file=shown, width=80, force_terminal=True, no_color=True)
+    )
+    with ProgressLine("efficientnet-lite0", 60) as line:
+        line.advance(60, "teacher 88%, 12.0 kB written")
+    *_, bar, note = (part for part in re.sub(r"\x1b\[[0-9;?]*\w", "", shown.getvalue()).splitlines() if part.strip())
+    assert re.search(r"efficientnet-lite0 .* 60/60 [\d.]+ images/s [\d.]+ s$", bar.rstrip())
+    assert note.strip() == "teacher 88%, 12.0 kB written"
+
+
+def test_lines_are_broken_between_words_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    assert in_width("pays     from student run 1 on") == "pays     from student run 1 on"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert in_width("pays     from student run 1 on", indent=9) == "pays     from\n         student run\n         1 on"
