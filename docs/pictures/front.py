@@ -20,7 +20,7 @@ from trainer import load_student
 
 HERE = Path(__file__).parent
 MORE_PHOTOS = (skimage.data.immunohistochemistry, skimage.data.retina)
-SIDE_PX = 640
+SIDE_PX, STUDENT_PX = 640, 224
 TEACHER = "efficientnet-lite0"
 
 
@@ -49,13 +49,13 @@ def main() -> None:
     cache, out = work / "photos.zarr", work / "run"
     run("radio-cache", "build", "--images", photos_in(work / "photos"), "--teacher", TEACHER, "--size", SIDE_PX, "--fit",
         "squash", "--codec", "klt", "--out", cache)  # fmt: skip
-    run("radio-train", "--cache", cache, "--student", "e-radio-tiny", "--image-size", 320, "--batch-size", 8, "--steps", 600,
-        "--set", "crop_area=0.6,1", "--out", out)  # fmt: skip
+    run("radio-train", "--cache", cache, "--student", "e-radio-tiny", "--image-size", STUDENT_PX, "--batch-size", 8,
+        "--steps", 300, "--set", "crop_area=0.6,1", "--out", out)  # fmt: skip
     cached = Cache(cache)
     teacher = recorded_teacher(cached.teachers[TEACHER].spec, device=torch.device("cpu"))
     rows = [cached.index.keys.index(f"{make.__name__}-0.png") for make in PHOTOS]
     pixels = torch.from_numpy(np.stack([square(make(), SIDE_PX) for make in PHOTOS]))
-    small = torch.nn.functional.interpolate(pixels.permute(0, 3, 1, 2).float() / 255, (320, 320), mode="area")
+    small = torch.nn.functional.interpolate(pixels.permute(0, 3, 1, 2).float() / 255, (STUDENT_PX, STUDENT_PX), mode="area")
     with torch.inference_mode():
         live = next(iter(teacher.outputs(pixels).maps.values())).numpy()
         student = (

@@ -109,7 +109,7 @@ def test_an_alias_names_the_group_in_the_cache(run: Run, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--teacher", "fake-b"], r"no teacher is called 'fake-b'\. Did you mean 'fake-a' or 'fake-maps'\? `radio-cache teachers` lists"),
+        (["--teacher", "fake-b"], r"no teacher is called 'fake-b'\. Did you mean 'fake-a' or 'fake-maps'\? "),
         (["--teacher", "fake-a"], "--teacher fake-a is given twice"),
         (["--weights", "w.pth"], r"--weights w\.pth: with several teachers say whose it is"),
         (["--weights", "clip=w.pth"], "'clip' is not among the teachers of this build"),

@@ -164,7 +164,7 @@ def test_a_compressed_tar_is_refused_with_the_cure(tmp_path: Path, name: str) ->
 
 
 def test_an_empty_folder_holds_no_image(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=rf"{tmp_path} holds no image$"):
+    with pytest.raises(SourceError, match=rf"{tmp_path} holds no image\. Images are files whose names end in .* \.jpg "):
         list_images([str(tmp_path)])
 
 
