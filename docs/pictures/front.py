@@ -1,6 +1,6 @@
-"""Draws docs/pictures/front.jpg: photo, teacher, cache, student. `python docs/pictures/front.py WORK`, a few minutes on a CPU.
+"""Draws front.jpg, photo, teacher, cache, student: `python docs/pictures/front.py DEMO WORK`, a minute on a CPU.
 
-Photographs are those of scikit-image. WORK is a folder for the cache and the run; what is there already is used.
+DEMO is what `radio-cache demo --out DEMO` made, WORK a folder for a cache; photographs are those of scikit-image.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
-from make import PHOTOS, square, table
+from make import PHOTOS, square, student_maps, table
 from PIL import Image
 
 from evals.encoders import recorded_teacher
@@ -20,12 +20,12 @@ from trainer import load_student
 
 HERE = Path(__file__).parent
 MORE_PHOTOS = (skimage.data.immunohistochemistry, skimage.data.retina)
-SIDE_PX, STUDENT_PX = 640, 224
+SIDE_PX = 640
 TEACHER = "efficientnet-lite0"
 
 
 def photos_in(folder: Path) -> Path:
-    """Each photo as a square, and thirteen crops of it, which the codec is calibrated on and the student trained."""
+    """Each photo as a square, and thirteen crops of it, which the codec is calibrated on."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for make in (*PHOTOS, *MORE_PHOTOS):
@@ -45,34 +45,21 @@ def run(*command: object) -> None:
 
 
 def main() -> None:
-    work = Path(sys.argv[1])
-    cache, out = work / "photos.zarr", work / "run"
+    demo, work = map(Path, sys.argv[1:])
+    cache = work / "photos.zarr"
     run("radio-cache", "build", "--images", photos_in(work / "photos"), "--teacher", TEACHER, "--size", SIDE_PX, "--fit",
         "squash", "--codec", "klt", "--out", cache)  # fmt: skip
-    run("radio-train", "--cache", cache, "--student", "e-radio-tiny", "--image-size", STUDENT_PX, "--batch-size", 8,
-        "--steps", 300, "--set", "crop_area=0.6,1", "--out", out)  # fmt: skip
     cached = Cache(cache)
     teacher = recorded_teacher(cached.teachers[TEACHER].spec, device=torch.device("cpu"))
     rows = [cached.index.keys.index(f"{make.__name__}-0.png") for make in PHOTOS]
     pixels = torch.from_numpy(np.stack([square(make(), SIDE_PX) for make in PHOTOS]))
-    small = torch.nn.functional.interpolate(pixels.permute(0, 3, 1, 2).float() / 255, (STUDENT_PX, STUDENT_PX), mode="area")
     with torch.inference_mode():
         live = next(iter(teacher.outputs(pixels).maps.values())).numpy()
-        student = (
-            load_student(out, adaptors=[TEACHER])(small, feature_fmt="NCHW")[TEACHER]
-            .spatial.permute(0, 2, 3, 1)
-            .numpy()
-        )
     stored = cached.teachers[TEACHER].maps(rows)
-    for name, maps in {"stored": stored, "student": student}.items():
-        a, b = (one - live.mean((0, 1, 2)) for one in (live, maps))
-        cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-        sys.stdout.write(f"{name}: centred cosine with the live teacher {cosine.mean():.3f}\n")
+    student = student_maps(load_student(demo / "run", adaptors=[TEACHER]), [make() for make in PHOTOS])[TEACHER]
     colours = PcaColours.fit(live)
-    cells = [
-        [square(make(), 180) for make in PHOTOS],
-        *([colours.colours(one) for one in maps] for maps in (live, stored, student)),
-    ]
+    cells = [[square(make(), 180) for make in PHOTOS]]
+    cells += [[colours.colours(one) for one in maps] for maps in (live, stored, student)]
     table([[column[number] for column in cells] for number in range(len(PHOTOS))]).save(HERE / "front.jpg", quality=88)
 
 
