@@ -12,7 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <nmmintrin.h>
+#include <immintrin.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -56,8 +56,7 @@ static void make_table(void) {
 }
 
 /* The instruction takes three cycles and can begin every cycle: three lanes at once, joined by the table. */
-TARGET static uint32_t extended(uint32_t crc, const uint8_t *data, size_t length) {
-    crc = ~crc;
+TARGET static uint32_t in_lanes(uint32_t crc, const uint8_t *data, size_t length) {
     for (; length >= 3 * LANE; data += 3 * LANE, length -= 3 * LANE) {
         uint64_t first = crc, second = 0, third = 0, a, b, c;
         for (size_t at = 0; at < LANE; at += 8) {
@@ -70,8 +69,57 @@ TARGET static uint32_t extended(uint32_t crc, const uint8_t *data, size_t length
         }
         crc = shifted(shifted((uint32_t)first) ^ (uint32_t)second) ^ (uint32_t)third;
     }
-    return ~one_lane(crc, data, length);
+    return one_lane(crc, data, length);
 }
+
+/* Where there are multiplications of four polynomials at once (Intel since Ice Lake, AMD since Zen 4), a quarter of the time:
+   16 bytes that lie FOLD bytes before others count for as much as two products of their halves with these, in place of the
+   others. See Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel, 2009. */
+#define FOLD 256
+static uint64_t past_fold[2];
+
+/* x to the power of `bits` modulo the polynomial of crc32c, with bits in reverse order. */
+static uint64_t power(int bits) {
+    uint32_t rest = 0x80000000;
+    while (bits--) rest = rest & 1 ? rest >> 1 ^ 0x82F63B78 : rest >> 1;
+    return (uint64_t)rest << 1; /* a product of reversed polynomials comes out one bit lower */
+}
+
+#define FOLDED(sum, at) \
+    _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(sum, factors, 0x00), _mm512_clmulepi64_epi128(sum, factors, 0x11), \
+                              _mm512_loadu_si512(data + (at)), 0x96) /* a ^ b ^ c */
+
+__attribute__((target("avx512f,vpclmulqdq,sse4.2"))) static uint32_t by_folding(uint32_t crc, const uint8_t *data, size_t length) {
+    if (length < 2 * FOLD) return one_lane(crc, data, length);
+    const __m512i factors = _mm512_broadcast_i32x4(_mm_set_epi64x(past_fold[1], past_fold[0]));
+    __m512i a = _mm512_loadu_si512(data), b = _mm512_loadu_si512(data + 64), c = _mm512_loadu_si512(data + 128),
+            d = _mm512_loadu_si512(data + 192);
+    a = _mm512_xor_si512(a, _mm512_zextsi128_si512(_mm_cvtsi32_si128(crc)));
+    data += FOLD, length -= FOLD;
+    for (; length >= FOLD; data += FOLD, length -= FOLD) {
+        a = FOLDED(a, 0);
+        b = FOLDED(b, 64);
+        c = FOLDED(c, 128);
+        d = FOLDED(d, 192);
+    }
+    uint8_t sums[FOLD]; /* of the same remainder as all that was folded into them */
+    _mm512_storeu_si512(sums, a);
+    _mm512_storeu_si512(sums + 64, b);
+    _mm512_storeu_si512(sums + 128, c);
+    _mm512_storeu_si512(sums + 192, d);
+    return one_lane(one_lane(0, sums, FOLD), data, length);
+}
+
+static uint32_t (*remainder_of)(uint32_t, const uint8_t *, size_t) = in_lanes;
+
+static void choose_way(void) {
+    make_table();
+    past_fold[0] = power(8 * FOLD + 32);
+    past_fold[1] = power(8 * FOLD - 32);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq")) remainder_of = by_folding;
+}
+
+static uint32_t extended(uint32_t crc, const uint8_t *data, size_t length) { return ~remainder_of(~crc, data, length); }
 
 /* --- reading */
 
@@ -256,10 +304,11 @@ static void in_child(void) {
 
 static PyObject *py_crc32c(PyObject *module, PyObject *args) {
     Py_buffer data;
-    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    int lanes = 0; /* the way of older processors, for tests on others */
+    if (!PyArg_ParseTuple(args, "y*|p", &data, &lanes)) return NULL;
     uint32_t crc;
     Py_BEGIN_ALLOW_THREADS
-    crc = extended(0, data.buf, data.len);
+    crc = lanes ? ~in_lanes(~0u, data.buf, data.len) : extended(0, data.buf, data.len);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return PyLong_FromUnsignedLong(crc);
@@ -330,7 +379,7 @@ PyMODINIT_FUNC PyInit__rows(void) {
         PyErr_SetString(PyExc_ImportError, "this processor has no crc32 instruction: radio-cache works without this module");
         return NULL;
     }
-    make_table();
+    choose_way();
     if (pthread_atfork(before_fork, in_parent, in_child)) return PyErr_NoMemory();
     PyObject *module = PyModule_Create(&definition);
     if (!module || PyModule_AddIntConstant(module, "CUT_SHORT", CUT_SHORT) < 0 ||

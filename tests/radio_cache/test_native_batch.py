@@ -16,17 +16,30 @@ from hypothesis import strategies as st
 _rows = pytest.importorskip("radio_cache._rows", reason="not built: no compiler, or not an x86-64 processor")
 
 
+WAYS = pytest.mark.parametrize("lanes", [False, True], ids=["the processor's best way", "lanes"])
+
+
+@WAYS
+def test_its_checksum_is_crc32c(lanes: bool) -> None:
+    """Of every length up to a page, from every alignment."""
+    memory = np.random.default_rng(0).integers(0, 256, 4096 + 64, np.uint8)
+    for length in range(4097):
+        data = memory[length % 64 :][:length]
+        assert _rows.crc32c(data, lanes) == google_crc32c.value(data), length
+
+
+@WAYS
 @given(st.integers(0, 40_000), st.integers(0, 9), st.integers(0, 2**32 - 1))
-def test_its_checksum_is_crc32c(length: int, start: int, seed: int) -> None:
-    """Also of what is not aligned, and at the edges of the three lanes."""
+def test_its_checksum_of_longer_data(lanes: bool, length: int, start: int, seed: int) -> None:
     data = np.random.default_rng(seed).integers(0, 256, start + length, np.uint8)[start:]
-    assert _rows.crc32c(data) == google_crc32c.value(data.tobytes())
+    assert _rows.crc32c(data, lanes) == google_crc32c.value(data)
 
 
+@WAYS
 @pytest.mark.parametrize("length", [3 * 4096 - 1, 3 * 4096, 3 * 4096 + 1, 6 * 4096 + 7, (256 << 10) + 3])
-def test_its_checksum_at_the_edges(length: int) -> None:
+def test_its_checksum_at_the_edges_of_lanes(lanes: bool, length: int) -> None:
     data = np.random.default_rng(length).bytes(length)
-    assert _rows.crc32c(data) == google_crc32c.value(data)
+    assert _rows.crc32c(data, lanes) == google_crc32c.value(data)
 
 
 class File:
