@@ -36,7 +36,7 @@ import storage_peers as peers
 import zstandard
 from numpy.typing import NDArray
 from storage_peers import PEERS, Layout, Reader, Rows
-from storage_report import BATCHES, COLLATE, LIBRARY, LIBRARY_READ, RING, Figure, keep, write_report
+from storage_report import BATCHES, COLLATE, LIBRARY, LIBRARY_READ, RING, RING_COPYING, Figure, keep, write_report
 
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.hadamard import hadamard
@@ -275,13 +275,20 @@ class _BatchesOfRows:
 def delivered_batches(name: str, folder: Path, layout: Layout) -> Measured:
     """Batches as the training process gets them."""
     batches = _EndlessBatches(layout.num_rows)
-    if name == RING:
+    if name in (RING, RING_COPYING):
         (teacher,) = Cache(folder / peers.CACHE).teachers.values()
+        raw = peers.Pread(folder, layout)
 
         def fill(rows: list[int], out: NDArray[Any]) -> NDArray[Any]:
             return teacher.codes(rows, out=out)
 
-        ring = Ring(batches, fill, lambda: peers.buffer_for(BATCH, layout), depth=4, threads=2)
+        def fill_copying(rows: list[int], out: NDArray[Any]) -> NDArray[Any]:
+            raw.read(np.array(rows), out)
+            return out
+
+        # No deeper than it has threads: what the processor's cache can hold is copied to faster.
+        filled = fill if name == RING else fill_copying
+        ring = Ring(batches, filled, lambda: peers.buffer_for(BATCH, layout), depth=2, threads=2)
         stream: Any = ring.__enter__()
     else:
         import torch
@@ -318,7 +325,7 @@ class _EndlessBatches:
 
 
 def delivered(folder: Path, layout: Layout, plan: Plan) -> list[tuple[str, str, float]]:
-    runs = {name: [Turns(delivered_batches, name, folder, layout)] for name in (RING, BATCHES, COLLATE)}
+    runs = {name: [Turns(delivered_batches, name, folder, layout)] for name in (RING, RING_COPYING, BATCHES, COLLATE)}
     try:
         rates = interleaved(runs, replaced(plan, seconds=2 * plan.seconds))
     finally:

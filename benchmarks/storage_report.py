@@ -15,8 +15,9 @@ import storage_peers as peers
 
 import radio_cache
 
-RING, BATCHES, COLLATE = (
+RING, RING_COPYING, BATCHES, COLLATE = (
     "ring of buffers, 2 threads",
+    "ring of buffers, 2 threads of bare pread",
     "DataLoader of batches, 2 workers",
     "DataLoader of rows, 2 workers",
 )
@@ -72,6 +73,7 @@ BARS = (
     Bar("cold", peers.OURS_8, peers.PREAD_8, 0.9),
     Bar("delivered", RING, BATCHES, 3.0),
     Bar("delivered", RING, COLLATE, 6.0),
+    Bar("delivered", RING, RING_COPYING, 0.8),
     *(
         Bar(part, "radio-cache, verified", library, 0.9, each=True)
         for library in (LIBRARY, LIBRARY_READ)

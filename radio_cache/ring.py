@@ -29,8 +29,10 @@ class Ring(Generic[Item, Buffers, Made]):
     fill: writes one item into buffers and returns what the consumer gets (the buffers themselves, or something that
         holds them). Runs in several threads at once, never twice in the same buffers.
     make_buffers: called depth + keep times, in the consumer's thread, when the ring is entered.
-    depth: items made ahead. keep: how many of the last items handed out stay as they are while the next is awaited: 1 is
-        the current one; a consumer that copies to a device asynchronously needs one more for each copy still running.
+    depth: items made ahead; as many as there are threads, or a few more where fills are uneven, but no more: buffers that the
+        processor's cache holds together are filled faster.
+    keep: how many of the last items handed out stay as they are while the next is awaited: 1 is the current one; a consumer
+        that copies to a device asynchronously needs one more for each copy still running.
 
     An exception of `fill` or of `items` is raised where its item would have come; nothing comes after it. Leaving the
     `with` block waits for the fills that are running and leaves no thread behind.
@@ -44,7 +46,8 @@ class Ring(Generic[Item, Buffers, Made]):
             raise ConfigError(f"a ring needs depth, threads and keep of at least 1, not {depth}, {threads} and {keep}")
         self._items, self._fill, self._make_buffers = iter(items), fill, make_buffers
         self._depth, self._keep = depth, keep
-        self._free: queue.SimpleQueue[Buffers | None] = queue.SimpleQueue()  # None: go home
+        # What was handed back last is filled next: the processor's cache may still hold it. None: go home.
+        self._free: queue.LifoQueue[Buffers | None] = queue.LifoQueue()
         self._taking = threading.Lock()
         self._taken = 0
         self._changed = threading.Condition()

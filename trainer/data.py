@@ -26,6 +26,7 @@ from radio_cache.crops import (
 from radio_cache.errors import ConfigError, ImageError, TrainingError
 from radio_cache.extra_views import View
 from radio_cache.images import decode_image
+from radio_cache.page_memory import page_array
 from radio_cache.reader import Cache, CachedTeacher
 from trainer.batch import Batch, LevelPart, TeacherPart
 from trainer.levels import Levels, drawn_area
@@ -248,7 +249,7 @@ class CropData:
 
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         """New memory for `read_teacher`."""
-        return [np.empty((images, *level.row_shape), level.codec.dtype) for level in self.levels[name].all]
+        return [page_array((images, *level.row_shape), level.codec.dtype) for level in self.levels[name].all]
 
     def batch(self, number: int, first: int, last: int) -> Batch:
         """The images [first, last) of a batch, in new memory; `trainer.feed` does the same ahead of time in old memory."""

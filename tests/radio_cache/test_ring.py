@@ -51,6 +51,22 @@ def test_the_last_items_handed_out_stay_as_they_are_and_memory_is_bounded(keep: 
     assert len(made_buffers) == 2 + keep
 
 
+def test_buffers_handed_back_last_are_filled_next() -> None:
+    """So that a ring far deeper than it needs to be still stays in the processor's cache."""
+    wanted = threading.Semaphore(0)
+
+    def when_wanted(item: int, buffer: np.ndarray) -> np.ndarray:
+        wanted.acquire()
+        return buffer
+
+    used: set[int] = set()
+    with Ring(range(30), when_wanted, buffer, depth=8, threads=1) as ring:
+        for _ in range(30):
+            wanted.release()
+            used.add(id(next(ring)))
+    assert len(used) <= 3
+
+
 def test_items_are_taken_no_further_ahead_than_there_are_buffers() -> None:
     taken: list[int] = []
 
