@@ -32,8 +32,9 @@ from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
+from radio_cache.local_storage import write_atomically
 from radio_cache.reader import Cache, is_cache
-from radio_cache.storage import is_url, write_atomically
+from radio_cache.storage import is_url
 from radio_cache.torch import pick_device
 from radio_cache.view import png_bytes
 from trainer import StudentConfig

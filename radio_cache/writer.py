@@ -20,6 +20,7 @@ from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import CorruptShardError, NotACacheError
 from radio_cache.image_index import ImageIndex, index_columns, index_group
 from radio_cache.layout import INDEX_CHUNK, images_documents, index_documents, root_document, teacher_documents
+from radio_cache.local_storage import TEMPORARY, sync_folder, write_atomically
 from radio_cache.plain_arrays import stored_bytes
 from radio_cache.schema import (
     ARRAYS_CRC32C,
@@ -35,7 +36,7 @@ from radio_cache.schema import (
     unit_group,
 )
 from radio_cache.shards import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
-from radio_cache.storage import TEMPORARY, Storage, open_storage, sync_folder, write_atomically
+from radio_cache.storage import Storage, open_storage
 from radio_cache.zarr_documents import DOCUMENT, attributes_of, group_document, shape_of, with_shape
 
 Place = Storage | str | Path

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from radio_cache.errors import TrainingError
-from radio_cache.storage import TEMPORARY, sync_folder
+from radio_cache.local_storage import TEMPORARY, sync_folder
 from trainer.ema import Ema
 from trainer.metrics import LossSums
 

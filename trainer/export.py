@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from radio_cache.errors import NotACacheError, StoreError
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent, Heads, StudentConfig, build_distilled
 from trainer.students import ViT
 from trainer.students.vit import TRAINING_SETTINGS

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 from trainer.feed import Waits
 from trainer.run_folder import METRICS_FILE
 

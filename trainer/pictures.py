@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 from radio_cache.view import PcaColours, png_bytes
 
 _CELL_PX, _GAP_PX = 160, 4

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from radio_cache.errors import ConfigError, NotACacheError
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 from trainer.recipe import Recipe
 
 RECIPE_FILE, METRICS_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "run.json", "checkpoints"

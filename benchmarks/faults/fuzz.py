@@ -39,9 +39,10 @@ from radio_cache import Cache, RadioCacheError
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ImageError
 from radio_cache.info import describe, describe_failures
+from radio_cache.local_storage import LocalStorage
 from radio_cache.object_storage import ObjectStorage
 from radio_cache.receipts import compact_receipts
-from radio_cache.storage import LocalStorage, Storage
+from radio_cache.storage import Storage
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.verify import VerifyReport, verify_cache
 

@@ -21,7 +21,7 @@ from evals.commands.shared import (
     write_record,
 )
 from radio_cache.cli_support import PLACE, console, plain_errors, table
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 
 if TYPE_CHECKING:
     from evals.mode_switch import ModeSwitchTable

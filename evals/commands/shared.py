@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, final
 import click
 
 from radio_cache.cli_support import ProgressLine
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 
 if TYPE_CHECKING:
     from evals.neighbours import Device

@@ -9,7 +9,7 @@ import click
 from evals.commands.shared import AGAIN, PATH, Compared, ProgressLines, compared, json_option, write_record
 from radio_cache.cli_support import console, plain_errors, table
 from radio_cache.errors import ConfigError
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 
 if TYPE_CHECKING:
     from evals.throughput import Mode, Precision, ThroughputTable

@@ -41,8 +41,8 @@ from radio_cache.errors import (
     UnknownTeacherError,
 )
 from radio_cache.fidelity import measure
+from radio_cache.local_storage import LocalStorage
 from radio_cache.schema import receipt_path
-from radio_cache.storage import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.verify import verify_cache
 

@@ -17,8 +17,8 @@ from cache_builder.cli import main
 from cache_builder.teachers import FAMILIES, TEACHERS
 from radio_cache import Cache
 from radio_cache.errors import StoreError
+from radio_cache.local_storage import LocalStorage
 from radio_cache.receipts import compact_receipts
-from radio_cache.storage import LocalStorage
 from radio_cache.verify import verify_cache
 
 SHARD = "teachers/fake-a/spatial/c/0/1/0/0/0"

@@ -19,10 +19,10 @@ import pytest
 
 from radio_cache import Cache
 from radio_cache.errors import StorageError
+from radio_cache.local_storage import LocalStorage
 from radio_cache.reader import is_cache
 from radio_cache.schema import IMAGES_UNIT
 from radio_cache.shards import LABEL_BYTES, index_bytes
-from radio_cache.storage import LocalStorage
 from radio_cache.verify import drop_teacher, repair_cache, verify_cache
 from radio_cache.writer import ShardWriter
 

@@ -33,9 +33,9 @@ from radio_cache.errors import (
 )
 from radio_cache.image_index import ImageIndex
 from radio_cache.info import describe, describe_failures
+from radio_cache.local_storage import LocalStorage
 from radio_cache.schema import CacheMeta, Container
 from radio_cache.shards import crc32c, file_crc32c, index_bytes
-from radio_cache.storage import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.verify import drop_teacher, repair_cache, verify_cache
 from radio_cache.writer import ShardWriter, create_cache

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from radio_cache.errors import CorruptShardError, StorageError
+from radio_cache.local_storage import LocalStorage
 from radio_cache.receipts import (
     UnitReceipts,
     compact_receipts,
@@ -16,7 +17,7 @@ from radio_cache.receipts import (
     unfinished_shards,
 )
 from radio_cache.schema import Failure, Receipt, StoredFile, receipt_path
-from radio_cache.storage import LocalStorage, Part, Storage
+from radio_cache.storage import Part, Storage
 
 
 def made(shard: int, *, num_rows: int = 4, tag: int = 0) -> Receipt:

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from radio_cache import known_shards, native_batch, shard_batches
 from radio_cache.errors import CorruptShardError, StorageError
 from radio_cache.known_shards import ShardLayout
+from radio_cache.local_storage import LocalStorage
 from radio_cache.shard_batches import Verify
 from radio_cache.shard_reader import ShardReader
 from radio_cache.shards import CRC_BYTES, crc32c, encode_shard, index_bytes, with_crc
-from radio_cache.storage import LocalStorage
 
 SHARD_IMAGES, NUM_ROWS, HOLES = 4, 14, (5, 9)
 LARGE = (256 << 10) + 1001  # more than one piece

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 from trainer.data import eval_box_xyxy
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent
 from trainer.export import save_tensors

@@ -14,9 +14,9 @@ from PIL import Image
 from radio_cache import __version__
 from radio_cache.errors import ConfigError, RadioCacheError
 from radio_cache.images import decode_image
+from radio_cache.local_storage import write_atomically
 from radio_cache.reader import Cache
 from radio_cache.schema import TeacherSpec
-from radio_cache.storage import write_atomically
 from radio_cache.view import PcaColours, png_bytes
 from trainer.data import eval_box_xyxy, student_pixels
 from trainer.distilled import DistilledStudent, backbone_and_heads

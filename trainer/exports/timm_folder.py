@@ -13,7 +13,7 @@ import timm
 from jaxtyping import Float
 from torch import Tensor
 
-from radio_cache.storage import write_atomically
+from radio_cache.local_storage import write_atomically
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent
 from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files

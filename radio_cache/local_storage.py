@@ -1,0 +1,332 @@
+"""A cache in a folder: files written aside and renamed, synced, never through a symbolic link."""
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import stat
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import final
+
+from radio_cache.errors import StorageError
+from radio_cache.storage import Part, Storage, checked_path
+
+TEMPORARY = ".tmp-"
+"""Names of files and folders in the making contain this; a killed process may leave some behind."""
+
+_MAX_PARTS = 1024  # IOV_MAX of Linux: what one writev takes
+_MAX_KNOWN_FOLDERS = 1 << 16
+
+
+@final
+class LocalStorage(Storage):
+    """A folder. fsync: wait until the disk has what was written; without, only a power cut can lose or tear files."""
+
+    is_local = True
+
+    def __init__(self, root: str | Path, *, fsync: bool = True) -> None:
+        self._root = Path(root)
+        self._prefix = f"{self._root}/"
+        self._fsync = fsync
+        self._folders: set[str] = set()
+        self.url = str(self._root)
+
+    def __reduce__(self) -> tuple[Callable[..., "LocalStorage"], tuple[Path, bool]]:
+        return (_local_storage, (self._root, self._fsync))
+
+    def read(self, path: str) -> bytes:
+        with self._named(path, "read"), self.local_path(path).open("rb") as file:
+            return file.read()
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        with self._named(path, "read"), self.local_path(path).open("rb") as file:
+            return [os.pread(file.fileno(), length, offset) for offset, length in ranges]
+
+    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
+        with self._named(path, "read"), self.local_path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return os.pread(file.fileno(), min(length, size), max(0, size - length)), size
+
+    def size(self, path: str) -> int | None:
+        try:
+            with self._named(path, "read"):
+                found = self.local_path(path).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size
+
+    def write(self, path: str, parts: Sequence[Part]) -> None:
+        with self._written_aside(path, parts) as (temporary, target):
+            temporary.replace(target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            with self._written_aside(path, [data]) as (temporary, target):
+                os.link(temporary, target)
+        except FileExistsError:
+            return False
+        return True
+
+    def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
+        target = self.local_path(folder)
+        temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
+        with self._named(folder, "write"):
+            new_folders = _make_folders(target.parent)
+            try:
+                for path, data in files:
+                    file = temporary / checked_path(path)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(data)
+                if self._fsync:
+                    _sync_tree(temporary)
+                try:
+                    temporary.rename(target)
+                except OSError:
+                    # Another process made the same folder a moment ago; the caller compares what it holds.
+                    if not (target / last).exists():
+                        raise
+                    return False
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._sync_folders([*new_folders, target.parent])
+        return True
+
+    def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        root = self.local_path(folder)
+        found: list[tuple[str, int]] = []
+        with self._named(folder, "list"):
+            for place, folders, files in os.walk(root, onerror=_raise_unless_gone):
+                folders[:] = [name for name in folders if TEMPORARY not in name]
+                for name in files:
+                    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                        if TEMPORARY not in name:
+                            file = Path(place) / name
+                            # A link is listed as what it is, so that whoever reads it hears of it.
+                            found.append((file.relative_to(self._root).as_posix(), file.lstat().st_size))
+        yield from sorted(found)
+
+    def list_folders(self, folder: str = "") -> list[str]:
+        try:
+            with self._named(folder, "list"), os.scandir(self.local_path(folder)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir() and TEMPORARY not in entry.name)
+        except FileNotFoundError:
+            return []
+
+    def delete(self, path: str) -> None:
+        with self._named(path, "delete"):
+            self.local_path(path).unlink(missing_ok=True)
+
+    def delete_tree(self, folder: str) -> None:
+        target = self.local_path(folder)
+        # Renamed first, so that nobody ever sees half of it.
+        doomed = target.with_name(f"{target.name}{_temporary_suffix()}")
+        with contextlib.suppress(FileNotFoundError), self._named(folder, "delete"):
+            target.rename(doomed)
+            shutil.rmtree(doomed)
+            self._sync_folders([target.parent])
+
+    def remove_leftovers(self) -> int:
+        """Delete what killed processes of this machine left half-written; returns how many there were.
+
+        Names carry host and process number, so nothing that a live process is writing is touched.
+        """
+        removed = 0
+        with self._named("", "clean"):
+            for leftover in _leftovers(self._root):
+                host, _, rest = leftover.name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
+                ours = host == socket.gethostname() and rest.isdecimal() and len(rest) < 10
+                if ours and not _is_running(int(rest)):
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    else:
+                        leftover.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def local_path(self, path: str = "") -> Path:
+        """The file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
+        anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them."""
+        if not path:
+            return self._root
+        place = self._prefix + checked_path(path)
+        folder = place.rpartition("/")[0]
+        if folder not in self._folders:
+            self._check_folders(path.split("/")[:-1])
+            if len(self._folders) >= _MAX_KNOWN_FOLDERS:
+                self._folders.clear()
+            self._folders.add(folder)
+        self._check(place, stat.S_ISREG, stat.S_ISDIR)
+        return Path(place)
+
+    def _check_folders(self, names: Sequence[str]) -> None:
+        place = str(self._root)
+        for name in names:
+            place = f"{place}/{name}"
+            # A file in a folder's place is for the system to complain about, in whatever is done next.
+            self._check(place, stat.S_ISDIR, stat.S_ISREG)
+
+    def _check(self, place: str, *kinds: Callable[[int], bool]) -> None:
+        try:
+            mode = os.lstat(place).st_mode
+        except OSError:
+            return  # not there, or not to be had: whoever uses it will say so
+        if not any(is_one(mode) for is_one in kinds):
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise StorageError(
+                f"{place} is {what}, and inside a cache those are not followed, because they may lead anywhere: put a copy of "
+                "the file itself there (cp -rL copies a whole cache so), or build the cache again"
+            )
+
+    @contextlib.contextmanager
+    def _written_aside(self, path: str, parts: Sequence[Part]) -> Generator[tuple[Path, Path]]:
+        """A complete, synced temporary file and where the caller shall put it; folders are synced afterwards."""
+        target = self.local_path(path)
+        temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
+        with self._named(path, "write", sum(memoryview(part).nbytes for part in parts)):
+            new_folders: list[Path] = []
+            try:
+                try:
+                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                except FileNotFoundError:
+                    new_folders = _make_folders(target.parent)
+                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                try:
+                    _write_all(descriptor, parts)
+                    if self._fsync:
+                        os.fdatasync(descriptor)
+                finally:
+                    os.close(descriptor)
+                yield temporary, target
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._sync_folders([target.parent, *new_folders])
+
+    def _sync_folders(self, folders: Iterable[Path]) -> None:
+        """Make renames in these folders survive a power cut."""
+        if self._fsync:
+            for folder in folders:
+                sync_folder(folder)
+
+    @contextlib.contextmanager
+    def _named(self, path: str, doing: str, num_bytes: int | None = None) -> Generator[None]:
+        """Turn the system's words into ours, except those callers react to. num_bytes: what was to be written."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except NotADirectoryError as exc:
+            if doing in ("read", "list", "delete"):  # a file is where a folder should be: what is below it is not there
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.at(path)) from exc
+            raise StorageError(
+                f"cannot {doing} {self.at(path)}: a file is where one of its folders should be: remove that file, and run the "
+                "same command again"
+            ) from exc
+        except OSError as exc:
+            cure = _CURES.get(exc.errno or 0, "nothing that was finished is lost; the same command goes on from there")
+            room = f" ({_room(self._root, num_bytes)})" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise StorageError(f"cannot {doing} {self.at(path)}: {exc.strerror or exc}{room}: {cure}") from exc
+
+
+_CURES = {
+    errno.ENOSPC: "free some space and run the same command again; nothing that was finished is lost",
+    errno.EDQUOT: "free some space or ask for more, and run the same command again; nothing that was finished is lost",
+    errno.EROFS: "the disk can only be read: choose a place that can be written",
+    errno.EACCES: "choose a place that you may use, or have its permissions changed",
+    errno.EPERM: "choose a place that you may use, or have its permissions changed",
+    errno.EIO: "the disk has an error: copy what can be read to another one",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A file of its own, beside any cache: after a crash it has its old content or the new one."""
+    LocalStorage(path.parent).write(path.name, [data])
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in this folder survive a power cut; or what was written, if it is a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _room(place: Path, num_bytes: int | None) -> str:
+    """Which disk a place is on, what is free there, and what was asked for."""
+    while not place.exists():
+        place = place.parent
+    place = place.resolve()
+    usage = shutil.disk_usage(place)
+    while not place.is_mount():
+        place = place.parent
+    needed = "" if num_bytes is None else f"{num_bytes} bytes were to be written, "
+    return f"{needed}{usage.free} of {usage.total} bytes are free on the disk at {place}"
+
+
+def _local_storage(root: Path, fsync: bool) -> LocalStorage:
+    return LocalStorage(root, fsync=fsync)
+
+
+def _write_all(descriptor: int, parts: Sequence[Part]) -> None:
+    """All parts, in order, without joining them."""
+    waiting = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
+    first = 0
+    while first < len(waiting):
+        written = os.writev(descriptor, waiting[first : first + _MAX_PARTS])
+        while first < len(waiting) and written >= waiting[first].nbytes:
+            written -= waiting[first].nbytes
+            first += 1
+        if written:
+            waiting[first] = waiting[first][written:]
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it that are missing. Returns the folders that got a new entry, innermost first."""
+    changed: list[Path] = []
+    here = folder
+    while not here.exists():
+        here = here.parent
+        changed.append(here)
+    folder.mkdir(parents=True, exist_ok=True)
+    return changed
+
+
+def _sync_tree(path: Path) -> None:
+    """Sync every file and folder below `path`."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            sync_folder(Path(folder) / name)
+        sync_folder(Path(folder))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _leftovers(path: Path) -> Iterator[Path]:
+    yield from (entry for entry in path.parent.glob(f"{path.name}{TEMPORARY}*"))
+    for folder, folders, files in os.walk(path):
+        for name in list(folders):
+            if TEMPORARY in name:
+                folders.remove(name)
+                yield Path(folder) / name
+        yield from (Path(folder) / name for name in files if TEMPORARY in name)
+
+
+def _temporary_suffix() -> str:
+    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
