@@ -26,8 +26,9 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.reader import Verify, is_cache
+from radio_cache.reader import is_cache
 from radio_cache.schema import receipt_path
+from radio_cache.shard_batches import Verify
 from radio_cache.shards import CRC_BYTES, index_bytes
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.verify import verify_cache
