@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from PIL import Image
 from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.crops import Fit, patch_geometry
+from radio_cache.fidelity import Fidelity
 from radio_cache.moments import Moments
 from radio_cache.reader import Cache, digest
 from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
@@ -18,6 +20,9 @@ from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cach
 
 FakeTeachers = Mapping[str, tuple[int | None, int]]
 """Teacher name -> (summary width or None, spatial width)."""
+
+Features = tuple[NDArray[Any] | None, NDArray[Any]]
+"""Of one image: summary (c,) or None, and map (h, w, c)."""
 
 
 def write_images(
@@ -92,83 +97,86 @@ def make_tiny_cache(
     no_offset = np.full(count, -1, np.int64)
     create_cache(path, meta, ImageIndex(keys, labels, np.zeros(count, np.int32), no_offset, no_offset))
     loaded = [Image.open(images / key).convert("RGB") for key in keys]
+    failures = [Failure(row=row, reason="marked unusable") for row in range(count) if keys[row] in unusable]
+    sizes_hw = {row: (loaded[row].height, loaded[row].width) for row in range(count) if keys[row] not in unusable}
+    digests = {row: digest((images / keys[row]).read_bytes()) for row in range(count)}
     for shard in range(meta.num_shards):
-        _write_images_shard(path, meta, shard, keys, images, loaded, set(unusable))
+        write_images_shard(path, meta, shard, sizes_hw, digests, failures)
     for name, (summary_dim, spatial_dim) in (teachers or {"fake-a": (6, 8), "fake-b": (None, 5)}).items():
         size = int(name.partition("@")[2] or 32)
         spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim, size=size)
-        usable = [None if key in unusable else image for key, image in zip(keys, loaded, strict=True)]
-        codec = _fitted((codecs or {}).get(name, CodecRequest(name="half")), spec, usable)
+        features = {row: fake_features(loaded[row], spec) for row in sizes_hw}
+        codec = _fitted((codecs or {}).get(name, CodecRequest(name="half")), spec, features)
         spec = replace(spec, codec=codec.to_json())
         add_teacher(path, meta, spec, codec)
         for shard in range(meta.num_shards):
-            _write_teacher_shard(path, meta, shard, spec, codec, usable)
+            write_teacher_shard(path, meta, shard, spec, codec, features, failures=failures)
     return Cache(path)
 
 
-def _fitted(request: CodecRequest, spec: TeacherSpec, images: Sequence[Image.Image | None]) -> Codec:
-    maps = [fake_features(image, spec)[1] for image in images if image is not None]
-    tokens = np.concatenate(maps).reshape(-1, spec.spatial_dim)
+def _fitted(request: CodecRequest, spec: TeacherSpec, features: Mapping[int, Features]) -> Codec:
+    tokens = np.concatenate([spatial for _, spatial in features.values()]).reshape(-1, spec.spatial_dim)
     return calibrate(request, Moments.of(tokens), tokens, tokens).codec
 
 
-def _write_images_shard(
-    path: Path,
-    meta: CacheMeta,
-    shard: int,
-    keys: Sequence[str],
-    folder: Path,
-    loaded: Sequence[Image.Image],
-    unusable: set[str],
-) -> None:
+def write_images_shard(
+    path: Path, meta: CacheMeta, shard: int, sizes_hw: Mapping[int, tuple[int, int]], digests: Mapping[int, bytes],
+    failures: Sequence[Failure] = (),
+) -> None:  # fmt: skip
+    """What a build notes of a shard's images. sizes_hw, digests: by row; 0 for rows that they do not have."""
     rows = meta.shard_rows(shard)
+    unusable = tuple(failure for failure in failures if failure.row in rows)
     status, size_hw = np.zeros(meta.shard_images, np.uint8), np.zeros((meta.shard_images, 2), np.int32)
-    digests = np.zeros((meta.shard_images, 16), np.uint8)
-    for number, row in enumerate(rows):
-        bad = keys[row] in unusable
-        status[number] = ImageStatus.UNUSABLE if bad else ImageStatus.OK
-        size_hw[number] = (0, 0) if bad else (loaded[row].height, loaded[row].width)
-        digests[number] = np.frombuffer(digest((folder / keys[row]).read_bytes()), np.uint8)
+    digest = np.zeros((meta.shard_images, 16), np.uint8)
+    for place, row in enumerate(rows):
+        bad = row in {failure.row for failure in unusable}
+        status[place] = ImageStatus.UNUSABLE if bad else ImageStatus.OK
+        size_hw[place] = sizes_hw.get(row, (0, 0))
+        digest[place] = np.frombuffer(digests.get(row, bytes(16)), np.uint8)
     writer = ShardWriter(path, IMAGES_UNIT, shard)
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", size_hw, grid=(shard, 0))
-    writer.write_plain("digest", digests, grid=(shard, 0))
-    failures = tuple(Failure(row=row, reason="marked unusable") for row in rows if keys[row] in unusable)
-    _commit(writer, rows, 0, failures)
+    writer.write_plain("digest", digest, grid=(shard, 0))
+    writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": unusable})
 
 
-def _write_teacher_shard(
-    path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, codec: Codec, images: Sequence[Image.Image | None]
-) -> None:
+def write_teacher_shard(
+    path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, codec: Codec, features: Mapping[int, Features], *,
+    codes: Mapping[int, NDArray[Any]] | None = None, failures: Sequence[Failure] = (), fidelity: Fidelity | None = None,
+) -> None:  # fmt: skip
+    """A shard of a teacher. features: by row; rows of the shard that it does not have are not there.
+
+    codes: as they are stored; otherwise what the codec makes of the maps.
+    """
     rows = meta.shard_rows(shard)
+    made = {row: features[row] for row in rows if row in features}
+    codes = codes or {row: codec.encode(spatial.astype(np.float32)) for row, (_, spatial) in made.items()}
     writer = ShardWriter(path, spec.name, shard)
-    made = [None if image is None else fake_features(image, spec) for image in (images[row] for row in rows)]
-    codes = [None if features is None else codec.encode(features[1]) for features in made]
     rest = (0,) * len(codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
     writer.write_sharded(
-        "spatial", codes, grid=(0, shard, *rest), chunks_per_shard=meta.shard_images, zstd_level=codec.zstd_level
-    )
-    maps = (
-        np.stack([features[1] for features in made if features is not None])
-        .reshape(-1, spec.spatial_dim)
-        .astype(np.float64)
-    )
-    writer.write_plain("stats/spatial", np.stack([maps.sum(0), (maps**2).sum(0)])[None], grid=(shard, 0, 0))
+        "spatial", [codes.get(row) for row in rows], grid=(0, shard, *rest), chunks_per_shard=meta.shard_images,
+        zstd_level=codec.zstd_level,
+    )  # fmt: skip
+    tokens = np.concatenate([spatial.reshape(-1, spec.spatial_dim) for _, spatial in made.values()]).astype(np.float64)
+    writer.write_plain("stats/spatial", _sums(tokens), grid=(shard, 0, 0))
     if spec.summary_dim is not None:
-        summary = np.full((1, meta.shard_images, spec.summary_dim), np.nan, np.float16)
-        for number, features in enumerate(made):
-            if features is not None and features[0] is not None:
-                summary[0, number] = features[0]
-        writer.write_plain("summary", summary, grid=(0, shard, 0))
-        kept = summary[0][~np.isnan(summary[0]).any(axis=1)].astype(np.float64)
-        writer.write_plain("stats/summary", np.stack([kept.sum(0), (kept**2).sum(0)])[None], grid=(shard, 0, 0))
-    failures = tuple(Failure(row=row, reason="marked unusable") for row in rows if images[row] is None)
-    tokens = sum(features is not None for features in made) * int(np.prod(spec.geometry.grid_hw))
-    _commit(writer, rows, tokens, failures)
+        chunk = np.full((1, meta.shard_images, spec.summary_dim), np.nan, np.float16)
+        for row, (summary, _) in made.items():
+            if summary is not None:
+                chunk[0, row - rows[0]] = summary
+        writer.write_plain("summary", chunk, grid=(0, shard, 0))
+        kept = chunk[0][~np.isnan(chunk[0]).any(axis=1)].astype(np.float64)
+        writer.write_plain("stats/summary", _sums(kept), grid=(shard, 0, 0))
+    told = {"first_row": rows[0], "num_rows": len(rows), "num_tokens": len(tokens), "fidelity": fidelity}
+    writer.commit(told | {"failures": tuple(failure for failure in failures if failure.row in rows)})
 
 
-def _commit(writer: ShardWriter, rows: range, num_tokens: int, failures: tuple[Failure, ...]) -> None:
-    writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": num_tokens, "failures": failures})
+def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As statistics are stored: sums of values and of their squares, by channel."""
+    return np.stack([values.sum(axis=0), np.square(values).sum(axis=0)])[None]
 
 
-__all__ = ["FakeTeachers", "fake_features", "fake_spec", "make_tiny_cache", "write_images"]
+__all__ = [
+    "FakeTeachers", "Features", "fake_features", "fake_spec", "make_tiny_cache", "write_images", "write_images_shard",
+    "write_teacher_shard",
+]  # fmt: skip

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from radio_cache.codecs import Half
 from radio_cache.crops import patch_geometry
 from radio_cache.reader import Cache, digest
-from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
-from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
+from radio_cache.schema import IMAGENET_PIXELS, CacheMeta, Container, Failure, TeacherSpec
+from radio_cache.testing import Features, write_images_shard, write_teacher_shard
+from radio_cache.writer import ImageIndex, add_teacher, create_cache
 from trainer.adaptors import TeacherWidths
 from trainer.distilled import StudentConfig, build_distilled
 from trainer.export import save_student
@@ -52,20 +54,10 @@ def write_cache(
     )  # fmt: skip
     none = np.full(n, -1, np.int64)
     create_cache(path, meta, ImageIndex(keys, np.array(labels, np.int32), np.zeros(n, np.int32), none, none))
+    failures = [Failure(row=row, reason="made up") for row in unusable]
+    digests = {row: digest((folder / key).read_bytes()) for row, key in enumerate(keys)}
     for number in range(meta.num_shards):
-        rows = meta.shard_rows(number)
-        status, sizes = np.zeros(shard, np.uint8), np.zeros((shard, 2), np.int32)
-        digests = np.zeros((shard, 16), np.uint8)
-        for place, row in enumerate(rows):
-            status[place] = ImageStatus.UNUSABLE if row in unusable else ImageStatus.OK
-            sizes[place] = (20, 28)
-            digests[place] = np.frombuffer(digest((folder / keys[row]).read_bytes()), np.uint8)
-        writer = ShardWriter(path, IMAGES_UNIT, number)
-        writer.write_plain("status", status, grid=(number,))
-        writer.write_plain("size_hw", sizes, grid=(number, 0))
-        writer.write_plain("digest", digests, grid=(number, 0))
-        failures = tuple(Failure(row=row, reason="made up") for row in rows if row in unusable)
-        writer.commit({"first_row": rows[0], "num_rows": len(rows), "num_tokens": 0, "failures": failures})
+        write_images_shard(path, meta, number, dict.fromkeys(range(n), (20, 28)), digests, failures)
     for spec in specs if specs is not None else [teacher_spec()]:
         _write_teacher(path, meta, spec, labels, rng)
     return Cache(path)
@@ -79,22 +71,13 @@ def _write_teacher(
     for number in range(meta.num_shards):
         rows = meta.shard_rows(number)
         maps = rng.normal(size=(len(rows), GRID, GRID, WIDTH)).astype(np.float32)
-        writer = ShardWriter(path, spec.name, number)
-        writer.write_sharded(
-            "spatial", list(maps.astype(np.float16)), grid=(0, number, 0, 0, 0), chunks_per_shard=meta.shard_images
-        )
-        tokens = maps.reshape(-1, WIDTH).astype(np.float64)
-        writer.write_plain("stats/spatial", np.stack([tokens.sum(0), (tokens**2).sum(0)])[None], grid=(number, 0, 0))
-        if spec.summary_dim is not None:
-            chunk = np.full((1, meta.shard_images, spec.summary_dim), np.nan, np.float16)
-            for place, row in enumerate(rows):
-                chunk[0, place] = directions[labels[row]] + rng.normal(0, 0.6, spec.summary_dim)
-            writer.write_plain("summary", chunk, grid=(0, number, 0))
-            kept = chunk[0, : len(rows)].astype(np.float64)
-            writer.write_plain("stats/summary", np.stack([kept.sum(0), (kept**2).sum(0)])[None], grid=(number, 0, 0))
-        writer.commit(
-            {"first_row": rows[0], "num_rows": len(rows), "num_tokens": len(tokens), "failures": ()}
-        )  # fmt: skip
+        features: dict[int, Features] = {}
+        for place, row in enumerate(rows):
+            summary = None
+            if spec.summary_dim is not None:
+                summary = directions[labels[row]] + rng.normal(0, 0.6, spec.summary_dim)
+            features[row] = (summary, maps[place])
+        write_teacher_shard(path, meta, number, spec, Half(), features)
 
 
 def write_run(

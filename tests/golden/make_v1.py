@@ -14,14 +14,13 @@ from radio_cache.codecs import Half
 from radio_cache.crops import ViewGeometry
 from radio_cache.schema import (
     IMAGENET_PIXELS,
-    IMAGES_UNIT,
     CacheMeta,
     Container,
     Failure,
-    ImageStatus,
     TeacherSpec,
 )
-from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
+from radio_cache.testing import write_images_shard, write_teacher_shard
+from radio_cache.writer import ImageIndex, add_teacher, create_cache
 
 KEYS = ("photos/cat/Mädchen mit Katze.jpg", "photos/cat/2.png", "photos/dog/1.jpg", "train-000.tar/broken.jpg",
         "train-000.tar/0001.jpg")  # fmt: skip
@@ -73,50 +72,29 @@ def make(path: Path) -> None:
     )  # fmt: skip
     create_cache(path, META, index)
     for shard in range(META.num_shards):
-        write_images_shard(path, shard)
+        write_images(path, shard)
     a, b = spec("golden-a", summary_dim=4, spatial_dim=3), spec("golden-b", summary_dim=None, spatial_dim=1)
     for teacher in (a, b):
         add_teacher(path, META, teacher)
     for shard in range(META.num_shards):
-        write_teacher_shard(path, a, shard)
+        write_teacher(path, a, shard)
     for shard in range(META.num_shards - 1):
-        write_teacher_shard(path, b, shard)
+        write_teacher(path, b, shard)
 
 
-def fields(shard: int, num_tokens: int) -> dict[str, object]:
-    rows = META.shard_rows(shard)
-    failures = (UNUSABLE,) if UNUSABLE.row in rows else ()
-    return {"first_row": rows[0], "num_rows": len(rows), "num_tokens": num_tokens, "failures": failures}
+def write_images(path: Path, shard: int) -> None:
+    sizes_hw = {row: (100 + row, 200 + row) for row in range(META.num_images) if row != UNUSABLE.row}
+    write_images_shard(path, META, shard, sizes_hw, {row: bytes([row] * 16) for row in range(META.num_images)}, [UNUSABLE])
 
 
-def write_images_shard(path: Path, shard: int) -> None:
-    status, size_hw, digest = np.zeros(2, np.uint8), np.zeros((2, 2), np.int32), np.zeros((2, 16), np.uint8)
-    for place, row in enumerate(META.shard_rows(shard)):
-        status[place] = ImageStatus.UNUSABLE if row == UNUSABLE.row else ImageStatus.OK
-        size_hw[place] = (0, 0) if row == UNUSABLE.row else (100 + row, 200 + row)
-        digest[place] = row
-    writer = ShardWriter(path, IMAGES_UNIT, shard)
-    writer.write_plain("status", status, grid=(shard,))
-    writer.write_plain("size_hw", size_hw, grid=(shard, 0))
-    writer.write_plain("digest", digest, grid=(shard, 0))
-    writer.commit(fields(shard, 0))
-
-
-def write_teacher_shard(path: Path, teacher: TeacherSpec, shard: int) -> None:
-    rows = [row for row in META.shard_rows(shard) if row != UNUSABLE.row]
-    maps = {row: map_of(row, teacher.spatial_dim) for row in rows}
-    writer = ShardWriter(path, teacher.name, shard)
-    codes = [Half().encode(maps[row].astype(np.float32)) if row in maps else None for row in META.shard_rows(shard)]
-    writer.write_sharded("spatial", codes, grid=(0, shard, 0, 0, 0), chunks_per_shard=2)
-    tokens = np.stack(list(maps.values())).reshape(-1, teacher.spatial_dim)
-    writer.write_plain("stats/spatial", np.stack([tokens.sum(0), (tokens**2).sum(0)])[None], grid=(shard, 0, 0))
-    if teacher.summary_dim is not None:
-        values = np.array([[summary_value(row, c) for c in range(teacher.summary_dim)] for row in rows])
-        chunk = np.full((1, 2, teacher.summary_dim), np.nan, np.float16)
-        chunk[0, : len(rows)] = values
-        writer.write_plain("summary", chunk, grid=(0, shard, 0))
-        writer.write_plain("stats/summary", np.stack([values.sum(0), (values**2).sum(0)])[None], grid=(shard, 0, 0))
-    writer.commit(fields(shard, len(tokens)))
+def write_teacher(path: Path, teacher: TeacherSpec, shard: int) -> None:
+    channels = range(teacher.summary_dim or 0)
+    features = {
+        row: (np.array([summary_value(row, c) for c in channels]), map_of(row, teacher.spatial_dim))
+        for row in META.shard_rows(shard)
+        if row != UNUSABLE.row
+    }
+    write_teacher_shard(path, META, shard, teacher, Half(), features, failures=[UNUSABLE])
 
 
 if __name__ == "__main__":

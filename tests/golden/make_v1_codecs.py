@@ -6,6 +6,7 @@ encoding, and everything they are multiplied with is a sum of few powers of two,
 rounding, in any order of sums, on any machine.
 """
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +22,13 @@ from radio_cache.fidelity import Fidelity
 from radio_cache.hadamard import hadamard
 from radio_cache.schema import (
     IMAGENET_PIXELS,
-    IMAGES_UNIT,
     CacheMeta,
     Container,
     Failure,
-    ImageStatus,
     TeacherSpec,
 )
-from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
+from radio_cache.testing import write_images_shard, write_teacher_shard
+from radio_cache.writer import ImageIndex, add_teacher, create_cache
 
 CACHES = {
     "v1-codecs.zarr": ("golden-int8", "golden-packed", "golden-zstd"),
@@ -144,48 +144,26 @@ def make(path: Path) -> None:
     nowhere = np.full(len(KEYS), -1, np.int64)
     create_cache(path, META, ImageIndex(KEYS, np.array([0, 0, 1], np.int32), np.zeros(3, np.int32), nowhere, nowhere))
     for shard in range(META.num_shards):
-        write_images_shard(path, shard)
+        write_images(path, shard)
     for name in CACHES[path.name]:
         codec = codecs()[name]
         add_teacher(path, META, spec(name, codec), codec)
         for shard in range(META.num_shards):
-            write_teacher_shard(path, name, codec, shard)
+            write_teacher(path, name, codec, shard)
 
 
-def fields(shard: int, **more: Any) -> dict[str, Any]:
-    rows = META.shard_rows(shard)
-    failures = (UNUSABLE,) if UNUSABLE.row in rows else ()
-    return {"first_row": rows[0], "num_rows": len(rows), "failures": failures, **more}
+def write_images(path: Path, shard: int) -> None:
+    sizes_hw = {row: (100 + row, 150 + row) for row in range(META.num_images) if row != UNUSABLE.row}
+    write_images_shard(path, META, shard, sizes_hw, {row: bytes([row] * 16) for row in range(META.num_images)}, [UNUSABLE])
 
 
-def write_images_shard(path: Path, shard: int) -> None:
-    status, size_hw, digest = np.zeros(2, np.uint8), np.zeros((2, 2), np.int32), np.zeros((2, 16), np.uint8)
-    for place, row in enumerate(META.shard_rows(shard)):
-        status[place] = ImageStatus.UNUSABLE if row == UNUSABLE.row else ImageStatus.OK
-        size_hw[place] = (0, 0) if row == UNUSABLE.row else (100 + row, 150 + row)
-        digest[place] = row
-    writer = ShardWriter(path, IMAGES_UNIT, shard)
-    writer.write_plain("status", status, grid=(shard,))
-    writer.write_plain("size_hw", size_hw, grid=(shard, 0))
-    writer.write_plain("digest", digest, grid=(shard, 0))
-    writer.commit(fields(shard, num_tokens=0))
-
-
-def write_teacher_shard(path: Path, name: str, codec: Codec, shard: int) -> None:
-    rows = META.shard_rows(shard)
-    usable = [row for row in rows if row != UNUSABLE.row]
-    writer = ShardWriter(path, name, shard)
-    rest = (0,) * len(codec.row_shape(GRID_HW, CHANNELS))
-    stored = [codes(name, row) if row in usable else None for row in rows]
-    writer.write_sharded("spatial", stored, grid=(0, shard, *rest), chunks_per_shard=2, zstd_level=codec.zstd_level)
-    tokens = codec.decode(np.stack([codes(name, row) for row in usable])).reshape(-1, CHANNELS).astype(np.float64)
-    writer.write_plain("stats/spatial", np.stack([tokens.sum(0), (tokens**2).sum(0)])[None], grid=(shard, 0, 0))
-    summary = np.full((1, 2, 2), np.nan, np.float16)
-    values = np.array([[row, row / 2] for row in usable])
-    summary[0, [row - rows[0] for row in usable]] = values
-    writer.write_plain("summary", summary, grid=(0, shard, 0))
-    writer.write_plain("stats/summary", np.stack([values.sum(0), (values**2).sum(0)])[None], grid=(shard, 0, 0))
-    writer.commit(fields(shard, num_tokens=len(tokens), fidelity=replace(FIDELITY, num_tokens=len(tokens))))
+def write_teacher(path: Path, name: str, codec: Codec, shard: int) -> None:
+    stored = {row: codes(name, row) for row in META.shard_rows(shard) if row != UNUSABLE.row}
+    features = {row: (np.array([row, row / 2]), codec.decode(code[None])[0]) for row, code in stored.items()}
+    fidelity = replace(FIDELITY, num_tokens=len(stored) * math.prod(GRID_HW))
+    write_teacher_shard(
+        path, META, shard, spec(name, codec), codec, features, codes=stored, failures=[UNUSABLE], fidelity=fidelity
+    )
 
 
 if __name__ == "__main__":
