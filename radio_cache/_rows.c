@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/uio.h>
 
+#define VERSION 2 /* one more whenever a function takes or returns something else: compiled.py asks for it */
 #define TARGET __attribute__((target("sse4.2")))
 #define CRC_BYTES 4
 #define PIECE (256 << 10) /* bytes read before they are checked, while the processor's cache still holds them */
@@ -304,11 +305,11 @@ static void in_child(void) {
 
 static PyObject *py_crc32c(PyObject *module, PyObject *args) {
     Py_buffer data;
-    int lanes = 0; /* the way of older processors, for tests on others */
-    if (!PyArg_ParseTuple(args, "y*|p", &data, &lanes)) return NULL;
-    uint32_t crc;
+    unsigned int crc = 0; /* of what comes before */
+    int lanes = 0;        /* the way of older processors, for tests on others */
+    if (!PyArg_ParseTuple(args, "y*|Ip", &data, &crc, &lanes)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    crc = lanes ? ~in_lanes(~0u, data.buf, data.len) : extended(0, data.buf, data.len);
+    crc = lanes ? ~in_lanes(~crc, data.buf, data.len) : extended(crc, data.buf, data.len);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     return PyLong_FromUnsignedLong(crc);
@@ -382,7 +383,7 @@ PyMODINIT_FUNC PyInit__rows(void) {
     choose_way();
     if (pthread_atfork(before_fork, in_parent, in_child)) return PyErr_NoMemory();
     PyObject *module = PyModule_Create(&definition);
-    if (!module || PyModule_AddIntConstant(module, "CUT_SHORT", CUT_SHORT) < 0 ||
+    if (!module || PyModule_AddIntConstant(module, "VERSION", VERSION) < 0 || PyModule_AddIntConstant(module, "CUT_SHORT", CUT_SHORT) < 0 ||
         PyModule_AddIntConstant(module, "OTHER_BYTES", OTHER_BYTES) < 0)
         return NULL;
     return module;

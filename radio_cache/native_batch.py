@@ -12,18 +12,14 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.compiled import rows as compiled
 from radio_cache.errors import CorruptShardError
 from radio_cache.known_shards import ABSENT_CHUNK, KnownShard, OpenFile
 from radio_cache.shard_batches import LocalBatch, decompress, scratch
 from radio_cache.shards import CRC_BYTES
 
-try:
-    from radio_cache import _rows as compiled
-except ImportError:
-    compiled: Any = None
-
-AVAILABLE: bool = compiled is not None and not os.environ.get("RADIO_CACHE_PURE_PYTHON")
-"""Whether compiled code reads rows. The environment's RADIO_CACHE_PURE_PYTHON=1 does without, to compare."""
+AVAILABLE: bool = compiled is not None
+"""Whether compiled code reads rows."""
 
 Ints = NDArray[np.integer[Any]]
 

@@ -13,6 +13,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.compiled import rows as compiled
 from radio_cache.errors import CorruptShardError
 
 CRC_BYTES = 4
@@ -25,9 +26,11 @@ Chunk = bytes | memoryview
 """Stored bytes of a chunk; a memoryview is flat and counts bytes."""
 
 
-def crc32c(data: bytes | memoryview) -> int:
-    """CRC-32C (Castagnoli) of the bytes, without copying them."""
-    return google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
+def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
+    """CRC-32C (Castagnoli) of the bytes, without copying them. crc: of the bytes before these."""
+    if compiled is not None:  # several times faster, and other threads go on meanwhile
+        return compiled.crc32c(data, crc)
+    return google_crc32c.extend(crc, np.frombuffer(data, dtype=np.uint8))
 
 
 def file_crc32c(data: bytes) -> int:
@@ -43,7 +46,7 @@ def parts_crc32c(parts: Sequence[Chunk]) -> int:
     """`file_crc32c` of the file these parts make; the last part is its last four bytes."""
     crc = 0
     for part in parts[:-1]:
-        crc = google_crc32c.extend(crc, np.frombuffer(part, dtype=np.uint8))
+        crc = crc32c(part, crc)
     return crc
 
 
