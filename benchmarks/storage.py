@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from storage_peers import PEERS, Layout, Reader, Rows
 from storage_report import BATCHES, COLLATE, LIBRARY, LIBRARY_READ, RING, RING_COPYING, Figure, keep, write_report
 
+from radio_cache import native_batch
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.hadamard import hadamard
 from radio_cache.moments import Moments
@@ -473,6 +474,8 @@ def main() -> None:
     absent = [name for name, peer in PEERS.items() if not peer.installed]
     if absent:
         print("not installed, and left out: " + ", ".join(absent))
+    if not native_batch.AVAILABLE:
+        print("the compiled reader is not there, or of before an update (pip install -e .): this measures Python's")
     plan = Plan(rounds=args.rounds, seconds=args.seconds, num_bytes=args.megabytes << 20, min_rows=2 * COLD_ROWS)
     figures: list[Figure] = []
     for map_name in args.maps:

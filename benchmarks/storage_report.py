@@ -59,19 +59,19 @@ WARM = "warm, 1 process"
 BARS = (
     Bar(WARM, peers.OURS, peers.PREAD, 0.8, each=True),
     Bar(WARM, peers.OURS, peers.PREAD, 1.0),
-    Bar(WARM, peers.OURS_CHECKED_2, peers.PREAD, 1.0),
-    Bar(WARM, peers.OURS_2, peers.MEMMAP, 1.1),
+    Bar(WARM, peers.OURS_CHECKED_2, peers.PREAD, 1.2),
+    Bar(WARM, peers.OURS_2, peers.MEMMAP, 1.3),
     *(
         Bar(WARM, ours, theirs, least)
         for theirs, least in (
-            (peers.ONE_BY_ONE, 10), (peers.FANCY, 300), (peers.TENSORSTORE, 2.5), (peers.NPY, 2.0), (peers.LITDATA, 1.8),
-            (peers.MOSAIC, 1.6),
+            (peers.ONE_BY_ONE, 15), (peers.FANCY, 400), (peers.TENSORSTORE, 3.0), (peers.NPY, 2.5), (peers.LITDATA, 2.0),
+            (peers.MOSAIC, 1.7),
         )
         for ours in (peers.OURS, peers.OURS_CHECKED_2)
     ),
     Bar("cold", peers.OURS_8, peers.PREAD, 2.0),
     Bar("cold", peers.OURS_8, peers.PREAD_8, 0.9),
-    Bar("delivered", RING, BATCHES, 3.0),
+    Bar("delivered", RING, BATCHES, 4.0),
     Bar("delivered", RING, COLLATE, 6.0),
     Bar("delivered", RING, RING_COPYING, 0.8),
     *(
