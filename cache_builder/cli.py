@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cache_builder.align_error_cli import align_error
 from cache_builder.copy_cli import copy
-from cache_builder.plan_cli import plan_command
+from cache_builder.plan_cli import human_seconds, plan_command
 from cache_builder.verify_cli import repair, verify
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup, SectionedCommand
@@ -282,14 +282,14 @@ def _build_table(report: "BuildReport") -> Table:
     cache = report.cache
     usable = cache.num_images - report.unusable
     rows = table(
-        "", "teacher", "images", "computed now", "images/s", "seconds", "codec", "cosine", "bytes/image", "stored"
+        "", "teacher", "images", "made now", "images/s", "time", "codec", "cosine", "bytes/image", "stored"
     )
     for result in report.results:
         teacher = cache.teachers[result.name]
         stored = teacher.stored_bytes()
         rate = f"{result.images / result.seconds:.1f}" if result.images else "-"
         rows.add_row(
-            result.name, str(usable), str(result.images), rate, f"{result.seconds:.1f}", codec_label(teacher.spec.codec),
+            result.name, str(usable), str(result.images), rate, human_seconds(result.seconds), codec_label(teacher.spec.codec),
             cosine(teacher.fidelity()), human_bytes(stored / max(1, usable)), human_bytes(stored),
         )  # fmt: skip
     return rows

@@ -139,11 +139,11 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
         collapse_padding=narrow,
     )  # fmt: skip
     for position, name in enumerate(columns):
-        # The first column names the row and, as numbers, is never broken; other text folds.
+        # Numbers are never broken, and what names the row is not while there is room; other text folds.
         number = position >= left
         made.add_column(
             _HEADER_BREAKS.sub("\n", name) if narrow and number else name, justify="right" if number else "left",
-            overflow="ellipsis" if number else "fold", no_wrap=number or position == 0,
+            overflow="ellipsis" if number else "fold", no_wrap=number or (position == 0 and not narrow),
         )  # fmt: skip
     return made
 

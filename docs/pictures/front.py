@@ -1,6 +1,6 @@
-"""Draws front.jpg, photo, teacher, cache, student: `python docs/pictures/front.py DEMO WORK`, a minute on a CPU.
+"""Draws front.jpg, photo, teacher, cache, student: `python docs/pictures/front.py WORK`, a few minutes on a CPU.
 
-DEMO is what `radio-cache demo --out DEMO` made, WORK a folder for a cache; photographs are those of scikit-image.
+WORK is a folder for a cache and a run; photographs are those of scikit-image.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
-from make import PHOTOS, square, student_maps, table
+from make import PHOTOS, square, table
 from PIL import Image
 
 from evals.encoders import recorded_teacher
@@ -20,12 +20,12 @@ from trainer import load_student
 
 HERE = Path(__file__).parent
 MORE_PHOTOS = (skimage.data.immunohistochemistry, skimage.data.retina)
-SIDE_PX = 640
+SIDE_PX, STUDENT_PX = 640, 224
 TEACHER = "efficientnet-lite0"
 
 
 def photos_in(folder: Path) -> Path:
-    """Each photo as a square, and thirteen crops of it, which the codec is calibrated on."""
+    """Each photo as a square, and thirteen crops of it, which the codec is calibrated on and the student trained."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for make in (*PHOTOS, *MORE_PHOTOS):
@@ -45,10 +45,12 @@ def run(*command: object) -> None:
 
 
 def main() -> None:
-    demo, work = map(Path, sys.argv[1:])
+    work = Path(sys.argv[1])
     cache = work / "photos.zarr"
     run("radio-cache", "build", "--images", photos_in(work / "photos"), "--teacher", TEACHER, "--size", SIDE_PX, "--fit",
         "squash", "--codec", "klt", "--out", cache)  # fmt: skip
+    run("radio-train", "--cache", cache, "--student", "e-radio-tiny", "--image-size", STUDENT_PX, "--batch-size", 8,
+        "--steps", 300, "--set", "crop_area=0.6,1", "--out", work / "run")  # fmt: skip
     cached = Cache(cache)
     teacher = recorded_teacher(cached.teachers[TEACHER].spec, device=torch.device("cpu"))
     rows = [cached.index.keys.index(f"{make.__name__}-0.png") for make in PHOTOS]
@@ -56,7 +58,10 @@ def main() -> None:
     with torch.inference_mode():
         live = next(iter(teacher.outputs(pixels).maps.values())).numpy()
     stored = cached.teachers[TEACHER].maps(rows)
-    student = student_maps(load_student(demo / "run", adaptors=[TEACHER]), [make() for make in PHOTOS])[TEACHER]
+    small = torch.from_numpy(np.stack([square(make(), STUDENT_PX) for make in PHOTOS])).permute(0, 3, 1, 2).float() / 255
+    model = load_student(work / "run", adaptors=[TEACHER])
+    with torch.inference_mode():
+        student = model(small, feature_fmt="NCHW")[TEACHER].spatial.permute(0, 2, 3, 1).numpy()
     colours = PcaColours.fit(live)
     cells = [[square(make(), 180) for make in PHOTOS]]
     cells += [[colours.colours(one) for one in maps] for maps in (live, stored, student)]

@@ -56,7 +56,7 @@ def test_a_build_ends_with_a_table_and_the_next_command(run: Run, tmp_path: Path
     result = run()
     assert result.exit_code == 0, result.output
     title, first, second, *_ = result.stdout.splitlines()
-    columns = "teacher images computed now images/s seconds codec cosine bytes/image stored"
+    columns = "teacher images made now images/s time codec cosine bytes/image stored"
     assert title.split() == columns.split()
     assert first.split()[:3] == ["fake-a", "10", "10"]
     assert second.split()[:3] == ["fake-maps", "10", "10"]
