@@ -1,197 +1,319 @@
 """What caching costs in quality: the same student, steps and images, from targets made in different ways.
 
-    python benchmarks/quality.py prepare --images cifar10/ --work WORK     # caches of EfficientNet-Lite0 at three sizes
-    python benchmarks/quality.py run --work WORK [--only one-level,online] [--codecs half] [--seeds 3] [--steps 300]
-    python benchmarks/quality.py report                                    # table, and docs/assets/quality.png
+    python benchmarks/quality.py prepare --images cifar10/ --work WORK
+    python benchmarks/quality.py run --work WORK [--only one-level,online] [--codecs half] [--seeds 3] [--epochs 30]
+    python benchmarks/quality.py report                                    # tables, and docs/assets/quality.png
 
-Every run appends a line to benchmarks/results/quality.jsonl and is not done again, so that `run` may be stopped and started.
+Every run appends a line with all its settings to benchmarks/results/quality.jsonl and is not done again, so that `run` may be
+stopped and started.
 
 online     the teacher runs on the very crop: the reference
 one-level  crops of random size; targets from the map of the whole image at the teacher's own size
 nearest    the same crops; targets from the level whose magnification is nearest (96, 128 or 192 px)
 draw       crops drawn so that a level fits
-views      4 fixed crops an image, of which every step takes one, exact targets: what `build --views 4` stores, computed live
+views      one of 4 crops an image that the teacher saw, kept in the cache: `build --views 4`, views=1
 no-crops   the whole image, always: what is usual with cached features
 
-Measured on the test images, which no run saw: k-NN (k = 20) of the student's own summaries, bank the training images; and the
-cosine between the student's map of the whole image and the teacher's, token by token, both less the teacher's mean token.
+Measured on images that no run saw: k-NN (k = 20) of the student's own summaries, every held-out image against all others, shown
+whole, and shown as its centre, 0.8 of the sides, at the same size (crops show things magnified, and so does that: arXiv
+1906.06423); and the cosine between the student's map and the teacher's, standardised, token by token, of whole images and of
+crops that the teacher saw live.
 """
 
 import argparse
 import json
 import statistics
+import tarfile
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from live_teacher import LiveData, LiveTargets
+from PIL import Image
+from torch import Tensor
 
+from cache_builder.allocator import keep_blocks
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.calibrate import wanted_codec
 from cache_builder.teachers import TeacherOptions
 from radio_cache.codecs.calibrate import CodecRequest
-from radio_cache.crops import crop_weights
+from radio_cache.crops import BoxXYXY
+from radio_cache.extra_views import ViewSampling
 from radio_cache.reader import Cache
-from radio_cache.torch import crop_maps
-from trainer.checkpoint import Progress
+from trainer.batch import Batch, student_images
 from trainer.data import CropData, student_pixels
-from trainer.export import load_student
-from trainer.loop import TrainConfig, TrainingRun, run_steps
-from trainer.monitor import knn_predictions
+from trainer.order import FullOrder
 from trainer.processes import Processes
 from trainer.recipe import Recipe, everywhere
 from trainer.recipes import quick
+from trainer.targets import TargetMaker
+from trainer.train_config import TrainConfig
+from trainer.training_run import TrainingRun
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
-TEACHER, SIZES, STUDENT_PX = "efficientnet-lite0", (96, 128, 192), 64
+TEACHER, SIZES, STUDENT_PX, BATCH = "efficientnet-lite0", (96, 128, 192), 64, 64
 CODECS = {"half": None, "klt-0.999": 0.999, "klt-0.99": 0.99, "klt-0.95": 0.95}
 SETTINGS = ("online", "one-level", "nearest", "draw", "views", "no-crops")
-VIEWS = 4
+LIVE = ("online",)
+SHOWN = {"whole": 1.0, "centre": 0.8}
+"""How held-out images are shown -> the share of their sides."""
+
+VIEWS, K, TEMPERATURE = 4, 20, 0.07
+CURVE_IMAGES, COSINE_IMAGES, CURVE_POINTS = 1000, 500, 3
+HELD_OUT_AREA = (0.25, 1.0)
+KEY = ("setting", "codec", "seed", "images", "epochs", "area")
+"""What makes two runs the same."""
 
 
-def recipe_of(setting: str, seed: int, steps: int) -> Recipe:
-    recipe = everywhere(quick(), image_px=STUDENT_PX, steps=steps, warmup_steps=steps // 10)
-    area = (1.0, 1.0) if setting == "no-crops" else (0.25, 1.0)
-    ratio = (1.0, 1.0) if setting == "no-crops" else recipe.crop_ratio
-    match = {"nearest": "nearest", "draw": "draw"}.get(setting, "off")
+def recipe_of(setting: str, args: argparse.Namespace, seed: int) -> Recipe:
+    steps = args.epochs * args.train_images // BATCH
+    recipe = everywhere(quick(), image_px=STUDENT_PX, batch_images=BATCH, steps=steps, warmup_steps=steps // 10)
+    whole = setting == "no-crops"
     return replace(
         recipe,
         name=f"quality-{setting}",
-        crop_area=area,
-        crop_ratio=ratio,
-        match=match,
+        crop_area=(1.0, 1.0) if whole else (args.least_area, 1.0),
+        crop_ratio=(1.0, 1.0) if whole else recipe.crop_ratio,
+        match={"nearest": "nearest", "draw": "draw"}.get(setting, "off"),
+        views=float(setting == "views"),
         seed=seed,
-        checkpoint_every=10**6,
     )
 
 
+def cache_of(args: argparse.Namespace, setting: str, codec: str) -> Path:
+    return args.work / f"train-{args.train_images}-{'views' if setting == 'views' else codec}.zarr"
+
+
 def prepare(args: argparse.Namespace) -> None:
+    """Caches of the training images, of their views, and of the images held out, from which pixels and maps are measured."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    train = args.work / f"train-{args.train_images}.tar"
+    first, *others = sorted(args.images.glob("train-*.tar"))
+    with tarfile.open(first) as source, tarfile.open(train, "w") as kept:
+        members = source.getmembers()
+        for member in members[: args.train_images * len({Path(m.name).suffix for m in members})]:
+            kept.addfile(member, source.extractfile(member))
     for codec in args.codecs.split(","):
-        for split, tars in (("train", [f"train-00{n}.tar" for n in range(args.tars)]), ("test", ["test-000.tar"])):
-            if split == "test" and codec != "half":
-                continue
-            request = CodecRequest(name="half") if codec == "half" else CodecRequest(name="klt", fidelity=CODECS[codec])
-            teachers: dict[str, TeacherOptions] = {}
-            for size in SIZES[: args.levels] if split == "train" else SIZES[:1]:
-                name = TEACHER if size == SIZES[0] else f"{TEACHER}@{size}"
-                teachers[name] = TeacherOptions(
-                    size_px=size,
-                    fit="squash",
-                    codec=wanted_codec(request),
-                    level_of=None if size == SIZES[0] else TEACHER,
-                )
-            started = time.perf_counter()
-            build_cache(BuildConfig(
-                images=tuple(str(args.images / tar) for tar in tars), out=args.work / f"{split}-{codec}.zarr", teachers=teachers,
-            ), say=print)  # fmt: skip
-            print(f"{split}-{codec}: {time.perf_counter() - started:.0f} s")
+        request = CodecRequest(name="half") if codec == "half" else CodecRequest(name="klt", fidelity=CODECS[codec])
+        _build([train], cache_of(args, "", codec), {
+            TEACHER if size == SIZES[0] else f"{TEACHER}@{size}": TeacherOptions(
+                size_px=size, fit="squash", codec=wanted_codec(request), level_of=None if size == SIZES[0] else TEACHER,
+            ) for size in SIZES
+        })  # fmt: skip
+    half = wanted_codec(CodecRequest(name="half"))
+    options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=half)
+    sampling = ViewSampling(seed=0, area=(args.least_area, 1.0), ratio=quick().crop_ratio, flip_share=0.0)
+    views = replace(options, views=1 + VIEWS, view_sampling=sampling)
+    _build([train], cache_of(args, "views", ""), {TEACHER: views})
+    _build([*others, *sorted(args.images.glob("test-*.tar"))], args.work / "held-out.zarr", {TEACHER: options})
 
 
-def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> dict[str, Any]:
-    cache = args.work / f"train-{codec}.zarr"
-    with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        out = Path(folder) / "run"
-        config = TrainConfig(cache=cache, recipe=recipe_of(setting, seed, args.steps), out=out, data_threads=1)
-        run = TrainingRun(config, Processes())
-        if setting in ("online", "views"):
-            for data in (cast(Any, one) for one in run.groups.values()):
-                data.__class__ = LiveData
-                data.views = VIEWS if setting == "views" else None
-            cast(Any, run).targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache, TEACHER)}
-        run.claim()
-        started = time.perf_counter()
-        run_steps(run, Progress())
-        seconds = time.perf_counter() - started
-        last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-        return {
-            "setting": setting, "codec": codec, "seed": seed, "steps": args.steps, "train_s": round(seconds, 1),
-            "loss": last["loss"], **measured(out, Cache(args.work / "train-half.zarr"), Cache(args.work / "test-half.zarr")),
-        }  # fmt: skip
+def _build(images: list[Path], out: Path, teachers: dict[str, TeacherOptions]) -> None:
+    build_cache(BuildConfig(images=tuple(map(str, images)), out=out, teachers=teachers), say=print)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that no run sees, and what the teacher says of them.
+
+    pixels: by the way they are shown. whole, crops: batches and their targets.
+    """
+
+    pixels: dict[str, Tensor]
+    labels: Tensor
+    whole: list[tuple[Batch, Tensor]]
+    crops: list[tuple[Batch, Tensor]]
+
+
+@cache
+def held_out(work: Path, train: Path) -> HeldOut:
+    held, known = Cache(work / "held-out.zarr"), Cache(train)
+    rows = np.arange(held.num_images, dtype=np.int64)
+    recipe = everywhere(quick(), image_px=STUDENT_PX, batch_images=100, steps=1)
+    maker = TargetMaker(
+        known, known.teachers.levels(TEACHER)[:1], recipe, np.arange(known.num_images), torch.device("cpu")
+    )
+    live = LiveTargets(maker, held, TEACHER)
+
+    def data(kind: type[CropData], area: tuple[float, float], ratio: tuple[float, float]) -> CropData:
+        mine = replace(recipe, crop_area=area, crop_ratio=ratio, match="off")
+        grid = STUDENT_PX // 16
+        made = CropData(
+            held,
+            [TEACHER],
+            mine,
+            rows,
+            FullOrder(rows, (5,), 100),
+            seed=(5,),
+            image_px=STUDENT_PX,
+            grid_hw=(grid, grid),
+        )
+        made.__class__ = kind
+        return made
+
+    def answers(made: CropData, make: Any) -> list[tuple[Batch, Tensor]]:
+        batches = [made.batch(number, 0, 100) for number in range(COSINE_IMAGES // 100)]
+        return [(batch, make(batch.teachers[0]).spatial.clone()) for batch in batches]
+
+    whole = data(CropData, (1.0, 1.0), (1.0, 1.0))
+    images = [whole.image(int(row)) for row in rows]
+    side = (STUDENT_PX, STUDENT_PX)
+    pixels = {
+        name: torch.from_numpy(np.stack([student_pixels(image, side, _centre(image, share)) for image in images]))
+        for name, share in SHOWN.items()
+    }
+    return HeldOut(
+        pixels, torch.from_numpy(held.index.labels.astype(np.int64)), answers(whole, maker),
+        answers(data(LiveData, HELD_OUT_AREA, quick().crop_ratio), live),
+    )  # fmt: skip
+
+
+def _centre(image: Image.Image, share: float) -> BoxXYXY:
+    w, h = image.width, image.height
+    return (w * (1 - share) / 2, h * (1 - share) / 2, w * (1 + share) / 2, h * (1 + share) / 2)
 
 
 @torch.inference_mode()
-def measured(run: Path, bank: Cache, test: Cache) -> dict[str, float]:
-    model = load_student(run, adaptors="all")
+def summaries(run: TrainingRun, pixels: Tensor) -> Tensor:
+    return torch.cat([
+        run.model.student(part.permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=torch.channels_last)).summary
+        for part in pixels.split(100)
+    ])  # fmt: skip
 
-    def features(cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
-        data = CropData.__new__(CropData)
-        data.cache = cache
-        summaries, maps = [], []
-        for first in range(0, cache.num_images, 100):
-            rows = range(first, min(first + 100, cache.num_images))
-            pixels = np.stack([student_pixels(data.image(row), (STUDENT_PX, STUDENT_PX)) for row in rows])
-            out = model(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-            summaries.append(out["backbone"].summary)
-            maps.append(out[TEACHER].spatial)
-        return torch.cat(summaries), torch.cat(maps)
 
-    known, _ = features(bank)
-    asked, said = features(test)
-    labels = torch.from_numpy(bank.index.labels.astype(np.int64))
-    top1 = float((knn_predictions(known, labels, asked).numpy() == test.index.labels).mean())
-    teacher = test.teachers[TEACHER]
-    rows = np.arange(test.num_images)
-    boxes = [(0.0, 0.0, float(w), float(h)) for h, w in test.sizes_hw]
-    side = STUDENT_PX // model.student.patch_size
-    sizes = [(int(h), int(w)) for h, w in test.sizes_hw]
-    weights = crop_weights(boxes, sizes, teacher.spec.geometry, out_hw=(side, side))
-    true = crop_maps(torch.from_numpy(teacher.maps(rows)), *map(torch.from_numpy, (weights.rows, weights.columns)))
-    mean = torch.from_numpy(teacher.spatial_mean_std()[0]).float()
-    cosine = torch.nn.functional.cosine_similarity(said - mean, true - mean, dim=-1)
-    return {"knn": top1, "cosine": float(cosine.mean())}
+def knn_of_others(features: Tensor, labels: Tensor) -> float:
+    """Top-1 of every image, by the labels of its nearest among all the others."""
+    features = torch.nn.functional.normalize(features, dim=1)
+    right = 0
+    for first in range(0, len(features), 1000):
+        near = features[first : first + 1000] @ features.T
+        mine = torch.arange(len(near))
+        near[mine, mine + first] = -1.0
+        found = near.topk(K)
+        votes = torch.zeros(len(near), int(labels.max()) + 1)
+        votes.scatter_add_(1, labels[found.indices], torch.exp(found.values / TEMPERATURE))
+        right += int((votes.argmax(1) == labels[first : first + 1000]).sum())
+    return right / len(features)
+
+
+@torch.inference_mode()
+def cosine(run: TrainingRun, answered: list[tuple[Batch, Tensor]]) -> float:
+    found: list[Tensor] = []
+    for batch, true in answered:
+        features = run.model.student(student_images(batch, torch.channels_last))
+        side = STUDENT_PX // run.model.student.patch_size
+        said = run.model.adaptors(features, (side, side), (TEACHER,))[TEACHER].spatial
+        found.append(torch.nn.functional.cosine_similarity(said, true, dim=-1).mean(1))
+    return float(torch.cat(found).mean())
+
+
+def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> dict[str, Any]:
+    held = held_out(args.work, cache_of(args, "", "half"))
+    recipe = recipe_of(setting, args, seed)
+    with tempfile.TemporaryDirectory() as out:
+        config = TrainConfig(cache=cache_of(args, setting, codec), recipe=recipe, out=Path(out), data_threads=1)
+        run = TrainingRun(config, Processes())
+    if setting in LIVE:
+        for data in run.groups.values():
+            data.__class__ = LiveData
+        cast(Any, run).targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache, TEACHER)}
+    started, losses, curve = time.process_time(), list[float](), list[Any]()
+    every = max(1, recipe.steps // CURVE_POINTS)
+    with run.feed(0) as feed:
+        fed = iter(feed)
+        for step in range(recipe.steps):
+            run.model.train()
+            losses.append(run.step(step, fed)[0].total)
+            if (step + 1) % every == 0:
+                run.model.eval()
+                few = summaries(run, held.pixels["whole"][:CURVE_IMAGES])
+                knn = knn_of_others(few, held.labels[:CURVE_IMAGES])
+                curve.append(
+                    [round((step + 1) * BATCH / args.train_images, 1), knn, round(statistics.fmean(losses[-every:]), 4)]
+                )
+    cpu_s = time.process_time() - started
+    run.model.eval()
+    knn = {f"knn_{shown}": knn_of_others(summaries(run, pixels), held.labels) for shown, pixels in held.pixels.items()}
+    return {
+        "setting": setting, "codec": codec, "seed": seed, "images": args.train_images, "epochs": args.epochs,
+        "area": args.least_area, "steps": recipe.steps, "held_out": len(held.labels), "cpu_s": round(cpu_s), **knn,
+        "cosine_whole": round(cosine(run, held.whole), 4), "cosine_crops": round(cosine(run, held.crops), 4),
+        "loss": round(statistics.fmean(losses[-every:]), 4), "curve": curve,
+    }  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
-    done = {(r["setting"], r["codec"], r["seed"], r["steps"]) for r in results()}
+    torch.set_num_threads(1)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for codec in args.codecs.split(","):
             for setting in args.only.split(","):
-                live = setting in ("online", "views")
-                if (live and codec != "half") or (setting, codec, seed, args.steps) in done:
+                asked = (setting, codec, seed, args.train_images, args.epochs, args.least_area)
+                if codec != "half" and setting in (*LIVE, "views"):
+                    continue
+                if asked in {tuple(result[name] for name in KEY) for result in results(args)}:
                     continue
                 result = train_one(args, setting, codec, seed)
-                with RESULTS.open("a") as file:
+                with args.results.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 print(json.dumps(result), flush=True)
 
 
-def results() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def results(args: argparse.Namespace) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
 
 
 def report(args: argparse.Namespace) -> None:
-    """Means and ranges over seeds; and the plot."""
+    """A table for each length of run and range of crops: means over seeds, and their ranges; and the plot of the first one."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for result in results():
-        groups.setdefault((result["setting"], result["codec"], result["steps"]), []).append(result)
-    order = sorted(groups, key=lambda key: (key[2], list(CODECS).index(key[1]), SETTINGS.index(key[0])))
-    print(
-        "| targets | codec | steps | seeds | k-NN top-1 | range | cosine of maps | range |\n|---|---|---|---|---|---|---|---|"
-    )
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.5 + 0.35 * len(order)), sharey=True)
-    for place, key in enumerate(order):
-        cells: list[str] = []
-        for axis, name, scale, form in ((axes[0], "knn", 100, "{:.1f}"), (axes[1], "cosine", 1, "{:.3f}")):
-            values = [scale * result[name] for result in groups[key]]
-            mean = statistics.fmean(values)
-            axis.barh(place, mean, color="tab:gray" if key[0] == "online" else "tab:blue", alpha=0.7)
-            axis.plot(values, [place] * len(values), "k.", markersize=4)
-            cells += [form.format(mean), f"{form.format(min(values))} to {form.format(max(values))}"]
-        print(f"| {key[0]} | {key[1]} | {key[2]} | {len(groups[key])} | {' | '.join(cells)} |")
-    labels = [f"{setting}, {codec}, {steps} steps" for setting, codec, steps in order]
-    axes[0].set(yticks=range(len(order)), yticklabels=labels, xlabel="k-NN top-1 on test images, %")
-    axes[1].set(xlabel="cosine of student's and teacher's maps, centred")
-    axes[0].invert_yaxis()
+    runs: dict[tuple[Any, ...], dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    for result in results(args):
+        key = tuple(result[name] for name in ("images", "epochs", "area", "steps", "held_out"))
+        runs.setdefault(key, {}).setdefault((result["setting"], result["codec"]), []).append(result)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5))
+    for number, (key, groups) in enumerate(sorted(runs.items(), key=lambda item: -len(item[1]))):
+        images, epochs, area, steps, held = key
+        print(f"\n{images} images, {epochs} epochs ({steps} steps), crops of {area} of the area or more, {held} held-out ones\n")
+        print("| targets | codec | seeds | k-NN, whole | range | k-NN, centre | cosine, whole | cosine, crops | last loss |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        order = sorted(groups, key=lambda pair: (list(CODECS).index(pair[1]), SETTINGS.index(pair[0])))
+        for place, pair in enumerate(order):
+            values = {
+                name: [result[name] for result in groups[pair]]
+                for name in ("knn_whole", "knn_centre", "cosine_whole", "cosine_crops", "loss")
+            }
+            means = {name: statistics.fmean(found) for name, found in values.items()}
+            whole = [100 * value for value in values["knn_whole"]]
+            print(
+                f"| {pair[0]} | {pair[1]} | {len(whole)} | {100 * means['knn_whole']:.1f} | {min(whole):.1f} to {max(whole):.1f} "
+                f"| {100 * means['knn_centre']:.1f} | {means['cosine_whole']:.3f} | {means['cosine_crops']:.3f} "
+                f"| {means['loss']:.2f} |"
+            )
+            if number == 0:
+                colour = {"online": "tab:gray", "no-crops": "tab:red"}.get(pair[0], "tab:blue")
+                axes[0].barh(place, 100 * means["knn_whole"], color=colour, alpha=0.7)
+                axes[0].plot(whole, [place] * len(whole), "k.", markersize=4)
+        if number == 0:
+            axes[0].set(
+                yticks=range(len(order)), yticklabels=[f"{setting}, {codec}" for setting, codec in order],
+                xlabel=f"k-NN top-1 on {held} held-out images, %", title=f"{images} images, {epochs} epochs",
+            )  # fmt: skip
+            axes[0].invert_yaxis()
+    longest = max(runs, key=lambda key: key[1])
+    for (setting, codec), found in runs[longest].items():
+        epochs, knn, _ = zip(*found[0]["curve"], strict=True)
+        axes[1].plot(epochs, [100 * value for value in knn], marker="o", label=f"{setting}, {codec}")
+    axes[1].set(xlabel="epochs", ylabel="k-NN top-1 while training, %", title=f"{longest[1]} epochs, one seed")
+    axes[1].legend()
     figure.tight_layout()
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.plot, dpi=110)
@@ -205,17 +327,19 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("--work", type=Path, default=Path("quality-work"))
         command.add_argument("--images", type=Path, default=Path("cifar10"))
-        command.add_argument("--tars", type=int, default=3, help="of training images")
+        command.add_argument("--train-images", type=int, default=500)
+        command.add_argument("--epochs", type=int, default=30)
         command.add_argument(
-            "--levels", type=int, default=3, help="sizes that the training images are kept at, from 96 px up"
+            "--least-area", type=float, default=0.25, help="least share of the image that a crop shows"
         )
         command.add_argument("--codecs", default="half")
         command.add_argument("--only", default=",".join(SETTINGS))
         command.add_argument("--seeds", type=int, default=3)
         command.add_argument("--first-seed", type=int, default=0)
-        command.add_argument("--steps", type=int, default=300)
         command.add_argument("--plot", type=Path, default=Path("docs/assets/quality.png"))
+        command.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    keep_blocks()
     args.function(args)
 
 

@@ -1,7 +1,7 @@
 """What a training step costs from the cache, beside steps that have no teacher and steps that run the teachers.
 
-    python benchmarks/train_speed.py prepare --images photos/ --work WORK
-    OMP_NUM_THREADS=1 python benchmarks/train_speed.py run --work WORK [--only small-3] [--rounds 3]
+    python benchmarks/train_speed.py prepare --images photos/ --work WORK [--store-pixels 160]
+    OMP_NUM_THREADS=1 python benchmarks/train_speed.py run --work WORK [--store-pixels 160] [--only small-3] [--rounds 3]
 
 constant  one batch, made once, with its targets: no teacher, nothing read, nothing decoded
 pixels    fresh crops of the images, decoded in a thread, and constant targets: training without a teacher
@@ -32,6 +32,7 @@ from live_teacher import LiveData, LiveTargets
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
+from radio_cache.stored_pixels import PixelStore
 from trainer.batch import TeacherPart
 from trainer.data import CodeReader, CropData, Crops
 from trainer.feed import Fed, Waits
@@ -47,9 +48,14 @@ STUDENTS = {"small": ("e-radio-tiny", 96, 16), "large": ("vit-s-16", 112, 16)}
 """Name -> student, side of its crops in pixels, images in a step."""
 
 
+def cache_of(args: argparse.Namespace) -> Path:
+    return args.work / f"photos{args.store_pixels or ''}.zarr"
+
+
 def prepare(args: argparse.Namespace) -> None:
     teachers = {name: TeacherOptions() for name in TEACHERS}
-    build_cache(BuildConfig(images=(str(args.images),), out=args.work / "photos.zarr", teachers=teachers), say=print)
+    kept = PixelStore(side_px=args.store_pixels, format="jpeg", quality=90) if args.store_pixels else None
+    build_cache(BuildConfig(images=(str(args.images),), out=cache_of(args), teachers=teachers, pixels=kept), say=print)
 
 
 class PixelsAlone(CropData):
@@ -67,11 +73,11 @@ class PixelsAlone(CropData):
 class Setting:
     """A student and a number of teachers, and its four kinds of steps."""
 
-    def __init__(self, work: Path, out: Path, student: str, teachers: int) -> None:
+    def __init__(self, cache: Path, out: Path, student: str, teachers: int) -> None:
         name, side, batch = STUDENTS[student]
         recipe = replace(everywhere(quick(), image_px=side, batch_images=batch, steps=10_000), student=name)
         config = TrainConfig(
-            cache=work / "photos.zarr", recipe=recipe, out=out, teachers=TEACHERS[:teachers], data_threads=1
+            cache=cache, recipe=recipe, out=out, teachers=TEACHERS[:teachers], data_threads=1
         )
         self.run = TrainingRun(config, Processes())
         self.run.model.train()
@@ -91,6 +97,7 @@ class Setting:
     def seconds(self, kind: str, steps: int) -> list[float]:
         """Of each step but the first, which waits for the first batch."""
         run = self.run
+        run.makes_targets_ahead = kind != "online"  # a teacher that runs in the loop runs between the steps
         run.targets = {"cache": self._from_cache, "online": self._live}.get(kind, self._constant)
         run.groups = {key: self._as_read(kind, data) for key, data in self._groups.items()}
         if kind == "constant":
@@ -122,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
             if args.only not in ("", f"{student}-{teachers}"):
                 continue
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
-                setting = Setting(args.work, Path(folder), student, teachers)
+                setting = Setting(cache_of(args), Path(folder), student, teachers)
                 steps = {
                     "constant": args.steps,
                     "pixels": args.steps,
@@ -137,6 +144,7 @@ def run(args: argparse.Namespace) -> None:
             ceiling = 1 + (median["online"] - median["pixels"]) / median["constant"]
             result = {
                 "student": STUDENTS[student][0], "px": STUDENTS[student][1], "batch": STUDENTS[student][2], "teachers": teachers,
+                "store_pixels": args.store_pixels,
                 "threads": torch.get_num_threads(), "cores": os.cpu_count(), "steps": {k: len(v) for k, v in times.items()},
                 "step_s": {kind: round(value, 4) for kind, value in median.items()},
                 "cache_over_constant": round(median["cache"] / median["constant"], 3),
@@ -156,6 +164,7 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("--work", type=Path, default=Path("speed-work"))
         command.add_argument("--images", type=Path, default=Path("photos"))
+        command.add_argument("--store-pixels", type=int, help="keep images in the cache, shorter sides of so many pixels")
         command.add_argument("--only", default="", help="one setting, such as small-3")
         command.add_argument("--rounds", type=int, default=2)
         command.add_argument("--steps", type=int, default=8)

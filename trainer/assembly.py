@@ -65,6 +65,7 @@ def crop_data(
             raise ConfigError(
                 f"{path}={side}: student '{recipe.student}' takes {legal[0]} as the nearest; --set {path}={legal[0]}"
             )
+        _refuse_uneven_mosaics(recipe, plan, key, student)
         seed = (recipe.seed, *key)
         order: Order = (
             BlockOrder(
@@ -73,16 +74,40 @@ def crop_data(
             if blocks
             else FullOrder(rows, seed, group.batch_images)
         )
-        grid = side // student.patch_size
-        found[key] = CropData(cache, names, recipe, rows, order, seed=seed, image_px=side, grid_hw=(grid, grid))
+        grid = group.crop_px // student.patch_size
+        found[key] = CropData(
+            cache, names, recipe, rows, order, seed=seed, image_px=group.crop_px, grid_hw=(grid, grid), mosaic=group.mosaic
+        )  # fmt: skip
     return found, ShardCache(rows, shard_images, config.shard_cache_bytes) if blocks else read_codes
 
 
+def _refuse_uneven_mosaics(recipe: Recipe, plan: Plan, key: GroupKey, student: Student) -> None:
+    group = recipe.stages[key[0]].groups[key[1]]
+    path, side = f"stages.{key[0]}.groups.{key[1]}", group.mosaic
+    crop_px = student.nearest_supported_resolution(group.crop_px, group.crop_px)[0]
+    if crop_px * side != group.image_px:
+        raise ConfigError(
+            f"{path}.image_px={group.image_px} cannot be a mosaic of {side} x {side} images: student '{recipe.student}' takes "
+            f"crops of {crop_px} as the nearest; --set {path}.image_px={crop_px * side}"
+        )
+    passes = plan.slices(*key) * recipe.accumulate
+    images = passes * side**2
+    if group.batch_images % images:
+        raise ConfigError(
+            f"{path}.batch_images={group.batch_images}: mosaics of {side**2} images in {passes} passes take multiples of "
+            f"{images}: --set {path}.batch_images={-(-group.batch_images // images) * images}"
+        )
+
+
 def optimizer_of(model: DistilledStudent, balancing: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases), position tables, tokens, and what a balancing learns do not decay."""
-    exempt = {f"student.{name}" for name in model.student.no_weight_decay}
-    named = list(model.named_parameters())
-    decayed = [p for name, p in named if p.ndim >= 2 and name not in exempt]
-    others = [p for name, p in named if p.ndim < 2 or name in exempt] + list(balancing.parameters())
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    """AdamW; vectors (norms, biases), position tables, tokens, and what a balancing learns do not decay.
+
+    The student's have groups of their own: one group's loops cannot take whole and divided weights.
+    """
+    groups: list[dict[str, Any]] = []
+    for module, exempt in ((model.student, model.student.no_weight_decay), (model.adaptors, frozenset[str]())):
+        named = list(module.named_parameters())
+        groups.append({"params": [p for name, p in named if p.ndim >= 2 and name not in exempt]})
+        groups.append({"params": [p for name, p in named if p.ndim < 2 or name in exempt], "weight_decay": 0.0})
+    groups[-1]["params"] += balancing.parameters()
     return torch.optim.AdamW(groups, lr=recipe.stages[0].lr, weight_decay=recipe.weight_decay)

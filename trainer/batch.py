@@ -40,8 +40,26 @@ class TeacherPart:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What a student should say under its crops: spatial (b, n, c), valid (b, n), summary (b, c) or None.
+
+    grid_hw: of the n tokens. kept (b,): how much of what the teacher saw is in the crop, over what is on average; a summary
+    speaks of all of it. shift_yx (b, 2): how many of its tokens the student's crop lies further down and right; None for not
+    at all. dispersion: of the teacher's summaries, radians squared, where the loss asks for it.
+    """
+
+    spatial: Float[Tensor, "b n c"]
+    valid: Bool[Tensor, "b n"]
+    summary: Float[Tensor, "b c"] | None
+    kept: Float[Tensor, " b"]
+    grid_hw: tuple[int, int]
+    shift_yx: Int[Tensor, "b 2"] | None = None
+    dispersion: float | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
-    """rows (b,): images of the cache. pixels (b, h, w, 3). teachers: in the order of the data set's.
+    """rows (b,): images of the cache. pixels (b, h, w, 3). teachers: in the order of the data set's; codes, or targets already.
 
     shift_yx (b, 2): how many of the student's tokens its crop lies further down and right than what the targets show; None
         where the recipe shifts nothing. jitter (b, 3): factors of brightness, contrast and saturation, or None.
@@ -49,7 +67,7 @@ class Batch:
 
     rows: NDArray[np.int64]
     pixels: UInt8[Tensor, "b h w 3"]
-    teachers: tuple[TeacherPart, ...]
+    teachers: tuple[TeacherPart | Targets, ...]
     shift_yx: Int[Tensor, "b 2"] | None = None
     jitter: Float[Tensor, "b 3"] | None = None
 
@@ -59,16 +77,19 @@ class Batch:
         def maybe(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else move(tensor)
 
-        teachers = tuple(
-            TeacherPart(
-                tuple(
-                    LevelPart(part.level, move(part.places), move(part.codes), move(part.rows), move(part.columns))
-                    for part in teacher.levels
-                ),
-                move(teacher.valid), move(teacher.kept), maybe(teacher.summary),
+        def moved(teacher: TeacherPart | Targets) -> TeacherPart | Targets:
+            if isinstance(teacher, Targets):
+                return replace(
+                    teacher, spatial=move(teacher.spatial), valid=move(teacher.valid), summary=maybe(teacher.summary),
+                    kept=move(teacher.kept), shift_yx=maybe(teacher.shift_yx),
+                )  # fmt: skip
+            levels = tuple(
+                LevelPart(part.level, move(part.places), move(part.codes), move(part.rows), move(part.columns))
+                for part in teacher.levels
             )
-            for teacher in self.teachers
-        )  # fmt: skip
+            return TeacherPart(levels, move(teacher.valid), move(teacher.kept), maybe(teacher.summary))
+
+        teachers = tuple(map(moved, self.teachers))
         return replace(
             self, pixels=move(self.pixels), teachers=teachers, shift_yx=maybe(self.shift_yx), jitter=maybe(self.jitter)
         )

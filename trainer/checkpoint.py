@@ -15,6 +15,7 @@ from radio_cache.errors import TrainingError
 from radio_cache.local_storage import TEMPORARY, sync_folder
 from trainer.ema import Ema
 from trainer.metrics import LossSums
+from trainer.sharded import divided, is_sharded, whole
 
 BEST = "best.pt"
 
@@ -31,6 +32,35 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     ema: Ema | None = None
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether its weights lie divided among the processes, so that all of them take part in looking at it."""
+        return any(map(is_sharded, self.student.parameters()))
+
+    def state(self, *, keep: bool = True) -> dict[str, Any]:
+        """What is saved, in whole tensors. Where it is divided, all processes call this; keep: this one wants it."""
+        state: dict[str, Any] = {
+            "student": self.student.state_dict(), "adaptors": self.adaptors.state_dict(),
+            "balancing": self.balancing.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+        }  # fmt: skip
+        return whole(state, keep=keep) if self.is_divided else state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave, on whatever number of processes."""
+        mine = self.student.state_dict()
+        self.student.load_state_dict({name: divided(value, mine.get(name)) for name, value in state["student"].items()})
+        self.adaptors.load_state_dict(state["adaptors"])
+        self.balancing.load_state_dict(state["balancing"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            number: {name: divided(value, parameters[number]) for name, value in values.items()}
+            for number, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -41,8 +71,10 @@ class Progress:
     best: float | None = None
 
 
-def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress, *, keep: int, is_best: bool = False) -> Path:
-    """Write `step-<steps done>.pt` and drop all but the last `keep`. A crash in the middle leaves the others whole.
+def save_checkpoint(
+    folder: Path, state: dict[str, Any], progress: Progress, *, keep: int, is_best: bool = False
+) -> Path:
+    """Write a trainee's state as `step-<steps done>.pt` and drop all but the last `keep`. A crash leaves the others whole.
 
     is_best: it is also kept as `best.pt`. Raises TrainingError for a disk that is full, after which the last checkpoint is
     still whole.
@@ -50,12 +82,7 @@ def save_checkpoint(folder: Path, trainee: Trainee, progress: Progress, *, keep:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress.step:08d}.pt"
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    state: dict[str, Any] = {
-        "step": progress.step, "losses": progress.losses or {}, "best": progress.best,
-        "student": trainee.student.state_dict(), "adaptors": trainee.adaptors.state_dict(),
-        "balancing": trainee.balancing.state_dict(), "optimizer": trainee.optimizer.state_dict(),
-        "ema": None if trainee.ema is None else trainee.ema.state_dict(),
-    }  # fmt: skip
+    state = {"step": progress.step, "losses": progress.losses or {}, "best": progress.best, **state}
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -103,7 +130,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> Progress:
-    """Load the last checkpoint that can be read; says which, and which were damaged.
+    """Load the last checkpoint that can be read; says which were damaged.
 
     Raises TrainingError where there are checkpoints and none can be read, or where one is of another student.
     """
@@ -120,7 +147,6 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
         progress = _restored(path, state, trainee)
         for file in damaged:
             file.replace(file.with_name(f"{file.name}.damaged"))
-        say(f"going on from {path.name}")
         return progress
     if damaged:
         raise TrainingError(
@@ -132,12 +158,7 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
 
 def _restored(path: Path, state: dict[str, Any], trainee: Trainee) -> Progress:
     try:
-        trainee.student.load_state_dict(state["student"])
-        trainee.adaptors.load_state_dict(state["adaptors"])
-        trainee.balancing.load_state_dict(state["balancing"])
-        trainee.optimizer.load_state_dict(state["optimizer"])
-        if trainee.ema is not None:
-            trainee.ema.load_state_dict(state["ema"])
+        trainee.load(state)
         return Progress(int(state["step"]), state["losses"], state["best"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as exc:
         raise TrainingError(

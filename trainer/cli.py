@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +39,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     sections={
         "What is trained, and from what": ("cache", "student", "teachers", "out"),
         "Recipe": ("recipe", "steps", "batch_size", "image_size", "lr", "seed", "settings"),
-        "Where it runs": ("device", "allow_partial"),
+        "Where it runs": ("device", "allow_partial", "wandb"),
     },
     examples=(
         "radio-train --cache cache.zarr --student e-radio-tiny --out run",
@@ -97,6 +96,11 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     help="Any other setting of the recipe, such as crop_area=0.5,1 or stages.1.groups.0.image_px=432. Repeatable.",
 )
 @click.option(
+    "--wandb",
+    metavar="PROJECT",
+    help="Tell a project of Weights & Biases what TensorBoard is told; WANDB_MODE=offline keeps it here. [default: nobody]",
+)
+@click.option(
     "--allow-partial", is_flag=True, help="Train on the images that are there, of a cache that is not finished."
 )
 @click.option(
@@ -108,7 +112,8 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
 )
 @plain_errors(on_interrupt="Nothing was written yet.")
 def main(
-    cache: str | Path, out: Path, teachers: tuple[str, ...], allow_partial: bool, device: str, **asked: Unpack["RecipeFlags"],
+    cache: str | Path, out: Path, teachers: tuple[str, ...], allow_partial: bool, device: str,
+    wandb: str | None, **asked: Unpack["RecipeFlags"],
 ) -> None:  # fmt: skip
     """Train a student on the cached features of its teachers, with fresh random crops. No teacher runs.
 
@@ -118,16 +123,14 @@ def main(
     """
     from radio_cache.torch import pick_device
     from trainer.loop import train
-    from trainer.recipe_text import described
     from trainer.train_config import TrainConfig
 
     device = _own_gpu(pick_device(device))
     recipe = _recipe(cache, teachers, device, asked)
     config = TrainConfig(
-        cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial
-    )
-    if _is_first():
-        click.echo(described(recipe, width=max(80, min(110, shutil.get_terminal_size((110, 24)).columns))), err=True)
+        cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial,
+        wandb=wandb,
+    )  # fmt: skip
     report = train(config, say=lambda text: click.echo(text, err=True))
     again = shlex.join(["radio-train", *sys.argv[1:]])
     if report.stopped:
@@ -136,9 +139,14 @@ def main(
         sys.exit(TERMINATED)
     if _is_first():
         console().print(loss_table(out))
+        done = (
+            f"{out} is finished: all its {report.steps} steps were done before, and nothing was done now. To train "
+            "another student, choose another --out, or remove that folder."
+            if report.was_finished
+            else f"{report.steps} steps ({report.steps - report.steps_before} now) in {report.seconds:.0f} s."
+        )
         click.echo(
-            f"\n{report.steps} steps ({report.steps - report.steps_before} now) in {report.seconds:.0f} s."
-            f" Student: {out}/student.safetensors"
+            f"\n{done} Student: {out}/student.safetensors"
             f"\nNext: radio-eval knn --run {out}\n      radio-export --run {out} --out student/"
             f"\n      tensorboard --logdir {out}"
         )

@@ -28,7 +28,7 @@ from radio_cache.extra_views import View
 from radio_cache.images import decode_image
 from radio_cache.page_memory import page_array
 from radio_cache.reader import Cache, CachedTeacher
-from trainer.batch import Batch, LevelPart, TeacherPart
+from trainer.batch import Batch, LevelPart, Targets, TeacherPart
 from trainer.levels import Levels, drawn_area
 from trainer.order import Order
 from trainer.recipe import Recipe
@@ -113,15 +113,15 @@ class CropData:
     """The images of a cache as one group of teachers and one student resolution see them.
 
     rows: all images, sorted. order: the one in which they come. seed: of this group's random numbers.
-    image_px: side of the student's crop; grid_hw: the student's tokens.
+    image_px: side of the student's crop; grid_hw: its tokens. mosaic: crops along each side of what the student sees.
     """
 
     def __init__(
         self, cache: Cache, teachers: Sequence[str], recipe: Recipe, rows: NDArray[np.int64], order: Order,
-        *, seed: tuple[int, ...], image_px: int, grid_hw: tuple[int, int],
+        *, seed: tuple[int, ...], image_px: int, grid_hw: tuple[int, int], mosaic: int = 1,
     ) -> None:  # fmt: skip
         self.cache, self.recipe, self.order = cache, recipe, order
-        self.image_px, self.grid_hw = image_px, grid_hw
+        self.image_px, self.grid_hw, self.mosaic = image_px, grid_hw, mosaic
         self._seed = seed
         self.levels = {name: Levels.of(cache.teachers.levels(name), image_px, recipe.match) for name in teachers}
         self.target_hw = {name: self._target_hw(levels.geometry.grid_hw) for name, levels in self.levels.items()}
@@ -194,7 +194,8 @@ class CropData:
         valid = np.empty((len(crops.rows), *target_hw), np.bool_)
         kept = np.empty(len(crops.rows), np.float32)
         reference = levels.all[levels.reference]
-        summary_dim = reference.spec.summary_dim
+        # A summary speaks of one image, and a student's of all that it sees.
+        summary_dim = reference.spec.summary_dim if self.mosaic == 1 else None
         summary = None if summary_dim is None else np.empty((len(crops.rows), summary_dim), np.float32)
         parts: list[LevelPart] = []
         used = [0] * len(levels.all)
@@ -246,6 +247,10 @@ class CropData:
                     f"{self.cache.url}: teachers '{first.name}' and '{spec.name}' have different views: --set views=0"
                 )
         return min(spec.views for spec in specs)
+
+    def head_shift_yx(self, crops: Crops) -> torch.Tensor | None:
+        """How many of the head's tokens the student's crops lie further down and right (b, 2), where the recipe moves them."""
+        return None if crops.shift_yx is None else torch.from_numpy(crops.shift_yx) * self.recipe.adaptor_upsample
 
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         """New memory for `read_teacher`."""
@@ -316,7 +321,7 @@ def read_codes(teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any
     return teacher.codes(rows, out=out, view=view)
 
 
-def assembled(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherPart, ...]) -> Batch:
+def assembled(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherPart | Targets, ...]) -> Batch:
     """A batch of what was planned and what was read."""
     return Batch(
         crops.rows, pixels, parts, None if crops.shift_yx is None else torch.from_numpy(crops.shift_yx),

@@ -6,6 +6,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from trainer.sharded import divided
+
 
 @final
 class Ema:
@@ -40,4 +42,4 @@ class Ema:
         self._updates = int(state["updates"])
         loaded: list[Tensor] = state["average"]
         for mine, saved in zip(self._average, loaded, strict=True):
-            mine.copy_(saved)
+            mine.copy_(divided(saved, mine))

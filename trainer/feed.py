@@ -1,7 +1,8 @@
 """Batches ahead of their use: pixels and codes are made side by side in threads, in buffers that are used again and again,
 and the copy to a GPU runs beside the step before.
 
-The trainer's waiting is told by cause: *pixels* or *codes*, whichever came last, and *transfer*, the copy to the device.
+On a CPU, where reader and trainer share the processor and nothing is copied, the thread that reads codes makes targets of them,
+too. The trainer's waiting is told by cause: *pixels* or *codes*, whichever came last, and *transfer*, the copy to the device.
 """
 
 import contextlib
@@ -15,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from radio_cache.ring import Ring
-from trainer.batch import Batch, TeacherPart
+from trainer.batch import Batch, Targets, TeacherPart
 from trainer.data import CodeReader, CropData, Crops, assembled, read_codes
 from trainer.plan import Part, Plan
 
@@ -50,6 +52,10 @@ class _Pass:
     @functools.cached_property
     def crops(self) -> Crops:
         return self.data.crops(self.part.number, self.part.first, self.part.last)
+
+
+MakeTargets = Callable[[TeacherPart, Tensor | None], Targets]
+"""What a `trainer.targets.TargetMaker` is: from a teacher's part of a batch, and the student's shift, to targets."""
 
 
 class _Read(NamedTuple):
@@ -97,14 +103,15 @@ class Feed:
     """The batches of steps [first, last) of one process, in order. A context manager.
 
     groups: of every stage, what its groups see. threads: that decode pixels; one or two more read codes. read: how codes
-    come from the cache. After an error of a thread, it is raised where its batch would have come.
+    come from the cache. targets: of every teacher, made ahead where given; else batches hold codes.
+    After an error of a thread, it is raised where its batch would have come.
     """
 
     def __init__(
         self, plan: Plan, groups: Mapping[GroupKey, CropData], first: int, last: int,
-        *, device: torch.device, threads: int, read: CodeReader = read_codes,
+        *, device: torch.device, threads: int, read: CodeReader = read_codes, targets: Mapping[str, MakeTargets] | None = None,
     ) -> None:  # fmt: skip
-        self._device, self._read = device, read
+        self._device, self._read, self._targets = device, read, targets
         pin = device.type == "cuda"
         passes = _Passes(plan, groups, first, last)
         keep = 3 if pin else 1  # a copy may still run from the buffers of the batch before and of the one ahead
@@ -184,10 +191,12 @@ class Feed:
 
     def _fill_codes(self, one: _Pass, buffers: _Buffers) -> _Read:
         images = len(one.crops.rows)
-        parts: list[TeacherPart] = []
+        parts: list[TeacherPart | Targets] = []
+        shift_yx = one.data.head_shift_yx(one.crops) if self._targets else None
         for name in one.data.levels:
             out = buffers.get(one.part, name, lambda name=name: one.data.code_buffers(name, images))
-            parts.append(one.data.read_teacher(name, one.crops, self._read, out))
+            part = one.data.read_teacher(name, one.crops, self._read, out)
+            parts.append(self._targets[name](part, shift_yx) if self._targets else part)
         return _Read(one, tuple(parts), time.perf_counter())
 
 

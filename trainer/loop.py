@@ -1,10 +1,11 @@
 """Stage 2: train a student against the cached features. One trainer; recipes, losses and heads are what varies."""
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -12,23 +13,30 @@ import torch
 
 from radio_cache.cli_support import ProgressLine
 from trainer.checkpoint import Progress, restore_last, save_checkpoint
+from trainer.export import WEIGHTS_FILE
 from trainer.memory import telling_what_to_turn_down
 from trainer.metrics import Log
 from trainer.processes import Processes
+from trainer.recipe_text import described
 from trainer.run_folder import CHECKPOINTS
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
+from trainer.wandb_log import WandbLog, refuse_missing_package
 from trainer.watch import Watch
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did. steps: done in all; steps_before: by earlier starts. stopped: early, by a signal."""
+    """What a run did. steps: done in all; steps_before: by earlier starts. stopped: early, by a signal.
+
+    was_finished: it was already, and nothing was done.
+    """
 
     steps: int
     steps_before: int
     seconds: float
     stopped: bool
+    was_finished: bool = False
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> TrainReport:
@@ -40,10 +48,17 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
     processes = Processes.joined(torch.device(config.device))
     say = say if processes.is_first else lambda _: None
     try:
+        if config.wandb is not None and processes.is_first:
+            refuse_missing_package()
         run = TrainingRun(config, processes)
         run.claim()
         progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
-        say(run.headline())
+        if progress.step == config.recipe.steps and (config.out / WEIGHTS_FILE).exists():
+            return TrainReport(progress.step, progress.step, 0.0, stopped=False, was_finished=True)
+        if progress.step:
+            say(f"going on from step-{progress.step:08d}.pt")
+        width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
+        say(f"{described(config.recipe, width=width)}\n{run.headline()}")
         with telling_what_to_turn_down():
             return run_steps(run, progress)
     finally:
@@ -58,32 +73,41 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
     run.model.train()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stop_signal())
-        log = stack.enter_context(Log(config.out, done, progress.losses or {}, run.teachers)) if first else None
+        log = stack.enter_context(_log(config, progress, run.teachers)) if first else None
         line = stack.enter_context(ProgressLine("training", recipe.steps, unit="steps", done=done)) if first else None
         fed = iter(stack.enter_context(run.feed(done)))
         while step < recipe.steps and not stopped:
             values, waits, images, stopped = run.step(step, fed, stop.is_set())
             step += 1
             last = stopped or step == recipe.steps
+            # The first process looks at the student and saves it; where it is divided, nobody can alone.
+            takes_part = first or run.trainee.is_divided
+            measured = watch.measured(step, last) if takes_part else {}
             if log and line:
                 log.add(values, waits, images)
-                measured = watch.measured(step, last)
                 told = None
                 if last or measured or step % recipe.log_every == 0:
                     told = log.write(step, run.lr_of(step - 1), measured)
                 line.advance(1, told)
-                is_best = "knn" in measured and (progress.best is None or measured["knn"] > progress.best)
-                if is_best:
-                    progress = replace(progress, best=measured["knn"])
-                if last or is_best or step % recipe.checkpoint_every == 0:
-                    saved = Progress(step, log.sums, progress.best)
+            is_best = "knn" in measured and (progress.best is None or measured["knn"] > progress.best)
+            if is_best:
+                progress = replace(progress, best=measured["knn"])
+            if takes_part and (last or is_best or step % recipe.checkpoint_every == 0):
+                state = run.trainee.state(keep=first)
+                if log:
                     save_checkpoint(
-                        config.out / CHECKPOINTS, run.trainee, saved, keep=recipe.keep_checkpoints, is_best=is_best
-                    )
+                        config.out / CHECKPOINTS, state, Progress(step, log.sums, progress.best),
+                        keep=recipe.keep_checkpoints, is_best=is_best,
+                    )  # fmt: skip
         run.processes.wait_for_all()
-    if first and not stopped:
+    if not stopped and (first or run.trainee.is_divided):
         run.finish()
     return TrainReport(step, done, time.perf_counter() - started, stopped)
+
+
+def _log(config: TrainConfig, progress: Progress, teachers: Sequence[str]) -> Log:
+    also = None if config.wandb is None else WandbLog(config.wandb, config.out, config.recipe)
+    return Log(config.out, progress.step, progress.losses or {}, teachers, also)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 from radio_cache.local_storage import write_atomically
 from trainer.feed import Waits
@@ -22,20 +22,30 @@ class Values(NamedTuple):
     teachers: Mapping[str, Mapping[str, float]]
 
 
+class Listener(Protocol):
+    """Somebody who is told what TensorBoard is."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @final
 class Log:
     """Averages between two log lines, to `metrics.jsonl` and TensorBoard. A context manager.
 
-    teachers: all of the run; a step may ask some of them. unlogged: of a checkpoint.
+    teachers: all of the run; a step may ask some of them. unlogged: of a checkpoint. also: somebody who is told the same.
     """
 
-    def __init__(self, out: Path, steps_done: int, unlogged: LossSums, teachers: Sequence[str]) -> None:
+    def __init__(
+        self, out: Path, steps_done: int, unlogged: LossSums, teachers: Sequence[str], also: Listener | None = None
+    ) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # heavy, and only a run needs it
 
         _drop_lines_after(out / METRICS_FILE, steps_done)
         self._file = (out / METRICS_FILE).open("a")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done or None)
-        self._teachers = tuple(teachers)
+        self._teachers, self._also = tuple(teachers), also
         self.sums = unlogged
         self._images, self._waits, self._started = 0, Waits(), time.perf_counter()
 
@@ -45,6 +55,8 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
+        if self._also:
+            self._also.close()
 
     def add(self, values: Values, waits: Waits, num_images: int) -> None:
         """One step's losses. num_images: over all processes."""
@@ -72,13 +84,11 @@ class Log:
         }  # fmt: skip
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for key, value in {
-            **means,
-            **measured,
-            "lr": lr,
-            **{f"wait/{cause}": share for cause, share in waits.items()},
-        }.items():
+        told = {**means, **measured, "lr": lr, **{f"wait/{cause}": share for cause, share in waits.items()}}
+        for key, value in told.items():
             self._board.add_scalar(key, value, step)
+        if self._also:
+            self._also.log(step, told)
         self.sums, self._images, self._waits, self._started = {}, 0, Waits(), now
         return _in_words(record)
 

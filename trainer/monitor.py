@@ -39,7 +39,9 @@ class Monitor:
     query_labels: Int[Tensor, " m"]
 
     @classmethod
-    def of(cls, cache: Cache, data: CropData, rows: NDArray[np.int64], fit: StudentFit, seed: int) -> "Monitor | None":
+    def of(
+        cls, cache: Cache, data: CropData, side_px: int, rows: NDArray[np.int64], fit: StudentFit, seed: int
+    ) -> "Monitor | None":
         """A seeded sample of the labelled images; None where there are very few, or fewer than two classes of several."""
         labels = cache.index.labels
         labelled = rows[labels[rows] >= 0]
@@ -50,7 +52,7 @@ class Monitor:
             return None
         chosen = np.random.default_rng((seed, 4)).permutation(labelled)[: _BANK + _QUERIES]
         queries = max(1, min(_QUERIES, len(chosen) // 4))
-        side = (data.image_px, data.image_px)
+        side = (side_px, side_px)
         pixels = np.stack([_seen(data, int(row), fit, side) for row in chosen])
         images, truth = torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
         return cls(images[queries:], truth[queries:], images[:queries], truth[:queries])

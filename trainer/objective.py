@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainer.adaptors import AdaptorOutput
 from trainer.balancing import BALANCINGS, Balancing, Terms
+from trainer.batch import Targets
 from trainer.losses import (
     SPATIAL_LOSSES,
     SUMMARY_LOSSES,
@@ -17,7 +18,6 @@ from trainer.losses import (
     summary_angle,
 )
 from trainer.recipe import Recipe
-from trainer.targets import Targets
 
 
 class TeacherLoss(NamedTuple):

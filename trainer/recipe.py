@@ -6,7 +6,7 @@ resolution and batch size. The recipes with names are in `trainer.recipes`.
 
 import json
 import typing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Final, Literal
 
 from radio_cache.errors import ConfigError, unknown_name
@@ -44,12 +44,20 @@ class Group:
     teachers: patterns of cached names, all of which by default; "sam*" takes them in, "!sam*" leaves them out.
     image_px: side of the square crop the student sees. batch_images: of one step, over all processes.
     rate: how often, or how strongly, against the stage's other groups (`Recipe.groups`).
+    mosaic: images along each side of what the student sees, each a crop of image_px / mosaic pixels with a target of its own
+        (`trainer.mosaic`); summaries, which speak of one image, are not asked there. 1 for one image.
     """
 
     teachers: tuple[str, ...] = ("*",)
     image_px: int
     batch_images: int
     rate: float = 1.0
+    mosaic: int = 1
+
+    @property
+    def crop_px(self) -> int:
+        """Side of each image's crop."""
+        return self.image_px // self.mosaic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +107,8 @@ class Recipe:
     accumulate: passes that a process cuts its share of a batch into; less memory, the same sum.
     precision: of the student's passes; "auto" is bfloat16 on a GPU and float32 on a CPU. Weights, losses and targets are float32.
     compile: let torch compile the student. checkpoint_activations: compute blocks twice instead of keeping what they made.
+    fsdp: divide the student's weights among the processes that torchrun started, for one that does not fit on each
+        (`trainer.sharded`); the same sums.
     ema: decay of a moving average of the weights, which is then what leaves the run; None for none.
     keep_checkpoints: of the last ones, beside the best.
     knn_every: steps between two measurements by k-NN on a few labelled training images (`trainer.monitor`), whose best step
@@ -151,6 +161,7 @@ class Recipe:
     knn_every: int
     picture_every: int
     ours: tuple[str, ...]
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "log_every", "shuffle_shards", "accumulate", "keep_checkpoints"):
@@ -159,6 +170,10 @@ class Recipe:
             raise ConfigError(f"recipe '{self.name}' has no stage")
         for number, stage in enumerate(self.stages):
             self._check_stage(f"stages.{number}", stage)
+        if self.fsdp and self.compile:
+            raise ConfigError(
+                f"recipe '{self.name}': fsdp and compile do not go together yet: --set compile=false, or --set fsdp=false"
+            )
         if not 0 <= self.views <= 1:
             raise ConfigError(f"recipe '{self.name}': views must be between 0 and 1, not {self.views}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -195,6 +210,7 @@ class Recipe:
             inner = f"{path}.groups.{number}"
             self._at_least(f"{inner}.image_px", group.image_px, 1)
             self._at_least(f"{inner}.batch_images", group.batch_images, 1)
+            self._at_least(f"{inner}.mosaic", group.mosaic, 1)
             positive.append((f"{inner}.rate", group.rate))
         for name, value in positive:
             if not value > 0:
@@ -220,9 +236,16 @@ class Recipe:
         return round(total)
 
     @property
+    def final_group(self) -> tuple[int, int]:
+        """Stage and group as which the trained student is used: the last stage's group with most images."""
+        groups = self.stages[-1].groups
+        return len(self.stages) - 1, max(range(len(groups)), key=lambda number: groups[number].batch_images)
+
+    @property
     def final_px(self) -> int:
-        """Side at which the trained student is used: that of the last stage's group with most images."""
-        return max(self.stages[-1].groups, key=lambda group: group.batch_images).image_px
+        """Side at which the trained student is used."""
+        stage, group = self.final_group
+        return self.stages[stage].groups[group].image_px
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -234,7 +257,7 @@ class Recipe:
         for name in data:
             if name not in known:
                 raise ConfigError(unknown_name("recipe setting", name, known))
-        missing = sorted(known - data.keys() - {"student"})
+        missing = sorted({item.name for item in fields(cls) if item.default is MISSING} - data.keys())
         if missing:
             raise ConfigError(f"the recipe lacks {', '.join(missing)}")
         try:

@@ -38,7 +38,8 @@ def _group(recipe: Recipe, path: str, group: Group, *, alone: bool) -> str:
     who = "all teachers" if group.teachers == ("*",) else f"teachers {' '.join(group.teachers)}"
     ours = _OURS if f"{path}.batch_images" in recipe.ours else ""
     rate = "" if alone else f", rate {group.rate:g}"
-    return f"{who}: {group.image_px} px, {group.batch_images} images a step{ours}{rate}"
+    mosaic = f" of {group.mosaic} x {group.mosaic} images" if group.mosaic > 1 else ""
+    return f"{who}: {group.image_px} px{mosaic}, {group.batch_images} images a step{ours}{rate}"
 
 
 def _settings(recipe: Recipe) -> Iterator[str]:

@@ -21,7 +21,10 @@ def claim(out: Path, recipe: Recipe, cache: str, teachers: Sequence[str]) -> Non
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as they do in the file
     run_file = out / RUN_FILE
     if run_file.exists():
-        changed = [f"{key} was {was}, now {now}" for key, was, now in _differences(_recorded(run_file), wanted)]
+        recorded = _recorded(run_file)
+        # With what its version did not know yet.
+        recorded["recipe"] = json.loads(json.dumps(Recipe.from_json(recorded["recipe"]).to_json()))
+        changed = [f"{key} was {was}, now {now}" for key, was, now in _differences(recorded, wanted)]
         if changed:
             raise ConfigError(
                 f"{out} holds a run with other settings: {'; '.join(changed[:5])}. Choose another --out, or remove that run"

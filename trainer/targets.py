@@ -1,16 +1,15 @@
 """From a teacher's stored codes to what a student should say under its crops, on the device."""
 
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.torch import MapDecoder, crop_maps
-from trainer.batch import LevelPart, TeacherPart
+from trainer.batch import LevelPart, Targets, TeacherPart
 from trainer.losses import angular_dispersion
 from trainer.normalisation import (
     Rotated,
@@ -20,24 +19,6 @@ from trainer.normalisation import (
     summary_normaliser,
 )
 from trainer.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a student should say under its crops: spatial (b, n, c), valid (b, n), summary (b, c) or None.
-
-    grid_hw: of the n tokens. kept (b,): how much of what the teacher saw is in the crop, over what is on average; a summary
-    speaks of all of it. shift_yx (b, 2): how many of its tokens the student's crop lies further down and right; None for not
-    at all. dispersion: of the teacher's summaries, radians squared, where the loss asks for it.
-    """
-
-    spatial: Float[Tensor, "b n c"]
-    valid: Bool[Tensor, "b n"]
-    summary: Float[Tensor, "b c"] | None
-    kept: Float[Tensor, " b"]
-    grid_hw: tuple[int, int]
-    shift_yx: Int[Tensor, "b 2"] | None = None
-    dispersion: float | None = None
 
 
 class TargetMaker:

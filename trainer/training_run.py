@@ -6,27 +6,29 @@ from typing import cast, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from radio_cache.errors import NonFiniteLossError
 from radio_cache.reader import Cache
 from radio_cache.storage import absolute_place
 from trainer.adaptors import Head
 from trainer.assembly import crop_data, optimizer_of, student_config
-from trainer.batch import Batch, student_images
+from trainer.batch import Batch, Targets, TeacherPart, student_images
 from trainer.checkpoint import Trainee
 from trainer.choice import cached_teachers, teachers_by_group, usable_rows
 from trainer.data import CropData
-from trainer.distilled import build_distilled
+from trainer.distilled import DistilledStudent, build_distilled
 from trainer.ema import Ema
 from trainer.export import save_student
 from trainer.feed import Fed, Feed, Waits
 from trainer.memory import checkpoint_activations
 from trainer.metrics import Values
+from trainer.mosaic import cut, joined
 from trainer.objective import Objective, teacher_loss
 from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
 from trainer.run_folder import claim
+from trainer.sharded import clip_gradients, is_sharded, shard_student
 from trainer.targets import TargetMaker
 from trainer.train_config import TrainConfig
 
@@ -53,18 +55,22 @@ class TrainingRun:
         self.rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
         self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
         next(iter(self.groups.values())).refuse_unreadable_pixels()
-        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        # Weights are divided along their first axis, for which they have to lie in order.
+        self.layout = torch.channels_last if recipe.channels_last and not recipe.fsdp else torch.contiguous_format
         self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
         self.targets = {
             name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device)
             for name in self.teachers
         }
+        self.makes_targets_ahead = self.device.type == "cpu"
         summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
         self.objective = Objective(summaries, self.model.student.summary_dim, recipe)
         self.objective.balancing.to(self.device)
         self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and self.device.type == "cuda")
         if recipe.checkpoint_activations:
             checkpoint_activations(self.model.student)
+        if recipe.fsdp:
+            shard_student(self.model.student, processes, self.device)
         if recipe.compile:
             self.model.student.compile()
             self.model.adaptors.compile()
@@ -83,7 +89,7 @@ class TrainingRun:
         """The batches of the steps that are left."""
         return Feed(
             self.plan, self.groups, done, self.config.recipe.steps, device=self.device, threads=self.config.data_threads,
-            read=self._read,
+            read=self._read, targets=self.targets if self.makes_targets_ahead else None,
         )  # fmt: skip
 
     def lr_of(self, step: int) -> float:
@@ -131,27 +137,35 @@ class TrainingRun:
         """The loss of a batch, and the means of its terms."""
         names = tuple(data.levels)
         images = student_images(batch, self.layout)
+        if data.mosaic > 1:
+            images = joined(images, data.mosaic).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             features = self.model.student(images)
+            if data.mosaic > 1:
+                features = cut(features, data.grid_hw, data.mosaic)
             guesses = self.model.adaptors(features, data.grid_hw, names)
         recipe = self.config.recipe
         finer = recipe.adaptor_upsample
         shift_yx = None if batch.shift_yx is None else batch.shift_yx * finer
         head_hw = (data.grid_hw[0] * finer, data.grid_hw[1] * finer)
         losses = {
-            name: teacher_loss(guesses[name], self.targets[name](part, shift_yx), recipe, head_hw)
+            name: teacher_loss(guesses[name], self.targets_of(name, part, shift_yx), recipe, head_hw)
             for name, part in zip(names, batch.teachers, strict=True)
         }
         total = self.objective(losses, features.summary)
         means = {(name, part): m.detach() for name, loss in losses.items() for part, m in loss.means().items()}
         return total, means
 
+    def targets_of(self, name: str, part: TeacherPart | Targets, shift_yx: Tensor | None = None) -> Targets:
+        """A teacher's targets in a batch, made now unless they were ahead of time."""
+        return part if isinstance(part, Targets) else self.targets[name](part, shift_yx)
+
     def _update(self, present: Tensor) -> None:
         recipe, trainee = self.config.recipe, self.trainee
-        self.processes.sum_gradients(self.parameters)
+        self.processes.sum_gradients([p for p in self.parameters if not is_sharded(p)])
         for buffer in trainee.balancing.buffers():
             self.processes.average_present(buffer, present)
-        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad_norm)
+        clip_gradients(list(self.model.parameters()), recipe.clip_grad_norm)
         trainee.optimizer.step()
         if trainee.ema:
             trainee.ema.update()
@@ -180,18 +194,35 @@ class TrainingRun:
         )
 
     def finish(self) -> None:
-        """Fold the statistics into the heads, so that they speak the teachers' units, and save what the user takes home."""
+        """Fold the statistics into the heads, so that they speak the teachers' units, and save what the user takes home.
+
+        The first process writes; where the student is divided, all of them call this.
+        """
         if self.trainee.ema:
             self.trainee.ema.apply()
-        summary_heads = iter(self.model.adaptors.summary_heads)
-        for widths, spatial_head in zip(self.model.config.teachers, self.model.adaptors.spatial_heads, strict=True):
+        model = self._whole_model()
+        if not self.processes.is_first:
+            return
+        summary_heads = iter(model.adaptors.summary_heads)
+        for widths, spatial_head in zip(model.config.teachers, model.adaptors.spatial_heads, strict=True):
             make = self.targets[widths.name]
             if make.spatial:
                 make.spatial.fold_into(cast(Head, spatial_head))
             summary_head = next(summary_heads) if widths.summary_dim is not None else None
             if summary_head is not None and make.summary:
                 make.summary.fold_into(cast(Head, summary_head))
-        save_student(self.model.to("cpu").eval(), self.config.out)
+        save_student(model.to("cpu").eval(), self.config.out)
+
+    def _whole_model(self) -> DistilledStudent:
+        """The model, put together from its parts where it is divided."""
+        if not self.trainee.is_divided:
+            return self.model
+        state = self.trainee.state(keep=self.processes.is_first)
+        model = build_distilled(self.model.config)
+        if self.processes.is_first:
+            model.student.load_state_dict(state["student"])
+            model.adaptors.load_state_dict(state["adaptors"])
+        return model.to(self.device)
 
 
 def _values(sums: list[float], terms: tuple[tuple[str, str], ...]) -> Values:

@@ -25,19 +25,27 @@ class Watch:
         self._monitor: Monitor | Literal["none"] | None = None  # None: not asked for yet
 
     def measured(self, step: int, last: bool) -> dict[str, float]:
-        """What is measured beside the losses behind this step, if anything: k-NN on a few images. Draws the step's picture."""
+        """What is measured beside the losses behind this step, if anything: k-NN on a few images. Draws the step's picture.
+
+        The first process calls this; all of them do where the student is divided.
+        """
         run, recipe = self._run, self._run.config.recipe
         if recipe.picture_every and (last or step % recipe.picture_every == 0):
-            save_picture(run.config.out, step, self._picture())
+            drawn = self._picture()
+            if run.processes.is_first:
+                save_picture(run.config.out, step, drawn)
         if not recipe.knn_every or not (last or step % recipe.knn_every == 0):
             return {}
         if self._monitor is None:
             fit = run.model.config.fit
-            self._monitor = Monitor.of(run.cache, self._final_data(), run.rows, fit, recipe.seed) or "none"
+            self._monitor = Monitor.of(run.cache, self._final_data(), recipe.final_px, run.rows, fit, recipe.seed) or "none"
         if self._monitor == "none":
             return {}
         with self._evaluating():
-            return {"knn": self._monitor.top1(self._summaries)}
+            top1 = self._monitor.top1(self._summaries)
+        # What the first process found holds for all of them: it decides what is kept.
+        told = torch.tensor(top1 if run.processes.is_first else 0.0, dtype=torch.float64, device=run.device)
+        return {"knn": float(run.processes.sum(told)) if run.trainee.is_divided else top1}
 
     @contextlib.contextmanager
     def _evaluating(self) -> Generator[None]:
@@ -63,8 +71,7 @@ class Watch:
 
     def _final_data(self) -> CropData:
         """The group at whose size the student will be used."""
-        run = self._run
-        return next(d for d in reversed(run.groups.values()) if d.image_px == run.config.recipe.final_px)
+        return self._run.groups[self._run.config.recipe.final_group]
 
     def _picture(self) -> NDArray[np.uint8]:
         """Of two crops, always the same ones."""
@@ -78,7 +85,7 @@ class Watch:
         head_hw = (data.grid_hw[0] * finer, data.grid_hw[1] * finer)
         maps: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         for name, part in zip(data.levels, moved.teachers, strict=True):
-            targets = run.targets[name](part)
+            targets = run.targets_of(name, part)
             maps[name] = (
                 targets.spatial.unflatten(1, targets.grid_hw).cpu().numpy(),
                 guesses[name].spatial.unflatten(1, head_hw).cpu().numpy(),

@@ -1,3 +1,8 @@
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +13,7 @@ from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from trainer.data import CropData
 from trainer.order import FullOrder
-from trainer.recipe import Recipe, everywhere
+from trainer.recipe import Group, Recipe, Stage, everywhere
 from trainer.recipes import quick
 
 
@@ -42,3 +47,57 @@ def make_data() -> MakeData:
         return CropData(cache, teachers, recipe, rows, order, seed=seed, image_px=group.image_px, grid_hw=grid_hw)
 
     return make
+
+
+# No draws of the network's own (every position, none dropped), and no batch norm, whose statistics are each process's.
+_PLAIN_VIT = {"width": 24, "depth": 2, "heads": 2, "max_resolution": 32, "position_drop": 0.0, "num_summary_tokens": 1}
+
+
+@pytest.fixture
+def two_groups(tiny_recipe: Recipe) -> Recipe:
+    """Two stages; in the second, half of the processes take one teacher and half the other."""
+    first = Stage(name="low", steps=2, lr=1e-3, warmup_steps=0, groups=(Group(image_px=32, batch_images=4),))
+    groups = (
+        Group(teachers=("fake-a",), image_px=32, batch_images=4),
+        Group(teachers=("fake-b",), image_px=32, batch_images=2),
+    )
+    second = Stage(name="both", steps=3, lr=1e-3, warmup_steps=0, groups=groups)
+    return replace(
+        tiny_recipe, student="vit-tiny-16", student_overrides=_PLAIN_VIT, stages=(first, second), checkpoint_every=1,
+        log_every=1, accumulate=1,
+    )  # fmt: skip
+
+
+Started = list[subprocess.Popen[str]]
+
+
+class TwoProcesses:
+    """Two real processes of the trainer over gloo, as torchrun would start them."""
+
+    def run(self, cache: Cache, recipe: Recipe, out: Path) -> Started:
+        file = out.with_suffix(".json")
+        file.write_text(json.dumps(recipe.to_json()))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        arguments = ["--cache", str(cache.path), "--out", str(out), "--recipe", str(file)]
+        return [self._start(arguments, rank, port) for rank in (0, 1)]
+
+    def ended(self, processes: Started) -> str:
+        """What the first one said, once both are done well."""
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        return outputs[0][1]
+
+    def _start(self, arguments: list[str], rank: int, port: int) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "trainer.cli", *arguments, "--device", "cpu"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def two() -> TwoProcesses:
+    return TwoProcesses()

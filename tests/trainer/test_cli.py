@@ -21,7 +21,18 @@ def test_a_run_ends_with_its_losses_and_the_next_commands(tiny_cache: Cache, tmp
     assert "student e-radio-tiny: 2.6 M parameters" in result.output
     again = CliRunner().invoke(main, ["--cache", str(tiny_cache.path), "--out", str(out), *SMALL])
     assert again.exit_code == 0, again.output
-    assert "2 steps (0 now)" in again.output
+    assert "run is finished: all its 2 steps were done before, and nothing was done now." in again.output.replace("\n", " ")
+    assert "choose another --out, or remove that folder" in again.output.replace("\n", " ")
+    assert "steps/s" not in again.output
+
+
+def test_errors_come_before_the_recipe(tiny_cache: Cache, tmp_path: Path) -> None:
+    arguments = ["--cache", str(tiny_cache.path), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, [*arguments, *SMALL, "--teacher", "nobody"])
+    assert result.exit_code == 1
+    assert "no cached teacher is called 'nobody'" in result.output
+    assert "recipe quick" not in result.output
+    assert "recipe quick" in CliRunner().invoke(main, [*arguments, *SMALL]).output
 
 
 def test_students_are_listed_before_anything_else_is_asked_for() -> None:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from radio_cache.errors import ConfigError, NonFiniteLossError, NotACacheError, StoreError
+from radio_cache.errors import (
+    ConfigError,
+    MissingRowsError,
+    NonFiniteLossError,
+    NotACacheError,
+    StoreError,
+    TrainingError,
+)
 from radio_cache.reader import Cache
 from trainer.loop import train
 from trainer.plan import lr_at
@@ -67,7 +74,7 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(
     train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=whole))
     config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=cut)
     seen: list[str] = []
-    # The first sentence is said just before the loop; a signal sent then arrives in one of its first steps.
+    # The only sentence of a new run is said just before the loop; a signal sent then arrives in one of its first steps.
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def say(text: str) -> None:
@@ -165,6 +172,31 @@ def test_a_cache_without_teachers_says_how_to_get_one(tmp_path: Path, tiny_recip
     shutil.rmtree(cache.path / "teachers/only")
     with pytest.raises(StoreError, match=r"holds no teacher yet: radio-cache build"):
         train(TrainConfig(cache=cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("change", ["moved away", "others"])
+def test_images_that_are_gone_or_others_stop_a_run_before_it_begins(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, change: str
+) -> None:
+    folder = Path(tiny_cache.meta.containers[0].path)
+    if change == "moved away":
+        folder.rename(folder.with_name("elsewhere"))
+    else:
+        for file in folder.rglob("*.png"):
+            file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(TrainingError, match=rf"({folder}).*put them back, or build a cache of those that are there"):
+        train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_part_of_a_cache_says_how_much(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    min((tiny_cache.path / "receipts/fake-a").iterdir()).unlink()
+    said: list[str] = []
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run", allow_partial=True)
+    with pytest.raises(MissingRowsError, match=r"'fake-a' has seen 4 of 8 images: .* or train on what is there with --allow"):
+        train(replace(config, allow_partial=False))
+    train(config, said.append)
+    assert "\n3 of 8 images, 8 steps" in said[0]
 
 
 def test_a_loss_that_is_not_finite_names_teacher_step_and_images(

@@ -9,11 +9,11 @@ import torch
 from radio_cache.testing import make_tiny_cache, write_images
 from trainer.adaptors import AdaptorOutput
 from trainer.balancing import BALANCINGS
+from trainer.batch import Targets
 from trainer.loop import train
 from trainer.losses import SPATIAL_LOSSES, SUMMARY_LOSSES
 from trainer.objective import Objective, TeacherLoss, teacher_loss
 from trainer.recipe import Recipe, everywhere
-from trainer.targets import Targets
 from trainer.train_config import TrainConfig
 
 
