@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from live_teacher import LiveData, LiveTargets
@@ -111,7 +111,7 @@ class Setting:
         other = copy.copy(data)
         other.__class__ = LiveData if kind == "online" else PixelsAlone
         if isinstance(other, PixelsAlone):
-            other.constant = dict(zip(self.run.teachers, self._same.batch.teachers, strict=True))
+            other.constant = cast(Any, dict(zip(self.run.teachers, self._same.batch.teachers, strict=True)))
         return other
 
     def _timed(self, fed: Iterator[Fed], steps: int) -> list[float]:
