@@ -112,7 +112,7 @@ def _known(teacher: Teacher) -> tuple[TeacherSpec, tuple[str, ...]]:
 
 def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult]) -> BuildReport:
     cache = Cache(config.out)
-    there = refuse_missing_files(cache, [IMAGES_UNIT, *config.teachers])
+    there = refuse_missing_files(cache, [IMAGES_UNIT, *(result.name for result in results)])
     return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()), there)
 
 

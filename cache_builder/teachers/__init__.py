@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from cache_builder.teachers.base import Teacher
 
 __all__ = [
-    "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "find_teacher", "find_weights",
-    "group_name", "load_found", "load_recorded", "load_teacher", "recorded_name",
+    "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "cache_group", "find_teacher",
+    "find_weights", "group_name", "load_found", "load_recorded", "load_teacher", "recorded_name",
 ]  # fmt: skip
 
 Family = Callable[[TeacherPreset, Path, TeacherOptions], "Teacher"]
@@ -86,6 +86,14 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
         level = level_name(preset.name, teacher.spec.geometry.input_hw)
         teacher.spec = replace(teacher.spec, name=level, level_of=preset.name)
     return teacher
+
+
+def cache_group(name: str, options: TeacherOptions) -> str:
+    """The group of the cache that a teacher asked for by this name is kept in: its own name, or of a library's model."""
+    preset = find_teacher(options.level_of or name)
+    if options.level_of is None or options.size_px is None:
+        return preset.name
+    return level_name(preset.name, (options.size_px, options.size_px))
 
 
 def recorded_name(spec: TeacherSpec) -> str:

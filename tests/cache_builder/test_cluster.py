@@ -19,6 +19,8 @@ import dask
 import distributed  # noqa: F401  # before its settings are changed, or they would be its only ones
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import cache_builder.cluster
@@ -125,6 +127,20 @@ def test_workers_that_are_killed_store_the_bytes_of_one_process(
     assert report.unusable == 1
     assert any("codec klt, packed" in sentence for sentence in said)  # a worker chose it, and told
     assert all(result.stages.teacher > 0 and result.stages.decode > 0 for result in report.results)
+
+
+def test_workers_build_a_librarys_model_and_its_levels_as_one_process_does(photos: Path, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
+    options = TeacherOptions(weights=tmp_path / "weights.pth", size_px=64)
+    level = replace(options, size_px=96, level_of="timm:test_vit")
+    asked = replace(
+        settings(photos, tmp_path / "one.zarr"), teachers={"timm:test_vit": options, "timm:test_vit@96": level}
+    )
+    build_cache(asked)
+    with workers(1) as crew:
+        report = build_cache(replace(asked, out=tmp_path / "crew.zarr"), crew=crew)
+    assert [result.name for result in report.results] == ["timm-test_vit", "timm-test_vit@96"]
+    assert tree(tmp_path / "crew.zarr") == tree(tmp_path / "one.zarr")
 
 
 @pytest.mark.usefixtures("fake_teachers")
