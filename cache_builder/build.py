@@ -54,10 +54,8 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     if crew is not None:
         config = with_shared_batch(config)
     log = BuildLog(config.log_json)
-    weights = {
-        name: find_weights(find_teacher(options.level_of or name), options.weights)
-        for name, options in config.teachers.items()
-    }
+    groups = config.groups
+    weights = {name: find_weights(find_teacher(of), options.weights) for name, (of, options) in groups.items()}
     there = Cache(config.out) if is_cache(config.out) else None
     listing = list_for(config.request(), there, rescan=config.rescan)
     for note in listing.notes:
@@ -68,11 +66,12 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
             refuse_occupied(config.out)
 
     def load(name: str) -> Teacher:
-        return load_found(config.teachers[name].level_of or name, weights[name], config.teachers[name])
+        of, options = groups[name]
+        return load_found(of, weights[name], options)
 
     # Every file is read as a whole before the first teacher runs, so that a wrong one does not surface after hours; but one
     # teacher at a time is in memory. The first one stays, the others are loaded again when it is their turn.
-    first, *others = config.teachers
+    first, *others = groups
     known = {name: _known(load(name)) for name in others}
     teacher: Teacher | None = load(first)
     known = {first: _known(teacher)} | known
@@ -95,7 +94,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
         def scan(cache: Cache = cache) -> None:
             scan_images(cache, pool, say, log)
 
-        for name in config.teachers:
+        for name in groups:
             if teacher is None:
                 teacher = load(name)
             teacher.to(torch.device(config.device))
@@ -112,7 +111,7 @@ def _known(teacher: Teacher) -> tuple[TeacherSpec, tuple[str, ...]]:
 
 def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult]) -> BuildReport:
     cache = Cache(config.out)
-    there = refuse_missing_files(cache, [IMAGES_UNIT, *(result.name for result in results)])
+    there = refuse_missing_files(cache, [IMAGES_UNIT, *config.groups])
     return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()), there)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_builder.sources import Request, Selection
-from cache_builder.teachers import TeacherOptions
+from cache_builder.teachers import TeacherOptions, cache_group
 from radio_cache.errors import ConfigError
 from radio_cache.images import MAX_PIXELS
 from radio_cache.schema import level_name
@@ -17,7 +17,7 @@ SHARD_IMAGES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What to build. images: folders, tars, patterns. teachers: name of the group in the cache -> options.
+    """What to build. images: folders, tars, patterns. teachers: what is asked for (a teacher, or NAME@PX for a level) -> how.
 
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass;
     auto_batch: have that found for each teacher on its device instead (`cache_builder.batch_size`).
@@ -56,6 +56,13 @@ class BuildConfig:
             if options.level_of is not None and name != level_name(options.level_of, size):
                 raise ConfigError(f"'{name}' does not name a level of {options.level_of} at {options.size_px} px")
         self.request()
+
+    @property
+    def groups(self) -> dict[str, tuple[str, TeacherOptions]]:
+        """Group in the cache -> the teacher to load for it, and how. Raises UnknownTeacherError."""
+        return {
+            cache_group(name, options): (options.level_of or name, options) for name, options in self.teachers.items()
+        }
 
     def request(self) -> Request:
         """All that decides which images there are. Raises ConfigError for what no image could pass."""

@@ -18,7 +18,6 @@ from cache_builder.shard_task import JOIN, ShardTask, TaskReport, WorkerFacts, d
 from cache_builder.stages import StageSeconds
 from cache_builder.task_book import GivenUp, TaskBook
 from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusable, told_if_stopped
-from cache_builder.teachers import cache_group
 from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import ClusterError
 from radio_cache.reader import Cache
@@ -95,8 +94,7 @@ class Crew:
         tell_unusable(cache, say)
         results: list[TeacherResult] = []
         failed: list[GivenUp] = []
-        for asked, options in config.teachers.items():
-            name = cache_group(asked, options)
+        for name in config.groups:
             started = time.perf_counter()
             task = replace(task, unit=name)
             if name not in cache.teachers:

@@ -20,7 +20,7 @@ from cache_builder.scan import scan_shard
 from cache_builder.shard_work import run_shards
 from cache_builder.stages import StageSeconds
 from cache_builder.teacher_run import join_teacher
-from cache_builder.teachers import cache_group, load_teacher
+from cache_builder.teachers import load_teacher
 from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
 from radio_cache.errors import ClusterError, RadioCacheError
@@ -129,10 +129,7 @@ class _Kept:
     def teacher(self) -> Teacher:
         with self._loading:
             if self._teacher is None:
-                (name, options), = (
-                    asked for asked in self._task.config.teachers.items() if cache_group(*asked) == self._task.unit
-                )
-                teacher = load_teacher(options.level_of or name, options)
+                teacher = load_teacher(*self._task.config.groups[self._task.unit])
                 try:
                     check_same(self.cache, [teacher.spec])
                 except RadioCacheError as exc:

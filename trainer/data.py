@@ -97,8 +97,8 @@ class Crops:
     sizes_hw: list[tuple[int, int]]
     boxes: list[BoxXYXY]
     shown: list[BoxXYXY]
-    shift_yx: NDArray[np.int64] | None
-    jitter: NDArray[np.float32] | None
+    shift_yx: torch.Tensor | None
+    jitter: torch.Tensor | None
     views: list[int]
     flipped: list[bool]
 
@@ -167,8 +167,8 @@ class CropData:
             if recipe.colour_jitter > 0:
                 jitter[place] = rng.uniform(max(0.0, 1 - recipe.colour_jitter), 1 + recipe.colour_jitter, 3)
         return Crops(
-            rows, sizes, boxes, shown, shifts if recipe.shift_tokens > 0 else None,
-            jitter if recipe.colour_jitter > 0 else None, views, flipped,
+            rows, sizes, boxes, shown, torch.from_numpy(shifts) if recipe.shift_tokens > 0 else None,
+            torch.from_numpy(jitter) if recipe.colour_jitter > 0 else None, views, flipped,
         )  # fmt: skip
 
     def read_pixels(self, crops: Crops, out: NDArray[np.uint8]) -> None:
@@ -248,9 +248,15 @@ class CropData:
                 )
         return min(spec.views for spec in specs)
 
-    def head_shift_yx(self, crops: Crops) -> torch.Tensor | None:
-        """How many of the head's tokens the student's crops lie further down and right (b, 2), where the recipe moves them."""
-        return None if crops.shift_yx is None else torch.from_numpy(crops.shift_yx) * self.recipe.adaptor_upsample
+    @property
+    def head_hw(self) -> tuple[int, int]:
+        """Tokens of what a head says of a crop, which may be finer than the student's."""
+        finer = self.recipe.adaptor_upsample
+        return self.grid_hw[0] * finer, self.grid_hw[1] * finer
+
+    def head_shift_yx(self, shift_yx: torch.Tensor | None) -> torch.Tensor | None:
+        """A shift (b, 2) in the student's tokens as one in the head's; None stays None."""
+        return None if shift_yx is None else shift_yx * self.recipe.adaptor_upsample
 
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         """New memory for `read_teacher`."""
@@ -323,7 +329,4 @@ def read_codes(teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any
 
 def assembled(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherPart | Targets, ...]) -> Batch:
     """A batch of what was planned and what was read."""
-    return Batch(
-        crops.rows, pixels, parts, None if crops.shift_yx is None else torch.from_numpy(crops.shift_yx),
-        None if crops.jitter is None else torch.from_numpy(crops.jitter),
-    )  # fmt: skip
+    return Batch(crops.rows, pixels, parts, crops.shift_yx, crops.jitter)

@@ -192,7 +192,7 @@ class Feed:
     def _fill_codes(self, one: _Pass, buffers: _Buffers) -> _Read:
         images = len(one.crops.rows)
         parts: list[TeacherPart | Targets] = []
-        shift_yx = one.data.head_shift_yx(one.crops) if self._targets else None
+        shift_yx = one.data.head_shift_yx(one.crops.shift_yx) if self._targets else None
         for name in one.data.levels:
             out = buffers.get(one.part, name, lambda name=name: one.data.code_buffers(name, images))
             part = one.data.read_teacher(name, one.crops, self._read, out)

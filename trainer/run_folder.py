@@ -37,12 +37,6 @@ def claim(out: Path, recipe: Recipe, cache: str, teachers: Sequence[str]) -> Non
     write_atomically(run_file, json.dumps(wanted, indent=1).encode())
 
 
-def recorded_recipe(out: Path) -> Recipe | None:
-    """The recipe of the run in this folder, if there is one: a run that goes on keeps what it was started with."""
-    run_file = out / RUN_FILE
-    return Recipe.from_json(_recorded(run_file)["recipe"]) if run_file.is_file() else None
-
-
 def _recorded(run_file: Path) -> dict[str, Any]:
     try:
         return json.loads(run_file.read_text())

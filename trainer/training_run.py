@@ -145,11 +145,9 @@ class TrainingRun:
                 features = cut(features, data.grid_hw, data.mosaic)
             guesses = self.model.adaptors(features, data.grid_hw, names)
         recipe = self.config.recipe
-        finer = recipe.adaptor_upsample
-        shift_yx = None if batch.shift_yx is None else batch.shift_yx * finer
-        head_hw = (data.grid_hw[0] * finer, data.grid_hw[1] * finer)
+        shift_yx = data.head_shift_yx(batch.shift_yx)
         losses = {
-            name: teacher_loss(guesses[name], self.targets_of(name, part, shift_yx), recipe, head_hw)
+            name: teacher_loss(guesses[name], self.targets_of(name, part, shift_yx), recipe, data.head_hw)
             for name, part in zip(names, batch.teachers, strict=True)
         }
         total = self.objective(losses, features.summary)

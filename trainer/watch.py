@@ -81,13 +81,11 @@ class Watch:
         with self._evaluating():
             features = run.model.student(student_images(moved, run.layout))
             guesses = run.model.adaptors(features, data.grid_hw, tuple(data.levels))
-        finer = run.config.recipe.adaptor_upsample
-        head_hw = (data.grid_hw[0] * finer, data.grid_hw[1] * finer)
         maps: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         for name, part in zip(data.levels, moved.teachers, strict=True):
             targets = run.targets_of(name, part)
             maps[name] = (
                 targets.spatial.unflatten(1, targets.grid_hw).cpu().numpy(),
-                guesses[name].spatial.unflatten(1, head_hw).cpu().numpy(),
+                guesses[name].spatial.unflatten(1, data.head_hw).cpu().numpy(),
             )
         return picture(batch.pixels.numpy(), maps)

@@ -83,8 +83,7 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
         teacher = Compiled(teacher)
     teacher.spec = replace(teacher.spec, views=options.views, view_sampling=options.view_sampling)
     if options.level_of is not None:
-        level = level_name(preset.name, teacher.spec.geometry.input_hw)
-        teacher.spec = replace(teacher.spec, name=level, level_of=preset.name)
+        teacher.spec = replace(teacher.spec, name=cache_group(name, options), level_of=preset.name)
     return teacher
 
 
