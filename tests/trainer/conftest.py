@@ -1,13 +1,17 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
@@ -88,6 +92,24 @@ class TwoProcesses:
         outputs = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs
         return outputs[0][1]
+
+    def killed(self, processes: Started, out: Path, step: int) -> None:
+        """Kill both as soon as a checkpoint of that step or a later one is there; they must not have ended before."""
+        while not any(int(p.stem[5:]) >= step for p in (out / "checkpoints").glob("step-*.pt")):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.01)
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+    def trained_as(self, one: Path, two: Path) -> None:
+        """Both runs ended with the same student, but for rounding."""
+        mine, theirs = (load_file(run / "student.safetensors") for run in (one, two))
+        assert mine.keys() == theirs.keys()
+        for name, weights in mine.items():
+            torch.testing.assert_close(
+                theirs[name], weights, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
     def _start(self, arguments: list[str], rank: int, port: int) -> subprocess.Popen[str]:
         environment = {

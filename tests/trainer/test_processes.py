@@ -27,12 +27,7 @@ def test_two_processes_train_as_one_does(two: "TwoProcesses", two_groups: Recipe
     processes = two.run(cache, two_groups, tmp_path / "two")
     train(TrainConfig(cache=cache.path, recipe=two_groups, out=tmp_path / "one"))
     two.ended(processes)
-    one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, weights in one.items():
-        torch.testing.assert_close(
-            two[name], weights, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    two.trained_as(tmp_path / "one", tmp_path / "two")
     logs = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -51,13 +46,7 @@ def test_two_processes_killed_twice_go_on_to_the_same_weights(
     recipe = replace(everywhere(two_groups, steps=40), student="e-radio-tiny", student_overrides={})
     two.ended(two.run(tiny_cache, recipe, tmp_path / "whole"))
     for wait_for in (5, 20):
-        processes = two.run(tiny_cache, recipe, tmp_path / "cut")
-        while not any(int(p.stem[5:]) >= wait_for for p in (tmp_path / "cut/checkpoints").glob("step-*.pt")):
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.01)
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+        two.killed(two.run(tiny_cache, recipe, tmp_path / "cut"), tmp_path / "cut", step=wait_for)
     assert "going on from step-" in two.ended(two.run(tiny_cache, recipe, tmp_path / "cut"))
     whole, cut = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)

@@ -1,8 +1,6 @@
 """A student divided among two real processes over gloo: the same training, checkpoints and student as whole."""
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,12 +37,7 @@ def test_a_divided_student_trains_as_a_whole_one(two: "TwoProcesses", recipe: Re
     processes = two.run(cache, replace(recipe, fsdp=True), tmp_path / "two")
     train(TrainConfig(cache=cache.path, recipe=recipe, out=tmp_path / "one"))
     two.ended(processes)
-    one, two = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, weights in one.items():
-        torch.testing.assert_close(
-            two[name], weights, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    two.trained_as(tmp_path / "one", tmp_path / "two")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     load_student(tmp_path / "two")(torch.zeros(1, 3, 32, 32))
     saved = [torch.load(tmp_path / name / "checkpoints/step-00000005.pt", weights_only=True) for name in ("one", "two")]
@@ -68,13 +61,7 @@ def test_a_divided_run_killed_goes_on_to_the_weights_of_a_whole_one(
     two.ended(two.run(tiny_cache, plain, tmp_path / "plain"))
     recipe = replace(plain, fsdp=True)
     two.ended(two.run(tiny_cache, recipe, tmp_path / "whole"))
-    processes = two.run(tiny_cache, recipe, tmp_path / "cut")
-    while not any(int(p.stem[5:]) >= 5 for p in (tmp_path / "cut/checkpoints").glob("step-*.pt")):
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    two.killed(two.run(tiny_cache, recipe, tmp_path / "cut"), tmp_path / "cut", step=5)
     assert "going on from step-" in two.ended(two.run(tiny_cache, recipe, tmp_path / "cut"))
     whole, cut, undivided = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "cut", "plain"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
