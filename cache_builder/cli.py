@@ -1,6 +1,8 @@
 """`radio-cache`: build a cache, see what is in it, try the whole idea."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -381,7 +383,10 @@ def demo(images: Path | None, out: Path) -> None:
 
     report = run_demo(DemoConfig(out=out, images=images), say=click.echo)
     spent = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in report.seconds.items())
-    click.echo(f"\n{spent}.\n\nOpen {report.page.resolve()}")
+    click.echo(f"\n{spent}.\n\nOpen {report.page.resolve()}: losses, and what teacher, cache and student see.")
+    if images is None:
+        here = "radio-cache" if shutil.which("radio-cache") else sys.argv[0]  # `make demo` leaves .venv inactive
+        click.echo(f"Next, on your own photos: {here} demo --images DIR --out my-demo")
 
 
 def _say(sentence: str) -> None:

@@ -82,7 +82,7 @@ def everything(
 
     What cannot be evaluated for this run (no labels, no masks, no CLIP head) is listed there with the reason.
     """
-    from evals.report import ReportConfig, page_record, write_report
+    from evals.report import ReportConfig, headline, page_record, write_report
 
     for name in skip:
         if name not in EVALUATIONS:
@@ -99,4 +99,6 @@ def everything(
         print_knn(page.table)
     for one in page.not_run:
         console().print(f"not run: {one.name}: {printable(one.reason)}")
+    if page.table is not None:
+        console().print(f"\n{headline(page.student, page.table)}")
     console().print(f"\n{page_file} ({human_bytes(page_file.stat().st_size)})")

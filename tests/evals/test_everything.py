@@ -29,7 +29,8 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
     """The page of a run whose cache has labels; its teacher is no CLIP, and there are no masks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     run = make_run("run", make_cache("bank").path)
-    invoke("all", "--run", run, "--shown", 2)
+    said = " ".join(invoke("all", "--run", run, "--shown", 2).split())
+    assert re.search(r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of 20 images right, among", said)
     return run / "report.html"
 
 
