@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from cache_builder.allocator import keep_blocks
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.shard_work import run_shards
@@ -41,7 +42,6 @@ from cache_builder.teachers import FAMILIES, TEACHERS, ComputeDtype, TeacherOpti
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import file_sha256
-from radio_cache.allocator import keep_blocks
 from radio_cache.codecs import Codec
 from radio_cache.crops import patch_geometry
 from radio_cache.prefetch import ahead

@@ -37,11 +37,11 @@ from live_teacher import LiveData, LiveTargets
 from PIL import Image
 from torch import Tensor
 
+from cache_builder.allocator import keep_blocks
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.calibrate import wanted_codec
 from cache_builder.teachers import TeacherOptions
-from radio_cache.allocator import keep_blocks
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import BoxXYXY
 from radio_cache.extra_views import ViewSampling

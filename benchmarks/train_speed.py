@@ -32,7 +32,6 @@ from live_teacher import LiveData, LiveTargets
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
-from radio_cache.allocator import keep_blocks
 from radio_cache.stored_pixels import PixelStore
 from trainer.batch import TeacherPart
 from trainer.data import CodeReader, CropData, Crops
@@ -170,7 +169,6 @@ def main() -> None:
         command.add_argument("--rounds", type=int, default=2)
         command.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
-    keep_blocks()  # as the command does
     args.function(args)
 
 

@@ -241,10 +241,10 @@ def build(
     Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that cannot
     be read are left out and named; they never stop a build. More teachers can be added to a cache later.
     """
+    from cache_builder.allocator import keep_blocks
     from cache_builder.build import build_cache
     from cache_builder.cluster import workplace
     from cache_builder.options import build_config
-    from radio_cache.allocator import keep_blocks
     from radio_cache.drift import drifts
 
     options |= {"out": out, "teachers": teachers}

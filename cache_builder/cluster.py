@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from cache_builder.allocator import keeping_environment
 from cache_builder.build_output import Say
 from cache_builder.crew import Crew
-from radio_cache.allocator import keeping_environment
 from radio_cache.errors import ClusterError, ConfigError, unknown_name
 
 EXTRAS = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}

@@ -79,9 +79,9 @@ def _plan(
     devices: int, dollars_per_hour: float | None, student_steps: int, student_batch: int, probe_images: int, probe_s: float,
     no_weights: bool, as_json: Path | None, **options: Any,
 ) -> None:  # fmt: skip
+    from cache_builder.allocator import keep_blocks
     from cache_builder.options import build_config
     from cache_builder.plan import PlanConfig, plan_build
-    from radio_cache.allocator import keep_blocks
 
     config = PlanConfig(
         build=build_config(**options), devices=devices, dollars_per_hour=dollars_per_hour, student_steps=student_steps,

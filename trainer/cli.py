@@ -121,14 +121,11 @@ def main(
     that was never stopped. Started by torchrun, all processes share every batch. The run's folder holds
     student.safetensors, recipe.json, metrics.jsonl and TensorBoard events.
     """
-    from radio_cache.allocator import keep_blocks
     from radio_cache.torch import pick_device
     from trainer.loop import train
     from trainer.train_config import TrainConfig
 
     device = _own_gpu(pick_device(device))
-    if device == "cpu":
-        keep_blocks()
     recipe = _recipe(cache, teachers, device, asked)
     config = TrainConfig(
         cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial,

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 import cache_builder.cluster
+from cache_builder.allocator import keeping_environment
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.cluster import local_crew, made_cluster, read_cluster_file, scheduler_crew, workplace
 from cache_builder.crew import Crew
@@ -31,7 +32,6 @@ from cache_builder.shard_task import ShardTask, do_task, worker_facts
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
-from radio_cache.allocator import keeping_environment
 from radio_cache.errors import ClusterError, ConfigError
 from radio_cache.testing import write_images
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from radio_cache.allocator import keeping_environment
+from cache_builder.allocator import keeping_environment
 
 CHILD = """
 import resource, sys, threading
-from radio_cache.allocator import keep_blocks
+from cache_builder.allocator import keep_blocks
 
 kept = keep_blocks() if sys.argv[1] == "keep" else None
 
