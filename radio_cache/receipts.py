@@ -46,7 +46,10 @@ class ReceiptColumns:
 
 @final
 class UnitReceipts:
-    """The receipts of one unit as they were when first asked for. Cheap to make: nothing is read before."""
+    """The receipts of one unit as they were when first asked for, or later if a log that held them is gone since.
+
+    Cheap to make: nothing is read before.
+    """
 
     def __init__(self, place: Storage | str | Path, unit: str) -> None:
         self._storage, self._unit = open_storage(place), unit
@@ -57,13 +60,12 @@ class UnitReceipts:
 
     def receipt(self, shard: int) -> Receipt | None:
         """One receipt, None where the shard has not been made. Raises CorruptShardError if it is damaged."""
-        return self._loaded.receipt(shard)
+        return self._ask(lambda loaded: loaded.receipt(shard))
 
     def all(self) -> Iterator[Receipt]:
         """Every receipt, by shard. Raises CorruptShardError for one that is damaged."""
-        loaded = self._loaded
-        for shard in loaded.columns.shard.tolist():
-            receipt = loaded.receipt(shard)
+        for shard in self._loaded.columns.shard.tolist():
+            receipt = self.receipt(shard)
             if receipt is not None:
                 yield receipt
 
@@ -72,7 +74,19 @@ class UnitReceipts:
 
         The way for caches of millions of images. Raises CorruptShardError for a receipt that is damaged.
         """
-        return _again(lambda: self._loaded.checksums(f"{array}/"))
+        return self._ask(lambda loaded: loaded.checksums(f"{array}/"))
+
+    def _ask(self, question: Callable[["_Loaded"], T]) -> T:
+        """Lines of logs are read when they are asked for, and by then another process may have put them into a new log."""
+
+        def answer() -> T:
+            try:
+                return question(self._loaded)
+            except FileNotFoundError:
+                self.__dict__.pop("_loaded", None)
+                raise
+
+        return _again(answer)
 
     @cached_property
     def _loaded(self) -> "_Loaded":
@@ -86,7 +100,7 @@ def read_receipt(place: Storage | str | Path, unit: str, shard: int) -> Receipt 
     try:
         return _read(storage, path, unit, shard)
     except FileNotFoundError:
-        return _again(lambda: _Loaded(storage, unit, files=False)).receipt(shard)
+        return _again(lambda: _Loaded(storage, unit, files=False).receipt(shard))
 
 
 def each_receipt(

@@ -1,5 +1,6 @@
 """Receipts: files of their own and lines of a log say the same; kills, damage and drops lose nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,32 @@ def test_two_builders_that_compact_at_once_lose_nothing(storage: LocalStorage, m
     compact_receipts(storage, "t", from_files=0)
     assert [receipt.shard for receipt in UnitReceipts(storage, "t").all()] == [0, 1, 2, 5, 7, 9]
     assert len(names(storage)) == 1
+
+
+def test_a_receipt_whose_log_is_replaced_while_it_is_read_is_found_in_the_new_one(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact_receipts(storage, "t", from_files=0)
+    read = LocalStorage.read_ranges
+
+    def meanwhile(self: LocalStorage, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        monkeypatch.undo()
+        put(storage, made(7))
+        compact_receipts(storage, "t", from_files=0)
+        return read(self, path, ranges)
+
+    monkeypatch.setattr(LocalStorage, "read_ranges", meanwhile)
+    assert read_receipt(storage, "t", 2) == made(2)
+
+
+def test_receipts_of_a_log_that_is_gone_since_they_were_listed_are_those_of_the_new_one(storage: LocalStorage) -> None:
+    compact_receipts(storage, "t", from_files=0)
+    receipts, others = UnitReceipts(storage, "t"), UnitReceipts(storage, "t")
+    assert receipts.columns().shard.tolist() == others.columns().shard.tolist() == [0, 1, 2, 5, 9]
+    put(storage, made(7))
+    compact_receipts(storage, "t", from_files=0)
+    assert receipts.receipt(2) == made(2)
+    assert others.checksums("a") == dict.fromkeys((f"c/{shard}" for shard in (0, 1, 2, 5, 7, 9)), 0)
 
 
 @pytest.mark.parametrize("compacted", [False, True])
