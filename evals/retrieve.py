@@ -13,10 +13,10 @@ from evals.encoders.gathered import images_and_encoders, learned_from, live_enco
 from evals.errors import EvalError
 from evals.image_set import ImageSet
 from evals.neighbours import NO_ROW, Device, NeighbourSearch
-from evals.picture_grid import Pane
 from evals.progress import CountedImages, Progress
 from radio_cache.errors import ConfigError
 from radio_cache.torch import pick_device
+from radio_cache.view.picture_grid import Pane
 
 _SIDE_PX, _BORDER_PX = 112, 4
 _RIGHT, _WRONG, _PLAIN = (60, 150, 80), (200, 80, 70), (255, 255, 255)

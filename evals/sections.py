@@ -11,7 +11,6 @@ from PIL import Image
 
 from evals.mode_switch import ModeSwitchConfig, run_mode_switch
 from evals.neighbours import Device
-from evals.picture_grid import picture_grid
 from evals.progress import Progress
 from evals.rank import RankConfig, run_rank
 from evals.retrieve import RetrieveConfig, run_retrieve
@@ -21,6 +20,7 @@ from evals.similarity import SimilarityConfig, run_similarity
 from evals.throughput import ThroughputConfig, run_throughput
 from evals.zero_shot import ZeroShotConfig, run_zero_shot
 from radio_cache.errors import ConfigError, RadioCacheError, unknown_name
+from radio_cache.view.picture_grid import picture_grid
 
 _CLASSES_SHOWN = 20
 

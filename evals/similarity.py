@@ -14,10 +14,10 @@ from evals.encoders.gathered import learned_from, live_encoders
 from evals.errors import EvalError
 from evals.image_set import image_set, open_source
 from evals.neighbours import Device
-from evals.picture_grid import Pane
 from evals.progress import Progress
 from radio_cache.errors import ConfigError
 from radio_cache.torch import pick_device
+from radio_cache.view.picture_grid import Pane
 
 _SIDE_PX = 176
 _HEAT = np.array([[20, 20, 60], [70, 60, 140], [190, 80, 110], [250, 170, 80], [255, 250, 210]], np.float64)

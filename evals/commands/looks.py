@@ -26,8 +26,8 @@ from radio_cache.local_storage import write_atomically
 if TYPE_CHECKING:
     from evals.mode_switch import ModeSwitchTable
     from evals.neighbours import Device
-    from evals.picture_grid import Pane
     from evals.rank import RankTable
+    from radio_cache.view.picture_grid import Pane
 
 _images = click.option(
     "--images", "--cache", "images", type=PLACE, metavar="PLACE",
@@ -148,7 +148,7 @@ def print_mode_switch(result: "ModeSwitchTable") -> None:
 
 
 def _save(rows: "Sequence[Sequence[Pane]]", file: Path) -> None:
-    from evals.picture_grid import picture_grid
+    from radio_cache.view.picture_grid import picture_grid
 
     file.parent.mkdir(parents=True, exist_ok=True)
     picture_grid(rows).save(file)

@@ -45,8 +45,8 @@ def sam(
     detections: Path | None, pictures: Path | None, seed: int, limit: int | None, json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """Masks of COCO instances by SAM, and by the same SAM with a student for its image encoder: mIoU by size, and AP."""
-    from evals.picture_grid import picture_grid
     from evals.sam import SamConfig, run_sam
+    from radio_cache.view.picture_grid import picture_grid
 
     config = SamConfig(
         annotations=annotations, images=images, runs=runs, sam=sam_name, weights=weights, prompt=cast("Prompt", prompt),

@@ -104,8 +104,8 @@ def print_segment(result: "SegmentTable") -> None:
 
 def write_pictures(result: "SegmentTable", file: Path) -> None:
     """The table's pictures as one PNG."""
-    from evals.picture_grid import picture_grid
     from evals.segmentation.pictures import key_colours
+    from radio_cache.view.picture_grid import picture_grid
 
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [pictures.panes for pictures in result.pictures]

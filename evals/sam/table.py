@@ -25,13 +25,13 @@ from evals.encoders.named import run_names
 from evals.errors import EvalError
 from evals.neighbours import Device
 from evals.paper import SAM_ROWS, PaperRow
-from evals.picture_grid import Pane
 from evals.progress import Progress
 from evals.sam.instances import Instance, Instances, inner_points
 from evals.segmentation.pictures import overlay, thumbnail
 from radio_cache.errors import ConfigError, ImageError
 from radio_cache.images import decode_image
 from radio_cache.torch import pick_device
+from radio_cache.view.picture_grid import Pane
 from trainer import load_student
 from trainer.dropins.sam import sam_with_student
 
