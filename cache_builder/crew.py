@@ -33,6 +33,7 @@ _COUNT_EVERY_S = 2.0
 _SAY_EVERY_S = 60.0
 _NAMED_IMAGES = 5
 _REPORT_S = 5
+_COMPACT_EVERY = 4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
 
 Done = Callable[[ShardTask | None, TaskReport], object]
 """Told each task that is done and what came of it; now and then None, so that a progress line is alive."""
@@ -123,6 +124,7 @@ class Crew:
         if not todo:
             return []
         rows = {shard: len(cache.meta.shard_rows(shard)) for shard in todo}
+        landed: list[int] = []
         with (
             ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line,
             told_if_stopped(unit, cache, task.unit, self._say),
@@ -134,6 +136,9 @@ class Crew:
                     stages.add(report.stage_seconds)
                 if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
                     unit.shard(receipt)
+                    landed.append(done.shard)
+                    if len(landed) % _COMPACT_EVERY == 0:
+                        compact_receipts(cache.storage, done.unit, from_files=1)
                 told = (stages.bottleneck() if stages else "", workers, unit.note)
                 line.advance(rows[done.shard] if done else 0, ", ".join(filter(None, told)))
 

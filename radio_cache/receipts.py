@@ -8,7 +8,8 @@ and named by its contents, so builders that compact at the same time lose nothin
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +26,13 @@ from radio_cache.strict_json import MAX_INTEGER, parse_json
 
 _TAIL_BYTES = 1 << 16
 _TRIES = 5
+_AT_ONCE = 32
 _MAX_RECEIPT_BYTES = 1 << 28
 _FILE_NAME = re.compile(r"(\d{6,9})\.json")
 _PER_SHARD = ("shard", "num_rows", "num_tokens", "num_failures", "num_bytes", "line_bytes")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +193,13 @@ def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int 
             if lost:
                 raise _damaged(storage, log, f"{lost} of its lines do not match their checksums")
             _merge(lines, found)
-        for shard, path in files.items():
-            lines[shard] = _line(_read(storage, path, unit, shard))
+        for shard, receipt in _read_files(storage, unit, files).items():
+            lines[shard] = _line(receipt)
         new = _write_log(storage, unit, lines)
         for log in logs:
             if log != new:
                 storage.delete(log)
-        for path in files.values():
-            storage.delete(path)
+        _at_once(storage, storage.delete, list(files.values()))
 
     _again(compact)
 
@@ -208,8 +210,7 @@ class _Loaded:
     def __init__(self, storage: Storage, unit: str, *, files: bool = True) -> None:
         self._storage, self._unit = storage, unit
         paths, logs = _listing(storage, unit)
-        own = sorted(paths.items()) if files else []
-        self._own = {shard: _read(storage, path, unit, shard) for shard, path in own}
+        self._own = _read_files(storage, unit, paths) if files else {}
         self._lazy: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = []
         tables = [_own_table(self._own)] if self._own else []
         failed = [np.array([failure.row for one in self._own.values() for failure in one.failures], np.int64)]
@@ -286,6 +287,21 @@ def _listing(storage: Storage, unit: str) -> tuple[dict[int, str], list[str]]:
         elif name.startswith("log-") and name.endswith(".jsonl"):
             logs.append(path)
     return files, logs
+
+
+def _read_files(storage: Storage, unit: str, files: dict[int, str]) -> dict[int, Receipt]:
+    """The receipts that are files of their own, by shard, in order."""
+    own = sorted(files.items())
+    found = _at_once(storage, lambda one: _read(storage, one[1], unit, one[0]), own)
+    return {shard: receipt for (shard, _), receipt in zip(own, found, strict=True)}
+
+
+def _at_once(storage: Storage, do: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do it with each; many at a time in a bucket, where every request is a wait."""
+    if storage.is_local or len(items) < 2:
+        return [do(one) for one in items]
+    with ThreadPoolExecutor(min(_AT_ONCE, len(items)), thread_name_prefix="radio-cache-receipts") as pool:
+        return list(pool.map(do, items))
 
 
 def _read(storage: Storage, path: str, unit: str, shard: int) -> Receipt:

@@ -33,7 +33,9 @@ from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.errors import ClusterError, ConfigError
+from radio_cache.schema import IMAGES_UNIT
 from radio_cache.testing import write_images
+from radio_cache.verify import verify_cache
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 FAKE = {"FAKE_TEACHER": str(Path(__file__).with_name("fake_teacher.py"))}
@@ -127,6 +129,23 @@ def test_workers_that_are_killed_store_the_bytes_of_one_process(
     assert report.unusable == 1
     assert any("codec klt, packed" in sentence for sentence in said)  # a worker chose it, and told
     assert all(result.stages.teacher > 0 and result.stages.decode > 0 for result in report.results)
+
+
+def test_receipts_go_into_a_log_while_a_large_build_goes_on(
+    one_process: dict[str, bytes], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache_builder.crew._COMPACT_EVERY", 5)
+    out = tmp_path / "crew.zarr"
+    with workers(1) as crew:
+        build_cache(settings(photos, out), crew=crew)
+    for unit in (IMAGES_UNIT, "fake-a", "fake-maps"):
+        assert len(list((out / "receipts" / unit).glob("log-*.jsonl"))) == 1
+        assert len(list((out / "receipts" / unit).glob("*.json"))) < 5
+    report = verify_cache(Cache(out), deep=True)
+    assert report.ok
+    assert not any(report.missing.values())
+    features = {path: data for path, data in one_process.items() if not path.startswith("receipts/")}
+    assert {path: data for path, data in tree(out).items() if not path.startswith("receipts/")} == features
 
 
 def test_workers_build_a_librarys_model_and_its_levels_as_one_process_does(photos: Path, tmp_path: Path) -> None:
