@@ -13,6 +13,7 @@ from cache_builder.align_error_cli import align_error
 from cache_builder.copy_cli import copy
 from cache_builder.plan_cli import human_seconds, plan_command
 from cache_builder.verify_cli import repair, verify
+from cache_builder.view_cli import view
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup, SectionedCommand
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
@@ -28,7 +29,7 @@ _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stoppe
 
 @click.group(
     cls=OrderedGroup,
-    order=("demo", "teachers", "plan", "build", "info", "verify", "repair", "copy", "drop-teacher"),
+    order=("demo", "teachers", "plan", "build", "info", "view", "verify", "repair", "copy", "drop-teacher"),
     context_settings=HELP_SETTINGS,
 )
 @click.version_option(__version__, prog_name="radio-cache")
@@ -309,6 +310,7 @@ def info(cache: str | Path, failures: bool) -> None:
     console().print(describe_failures(opened) if failures else describe(opened))
 
 
+main.add_command(view)
 main.add_command(verify)
 main.add_command(repair)
 
