@@ -87,7 +87,7 @@ def recipe_of(setting: str, args: argparse.Namespace, seed: int) -> Recipe:
 
 
 def cache_of(args: argparse.Namespace, setting: str, codec: str) -> Path:
-    return args.work / f"train-{args.train_images}-{'views' if setting == 'views' else codec}.zarr"
+    return args.work / f"train-{args.train_images}-{codec}{'-views' if setting == 'views' else ''}.zarr"
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -99,18 +99,15 @@ def prepare(args: argparse.Namespace) -> None:
         members = source.getmembers()
         for member in members[: args.train_images * len({Path(m.name).suffix for m in members})]:
             kept.addfile(member, source.extractfile(member))
+    sampling = ViewSampling(seed=0, area=(args.least_area, 1.0), ratio=quick().crop_ratio, flip_share=0.0)
     for codec in args.codecs.split(","):
         request = CodecRequest(name="half") if codec == "half" else CodecRequest(name="klt", fidelity=CODECS[codec])
-        _build([train], cache_of(args, "", codec), {
-            TEACHER if size == SIZES[0] else f"{TEACHER}@{size}": TeacherOptions(
-                size_px=size, fit="squash", codec=wanted_codec(request), level_of=None if size == SIZES[0] else TEACHER,
-            ) for size in SIZES
-        })  # fmt: skip
-    half = wanted_codec(CodecRequest(name="half"))
-    options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=half)
-    sampling = ViewSampling(seed=0, area=(args.least_area, 1.0), ratio=quick().crop_ratio, flip_share=0.0)
-    views = replace(options, views=1 + VIEWS, view_sampling=sampling)
-    _build([train], cache_of(args, "views", ""), {TEACHER: views})
+        options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=wanted_codec(request))
+        levels = {f"{TEACHER}@{size}": replace(options, size_px=size, level_of=TEACHER) for size in SIZES[1:]}
+        _build([train], cache_of(args, "", codec), {TEACHER: options, **levels})
+        views = replace(options, views=1 + VIEWS, view_sampling=sampling)
+        _build([train], cache_of(args, "views", codec), {TEACHER: views})
+    options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=wanted_codec(CodecRequest(name="half")))
     _build([*others, *sorted(args.images.glob("test-*.tar"))], args.work / "held-out.zarr", {TEACHER: options})
 
 
@@ -254,7 +251,7 @@ def run(args: argparse.Namespace) -> None:
         for codec in args.codecs.split(","):
             for setting in args.only.split(","):
                 asked = (setting, codec, seed, args.train_images, args.epochs, args.least_area)
-                if codec != "half" and setting in (*LIVE, "views"):
+                if codec != "half" and setting in LIVE:
                     continue
                 if asked in {tuple(result[name] for name in KEY) for result in results(args)}:
                     continue
