@@ -21,7 +21,7 @@ RadioCacheError
 ├── MomentsError              a sample of tokens has no variance to normalise by, or is not finite
 ├── ShapeError                two arrays that must agree do not
 └── TrainingError             a training run cannot go on
-    └── NonFiniteLossError    a loss became NaN or infinite
+    └── NonFiniteLossError    a loss, or the weights behind it, became NaN or infinite
 
 A message names the thing, the value, the place and the cure.
 """
@@ -116,7 +116,7 @@ class TrainingError(RadioCacheError):
 
 
 class NonFiniteLossError(TrainingError):
-    """A loss became NaN or infinite."""
+    """A loss, or the weights behind it, became NaN or infinite."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> str:

@@ -1,9 +1,10 @@
 """Checkpoints: everything a run needs to go on exactly, written aside and renamed; the last few are kept."""
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from radio_cache.errors import TrainingError
+from radio_cache.errors import NonFiniteLossError, TrainingError
 from radio_cache.local_storage import TEMPORARY, sync_folder
 from trainer.ema import Ema
 from trainer.metrics import LossSums
@@ -76,9 +77,10 @@ def save_checkpoint(
 ) -> Path:
     """Write a trainee's state as `step-<steps done>.pt` and drop all but the last `keep`. A crash leaves the others whole.
 
-    is_best: it is also kept as `best.pt`. Raises TrainingError for a disk that is full, after which the last checkpoint is
-    still whole.
+    is_best: it is also kept as `best.pt`. Raises TrainingError for a disk that is full, NonFiniteLossError for weights that
+    left their bounds in the step just done; the last checkpoint is still whole then.
     """
+    _refuse_non_finite(progress.step, state)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress.step:08d}.pt"
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
@@ -90,7 +92,7 @@ def save_checkpoint(
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as exc:
         temporary.unlink(missing_ok=True)
-        raise _not_saved(folder, exc) from exc
+        raise _not_written(folder, exc) from exc
     temporary.replace(path)
     sync_folder(folder)
     if is_best:
@@ -103,24 +105,41 @@ def save_checkpoint(
     return path
 
 
-def _not_saved(folder: Path, exc: OSError | RuntimeError) -> Exception:
+def _refuse_non_finite(step: int, state: dict[str, Any]) -> None:
+    """The loss before a step says nothing of the weights behind it."""
+    for part in ("student", "adaptors"):
+        for name, value in state[part].items():
+            if not torch.isfinite(value).all():
+                raise NonFiniteLossError(
+                    f"step {step}: its losses were finite, but weights '{name}' of the {part} no longer are, and are not saved. "
+                    "The last checkpoint is whole; try a lower --lr"
+                )
+
+
+@contextlib.contextmanager
+def telling_what_is_whole(folder: Path) -> Generator[None]:
+    """Turn what the disk refuses of a run's other files into a TrainingError that says where the run can go on. folder: of checkpoints."""
+    try:
+        yield
+    except OSError as exc:
+        raise _not_written(folder, exc) from exc
+
+
+def _not_written(folder: Path, exc: OSError | RuntimeError) -> TrainingError:
     """torch turns a full disk into a RuntimeError of its own; the system's word for it is at its root."""
     root: BaseException | None = exc
     while root is not None and not isinstance(root, OSError):
         root = root.__cause__ or root.__context__
-    statistics = os.statvfs(folder)
+    statistics = os.statvfs(next(place for place in (folder, *folder.parents) if place.exists()))
     free = statistics.f_bavail * statistics.f_frsize
     full = (isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT)) or free < 1 << 20
-    if not full:
-        return exc if isinstance(exc, OSError) else TrainingError(f"a checkpoint cannot be written to {folder}: {exc}")
+    what = f"the disk of {folder} is full ({free / 1e6:.1f} MB free)" if full else f"{folder} cannot be written to: {exc}"
+    cure = "make room" if full else "cure that"
     last = checkpoints(folder)
     return TrainingError(
-        f"the disk of {folder} is full ({free / 1e6:.1f} MB free): a checkpoint could not be written. "
-        + (
-            f"{last[-1].name} is whole; make room, and the same command goes on from it"
-            if last
-            else "Make room, and start again"
-        )
+        f"{what}. {last[-1].name} is whole: {cure}, and the same command goes on from it"
+        if last
+        else f"{what}, and there is no checkpoint yet: {cure}, and start again"
     )
 
 

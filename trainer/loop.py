@@ -12,13 +12,13 @@ from types import FrameType
 import torch
 
 from radio_cache.cli_support import ProgressLine
-from trainer.checkpoint import Progress, restore_last, save_checkpoint
+from trainer.checkpoint import Progress, restore_last, save_checkpoint, telling_what_is_whole
 from trainer.export import WEIGHTS_FILE
 from trainer.memory import telling_what_to_turn_down
 from trainer.metrics import Log
 from trainer.processes import Processes
 from trainer.recipe_text import described
-from trainer.run_folder import CHECKPOINTS
+from trainer.run_folder import CHECKPOINTS, refuse_lost
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
 from trainer.wandb_log import WandbLog, refuse_missing_package
@@ -59,7 +59,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
             say(f"going on from step-{progress.step:08d}.pt")
         width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
         say(f"{described(config.recipe, width=width)}\n{run.headline()}")
-        with telling_what_to_turn_down():
+        with telling_what_to_turn_down(), telling_what_is_whole(config.out / CHECKPOINTS):
             return run_steps(run, progress)
     finally:
         processes.leave()
@@ -79,6 +79,8 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
         while step < recipe.steps and not stopped:
             values, waits, images, stopped = run.step(step, fed, stop.is_set())
             step += 1
+            if first:
+                refuse_lost(config.out)
             last = stopped or step == recipe.steps
             # The first process looks at the student and saves it; where it is divided, nobody can alone.
             takes_part = first or run.trainee.is_divided

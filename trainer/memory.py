@@ -27,7 +27,7 @@ def telling_what_to_turn_down() -> Generator[None]:
             raise
         raise TrainingError(
             f"out of memory ({str(exc).splitlines()[0] if str(exc) else 'refused by the system'}). In the order of its price: "
-            "--set accumulate=2 (the same result), --set checkpoint_activations=true (the same, a third slower), "
+            "--set accumulate=2 (the same, but for batch norms), --set checkpoint_activations=true (the same, a third slower), "
             "--set precision=bfloat16, a smaller --batch-size or --image-size, a smaller student"
         ) from exc
 

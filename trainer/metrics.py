@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
 
 from radio_cache.local_storage import write_atomically
+from trainer.event_file import EventFile
 from trainer.feed import Waits
 from trainer.run_folder import METRICS_FILE
 
@@ -40,11 +41,9 @@ class Log:
     def __init__(
         self, out: Path, steps_done: int, unlogged: LossSums, teachers: Sequence[str], also: Listener | None = None
     ) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # heavy, and only a run needs it
-
         _drop_lines_after(out / METRICS_FILE, steps_done)
         self._file = (out / METRICS_FILE).open("a")
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=steps_done or None)
+        self._events = EventFile(out / "tensorboard", steps_done + 1)
         self._teachers, self._also = tuple(teachers), also
         self.sums = unlogged
         self._images, self._waits, self._started = 0, Waits(), time.perf_counter()
@@ -54,7 +53,7 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        self._board.close()
+        self._events.close()
         if self._also:
             self._also.close()
 
@@ -85,8 +84,7 @@ class Log:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         told = {**means, **measured, "lr": lr, **{f"wait/{cause}": share for cause, share in waits.items()}}
-        for key, value in told.items():
-            self._board.add_scalar(key, value, step)
+        self._events.add(step, told)
         if self._also:
             self._also.log(step, told)
         self.sums, self._images, self._waits, self._started = {}, 0, Waits(), now

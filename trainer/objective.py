@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.adaptors import AdaptorOutput
@@ -37,6 +39,14 @@ class TeacherLoss(NamedTuple):
         if self.summary is not None:
             found["summary"] = (self.summary * self.kept).mean()
         return found
+
+    def detached(self) -> "TeacherLoss":
+        """The same values, which keep nothing of how they were computed."""
+        return TeacherLoss(None if self.summary is None else self.summary.detach(), self.spatial.detach(), self.kept)
+
+    def is_finite(self) -> NDArray[np.bool_]:
+        """Of each image (b,), whether all its losses are. Waits for the device."""
+        return torch.stack(list(self.per_image().values())).isfinite().all(0).cpu().numpy()
 
     def per_image(self) -> dict[str, Float[Tensor, " b"]]:
         """What each image adds; the mean of it is that of `means`, up to rounding."""

@@ -1,28 +1,31 @@
 """The folder of a run: whose it is, and that the same command goes on with it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from radio_cache.errors import ConfigError, NotACacheError
+from radio_cache.errors import ConfigError, NotACacheError, TrainingError
 from radio_cache.local_storage import write_atomically
 from trainer.recipe import Recipe
 
 RECIPE_FILE, METRICS_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "run.json", "checkpoints"
 
 
-def claim(out: Path, recipe: Recipe, cache: str, teachers: Sequence[str]) -> None:
+def claim(
+    out: Path, recipe: Recipe, cache: str, teachers: Sequence[str], images: Mapping[str, str | int]
+) -> None:
     """Make the run's folder, or check that the one there is this run's.
 
-    Raises ConfigError naming what was set otherwise, NotACacheError for a folder that is no run.
+    images: which of the cache's they are, so that a run does not go on with others, in another order. Raises ConfigError naming what was set otherwise, NotACacheError for a folder that is no run.
     """
-    wanted = {"cache": cache, "teachers": list(teachers), "recipe": recipe.to_json()}
+    wanted = {"cache": cache, "teachers": list(teachers), "images": dict(images), "recipe": recipe.to_json()}
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as they do in the file
     run_file = out / RUN_FILE
     if run_file.exists():
         recorded = _recorded(run_file)
         # With what its version did not know yet.
+        recorded.setdefault("images", wanted["images"])
         recorded["recipe"] = json.loads(json.dumps(Recipe.from_json(recorded["recipe"]).to_json()))
         changed = [f"{key} was {was}, now {now}" for key, was, now in _differences(recorded, wanted)]
         if changed:
@@ -35,6 +38,15 @@ def claim(out: Path, recipe: Recipe, cache: str, teachers: Sequence[str]) -> Non
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / RECIPE_FILE, json.dumps(recipe.to_json(), indent=1).encode())
     write_atomically(run_file, json.dumps(wanted, indent=1).encode())
+
+
+def refuse_lost(out: Path) -> None:
+    """Raise TrainingError if the folder of the run was taken away while it was trained, before half of it is made anew."""
+    if not (out / RUN_FILE).exists():
+        raise TrainingError(
+            f"the run's folder {out} was removed or renamed while it was being trained: stopped, and nothing more is written. "
+            "Put it back, and the same command goes on from its last checkpoint; or start again"
+        )
 
 
 def _recorded(run_file: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """One optimiser step after the other: the student, its optimiser, and the images and targets of every group."""
 
 import math
-from collections.abc import Iterator
-from typing import cast, final
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.errors import NonFiniteLossError
@@ -24,7 +25,7 @@ from trainer.feed import Fed, Feed, Waits
 from trainer.memory import checkpoint_activations
 from trainer.metrics import Values
 from trainer.mosaic import cut, joined
-from trainer.objective import Objective, teacher_loss
+from trainer.objective import Objective, TeacherLoss, teacher_loss
 from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
 from trainer.run_folder import claim
@@ -37,6 +38,13 @@ _DRAWS = 2
 
 _TOLD = 3
 """Numbers of a step that are no term's."""
+
+
+class _Seen(NamedTuple):
+    """The images of a pass, and what each teacher's losses of them were."""
+
+    rows: NDArray[np.int64]
+    losses: dict[str, TeacherLoss]
 
 
 @final
@@ -82,7 +90,8 @@ class TrainingRun:
     def claim(self) -> None:
         """Make the run's folder, or check that it is this run's."""
         if self.processes.is_first:
-            claim(self.config.out, self.config.recipe, absolute_place(self.config.cache), self.teachers)
+            images = {"list": self.cache.meta.index, "in_cache": self.cache.num_images, "used": len(self.rows)}
+            claim(self.config.out, self.config.recipe, absolute_place(self.config.cache), self.teachers, images)
         self.processes.wait_for_all()
 
     def feed(self, done: int) -> Feed:
@@ -108,18 +117,19 @@ class TrainingRun:
         for group in trainee.optimizer.param_groups:
             group["lr"] = self.lr_of(step)
         trainee.optimizer.zero_grad(set_to_none=True)
-        waits, batches = Waits(), list[Batch]()
+        waits, seen = Waits(), list[_Seen]()
         terms = self.objective.terms
         # In one tensor, so that one copy from the device tells all: total, stop, images; of each term its sum and its weight.
         told = torch.zeros(_TOLD + 2 * len(terms), device=self.device)
         told[1] = float(stop)
         for _ in self.plan.parts(step):
             part, batch, waited = next(fed)
-            batches.append(Batch(batch.rows, batch.pixels, ()))
             for cause in ("pixels", "codes", "transfer"):
                 setattr(waits, cause, getattr(waits, cause) + getattr(waited, cause))
-            total, means = self._pass(self.groups[part.stage, part.group], batch)
+            total, losses = self._pass(self.groups[part.stage, part.group], batch)
             (total * part.weight).backward()
+            seen.append(_Seen(batch.rows, losses))
+            means = {(name, kind): mean for name, loss in losses.items() for kind, mean in loss.means().items()}
             share = (part.last - part.first) / recipe.stages[part.stage].groups[part.group].batch_images
             told[0] += total.detach() * part.weight
             for number, term in enumerate(terms):
@@ -129,12 +139,12 @@ class TrainingRun:
             told[2] += part.last - part.first
         sums = self.processes.sum(told.clone()).tolist()
         values = _values(sums, terms)
-        self._refuse_non_finite(step, values, batches)
+        self._refuse_non_finite(step, values, seen)
         self._update((told[_TOLD + len(terms) :] > 0).float())
         return values, waits, round(sums[2]), sums[1] > 0
 
-    def _pass(self, data: CropData, batch: Batch) -> tuple[Tensor, dict[tuple[str, str], Tensor]]:
-        """The loss of a batch, and the means of its terms."""
+    def _pass(self, data: CropData, batch: Batch) -> tuple[Tensor, dict[str, TeacherLoss]]:
+        """The loss of a batch, and every teacher's, detached."""
         names = tuple(data.levels)
         images = student_images(batch, self.layout)
         if data.mosaic > 1:
@@ -151,8 +161,7 @@ class TrainingRun:
             for name, part in zip(names, batch.teachers, strict=True)
         }
         total = self.objective(losses, features.summary)
-        means = {(name, part): m.detach() for name, loss in losses.items() for part, m in loss.means().items()}
-        return total, means
+        return total, {name: loss.detached() for name, loss in losses.items()}
 
     def targets_of(self, name: str, part: TeacherPart | Targets, shift_yx: Tensor | None = None) -> Targets:
         """A teacher's targets in a batch, made now unless they were ahead of time."""
@@ -168,15 +177,21 @@ class TrainingRun:
         if trainee.ema:
             trainee.ema.update()
 
-    def _refuse_non_finite(self, step: int, values: Values, batches: list[Batch]) -> None:
-        named = [(name, value) for name, parts in values.teachers.items() for value in parts.values()]
-        bad = next(((n, v) for n, v in [*named, ("all of them together", values.total)] if not math.isfinite(v)), None)
-        if bad is None:
+    def _refuse_non_finite(self, step: int, values: Values, seen: Sequence[_Seen]) -> None:
+        if math.isfinite(values.total):
             return
-        keys = [self.cache.index.key(row) for batch in batches for row in batch.rows[:3]]
+        sums = {name: sum(parts.values()) for name, parts in values.teachers.items()}
+        named = next(((name, value) for name, value in sums.items() if not math.isfinite(value)), None)
+        mine = [(one.rows, one.losses[named[0]].is_finite()) for one in seen if named and named[0] in one.losses]
+        keys = [self.cache.index.key(row) for rows, finite in mine for row in rows[~finite]]
+        what = f"the loss of teacher '{named[0]}' is {named[1]}" if named else f"all losses together are {values.total}"
+        if keys:
+            of = sum(len(rows) for rows, _ in mine)
+            what += f", on {len(keys)} of {of} images: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
+        # A student out of bounds is wrong about all images; what is stored amiss is of one or two.
         raise NonFiniteLossError(
-            f"step {step}: the loss of teacher '{bad[0]}' is {bad[1]}, on images such as {', '.join(keys[:3])}. The last "
-            "checkpoint is whole; try a lower --lr, or verify the cache"
+            f"step {step}: {what}. The last checkpoint is whole; try a lower --lr, or, where it is few images, "
+            f"radio-cache verify {self.cache.url}"
         )
 
     def headline(self) -> str:

@@ -1,12 +1,14 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from radio_cache.errors import TrainingError
+from radio_cache.errors import NonFiniteLossError, TrainingError
 from radio_cache.reader import Cache
-from trainer.checkpoint import checkpoints
+from trainer.checkpoint import Progress, checkpoints, save_checkpoint
 from trainer.loop import train
 from trainer.recipe import Recipe
 from trainer.train_config import TrainConfig
@@ -58,7 +60,26 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays_whole(
             stopped = True
             disk.resize(50_000_000)  # room for one checkpoint of 31 MB, not for two
 
-    with pytest.raises(TrainingError, match=r"the disk of .* is full .*step-00000003\.pt is whole; make room"):
+    with pytest.raises(TrainingError, match=r"the disk of .* is full .*step-00000003\.pt is whole: make room"):
         train(config, fill_up)
     disk.resize(200_000_000)
     assert train(config).steps_before == 3
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    state = {"student": {"a": torch.ones(2), "b": torch.tensor([1.0, math.nan])}, "adaptors": {}}
+    with pytest.raises(NonFiniteLossError, match=r"step 3: .* weights 'b' of the student no longer are"):
+        save_checkpoint(tmp_path / "checkpoints", state, Progress(3), keep=1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint_is_named(
+    tiny_cache: Cache, tiny_recipe: Recipe, small_disk: Callable[[int], Any]
+) -> None:
+    disk = small_disk(100_000_000)
+
+    def fill_up(text: str) -> None:
+        disk.resize(100_000)  # what is there, and hardly more
+
+    with pytest.raises(TrainingError, match=r"the disk of .* is full .* there is no checkpoint yet: make room"):
+        train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=disk.path / "run"), fill_up)

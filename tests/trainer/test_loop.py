@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +23,13 @@ from radio_cache.errors import (
     TrainingError,
 )
 from radio_cache.reader import Cache
+from trainer.batch import Targets
 from trainer.loop import train
 from trainer.plan import lr_at
+from trainer.processes import Processes
 from trainer.recipe import Recipe, everywhere
 from trainer.train_config import TrainConfig
+from trainer.training_run import TrainingRun
 
 
 def losses_of(run: Path) -> list[dict[str, object]]:
@@ -127,12 +132,47 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(
     assert losses_of(whole) == losses_of(cut)
 
 
+def test_a_run_in_bfloat16_with_averaged_weights_goes_on_to_the_same_weights(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = replace(tiny_recipe, precision="bfloat16", ema=0.8, balancing="adaloss")
+    config = TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run")
+    train(config)
+    (tmp_path / "run").rename(tmp_path / "whole")
+    train(config)
+    (tmp_path / "run/student.safetensors").unlink()
+    (tmp_path / "run/checkpoints/step-00000008.pt").unlink()
+    assert train(config).steps_before == 6
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "run")
+
+
+def test_smaller_passes_and_blocks_computed_twice_change_no_loss(
+    tiny_cache: Cache, two_groups: Recipe, tmp_path: Path
+) -> None:
+    less_memory = replace(two_groups, accumulate=2, checkpoint_activations=True)
+    for name, recipe in (("plain", two_groups), ("less-memory", less_memory)):
+        train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / name))
+    for plain, less in zip(losses_of(tmp_path / "plain"), losses_of(tmp_path / "less-memory"), strict=True):
+        assert less["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+
+
 def test_a_run_folder_with_other_settings_is_refused_by_name(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"holds a run with other settings: recipe.stages.0.lr was 0.002, now 0.5"):
         train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, lr=0.5), out=tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_with_other_images(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    receipt = min((tiny_cache.path / "receipts/fake-a").iterdir())
+    receipt.rename(tmp_path / "receipt")
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run", allow_partial=True)
+    train(config)
+    (tmp_path / "receipt").rename(receipt)
+    with pytest.raises(ConfigError, match=r"holds a run with other settings: images.used was 3, now 7"):
+        train(config)
 
 
 def test_an_output_that_is_something_else_is_refused(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -143,6 +183,22 @@ def test_an_output_that_is_something_else_is_refused(tiny_cache: Cache, tiny_rec
         with pytest.raises(NotACacheError, match="exists and is not a run of radio-train"):
             train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / name))
     assert (tmp_path / "folder/thesis.tex").read_text() == "mine"
+
+
+def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_it(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, trained = tmp_path / "run", TrainingRun.step
+
+    def step(self: TrainingRun, number: int, *rest: Any) -> Any:
+        if number == 4:
+            run.rename(tmp_path / "elsewhere")
+        return trained(self, number, *rest)
+
+    monkeypatch.setattr(TrainingRun, "step", step)
+    with pytest.raises(TrainingError, match=r"the run's folder .*run was removed or renamed while it was being trained"):
+        train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=run))
+    assert not run.exists()
 
 
 def test_an_unknown_teacher_is_answered_with_the_cached_ones(
@@ -205,9 +261,21 @@ def test_a_loss_that_is_not_finite_names_teacher_step_and_images(
     recipe = replace(everywhere(tiny_recipe, lr=1e30, warmup_steps=0), clip_grad_norm=1e30)
     with pytest.raises(
         NonFiniteLossError,
-        match=r"step \d+: the loss of teacher 'fake-[ab]' is (nan|inf), on images such as \w+/\d.png",
+        match=r"step \d+: the loss of teacher 'fake-[ab]' is (nan|inf), on 3 of 3 images: \w+/\d.png, .* try a lower --lr",
     ):
         train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
+
+
+def test_the_one_image_whose_loss_is_not_finite_is_named(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    run = TrainingRun(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"), Processes())
+    with run.feed(0) as feed:
+        fed = next(iter(feed))
+        targets = fed.batch.teachers[1]
+        assert isinstance(targets, Targets)
+        targets.spatial[2] = math.nan
+        key = run.cache.index.key(int(fed.batch.rows[2]))
+        with pytest.raises(NonFiniteLossError, match=rf"step 0: .* teacher 'fake-b' is nan, on 1 of 3 images: {key}\. "):
+            run.step(0, iter([fed]))
 
 
 def test_the_rate_warms_up_and_falls_to_zero(tiny_recipe: Recipe) -> None:
