@@ -118,7 +118,10 @@ def _refuse_non_finite(step: int, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def telling_what_is_whole(folder: Path) -> Generator[None]:
-    """Turn what the disk refuses of a run's other files into a TrainingError that says where the run can go on. folder: of checkpoints."""
+    """Turn what the disk refuses of a run's other files into a TrainingError that says where it goes on.
+
+    folder: of checkpoints.
+    """
     try:
         yield
     except OSError as exc:

@@ -17,7 +17,8 @@ def claim(
 ) -> None:
     """Make the run's folder, or check that the one there is this run's.
 
-    images: which of the cache's they are, so that a run does not go on with others, in another order. Raises ConfigError naming what was set otherwise, NotACacheError for a folder that is no run.
+    images: which of the cache's they are, so that a run does not go on with others, in another order.
+    Raises ConfigError naming what was set otherwise, NotACacheError for a folder that is no run.
     """
     wanted = {"cache": cache, "teachers": list(teachers), "images": dict(images), "recipe": recipe.to_json()}
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as they do in the file
