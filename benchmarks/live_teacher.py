@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cache_builder.preprocess import teacher_input
 from cache_builder.teachers import load_recorded
-from radio_cache.crops import crop_weights
+from radio_cache.crops import crop_weights, rescaled_box_xyxy
 from radio_cache.reader import Cache
 from radio_cache.torch import crop_maps
 from trainer.batch import LevelPart, TeacherPart
@@ -34,8 +34,10 @@ class LiveData(CropData):
 
     def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherPart:
         geometry = self.levels[name].geometry
-        for place, (row, box) in enumerate(zip(crops.rows, crops.boxes, strict=True)):
-            out[0][place] = student_pixels(self.image(int(row)), geometry.input_hw, box)
+        for place, (row, box, hw) in enumerate(zip(crops.rows, crops.boxes, crops.sizes_hw, strict=True)):
+            image = self.image(int(row))
+            box = rescaled_box_xyxy(box, hw, (image.height, image.width))  # a cache may keep its images smaller
+            out[0][place] = student_pixels(image, geometry.input_hw, box)
         whole = [(0.0, 0.0, float(geometry.input_hw[1]), float(geometry.input_hw[0]))] * len(crops.rows)
         weights = crop_weights(whole, [geometry.input_hw] * len(crops.rows), geometry, out_hw=self.grid_hw)
         part = LevelPart(0, torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns)))

@@ -2,6 +2,7 @@
 
     python benchmarks/train_speed.py prepare --images photos/ --work WORK [--store-pixels 160]
     OMP_NUM_THREADS=1 python benchmarks/train_speed.py run --work WORK [--store-pixels 160] [--only small-3] [--rounds 3]
+    python benchmarks/train_speed.py report                                # a table, and docs/assets/train-speed.png
 
 constant  one batch, made once, with its targets: no teacher, nothing read, nothing decoded
 pixels    fresh crops of the images, decoded in a thread, and constant targets: training without a teacher
@@ -43,6 +44,7 @@ from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.jsonl"
+PLOT = Path("docs/assets/train-speed.png")
 TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 STUDENTS = {"small": ("e-radio-tiny", 96, 16), "large": ("vit-s-16", 112, 16)}
 """Name -> student, side of its crops in pixels, images in a step."""
@@ -94,8 +96,8 @@ class Setting:
             name: LiveTargets(self._from_cache[name], self.run.cache, name) for name in self.run.teachers
         }
 
-    def seconds(self, kind: str, steps: int) -> list[float]:
-        """Of each step but the first, which waits for the first batch."""
+    def seconds(self, kind: str, steps: int) -> list[tuple[float, float]]:
+        """Of each step but the first, which waits for the first batch; and how many of them it waited for data."""
         run = self.run
         run.makes_targets_ahead = kind != "online"  # a teacher that runs in the loop runs between the steps
         run.targets = {"cache": self._from_cache, "online": self._live}.get(kind, self._constant)
@@ -114,12 +116,12 @@ class Setting:
             other.constant = cast(Any, dict(zip(self.run.teachers, self._same.batch.teachers, strict=True)))
         return other
 
-    def _timed(self, fed: Iterator[Fed], steps: int) -> list[float]:
-        found: list[float] = []
+    def _timed(self, fed: Iterator[Fed], steps: int) -> list[tuple[float, float]]:
+        found: list[tuple[float, float]] = []
         for step in range(steps + 1):
             started = time.perf_counter()
-            self.run.step(step, fed)
-            found.append(time.perf_counter() - started)
+            _, waits, _, _ = self.run.step(step, fed)
+            found.append((time.perf_counter() - started, waits.pixels + waits.codes + waits.transfer))
         return found[1:]
 
 
@@ -136,17 +138,19 @@ def run(args: argparse.Namespace) -> None:
                     "cache": args.steps,
                     "online": max(1, args.steps // 4),
                 }
-                times: dict[str, list[float]] = {kind: [] for kind in steps}
+                times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in steps}
                 for _ in range(args.rounds):
                     for kind, count in steps.items():
                         times[kind] += setting.seconds(kind, count)
-            median = {kind: statistics.median(values) for kind, values in times.items()}
+            median = {kind: statistics.median(seconds for seconds, _ in values) for kind, values in times.items()}
+            waited = {kind: statistics.fmean(waits for _, waits in values) for kind, values in times.items()}
             ceiling = 1 + (median["online"] - median["pixels"]) / median["constant"]
             result = {
                 "student": STUDENTS[student][0], "px": STUDENTS[student][1], "batch": STUDENTS[student][2], "teachers": teachers,
                 "store_pixels": args.store_pixels,
                 "threads": torch.get_num_threads(), "cores": os.cpu_count(), "steps": {k: len(v) for k, v in times.items()},
                 "step_s": {kind: round(value, 4) for kind, value in median.items()},
+                "waited_s": {kind: round(value, 4) for kind, value in waited.items()},
                 "cache_over_constant": round(median["cache"] / median["constant"], 3),
                 "cache_over_pixels": round(median["cache"] / median["pixels"], 3),
                 "online_over_cache": round(median["online"] / median["cache"], 2), "ceiling": round(ceiling, 2),
@@ -156,10 +160,47 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(result), flush=True)
 
 
+def report(args: argparse.Namespace) -> None:
+    """The last result of every setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in RESULTS.read_text().splitlines():
+        result = json.loads(line)
+        found[tuple(result[name] for name in ("student", "px", "store_pixels", "teachers"))] = result
+    kinds = ("constant", "pixels", "cache", "online")
+    print("| student | images | teachers | " + " | ".join(kinds) + " | cache / constant | online / cache | of the ceiling |")
+    print("|---" * 10 + "|")
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.8 * len(found)))
+    labels: list[str] = []
+    for place, result in enumerate(found.values()):
+        times, ratio, ceiling = result["step_s"], result["online_over_cache"], result["ceiling"]
+        images = f"kept at {result['store_pixels']} px" if result["store_pixels"] else "their own JPEGs"
+        print(
+            f"| `{result['student']}`, {result['px']} px | {images} | {result['teachers']} | "
+            + " | ".join(f"{times[kind]:.3f}" for kind in kinds)
+            + f" | {result['cache_over_constant']:.2f} | {ratio:.2f} | {ratio / ceiling:.0%} of {ceiling:.2f} |"
+        )
+        labels.append(f"{result['student']}, {result['teachers']} teacher{'s'[: result['teachers'] - 1]}\n{images}")
+        for number, kind in enumerate(kinds):
+            colour = ("tab:gray", "tab:olive", "tab:blue", "tab:red")[number]
+            relative = times[kind] / times["constant"]
+            axes.barh(place + (number - 1.5) / 5, relative, 0.18, color=colour, label=kind if place == 0 else None)
+            axes.text(relative + 0.05, place + (number - 1.5) / 5, f"{relative:.2f}", va="center", fontsize=7)
+    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="a step's time, in steps with a constant batch and targets")
+    axes.invert_yaxis()
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(PLOT, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, function in (("prepare", prepare), ("run", run)):
+    for name, function in (("prepare", prepare), ("run", run), ("report", report)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         command.add_argument("--work", type=Path, default=Path("speed-work"))

@@ -160,20 +160,18 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
     for path in reversed(checkpoints(folder)):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as exc:  # torch raises many kinds for a damaged or foreign file
-            say(
-                f"{path.name} is damaged ({str(exc).splitlines()[0]:.120}): it is set aside, and the one before is used"
-            )
+        except Exception:  # torch raises many kinds for a damaged or foreign file, and none says more than that it is one
             damaged.append(path)
             continue
         progress = _restored(path, state, trainee)
         for file in damaged:
+            say(f"{file.name} is damaged and set aside; the one before it, {path.name}, is used")
             file.replace(file.with_name(f"{file.name}.damaged"))
         return progress
     if damaged:
         raise TrainingError(
-            f"none of the checkpoints in {folder} can be read ({', '.join(path.name for path in damaged)}): restore them from a "
-            "copy, or remove the run and start again"
+            f"none of the checkpoints in {folder} can be read, they are damaged ({', '.join(path.name for path in damaged)}): "
+            "restore them from a copy, or remove the run and start again"
         )
     return Progress()
 

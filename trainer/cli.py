@@ -177,7 +177,9 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
             raise ConfigError(f"--set {key}: write it as KEY=VALUE")
     student = asked["student"]
     if asked["recipe"] is None:
-        recipe = suited(quick(), Cache(cache), teachers, student, device)
+        recipe = suited(
+            quick(), Cache(cache), teachers, student, device, steps=asked["steps"], batch_images=asked["batch_size"]
+        )
     else:
         recipe = find_recipe(asked["recipe"])
         if student is not None and student != recipe.student:

@@ -15,8 +15,13 @@ _VIT_LR = 1e-3
 """Rates are ours, found on CIFAR-10 with `e-radio-tiny` at 2e-3 (docs/results.md); ViTs take half, as they are less stable."""
 
 
-def suited(recipe: Recipe, cache: Cache, teachers: Sequence[str], student: str | None, device: str) -> Recipe:
+def suited(
+    recipe: Recipe, cache: Cache, teachers: Sequence[str], student: str | None, device: str,
+    *, steps: int | None = None, batch_images: int | None = None,
+) -> Recipe:  # fmt: skip
     """The one-stage recipe with the student's size, thirty epochs of crops or 25,600, and batches that fit the device.
+
+    steps, batch_images: where the user decides them, what goes by them follows.
 
     The size is the student's own, but no larger than the largest input of its teachers: more pixels than any target has
     seen teach nothing.
@@ -32,8 +37,8 @@ def suited(recipe: Recipe, cache: Cache, teachers: Sequence[str], student: str |
     side = min(max(network.preferred_resolution), largest)
     side = network.nearest_supported_resolution(side, side)[0]
     batch = 64 if device == "cpu" or cache.num_images < 50_000 else 256
-    batch = max(1, min(batch, cache.num_images))
-    steps = -(-max(_LEAST_CROPS, _EPOCHS * cache.num_images) // batch)
+    batch = batch_images or max(1, min(batch, cache.num_images))
+    steps = steps or -(-max(_LEAST_CROPS, _EPOCHS * cache.num_images) // max(1, batch))
     lr = _VIT_LR if isinstance(STUDENTS.get(name), ViTConfig) or name.startswith("timm:vit") else recipe.stages[0].lr
     stage = replace(
         recipe.stages[0], steps=steps, lr=lr, warmup_steps=min(2000, steps // 20),

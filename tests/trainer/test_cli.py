@@ -83,6 +83,9 @@ def test_a_run_that_says_nothing_gets_settings_that_suit_cache_and_student(tiny_
     assert stage.groups[0].image_px == 32  # the teachers' largest input; the student's own is 96
     assert stage.groups[0].batch_images == 8
     assert stage.steps == 25_600 // 8
+    assert suited(quick(), tiny_cache, (), None, "cpu", batch_images=2).steps == 25_600 // 2
+    short = suited(quick(), tiny_cache, (), None, "cpu", steps=30)
+    assert (short.steps, short.stages[0].warmup_steps, short.log_every) == (30, 1, 1)
     assert stage.lr < suited(quick(), tiny_cache, (), "e-radio-tiny", "cpu").stages[0].lr
 
 
