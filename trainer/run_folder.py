@@ -34,7 +34,8 @@ def claim(
                 f"{out} holds a run with other settings: {'; '.join(changed[:5])}. Choose another --out, or remove that run"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # A recipe alone is what a start leaves that was stopped, or found no room, right here.
+    if out.exists() and (not out.is_dir() or any(path.name != RECIPE_FILE for path in out.iterdir())):
         raise NotACacheError(f"{out} exists and is not a run of radio-train: choose another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / RECIPE_FILE, json.dumps(recipe.to_json(), indent=1).encode())

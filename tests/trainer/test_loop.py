@@ -183,6 +183,9 @@ def test_an_output_that_is_something_else_is_refused(tiny_cache: Cache, tiny_rec
         with pytest.raises(NotACacheError, match="exists and is not a run of radio-train"):
             train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / name))
     assert (tmp_path / "folder/thesis.tex").read_text() == "mine"
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/recipe.json").write_text("{}")
+    train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "begun"))
 
 
 def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_it(
