@@ -17,7 +17,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec, codec_from_json
-from radio_cache.errors import CorruptShardError, NotACacheError
+from radio_cache.errors import CorruptShardError, NotACacheError, StaleCacheError
 from radio_cache.image_index import ImageIndex, index_columns, index_group
 from radio_cache.layout import INDEX_CHUNK, images_documents, index_documents, root_document, teacher_documents
 from radio_cache.local_storage import TEMPORARY, sync_folder, write_atomically
@@ -84,12 +84,17 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
 
     meta: the longer cache's, with the same `shard_images`; index: all its images, the old ones first and unchanged.
     The last shard, if it was short, counts as unfinished for builds; its receipts still vouch for the rows they knew.
-    Returns what was stored: `meta` with the place of the index.
+    Returns what was stored: `meta` with the place of the index. Raises StaleCacheError if the cache has other images by now.
     """
     storage = open_storage(place)
     columns = index_columns(index)
     old = CacheMeta.from_json(attributes_of(storage.read(DOCUMENT))[ATTRIBUTES_KEY])
     meta = replace(meta, index=index_group(columns))
+    if old.num_images >= meta.num_images and old.index != meta.index:
+        raise StaleCacheError(
+            f"{storage.url}: another process has just added other images to it, {old.num_images:,} are there now: run the same "
+            "command again"
+        )
     for path, data in _index_files(meta.index, columns):
         storage.write(path, [data])
     # Arrays first: one that is longer than the cache says is read as far as the cache goes.
@@ -98,6 +103,8 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     for name in storage.list_folders("teachers"):
         _grow_teacher(storage, unit_group(name), meta)
     storage.write(DOCUMENT, [root_document(meta)])
+    if old.index == meta.index:
+        return meta  # another process has just made the cache as long: which index its readers still need, that one knew
     # Whoever has the old cache open may still need its index; nobody needs those before.
     for name in storage.list_folders(IMAGES_UNIT):
         group = f"{IMAGES_UNIT}/{name}"

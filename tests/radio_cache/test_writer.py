@@ -12,23 +12,56 @@ from PIL import Image
 from rich.console import Console
 
 from radio_cache import Cache, TeacherSpec
-from radio_cache.errors import NotACacheError
+from radio_cache.errors import NotACacheError, StaleCacheError
 from radio_cache.info import describe_failures
 from radio_cache.reader import digest
 from radio_cache.schema import CacheMeta, Container, ImageStatus
 from radio_cache.shards import CRC_BYTES, crc32c
 from radio_cache.testing import fake_features, fake_spec, make_tiny_cache, write_images
-from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
+from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache, grow_cache
 
 
-def empty_cache(path: Path, *, num_images: int = 5, shard_images: int = 2) -> CacheMeta:
+def meta_and_index(num_images: int, shard_images: int = 2, last: str = "") -> tuple[CacheMeta, ImageIndex]:
     meta = CacheMeta(
         num_images=num_images, shard_images=shard_images, creator="test", class_names=("a",), max_pixels=100,
         containers=(Container(kind="folder", path="photos", prefix=""),),
     )  # fmt: skip
     none = np.full(num_images, -1, np.int64)
     keys = [f"Grüße/{number}.png" for number in range(num_images)]
-    return create_cache(path, meta, ImageIndex(keys, none.astype(np.int32), 0 * none.astype(np.int32), none, none))
+    keys[-1] = last or keys[-1]
+    return meta, ImageIndex(keys, none.astype(np.int32), 0 * none.astype(np.int32), none, none)
+
+
+def empty_cache(path: Path, *, num_images: int = 5, shard_images: int = 2) -> CacheMeta:
+    return create_cache(path, *meta_and_index(num_images, shard_images))
+
+
+# ---------------------------------------------------------------- longer caches
+
+
+def test_who_has_the_shorter_cache_open_can_read_its_index_even_if_two_processes_made_it_longer(tmp_path: Path) -> None:
+    empty_cache(tmp_path / "c")
+    reader = Cache(tmp_path / "c")
+    for _ in range(2):
+        grow_cache(tmp_path / "c", *meta_and_index(8))
+    assert reader.index.key(4) == "Grüße/4.png"
+    assert Cache(tmp_path / "c").num_images == 8
+
+
+def test_an_index_that_no_reader_needs_any_more_goes_when_the_cache_grows_again(tmp_path: Path) -> None:
+    empty_cache(tmp_path / "c")
+    for num_images in (6, 7, 8):
+        grow_cache(tmp_path / "c", *meta_and_index(num_images))
+    assert len(list((tmp_path / "c/images").glob("index-*"))) == 2
+
+
+@pytest.mark.parametrize("num_images", [6, 7])
+def test_a_cache_that_another_process_made_longer_otherwise_is_left_alone(tmp_path: Path, num_images: int) -> None:
+    empty_cache(tmp_path / "c")
+    grow_cache(tmp_path / "c", *meta_and_index(7))
+    with pytest.raises(StaleCacheError, match="7 are there now: run the same command again"):
+        grow_cache(tmp_path / "c", *meta_and_index(num_images, last="other.png"))
+    assert Cache(tmp_path / "c").index.key(6) == "Grüße/6.png"
 
 
 # ---------------------------------------------------------------- what other tools see
