@@ -1,9 +1,11 @@
 """Features to stored codes, on the device: what the build calls. The same numbers as the codecs' own `encode`, up to
 float32 rounding of matrix products."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +26,11 @@ from radio_cache.codecs.klt_zstd import LARGEST as KLT_LARGEST
 from radio_cache.codecs.klt_zstd import LARGEST_GAIN as ZSTD_LARGEST_GAIN
 from radio_cache.codecs.klt_zstd import SMALLEST_GAIN as ZSTD_SMALLEST_GAIN
 from radio_cache.errors import CodecError, UnsupportedFormatError
+
+_CACHED_VALUES = 1 << 18
+"""On a CPU so many are encoded together: what stays in a core's cache costs half as much."""
+
+_FEW_BORDERS = 15
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,16 @@ class MapEncoder:
 
     def __call__(self, features: Float[Tensor, "b h w c"]) -> Encoded:
         """Raises CodecError, as the codec's `encode` does, for values it cannot keep."""
+        together = max(1, _CACHED_VALUES // features[0].numel())
+        if self._device.type != "cpu" or len(features) <= together:
+            return self._encoded(features)
+        parts = [self._encoded(some) for some in features.split(together)]
+        return Encoded(
+            torch.cat([one.codes for one in parts]), torch.cat([one.cosines for one in parts]),
+            torch.cat([one.squared_errors for one in parts]),
+        )  # fmt: skip
+
+    def _encoded(self, features: Tensor) -> Encoded:
         codec = self._codec
         if isinstance(codec, Half):
             return self._half(features)
@@ -84,7 +101,7 @@ class MapEncoder:
 
     def _klt(self, features: Tensor, codec: KltZstd | KltPacked) -> Encoded:
         coordinates = (features - self._mean) @ self._rotation
-        if not bool(torch.isfinite(coordinates).all()):
+        if not math.isfinite(float(coordinates.abs().max())):
             raise not_finite(float(features.abs().max()))
         if isinstance(codec, KltPacked):
             codes, decoded = self._packer(coordinates)
@@ -95,7 +112,8 @@ class MapEncoder:
 
 
 class _Packer:
-    """Gains, level numbers and bits of packed klt."""
+    """Gains, level numbers and bits of packed klt; from the levels on with a row for each channel, because rows are gathered
+    several times faster than columns. Channels of equal width lie together; those without bits are left out."""
 
     def __init__(self, codec: KltPacked, device: torch.device) -> None:
         def here(array: object) -> Tensor:
@@ -104,40 +122,62 @@ class _Packer:
         self._codec = codec
         self._scales = here(codec.scales)
         self._limits = here(codec.limits)
-        starts = [*codec.group_starts.tolist(), codec.basis.channels]
-        self._groups = [slice(a, b) for a, b in pairwise(starts)]
+        starts = codec.group_starts.tolist()
+        self._groups = [slice(a, b) for a, b in pairwise([*starts, codec.basis.channels])]
         self._group_of = here(codec.group_of)
-        self._by_width = [
-            (here((codec.widths == width).nonzero()[0]), here(table), here((table[1:] + table[:-1]) / 2))
-            for width in sorted(set(codec.widths[codec.widths > 0].tolist()))
-            for table in [level_table(codec.levels, width)]
-        ]
+        by_width = np.argsort(codec.widths, kind="stable")
+        kept = by_width[codec.widths[by_width] > 0]
+        self._kept = here(kept)
+        self._widths: list[tuple[slice, Tensor, Tensor]] = []
+        for width in np.unique(codec.widths[kept]).tolist():
+            first, end = np.searchsorted(codec.widths[kept], [width, width + 1]).tolist()
+            table = level_table(codec.levels, width)
+            self._widths.append((slice(first, end), here(table), here((table[1:] + table[:-1]) / 2)))
+        row_of = np.full(codec.basis.channels, len(kept))  # which is a row of zeros
+        row_of[kept] = np.arange(len(kept))
+        self._row_of = here(row_of)
         fields, bits = codec.bit_sources
-        self._fields, self._bits = here(fields), here(bits).to(torch.int16)
-        self._bit_values = here([1, 2, 4, 8, 16, 32, 64, 128]).to(torch.uint8)
+        rows = np.concatenate([np.arange(len(starts)), len(starts) + row_of, [len(starts) + len(kept)]])
+        self._fields, self._bits = here(rows[fields]), here(bits).to(torch.int16)[:, None]
+        self._bit_values = here([1, 2, 4, 8, 16, 32, 64, 128]).to(torch.uint8)[:, None]
 
     def __call__(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates (..., c) to stored bytes (..., token_bytes) and to what they decode to (..., c)."""
-        relative = coordinates.abs() / self._scales
+        tokens = coordinates.flatten(0, -2)
+        relative = tokens.abs() / self._scales
         if not float(relative.max()) < LARGEST_RELATIVE:
             raise not_finite(float(coordinates.abs().max()) * self._codec.basis.phi)
-        rms = torch.stack([relative[..., group].square().mean(-1).sqrt() for group in self._groups], dim=-1)
+        gains = self._gains(relative)
+        factors = self._scales * torch.exp2((gains - GAIN_OF_ONE) / GAINS_PER_OCTAVE).index_select(-1, self._group_of)
+        normalised = (tokens / factors).t().contiguous().index_select(0, self._kept)
+        groups = gains.shape[-1]
+        values = torch.zeros((groups + len(normalised) + 1, len(tokens)), dtype=torch.int16, device=tokens.device)
+        values[:groups] = gains.t()
+        levels = torch.zeros((len(normalised) + 1, len(tokens)), device=tokens.device)
+        for rows, table, borders in self._widths:
+            numbers = _borders_below(normalised[rows], borders)
+            values[groups:][rows] = numbers
+            levels[rows] = table.index_select(0, numbers.flatten().to(torch.int32)).view_as(numbers)
+        decoded = factors * levels.index_select(0, self._row_of).t()
+        bits = (values.index_select(0, self._fields) >> self._bits) & 1
+        packed = (bits.to(torch.uint8).unflatten(0, (-1, 8)) * self._bit_values).sum(1, dtype=torch.uint8)
+        return packed.t().reshape(*coordinates.shape[:-1], -1), decoded.view_as(coordinates)
+
+    def _gains(self, relative: Tensor) -> Tensor:
+        """Codes (n, groups), as floats, for magnitudes (n, c) in units of the channels' scales."""
+        rms = torch.stack([relative[:, group].square().mean(-1).sqrt() for group in self._groups], dim=-1)
         limited = relative / self._limits
-        loudest = torch.stack([limited[..., group].amax(-1) for group in self._groups], dim=-1)
+        loudest = torch.stack([limited[:, group].amax(-1) for group in self._groups], dim=-1)
         nearest, needed = torch.round(GAINS_PER_OCTAVE * rms.log2()), torch.ceil(GAINS_PER_OCTAVE * loudest.log2())
-        gains = (torch.maximum(nearest, needed) + GAIN_OF_ONE).clamp(0, LARGEST_GAIN)
-        factors = self._scales * torch.exp2((gains - GAIN_OF_ONE) / GAINS_PER_OCTAVE)[..., self._group_of]
-        normalised = coordinates / factors
-        numbers = torch.zeros_like(coordinates, dtype=torch.int16)
-        decoded = torch.zeros_like(coordinates)
-        for channels, table, borders in self._by_width:
-            found = torch.bucketize(normalised[..., channels], borders)
-            numbers[..., channels] = found.to(torch.int16)
-            decoded[..., channels] = table[found]
-        values = torch.cat([gains.to(torch.int16), numbers, torch.zeros_like(numbers[..., :1])], dim=-1)
-        bits = ((values[..., self._fields] >> self._bits) & 1).to(torch.uint8)
-        packed = (bits.unflatten(-1, (-1, 8)) * self._bit_values).sum(-1, dtype=torch.uint8)
-        return packed, decoded * factors
+        return (torch.maximum(nearest, needed) + GAIN_OF_ONE).clamp(0, LARGEST_GAIN)
+
+
+def _borders_below(values: Tensor, borders: Tensor) -> Tensor:
+    """How many of the ascending borders lie below each value."""
+    if values.device.type == "cpu" and len(borders) <= _FEW_BORDERS:
+        # All of them in whole vectors are faster than a search, value by value, among few.
+        return (values > borders[:, None, None]).sum(0, dtype=torch.uint8)
+    return torch.bucketize(values, borders, out_int32=True)
 
 
 def _zstd_codes(coordinates: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
@@ -169,8 +209,8 @@ def _split(integers: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
 
 
 def _measured(codes: Tensor, true: Tensor, found: Tensor, scale: float) -> Encoded:
-    lengths = true.norm(dim=-1) * found.norm(dim=-1)
-    cosines = torch.where(
-        lengths > 0, (true * found).sum(-1) / lengths.clamp(min=1e-30), (true == found).all(-1).float()
-    )
+    true_lengths, found_lengths = true.norm(dim=-1), found.norm(dim=-1)
+    lengths = true_lengths * found_lengths
+    both_zero = (true_lengths == found_lengths).float()  # where the product is 0
+    cosines = torch.where(lengths > 0, (true * found).sum(-1) / lengths.clamp(min=1e-30), both_zero)
     return Encoded(codes, cosines, (true - found).square().sum(-1) * scale**2)
