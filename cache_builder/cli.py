@@ -49,7 +49,7 @@ def main() -> None:
 
 BUILD_SECTIONS = {
     "Images": ("images", "filters", "limit", "shuffle_seed", "max_pixels", "rescan"),
-    "Teachers": ("teachers", "weights", "size", "fit", "views", "flip_views"),
+    "Teachers": ("teachers", "weights", "size", "fit", "features", "views", "flip_views"),
     "The cache, and what is kept": (
         "out", "codec", "fidelity", "step", "packing", "store_pixels", "pixels_as", "shard_images",
     ),
@@ -126,6 +126,13 @@ BUILD_EXAMPLES = (
     multiple=True,
     metavar="[NAME=]HOW",
     help="How images reach the teacher: squash, crop or pad. [default: the teacher's own]",
+)
+@click.option(
+    "--features",
+    multiple=True,
+    metavar="[NAME=]WHICH",
+    help="Of SAM: neck (what its mask decoder reads, 256 channels) or trunk (the wide map before the neck; the teacher is then "
+    "called NAME-trunk). [default: neck]",
 )
 @click.option(
     "--views",

@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
 from cache_builder.build_config import SHARD_IMAGES, BuildConfig
 from cache_builder.calibrate import wanted_codec
-from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher
+from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher, trunk_of
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
@@ -21,6 +21,9 @@ from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
 
+Features = Literal["neck", "trunk"]
+"""Which map of a teacher that has both: what stands behind its neck, or before."""
+
 JPEG_QUALITY = 90
 """Of kept images, colours at full resolution: docs/build.md has what other settings cost and keep."""
 
@@ -31,6 +34,7 @@ class TeacherFlags(TypedDict):
     weights: tuple[str, ...]
     size: tuple[str, ...]
     fit: tuple[str, ...]
+    features: tuple[str, ...]
     dtype: str
     codec: tuple[str, ...]
     packing: tuple[str, ...]
@@ -99,8 +103,10 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     """
     for name in teachers:
         find_teacher(name)
-    if len(set(teachers)) < len(teachers):
-        raise ConfigError(f"--teacher {next(t for t in teachers if teachers.count(t) > 1)} is given twice")
+    given = per_teacher("--features", flags["features"], teachers, features_named, shared=True)
+    names = [trunk_of(name) if given.get(name) == "trunk" else name for name in teachers]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--teacher {next(name for name in names if names.count(name) > 1)} is given twice")
     files = per_teacher("--weights", flags["weights"], teachers, lambda text: Path(text).expanduser(), shared=False)
     sizes = several_per_teacher("--size", flags["size"], teachers, pixels)
     fits = per_teacher("--fit", flags["fit"], teachers, fit_named, shared=True)
@@ -111,12 +117,12 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     automatic = "float32" if device == "cpu" else "bfloat16"
     dtype = cast(ComputeDtype, automatic if flags["dtype"] == "auto" else flags["dtype"])
     options: dict[str, TeacherOptions] = {}
-    for name in teachers:
-        own = sizes.get(name, [])
+    for asked, name in zip(teachers, names, strict=True):
+        own = sizes.get(asked, [])
         options[name] = TeacherOptions(
-            weights=files.get(name), size_px=own[0] if own else None, fit=fits.get(name), dtype=dtype,
-            codec=wanted_codec(codecs[name]), views=1 + extra_views.get(name, 0),
-            view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(name) else None,
+            weights=files.get(asked), size_px=own[0] if own else None, fit=fits.get(asked), dtype=dtype,
+            codec=wanted_codec(codecs[asked]), views=1 + extra_views.get(asked, 0),
+            view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(asked) else None,
             compiled=flags["compiled"],
         )  # fmt: skip
         for px in own[1:]:
@@ -191,6 +197,14 @@ def fit_named(text: str) -> Fit:
         if text == fit:
             return fit
     raise ConfigError(f"--fit {text}: one of {', '.join(get_args(Fit))}")
+
+
+def features_named(text: str) -> Features:
+    """Which map of a teacher, from the command line."""
+    for features in get_args(Features):
+        if text == features:
+            return features
+    raise ConfigError(f"--features {text}: one of {', '.join(get_args(Features))}")
 
 
 def codec_requests(

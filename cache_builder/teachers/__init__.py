@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 from cache_builder.teachers.libraries import group_name, is_library_name, library_preset
 from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherPreset
-from cache_builder.teachers.presets import ALIASES, TEACHERS
+from cache_builder.teachers.presets import ALIASES, TEACHERS, TRUNK
 from cache_builder.teachers.weights import find_weights
-from radio_cache.errors import TeacherWeightsError, UnknownTeacherError, unknown_name
+from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError, unknown_name
 from radio_cache.schema import TeacherSpec, level_name
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "cache_group", "find_teacher",
     "find_weights", "group_name", "load_found", "load_recorded", "load_teacher", "recorded_name",
+    "trunk_of",
 ]  # fmt: skip
 
 Family = Callable[[TeacherPreset, Path, TeacherOptions], "Teacher"]
@@ -65,6 +66,15 @@ def find_teacher(name: str) -> TeacherPreset:
             + f" timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too.{sam2}"
         )
     return TEACHERS[name]
+
+
+def trunk_of(name: str) -> str:
+    """The teacher whose map is that of this one before its neck. Raises ConfigError for one that has no neck."""
+    known = ALIASES | TEACHERS
+    if f"{name}{TRUNK}" not in known:
+        have = [one for one in known if f"{one}{TRUNK}" in known]
+        raise ConfigError(f"--features trunk: {name} has no neck that its trunk stands before; {', '.join(have)} have")
+    return f"{name}{TRUNK}"
 
 
 def load_teacher(name: str, options: TeacherOptions | None = None) -> "Teacher":

@@ -67,6 +67,7 @@ class TeacherPreset:
 
     name: of its group in a cache. tag: open_clip's name of the published weights, which decides the preprocessing.
     output: None where it is not known before loading (`timm:...` and `open_clip:...`); params is empty then.
+    trunk: of SAM, whether the map is the wide one before the neck.
     """
 
     name: str
@@ -80,6 +81,7 @@ class TeacherPreset:
     output: OutputShape | None = None
     tag: str = ""
     timm: TimmChoices = TimmChoices()
+    trunk: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

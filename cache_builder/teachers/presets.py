@@ -1,5 +1,7 @@
 """All teachers that have a name: a registry to read. Needs no library that runs them."""
 
+from dataclasses import replace
+
 from cache_builder.teachers.preset import OutputShape, TeacherPreset, TimmChoices, WeightsSource
 from radio_cache.crops import Fit
 
@@ -109,19 +111,25 @@ C_RADIOS = (
 )
 
 
-def _sam(letter: str, params: str, size: str, file: str) -> TeacherPreset:
-    return TeacherPreset(
+def _sam(letter: str, params: str, size: str, file: str, width: int) -> tuple[TeacherPreset, TeacherPreset]:
+    """The map that the mask decoder reads, and the one before the neck: two teachers with the same weights."""
+    neck = TeacherPreset(
         name=f"sam-vit-{letter}", family="sam", model=f"vit_{letter}", params=params, licence="Apache-2.0",
         input_px=1024, fit="pad",
         weights=WeightsSource(size=size, url=f"https://dl.fbaipublicfiles.com/segment_anything/{file}"),
         output=OutputShape(tokens=64, summary_dim=None, spatial_dim=256),
     )  # fmt: skip
+    wide = OutputShape(tokens=64, summary_dim=None, spatial_dim=width)
+    return neck, replace(neck, name=f"{neck.name}{TRUNK}", output=wide, trunk=True)
 
+
+TRUNK = "-trunk"
+"""Behind the name of a teacher: the same, but for its neck."""
 
 SAMS = (
-    _sam("h", "637 M", "2.6 GB", "sam_vit_h_4b8939.pth"),
-    _sam("l", "308 M", "1.2 GB", "sam_vit_l_0b3195.pth"),
-    _sam("b", "90 M", "375 MB", "sam_vit_b_01ec64.pth"),
+    *_sam("h", "637 M", "2.6 GB", "sam_vit_h_4b8939.pth", 1280),
+    *_sam("l", "308 M", "1.2 GB", "sam_vit_l_0b3195.pth", 1024),
+    *_sam("b", "90 M", "375 MB", "sam_vit_b_01ec64.pth", 768),
 )
 
 
@@ -146,4 +154,4 @@ EFFICIENTNET_LITES = (
 TEACHERS: dict[str, TeacherPreset] = {
     preset.name: preset for family in (CLIPS, DINOV2S, DINOV3S, SAMS, C_RADIOS, EFFICIENTNET_LITES) for preset in family
 }
-ALIASES = {"clip": "dfn-clip-vit-h-14-378", "dinov2": "dinov2-vit-g-14-reg", "sam": "sam-vit-h"}
+ALIASES = {"clip": "dfn-clip-vit-h-14-378", "dinov2": "dinov2-vit-g-14-reg", "sam": "sam-vit-h", "sam-trunk": "sam-vit-h-trunk"}

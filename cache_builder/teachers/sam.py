@@ -1,4 +1,5 @@
-"""SAM's image encoder through segment-anything: maps only, exactly what its mask decoder reads (arXiv 2304.02643)."""
+"""SAM's image encoder through segment-anything: maps only, exactly what its mask decoder reads, or the wide ones before the
+neck (arXiv 2304.02643)."""
 
 from functools import partial
 from importlib.metadata import version
@@ -27,11 +28,13 @@ _PUBLISHED = {
     "vit_b": (768, 12),
 }  # width, depth; segment_anything/build_sam.py
 _PREFIX = "image_encoder."
+_NECK_NOTE, _TRUNK_NOTE = "after the neck, as the mask decoder reads it", "after the last block, before the neck"
 
 
 @final
 class Sam(Teacher):
-    """Spatial: the map after the neck, (b, 64, 64, 256) for the published models. No summary.
+    """Spatial: the map after the neck, (b, 64, 64, 256) for the published models; of a trunk, what the neck would read, as
+    wide as the network. No summary.
 
     Everything about the architecture is read from the file: the relative position tables tell head width, windows and
     which blocks are global.
@@ -52,6 +55,8 @@ class Sam(Teacher):
         _refuse_twin(preset, state, path)
         self._net = _encoder(state).eval()
         load_exactly(self._net, state, teacher=preset.name, path=path)
+        if preset.trunk:
+            self._net.neck = torch.nn.Sequential()
         size, patch = int(self._net.img_size), int(state["patch_embed.proj.weight"].shape[-1])
         if options.size_px not in (None, size):
             raise ConfigError(
@@ -67,8 +72,8 @@ class Sam(Teacher):
             geometry=patch_geometry(size, patch, fit="pad", interpolation="bilinear"),
             # segment_anything/build_sam.py works on 0 to 255; dividing by 255 first would round differently.
             normalisation=Normalisation(scale=1.0, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
-            summary_dim=None, spatial_dim=int(state["neck.0.weight"].shape[0]),
-            summary_note="SAM has none", spatial_note="after the neck, as the mask decoder reads it",
+            summary_dim=None, spatial_dim=width if preset.trunk else int(state["neck.0.weight"].shape[0]),
+            summary_note="SAM has none", spatial_note=_TRUNK_NOTE if preset.trunk else _NECK_NOTE,
             compute_dtype=options.dtype, codec=options.codec, views=1,
             software={"segment_anything": version("segment_anything"), "torch": version("torch")},
         )  # fmt: skip
@@ -86,7 +91,8 @@ def _refuse_twin(preset: TeacherPreset, state: dict[str, Tensor], path: Path) ->
         int(state["pos_embed"].shape[-1]),
         1 + max(int(key.split(".")[1]) for key in state if key[:7] == "blocks."),
     )
-    twin = published_twin(preset, SAMS, lambda one: _PUBLISHED[one.model] == (width, depth))
+    alike = [one for one in SAMS if one.trunk == preset.trunk]
+    twin = published_twin(preset, alike, lambda one: _PUBLISHED[one.model] == (width, depth))
     if twin is None or (width, depth) == _PUBLISHED[preset.model]:
         return
     with torch.device("meta"):

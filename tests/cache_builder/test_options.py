@@ -66,7 +66,7 @@ def test_a_teacher_given_two_values_is_refused() -> None:
 
 
 def options(*teachers: str, **given: tuple[str, ...]) -> dict[str, TeacherOptions]:
-    flags: Any = dict.fromkeys(("weights", "size", "fit", "codec", "packing", "fidelity", "step", "views"), ())
+    flags: Any = dict.fromkeys(("weights", "size", "fit", "features", "codec", "packing", "fidelity", "step", "views"), ())
     return teacher_options(teachers, "cpu", **(flags | {"dtype": "auto", "flip_views": False, "compiled": False} | given))
 
 
@@ -78,6 +78,22 @@ def test_the_first_size_is_the_teacher_itself_and_further_ones_are_levels_beside
     assert asked["clip@896"].codec == asked["clip"].codec != {}
     both = options("clip", "dinov2", size=("448", "224"))
     assert list(both) == ["clip", "clip@224", "dinov2", "dinov2@224"]
+
+
+def test_the_trunk_of_a_teacher_is_a_teacher_of_its_own_with_the_options_of_the_one_that_was_named() -> None:
+    asked = options("clip", "sam", features=("sam=trunk",), weights=("sam=w.pth",), fidelity=("sam=0.999",))
+    assert list(asked) == ["clip", "sam-trunk"]
+    assert asked["sam-trunk"] == options("sam", weights=("w.pth",), fidelity=("0.999",))["sam"]
+    assert list(options("sam", features=("neck",))) == ["sam"]
+
+
+def test_a_trunk_that_is_not_there_or_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--features trunk: clip has no neck that its trunk stands before; sam, sam-vit-h"):
+        options("clip", "sam", features=("trunk",))
+    with pytest.raises(ConfigError, match="--teacher sam-trunk is given twice"):
+        options("sam", "sam-trunk", features=("sam=trunk",))
+    with pytest.raises(ConfigError, match="--features head: one of neck, trunk"):
+        options("sam", features=("head",))
 
 
 def test_a_size_given_twice_is_refused() -> None:

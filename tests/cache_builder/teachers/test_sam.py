@@ -12,7 +12,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from cache_builder.teachers import TeacherOptions, TeacherPreset, load_teacher
+from cache_builder.teachers import TeacherOptions, TeacherPreset, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.presets import SAMS
 from radio_cache.crops import valid_hw
@@ -52,13 +52,13 @@ def small_sam(image_encoder: ImageEncoderViT, *, channels: int = 16, seed: int =
     return sam
 
 
-def load(path: Path, size_px: int | None = None) -> Teacher:
-    return load_teacher("sam-vit-b", TeacherOptions(weights=path, size_px=size_px))
+def load(path: Path, size_px: int | None = None, name: str = "sam-vit-b") -> Teacher:
+    return load_teacher(name, TeacherOptions(weights=path, size_px=size_px))
 
 
-def saved(sam: Sam, path: Path) -> Teacher:
+def saved(sam: Sam, path: Path, name: str = "sam-vit-b") -> Teacher:
     torch.save(sam.state_dict(), path)
-    return load(path)
+    return load(path, name=name)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,32 @@ def test_maps_are_those_of_segment_anythings_own_encoder(tmp_path: Path, archite
     assert out.summary is None
     assert out.spatial.shape == (1, *teacher.spec.geometry.grid_hw, teacher.spec.spatial_dim)
     torch.testing.assert_close(out.spatial.permute(0, 3, 1, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_maps_of_a_trunk_are_what_segment_anythings_own_neck_reads(
+    tmp_path: Path, seen_by: See, chelsea: Image.Image
+) -> None:
+    sam = small_sam(encoder())
+    teacher = saved(sam, tmp_path / "sam.pth", "sam-vit-b-trunk")
+    read: list[torch.Tensor] = []
+    sam.image_encoder.neck.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    with torch.inference_mode():
+        images = seen_by(teacher, chelsea)
+        out = teacher(images)
+        after = sam.image_encoder.neck(out.spatial.permute(0, 3, 1, 2))
+        expected = sam.image_encoder(images)
+    assert out.summary is None
+    assert out.spatial.shape == (1, 16, 16, 64) == (1, *teacher.spec.geometry.grid_hw, teacher.spec.spatial_dim)
+    torch.testing.assert_close(out.spatial.permute(0, 3, 1, 2), read[-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
+    assert (teacher.spec.name, teacher.spec.spatial_note) == (
+        "sam-vit-b-trunk", "after the last block, before the neck",
+    )  # fmt: skip
+
+
+def test_a_recorded_trunk_is_loaded_as_a_trunk(tmp_path: Path) -> None:
+    spec = saved(small_sam(encoder()), tmp_path / "sam.pth", "sam-trunk").spec
+    assert load_recorded(spec).spec == spec
 
 
 def assert_same_as_predictor(teacher: Teacher, sam: Sam, image: Image.Image, see: See) -> None:

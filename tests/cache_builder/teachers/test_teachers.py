@@ -43,6 +43,7 @@ def test_names_that_people_rely_on_are_there() -> None:
         "siglip2-g-384", *(f"dinov3-vit-{size}-16" for size in ("s", "s-plus", "b", "l", "h-plus", "7b")),
         *(f"dinov3-convnext-{size}" for size in "tsbl"), "c-radio-v4-h", "c-radio-v4-so400m",
         *(f"c-radio-v3-{size}" for size in "blhg"), "sam", "sam-vit-h", "sam-vit-l", "sam-vit-b",
+        "sam-trunk", *(f"sam-vit-{size}-trunk" for size in "hlb"),
         *(f"efficientnet-lite{number}" for number in range(3)),
     }  # fmt: skip
     assert promised <= TEACHERS.keys() | ALIASES.keys()
