@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -267,3 +268,48 @@ class ProgressLine:
             self._bar.stop()
         elif kind is None:
             self._log(time.monotonic())
+
+
+@final
+class CountLine:
+    """What comes in while nobody knows how much there is, on standard error: nothing for ten seconds, then a live line in a
+    terminal, and a line every ten seconds in a log. A context manager.
+
+    It speaks by itself, so that one long request is no silence. name: what is being done. unit: what is counted ("files").
+    """
+
+    def __init__(self, name: str, unit: str) -> None:
+        self._name, self._unit, self._count = name, unit, 0
+        self._counting = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="count line", daemon=True)
+
+    def __enter__(self) -> "CountLine":
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def advance(self, count: int) -> None:
+        """So many more; from any thread."""
+        with self._counting:
+            self._count += count
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def _text(self) -> str:
+        return f"{self._name}: {self._count} {self._unit} in {time.monotonic() - self._started:.0f} s"
+
+    def _speak(self) -> None:
+        if self._done.wait(_LOG_EVERY_S):
+            return
+        if sys.stderr.isatty():
+            with Console(stderr=True).status(self._text) as line:
+                while not self._done.wait(1.0):
+                    line.update(self._text)
+            return
+        click.echo(self._text, err=True)
+        while not self._done.wait(_LOG_EVERY_S):
+            click.echo(self._text, err=True)

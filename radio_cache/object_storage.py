@@ -140,13 +140,15 @@ class ObjectStorage(Storage):
                 self.write(below + path, [data])
         return self.create(below + last, decisive)
 
-    def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+    def list_files(self, folder: str = "", tell: Callable[[int], object] = lambda _: None) -> Iterator[tuple[str, int]]:
+        """As any storage does. tell: told of every page that the bucket sends how many files it names."""
         import obstore
 
         found: list[tuple[str, int]] = []
         with self._named(folder, "list"):
             for batch in obstore.list(self._store("read"), checked_path(folder) or None, chunk_size=1000):
                 found += [(meta["path"], meta["size"]) for meta in batch]
+                tell(len(batch))
         yield from sorted(found)
 
     def list_folders(self, folder: str = "") -> list[str]:

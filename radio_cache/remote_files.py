@@ -31,6 +31,9 @@ _KEPT_PLACES = 64
 
 T = TypeVar("T")
 
+Tell = Callable[[int], object]
+"""Told how many more files were found, while a place is being listed; from any thread."""
+
 
 @dataclass(frozen=True)
 class RemoteStatus:
@@ -63,11 +66,14 @@ def remote_status(url: str) -> RemoteStatus:
     return place.status(path)
 
 
-def list_remote(url: str) -> list[tuple[str, int]]:
-    """(path below the URL, bytes) of every file below a folder or prefix, sorted; none if nothing is there."""
+def list_remote(url: str, tell: Tell = lambda _: None) -> list[tuple[str, int]]:
+    """(path below the URL, bytes) of every file below a folder or prefix, sorted; none if nothing is there.
+
+    tell: told of the files as they come, of a bucket page by page.
+    """
     place, path = _found(url.rstrip("/"))
     below = f"{path}/" if path else ""
-    return sorted((name.removeprefix(below), size) for name, size in place.list(path) if name.startswith(below))
+    return sorted((name.removeprefix(below), size) for name, size in place.list(path, tell) if name.startswith(below))
 
 
 @final
@@ -112,7 +118,7 @@ class _Place(ABC):
     def status(self, path: str) -> RemoteStatus: ...
 
     @abstractmethod
-    def list(self, path: str) -> list[tuple[str, int]]: ...
+    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]: ...
 
 
 @final
@@ -134,12 +140,12 @@ class _Bucket(_Place):
         seconds = changed.timestamp()
         return RemoteStatus(size, round(seconds * 1e9) if seconds else None)
 
-    def list(self, path: str) -> list[tuple[str, int]]:
+    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]:
         if self._is_web:
             raise ConfigError(
                 f"{self._storage.at(path)}: a web server does not list its folders: name tars, Parquet files or a list of files"
             )
-        return list(self._storage.list_files(path))
+        return list(self._storage.list_files(path, tell))
 
     def _asked(self, ask: Callable[[], T]) -> T:
         try:
@@ -178,8 +184,9 @@ class _FileSystem(_Place):
             raise FileNotFoundError(f"{self._root}/{path} is a {found['type']}")
         return RemoteStatus(int(found["size"]), None)
 
-    def list(self, path: str) -> list[tuple[str, int]]:
+    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]:
         found: dict[str, Any] = self._tried(path, lambda: self._fs.find(self._at(path), detail=True))
+        tell(len(found))
         root = str(self._fs._strip_protocol(self._root)).rstrip("/") + "/"
         return [(name.removeprefix(root), int(info["size"])) for name, info in found.items()]
 

@@ -10,6 +10,7 @@ from cache_builder.sources.found import Found, nowhere, numbered
 from radio_cache.errors import SourceError
 from radio_cache.file_bytes import kind_of_file
 from radio_cache.images import EXTENSIONS
+from radio_cache.remote_files import Tell
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Tree:
     folders: dict[str, int] = field(default_factory=dict[str, int])
 
 
-def walk_folder(root: Path) -> Tree:
+def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
     """List a folder tree. Hidden files and folders are passed over; linked folders are followed, each only once.
 
+    tell: told after each folder how many images were found in it.
     Raises SourceError for a folder that must not be read: its images would be lost without a word.
     """
     images: list[str] = []
@@ -46,6 +48,7 @@ def walk_folder(root: Path) -> Tree:
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[below] = status.st_mtime_ns
+            before = len(images)
             inner: list[str] = []
             with os.scandir(place) as entries:
                 for entry in entries:
@@ -63,6 +66,7 @@ def walk_folder(root: Path) -> Tree:
                     else:
                         images.append(path)
             waiting += sorted(inner, reverse=True)
+            tell(len(images) - before)
         except OSError as exc:
             raise SourceError(f"{place} cannot be listed: {exc.strerror or exc}: have its permissions changed") from exc
     images.sort()

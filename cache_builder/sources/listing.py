@@ -26,10 +26,12 @@ from cache_builder.sources.recorded import (
 )
 from cache_builder.sources.selection import Selection
 from cache_builder.sources.webdataset import list_tar
+from radio_cache.cli_support import CountLine
 from radio_cache.errors import SourceError
 from radio_cache.images import EXTENSIONS
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
+from radio_cache.remote_files import Tell
 from radio_cache.schema import CacheMeta, Container
 from radio_cache.storage import is_url
 from radio_cache.writer import ImageIndex
@@ -62,10 +64,11 @@ def list_for(request: Request, cache: Cache | None, *, rescan: bool = False) -> 
 
     rescan: list the sources in any case. Raises SourceError as `list_images` does.
     """
-    if cache is not None and not rescan and is_unchanged(cache, request):
-        note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
-        return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), recorded=True)
-    return list_images(request.sources, selection=request.selection)
+    with CountLine("listing the images", "files") as line:
+        if cache is not None and not rescan and is_unchanged(cache, request):
+            note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
+            return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), recorded=True)
+        return list_images(request.sources, selection=request.selection, tell=line.advance)
 
 
 def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
@@ -74,22 +77,25 @@ def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
         record(cache, request, listing.stamps, listed_at_ns=listing.listed_at_ns)
 
 
-def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -> Listing:
+def list_images(
+    sources: Sequence[str], *, selection: Selection = _EVERYTHING, tell: Tell = lambda _: None
+) -> Listing:
     """List the images of folders, tars, Parquet files and lists, in the order given, sorted within a folder.
 
     sources: folders of images, of tars or of Parquet files, such files, glob patterns and WebDataset brace ranges
         (`train-{000..004}.tar`), text files that list images; paths or URLs. selection: which of them, in what order.
+    tell: told of files as they are found.
     Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
     listed_at_ns = time.time_ns()
-    places = [source for typed in sources for place in named_places(typed) for source in sources_at(place)]
+    places = [source for typed in sources for place in named_places(typed, tell) for source in sources_at(place, tell)]
     refuse_doubles(places)
     containers: list[Container] = []
     found: list[Found] = []
     keys: list[str] = []
     notes: list[str] = []
     stamps: Stamps = {}
-    for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places), strict=True):
+    for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places, tell), strict=True):
         if not one.members:
             more = f": {one.notes[0]}" if one.notes else ""
             names = f". Images are files whose names end in {' '.join(sorted(EXTENSIONS))}" if source.kind == "folder" else ""
@@ -117,23 +123,23 @@ def list_images(sources: Sequence[str], *, selection: Selection = _EVERYTHING) -
     return Listing(index, tuple(containers), names or (), tuple(notes), stamps, listed_at_ns)
 
 
-def _all_listed(places: Sequence[Source]) -> Iterator[tuple[Found, Stamps]]:
+def _all_listed(places: Sequence[Source], tell: Tell) -> Iterator[tuple[Found, Stamps]]:
     """Each source listed, in order; several at once where there are buckets to wait for."""
     if not any(is_url(source.path) for source in places):
-        yield from map(_listed, places)
+        yield from (_listed(source, tell) for source in places)
         return
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as pool:
-        yield from ahead(pool, _listed, places, depth=2 * REQUESTS_AT_ONCE)
+        yield from ahead(pool, lambda source: _listed(source, tell), places, depth=2 * REQUESTS_AT_ONCE)
 
 
-def _listed(source: Source) -> tuple[Found, Stamps]:
+def _listed(source: Source, tell: Tell) -> tuple[Found, Stamps]:
     """One source, and when what it consists of was changed last; asked before it is read."""
     path = source.path
     try:
         if source.kind == "folder":
             if is_url(path):
                 return found_in(listed_tree(source.files)), {path: never_trusted()}
-            tree = walk_folder(Path(path))
+            tree = walk_folder(Path(path), tell)
             return found_in(tree), {f"{path}/{below}" if below else path: (at, 0) for below, at in tree.folders.items()}
         stamps = stamps_of([path])
     except FileNotFoundError as exc:
@@ -142,13 +148,14 @@ def _listed(source: Source) -> tuple[Found, Stamps]:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     match source.kind:
         case "tar":
-            return list_tar(path), stamps
+            return list_tar(path, tell), stamps
         case "parquet":
-            return list_parquet(path, image=source.image_column, label=source.label_column), stamps
+            found = list_parquet(path, image=source.image_column, label=source.label_column)
         case "list":
             with open_source(path) as file:
                 found = list_file_list(path, file.read(), image=source.image_column, label=source.label_column)
-                return found, stamps
+    tell(len(found.members))
+    return found, stamps
 
 
 def _told(selection: Selection, used: int, passing: int, keys: Sequence[str]) -> list[str]:

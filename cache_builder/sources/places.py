@@ -11,7 +11,7 @@ from typing import Literal
 from cache_builder.sources import file_list
 from cache_builder.sources.folder import has_image_name
 from radio_cache.errors import SourceError
-from radio_cache.remote_files import WEB, list_remote
+from radio_cache.remote_files import WEB, Tell, list_remote
 from radio_cache.storage import is_url
 
 Kind = Literal["folder", "tar", "list", "parquet"]
@@ -40,10 +40,10 @@ class Source:
     files: tuple[str, ...] = field(default=(), repr=False)
 
 
-def named_places(typed: str) -> list[str]:
+def named_places(typed: str, tell: Tell = lambda _: None) -> list[str]:
     """The paths and URLs that one `--images` names, links followed: ranges such as {000..004} counted out, patterns matched.
 
-    Columns (`#image,label`) stay behind the places they were typed behind.
+    Columns (`#image,label`) stay behind the places they were typed behind. tell: told of files at URLs as they are listed.
     Raises SourceError for a place that is not there and a pattern that matches nothing. URLs without a pattern are
     not looked for here.
     """
@@ -53,11 +53,11 @@ def named_places(typed: str) -> list[str]:
         if int(low) > int(high):
             raise SourceError(f"{typed}: the range {braces[0]} counts down")
         names = [typed.replace(braces[0], f"{i:0{len(low)}d}", 1) for i in range(int(low), int(high) + 1)]
-        return [place for name in names for place in named_places(name)]
+        return [place for name in names for place in named_places(name, tell)]
     place, columns = _without_columns(typed.removeprefix(_FILE_URL))
     if is_url(place):
         slash = "/" if columns and place.endswith("/") else ""
-        return [match + slash + columns for match in _matching_urls(place)]
+        return [match + slash + columns for match in _matching_urls(place, tell)]
     path = Path(place).expanduser()
     if any(mark in place for mark in "*?[") and not path.exists():
         matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
@@ -78,7 +78,7 @@ def _without_columns(typed: str) -> tuple[str, str]:
     return found[1], typed[len(found[1]) :]
 
 
-def _matching_urls(url: str) -> list[str]:
+def _matching_urls(url: str, tell: Tell) -> list[str]:
     """The URL itself, or what matches it as a pattern. The question mark of a web address is none."""
     marks = "*" if url.startswith(WEB) else "*?["
     first = min((url.find(mark) for mark in marks if mark in url), default=-1)
@@ -88,7 +88,7 @@ def _matching_urls(url: str) -> list[str]:
     pattern = url[len(above) + 1 :].split("/")
     found = [
         f"{above}/{name}"
-        for name in _files_below(above)
+        for name in _files_below(above, tell)
         if len(parts := name.split("/")) == len(pattern) and all(map(fnmatchcase, parts, pattern))
     ]
     if not found:
@@ -96,9 +96,10 @@ def _matching_urls(url: str) -> list[str]:
     return found
 
 
-def sources_at(place: str) -> list[Source]:
+def sources_at(place: str, tell: Tell = lambda _: None) -> list[Source]:
     """What lies at a path or URL of `named_places`: one source, or the tars or Parquet files of a folder without others.
 
+    tell: told of files at URLs as they are listed.
     Raises SourceError for a file that is no source.
     """
     place, columns = _without_columns(place)
@@ -106,7 +107,7 @@ def sources_at(place: str) -> list[Source]:
     image, _, label = columns.removeprefix("#").partition(",")
     found = _file_at(place)
     if found is None:
-        found = _at_prefix(place) if is_url(place) else _in_folder(Path(place))
+        found = _at_prefix(place, tell) if is_url(place) else _in_folder(Path(place))
     if columns and not all(one.kind == "parquet" or one.path.lower().endswith(file_list.CSV) for one in found):
         raise SourceError(f"{place} has no columns such as '{columns}': only Parquet and CSV files have")
     return [Source(one.kind, one.path, image, label, one.files) for one in found]
@@ -130,9 +131,9 @@ def _file_at(place: str) -> list[Source] | None:
     raise SourceError(f"{place} is a file, and not a tar, a Parquet file or a list: {WANTED}")
 
 
-def _files_below(url: str) -> list[str]:
+def _files_below(url: str, tell: Tell) -> list[str]:
     try:
-        return [name for name, _ in list_remote(url)]
+        return [name for name, _ in list_remote(url, tell)]
     except FileNotFoundError as exc:  # a prefix of a bucket holds nothing; a repository that is not there is an error
         raise SourceError(
             f"{url} does not exist ({' '.join(str(exc).split()):.200}): check its name; what is private needs credentials, "
@@ -140,9 +141,9 @@ def _files_below(url: str) -> list[str]:
         ) from exc
 
 
-def _at_prefix(url: str) -> list[Source]:
+def _at_prefix(url: str, tell: Tell) -> list[Source]:
     """What a bucket holds below a prefix."""
-    files = _files_below(url)
+    files = _files_below(url, tell)
     if not files:
         raise SourceError(f"{url} holds nothing: check the bucket, the prefix, and the case of both. {WANTED}")
     above = [name for name in files if "/" not in name]

@@ -13,6 +13,7 @@ from cache_builder.sources.folder import has_image_name
 from cache_builder.sources.found import Found, unique_names
 from cache_builder.sources.opened import open_source
 from radio_cache.errors import SourceError
+from radio_cache.remote_files import Tell
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE_BYTES = 2 * _BLOCK_BYTES
@@ -22,9 +23,10 @@ _TAIL_BYTES = 1 << 16
 _MAX_LABEL = 2**31 - 1
 
 
-def list_tar(place: str) -> Found:
+def list_tar(place: str, tell: Tell = lambda _: None) -> Found:
     """The images of a tar at a path or a URL, in tar order, with the class numbers of their `.cls` files.
 
+    tell: told of each image, for at a URL every header may be a request.
     A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one. Hidden members are
     passed over as in a folder, and members whose path leads out of the tar, as only an attacker's does.
     Raises SourceError if the tar is compressed, damaged, ends before its end-of-archive mark, or goes on behind it.
@@ -49,6 +51,7 @@ def list_tar(place: str) -> Found:
                         continue
                     elif has_image_name(name):
                         images.append((name, member.offset_data, member.size))
+                        tell(1)
                     elif name.endswith(".cls"):
                         labels[_sample(name)] = _label(file, member, place)
                     else:

@@ -1,8 +1,10 @@
 """What all commands share."""
 
 import io
+import queue
 import re
 import sys
+import time
 
 import click
 import pytest
@@ -10,7 +12,15 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import radio_cache.cli_support
-from radio_cache.cli_support import INTERRUPTED, ProgressLine, human_bytes, in_width, plain_errors, table
+from radio_cache.cli_support import (
+    INTERRUPTED,
+    CountLine,
+    ProgressLine,
+    human_bytes,
+    in_width,
+    plain_errors,
+    table,
+)
 from radio_cache.errors import SourceError
 
 
@@ -103,6 +113,40 @@ def test_progress_in_a_log_is_a_line_now_and_then_and_one_at_the_end(
 def test_progress_of_a_job_that_failed_claims_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="no"), ProgressLine("lite0", 10):
         raise ValueError("no")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_count_is_told_again_and_again_once_it_takes_long_even_if_nothing_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(radio_cache.cli_support, "_LOG_EVERY_S", 0.01)
+    told: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(radio_cache.cli_support.click, "echo", lambda text, err: told.put(text))
+    with CountLine("listing", "files") as line:
+        assert told.get(timeout=10).startswith("listing: 0 files in ")
+        line.advance(1000)
+        line.advance(234)
+        assert any(told.get(timeout=10).startswith("listing: 1234 files in ") for _ in range(100))
+
+
+def test_a_count_in_a_terminal_is_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(radio_cache.cli_support, "_LOG_EVERY_S", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        radio_cache.cli_support, "Console", lambda **_: Console(file=shown, width=80, force_terminal=True, no_color=True)
+    )
+    with CountLine("listing", "files") as line:
+        line.advance(7)
+        deadline = time.monotonic() + 10
+        while "listing: 7 files in 0 s" not in shown.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "listing: 7 files in 0 s" in shown.getvalue()
+
+
+def test_a_count_that_is_soon_complete_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with CountLine("listing", "files") as line:
+        line.advance(7)
     assert capsys.readouterr().err == ""
 
 

@@ -120,6 +120,17 @@ def test_every_kind_of_source_in_a_bucket_gives_the_images_and_classes_of_the_fo
     assert [key.rpartition("/")[2] for key in there.index.keys] == [key.rpartition("/")[2] for key in here.index.keys]
 
 
+@pytest.mark.parametrize(
+    ("way", "files"), [("photos", 12), ("tars", 12), ("tars/train-{000..001}.tar", 10), ("hf/*.parquet", 12), ("list.txt", 10)]
+)
+def test_files_are_counted_while_they_are_found(request: pytest.FixtureRequest, way: str, files: int) -> None:
+    """What lies there, images or not, and what tars, tables and lists hold."""
+    for place in ("filled", "memory"):
+        counted: list[int] = []
+        list_images([f"{request.getfixturevalue(place)}/{way}"], tell=counted.append)
+        assert sum(counted) == files
+
+
 @pytest.mark.parametrize("way", ["photos", "tars", "hf", "old", "list.txt"])
 def test_limit_filter_and_shuffle_work_in_a_bucket_as_on_a_disk(
     filled: str, memory: str, ten_images: Path, tmp_path: Path, way: str
