@@ -55,7 +55,6 @@ def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) 
     Without a request it is klt, packed, at fidelity 0.99; or half, where there are too few images to calibrate on.
     Raises CodecError if klt was asked for and there are too few images, or the fidelity is out of reach.
     """
-    channels = spec.spatial_dim
     fewest = fewest_images(spec)
     asked = spec.codec.get("asked")
     request = _request(spec)
@@ -66,8 +65,8 @@ def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) 
             return ChosenCodec(*_without_sample(half), note)
         if request.name == "klt":
             raise CodecError(
-                f"teacher '{spec.name}': {len(sample)} images are too few to calibrate klt for {channels} channels: "
-                f"take at least {fewest}, or --codec int8 or half"
+                f"{len(sample)} images are too few to calibrate klt for {spec.spatial_dim} channels: take at least {fewest}, or "
+                "--codec int8 or half"
             )
     if not request.needs_calibration:
         return ChosenCodec(*_without_sample(request), "")

@@ -176,13 +176,16 @@ def run_teacher(
             ProgressLine(name, cache.num_images, done=cache.num_images - total) as line,
             told_if_stopped(unit, cache, name, say),
         ):
+
+            def step(count: int) -> None:
+                line.advance(count, ", ".join(filter(None, (stages.bottleneck(), unit.note))))
+
             receipts = run_shards(
-                cache, teacher, todo, config, pool, stages, say=say, committed=unit.shard, looked=scan.shard,
-                step=lambda count: line.advance(count, ", ".join(filter(None, (stages.bottleneck(), unit.note)))),
-            )  # fmt: skip
+                cache, teacher, todo, config, pool, stages, say=say, step=step, committed=unit.shard, looked=scan.shard
+            )
             with contextlib.closing(receipts):
                 for _ in receipts:
-                    pass
+                    step(0)  # its images are counted already, what was written of them is not
     compact_receipts(cache.storage, name)
     seconds = time.perf_counter() - started
     if scan.images or scan.failures:

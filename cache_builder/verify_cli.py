@@ -10,6 +10,7 @@ from radio_cache.reader import Cache
 
 if TYPE_CHECKING:
     from cache_builder.recompute import RecomputeReport
+    from radio_cache.verify import VerifyReport
 
 
 @click.command()
@@ -55,10 +56,7 @@ def verify(
     for damage in report.damages:
         click.echo(printable(f"{damage.place}: {damage.what}"))
     if not report.ok:
-        mendable = sum(damage.mendable for damage in report.damages)
-        click.echo(
-            f"\n{len(report.damages)} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again"
-        )
+        click.echo(f"\n{_cure(report, str(cache))}")
         raise SystemExit(1)
     click.echo(f"\n{cache}: all that is there is right" + (", decoded to the last map" if deep else ""))
     if count is not None:
@@ -70,6 +68,15 @@ def verify(
         files = per_teacher("--weights", weights, names, lambda text: Path(text).expanduser(), shared=False)
         config = RecomputeConfig(count=count, teachers=names, weights=files, seed=seed, device=pick_device(device))
         _print_recomputed(recompute(opened, config))
+
+
+def _cure(report: "VerifyReport", cache: str) -> str:
+    """What to do about the damages, which the lines above name."""
+    damaged, mendable = len(report.damages), sum(damage.mendable for damage in report.damages)
+    if mendable == 0:
+        return f"{damaged} damaged. No build can make that again: the lines above say what to do"
+    left = f", and what the lines above say about the other {damaged - mendable}" if mendable < damaged else ""
+    return f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}"
 
 
 def _print_recomputed(report: "RecomputeReport") -> None:

@@ -35,6 +35,8 @@ from radio_cache.storage import Storage
 from radio_cache.strict_json import parse_json
 from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, group_document
 
+_INDEX_CURE = "restore images/ from a copy, or build a new cache"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -143,17 +145,17 @@ def _index_damages(cache: Cache) -> Iterator[Damage]:
         index = cache.index
         columns = index_columns(index)
         if group not in (IMAGES_UNIT, index_group(columns)):  # the first caches' was not named by what it holds
-            what = "its columns are not those that its name was made from: restore images/ from a copy, or build a new cache"
+            what = f"its columns are not those that its name was made from: {_INDEX_CURE}"
             yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
         if not 0 <= int(index.container.min()) <= int(index.container.max()) < len(cache.meta.containers):
-            what = f"images lie in places that the cache does not name: it names {len(cache.meta.containers)}"
+            what = (
+                f"images lie in places that the cache does not name (it names {len(cache.meta.containers)}): {_INDEX_CURE}"
+            )
             yield Damage(IMAGES_UNIT, None, f"{group}/container", what, mendable=False)
-    except (StorageError, UnsupportedFormatError):
-        if not cache.storage.is_local:
-            raise
-        yield Damage(IMAGES_UNIT, None, group, "the image index cannot be read", mendable=False)
     except RadioCacheError as exc:
-        what = f"the image index cannot be read ({exc}): restore images/ from a copy, or build a new cache"
+        if isinstance(exc, StorageError | UnsupportedFormatError) and not cache.storage.is_local:
+            raise
+        what = f"the image index cannot be read ({exc}): {_INDEX_CURE}"
         yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
 
 

@@ -39,7 +39,7 @@ def test_too_few_images_are_kept_as_float16_unless_klt_was_asked_for() -> None:
     found = chosen(None, range(20))
     assert isinstance(found.codec, Half)
     assert "20 images are too few" in found.note
-    with pytest.raises(CodecError, match=r"20 images are too few .* take at least 64, or --codec int8 or half"):
+    with pytest.raises(CodecError, match=r"^20 images are too few .* take at least 64, or --codec int8 or half"):
         chosen(CodecRequest(), range(20))
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from cache_builder.cli import main
 from cache_builder.teachers import ALIASES
 from radio_cache import Cache, __version__
+from radio_cache.cli_support import human_bytes
 from radio_cache.testing import write_images
 
 Run = Callable[..., Result]
@@ -64,6 +65,13 @@ def test_a_build_ends_with_a_table_and_the_next_command(run: Run, tmp_path: Path
     assert "files of 3 shards are there, in the sizes recorded" in result.stdout
     assert "building" in result.stderr
     assert "fake-a: fake-a is made up" in result.stderr
+
+
+def test_the_last_line_of_a_teacher_counts_the_bytes_of_its_last_shard(run: Run, tmp_path: Path) -> None:
+    lines = run("--shard-images", "16").stderr.splitlines()
+    (progress,) = (line for line in lines if line.startswith("fake-a: 10/10 images"))
+    stored = Cache(tmp_path / "out.zarr").teachers["fake-a"].stored_bytes()
+    assert progress.endswith(f", {human_bytes(stored)} written")
 
 
 def test_the_same_command_again_computes_nothing(run: Run) -> None:
@@ -330,6 +338,18 @@ def test_verify_repair_and_build_bring_a_damaged_cache_back(run: Run, tmp_path: 
     assert shard.read_bytes() == good
     assert runner.invoke(main, ["verify", str(out), "--deep"]).exit_code == 0
     assert "nothing to repair" in runner.invoke(main, ["repair", str(out)]).output
+
+
+def test_what_no_build_can_make_again_is_not_said_to_be_mended_by_repair(run: Run, tmp_path: Path) -> None:
+    run()
+    out = tmp_path / "out.zarr"
+    (out / "teachers/fake-a/zarr.json").write_bytes(b"{}")
+    found = command("verify", str(out))
+    assert found.exit_code == 1
+    assert found.stdout.splitlines()[-1] == "1 damaged. No build can make that again: the lines above say what to do"
+    (out / "teachers/fake-maps/spatial/c/0/0/0/0/0").write_bytes(b"")
+    last = command("verify", str(out)).stdout.splitlines()[-1]
+    assert last.startswith(f"2 damaged. Mend 1: radio-cache repair {out}, then the build command again, and what")
 
 
 def test_a_teacher_is_dropped_after_a_question(run: Run, tmp_path: Path) -> None:
