@@ -1,11 +1,12 @@
 """A build beside its parts: `alone python benchmarks/build.py IMAGES [--big-images 32] [--small-images 128] [--out FOLDER]`.
 
-1. A large teacher (ViT-B/16 at 224 px, random weights): wall time of `run_shards` over the bare forward passes of the same
-   batches. Bar: 1.05.
+1. A large teacher (ViT-B/16 at 224 px, random weights), stored as klt and as half: wall time of `run_shards` over the bare
+   forward passes of the same batches. Bar: 1.05.
 2. A small one (EfficientNet-Lite0): wall time over (CPU seconds of decoding + forward + encoding + compressing, each alone on one
    thread) / cores. Bar: 1.05.
 3. The same images by a plain loop with one torch.save per image, and into a tar of safetensors per image: wall and bytes.
-4. Memory: the largest resident size after a quarter of the images, and after all of them.
+4. The small teacher's shards by one and by two worker processes of one thread each, from the first task handed out to the last
+   receipt; what starting the workers costs is said beside it.
 
 Images repeat until there are enough. Exits with 1 if a bar is missed.
 """
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -34,6 +35,8 @@ from torch import Tensor
 
 from cache_builder.allocator import keep_blocks
 from cache_builder.build import BuildConfig, build_cache
+from cache_builder.calibrate import wanted_codec
+from cache_builder.cluster import local_crew
 from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.shard_work import run_shards
 from cache_builder.shown import Shown, shown
@@ -43,6 +46,7 @@ from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import file_sha256
 from radio_cache.codecs import Codec
+from radio_cache.codecs.calibrate import CodecName, CodecRequest
 from radio_cache.crops import patch_geometry
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
@@ -52,6 +56,7 @@ from radio_cache.shards import crc32c
 from radio_cache.writer import compressed
 
 BAR = 1.05
+CODECS: tuple[CodecName, ...] = ("klt", "half")
 BATCH = 8
 
 
@@ -214,12 +219,13 @@ def listed(images: Path, count: int, folder: Path) -> Path:
 
 def prepared(
     name: str, images: Path, folder: Path, shard_images: int, *, batch_images: int = BATCH, device: str = "cpu",
-    dtype: ComputeDtype = "float32",
+    dtype: ComputeDtype = "float32", request: CodecRequest | None = None,
 ) -> tuple[Cache, Teacher, BuildConfig]:  # fmt: skip
     """A complete cache of one teacher, the teacher on its device, and how it was built."""
-    options = TeacherOptions(dtype=dtype)
+    options = TeacherOptions(dtype=dtype, codec=wanted_codec(request))
+    out = folder / f"{name}-{request.name if request else 'usual'}.zarr"
     config = BuildConfig(
-        images=(str(images),), teachers={name: options}, out=folder / f"{name}.zarr", shard_images=shard_images,
+        images=(str(images),), teachers={name: options}, out=out, shard_images=shard_images,
         batch_images=batch_images, device=device,
     )  # fmt: skip
     cache = build_cache(config).cache
@@ -261,26 +267,33 @@ def main() -> None:
 
 def large(args: argparse.Namespace, folder: Path) -> list[str]:
     images = listed(args.images, args.big_images, folder)
-    cache, teacher, config = prepared(RANDOM.name, images, folder, args.big_images // 2)
+    places = [
+        prepared(RANDOM.name, images, folder, args.big_images // 2, request=CodecRequest(name=name)) for name in CODECS
+    ]
+    cache, teacher, config = places[0]
     rows = cache.usable_rows().tolist()
     seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
-    whole, one_pass, side = [], [], []
+    whole: dict[str, list[Measured]] = {name: [] for name in CODECS}
+    one_pass, side = [], []
     for _ in range(args.rounds):
-        whole.append(built(cache, teacher, config).wall_s)
+        for name, place in zip(CODECS, places, strict=True):
+            whole[name].append(built(*place))
         side.append(bare(teacher, seen, config, side_by_side=True))
         one_pass.append(bare(teacher, seen, config, side_by_side=False))
-    ratios = [min(whole) / min(one_pass), min(whole) / min(side)]
-    stages = built(cache, teacher, config).stages
-    return [
-        f"## ViT-B/16, random weights, {len(rows)} images, codec {cache.teachers[RANDOM.name].spec.codec['name']}",
+    lines = [
+        f"## ViT-B/16, random weights, {len(rows)} images",
         "",
-        f"- build {min(whole):.2f} s; bare forward passes {min(one_pass):.2f} s with all threads in each, "
-        f"{min(side):.2f} s side by side",
-        f"- build over bare forward: {ratios[0]:.3f} and {ratios[1]:.3f}: {verdict(ratios[0])} (plain passes), "
-        f"{verdict(ratios[1])} (side by side)",
-        f"- thread-seconds: {shares(stages)}",
-        "",
+        f"- bare forward passes {min(one_pass):.2f} s with all threads in each, {min(side):.2f} s side by side",
     ]
+    for name, found in whole.items():
+        best = min(found, key=lambda one: one.wall_s)
+        ratios = [best.wall_s / min(one_pass), best.wall_s / min(side)]
+        lines += [
+            f"- codec {name}: build {best.wall_s:.2f} s, {ratios[0]:.3f} of the plain passes: {verdict(ratios[0])}; "
+            f"{ratios[1]:.3f} of those side by side: {verdict(ratios[1])}",
+            f"  - thread-seconds: {shares(best.stages)}",
+        ]
+    return [*lines, ""]
 
 
 def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
@@ -319,7 +332,32 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
     for how, kept in loops.items():
         fastest = min(kept, key=lambda one: one.wall_s)
         lines.append(f"| plain loop, {how} | {fastest.wall_s:.2f} | {fastest.num_bytes / len(rows):.0f} |")
-    return lines
+    return [*lines, "", *scaling(cache, config, len(rows), args.rounds)]
+
+
+def scaling(cache: Cache, config: BuildConfig, num_images: int, rounds: int) -> list[str]:
+    """The same shards by worker processes; a thread each, or a second worker would have no core of its own here."""
+    config = replace(config, threads=1)
+    (name,) = config.teachers
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    starting: list[float] = []
+    for _ in range(rounds):
+        for workers, taken in seconds.items():
+            for shard in range(cache.meta.num_shards):
+                drop_receipt(cache.storage, name, shard)
+            started = time.perf_counter()
+            with local_crew(workers, device="cpu", threads=1) as crew:
+                starting.append(time.perf_counter() - started)
+                taken.append(build_cache(config, crew=crew).results[0].seconds)
+    one, two = (min(taken) for taken in seconds.values())
+    return [
+        f"## Workers, {name}, {num_images} images in {cache.meta.num_shards} shards",
+        "",
+        f"- one worker of one thread {one:.2f} s; two {two:.2f} s: {one / two:.2f} times as fast; loading the teacher in each is "
+        f"part of it",
+        f"- starting the workers, before that: {min(starting):.1f} to {max(starting):.1f} s",
+        "",
+    ]
 
 
 def shares(stages: StageSeconds) -> str:
