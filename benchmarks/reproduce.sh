@@ -2,12 +2,30 @@
 # The paper's evaluations, end to end: docs/reproduce.md says what to expect. Needs a GPU and the data sets named below;
 # what was finished is not done again. RUN, IMAGENET, ADE20K, VOC, COCO, SAM, SAM_WEIGHTS (a file, where it cannot be
 # downloaded), LLAVA, OUT, TEACHERS and BATCH (of the timings) come from the environment.
+#
+# RADIO_SMALL=1 tries the whole way in minutes on a CPU, offline: with stand-ins for the data sets, made of PHOTOS (a folder of
+# photos; those in scikit-image unless told), random weights of CLIP and SAM, and a student of a few steps. No figure means anything.
 set -euo pipefail
 
 OUT=${OUT:-results}
-TEACHERS=${TEACHERS:-"teacher:clip teacher:dinov2 teacher:openai-clip-vit-l-14-336"}
 mkdir -p "$OUT"
 
+knobs=() # of the segmentations
+few=()
+if [ -n "${RADIO_SMALL:-}" ]; then
+    made="$OUT/small"
+    [ -e "$made/done" ] || python "$(dirname "$0")/small_data.py" "$made" ${PHOTOS:+--photos "$PHOTOS"}
+    IMAGENET="$made/imagenet" ADE20K="$made/ADEChallengeData2016" VOC="$made/VOCdevkit/VOC2012" COCO="$made/coco"
+    SAM=sam-vit-b SAM_WEIGHTS="$made/sam_vit_b.pth" TEACHERS="teacher:efficientnet-lite0" BATCH=4 RUN="$made/run"
+    radio-cache build --images "$IMAGENET/train" --limit 12 --shuffle-seed 0 --teacher efficientnet-lite0 \
+        --teacher openclip-vit-h-14 --weights "openclip-vit-h-14=$made/clip.pt" --teacher sam-vit-b --weights "sam-vit-b=$SAM_WEIGHTS" \
+        --codec half --batch-size 1 --out "$made/cache.zarr" # a batch of SAM is a gigabyte an image
+    radio-train --cache "$made/cache.zarr" --student e-radio-tiny --image-size 96 --batch-size 4 --steps 20 --out "$RUN"
+    knobs=(--crop 96 --steps 60)
+    few=(--repeats 2)
+fi
+
+TEACHERS=${TEACHERS:-"teacher:clip teacher:dinov2 teacher:openai-clip-vit-l-14-336"}
 student=()
 [ -n "${RUN:-}" ] && student=(--run "$RUN")
 models=()
@@ -20,6 +38,7 @@ once() {  # once NAME COMMAND...: unless its record is there; the others go on w
     local record="$OUT/$1.json"
     shift
     if [ -e "$record" ]; then echo "$record is there"; return; fi
+    echo "$*"
     "$@" --json "$record" | tee "${record%.json}.txt" || failed+=("$record")
 }
 
@@ -30,12 +49,12 @@ else
     echo "IMAGENET is not set: no zero-shot, no k-NN"
 fi
 if [ -n "${ADE20K:-}" ]; then
-    once ade20k radio-eval segment --ade20k "$ADE20K" "${student[@]}" "${models[@]}" --pictures "$OUT/ade20k.png"
+    once ade20k radio-eval segment --ade20k "$ADE20K" "${student[@]}" "${models[@]}" "${knobs[@]}" --pictures "$OUT/ade20k.png"
 else
     echo "ADE20K is not set: no segmentation of it"
 fi
 if [ -n "${VOC:-}" ]; then
-    once voc radio-eval segment --voc "$VOC" "${student[@]}" "${models[@]}" --pictures "$OUT/voc.png"
+    once voc radio-eval segment --voc "$VOC" "${student[@]}" "${models[@]}" "${knobs[@]}" --pictures "$OUT/voc.png"
 else
     echo "VOC is not set: no segmentation of it"
 fi
@@ -45,12 +64,15 @@ if [ -n "${COCO:-}" ]; then
 else
     echo "COCO is not set: no masks in SAM's place"
 fi
+if [ -n "${RUN:-}" ]; then
+    once vlm-wiring radio-eval vlm --check --run "$RUN"
+fi
 if [ -n "${LLAVA:-}" ]; then
     once vlm radio-eval vlm --llava "$LLAVA" --out "$OUT/lmms-eval"
 else
     echo "LLAVA is not set: no questions about pictures"
 fi
-timed=(--batch-size "${BATCH:-128}" --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16)
+timed=(--batch-size "${BATCH:-128}" --mode eager --mode channels-last --mode compiled --dtype float32 --dtype bfloat16 "${few[@]}")
 quality=()
 [ -e "$OUT/knn.json" ] && quality=(--quality "$OUT/knn.json" --plot "$OUT/pareto.svg")
 once throughput radio-eval throughput "${student[@]}" "${models[@]}" "${timed[@]}" "${quality[@]}"

@@ -91,7 +91,9 @@ def run_harness(config: HarnessConfig) -> VlmTable:
 
 def harness_command(config: HarnessConfig) -> list[str]:
     """lmms-eval's own command line, in a Python that knows students."""
-    model = f"pretrained={config.llava},device={pick_device(config.device)}"
+    device = pick_device(config.device)
+    # llava_hf's own device_map is "", which transformers 5 refuses.
+    model = f"pretrained={config.llava},device={device},device_map={device}"
     command = [sys.executable, "-c", _START, "--model", "llava_hf", "--model_args", model]
     command += ["--tasks", ",".join(TASKS[task] for task in config.tasks), "--batch_size", "1"]
     command += ["--output_path", str(config.out)]

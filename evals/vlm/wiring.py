@@ -23,7 +23,11 @@ from trainer.adaptors import BACKBONE
 from trainer.dropins.llava import IMAGE_TOKEN, llava_processor, llava_with_student
 from trainer.exports.libraries import no_progress_bar
 
-_QUESTION = f"USER: {IMAGE_TOKEN} what is it ? ASSISTANT:"
+QUESTION: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it ?"}]}
+]
+"""What it is asked about every picture, in words that `word_tokenizer` knows, as processors take it."""
+
 _WORDS = (
     "<pad>",
     "<s>",
@@ -40,6 +44,7 @@ _WORDS = (
     "cat",
     "dog",
 )
+IMAGE_ID = _WORDS.index(IMAGE_TOKEN)
 _NEW_TOKENS = 5
 
 
@@ -66,9 +71,9 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     teacher: whose features the language model reads, or "backbone". Raises EvalError with what does not hold.
     """
     student = load_student(run, adaptors="all")
-    tokenizer, language_model = _words(), _language_model(seed)
+    tokenizer, language_model = word_tokenizer(), random_language_model(seed)
     built = llava_with_student(
-        student, language_model, image_token_id=_WORDS.index(IMAGE_TOKEN), teacher=teacher
+        student, language_model, image_token_id=IMAGE_ID, teacher=teacher
     ).eval()
     tokens: int = built.config.image_seq_length
     with tempfile.TemporaryDirectory() as folder, no_progress_bar():
@@ -76,9 +81,10 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
         llava_processor(student, tokenizer, teacher=teacher).save_pretrained(folder)
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         processor: Any = AutoProcessor.from_pretrained(folder)
+    question: str = processor.apply_chat_template(QUESTION, add_generation_prompt=True)
     rng = np.random.default_rng(seed)
     pictures = [Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)) for _ in range(2)]
-    one, other = (processor(images=picture, text=_QUESTION, return_tensors="pt") for picture in pictures)
+    one, other = (processor(images=picture, text=question, return_tensors="pt") for picture in pictures)
     held: list[str] = []
 
     def must(so: bool, what: str) -> None:
@@ -110,7 +116,7 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     )  # fmt: skip
 
 
-def _words() -> PreTrainedTokenizerFast:
+def word_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of a handful of words: none can be had offline."""
     known = Tokenizer(models.WordLevel({word: number for number, word in enumerate(_WORDS)}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -120,7 +126,7 @@ def _words() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _language_model(seed: int) -> Any:
+def random_language_model(seed: int) -> Any:
     """A Llama: what transformers declares of it is narrower than what a tower asks."""
     config = LlamaConfig(
         vocab_size=len(_WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,

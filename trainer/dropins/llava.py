@@ -31,6 +31,15 @@ from trainer.exports.hugging_face import image_processor_settings
 IMAGE_TOKEN = "<image>"
 """The word that stands for a picture in LLaVA's prompts."""
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% if message['content'] is string %}{{ message['content'] + ' ' }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""What LLaVA-1.5 was trained to be asked with: pictures first, then the words, between USER: and ASSISTANT:."""
+
 
 class LanguageModel(Protocol):
     """What is used of a causal language model of transformers: its decoder, and what turns its states into logits."""
@@ -123,15 +132,18 @@ def llava_with_student(
 
 
 def llava_processor(
-    model: DistilledStudent, tokenizer: PreTrainedTokenizerBase, *, teacher: str = BACKBONE
-) -> LlavaProcessor:
+    model: DistilledStudent, tokenizer: PreTrainedTokenizerBase, *, teacher: str = BACKBONE,
+    chat_template: str = CHAT_TEMPLATE,
+) -> LlavaProcessor:  # fmt: skip
     """What prepares pictures and words for `llava_with_student`: save it beside the model. tokenizer: knows "<image>".
 
-    A picture in a prompt takes as many tokens as the tower gives; colours stay in [0, 1].
+    A picture in a prompt takes as many tokens as the tower gives; colours stay in [0, 1]. chat_template: how the language
+    model is spoken to, in Jinja.
     """
     settings = image_processor_settings(model)
     kind: Any = getattr(transformers, settings.pop("image_processor_type"))
     return LlavaProcessor(
         image_processor=kind(**settings), tokenizer=tokenizer, patch_size=tower_config(model, teacher).patch_size,
         vision_feature_select_strategy="full", num_additional_image_tokens=0, image_token=IMAGE_TOKEN,
+        chat_template=chat_template,
     )  # fmt: skip

@@ -96,7 +96,7 @@ def test_figures_are_read_from_what_lmms_eval_wrote(
     assert [(row["task"], row["value"]) for row in rows] == [("gqa", 0.5), ("pope", 0.75)]
     assert "vision tower: radio-student-tower" in " ".join(result.stdout.split())
     words = " ".join(asked[0][3:])
-    assert f"pretrained={llava},device=cpu --tasks gqa,pope --batch_size 1" in words
+    assert f"pretrained={llava},device=cpu,device_map=cpu --tasks gqa,pope --batch_size 1" in words
     assert words.endswith("--limit 8")
 
 
