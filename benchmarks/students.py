@@ -74,7 +74,7 @@ def time_interleaved(
 
 
 def time_built_anew(ours: Model, theirs: Model, batch: int, *, rounds: int, compiled: bool) -> list[Timed]:
-    """Rounds of two models, built BUILDS times, each first in turn: where weights come to lie in memory makes a percent or two."""
+    """Rounds of two models, built BUILDS times, each first in turn: where weights come to lie in memory makes a percent."""
     together = [Timed(ours, batch, []), Timed(theirs, batch, [])]
     for build_number in range(BUILDS):
         order = together if build_number % 2 == 0 else together[::-1]

@@ -84,7 +84,7 @@ def draw_zero_shot(model: DistilledStudent, teacher: LiveEncoder) -> None:
         photo = square(make(), 448)
         with torch.inference_mode():
             ours = student.encode_image(prepare(Image.fromarray(photo))[None], normalize=True)
-            seen = torch.from_numpy(teacher.pixels_of(Image.fromarray(photo)))[None]
+            seen = torch.tensor(teacher.pixels_of(Image.fromarray(photo)))[None]
             theirs = F.normalize(next(iter(teacher.outputs(seen).summaries.values())), dim=1)
         panes = [("the student", ours), ("its teacher", theirs)]
         rows.append(
@@ -158,7 +158,7 @@ def draw_llava(model: DistilledStudent) -> None:
     with torch.inference_mode():
         tokens = torch.cat([llava.model.vision_tower(one["pixel_values"]).last_hidden_state for one in asked])
         logits = [llava(**one).logits for one in asked]
-        answers = [llava.generate(**one, max_new_tokens=5, do_sample=False)[0, one["input_ids"].shape[1] :] for one in asked]
+        answers = [llava.generate(**one, max_new_tokens=3, do_sample=False)[0, one["input_ids"].shape[1] :] for one in asked]
     side = round(tokens.shape[1] ** 0.5)
     maps = tokens.unflatten(1, (side, side)).numpy()
     colours = PcaColours.fit(maps)

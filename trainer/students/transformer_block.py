@@ -25,10 +25,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(first, Gate() if gated else nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        b, n, c = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        x = x + self._attend(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+    def _attend(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        # A function of its own, so that queries, keys and values are freed before the MLP needs memory.
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
 
 
 @final

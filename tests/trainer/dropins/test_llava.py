@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from trainer.distilled import backbone_and_heads
-from trainer.dropins.llava import llava_with_student
+from trainer.dropins.llava import llava_processor, llava_with_student
 
 IMAGE_TOKEN, VOCABULARY = 60, 64
 PIXELS = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -62,3 +70,18 @@ def test_a_llava_with_a_student_is_saved_and_loaded_as_any_other(small_student, 
     with torch.no_grad():
         one, other = (model(input_ids=prompt(llava), pixel_values=PIXELS).logits for model in (llava, loaded))
     torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_processor_asks_as_llava_was_trained_to_be_asked(small_student, tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<image>": 1, "USER:": 2, "ASSISTANT:": 3, "what?": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"])
+    llava_processor(small_student, tokenizer).save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    picture = {"role": "user", "content": [{"type": "text", "text": "what?"}, {"type": "image"}]}
+    asked = processor.apply_chat_template([picture], add_generation_prompt=True)
+    assert asked == "USER: <image>\nwhat? ASSISTANT:"
+    earlier = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "what?"}]
+    assert processor.apply_chat_template([*earlier, picture]) == "USER: what? ASSISTANT: what? USER: <image>\nwhat? "
+    ids = processor(images=(PIXELS[0] * 255).byte().permute(1, 2, 0).numpy(), text=asked, return_tensors="pt")["input_ids"]
+    assert ids.tolist() == [[2, *[1] * 16, 4, 3]]
