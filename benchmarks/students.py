@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("what", choices=("sizes", "bars", "students", "vit", "sam"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, help="images in a pass; by default 1 for bars, 2 for students, 4 for vit")
-    parser.add_argument("--only", action="append", metavar="NAME", help="of students: this one; may be given again")
+    parser.add_argument("--only", action="append", metavar="NAME", help="of students and vit: this one; may be given again")
     parser.add_argument("--compiled", action="store_true", help="with torch.compile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -184,6 +184,8 @@ def main() -> None:
                 # The same shape: one class token, no registers.
                 ours = student(f"vit-{letter}-16", 224, registers=0)
                 theirs = timm_vit(f"vit_{size}_patch16_224", 224)
+                if args.only and ours.name not in args.only:
+                    continue
                 found = time_built_anew(ours, theirs, args.batch or 4, rounds=args.rounds, compiled=args.compiled)
                 rows += print_times(found, f"224 px, {how}")
                 print_ratio(found, ours.name, theirs.name, 1)

@@ -91,6 +91,8 @@ class Instances:
                     # pycocotools hands over arrays in a way that newer numpys deprecate.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     mask = np.asarray(self.coco.annToMask(one), np.bool_)
+                if mask.shape != image_hw:  # a run-length code has a size of its own
+                    raise ValueError("the mask is of another size than the image")
                 one.setdefault("area", float(mask.sum()))  # by which COCO's evaluation sorts; some writers leave it out
                 x, y, w, h = (float(value) for value in one["bbox"])
             except Exception:  # pycocotools raises whatever its C code meets in a broken polygon or run-length code

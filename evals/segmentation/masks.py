@@ -134,7 +134,7 @@ class MaskedImages:
             with Image.open(path) as mask:
                 if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
                     raise EvalError(
-                        f"{path} is a {mask.mode} picture: a mask holds one number per pixel (a palette or grey PNG), and "
+                        f"{path} is a picture in {mask.mode}: a mask holds one number per pixel (a palette or grey PNG), and "
                         "colours alone do not say which class they are"
                     )
                 return np.asarray(mask).astype(np.int64)

@@ -104,6 +104,8 @@ def _vision_tower(folder: Path) -> str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, vision = config["model_type"], config["vision_config"]["model_type"]
+    except FileNotFoundError as exc:
+        raise EvalError(f"--llava {folder} holds no config.json, so no model. docs/vlm.md says how to make a LLaVA") from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise EvalError(
             f"--llava {folder} holds no LLaVA of transformers: {exc!r}. docs/vlm.md says how to make one"

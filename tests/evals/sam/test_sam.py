@@ -56,6 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {**common, "id": 4, "image_id": 1, "segmentation": [[1, 2]]},
         {**common, "id": 5, "image_id": 1, "segmentation": square, "bbox": [10, 10, 0, 20]},
         {**common, "id": 6, "image_id": 2, "segmentation": {"size": [40, 60], "counts": "nonsense"}, "iscrowd": 1},
+        {**common, "id": 7, "image_id": 2, "segmentation": {"size": [7, 7], "counts": [0, 4, 45]}},
     ]
     del annotations[1]["area"]
     images = [{"id": n, "file_name": f"{n}.png", "height": 40, "width": 60} for n in (1, 2)]
@@ -76,7 +77,7 @@ def test_crowds_broken_and_empty_outlines_are_left_out_and_counted(place: Path) 
     assert [int(one.mask.sum()) for one in sound] == [600, 1200]
     assert [one.size for one in sound] == ["small", "medium"]
     assert instances.left_out == {
-        "crowd regions": 1, "instances whose outline or box is broken": 2, "instances of no pixel": 1,
+        "crowd regions": 1, "instances whose outline or box is broken": 3, "instances of no pixel": 1,
     }  # fmt: skip
     with pytest.raises(EvalError, match="listed as 60 x 40, and the file has 60 x 41"):
         list(instances.of(1, (41, 60)))

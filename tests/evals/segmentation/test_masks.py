@@ -65,7 +65,7 @@ def test_ids_outside_the_list_are_refused_and_not_clipped(tmp_path: Path) -> Non
 
 def test_a_colour_picture_is_no_mask(tmp_path: Path) -> None:
     save_pair(tmp_path, "a", IDS, mode="RGB")
-    with pytest.raises(EvalError, match=r"a RGB picture: a mask holds one number per pixel"):
+    with pytest.raises(EvalError, match=r"a picture in RGB: a mask holds one number per pixel"):
         folders(tmp_path).classes(0, (2, 3))
     (tmp_path / "masks/a.png").write_bytes(b"nothing")
     with pytest.raises(EvalError, match="cannot be read as a mask"):

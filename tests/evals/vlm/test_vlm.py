@@ -118,7 +118,10 @@ def test_what_is_missing_is_named(llava: Path, monkeypatch: pytest.MonkeyPatch, 
     (llava / "config.json").write_text('{"model_type": "bert", "vision_config": {"model_type": "x"}}')
     with pytest.raises(EvalError, match="a model of the type bert"):
         run_harness(config)
+    (llava / "config.json").write_text("{}")
     with pytest.raises(EvalError, match="holds no LLaVA of transformers"):
+        run_harness(config)
+    with pytest.raises(EvalError, match=r"holds no config\.json"):
         run_harness(HarnessConfig(llava=tmp_path, out=tmp_path))
     with pytest.raises(ConfigError, match="no task is called 'gqaa'"):
         HarnessConfig(llava=llava, out=tmp_path, tasks=("gqaa",))
