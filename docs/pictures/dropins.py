@@ -21,10 +21,10 @@ from torch import Tensor
 
 from evals.encoders import recorded_teacher
 from evals.encoders.base import LiveEncoder
-from evals.picture_grid import Pane, picture_grid
 from evals.vlm.wiring import IMAGE_ID, QUESTION, random_language_model, word_tokenizer
 from radio_cache.reader import Cache
 from radio_cache.view import PcaColours
+from radio_cache.view.picture_grid import Pane, picture_grid
 from trainer import DistilledStudent, load_student
 from trainer.dropins import DinoV2Backbone, clip_with_student
 from trainer.dropins.dinov2 import IMAGENET_MEAN, IMAGENET_STD
