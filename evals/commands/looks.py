@@ -1,5 +1,6 @@
 """radio-eval rank, mode-switch, retrieve and similarity: what features are like, without labels."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -125,7 +126,9 @@ def print_rank(result: "RankTable") -> None:
     """The table."""
     out = console()
     out.print(result.protocol)
-    shown = table("", "", "what it is", "width", "RankMe", *(f"CKA {name}" for name in result.teachers), left=2)
+    # Names of teachers stand below each other, so that there is room for those of rows.
+    teachers = ("\n".join(["CKA", *textwrap.wrap(name, 13, break_long_words=False)]) for name in result.teachers)
+    shown = table("", "", "what it is", "width", "RankMe", *teachers, left=2)
     for row in result.rows:
         cka = (f"{row.cka[name]:.3f}" for name in result.teachers)
         shown.add_row(row.name, row.about, str(row.width), f"{row.rank:.1f}", *cka)

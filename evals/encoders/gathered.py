@@ -31,7 +31,7 @@ def refuse_namesakes(names: Iterable[str]) -> None:
     seen = set[str]()
     for name in names:
         if name in seen:
-            raise ConfigError(f"two encoders are called {name}: name one, as in --model other={name}")
+            raise ConfigError(f"two encoders are called {name}: name one, as in --model OTHER=WHAT")
         seen.add(name)
 
 

@@ -203,5 +203,5 @@ def test_where_no_answer_can_be_right_there_is_no_table_of_zeros(make_cache) -> 
 
 def test_a_model_called_like_a_cached_teacher_is_asked_for_another_name(make_cache) -> None:
     twin = {"models": ("alpha=timm:vit_tiny_patch16_224@32",), "weights": ("random",)}
-    with pytest.raises(ConfigError, match="two encoders are called alpha: name one, as in --model other=alpha"):
+    with pytest.raises(ConfigError, match="two encoders are called alpha: name one, as in --model OTHER=WHAT"):
         run_knn(KnnConfig(bank=make_cache("bank").path, **twin))

@@ -10,9 +10,10 @@ from PIL import Image
 
 from evals.charts import Point, line_chart, scatter_chart
 from evals.cli import main
+from evals.commands.looks import print_rank
 from evals.errors import EvalError
 from evals.mode_switch import ModeSwitchConfig, run_mode_switch
-from evals.rank import RankConfig, linear_cka, rank_me, run_rank
+from evals.rank import RankConfig, RankRow, RankTable, linear_cka, rank_me, run_rank
 from evals.retrieve import RetrieveConfig, run_retrieve
 from evals.similarity import distinct_places, similarity_to
 from radio_cache.errors import ConfigError
@@ -30,6 +31,19 @@ def test_rank_me_counts_equal_directions_and_cka_ignores_rotation_and_scale() ->
     for bad in (np.full((3, 2), np.nan), np.zeros((3, 2))):
         with pytest.raises(EvalError, match="they have no rank"):
             rank_me(bad)
+
+
+def test_rows_and_teachers_keep_their_names_beside_three_teachers(capsys: pytest.CaptureFixture[str]) -> None:
+    teachers = tuple(f"efficientnet-lite{number}" for number in range(3))
+    rows = [
+        RankRow(name=f"student → {name}", kind="student", about=f"what it makes of {name}", width=1280, rank=18.5,
+                cka=dict.fromkeys(teachers, 0.5))
+        for name in teachers
+    ]  # fmt: skip
+    print_rank(RankTable(protocol="", images={}, teachers=teachers, rows=tuple(rows), notes=()))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert all(f"student → {name} " in printed for name in teachers)
 
 
 def test_every_space_has_a_rank_and_its_likeness_with_every_teacher(make_cache, make_run, make_spec) -> None:
