@@ -11,7 +11,8 @@ online    fresh crops, and every teacher run on every crop
 
 One thread computes and one reads, so that a machine with two cores does what a GPU and its loader do. Rounds are interleaved;
 medians over all steps of all rounds. The ceiling of what caching can bring is 1 + teachers' time / student's time, where the
-student's time is the constant step. A line a setting is appended to benchmarks/results/train_speed.jsonl.
+student's time is the constant step. A line a setting is appended to benchmarks/results/train_speed.jsonl. With
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 MALLOC_ARENA_MAX=1 in the environment, memory that is freed is kept.
 """
 
 import argparse
@@ -147,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
             ceiling = 1 + (median["online"] - median["pixels"]) / median["constant"]
             result = {
                 "student": STUDENTS[student][0], "px": STUDENTS[student][1], "batch": STUDENTS[student][2], "teachers": teachers,
-                "store_pixels": args.store_pixels,
+                "store_pixels": args.store_pixels, "keeps_freed": "MALLOC_TRIM_THRESHOLD_" in os.environ,
                 "threads": torch.get_num_threads(), "cores": os.cpu_count(), "steps": {k: len(v) for k, v in times.items()},
                 "step_s": {kind: round(value, 4) for kind, value in median.items()},
                 "waited_s": {kind: round(value, 4) for kind, value in waited.items()},
@@ -170,7 +171,7 @@ def report(args: argparse.Namespace) -> None:
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in RESULTS.read_text().splitlines():
         result = json.loads(line)
-        found[tuple(result[name] for name in ("student", "px", "store_pixels", "teachers"))] = result
+        found[tuple(result[name] for name in ("student", "px", "store_pixels", "teachers", "keeps_freed"))] = result
     kinds = ("constant", "pixels", "cache", "online")
     print("| student | images | teachers | " + " | ".join(kinds) + " | cache / constant | online / cache | of the ceiling |")
     print("|---" * 10 + "|")
@@ -179,6 +180,7 @@ def report(args: argparse.Namespace) -> None:
     for place, result in enumerate(found.values()):
         times, ratio, ceiling = result["step_s"], result["online_over_cache"], result["ceiling"]
         images = f"kept at {result['store_pixels']} px" if result["store_pixels"] else "their own JPEGs"
+        images += ", memory kept" if result["keeps_freed"] else ""
         print(
             f"| `{result['student']}`, {result['px']} px | {images} | {result['teachers']} | "
             + " | ".join(f"{times[kind]:.3f}" for kind in kinds)

@@ -134,9 +134,15 @@ class Feed:
         self._stack.close()
 
     def __iter__(self) -> Iterator[Fed]:
-        return self._on_cpu() if self._device.type != "cuda" else self._on_gpu()
+        match self._device.type:
+            case "cpu":
+                return iter(self._next, None)  # where they are made, nothing is copied
+            case "cuda":
+                return self._on_gpu()
+            case _:
+                return self._copied()
 
-    def _on_cpu(self) -> Iterator[Fed]:
+    def _copied(self) -> Iterator[Fed]:
         while (fed := self._next()) is not None:
             started = time.perf_counter()
             batch = fed.batch.map(lambda tensor: tensor.to(self._device))

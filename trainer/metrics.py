@@ -95,10 +95,10 @@ class Log:
 
 
 def _in_words(record: dict[str, Any]) -> str:
-    """'loss 1.2 (a 0.31/0.54, b 0.60), 210 images/s, waits 3 % (pixels 3 %)'."""
+    """'loss 1.2 (summary/spatial: a 0.31/0.54, b 0.60), 210 images/s, waits 3 % (pixels 3 %)'."""
     told = [f"{name} {_losses(parts)}" for name, parts in record["teachers"].items() if parts["spatial"] is not None]
     causes = [f"{cause} {share:.0%}" for cause, share in record["data_wait_by_cause"].items() if share >= 0.005]
-    words = f"loss {record['loss']:.3f} ({', '.join(told)}), {record['images_per_s']:.0f} images/s, "
+    words = f"loss {record['loss']:.3f} (summary/spatial: {', '.join(told)}), {record['images_per_s']:.0f} images/s, "
     words += f"waits {record['data_wait']:.0%}" + (f" ({', '.join(causes)})" if causes else "")
     return words + (f", k-NN {record['knn']:.1%}" if "knn" in record else "")
 
