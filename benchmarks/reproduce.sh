@@ -17,10 +17,12 @@ if [ -n "${RADIO_SMALL:-}" ]; then
     [ -e "$made/done" ] || python "$(dirname "$0")/small_data.py" "$made" ${PHOTOS:+--photos "$PHOTOS"}
     IMAGENET="$made/imagenet" ADE20K="$made/ADEChallengeData2016" VOC="$made/VOCdevkit/VOC2012" COCO="$made/coco"
     SAM=sam-vit-b SAM_WEIGHTS="$made/sam_vit_b.pth" TEACHERS="teacher:efficientnet-lite0" BATCH=4 RUN="$made/run"
-    radio-cache build --images "$IMAGENET/train" --limit 12 --shuffle-seed 0 --teacher efficientnet-lite0 \
-        --teacher openclip-vit-h-14 --weights "openclip-vit-h-14=$made/clip.pt" --teacher sam-vit-b --weights "sam-vit-b=$SAM_WEIGHTS" \
-        --codec half --batch-size 1 --out "$made/cache.zarr" # a batch of SAM is a gigabyte an image
-    radio-train --cache "$made/cache.zarr" --student e-radio-tiny --image-size 96 --batch-size 4 --steps 20 --out "$RUN"
+    if [ ! -e "$RUN/student.json" ]; then
+        radio-cache build --images "$IMAGENET/train" --limit 12 --shuffle-seed 0 --teacher efficientnet-lite0 \
+            --teacher openclip-vit-h-14 --weights "openclip-vit-h-14=$made/clip.pt" --teacher sam-vit-b --weights "sam-vit-b=$SAM_WEIGHTS" \
+            --codec half --batch-size 1 --out "$made/cache.zarr" # a batch of SAM is a gigabyte an image
+        radio-train --cache "$made/cache.zarr" --student e-radio-tiny --image-size 96 --batch-size 4 --steps 20 --out "$RUN"
+    fi
     knobs=(--crop 96 --steps 60)
     few=(--repeats 2)
 fi
