@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,10 @@ def save_checkpoint(
     if is_best:
         linked = folder / f"{BEST}{TEMPORARY}"
         linked.unlink(missing_ok=True)
-        os.link(path, linked)
+        try:
+            os.link(path, linked)
+        except OSError:  # not all file systems have links
+            shutil.copyfile(path, linked)
         linked.replace(folder / BEST)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
@@ -118,12 +122,11 @@ def _refuse_non_finite(step: int, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def telling_what_is_whole(folder: Path) -> Generator[None]:
-    """Turn what the disk refuses of a run's other files into a TrainingError that says where it goes on.
-
-    folder: of checkpoints.
-    """
+    """Turn what the system refuses a run into a TrainingError that says from where it goes on. folder: of checkpoints."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # nobody reads what is said: click ends the command quietly
     except OSError as exc:
         raise _not_written(folder, exc) from exc
 
@@ -136,7 +139,7 @@ def _not_written(folder: Path, exc: OSError | RuntimeError) -> TrainingError:
     statistics = os.statvfs(next(place for place in (folder, *folder.parents) if place.exists()))
     free = statistics.f_bavail * statistics.f_frsize
     full = (isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT)) or free < 1 << 20
-    what = f"the disk of {folder} is full ({free / 1e6:.1f} MB free)" if full else f"{folder} cannot be written to: {exc}"
+    what = f"the disk of {folder} is full ({free / 1e6:.1f} MB free)" if full else str(exc)
     cure = "make room" if full else "cure that"
     last = checkpoints(folder)
     return TrainingError(

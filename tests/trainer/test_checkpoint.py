@@ -1,4 +1,5 @@
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from radio_cache.errors import NonFiniteLossError, TrainingError
 from radio_cache.reader import Cache
-from trainer.checkpoint import Progress, checkpoints, save_checkpoint
+from trainer.checkpoint import Progress, checkpoints, save_checkpoint, telling_what_is_whole
 from trainer.loop import train
 from trainer.recipe import Recipe
 from trainer.train_config import TrainConfig
@@ -83,3 +84,24 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_is_named(
 
     with pytest.raises(TrainingError, match=r"the disk of .* is full .* there is no checkpoint yet: make room"):
         train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=disk.path / "run"), fill_up)
+
+
+def test_what_the_system_refuses_in_a_run_says_from_where_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "step-00000007.pt").touch()
+    refused = pytest.raises(TrainingError, match=r"No such file .*nowhere'\. step-00000007.pt is whole: cure that")
+    with refused, telling_what_is_whole(tmp_path):
+        (tmp_path / "nowhere").open()
+    with pytest.raises(BrokenPipeError), telling_what_is_whole(tmp_path):
+        raise BrokenPipeError
+
+
+def test_the_best_checkpoint_is_kept_where_files_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    state = {"student": {"a": torch.ones(2)}, "adaptors": {}}
+    last = save_checkpoint(tmp_path, state, Progress(3), keep=1, is_best=True)
+    assert (tmp_path / "best.pt").read_bytes() == last.read_bytes()
