@@ -37,7 +37,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     except UnidentifiedImageError as exc:
         raise ImageError("not an image in a format PIL knows") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageError(f"decompression bomb: {exc}; raise --max-pixels if you trust it") from exc
+        raise ImageError(f"decompression bomb: {str(exc).rstrip('.')}; raise --max-pixels if you trust it") from exc
     except Exception as exc:  # PIL's parsers raise anything from SyntaxError to struct.error on hostile headers
         raise ImageError(f"broken header: {exc}") from exc
     if image.width * image.height > max_pixels:

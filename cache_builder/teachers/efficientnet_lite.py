@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
+from cache_builder.teachers.presets import EFFICIENTNET_LITES
 from cache_builder.teachers.state_dict import load_exactly, read_state_dict
 from cache_builder.teachers.weights import describe_source, file_sha256
-from cache_builder.teachers.wrong_weights import looks_like
+from cache_builder.teachers.wrong_weights import looks_like, published_twin
 from radio_cache.crops import ViewGeometry
 from radio_cache.schema import Normalisation, TeacherSpec
 
@@ -28,7 +29,7 @@ class EfficientNetLite(Teacher):
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         state = read_state_dict(path, teacher=preset.name)
         self._net: Any = timm.create_model(preset.model, pretrained=False).eval()
-        own, whose = self._net.state_dict(), looks_like(state)
+        own, whose = self._net.state_dict(), _whose(preset, state)
         if state.keys() != own.keys() and len(state) == len(own):
             # The packages keep the names of the training code; the tensors come in timm's order, and load_exactly
             # compares every shape.
@@ -55,6 +56,20 @@ class EfficientNetLite(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
+
+
+def _whose(preset: TeacherPreset, state: dict[str, Tensor]) -> str:
+    """A sentence about whose weights these are, if not this teacher's; the tensors of every file come in timm's order."""
+    shapes = [value.shape for value in state.values()]
+
+    def has_these_sizes(one: TeacherPreset) -> bool:
+        with torch.device("meta"):
+            return [value.shape for value in timm.create_model(one.model).state_dict().values()] == shapes
+
+    twin = None if has_these_sizes(preset) else published_twin(preset, EFFICIENTNET_LITES, has_these_sizes)
+    if twin is None:
+        return looks_like(state)
+    return f". Its sizes are those of {twin.name}: ask for --teacher {twin.name}"
 
 
 def _geometry(preset: TeacherPreset, options: TeacherOptions) -> ViewGeometry:

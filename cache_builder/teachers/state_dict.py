@@ -35,8 +35,8 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
         ) from exc
     except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
         raise TeacherWeightsError(
-            f"teacher '{teacher}': {path} cannot be read as weights: {first_line(exc)}. Its {path.stat().st_size} bytes are "
-            "not the whole file, or not such a file: fetch it again"
+            f"teacher '{teacher}': {path} cannot be read as weights: {first_line(exc).rstrip('.')}. Its "
+            f"{path.stat().st_size} bytes are not the whole file, or not such a file: fetch it again"
         ) from exc
     for level in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(cast(Any, loaded).get(level), dict):
