@@ -79,7 +79,14 @@ class Sam(Teacher):
         )  # fmt: skip
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
-        return Features(None, self._net(images).permute(0, 2, 3, 1))
+        return Features(None, self._maps(images).permute(0, 2, 3, 1))
+
+    def _maps(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        if images.device.type != "cpu":
+            return self._net(images)
+        # segment-anything writes out the attention of a global block, a gigabyte an image and copy for SAM-H; on a CPU, where
+        # memory that is not there kills the process, and larger batches are no faster, images go one by one.
+        return torch.cat([self._net(image) for image in images.split(1)])
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)

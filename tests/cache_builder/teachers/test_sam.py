@@ -145,6 +145,26 @@ def test_pixels_are_bitwise_those_of_segment_anything_at_its_own_size(
     assert valid_hw((photo.height, photo.width), teacher.spec.geometry) == resized.shape[:2]
 
 
+def test_on_a_cpu_images_go_one_by_one_so_that_memory_does_not_grow_with_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = ImageEncoderViT.forward
+
+    def counted(self: ImageEncoderViT, x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(ImageEncoderViT, "forward", counted)
+    teacher = saved(small_sam(encoder()), tmp_path / "sam.pth")
+    images = torch.randn(3, 3, 256, 256)
+    with torch.inference_mode():
+        together = teacher(images).spatial
+        alone = torch.cat([teacher(image[None]).spatial for image in images])
+    assert seen == [1] * 6
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
 def test_the_architecture_is_read_from_the_file_and_told(tmp_path: Path) -> None:
     teacher = saved(small_sam(encoder()), tmp_path / "sam.pth")
     assert teacher.notes == ("these weights are not the published SAM vit_b: width 64, 4 blocks",)
