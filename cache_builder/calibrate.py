@@ -61,16 +61,21 @@ def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) 
     if request.name != "half" and len(sample) < fewest:
         if asked is None:
             half = CodecRequest(name="half")
-            note = f"{len(sample)} images are too few to calibrate the codec klt (it wants {fewest}): keeping float16"
+            note = f"{too_few(len(sample))} to calibrate the codec klt (it wants {fewest}): keeping float16"
             return ChosenCodec(*_without_sample(half), note)
         if request.name == "klt":
             raise CodecError(
-                f"{len(sample)} images are too few to calibrate klt for {spec.spatial_dim} channels: take at least {fewest}, or "
+                f"{too_few(len(sample))} to calibrate klt for {spec.spatial_dim} channels: take at least {fewest}, or "
                 "--codec int8 or half"
             )
     if not request.needs_calibration:
         return ChosenCodec(*_without_sample(request), "")
     return calibrated_on(request, list(sample), tokens_of)
+
+
+def too_few(count: int) -> str:
+    """The beginning of a sentence about images."""
+    return "1 image is too few" if count == 1 else f"{count} images are too few"
 
 
 def images_wanted(spec: TeacherSpec) -> int:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.calibrate import calibrated_on, enough_tokens
+from cache_builder.calibrate import calibrated_on, enough_tokens, too_few
 from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.scan import scan_shard
 from cache_builder.shown import Shown, shown_ahead
@@ -204,7 +204,7 @@ def _measured(
         if not values_mean_something:
             return None, CodecCost(request=request, bytes_per_image=None, why="random weights say nothing about it")
         if not enough_tokens(spec, len(maps)):
-            why = f"{len(maps)} images are too few to calibrate klt for {spec.spatial_dim} channels"
+            why = f"{too_few(len(maps))} to calibrate klt for {spec.spatial_dim} channels"
             return None, CodecCost(request=request, bytes_per_image=None, why=why)
     try:
         chosen = calibrated_on(request, list(range(len(maps))), lambda rows: (maps[row][shown[row]] for row in rows))

@@ -118,7 +118,7 @@ def test_too_few_images_to_calibrate_on_give_an_upper_bound_and_the_reason(confi
     teacher = plan.teachers[0]
     assert teacher.is_upper_bound
     assert teacher.stored.request == HALF
-    assert "1 images are too few to calibrate klt for 5 channels" in teacher.probe.cost_of(CodecRequest()).why
+    assert "1 image is too few to calibrate klt for 5 channels" in teacher.probe.cost_of(CodecRequest()).why
 
 
 def test_a_plan_takes_the_codec_that_the_build_will_take(config: BuildConfig) -> None:
