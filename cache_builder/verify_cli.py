@@ -112,7 +112,15 @@ def repair(cache: str | Path) -> None:
     report = verify_cache(opened, deep=True)
     for line in repair_cache(opened, report):
         click.echo(printable(line))
-    click.echo("nothing to repair" if report.ok else f"\nNow run the build command of {cache} again")
+    if report.ok:
+        click.echo("nothing to repair")
+        return
+    left = sum(not damage.mendable for damage in report.damages)
+    if left < len(report.damages):
+        click.echo(f"\nNow run the build command of {cache} again")
+    if left:
+        click.echo(f"\n{left} left alone, which no build can make again: the lines above say what to do")
+        raise SystemExit(1)
 
 
 __all__ = ["repair", "verify"]

@@ -1,4 +1,4 @@
-"""Whether what receipts vouch for is there, as far as names and sizes tell: the look that costs nothing."""
+"""Whether what receipts vouch for is there, as far as names and sizes tell, and can be decoded: the look that costs little."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ class FilesThere:
 def refuse_missing_files(cache: Cache, units: Sequence[str]) -> FilesThere:
     """Look whether every shard of these units has a receipt, and every file it names is there in the size it says.
 
-    No file is read: `verify_cache` does. Raises CorruptShardError naming the first that is not, and how many.
+    What decoding needs is read, no map is: `verify_cache` does. Raises CorruptShardError naming the first that is not, and
+    how many, and StoreError for a teacher that cannot be decoded.
     """
     num_shards = num_files = 0
     wrong: list[tuple[str, str]] = []
@@ -40,6 +41,8 @@ def refuse_missing_files(cache: Cache, units: Sequence[str]) -> FilesThere:
             (receipt_path(unit, shard), "is gone") for shard in range(cache.meta.num_shards) if shard not in finished
         ]
         num_shards += len(finished)
+        if unit in cache.teachers:
+            cache.teachers[unit].maps(())  # no map, but all that any map needs
     if wrong:
         place, what = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

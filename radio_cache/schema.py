@@ -138,10 +138,10 @@ class CacheMeta:
                 f"{place}: the cache has format version {version!r:.40}, this radio-cache reads version {FORMAT_VERSION}: "
                 "install the radio-cache that wrote it, or a newer one"
             )
-        known = _unsealed(data, f"{place}: the cache's own attributes")
+        known = _unsealed(data, f"{place}: the cache's own document")
         del known["format_version"]
         _refuse_newer_containers(known.get("containers"), place)
-        return _parsed(cls, known, f"{place}: the cache's own attributes")
+        return _parsed(cls, known, f"{place}: the cache's own document")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -227,6 +227,32 @@ def test_a_build_does_not_mix_remains_of_a_teacher_with_a_new_one(
     assert data_files(path) == before
 
 
+@pytest.mark.parametrize("gone", ["teachers/fake-a/transform", "teachers/fake-a/spatial/zarr.json"])
+def test_a_build_does_not_call_complete_what_cannot_be_decoded(
+    kept: Path, tmp_path: Path, run: Callable[..., Result], gone: str
+) -> None:
+    path = Path(shutil.copytree(kept, tmp_path / "c.zarr"))
+    delete(path / gone)
+    refused = run("build", path)
+    assert refused.exit_code == 1
+    assert str(path / gone) in refused.output
+    assert "is complete" not in refused.output
+
+
+def test_a_repair_says_what_no_build_can_make_again(kept: Path, tmp_path: Path, run: Callable[..., Result]) -> None:
+    path = Path(shutil.copytree(kept, tmp_path / "c.zarr"))
+    delete(path / "teachers/fake-a/transform")
+    left = run("repair", path)
+    assert left.exit_code == 1
+    assert "1 left alone, which no build can make again" in left.output
+    assert "Now run the build command" not in left.output
+    flip(0.5)(path / "images/size_hw/c/1/0")
+    both = run("repair", path)
+    assert both.exit_code == 1
+    assert "Now run the build command" in both.output
+    assert "1 left alone" in both.output
+
+
 def test_a_damaged_teacher_is_shown_and_asked_for_by_nobody_unnoticed(
     kept: Path, tmp_path: Path, run: Callable[..., Result]
 ) -> None:

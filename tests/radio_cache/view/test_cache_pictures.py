@@ -10,7 +10,7 @@ from PIL import Image
 from radio_cache.crops import patch_geometry
 from radio_cache.errors import MissingRowsError
 from radio_cache.reader import Cache
-from radio_cache.testing import make_tiny_cache
+from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.view.cache_pictures import cache_pictures
 from radio_cache.view.picture_grid import Pane
 
@@ -38,11 +38,12 @@ def test_the_same_seed_shows_the_same_images_and_another_one_others(cache: Cache
     assert keys[0] != keys[2] or keys[0] != keys[3]
 
 
-def test_an_image_whose_file_is_gone_still_shows_its_maps(cache_path: Path) -> None:
-    cache = Cache(cache_path)
+def test_an_image_whose_file_is_gone_still_shows_its_maps(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos")
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "photos")
     row = shown(cache, count=100)[0]
-    Path(cache.meta.containers[0].path, row[0][0]).unlink()
-    again = next(panes for panes in shown(Cache(cache_path), count=100) if panes[0][0] == row[0][0])
+    (tmp_path / "photos" / row[0][0]).unlink()
+    again = next(panes for panes in shown(Cache(tmp_path / "c.zarr"), count=100) if panes[0][0] == row[0][0])
     assert np.all(again[0][1] == 255)
     np.testing.assert_array_equal(again[1][1], row[1][1])
 
