@@ -1,4 +1,4 @@
-"""A build beside its parts: `alone python benchmarks/build.py IMAGES [--big-images 32] [--small-images 128] [--out FOLDER]`.
+"""A build beside its parts: `python benchmarks/build.py IMAGES [--big-images 32] [--small-images 128] [--out FOLDER]`.
 
 1. A large teacher (ViT-B/16 at 224 px, random weights), stored as klt and as half: wall time of `run_shards` over the bare
    forward passes of the same batches. Bar: 1.05.

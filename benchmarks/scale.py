@@ -51,7 +51,7 @@ def map_bytes(name: str, codec: str) -> float:
     """Of one image, with its summary in float16."""
     output = TEACHERS[name].output
     assert output is not None
-    return output.tokens**2 * output.spatial_dim * BITS[codec] / 8 + 2 * (output.summary_dim or 0)
+    return output.image_bytes(BITS[codec])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

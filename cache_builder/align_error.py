@@ -136,8 +136,7 @@ def _sampled(
     features: NDArray[np.float32], geometry: Any, box: BoxXYXY, image_hw: tuple[int, int], out_hw: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     weights = crop_weights([box], [image_hw], geometry, out_hw=out_hw)
-    sampled = np.einsum("yh,hwc,xw->yxc", weights.rows[0], features, weights.columns[0], optimize=True)
-    return sampled.astype(np.float64), weights.valid[0]
+    return weights.sample(features[None])[0].astype(np.float64), weights.valid[0]
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64], valid: NDArray[np.bool_]) -> float:

@@ -5,6 +5,7 @@ scheduler may be started again; what has no receipt is handed out again, and sto
 """
 
 import contextlib
+import itertools
 import time
 import uuid
 from collections.abc import Callable
@@ -124,7 +125,7 @@ class Crew:
         if not todo:
             return []
         rows = {shard: len(cache.meta.shard_rows(shard)) for shard in todo}
-        landed: list[int] = []
+        landed = itertools.count(1)
         with (
             ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line,
             told_if_stopped(unit, cache, task.unit, self._say),
@@ -136,8 +137,7 @@ class Crew:
                     stages.add(report.stage_seconds)
                 if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
                     unit.shard(receipt)
-                    landed.append(done.shard)
-                    if len(landed) % _COMPACT_EVERY == 0:
+                    if next(landed) % _COMPACT_EVERY == 0:
                         compact_receipts(cache.storage, done.unit, from_files=1)
                 told = (stages.bottleneck() if stages else "", workers, unit.note)
                 line.advance(rows[done.shard] if done else 0, ", ".join(filter(None, told)))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args
+from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
 from cache_builder.build_config import SHARD_IMAGES, BuildConfig
 from cache_builder.calibrate import wanted_codec
@@ -21,7 +21,8 @@ from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
 
-Features = Literal["neck", "trunk"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+FEATURES = ("neck", "trunk")
 """Which map of a teacher that has both: what stands behind its neck, or before."""
 
 JPEG_QUALITY = 90
@@ -103,13 +104,13 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     """
     for name in teachers:
         find_teacher(name)
-    given = per_teacher("--features", flags["features"], teachers, features_named, shared=True)
+    given = per_teacher("--features", flags["features"], teachers, one_of("--features", FEATURES), shared=True)
     names = [trunk_of(name) if given.get(name) == "trunk" else name for name in teachers]
     if len(set(names)) < len(names):
         raise ConfigError(f"--teacher {next(name for name in names if names.count(name) > 1)} is given twice")
     files = per_teacher("--weights", flags["weights"], teachers, lambda text: Path(text).expanduser(), shared=False)
     sizes = several_per_teacher("--size", flags["size"], teachers, pixels)
-    fits = per_teacher("--fit", flags["fit"], teachers, fit_named, shared=True)
+    fits: dict[str, Fit] = per_teacher("--fit", flags["fit"], teachers, one_of("--fit", FITS), shared=True)
     codecs = codec_requests(
         teachers, codec=flags["codec"], packing=flags["packing"], fidelity=flags["fidelity"], step=flags["step"]
     )
@@ -191,20 +192,16 @@ def view_sampling(*, flipped: bool) -> ViewSampling:
     return ViewSampling(seed=0, area=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip_share=0.5 if flipped else 0.0)
 
 
-def fit_named(text: str) -> Fit:
-    """How images reach the teacher, from the command line."""
-    for fit in get_args(Fit):
-        if text == fit:
-            return fit
-    raise ConfigError(f"--fit {text}: one of {', '.join(get_args(Fit))}")
+def one_of(flag: str, choices: tuple[Value, ...]) -> Callable[[str], Value]:
+    """What reads one of some words from the command line."""
 
+    def read(text: str) -> Value:
+        for choice in choices:
+            if text == choice:
+                return choice
+        raise ConfigError(f"{flag} {text}: one of {', '.join(map(str, choices))}")
 
-def features_named(text: str) -> Features:
-    """Which map of a teacher, from the command line."""
-    for features in get_args(Features):
-        if text == features:
-            return features
-    raise ConfigError(f"--features {text}: one of {', '.join(get_args(Features))}")
+    return read
 
 
 def codec_requests(

@@ -8,7 +8,7 @@ from cache_builder.teachers import ALIASES, TEACHERS, TeacherPreset
 from cache_builder.teachers.preset import OutputShape
 from radio_cache.cli_support import human_bytes, is_narrow, table
 
-_BYTES = {"half": 2.0, "int8": 1.0, "klt": 3.8 / 8}
+_BITS = {"half": 16.0, "int8": 8.0, "klt": 3.8}
 """Of one value in a map. That of klt at --fidelity 0.99 depends on teacher and images: it was 3.7 to 3.9 bits where it was
 measured (benchmarks/results/2026-11-24-codecs.md)."""
 
@@ -16,12 +16,12 @@ measured (benchmarks/results/2026-11-24-codecs.md)."""
 def image_bytes(preset: TeacherPreset, codec: str) -> float:
     """Bytes that one image takes at the teacher's own size: its map in that codec, and its summary in float16."""
     assert preset.output is not None, "every teacher that has a name says what it gives"
-    return preset.output.tokens**2 * preset.output.spatial_dim * _BYTES[codec] + 2 * (preset.output.summary_dim or 0)
+    return preset.output.image_bytes(_BITS[codec])
 
 
 def size_table() -> Table:
     """A line a teacher: what it takes, what it gives, what that costs; in a narrow terminal with the usual codec alone."""
-    codecs = ["klt"] if is_narrow() else list(_BYTES)
+    codecs = ["klt"] if is_narrow() else list(_BITS)
     labels = ["klt about" if codec == "klt" else codec for codec in codecs]
     rows = table(
         "Bytes of an image, by codec", "teacher", "parameters", "input", "tokens", "summary", "map", *labels
@@ -53,7 +53,7 @@ def teachers_json() -> list[dict[str, Any]]:
             "family": preset.family, "model": preset.model, "parameters": preset.params, "input_px": preset.input_px,
             "fit": preset.fit, "tokens": [output.tokens, output.tokens], "summary_dim": output.summary_dim,
             "spatial_dim": output.spatial_dim,
-            "image_bytes": {codec: round(image_bytes(preset, codec)) for codec in _BYTES},
+            "image_bytes": {codec: round(image_bytes(preset, codec)) for codec in _BITS},
             "licence": preset.licence, "weights": preset.weights.describe(), "download": preset.weights.size,
         }
         for preset, output in _known()

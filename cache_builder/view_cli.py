@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from radio_cache.cli_support import PLACE, plain_errors
-from radio_cache.errors import ConfigError
+from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.reader import Cache
 
 _ENDINGS = (".png", ".jpg", ".jpeg")
@@ -42,9 +42,8 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
         raise ConfigError(f"{opened.url} has no teacher yet: radio-cache build --teacher NAME ... --out {opened.url}")
     for name in names:
         if name not in opened.teachers:
-            raise ConfigError(f"{opened.url} has no teacher '{name}': it has {', '.join(opened.teachers)}")
+            raise ConfigError(f"{opened.url}: " + unknown_name("cached teacher", name, opened.teachers))
     rows = cache_pictures(opened, names, count=count, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     picture_grid(rows).save(out)
     click.echo(f"{out}: {len(rows)} images, {', '.join(names)}")
-

@@ -140,9 +140,7 @@ def _compared(
             teacher = cache.teachers[name]
             guess = out.maps[name].float().cpu().numpy()
             weights = crop_weights(boxes, hws, teacher.spec.geometry, out_hw=(guess.shape[1], guess.shape[2]))
-            target = np.einsum(
-                "nyh,nhwc,nxw->nyxc", weights.rows, teacher.maps(part.rows), weights.columns, optimize=True
-            )
+            target = weights.sample(teacher.maps(part.rows))
             mean = teacher.spatial_mean_std()[0]
             a, b = guess[weights.valid] - mean, target[weights.valid] - mean
             cosines = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)

@@ -127,8 +127,7 @@ def _under_boxes(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
     """(n, *out_hw, c) maps sampled under the boxes, and (n, *out_hw) which of those tokens the teacher saw."""
     weights = crop_weights(boxes, sizes_hw, teacher.spec.geometry, out_hw=out_hw)
-    sampled = np.einsum("nyh,nhwc,nxw->nyxc", weights.rows, maps, weights.columns, optimize=True)
-    return sampled.astype(np.float32), weights.valid
+    return weights.sample(maps), weights.valid
 
 
 def _cosine(a: NDArray[np.floating], b: NDArray[np.floating], valid: NDArray[np.bool_]) -> float:

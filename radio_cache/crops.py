@@ -217,6 +217,11 @@ class CropWeights:
     valid: NDArray[np.bool_]
     kept: NDArray[np.float32]
 
+    def sample(self, maps: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Targets (b, out_h, out_w, c) of maps (b, grid_h, grid_w, c), by numpy; `radio_cache.torch.crop_maps` is for devices."""
+        sampled = np.einsum("nyh,nhwc,nxw->nyxc", self.rows, maps, self.columns, optimize=True)
+        return sampled.astype(np.float32, copy=False)
+
 
 def crop_weights(
     boxes_xyxy_px: Sequence[BoxXYXY], images_hw: Sequence[tuple[int, int]], geometry: ViewGeometry,

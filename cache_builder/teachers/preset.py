@@ -47,6 +47,10 @@ class OutputShape:
     summary_dim: int | None
     spatial_dim: int
 
+    def image_bytes(self, map_bits: float) -> float:
+        """Of one image: its map at so many bits a value, and its summary in float16."""
+        return self.tokens**2 * self.spatial_dim * map_bits / 8 + 2 * (self.summary_dim or 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimmChoices:

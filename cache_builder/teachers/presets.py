@@ -111,6 +111,10 @@ C_RADIOS = (
 )
 
 
+TRUNK = "-trunk"
+"""Behind the name of a teacher: the same, but for its neck."""
+
+
 def _sam(letter: str, params: str, size: str, file: str, width: int) -> tuple[TeacherPreset, TeacherPreset]:
     """The map that the mask decoder reads, and the one before the neck: two teachers with the same weights."""
     neck = TeacherPreset(
@@ -122,9 +126,6 @@ def _sam(letter: str, params: str, size: str, file: str, width: int) -> tuple[Te
     wide = OutputShape(tokens=64, summary_dim=None, spatial_dim=width)
     return neck, replace(neck, name=f"{neck.name}{TRUNK}", output=wide, trunk=True)
 
-
-TRUNK = "-trunk"
-"""Behind the name of a teacher: the same, but for its neck."""
 
 SAMS = (
     *_sam("h", "637 M", "2.6 GB", "sam_vit_h_4b8939.pth", 1280),

@@ -16,7 +16,7 @@ from radio_cache.view.picture_grid import Pane
 
 PANE_PX = 224
 _MOST_TOKENS = 256
-_UNSEEN = np.array([255, 255, 255], np.uint8)
+_UNSEEN = np.uint8(255)
 
 
 def cache_pictures(
@@ -41,7 +41,7 @@ def cache_pictures(
 
 def _as_wide(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """White to its right, so that panes below each other are columns, upright images or not."""
-    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
+    return np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=_UNSEEN)
 
 
 def _families(cache: Cache, names: Sequence[str]) -> list[list[CachedTeacher]]:
@@ -64,7 +64,7 @@ def _image(cache: Cache, row: int, pane_px: int) -> NDArray[np.uint8]:
         file, _ = cache.read_original_or_kept(row)
         image = decode_image(file, max_pixels=cache.meta.max_pixels, least_px=pane_px)
     except ImageError:
-        return np.broadcast_to(_UNSEEN, (*hw, 3)).copy()
+        return np.full((*hw, 3), _UNSEEN)
     return as_array(image.resize((hw[1], hw[0]), Image.Resampling.LANCZOS))
 
 
@@ -94,8 +94,7 @@ def _over_image(
     x0, y0, x1, y1 = box_to_grid(whole, hw, geometry)
     out_hw = tuple(min(_MOST_TOKENS, max(1, round(side))) for side in (y1 - y0, x1 - x0))
     weights = crop_weights([whole], [hw], geometry, out_hw=(out_hw[0], out_hw[1]))
-    tokens = weights.rows[0] @ np.moveaxis(teacher.maps([row])[0], -1, 0) @ weights.columns[0].T
-    return np.moveaxis(tokens, 0, -1), weights.valid[0]
+    return weights.sample(teacher.maps([row]))[0], weights.valid[0]
 
 
 def _image_hw(cache: Cache, row: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def test_a_picture_is_written_and_named(cache: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--teacher", "sam"], "no teacher 'sam': it has fake-a, fake-b"),
+        (["--teacher", "sam"], "no cached teacher is called 'sam'. Known: fake-a, fake-b."),
         (["--out", "picture.txt"], "--out picture.txt: a picture ends in .png, .jpg, .jpeg"),
         (["--images", "0"], "--images"),
     ],
