@@ -18,7 +18,7 @@ from trainer.memory import telling_what_to_turn_down
 from trainer.metrics import Log
 from trainer.processes import Processes
 from trainer.recipe_text import described
-from trainer.run_folder import CHECKPOINTS, refuse_lost
+from trainer.run_folder import CHECKPOINTS, held, refuse_lost
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
 from trainer.wandb_log import WandbLog, refuse_missing_package
@@ -52,15 +52,16 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
             refuse_missing_package()
         run = TrainingRun(config, processes)
         run.claim()
-        progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
-        if progress.step == config.recipe.steps and (config.out / WEIGHTS_FILE).exists():
-            return TrainReport(progress.step, progress.step, 0.0, stopped=False, was_finished=True)
-        if progress.step:
-            say(f"going on from step-{progress.step:08d}.pt")
-        width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
-        say(f"{described(config.recipe, width=width)}\n{run.headline()}")
-        with telling_what_to_turn_down(), telling_what_is_whole(config.out / CHECKPOINTS):
-            return run_steps(run, progress)
+        with held(config.out) if processes.is_first else contextlib.nullcontext():
+            progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
+            if progress.step == config.recipe.steps and (config.out / WEIGHTS_FILE).exists():
+                return TrainReport(progress.step, progress.step, 0.0, stopped=False, was_finished=True)
+            if progress.step:
+                say(f"going on from step-{progress.step:08d}.pt")
+            width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
+            say(f"{described(config.recipe, width=width)}\n{run.headline()}")
+            with telling_what_to_turn_down(), telling_what_is_whole(config.out / CHECKPOINTS):
+                return run_steps(run, progress)
     finally:
         processes.leave()
 

@@ -1,7 +1,9 @@
 """The folder of a run: whose it is, and that the same command goes on with it."""
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +42,26 @@ def claim(
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / RECIPE_FILE, json.dumps(recipe.to_json(), indent=1).encode())
     write_atomically(run_file, json.dumps(wanted, indent=1).encode())
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Generator[None]:
+    """Keep the run's folder to this process; the system lets go of it when the process ends, however it ends.
+
+    What torchrun started may outlive it, and would write into the same files as the next start. Raises TrainingError if another
+    process has the folder.
+    """
+    with (out / RUN_FILE).open("r+") as file:  # to be written, or network file systems refuse to lock it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise TrainingError(
+                f"{out} is being trained by another process (`fuser {out / RUN_FILE}` names it): wait until it is done, or stop "
+                "it; the same command goes on from its last checkpoint"
+            ) from exc
+        except OSError:
+            pass  # a file system without locks: nobody can tell
+        yield
 
 
 def refuse_lost(out: Path) -> None:

@@ -21,6 +21,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -85,8 +86,14 @@ def killed_run(args: argparse.Namespace, recipe: Path, out: Path, steps: int) ->
         time.sleep(rng.uniform(0, 3))
         if process.poll() is not None:
             sys.exit(f"the run ended before kill {number + 1}: more --steps\n{out.with_suffix('.log').read_text()[-2000:]}")
-        os.killpg(process.pid, signal.SIGKILL)
+        # The trainer's processes have sessions of their own: who kills torchrun alone leaves them at work.
+        started = [process, *psutil.Process(process.pid).children(recursive=True)]
+        if len(started) != 3:
+            sys.exit(f"torchrun and two processes were to be killed, here are {started}")
+        for one in started:
+            one.send_signal(signal.SIGKILL)
         process.wait()
+        psutil.wait_procs(started[1:])
         kills.append(step_of(out))
     finished(start(args.cache, recipe, out), out)
     return kills

@@ -28,6 +28,7 @@ from trainer.loop import train
 from trainer.plan import lr_at
 from trainer.processes import Processes
 from trainer.recipe import Recipe, everywhere
+from trainer.run_folder import held
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
 
@@ -202,6 +203,19 @@ def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_it(
     with pytest.raises(TrainingError, match=r"the run's folder .*run was removed or renamed while it was being trained"):
         train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=run))
     assert not run.exists()
+
+
+def test_a_run_is_trained_by_one_start_at_a_time_even_if_the_other_was_orphaned(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run")
+    train(config)
+    (tmp_path / "run/student.safetensors").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with held(tmp_path / "run"), pytest.raises(TrainingError, match=r"run is being trained by another process .*run\.json"):
+        train(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert train(config).steps_before == 8
 
 
 def test_an_unknown_teacher_is_answered_with_the_cached_ones(
