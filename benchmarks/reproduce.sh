@@ -20,7 +20,7 @@ if [ -n "${RADIO_SMALL:-}" ]; then
     if [ ! -e "$RUN/student.json" ]; then
         radio-cache build --images "$IMAGENET/train" --limit 12 --shuffle-seed 0 --teacher efficientnet-lite0 \
             --teacher openclip-vit-h-14 --weights "openclip-vit-h-14=$made/clip.pt" --teacher sam-vit-b --weights "sam-vit-b=$SAM_WEIGHTS" \
-            --codec half --batch-size 1 --out "$made/cache.zarr" # a batch of SAM is a gigabyte an image
+            --codec half --out "$made/cache.zarr"
         radio-train --cache "$made/cache.zarr" --student e-radio-tiny --image-size 96 --batch-size 4 --steps 20 --out "$RUN"
     fi
     knobs=(--crop 96 --steps 60)
