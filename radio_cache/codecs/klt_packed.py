@@ -297,9 +297,7 @@ def _spend(
     for table in tables:
         nearest = table[np.searchsorted((table[1:] + table[:-1]) / 2, normalised)]
         errors.append((importance * np.square(normalised - nearest)).mean(axis=0))
-    savings = np.maximum(-np.diff(np.stack(errors), axis=0), 0.0)  # (width - 1, channel)
-    # A bit must never look better than the one before it, or channels would wait for ever behind a bad first bit.
-    savings = np.minimum.accumulate(savings, axis=0)
+    savings = _worth(np.stack(errors))
     queue = [(-float(savings[0, channel]), channel) for channel in range(savings.shape[1])]
     heapq.heapify(queue)
     widths = np.zeros(savings.shape[1], np.int64)
@@ -311,3 +309,19 @@ def _spend(
         if widths[channel] < MAX_WIDTH:
             heapq.heappush(queue, (-float(savings[widths[channel], channel]), channel))
     return np.array(order)
+
+
+def _worth(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each further bit is worth, (widths - 1, c), for errors (widths, c) of each width; never more than the one before.
+
+    A first bit may save nothing where a second one saves almost all (values in two heaps beside zero): both are then worth
+    their mean. So these are the slopes of the errors' convex minorant, as in Shoham and Gersho, "Efficient Bit Allocation for
+    an Arbitrary Set of Quantizers", 1988; by the min-max formula of isotonic regression.
+    """
+    bits = len(errors) - 1
+    slopes = np.full((bits, bits, errors.shape[1]), -np.inf)  # [a, b]: of the bits from a to b, each
+    for a in range(bits):
+        for b in range(a, bits):
+            slopes[a, b] = (errors[a] - errors[b + 1]) / (b - a + 1)
+    worth = np.stack([slopes[: bit + 1, bit:].max(axis=1).min(axis=0) for bit in range(bits)])
+    return np.maximum(worth, 0.0)

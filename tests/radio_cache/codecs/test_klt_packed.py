@@ -71,6 +71,20 @@ def test_louder_channels_get_more_bits() -> None:
     assert CODEC.widths[:5].mean() > CODEC.widths[-5:].mean()
 
 
+def test_a_loud_channel_whose_first_bit_saves_nothing_gets_its_bits_all_the_same() -> None:
+    # Zero nearly everywhere, far out elsewhere, as in the massive channels of large ViTs: two levels, one on each side of
+    # zero, are worse than none, and three or four keep nearly all of it.
+    rng = np.random.default_rng(1)
+    tokens = rng.standard_normal((4000, 32)).astype(np.float32)
+    tokens[:, 0] = 60 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=4000)
+    basis = KltBasis.fit(Moments.of(tokens))
+    plan = PackedPlan.fit(basis, basis.forward(tokens))
+    codec = plan.codec(64)
+    assert codec.widths[0] >= 2
+    lost = np.square(codec.decode(codec.encode(tokens)) - tokens).sum() / np.square(tokens).sum()
+    assert lost < 0.1
+
+
 def test_one_value_far_out_is_followed_by_its_groups_gain() -> None:
     coordinates = BASIS.forward(TOKENS[:1]).copy()
     coordinates[0, 0] = 5000
