@@ -1,14 +1,16 @@
-"""A build beside its parts: `python benchmarks/build.py IMAGES [--big-images 32] [--small-images 128] [--out FOLDER]`.
+"""A build beside its parts: `python benchmarks/build.py IMAGES [--big-images 64] [--small-images 480] [--out FOLDER]`.
 
 1. A large teacher (ViT-B/16 at 224 px, random weights), stored as klt and as half: wall time of `run_shards` over the bare
    forward passes of the same batches. Bar: 1.05.
 2. A small one (EfficientNet-Lite0): wall time over (CPU seconds of decoding + forward + encoding + compressing, each alone on one
-   thread) / cores. Bar: 1.05.
+   thread) / cores, bar 1.05; and over the same stages in a process for each core, all at once, which share nothing but the
+   machine: what no pipeline can be faster than.
 3. The same images by a plain loop with one torch.save per image, and into a tar of safetensors per image: wall and bytes.
 4. The small teacher's shards by one and by two worker processes of one thread each, from the first task handed out to the last
    receipt; what starting the workers costs is said beside it.
 
-Images repeat until there are enough. Exits with 1 if a bar is missed.
+Rounds are interleaved; ratios are taken within a round, and their medians are told. Images repeat until there are enough. Exits
+with 1 if a bar is missed.
 """
 
 import argparse
@@ -21,23 +23,26 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, final
 
 import timm
 import torch
 from safetensors.torch import save as safetensors_bytes
+from stages_apart import stages_apart
 from torch import Tensor
 
 from cache_builder.allocator import keep_blocks
+from cache_builder.batch_size import CPU_BATCH
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.calibrate import wanted_codec
 from cache_builder.cluster import local_crew
-from cache_builder.device_work import DeviceWork, streams_of
+from cache_builder.device_work import CodeBatch, DeviceWork, streams_of
 from cache_builder.shard_work import run_shards
 from cache_builder.shown import Shown, shown
 from cache_builder.stages import StageSeconds
@@ -57,7 +62,7 @@ from radio_cache.writer import compressed
 
 BAR = 1.05
 CODECS: tuple[CodecName, ...] = ("klt", "half")
-BATCH = 8
+BATCH = CPU_BATCH  # what `--batch-size auto` takes on a CPU
 
 
 def random_preset(model: str) -> TeacherPreset:
@@ -153,34 +158,35 @@ def bare(teacher: Teacher, seen: list[Shown], config: BuildConfig, *, side_by_si
 
 
 def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) -> dict[str, float]:
-    """CPU seconds of each stage by itself, on one thread."""
-    spec, device = teacher.spec, torch.device("cpu")
+    """CPU seconds of each stage by itself, on one thread while the other cores have nothing to do."""
+    spec, device, stages = teacher.spec, torch.device("cpu"), StageSeconds()
     seconds: dict[str, float] = {}
     seen: list[Shown] = []
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds["decode"] = timed(lambda: seen.extend(one for row in rows for one in shown(cache, spec, (row, (0,)))))[
-            1
-        ]
-        work = DeviceWork(teacher, device, StageSeconds(), codec=codec)
+        _, seconds["decode"] = timed(
+            lambda: seen.extend(one for row in rows for one in shown(cache, spec, (row, (0,))))
+        )
         parts = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
-        work.codes(parts[0])
-        seconds["forward"] = timed(lambda: [work.features(part) for part in parts])[1]
-        codes = [made for part in parts for made in work.codes(part)]
-        seconds["encode"] = timed(lambda: [work.codes(part) for part in parts])[1] - seconds["forward"]
+        codes: list[CodeBatch] = []
+        work = DeviceWork(teacher, device, stages, codec=codec)
+        _, both = timed(lambda: codes.extend(made for part in parts for made in work.codes(part)))
+        # One thread: its wall seconds are its CPU seconds, but for what others take from it, which `both` does not hold.
+        seconds["forward"] = both * stages.teacher / (stages.teacher + stages.encode)
+        seconds["encode"] = both - seconds["forward"]
     finally:
         torch.set_num_threads(before)
     chunks = [row.tobytes() for made in codes for row in made.codes]
     level = codec.zstd_level
-    seconds["compress"] = timed(
+    _, seconds["compress"] = timed(
         lambda: [crc32c(chunk if level is None else compressed(chunk, level=level)) for chunk in chunks]
-    )[1]
+    )
     return seconds
 
 
 def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *, tar: bool) -> Measured:
-    """What scripts do: decode, run, save float16, image by image; batches of 8, one file an image or one tar of them."""
+    """What scripts do: decode, run, save float16, image by image; batches of 4, one file an image or one tar of them."""
     work = DeviceWork(teacher, torch.device("cpu"), StageSeconds())
     folder.mkdir()
 
@@ -238,8 +244,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("--big-images", type=int, default=64)
-    parser.add_argument("--small-images", type=int, default=240)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--small-images", type=int, default=480)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     keep_blocks()  # as the command does
@@ -255,7 +261,7 @@ def main() -> None:
         f"# What a build costs beside its parts, {datetime.now(UTC):%Y-%m-%d}",
         "",
         f"`{' '.join(['python', 'benchmarks/build.py', *sys.argv[1:]])}`; {platform.machine()}, {os.cpu_count()} cores, "
-        f"{cores} threads, torch {torch.__version__}; best of {args.rounds} interleaved rounds; bar {BAR}.",
+        f"{cores} threads, torch {torch.__version__}; medians of {args.rounds} interleaved rounds; bar {BAR}.",
         "",
     ]
     text = "\n".join([*head, *lines, ""])
@@ -267,31 +273,31 @@ def main() -> None:
 
 def large(args: argparse.Namespace, folder: Path) -> list[str]:
     images = listed(args.images, args.big_images, folder)
-    places = [
-        prepared(RANDOM.name, images, folder, args.big_images // 2, request=CodecRequest(name=name)) for name in CODECS
-    ]
-    cache, teacher, config = places[0]
+    places = {
+        name: prepared(RANDOM.name, images, folder, args.big_images // 2, request=CodecRequest(name=name))
+        for name in CODECS
+    }
+    cache, teacher, config = places[CODECS[0]]
     rows = cache.usable_rows().tolist()
     seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
     whole: dict[str, list[Measured]] = {name: [] for name in CODECS}
     one_pass, side = [], []
     for _ in range(args.rounds):
-        for name, place in zip(CODECS, places, strict=True):
+        for name, place in places.items():
             whole[name].append(built(*place))
         side.append(bare(teacher, seen, config, side_by_side=True))
         one_pass.append(bare(teacher, seen, config, side_by_side=False))
     lines = [
         f"## ViT-B/16, random weights, {len(rows)} images",
         "",
-        f"- bare forward passes {min(one_pass):.2f} s with all threads in each, {min(side):.2f} s side by side",
+        f"- bare forward passes {median(one_pass):.2f} s with all threads in each, {median(side):.2f} s side by side",
     ]
     for name, found in whole.items():
-        best = min(found, key=lambda one: one.wall_s)
-        ratios = [best.wall_s / min(one_pass), best.wall_s / min(side)]
+        walls = [one.wall_s for one in found]
         lines += [
-            f"- codec {name}: build {best.wall_s:.2f} s, {ratios[0]:.3f} of the plain passes: {verdict(ratios[0])}; "
-            f"{ratios[1]:.3f} of those side by side: {verdict(ratios[1])}",
-            f"  - thread-seconds: {shares(best.stages)}",
+            f"- codec {name}, {found[0].num_bytes / len(rows):.0f} bytes an image: build {median(walls):.2f} s, "
+            f"{ratios(walls, one_pass)} of the plain passes; {ratios(walls, side)} of those side by side",
+            f"  - thread-seconds: {shares(found[0].stages)}",
         ]
     return [*lines, ""]
 
@@ -300,38 +306,40 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
     name = "efficientnet-lite0"
     images = listed(args.images, args.small_images, folder)
     cache, teacher, config = prepared(name, images, folder, 64)
-    rows = cache.usable_rows().tolist()
-    alone = stages_alone(cache, teacher, cache.teachers[name].codec, rows)
-    ideal = sum(alone.values()) / cores
-    seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
-    side = min(bare(teacher, seen, config, side_by_side=True) for _ in range(args.rounds))
+    rows, codec = cache.usable_rows().tolist(), cache.teachers[name].codec
     whole: list[Measured] = []
+    alone: list[dict[str, float]] = []
+    apart: list[float] = []
     loops: dict[str, list[Measured]] = {"torch.save per image": [], "tar of safetensors": []}
     peaks: list[int] = []
-    for number in range(args.rounds):
-        whole.append(built(cache, teacher, config))
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        for how, kept in loops.items():
-            kept.append(plain_loop(cache, teacher, rows, folder / f"{how[:3]}-{number}", tar=how.startswith("tar")))
-    best = min(whole, key=lambda one: one.wall_s)
-    ratio = best.wall_s / ideal
-    told = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in alone.items())
+    with stages_apart(cache, name, BATCH, cores) as processes:
+        for number in range(args.rounds):
+            apart.append(processes.seconds())
+            whole.append(built(cache, teacher, config))
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            alone.append(stages_alone(cache, teacher, codec, rows))
+            for how, kept in loops.items():
+                kept.append(plain_loop(cache, teacher, rows, folder / f"{how[:3]}-{number}", tar=how.startswith("tar")))
+    walls = [one.wall_s for one in whole]
+    ideal = [sum(seconds.values()) / cores for seconds in alone]
+    told = ", ".join(f"{stage} {median([seconds[stage] for seconds in alone]):.2f}" for stage in alone[0])
     lines = [
         f"## EfficientNet-Lite0, {len(rows)} images, codec {cache.teachers[name].spec.codec['name']}",
         "",
-        f"- CPU seconds of each stage alone: {told}; together over {cores} cores {ideal:.2f} s",
-        f"- build {best.wall_s:.2f} s, {ratio:.3f} of that: {verdict(ratio)}; thread-seconds: {shares(best.stages)}",
-        f"- forward passes alone side by side on {cores} threads: {side:.2f} s, where one thread's CPU seconds over {cores} "
-        f"would be {alone['forward'] / cores:.2f}: what the cores lose by sharing caches and memory, whatever the pipeline",
+        f"- CPU seconds of each stage alone: {told}; together over {cores} cores {median(ideal):.2f} s",
+        f"- the same stages in {cores} processes at once, one a core: {median(apart):.2f} s, "
+        f"{ratios(apart, ideal, bar=None)} of that: what the cores take from each other",
+        f"- build {median(walls):.2f} s, {ratios(walls, ideal)} of the stages alone; {ratios(walls, apart)} of those processes; "
+        f"thread-seconds: {shares(whole[0].stages)}",
         f"- largest resident size after each build, MB: {', '.join(f'{peak / 1024:.0f}' for peak in peaks)}",
         "",
-        "| way | seconds | bytes an image |",
-        "|---|---|---|",
-        f"| this build | {best.wall_s:.2f} | {best.num_bytes / len(rows):.0f} |",
+        "| way | seconds | of the build's | bytes an image |",
+        "|---|---|---|---|",
+        f"| this build | {median(walls):.2f} | 1 | {whole[0].num_bytes / len(rows):.0f} |",
     ]
     for how, kept in loops.items():
-        fastest = min(kept, key=lambda one: one.wall_s)
-        lines.append(f"| plain loop, {how} | {fastest.wall_s:.2f} | {fastest.num_bytes / len(rows):.0f} |")
+        taken, each = [one.wall_s for one in kept], kept[0].num_bytes / len(rows)
+        lines.append(f"| plain loop, {how} | {median(taken):.2f} | {ratios(taken, walls, bar=None)} | {each:.0f} |")
     return [*lines, "", *scaling(cache, config, len(rows), args.rounds)]
 
 
@@ -349,7 +357,7 @@ def scaling(cache: Cache, config: BuildConfig, num_images: int, rounds: int) -> 
             with local_crew(workers, device="cpu", threads=1) as crew:
                 starting.append(time.perf_counter() - started)
                 taken.append(build_cache(config, crew=crew).results[0].seconds)
-    one, two = (min(taken) for taken in seconds.values())
+    one, two = (median(taken) for taken in seconds.values())
     return [
         f"## Workers, {name}, {num_images} images in {cache.meta.num_shards} shards",
         "",
@@ -364,6 +372,13 @@ def shares(stages: StageSeconds) -> str:
     named = {name: getattr(stages, name) for name in ("decode", "teacher", "encode", "write")}
     total = sum(named.values())
     return ", ".join(f"{name} {seconds:.2f} ({seconds / total:.0%})" for name, seconds in named.items())
+
+
+def ratios(seconds: Sequence[float], of: Sequence[float], *, bar: float | None = BAR) -> str:
+    """The median of the rounds' ratios, their range, and whether the bar is met."""
+    found = [one / other for one, other in zip(seconds, of, strict=True)]
+    text = f"{median(found):.3f} ({min(found):.2f} to {max(found):.2f})"
+    return text if bar is None else f"{text}: {verdict(median(found))}"
 
 
 def verdict(ratio: float) -> str:

@@ -2,21 +2,23 @@
 
     python benchmarks/students.py sizes                      # counts alone, no time is taken
     python benchmarks/students.py bars [--compiled]          # E-RADIO-L beside OpenCLIP-H/14 and DINOv2-g/14 at 224 px
-    python benchmarks/students.py students                   # all students of up to 400 M parameters at 224 px
+    python benchmarks/students.py students [--compiled]      # all students and both teachers at 224 px, one after another
     python benchmarks/students.py vit                        # our ViTs beside timm's of the same shape
     python benchmarks/students.py sam --rounds 3             # E-RADIO-L at 1024 px beside SAM's encoders
 
 Rounds are interleaved: each times one forward pass of every model, in turns forwards and backwards; medians are told, and the
-fastest and slowest. All weights are random; E-RADIO is deployed (`ERadio.deploy`). OMP_NUM_THREADS decides the cores of all
-alike. `--json FILE` keeps every time.
+fastest and slowest. The list of all students takes them one after another, and interleaves each one's eager and compiled
+passes. All weights are random; E-RADIO is deployed (`ERadio.deploy`). OMP_NUM_THREADS decides the cores of all alike.
+`--json FILE` keeps every time.
 
-`--only NAME` (again and again) takes some of the students: compiling all of them takes an hour, and what was compiled is kept.
+`--only NAME` (again and again) takes some of the students: compiling all of them takes an hour.
 
 The bars: E-RADIO-L at least 4 times the images/s of either teacher; our ViT no slower than timm's of the same shape. SAM's have
 a bar on a GPU alone (`benchmarks/gpu/students.py`): here the ratios are told.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -33,7 +35,6 @@ from torch import nn
 
 import radio_cache
 
-LARGEST_MILLIONS = 400
 WARM_UP = 2
 BUILDS = 6
 
@@ -129,8 +130,60 @@ def print_ratio(found: Sequence[Timed], first: str, second: str, bar: float | No
     print(f"\n{first} is {times:.3f} times as fast as {second} ({half}){verdict}")
 
 
-def _in_the_list(model: Model) -> bool:
-    return size_of(model).parameters < LARGEST_MILLIONS * 1e6 and not model.name.endswith("-14")
+def list_models(models: Sequence[Model], *, batch: int, rounds: int, compiled: bool) -> list[dict[str, Any]]:
+    """Each model by itself: memory, and eager passes, with compiled ones in between if asked for. Told line by line."""
+    print(
+        "| model | batch | weights, MB | a pass adds, MB | images/s eager | GFLOP/s | images/s compiled | gain | compiling, s |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        torch.compiler.reset()
+        eager, quick = Timed(model, batch, []), Timed(model, batch, [])
+        with torch.inference_mode():
+            net: Any = build(model)
+            images = torch.rand(batch, 3, model.image_px, model.image_px)
+            net(images)  # what libraries allocate once and for all
+            added = memory_of_a_pass(net, images)
+            started, fast = time.perf_counter(), torch.compile(net)
+            if compiled:
+                fast(images)
+            compiling = time.perf_counter() - started
+            for number in range(rounds + 1):
+                for one, run in ((eager, net), (quick, fast)) if compiled else ((eager, net),):
+                    begun = time.perf_counter()
+                    run(images)
+                    if number:  # the first round warms up
+                        one.seconds.append(time.perf_counter() - begun)
+        size = size_of(model)
+        told = "| | |"
+        if compiled:
+            gain = statistics.median(a / b for a, b in zip(eager.seconds, quick.seconds, strict=True))
+            told = f"{quick.images_per_s:.2f} | {gain:.2f} | {compiling:.0f} |"
+        print(
+            f"| {model.name} | {batch} | {4e-6 * size.parameters:.0f} | {added / 1e6:.0f} | {eager.images_per_s:.2f} | "
+            f"{eager.images_per_s * size.gflops:.0f} | {told}",
+            flush=True,
+        )
+        rows.append({
+            "name": model.name, "batch": batch, "image_px": model.image_px, "pass_bytes": added, "eager_s": eager.seconds,
+            "compiled_s": quick.seconds,
+        })  # fmt: skip
+    return rows
+
+
+def memory_of_a_pass(net: nn.Module, images: torch.Tensor) -> int:
+    """By how many bytes the process grows while it computes one pass, beyond what it is afterwards. Linux with glibc."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size is counted from here on
+    before = _kilobytes("VmRSS")
+    net(images)
+    return (_kilobytes("VmHWM") - before) * 1024
+
+
+def _kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def main() -> None:
@@ -162,15 +215,9 @@ def main() -> None:
             for teacher in ("OpenCLIP ViT-H/14", "DINOv2 ViT-g/14-reg"):
                 print_ratio(found, "e-radio-l", teacher, 4)
         case "students":
-            small = [
-                model
-                for model in students_at(224)
-                if (model.name in args.only if args.only else _in_the_list(model))
-            ]
-            found = time_interleaved(
-                [(model, args.batch or 2) for model in small], rounds=args.rounds, compiled=args.compiled
-            )
-            rows = print_times(found, f"224 px, {how}")
+            every = [*students_at(224), openclip_h_14(), dinov2_g_14()]
+            wanted = [model for model in every if not args.only or model.name in args.only]
+            rows = list_models(wanted, batch=args.batch or 2, rounds=args.rounds, compiled=args.compiled)
         case "sam":
             found = time_interleaved(
                 [(model, 1) for model in (student("e-radio-l", 1024), sam("b"), sam("l"), sam("h"))],

@@ -1,0 +1,83 @@
+"""What the stages of a build cost without a build: in one process for each core, all at once, nothing shared but the machine."""
+
+import multiprocessing
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from typing import final
+
+import torch
+
+from cache_builder.allocator import keep_blocks
+from cache_builder.device_work import DeviceWork
+from cache_builder.shown import shown
+from cache_builder.stages import StageSeconds
+from cache_builder.teachers import TeacherOptions, load_teacher
+from radio_cache.reader import Cache
+
+
+@final
+class StagesApart:
+    """Processes that wait to decode, compute and encode all images of a cache among them. Made by `stages_apart`."""
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._go: Barrier = context.Barrier(processes + 1)
+        self._seconds: Queue[float] = context.Queue()
+        self._processes = processes
+
+    def place(self) -> tuple[Barrier, "Queue[float]"]:
+        """What a process needs to take part."""
+        return self._go, self._seconds
+
+    def seconds(self) -> float:
+        """Wall seconds of one round, until the last process is done."""
+        self._go.wait()
+        return max(self._seconds.get() for _ in range(self._processes))
+
+
+@contextmanager
+def stages_apart(cache: Cache, name: str, batch_images: int, processes: int) -> Generator[StagesApart]:
+    """The processes, started, and ended when the block is left."""
+    apart = StagesApart(processes)
+    context = multiprocessing.get_context("spawn")
+    started = [
+        context.Process(
+            target=_work, args=(cache.url, name, batch_images, number, processes, *apart.place()), daemon=True
+        )
+        for number in range(processes)
+    ]
+    for process in started:
+        process.start()
+    try:
+        yield apart
+    finally:
+        for process in started:
+            process.terminate()
+            process.join()
+
+
+def _work(
+    url: str, name: str, batch_images: int, number: int, processes: int, go: Barrier, seconds: "Queue[float]"
+) -> None:
+    keep_blocks()
+    torch.set_num_threads(1)
+    cache = Cache(url)
+    teacher = load_teacher(name, TeacherOptions())
+    work = DeviceWork(teacher, torch.device("cpu"), StageSeconds(), codec=cache.teachers[name].codec)
+    rows = cache.usable_rows().tolist()[number::processes]
+
+    def batch(first: int) -> None:
+        work.codes(
+            [one for row in rows[first : first + batch_images] for one in shown(cache, teacher.spec, (row, (0,)))]
+        )
+
+    batch(0)
+    while True:
+        go.wait()
+        started = time.perf_counter()
+        for first in range(0, len(rows), batch_images):
+            batch(first)
+        seconds.put(time.perf_counter() - started)
