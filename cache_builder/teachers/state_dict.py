@@ -1,6 +1,7 @@
 """Reading a weights file without running code from it, and loading all of it into a network."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ from cache_builder.teachers.torchscript import is_torchscript, read_torchscript
 from cache_builder.teachers.weights import first_line
 from cache_builder.teachers.wrong_weights import first_differences
 from radio_cache.errors import TeacherWeightsError
+
+_ASKS_FOR = re.compile(r"GLOBAL (\S+)")
 
 
 def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
@@ -31,7 +34,7 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as exc:
         raise TeacherWeightsError(
             f"teacher '{teacher}': {path} is not a plain file of tensors, and files that can run code are not opened "
-            f"({first_line(exc)}). Save its state dict with torch.save, or as safetensors"
+            f"({_what_stops_it(exc)}). Save its state dict with torch.save, or as safetensors; fetch it again if it is one"
         ) from exc
     except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
         raise TeacherWeightsError(
@@ -50,6 +53,14 @@ def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
+
+
+def _what_stops_it(error: pickle.UnpicklingError) -> str:
+    """Why a pickle is not read. PyTorch's own words go on to tell how to run what is in it."""
+    asked = _ASKS_FOR.search(str(error))
+    if asked:
+        return f"it asks for {asked[1]}"
+    return "PyTorch finds no tensors in it" if "weights_only" in str(error) else first_line(error)
 
 
 def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path, whose: str = "") -> None:

@@ -127,11 +127,19 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, 
     for name in ONE_PER_FAMILY:
         with pytest.raises(
             TeacherWeightsError, match=r"weights\.pth is not a plain file of tensors, and files that can"
-        ):
+        ) as refused:
             load(name, path)
+        assert "weights_only" not in str(refused.value), "nobody is told how to run it"
+        assert "it asks for posix.system" in str(refused.value)
     assert not proof.exists()
     pickle.loads(pickle.dumps(evil))
     assert proof.exists(), "the file was harmless, and the test worth nothing"
+
+
+def test_what_is_no_file_of_tensors_is_refused_without_advice_to_trust_it(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"\x95" * 5000)
+    with pytest.raises(TeacherWeightsError, match=r"w\.pth is not a plain .*PyTorch finds no tensors in it.*fetch it again"):
+        load("sam-vit-b", tmp_path / "w.pth")
 
 
 def test_a_pickle_named_safetensors_is_refused_and_runs_nothing(tmp_path: Path) -> None:
