@@ -14,6 +14,7 @@ from typing import Any, cast
 from cache_builder.allocator import keeping_environment
 from cache_builder.build_output import Say
 from cache_builder.crew import Crew
+from cache_builder.task_book import TASKS_IN_LINE
 from radio_cache.errors import ClusterError, ConfigError, unknown_name
 
 EXTRAS = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}
@@ -105,7 +106,7 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
         number: {
             "cls": Nanny,
             "options": {
-                "nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False,
+                "nthreads": TASKS_IN_LINE, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False,
                 "silence_logs": logging.CRITICAL, "preload": preload, "preload_argv": [[] for _ in preload],
                 "env": environment | ({"CUDA_VISIBLE_DEVICES": on_gpus[number]} if on_gpus else {}),
             },

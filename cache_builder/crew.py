@@ -166,7 +166,8 @@ class Crew:
         """Hand out what there is room for, and take in what has landed."""
         self._count_workers()
         was_alone = len(flying) == 1
-        for task in book.take(flying=len(flying), room=self._num_workers - len(flying)):
+        room = book.room(flying=len(flying), workers=self._num_workers)
+        for task in book.take(flying=len(flying), room=room):
             key = f"radio-cache-{task.unit}-{task.shard}-{uuid.uuid4().hex}"
             flying[self._client.submit(do_task, task, key=key, pure=False)] = task
         landed = [future for future in flying if future.status != "pending"]

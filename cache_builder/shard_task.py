@@ -1,12 +1,14 @@
 """One shard as a task for another process: small, picklable, and all that a worker needs to know.
 
-A worker process keeps the cache, the teacher and its threads from one task to the next, and does one task at a time.
+A worker process keeps the cache, the teacher and its threads from one task to the next. It computes one shard at a time; what it
+is given meanwhile stands in a line, so that the device goes from one to the next.
 """
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,6 +19,7 @@ import torch
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import check_same
 from cache_builder.scan import scan_shard
+from cache_builder.shard_line import ShardLine
 from cache_builder.shard_work import run_shards
 from cache_builder.stages import StageSeconds
 from cache_builder.teacher_run import join_teacher
@@ -89,15 +92,14 @@ def do_task(task: ShardTask) -> TaskReport:
         with kept.computing:
             kept.cache = join_teacher(kept.cache, kept.teacher, task.config, kept.pool, notes.append)
         return TaskReport(tuple(notes))
-    stages = StageSeconds()
-    build_shard(task, stages)
-    return TaskReport(stage_seconds=stages.to_json())
+    build_shard(task)
+    return TaskReport(stage_seconds=kept.spent())
 
 
-def build_shard(task: ShardTask, stages: StageSeconds | None = None) -> Receipt:
+def build_shard(task: ShardTask) -> Receipt:
     """Compute and commit one shard: the unit of work. Writes only that shard's files and its receipt.
 
-    A shard that is there already is left alone. stages: what it takes is added there.
+    A shard that is there already is left alone.
     """
     kept = _kept(task)
     cache = kept.cache
@@ -108,9 +110,7 @@ def build_shard(task: ShardTask, stages: StageSeconds | None = None) -> Receipt:
         return there
     if task.unit == IMAGES_UNIT:
         return scan_shard(cache, task.shard, kept.pool)
-    with kept.computing:
-        (receipt,) = run_shards(cache, kept.teacher, [task.shard], task.config, kept.pool, stages or StageSeconds())
-    return receipt
+    return kept.line.receipt(task.shard)
 
 
 class _Kept:
@@ -124,6 +124,8 @@ class _Kept:
         self._teacher: Teacher | None = None
         self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
         self.cache = _visible_cache(task.config)
+        self.line = ShardLine(self._run, lambda shard: read_receipt(self.cache.storage, task.unit, shard))
+        self._stages, self._told = StageSeconds(), dict[str, float]()
 
     @property
     def teacher(self) -> Teacher:
@@ -137,6 +139,21 @@ class _Kept:
                 teacher.to(torch.device(self._task.config.device))
                 self._teacher = teacher
             return self._teacher
+
+
+    def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
+        made = run_shards(
+            self.cache, self.teacher, shards, self._task.config, self.pool, self._stages, committed=committed
+        )
+        with contextlib.closing(made):
+            for _ in made:
+                pass
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by stage since this was asked last, whichever shard they were spent on."""
+        with self._loading:
+            before, self._told = self._told, self._stages.to_json()
+            return {stage: seconds - before.get(stage, 0.0) for stage, seconds in self._told.items()}
 
 
 _last: list[_Kept] = []

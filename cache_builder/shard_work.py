@@ -9,8 +9,9 @@ Of a shard that was not scanned yet the images are decoded once: for the scan an
 """
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,40 +45,47 @@ Committed = Callable[[Receipt], object]
 
 
 def run_shards(
-    cache: Cache, teacher: Teacher, shards: Sequence[int], config: BuildConfig, pool: ThreadPoolExecutor,
+    cache: Cache, teacher: Teacher, shards: Iterable[int], config: BuildConfig, pool: ThreadPoolExecutor,
     stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,
     committed: Committed = lambda _: None, looked: Committed = lambda _: None,
 ) -> Generator[Receipt]:  # fmt: skip
     """Compute and commit shards of a teacher that is on its device, one after the other; each is finished when its receipt
     comes. Closed early, it finishes the shard that is being written and abandons those that are being computed.
 
-    looked: told of shards that were not scanned before, and are now.
+    shards: no two alike; asked for the next one when all images of those before are being decoded. looked: told of shards
+    that were not scanned before, and are now.
     """
     spec, device = teacher.spec, torch.device(config.device)
     usable = np.zeros(cache.num_images, np.bool_)
     usable[cache.usable_rows()] = True
     meta = cache.meta
     unseen = set(unfinished_shards(cache.receipt_columns(IMAGES_UNIT), meta.shard_rows, meta.num_shards))
-    rows_of = {shard: [row for row in meta.shard_rows(shard) if usable[row] or shard in unseen] for shard in shards}
+    to_decode, to_compute, to_write = itertools.tee(shards, 3)
+
+    def rows_of(shard: int) -> list[int]:
+        return [row for row in meta.shard_rows(shard) if usable[row] or shard in unseen]
+
+    begun: dict[int, ShardImages] = {}
     work = DeviceWork(teacher, device, stages, codec=cache.teachers[spec.name].codec, say=say)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
         num_streams = stack.enter_context(streams_of(device))
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
         depth = (num_streams + 2) * -(-config.batch_images // spec.views) + config.threads
-        jobs = ((row, tuple(range(spec.views))) for rows in rows_of.values() for row in rows)
+        jobs = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
         seen = ahead(pool, decoding(cache, spec, unseen, stages), jobs, depth=depth)
         stack.callback(seen.close)
-        begun = {shard: ShardImages() for shard in shards}
         batches = (
             batch
-            for shard, rows in rows_of.items()
-            for batch in begun[shard].batches(seen, len(rows), config.batch_images, stages)
+            for shard in to_compute
+            for batch in begun.setdefault(shard, ShardImages()).batches(
+                seen, len(rows_of(shard)), config.batch_images, stages
+            )
         )
         results = ahead(streams, lambda batch: _codes(cache, work, spec, batch), batches, depth=num_streams + 1)
         stack.callback(results.close)
         last: Future[Receipt] | None = None
-        for shard in rows_of:
+        for shard in to_write:
             features = _gathered(cache, spec, shard, results, stages, step)
             images = begun.pop(shard)
             step(len(meta.shard_rows(shard)) - len(images.rows))

@@ -10,6 +10,9 @@ from radio_cache.errors import CodecError, RadioCacheError, SourceError
 MAX_DEATHS = 3
 """A task that so many workers did not survive is given up; so is one that failed so often."""
 
+TASKS_IN_LINE = 4
+"""Of one worker. On a fast GPU images are decoded more than a shard ahead, and a finished shard takes a while to be replaced."""
+
 MAX_JOIN_DEATHS = 10
 """Of a codec's calibration, which takes as long as many shards, all on one worker, and stops everything if it fails."""
 
@@ -47,6 +50,13 @@ class TaskBook:
         if not self.waiting and self.alone:
             return [self.alone.popleft()] if flying == 0 else []
         return [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+
+    def room(self, *, flying: int, workers: int) -> int:
+        """How many more may be handed out: several for each worker, one of which it computes while the others stand in line;
+        fewer towards the end, so that none waits in one worker's line while another has nothing to do."""
+        left = flying + len(self.waiting) + len(self.alone)
+        each = min(max(left // (2 * max(workers, 1)), 1), TASKS_IN_LINE)
+        return each * workers - flying
 
     def put_back(self, tasks: Iterable[ShardTask]) -> None:
         """These were handed out, and nobody knows what became of them."""

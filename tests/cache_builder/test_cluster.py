@@ -410,7 +410,7 @@ def test_the_file_for_slurm_in_the_docs_asks_for_what_it_says() -> None:
     for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --gres=gpu:1", "#SBATCH -t 04:00:00"):
         assert line in script.splitlines()
     assert f"dask_worker {cluster.scheduler_address}" in script
-    assert "--nthreads 1" in script
+    assert "--nthreads 4" in script
 
 
 def test_the_file_for_kubernetes_in_the_docs_makes_a_valid_cluster() -> None:
@@ -424,7 +424,7 @@ def test_the_file_for_kubernetes_in_the_docs_makes_a_valid_cluster() -> None:
     assert spec["spec"]["worker"]["replicas"] == 16
     (container,) = spec["spec"]["worker"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert container["args"][:4] == ["dask", "worker", "--nthreads", "1"]
+    assert container["args"][:4] == ["dask", "worker", "--nthreads", "4"]
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
