@@ -1,11 +1,11 @@
 """Teachers beside their libraries, on photos: are the pixels the same, how far are the features, and what does precision cost?
 
-    python benchmarks/parity.py --images FOLDER [--num 6]
+    python benchmarks/parity.py --images FOLDER [--num 6] [--no-float16] [TEACHER ...]
 
 For each family one teacher of real size, with random weights in the family's own file format where the published ones do
 not come with a package. `pixels`: whether all inputs equal the library's own bit for bit. `float32`: largest relative
 difference of features from the library's own forward pass of its own pixels. `bfloat16`, `float16`: mean over tokens of one minus
-the cosine with float32, under autocast as in a build.
+the cosine with float32, under autocast as in a build. A CPU without float16 of its own takes minutes for one image of SAM's.
 """
 
 import argparse
@@ -90,18 +90,19 @@ def timm_tokens(net: Any, x: Tensor, preset: TeacherPreset) -> Tensor:
     return out[:, net.num_prefix_tokens :]
 
 
-def compare(name: str, photos: list[Image.Image]) -> str:
+def compare(name: str, photos: list[Image.Image], *, float16: bool) -> str:
     preset = find_teacher(name)
     if preset.weights.package:
-        return line(name, preset, find_weights(preset, None), photos)
+        return line(name, preset, find_weights(preset, None), photos, float16=float16)
     with random_weights(preset) as path:
-        return line(name, preset, path, photos)
+        return line(name, preset, path, photos, float16=float16)
 
 
-def line(name: str, preset: TeacherPreset, path: Path, photos: list[Image.Image]) -> str:
+def line(name: str, preset: TeacherPreset, path: Path, photos: list[Image.Image], *, float16: bool) -> str:
     teacher = load_teacher(name, TeacherOptions(weights=path))
     own, geometry = library(preset, path), teacher.spec.geometry
-    same, largest, lost = True, 0.0, {torch.bfloat16: [], torch.float16: []}
+    same, largest = True, 0.0
+    lost: dict[torch.dtype, list[float]] = {torch.bfloat16: []} | ({torch.float16: []} if float16 else {})
     for photo in photos:
         pixels = torch.from_numpy(view_pixels(photo, geometry).copy())[None]
         x = teacher_input(pixels, [valid_hw((photo.height, photo.width), geometry)], teacher.spec.normalisation)
@@ -114,14 +115,15 @@ def line(name: str, preset: TeacherPreset, path: Path, photos: list[Image.Image]
             with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
                 low = teacher(x).spatial.flatten(1, 2).float()
             losses.append(float(1 - torch.cosine_similarity(low, ours, dim=-1).mean()))
-    low16, half = (np.mean(losses) for losses in lost.values())
-    return f"| `{name}` | {'bitwise' if same else 'DIFFER'} | {largest:.1e} | {low16:.1e} | {half:.1e} |"
+    told = " | ".join(f"{np.mean(losses):.1e}" for losses in lost.values()) + ("" if float16 else " | -")
+    return f"| `{name}` | {'bitwise' if same else 'DIFFER'} | {largest:.1e} | {told} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--num", type=int, default=6)
+    parser.add_argument("--no-float16", action="store_true", help="leave float16 out")
     parser.add_argument("names", nargs="*", default=NAMES)
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -130,7 +132,7 @@ def main() -> None:
     print("sizes:", ", ".join(f"{photo.width} x {photo.height}" for photo in photos))
     print("| teacher | pixels | float32, relative | bfloat16 | float16 |\n|---|---|---|---|---|")
     for name in args.names:
-        print(compare(name, photos), flush=True)
+        print(compare(name, photos, float16=not args.no_float16), flush=True)
 
 
 if __name__ == "__main__":
