@@ -312,9 +312,9 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
     apart: list[float] = []
     loops: dict[str, list[Measured]] = {"torch.save per image": [], "tar of safetensors": []}
     peaks: list[int] = []
-    with stages_apart(cache, name, BATCH, cores) as processes:
+    with stages_apart(cache, name, BATCH, cores) as seconds_apart:
         for number in range(args.rounds):
-            apart.append(processes.seconds())
+            apart.append(seconds_apart())
             whole.append(built(cache, teacher, config))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             alone.append(stages_alone(cache, teacher, codec, rows))

@@ -2,11 +2,10 @@
 
 import multiprocessing
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
-from typing import final
 
 import torch
 
@@ -18,41 +17,25 @@ from cache_builder.teachers import TeacherOptions, load_teacher
 from radio_cache.reader import Cache
 
 
-@final
-class StagesApart:
-    """Processes that wait to decode, compute and encode all images of a cache among them. Made by `stages_apart`."""
-
-    def __init__(self, processes: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._go: Barrier = context.Barrier(processes + 1)
-        self._seconds: Queue[float] = context.Queue()
-        self._processes = processes
-
-    def place(self) -> tuple[Barrier, "Queue[float]"]:
-        """What a process needs to take part."""
-        return self._go, self._seconds
-
-    def seconds(self) -> float:
-        """Wall seconds of one round, until the last process is done."""
-        self._go.wait()
-        return max(self._seconds.get() for _ in range(self._processes))
-
-
 @contextmanager
-def stages_apart(cache: Cache, name: str, batch_images: int, processes: int) -> Generator[StagesApart]:
-    """The processes, started, and ended when the block is left."""
-    apart = StagesApart(processes)
+def stages_apart(cache: Cache, name: str, batch_images: int, processes: int) -> Generator[Callable[[], float]]:
+    """Processes that wait to decode, compute and encode all images of a cache among them, each its share; they end with the
+    block. What is given has them do it once, and returns the wall seconds until the last one was done."""
     context = multiprocessing.get_context("spawn")
+    go, seconds = context.Barrier(processes + 1), context.Queue()
     started = [
-        context.Process(
-            target=_work, args=(cache.url, name, batch_images, number, processes, *apart.place()), daemon=True
-        )
+        context.Process(target=_work, args=(cache.url, name, batch_images, number, processes, go, seconds), daemon=True)
         for number in range(processes)
     ]
     for process in started:
         process.start()
+
+    def once() -> float:
+        go.wait()
+        return max(seconds.get() for _ in started)
+
     try:
-        yield apart
+        yield once
     finally:
         for process in started:
             process.terminate()

@@ -21,7 +21,7 @@ Run = Callable[[Iterator[int], Committed], None]
 class ShardLine:
     """Makes the shards that threads ask for, in that order, in a thread of its own.
 
-    run: takes what is asked for while it runs, too; it ends when nothing is. made: the receipt of a shard if it is there.
+    run: takes what is asked for while it runs, too; it ends when nothing is. made: the receipt of a shard if all of it is there.
     """
 
     def __init__(self, run: Run, made: Callable[[int], Receipt | None]) -> None:
@@ -44,6 +44,10 @@ class ShardLine:
                 self._running = True
                 self._thread.submit(self._work)
         return answer.result()
+
+    def close(self) -> None:
+        """Wait until nothing is being made any more, for whoever needs its memory."""
+        self._thread.shutdown(wait=True)
 
     def _work(self) -> None:
         while True:

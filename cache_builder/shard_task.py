@@ -5,6 +5,7 @@ is given meanwhile stands in a line, so that the device goes from one to the nex
 """
 
 import contextlib
+import gc
 import os
 import socket
 import threading
@@ -105,8 +106,8 @@ def build_shard(task: ShardTask) -> Receipt:
     cache = kept.cache
     if task.unit != IMAGES_UNIT and task.unit not in cache.teachers:
         raise ClusterError(f"{here()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?")
-    there = read_receipt(cache.storage, task.unit, task.shard)
-    if there is not None and there.num_rows == len(cache.meta.shard_rows(task.shard)):
+    there = kept.there(task.shard)
+    if there is not None:
         return there
     if task.unit == IMAGES_UNIT:
         return scan_shard(cache, task.shard, kept.pool)
@@ -124,7 +125,7 @@ class _Kept:
         self._teacher: Teacher | None = None
         self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
         self.cache = _visible_cache(task.config)
-        self.line = ShardLine(self._run, lambda shard: read_receipt(self.cache.storage, task.unit, shard))
+        self.line = ShardLine(self._run, self.there)
         self._stages, self._told = StageSeconds(), dict[str, float]()
 
     @property
@@ -140,6 +141,11 @@ class _Kept:
                 self._teacher = teacher
             return self._teacher
 
+    def there(self, shard: int) -> Receipt | None:
+        """The receipt of a shard that has all its rows; None of one that was the last before the cache grew."""
+        receipt = read_receipt(self.cache.storage, self._task.unit, shard)
+        whole = receipt is not None and receipt.num_rows == len(self.cache.meta.shard_rows(shard))
+        return receipt if whole else None
 
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
         made = run_shards(
@@ -164,7 +170,9 @@ def _kept(task: ShardTask) -> _Kept:
     """What this process keeps for a task: made by its first one, and dropped by the first of another unit."""
     with _changing:
         if not _last or _last[0].of != (task.build, task.unit):
-            _last[:] = []  # before the next one is made: two teachers need not fit
+            while _last:  # before the next one is made: two teachers need not fit
+                _last.pop().line.close()
+            gc.collect()  # the line and what it is kept by hold each other
             _last.append(_Kept(task))
         return _last[0]
 

@@ -314,9 +314,9 @@ def _spend(
 def _worth(errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each further bit is worth, (widths - 1, c), for errors (widths, c) of each width; never more than the one before.
 
-    A first bit may save nothing where a second one saves almost all (values in two heaps beside zero): both are then worth
-    their mean. So these are the slopes of the errors' convex minorant, as in Shoham and Gersho, "Efficient Bit Allocation for
-    an Arbitrary Set of Quantizers", 1988; by the min-max formula of isotonic regression.
+    A first bit may save nothing where a second one saves almost all (zero nearly everywhere, far out elsewhere): both are
+    then worth their mean. So these are the slopes of the errors' convex minorant, as in Shoham and Gersho, "Efficient Bit
+    Allocation for an Arbitrary Set of Quantizers", 1988; by the min-max formula of isotonic regression.
     """
     bits = len(errors) - 1
     slopes = np.full((bits, bits, errors.shape[1]), -np.inf)  # [a, b]: of the bits from a to b, each

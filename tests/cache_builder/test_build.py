@@ -19,6 +19,7 @@ import zarr
 from PIL import Image
 
 import cache_builder.build
+import cache_builder.shard_task
 import cache_builder.shard_work
 from cache_builder.build import BuildConfig, BuildReport, ShardTask, build_cache, build_shard
 from cache_builder.calibrate import wanted_codec
@@ -42,6 +43,7 @@ from radio_cache.errors import (
 )
 from radio_cache.fidelity import measure
 from radio_cache.local_storage import LocalStorage
+from radio_cache.receipts import read_receipt
 from radio_cache.schema import receipt_path
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.verify import verify_cache
@@ -258,6 +260,35 @@ def test_a_unit_of_work_alone_writes_the_same_bytes(
     receipt = build_shard(ShardTask(build="one", config=config, unit="fake-a", shard=3))
     assert (receipt.shard, receipt.first_row, receipt.num_rows, receipt.num_tokens) == (3, 9, 1, 16)
     assert tree(built.path) == tree(reference)
+
+
+def test_a_failed_shard_is_not_taken_for_done_by_its_receipt_from_before_the_cache_grew(
+    built: Cache, ten_images: Path, fake_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_receipt(built.storage, "fake-a", 2)
+    assert whole is not None
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise CodecError("what no codec keeps")
+        yield
+
+    monkeypatch.setattr(cache_builder.shard_task, "read_receipt", lambda *_: replace(whole, num_rows=2))
+    monkeypatch.setattr(cache_builder.shard_task, "run_shards", fails)
+    config = BuildConfig(**fake_module.settings(ten_images, built.path))
+    with pytest.raises(CodecError, match="what no codec keeps"):
+        build_shard(ShardTask(build="short", config=config, unit="fake-a", shard=2))
+
+
+def test_a_worker_lets_go_of_one_teacher_before_it_loads_the_next(
+    built: Cache, ten_images: Path, fake_module: Any
+) -> None:
+    config = BuildConfig(**fake_module.settings(ten_images, built.path))
+    for name in ("fake-a", "fake-maps"):
+        (built.path / receipt_path(name, 3)).unlink()
+    build_shard(ShardTask(build="two", config=config, unit="fake-a", shard=3))
+    first = weakref.ref(cache_builder.shard_task._last[0].teacher)
+    build_shard(ShardTask(build="two", config=config, unit="fake-maps", shard=3))
+    assert first() is None
 
 
 def test_leftovers_of_a_build_killed_while_it_made_the_cache_are_removed(build: Build, tmp_path: Path) -> None:
@@ -549,7 +580,7 @@ def test_a_cache_made_for_tests_is_one_the_build_would_go_on_with(build: Build, 
     tiny = make_tiny_cache(tmp_path / "out.zarr", tmp_path / "photos", shard_images=3)
     config = {"images": (str(tmp_path / "photos"),), "max_pixels": tiny.meta.max_pixels}
     cache = build(**config, teachers={"fake-maps": TeacherOptions()}).cache
-    assert list(cache.teachers) == ["fake-a", "fake-b", "fake-maps"]
+    assert list(cache.teachers) == ["fake-a", "fake-maps", "fake-maps"]
     assert cache.usable_rows(cache.teachers).tolist() == [0, 1, 2, 3]
     assert replace(cache.meta, creator="") == replace(tiny.meta, creator="")
 

@@ -33,6 +33,18 @@ def test_tasks_are_handed_out_in_order_as_far_as_there_is_room(book: TaskBook) -
     assert book.is_empty
 
 
+@pytest.mark.parametrize(
+    ("waiting", "flying", "workers", "room"),
+    [(100, 0, 2, 8), (100, 6, 2, 2), (100, 8, 2, 0), (8, 0, 2, 4), (3, 1, 2, 1), (1, 0, 2, 2), (9, 0, 0, 0)],
+    ids=["a line for each", "topped up", "full", "few are left", "one each", "the last", "nobody there"],
+)
+def test_workers_get_lines_of_four_and_shorter_ones_towards_the_end(
+    waiting: int, flying: int, workers: int, room: int
+) -> None:
+    book = TaskBook.of([task(shard) for shard in range(waiting)])
+    assert book.room(flying=flying, workers=workers) == room
+
+
 def test_before_a_task_is_given_up_it_runs_alone(book: TaskBook) -> None:
     zero, one, two = book.take(flying=0, room=3)
     book.died(zero, 1, was_alone=False)
