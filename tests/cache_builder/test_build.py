@@ -580,7 +580,7 @@ def test_a_cache_made_for_tests_is_one_the_build_would_go_on_with(build: Build, 
     tiny = make_tiny_cache(tmp_path / "out.zarr", tmp_path / "photos", shard_images=3)
     config = {"images": (str(tmp_path / "photos"),), "max_pixels": tiny.meta.max_pixels}
     cache = build(**config, teachers={"fake-maps": TeacherOptions()}).cache
-    assert list(cache.teachers) == ["fake-a", "fake-maps", "fake-maps"]
+    assert list(cache.teachers) == ["fake-a", "fake-b", "fake-maps"]
     assert cache.usable_rows(cache.teachers).tolist() == [0, 1, 2, 3]
     assert replace(cache.meta, creator="") == replace(tiny.meta, creator="")
 
