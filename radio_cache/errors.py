@@ -1,7 +1,8 @@
 """Every error radio-cache raises on purpose.
 
 RadioCacheError
-├── ImageError                one image cannot be used; the build records it and goes on
+├── ImageError                one image cannot be used: its own bytes show it; the build records it and goes on
+│   └── UnreadableImageError  one image cannot be read now: gone, refused; nothing is known of its bytes
 ├── SourceError               the place the images come from is wrong as a whole
 ├── StoreError                the cache on disk is not what was expected
 │   ├── NotACacheError        there is something at that path, but it is not a radio-cache store
@@ -10,11 +11,12 @@ RadioCacheError
 │   ├── CorruptShardError     stored bytes do not match their checksum
 │   ├── MissingRowsError      rows were asked for that no receipt vouches for
 │   ├── LimitError            the cache declares more than any cache holds: damaged, or hostile
-│   └── StorageError          the disk or the bucket refuses: full, read-only, unreachable, wrong credentials
+│   └── StorageError          a disk, a bucket or a server refuses: full, read-only, unreachable, wrong credentials
 ├── TeacherError              a teacher cannot be had or run
 │   ├── UnknownTeacherError   no teacher of that name
 │   └── TeacherWeightsError   the weights are missing, or are not what the teacher needs
 ├── ClusterError              the workers of a cluster cannot do their work, or there are none
+│   └── BlindWorkerError      one worker does not see the images; another may
 ├── CodecError                values cannot be stored without breaking the codec's promise
 ├── ConfigError               a setting has an impossible value, or a name nobody knows
 ├── HadamardError             no Hadamard matrix of that order exists, or none is known here
@@ -36,7 +38,19 @@ class RadioCacheError(Exception):
 
 
 class ImageError(RadioCacheError):
-    """One image cannot be used. `str(error)` is the reason alone; the caller knows which image it was."""
+    """One image cannot be used. `str(error)` is the reason alone; the caller knows which image it was.
+
+    Raise it for what the bytes of the image show (no image, too large, broken), and for a path or an address that no file can
+    have. A build records it as the image's own fault and does not look again.
+    """
+
+
+class UnreadableImageError(ImageError):
+    """One image cannot be read now: the file is gone, or access is refused (404, 410, 401, 403, EACCES, EIO ...).
+
+    Nothing is known of its bytes, so a build never condemns the image for it. What is wrong for every image at once (no
+    memory, no descriptor, a server that is unreachable, 429 or 5xx after all tries) is a StorageError instead.
+    """
 
 
 class SourceError(RadioCacheError):
@@ -72,7 +86,8 @@ class LimitError(StoreError):
 
 
 class StorageError(StoreError):
-    """The disk or the bucket a cache lies on refuses: full, read-only, unreachable, wrong credentials."""
+    """The disk, bucket or server that a cache or its images lie on refuses: full, read-only, unreachable, out of memory or
+    descriptors, wrong credentials."""
 
 
 class TeacherError(RadioCacheError):
@@ -89,6 +104,20 @@ class TeacherWeightsError(TeacherError):
 
 class ClusterError(RadioCacheError):
     """The workers of a cluster cannot do their work, or there are none."""
+
+
+class BlindWorkerError(ClusterError):
+    """One worker does not see the images that others see: it may not judge any. Another worker can do its task.
+
+    Args: worker: its address at the scheduler; '' where it has none.
+    """
+
+    def __init__(self, message: str, worker: str = "") -> None:
+        super().__init__(message, worker)  # both, so that it survives pickling
+        self.worker = worker
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CodecError(RadioCacheError):
