@@ -19,6 +19,7 @@ from radio_cache.cli_support import console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.neighbours import Device
+    from evals.sam.protocol import ProtocolName
     from evals.sam.table import Prompt
 
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     "--prompt", type=click.Choice(["box", "1-point", "3-points", "detections"]), default="box", show_default=True,
     help="What asks for a mask: the true box, points within the true mask, or a detector's boxes.",
 )  # fmt: skip
+@click.option(
+    "--protocol", type=click.Choice(["efficientvit-sam", "single-mask"]), default="efficientvit-sam", show_default=True,
+    help="How masks are asked for and counted: as the public script behind the papers' rows does (best of three masks, "
+    "crowd regions included, sizes by the file's area, further points where the last mask is wrong), or one mask a prompt.",
+)  # fmt: skip
 @click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
 @click.option("--pictures", type=PATH, metavar="FILE.png", help="Draw the masks of a few images.")
 @drawn()
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def sam(
-    annotations: Path, images: Path, runs: tuple[Path, ...], sam_name: str, weights: Path | None, prompt: str,
+    annotations: Path, images: Path, runs: tuple[Path, ...], sam_name: str, weights: Path | None, prompt: str, protocol: str,
     detections: Path | None, pictures: Path | None, seed: int, limit: int | None, json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """Masks of COCO instances by SAM, and by the same SAM with a student for its image encoder: mIoU by size, and AP."""
@@ -50,6 +56,7 @@ def sam(
 
     config = SamConfig(
         annotations=annotations, images=images, runs=runs, sam=sam_name, weights=weights, prompt=cast("Prompt", prompt),
+        protocol=cast("ProtocolName", protocol),
         detections=detections, pictures=0 if pictures is None else 4, seed=seed, limit=limit, device=device,
     )  # fmt: skip
     with ProgressLines() as progress:
@@ -59,8 +66,8 @@ def sam(
     out.print(result.protocol)
     shown = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
     for row in result.rows:
-        by_size = ("–" if value is None else f"{value:.1%}" for value in (row.miou, row.small, row.medium, row.large))
-        shown.add_row(row.name, f"{row.instances:,}", *by_size, f"{row.ap:.1%}")
+        figures = (row.miou, row.small, row.medium, row.large, row.ap)
+        shown.add_row(row.name, f"{row.instances:,}", *("–" if value is None else f"{value:.1%}" for value in figures))
     for paper in result.paper:
         shown.add_row(f"{paper.name}, {paper.px} px, reported", "", f"{paper.sam_coco}%", "", "", "", "")
     out.print(shown)

@@ -3,65 +3,71 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
+from pycocotools import mask as run_length
 
 from evals.errors import EvalError
 from evals.paper import is_coco_validation
-
-SMALL_PX, MEDIUM_PX = 32**2, 96**2
-"""Areas below which COCO calls an instance small, and medium."""
+from evals.sam.coco_file import CocoFile, read_coco
+from evals.sam.protocol import PROTOCOLS, Protocol
 
 
 @dataclass(frozen=True)
 class Instance:
-    """box_xyxy: pixels. mask (h, w). area: of the mask, pixels."""
+    """An annotated object.
+
+    Attributes:
+        annotation, category: their numbers in the renumbered file.
+        box_xyxy: pixels.
+        mask: (h, w).
+        file_area_px: the area that the file states, or that of the mask where it states none.
+    """
 
     annotation: int
     category: int
     box_xyxy: tuple[float, float, float, float]
     mask: NDArray[np.bool_]
-
-    @property
-    def size(self) -> str:
-        area = int(self.mask.sum())
-        return "small" if area < SMALL_PX else "medium" if area < MEDIUM_PX else "large"
+    file_area_px: float
 
 
 @dataclass
 class Instances:
-    """The file, opened. left_out: reason -> how many instances were left out, as far as they were met.
+    """The instances of a COCO file.
 
-    broken: annotations that cannot be drawn."""
+    Attributes:
+        left_out: reason -> how many instances were left out, as far as they were met.
+        broken: annotations that cannot be drawn.
+    """
 
     file: Path
-    coco: Any
+    contents: CocoFile
     left_out: dict[str, int] = field(default_factory=dict[str, int])
     broken: set[int] = field(default_factory=set[int])
 
     @classmethod
     def opened(cls, file: Path) -> "Instances":
         """Raises EvalError for what is no COCO file with instances."""
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells how long it took
-                coco: Any = COCO(str(file))
-            if not coco.getImgIds() or not coco.getAnnIds():
-                raise EvalError(f"{file} lists no images, or no instances")
-            for image in coco.imgs.values():
-                _ = image["file_name"], image["height"], image["width"]
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as exc:
-            raise EvalError(f"{file} is no file of COCO instances: {exc!r:.200}") from exc
-        return cls(file, coco)
+        contents = read_coco(file)
+        return cls(file, contents, dict(contents.skipped))
 
-    def image_ids(self, limit: int | None, seed: int) -> list[int]:
-        """Images with instances, in order; at most so many, drawn at random."""
-        ids = sorted({int(one["image_id"]) for one in self.coco.dataset["annotations"]} & set(self.coco.imgs))
+    @property
+    def coco(self) -> Any:
+        """The index of pycocotools."""
+        return self.contents.coco
+
+    def image_ids(self, limit: int | None, seed: int, *, empty: bool = False) -> list[int]:
+        """Return the numbers of images with instances, in order; at most `limit`, drawn at random.
+
+        Args:
+            empty: images without instances as well: a detector's boxes there are false ones, which AP counts.
+        """
+        ids = sorted(self.coco.imgs if empty else {int(known["image_id"]) for known in self.coco.anns.values()})
         if limit is None or limit >= len(ids):
             return ids
         chosen = np.random.default_rng(seed).choice(len(ids), limit, replace=False)
@@ -74,43 +80,49 @@ class Instances:
     def file_name(self, image: int) -> str:
         return str(self.coco.imgs[image]["file_name"])
 
-    def of(self, image: int, image_hw: tuple[int, int]) -> Iterator[Instance]:
-        """The usable instances of an image. Crowd regions and masks that cannot be drawn are counted and left out.
+    def of(
+        self, image: int, image_hw: tuple[int, int], protocol: Protocol = PROTOCOLS["single-mask"]
+    ) -> Iterator[Instance]:
+        """Yield the instances of an image that the protocol counts; the others are counted in `left_out`.
 
         Raises EvalError if the file says that the image has another size.
         """
         known = self.coco.imgs[image]
-        if (known["height"], known["width"]) != image_hw:
+        if (int(known["height"]), int(known["width"])) != image_hw:
             raise EvalError(
                 f"{self.file}: {known['file_name']} is listed as {known['width']} x {known['height']}, and the file has "
                 f"{image_hw[1]} x {image_hw[0]} pixels: are these the annotations of these images?"
             )
-        for one in self.coco.imgToAnns[image]:
+        for annotation in self.coco.imgToAnns[image]:
             try:
                 with warnings.catch_warnings():
                     # pycocotools hands over arrays in a way that newer numpys deprecate.
                     warnings.simplefilter("ignore", DeprecationWarning)
-                    mask = np.asarray(self.coco.annToMask(one), np.bool_)
+                    mask = np.asarray(self.coco.annToMask(annotation), np.bool_)
                 if mask.shape != image_hw:  # a run-length code has a size of its own
                     raise ValueError("the mask is of another size than the image")
-                one.setdefault("area", float(mask.sum()))  # by which COCO's evaluation sorts; some writers leave it out
-                x, y, w, h = (float(value) for value in one["bbox"])
+                # COCO's evaluation sorts by area, which some writers leave out, or write as null.
+                if annotation.get("area") is None:
+                    annotation["area"] = float(mask.sum())
+                area_px = float(annotation["area"])
+                annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+                x, y, w, h = _box_xywh(annotation, mask)
             except Exception:  # pycocotools raises whatever its C code meets in a broken polygon or run-length code
                 self._leave("instances whose outline or box is broken")
-                self.broken.add(int(one["id"]))
+                self.broken.add(int(annotation["id"]))
                 continue
-            if one.setdefault("iscrowd", 0):
+            if annotation["iscrowd"] and not protocol.crowds:
                 self._leave("crowd regions")
                 continue
-            if not mask.any() or w <= 0 or h <= 0:
+            if area_px < 1 if protocol.file_area else not mask.any() or w <= 0 or h <= 0:
                 self._leave("instances of no pixel")
                 continue
-            yield Instance(int(one["id"]), int(one["category_id"]), (x, y, x + w, y + h), mask)
+            yield Instance(int(annotation["id"]), int(annotation["category_id"]), (x, y, x + w, y + h), mask, area_px)
 
     def drop_broken(self) -> None:
-        """Take those that cannot be drawn out of the file in memory: COCO's evaluation would stop at them."""
-        kept = [one for one in self.coco.dataset["annotations"] if int(one["id"]) not in self.broken]
-        self.coco.dataset["annotations"] = kept
+        """Take those that cannot be drawn out of the index in memory: COCO's evaluation would stop at them."""
+        sound = [known for known in self.coco.dataset["annotations"] if int(known["id"]) not in self.broken]
+        self.coco.dataset["annotations"] = sound
         with contextlib.redirect_stdout(io.StringIO()):
             self.coco.createIndex()
 
@@ -118,11 +130,24 @@ class Instances:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
 
 
+def _box_xywh(annotation: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Return an annotation's box in pixels, or that of its mask where the file has none.
+
+    Raises:
+        ValueError, TypeError: if the file's box is not four finite numbers.
+    """
+    if annotation.get("bbox"):
+        x, y, w, h = (float(value) for value in annotation["bbox"])
+        if not np.isfinite([x, y, w, h]).all():
+            raise ValueError("the box is not finite")
+        return x, y, w, h
+    x, y, w, h = (float(value) for value in run_length.toBbox(run_length.encode(np.asfortranarray(mask, np.uint8))))
+    return x, y, w, h
+
+
 def inner_points(mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
     """(count, 2) points x, y inside a mask: the deepest one, then always the deepest that is far from those before."""
-    from scipy.ndimage import distance_transform_edt
-
-    depth = np.asarray(distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
+    depth = _depth(mask)
     ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]]
     points: list[tuple[float, float]] = []
     weight = depth.copy()
@@ -133,3 +158,34 @@ def inner_points(mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
         if weight.max() == 0:
             weight = depth
     return np.array(points, np.float32)
+
+
+def next_point(
+    truth: NDArray[np.bool_], mask: NDArray[np.bool_], placed_xy: Sequence[tuple[float, float]]
+) -> tuple[tuple[float, float], bool]:
+    """Place the next click of an interactive session: the pixel deepest within the larger error of the last mask.
+
+    Args:
+        truth: (h, w), the true mask.
+        mask: (h, w), the last answer; all False before the first.
+        placed_xy: clicks so far; no pixel is clicked twice.
+
+    Returns:
+        The point x, y, and whether it is positive (the mask lacks it) or negative (the mask has it too much).
+
+    Source: the click simulation of RITM (arXiv 2102.06583), which EfficientViT-SAM's script uses.
+    """
+    missing, extra = _depth(truth & ~mask), _depth(mask & ~truth)
+    for x, y in placed_xy:
+        missing[int(y), int(x)] = extra[int(y), int(x)] = 0
+    positive = bool(missing.max() > extra.max())
+    depth = missing if positive else extra
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return (float(x), float(y)), positive
+
+
+def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return (h, w): the distance in pixels of every pixel of the mask to the nearest outside it, or outside the image."""
+    from scipy.ndimage import distance_transform_edt
+
+    return np.asarray(distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]

@@ -4,7 +4,8 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,9 @@ from evals.errors import EvalError
 from evals.neighbours import Device
 from evals.paper import SAM_ROWS, PaperRow
 from evals.progress import Progress
-from evals.sam.instances import Instance, Instances, inner_points
+from evals.sam.coco_file import identifier
+from evals.sam.instances import Instance, Instances, inner_points, next_point
+from evals.sam.protocol import PROTOCOLS, Protocol, ProtocolName
 from evals.segmentation.pictures import overlay, thumbnail
 from radio_cache.errors import ConfigError, ImageError
 from radio_cache.images import decode_image
@@ -37,12 +40,16 @@ from trainer.dropins.sam import sam_with_student
 
 Prompt = Literal["box", "1-point", "3-points", "detections"]
 
+_MAX_DETECTIONS = 100
+"""Masks of a category in an image that COCO's evaluation looks at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
     """annotations: COCO instances. images: the folder that their file names are below. sam: a teacher's name; weights: its file.
 
     runs: students with a head for that teacher. detections: COCO result JSON whose boxes prompt. pictures: images to draw.
+    protocol: how masks are asked for and counted (`evals.sam.protocol`).
     """
 
     annotations: Path
@@ -51,6 +58,7 @@ class SamConfig:
     weights: Path | None = None
     runs: tuple[Path, ...] = ()
     prompt: Prompt = "box"
+    protocol: ProtocolName = "efficientvit-sam"
     detections: Path | None = None
     limit: int | None = None
     pictures: int = 0
@@ -73,7 +81,7 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class SamRow:
-    """Shares in [0, 1]. miou: over instances, and by COCO's sizes, None where there are none. ap: COCO's mask AP."""
+    """Shares in [0, 1], None where nothing could be measured. miou: over instances, by COCO's sizes too; ap: COCO's mask AP."""
 
     name: str
     instances: int
@@ -81,7 +89,7 @@ class SamRow:
     small: float | None
     medium: float | None
     large: float | None
-    ap: float
+    ap: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,43 +110,71 @@ class SamTable:
 
 @dataclass
 class _Judged:
-    """What one predictor did so far. found: IoU and COCO's size of every true instance; results: COCO's records of all masks."""
+    """What one predictor did so far. ious: IoU and size classes of every true instance; results: COCO's records of all masks."""
 
-    found: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
+    ious: list[tuple[float, tuple[str, ...]]] = field(default_factory=list[tuple[float, tuple[str, ...]]])
     results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     """Every predictor on the same prompts. Raises RadioCacheError with what is wrong."""
+    protocol = PROTOCOLS[config.protocol]
     instances = Instances.opened(config.annotations)
-    ids = instances.image_ids(config.limit, config.seed)
-    boxes = None if config.detections is None else _detections(config.detections)
+    boxes = None if config.detections is None else _detections(config.detections, instances)
+    ids = instances.image_ids(config.limit, config.seed, empty=boxes is not None)
     predictors = _predictors(config)
     judged = {name: _Judged() for name in predictors}
     drawn: list[tuple[Pane, ...]] = []
     for number, image_id in enumerate(ids):
         image = _image(config.images / instances.file_name(image_id))
-        truth = list(instances.of(image_id, (image.height, image.width)))
-        asked: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
+        truth = list(instances.of(image_id, (image.height, image.width), protocol))
+        prompts: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
         masks = {
-            name: _judge(one, image, image_id, asked, config.prompt, judged[name]) for name, one in predictors.items()
+            name: _judge(predictor, image, image_id, prompts, config.prompt, protocol, judged[name])
+            for name, predictor in predictors.items()
         }
         if number < config.pictures:
-            shown = {"annotated": [one.mask for one in truth], **masks}
-            drawn.append((("image", thumbnail(image)), *((name, _overlay(one, image)) for name, one in shown.items())))
+            columns = {"annotated": [instance.mask for instance in truth], **masks}
+            drawn.append((("image", thumbnail(image)), *((name, _overlay(of, image)) for name, of in columns.items())))
         if progress is not None:
             progress("SAM", number + 1, len(ids))
-    is_paper = config.prompt == "box" and config.limit is None and instances.is_coco_validation()
     instances.drop_broken()
-    rows = tuple(_row(name, one.found, one.results, instances, ids) for name, one in judged.items())
-    notes = [f"Left out: {what} ({count:,})." for what, count in instances.left_out.items()]
-    protocol = (
-        f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}; one mask a prompt, no refinement"
-    )
+    rows = tuple(_row(name, judgement, instances, ids) for name, judgement in judged.items())
+    images = f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}"
+    is_paper = _is_paper(config, instances)
     return SamTable(
-        protocol=protocol, images=len(ids), annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(notes),
+        protocol=f"{images}; {config.protocol}: {protocol.description}", images=len(ids),
+        annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(_notes(config, instances, judged)),
         paper=SAM_ROWS if is_paper else (), pictures=tuple(drawn),
     )  # fmt: skip
+
+
+def _is_paper(config: SamConfig, instances: Instances) -> bool:
+    """Whether the paper's rows, true boxes by the script of EfficientViT-SAM on all of COCO, are comparable with ours."""
+    return (
+        config.protocol == "efficientvit-sam" and config.prompt == "box" and config.limit is None
+        and instances.is_coco_validation()
+    )  # fmt: skip
+
+
+def _notes(config: SamConfig, instances: Instances, judged: dict[str, _Judged]) -> Iterator[str]:
+    """Yield what a reader of the table has to know."""
+    for what, count in instances.left_out.items():
+        yield f"Left out: {what} ({count:,})."
+    if config.protocol == "single-mask" and instances.is_coco_validation():
+        yield (
+            "The papers' rows follow EfficientViT-SAM's script (best of three masks, crowd regions included): "
+            "--protocol efficientvit-sam gives figures that are comparable with them."
+        )
+    per_image: Counter[tuple[int, int]] = Counter()
+    for record in next(iter(judged.values())).results:
+        per_image[record["image_id"], record["category_id"]] += 1
+    crowded = sum(count > _MAX_DETECTIONS for count in per_image.values())
+    if crowded:
+        yield (
+            f"COCO's AP looks at the {_MAX_DETECTIONS} surest masks of a category in an image; there are more in {crowded:,} "
+            "cases, and even true masks stay below an AP of 100 % there. The mIoU counts all of them."
+        )
 
 
 def _predictors(config: SamConfig) -> dict[str, SamPredictor]:
@@ -153,18 +189,21 @@ def _predictors(config: SamConfig) -> dict[str, SamPredictor]:
 
 
 def _judge(
-    predictor: SamPredictor, image: Image.Image, image_id: int, asked: Sequence[Instance | Detection], prompt: Prompt,
-    judged: _Judged,
+    predictor: SamPredictor, image: Image.Image, image_id: int, prompts: Sequence[Instance | Detection], prompt: Prompt,
+    protocol: Protocol, judged: _Judged,
 ) -> list[NDArray[np.bool_]]:  # fmt: skip
-    """The masks of one image, which are noted in `judged`."""
+    """Return the masks of one image, and note them in `judged`."""
+    if not prompts:
+        return []
     predictor.set_image(np.asarray(image))
     masks: list[NDArray[np.bool_]] = []
-    for one in asked:
-        mask, score = _mask(predictor, one, prompt)
-        if isinstance(one, Instance):
-            judged.found.append((iou(mask, one.mask), one.size))
-        sure = score if isinstance(one, Instance) else one.score
-        judged.results.append(_result(image_id, one.category, mask, sure))
+    for source in prompts:
+        mask, score = _mask(predictor, source, prompt, protocol)
+        if isinstance(source, Instance):
+            area_px = source.file_area_px if protocol.file_area else float(source.mask.sum())
+            judged.ious.append((iou(mask, source.mask), protocol.sizes(area_px)))
+        confidence = score if isinstance(source, Instance) else source.score
+        judged.results.append(_result(image_id, source.category, mask, confidence))
         masks.append(mask)
     return masks
 
@@ -188,16 +227,32 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return 1.0 if union == 0 else float((one & other).sum() / union)
 
 
-def _mask(predictor: SamPredictor, one: Instance | Detection, prompt: Prompt) -> tuple[NDArray[np.bool_], float]:
-    """One mask and SAM's own estimate of its quality."""
-    if prompt == "box" or not isinstance(one, Instance):
-        masks, scores, _ = predictor.predict(box=np.array(one.box_xyxy), multimask_output=False)
-    else:
-        points = inner_points(one.mask, 1 if prompt == "1-point" else 3)
-        masks, scores, _ = predictor.predict(
-            point_coords=points, point_labels=np.ones(len(points), np.int64), multimask_output=False
-        )
-    return np.asarray(masks[0], np.bool_), float(scores[0])
+def _mask(
+    predictor: SamPredictor, source: Instance | Detection, prompt: Prompt, protocol: Protocol
+) -> tuple[NDArray[np.bool_], float]:
+    """Return one mask and SAM's own estimate of its IoU."""
+    if prompt == "box" or not isinstance(source, Instance):
+        return _answer(predictor, protocol, box=np.array(source.box_xyxy))
+    count = 1 if prompt == "1-point" else 3
+    if not protocol.interactive_points:
+        points = inner_points(source.mask, count)
+        return _answer(predictor, protocol, point_coords=points, point_labels=np.ones(len(points), np.int64))
+    mask, score = np.zeros_like(source.mask), 0.0
+    placed_xy: list[tuple[float, float]] = []
+    labels: list[int] = []
+    for _ in range(count):
+        point_xy, positive = next_point(source.mask, mask, placed_xy)
+        placed_xy.append(point_xy)
+        labels.append(int(positive))
+        mask, score = _answer(predictor, protocol, point_coords=np.array(placed_xy), point_labels=np.array(labels))
+    return mask, score
+
+
+def _answer(predictor: SamPredictor, protocol: Protocol, **prompts: Any) -> tuple[NDArray[np.bool_], float]:
+    """Return the mask that the protocol counts of those that SAM answers with, and its predicted IoU."""
+    masks, scores, _ = predictor.predict(**prompts, multimask_output=protocol.best_of_three)
+    best = int(np.argmax(scores))
+    return np.asarray(masks[best], np.bool_), float(scores[best])
 
 
 def _result(image: int, category: int, mask: NDArray[np.bool_], score: float) -> dict[str, Any]:
@@ -205,44 +260,65 @@ def _result(image: int, category: int, mask: NDArray[np.bool_], score: float) ->
     return {"image_id": image, "category_id": category, "segmentation": code, "score": score}
 
 
-def _row(
-    name: str,
-    found: Sequence[tuple[float, str]],
-    results: Sequence[dict[str, Any]],
-    instances: Instances,
-    ids: Sequence[int],
-) -> SamRow:
+def _row(name: str, judged: _Judged, instances: Instances, ids: Sequence[int]) -> SamRow:
     def mean(size: str | None) -> float | None:
-        values = [value for value, of in found if size in (None, of)]
+        values = [value for value, sizes in judged.ious if size is None or size in sizes]
         return float(np.mean(values)) if values else None
 
-    ap = 0.0
-    if results:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # pycocotools prints as it goes
-            warnings.simplefilter("ignore", DeprecationWarning)
-            judge: Any = COCOeval(instances.coco, instances.coco.loadRes(list(results)), "segm")
-            judge.params.imgIds = list(ids)
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-        ap = max(0.0, float(judge.stats[0]))
     return SamRow(
-        name=name, instances=len(results), miou=mean(None), small=mean("small"), medium=mean("medium"), large=mean("large"), ap=ap
+        name=name, instances=len(judged.results), miou=mean(None),
+        small=mean("small"), medium=mean("medium"), large=mean("large"), ap=_average_precision(judged.results, instances, ids),
     )  # fmt: skip
 
 
-def _detections(file: Path) -> dict[int, list[Detection]]:
-    """Image -> boxes, from COCO's result format. Raises EvalError."""
+def _average_precision(results: list[dict[str, Any]], instances: Instances, ids: Sequence[int]) -> float | None:
+    """Return COCO's mask AP, or None where these images hold no instance that it counts."""
+    counted = any(not known["iscrowd"] for image in ids for known in instances.coco.imgToAnns[image])
+    if not counted or not results:
+        return 0.0 if counted else None
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # pycocotools prints as it goes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        evaluation: Any = COCOeval(instances.coco, instances.coco.loadRes(results), "segm")
+        evaluation.params.imgIds = list(ids)
+        evaluation.params.maxDets = [1, 10, _MAX_DETECTIONS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+def _detections(file: Path, instances: Instances) -> dict[int, list[Detection]]:
+    """Return image number -> boxes, from COCO's result format. Boxes of other images or categories are counted in `left_out`.
+
+    Raises:
+        EvalError: for another format, or if no box belongs to the annotations' images and categories.
+    """
+    images, categories = instances.contents.image_numbers, instances.contents.category_numbers
+    boxes: dict[int, list[Detection]] = {}
+    strays = 0
     try:
-        boxes: dict[int, list[Detection]] = {}
-        for one in json.loads(file.read_text(encoding="utf-8")):
-            x, y, w, h = (float(value) for value in one["bbox"])
-            made = Detection(int(one["category_id"]), (x, y, x + w, y + h), float(one["score"]))
-            boxes.setdefault(int(one["image_id"]), []).append(made)
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        records = json.loads(file.read_bytes())
+        for record in records:
+            image = images.get(identifier(record["image_id"]))
+            category = categories.get(identifier(record["category_id"]))
+            x, y, w, h, score = (float(value) for value in (*record["bbox"], record["score"]))
+            if not np.isfinite([x, y, w, h, score]).all():
+                raise ValueError(f"a box or score is not finite: {record!r:.100}")
+            if image is None or category is None:
+                strays += 1
+            else:
+                boxes.setdefault(image, []).append(Detection(category, (x, y, x + w, y + h), score))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise EvalError(
-            f"--detections {file} is no list of image_id, category_id, bbox (x, y, w, h) and score: {exc!r}"
+            f"--detections {file} is no list of image_id, category_id, bbox (x, y, w, h) and score: {exc!r:.200}"
         ) from exc
+    if not boxes:
+        raise EvalError(
+            f"--detections {file}: none of its {len(records):,} boxes is of an image and a category of "
+            f"{instances.file}; detectors that number categories from 0 need their numbers mapped to the file's"
+        )
+    if strays:
+        instances.left_out["detected boxes of other images or categories"] = strays
     return boxes
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from segment_anything import sam_model_registry
+from pycocotools.coco import COCO
+from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
 
@@ -18,7 +19,8 @@ from evals.cli import main
 from evals.errors import EvalError
 from evals.paper import is_coco_validation
 from evals.sam import SamConfig, run_sam, table
-from evals.sam.instances import Instances, inner_points
+from evals.sam.instances import Instances, inner_points, next_point
+from evals.sam.protocol import PROTOCOLS
 from evals.sam.table import iou
 from radio_cache.errors import ConfigError
 
@@ -67,6 +69,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config(place: Path, **settings: object) -> SamConfig:
     given = {"annotations": place / "coco.json", "images": place, "sam": "sam-vit-b", "weights": place / "sam.pth"}
+    given["protocol"] = "single-mask"
     return SamConfig(**{**given, **settings})
 
 
@@ -75,7 +78,8 @@ def test_crowds_broken_and_empty_outlines_are_left_out_and_counted(place: Path) 
     sound = [one for image in instances.image_ids(None, 0) for one in instances.of(image, (40, 60))]
     assert [one.annotation for one in sound] == [1, 2]
     assert [int(one.mask.sum()) for one in sound] == [600, 1200]
-    assert [one.size for one in sound] == ["small", "medium"]
+    sizes = [PROTOCOLS["single-mask"].sizes(one.mask.sum()) for one in sound]
+    assert sizes == [("small",), ("medium",)]
     assert instances.left_out == {
         "crowd regions": 1, "instances whose outline or box is broken": 3, "instances of no pixel": 1,
     }  # fmt: skip
@@ -131,9 +135,13 @@ def test_the_papers_rows_stand_beside_true_boxes_on_all_of_coco_only(
     assert run_sam(config(place)).paper == ()
     monkeypatch.setattr("evals.paper.COCO_CATEGORIES", 1)
     monkeypatch.setattr("evals.paper.COCO_VALIDATION", 2)
-    assert [row.sam_coco for row in run_sam(config(place)).paper if row.name.startswith("SAM-H")] == [77.18]
-    assert run_sam(config(place, prompt="1-point")).paper == ()
-    assert run_sam(config(place, limit=1)).paper == ()
+    comparable = config(place, protocol="efficientvit-sam")
+    assert [row.sam_coco for row in run_sam(comparable).paper if row.name.startswith("SAM-H")] == [77.18]
+    assert run_sam(replace(comparable, prompt="1-point")).paper == ()
+    assert run_sam(replace(comparable, limit=1)).paper == ()
+    single = run_sam(config(place))
+    assert single.paper == ()
+    assert any("--protocol efficientvit-sam gives figures that are comparable" in note for note in single.notes)
 
 
 def test_a_detectors_boxes_are_judged_by_ap(place: Path) -> None:
@@ -160,6 +168,7 @@ def test_points_lie_within_the_mask_and_apart() -> None:
 
 def test_the_command_prints_records_and_draws(place: Path) -> None:
     arguments = ["sam", "--annotations", place / "coco.json", "--images", place, "--sam", "sam-vit-b"]
+    arguments += ["--protocol", "single-mask"]
     arguments += ["--weights", place / "sam.pth", "--json", place / "out.json", "--pictures", place / "m.png"]
     result = CliRunner().invoke(main, [str(word) for word in arguments])
     assert result.exit_code == 0, result.output
@@ -167,3 +176,43 @@ def test_the_command_prints_records_and_draws(place: Path) -> None:
     assert json.loads((place / "out.json").read_text())["rows"][0]["instances"] == 2
     with Image.open(place / "m.png") as drawn:
         assert drawn.width > 100
+
+
+@pytest.mark.parametrize("prompt", ["box", "1-point", "3-points"])
+def test_the_public_scripts_protocol_equals_a_plain_loop_over_the_file(place: Path, prompt: str) -> None:
+    """Best of three by predicted IoU, every annotation of at least a pixel, crowds too, sizes by the file's area."""
+    contents = json.loads((place / "coco.json").read_text())
+    contents["annotations"] = [known for known in contents["annotations"] if known["id"] in (1, 2, 3)]
+    for known, area in zip(contents["annotations"], (32**2, 9999, 0.5), strict=True):
+        known["area"] = area
+    contents["annotations"].append({**contents["annotations"][2], "id": 8, "image_id": 2, "area": 600})
+    (place / "coco.json").write_text(json.dumps(contents))
+    index = COCO()
+    index.dataset = contents
+    index.createIndex()
+    predictor = SamPredictor(small_sam().eval())
+    expected: list[tuple[float, float]] = []
+    for known in contents["annotations"]:
+        if known["area"] < 1:
+            continue
+        truth = index.annToMask(known).astype(bool)
+        predictor.set_image(np.asarray(Image.open(place / f"{known['image_id']}.png").convert("RGB")))
+        x, y, w, h = known["bbox"]
+        points, labels, mask = [], [], np.zeros_like(truth)
+        for _ in range(3 if prompt == "3-points" else 1):
+            point, positive = next_point(truth, mask, points)
+            points.append(point)
+            labels.append(int(positive))
+            box = {"box": np.array([x, y, x + w, y + h])}
+            clicks = {"point_coords": np.array(points), "point_labels": np.array(labels)}
+            masks, scores, _ = predictor.predict(**(box if prompt == "box" else clicks), multimask_output=True)
+            mask = masks[scores.argmax()]
+        expected.append((known["area"], (mask & truth).sum() / ((mask | truth).sum() + 1e-7)))
+    (row,) = run_sam(config(place, prompt=prompt, protocol="efficientvit-sam")).rows
+
+    def mean(low: float, high: float) -> float:
+        return float(np.mean([value for area, value in expected if low <= area <= high]))
+
+    assert row.instances == len(expected) == 3
+    figures = [mean(0, 1e9), mean(0, 1024), mean(1024, 9216), mean(9216, 1e9)]
+    np.testing.assert_allclose([row.miou, row.small, row.medium, row.large], figures, atol=1e-6)

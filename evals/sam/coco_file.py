@@ -1,0 +1,117 @@
+"""COCO files as other tools write them, brought into the form that pycocotools scores without a slip.
+
+pycocotools takes an annotation id of 0 for "no match" and looks annotations up by id, so ids that start at 0 or repeat
+score true masks as wrong. Identifiers are therefore renumbered in memory; the file is never changed.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+
+from evals.errors import EvalError
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A COCO file with its identifiers renumbered from 1.
+
+    Attributes:
+        coco: the index of pycocotools over the renumbered annotations.
+        image_numbers, category_numbers: identifier in the file, as `identifier` writes it -> number in `coco`.
+        skipped: reason -> number of annotations that refer to nothing in the file.
+    """
+
+    coco: Any
+    image_numbers: dict[str, int]
+    category_numbers: dict[str, int]
+    skipped: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def identifier(value: Any) -> str:
+    """Return the text by which an identifier is compared: 7, 7.0 and "7" are one identifier.
+
+    Raises:
+        TypeError: for anything but text and whole numbers.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f"{value!r:.50} is no identifier")
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise TypeError(f"{value!r} is no identifier")
+        value = int(value)
+    return str(value)
+
+
+def read_coco(file: Path) -> CocoFile:
+    """Read a file of COCO instances and renumber its images, categories and annotations.
+
+    Raises:
+        EvalError: if the file cannot be read, holds no instances, or lists an image or a category twice.
+    """
+    try:
+        dataset = json.loads(file.read_bytes())
+        images: list[dict[str, Any]] = [dict(image) for image in dataset["images"]]
+        annotations: list[dict[str, Any]] = [dict(annotation) for annotation in dataset["annotations"]]
+        if not images or not annotations:
+            raise EvalError(f"{file} lists no images, or no instances")
+        for image in images:
+            _ = image["file_name"], int(image["height"]), int(image["width"])
+        image_numbers = _numbers((image["id"] for image in images), "image", file)
+        categories = [dict(category) for category in dataset.get("categories") or ()]
+        category_numbers = _numbers((category["id"] for category in categories), "category", file)
+        for annotation in annotations:  # classes without an entry of their own would not be scored at all
+            annotation.setdefault("category_id", "object")
+            name = identifier(annotation["category_id"])
+            if name not in category_numbers:
+                category_numbers[name] = len(category_numbers) + 1
+                categories.append({"id": name, "name": name})
+        known = [annotation for annotation in annotations if identifier(annotation["image_id"]) in image_numbers]
+        dataset = {
+            "info": {},
+            "images": [image | {"id": number} for number, image in enumerate(images, start=1)],
+            "categories": [category | {"id": number} for number, category in enumerate(categories, start=1)],
+            "annotations": [
+                annotation
+                | {
+                    "id": number,
+                    "image_id": image_numbers[identifier(annotation["image_id"])],
+                    "category_id": category_numbers[identifier(annotation["category_id"])],
+                }
+                for number, annotation in enumerate(known, start=1)
+            ],
+        }
+        coco: Any = COCO()
+        coco.dataset = dataset
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+            coco.createIndex()
+    except EvalError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise EvalError(f"{file} is no file of COCO instances: {exc!r:.200}") from exc
+    if not known:
+        raise EvalError(
+            f"{file}: no instance belongs to an image that the file lists; the first one names image "
+            f"{annotations[0]['image_id']!r:.80}, the first image is {images[0]['id']!r:.80}"
+        )
+    strays = len(annotations) - len(known)
+    skipped = {"instances of images that the file does not list": strays} if strays else {}
+    return CocoFile(coco, image_numbers, category_numbers, skipped)
+
+
+def _numbers(identifiers: Iterable[Any], noun: str, file: Path) -> dict[str, int]:
+    """Return identifier -> number from 1. Raises EvalError where one comes twice: which of the two is meant is unknown."""
+    numbers: dict[str, int] = {}
+    for value in identifiers:
+        name = identifier(value)
+        if name in numbers:
+            raise EvalError(
+                f"{file} lists {noun} id {value!r:.80} twice; give every {noun} an id of its own, annotations follow it"
+            )
+        numbers[name] = len(numbers) + 1
+    return numbers
