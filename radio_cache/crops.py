@@ -51,6 +51,11 @@ class ViewGeometry:
         if min(*self.input_hw, *self.grid_hw, self.resize_px) < 1 or self.stride_px <= 0:
             raise ConfigError(f"view geometry needs sizes of at least one pixel and one token: {self}")
 
+    @property
+    def centre_share(self) -> float:
+        """Share of the shorter side of an image that the teacher sees; below 1 where a `crop` cuts margins off."""
+        return min(1.0, min(self.input_hw) / self.resize_px) if self.fit == "crop" else 1.0
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

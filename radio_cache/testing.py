@@ -11,7 +11,7 @@ from PIL import Image
 
 from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.crops import Fit, patch_geometry
+from radio_cache.crops import Fit, ViewGeometry, patch_geometry
 from radio_cache.fidelity import Fidelity
 from radio_cache.moments import Moments
 from radio_cache.reader import Cache, digest
@@ -79,12 +79,14 @@ def make_tiny_cache(
     shard_images: int = 4,
     unusable: Sequence[str] = (),
     codecs: Mapping[str, CodecRequest] | None = None,
+    geometries: Mapping[str, ViewGeometry] | None = None,
 ) -> Cache:
     """A complete cache over a folder of class folders, by fake teachers, in the real format.
 
     teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default; "fake-a@64" is a level of 64 pixels of "fake-a", which
     has 32. unusable: keys to mark as images that cannot be used.
     codecs: teacher name -> its codec, calibrated on all usable images; `half` for teachers that are not named.
+    geometries: teacher name -> how it sees images; squashed to its size for teachers that are not named.
     """
     keys = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.*"))
     class_names = tuple(sorted({key.split("/")[0] for key in keys}))
@@ -105,6 +107,7 @@ def make_tiny_cache(
     for name, (summary_dim, spatial_dim) in (teachers or {"fake-a": (6, 8), "fake-b": (None, 5)}).items():
         size = int(name.partition("@")[2] or 32)
         spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim, size=size)
+        spec = replace(spec, geometry=(geometries or {}).get(name, spec.geometry))
         features = {row: fake_features(loaded[row], spec) for row in sizes_hw}
         codec = _fitted((codecs or {}).get(name, CodecRequest(name="half")), spec, features)
         spec = replace(spec, codec=codec.to_json())

@@ -12,7 +12,7 @@ from radio_cache.reader import Cache
 from radio_cache.storage import absolute_place
 from trainer.adaptors import TeacherWidths
 from trainer.data import CodeReader, CropData, StudentFit, read_codes
-from trainer.distilled import DistilledStudent, StudentConfig
+from trainer.distilled import DistilledStudent, StudentConfig, with_centre_share
 from trainer.feed import GroupKey
 from trainer.order import BlockOrder, FullOrder, Order
 from trainer.plan import Plan
@@ -27,16 +27,19 @@ def student_config(config: TrainConfig, cache: Cache, teachers: tuple[str, ...])
     recipe = config.recipe
     specs = [(name, cache.teachers.levels(name)[0].spec) for name in teachers]
     fit: StudentFit = "crop" if any(spec.geometry.fit == "crop" for _, spec in specs) else "squash"
+    # Training draws crops from what all teachers saw, so the least of them is what the student knows.
+    share = min(level.spec.geometry.centre_share for name in teachers for level in cache.teachers.levels(name))
     widths = tuple(
         TeacherWidths(name=name, summary_dim=spec.summary_dim, spatial_dim=spec.spatial_dim) for name, spec in specs
     )
-    return StudentConfig(
+    own = StudentConfig(
         student=recipe.student, overrides=_overrides(recipe, widths), image_hw=(recipe.final_px, recipe.final_px), fit=fit,
         teachers=widths, adaptor=recipe.adaptor, adaptor_width=recipe.adaptor_width, adaptor_blocks=recipe.adaptor_blocks,
         adaptor_upsample=recipe.adaptor_upsample, seed=recipe.seed, steps=recipe.steps,
         images_seen=recipe.images_seen, cache=absolute_place(config.cache), run=str(config.out.resolve()),
-        recipe=recipe.name,
+        recipe=recipe.name, centre_share=share,
     )  # fmt: skip
+    return with_centre_share(own, recipe.centre_share)
 
 
 def _overrides(recipe: Recipe, teachers: tuple[TeacherWidths, ...]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     cls=SectionedCommand,
     sections={
         "What is trained, and from what": ("cache", "student", "teachers", "out"),
-        "Recipe": ("recipe", "steps", "batch_size", "image_size", "lr", "seed", "settings"),
+        "Recipe": ("recipe", "steps", "batch_size", "image_size", "centre_share", "lr", "seed", "settings"),
         "Where it runs": ("device", "allow_partial", "wandb"),
     },
     examples=(
@@ -85,6 +85,13 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
 @click.option("--batch-size", type=int, metavar="N", help="Images in a step. [default: the recipe's]")
 @click.option(
     "--image-size", type=int, metavar="PX", help="Side of the crops the student sees. [default: the recipe's]"
+)
+@click.option(
+    "--centre-share",
+    type=float,
+    metavar="SHARE",
+    help="Share of an image's shorter side that the finished student is shown, centred, where its teachers see a centre crop. "
+    "[default: the teachers' own, the least of them]",
 )
 @click.option("--lr", type=float, metavar="RATE", help="Peak learning rate. [default: the recipe's]")
 @click.option("--seed", type=int, metavar="N", help="Of weights, order and crops. [default: the recipe's]")
@@ -160,6 +167,7 @@ class RecipeFlags(TypedDict):
     steps: int | None
     batch_size: int | None
     image_size: int | None
+    centre_share: float | None
     lr: float | None
     seed: int | None
     settings: tuple[str, ...]
@@ -190,6 +198,8 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
     )
     if asked["seed"] is not None:
         recipe = replace(recipe, seed=asked["seed"])
+    if asked["centre_share"] is not None:
+        recipe = replace(recipe, centre_share=asked["centre_share"])
     return with_settings(recipe, {key: value for key, _, value in pairs})
 
 

@@ -41,10 +41,6 @@ _CROPS = 1
 _SAMPLED_CROPS = 512
 """Crops that tell how much of an image is kept on average; known to a few per cent, and the same for the whole run."""
 
-_CENTRE_SHARE = 0.875
-"""What the centre crop of an evaluation keeps of the shorter side, as most teachers' own preprocessing does."""
-
-
 def student_pixels(image: Image.Image, image_hw: tuple[int, int], box_xyxy: BoxXYXY | None = None) -> NDArray[np.uint8]:
     """A student's view: the box of the image (all of it by default), resized to `image_hw`; (h, w, 3) uint8.
 
@@ -54,12 +50,15 @@ def student_pixels(image: Image.Image, image_hw: tuple[int, int], box_xyxy: BoxX
     return np.array(image.resize((w, h), Image.Resampling.BICUBIC, box=box_xyxy), dtype=np.uint8)
 
 
-def eval_box_xyxy(image_hw: tuple[int, int], fit: StudentFit) -> BoxXYXY | None:
-    """What a student is shown of an image outside of training: all of it, or the centre square its teachers saw."""
+def eval_box_xyxy(image_hw: tuple[int, int], fit: StudentFit, centre_share: float) -> BoxXYXY | None:
+    """Return the box of an image that a student sees outside of training, in image pixels; None for all of it ("squash").
+
+    centre_share: share of the shorter side that the centre square of "crop" keeps (`StudentConfig.centre_share`).
+    """
     if fit == "squash":
         return None
     h, w = image_hw
-    half = _CENTRE_SHARE * min(h, w) / 2
+    half = centre_share * min(h, w) / 2
     return (w / 2 - half, h / 2 - half, w / 2 + half, h / 2 + half)
 
 

@@ -1,7 +1,7 @@
 """A student with the heads of its teachers: what training makes, and what is saved, loaded and exported."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, cast, final
 
 import torch
@@ -17,6 +17,9 @@ EXPORT_VERSION = 1
 STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained"})
 """Overrides of a student that say where its first weights come from."""
 
+UNRECORDED_CENTRE_SHARE = 0.875
+"""What students saved before `centre_share` was recorded were shown; their published figures were measured so."""
+
 Heads = Sequence[str] | Literal["all"]
 """Names of teachers whose heads are used; none of them, or all."""
 
@@ -31,7 +34,7 @@ _Pair = TypeVar("_Pair", StudentOutput, AdaptorOutput)
 class StudentConfig:
     """What a saved student is. Lies beside its weights as `student.json`.
 
-    image_hw: what it was trained at, pixels. fit: what it is shown of an image (`trainer.data.eval_box_xyxy`).
+    image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image (`trainer.data.eval_box_xyxy`).
     adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
     seed: of its initial weights, so that the untrained student can be made again.
     """
@@ -51,6 +54,13 @@ class StudentConfig:
     adaptor: HeadKind = "mlp"
     adaptor_blocks: int = 0
     adaptor_upsample: int = 1
+    centre_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.centre_share <= 1:
+            raise ConfigError(
+                f"centre_share is the share of an image's shorter side, above 0 and at most 1, not {self.centre_share}"
+            )
 
     @property
     def heads(self) -> HeadConfig:
@@ -69,9 +79,25 @@ class StudentConfig:
                 f"this student was saved in version {data.get('export_version')}, this radio-cache reads {EXPORT_VERSION}: "
                 "install the radio-cache that saved it, or a newer one"
             )
+        fields.setdefault("centre_share", UNRECORDED_CENTRE_SHARE)
         fields["teachers"] = tuple(TeacherWidths(**item) for item in fields["teachers"])
         fields["image_hw"] = tuple(fields["image_hw"])
         return cls(**fields)
+
+
+def with_centre_share(config: StudentConfig, share: float | None) -> StudentConfig:
+    """Return the configuration with another `centre_share`; None keeps it.
+
+    Raises ConfigError for an impossible share, or one that would change nothing because whole images are squashed.
+    """
+    if share is None:
+        return config
+    if config.fit == "squash" and share != 1:
+        raise ConfigError(
+            f"centre_share={share:g}: none of this student's teachers sees a centre crop ("
+            f"{', '.join(teacher.name for teacher in config.teachers)}), so that it is shown whole images, squashed: leave it out"
+        )
+    return replace(config, centre_share=share)
 
 
 @final

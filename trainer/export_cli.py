@@ -35,6 +35,12 @@ _path = click.Path(path_type=Path)
     help="Heads that hf, onnx and torch-export give; all by default, 'none' for none.",
 )
 @click.option(
+    "--centre-share",
+    type=float,
+    metavar="SHARE",
+    help="Share of an image's shorter side that the student is shown, where its teachers saw a centre crop. [default: the run's]",
+)
+@click.option(
     "--picture",
     "pictures",
     type=_path,
@@ -53,7 +59,7 @@ _path = click.Path(path_type=Path)
 @plain_errors(on_interrupt="")
 def main(
     run: Path, out: Path, formats: tuple[str, ...], adaptors: tuple[str, ...], pictures: tuple[Path, ...], no_picture: bool,
-    results: tuple[Path, ...],
+    results: tuple[Path, ...], centre_share: float | None,
 ) -> None:  # fmt: skip
     """Write a trained student in the formats of other tools, read each back and compare it. Heads speak the teachers' units."""
     from trainer.exports import Card, export_student
@@ -62,7 +68,7 @@ def main(
         raise click.UsageError("--picture and --no-picture exclude each other")
     heads = () if adaptors == ("none",) else adaptors or "all"
     card = Card(pictures=() if no_picture else pictures or "cache", results=results)
-    report = export_student(run, out, formats=formats, adaptors=heads, card=card)
+    report = export_student(run, out, formats=formats, adaptors=heads, card=card, centre_share=centre_share)
     if report.folding is not None:
         click.echo(f"batch norms and position biases folded: features change by at most {report.folding:.1e} of the largest")
     for one in report.exported:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.reader import Cache
-from trainer.data import CropData, StudentFit, eval_box_xyxy, student_pixels
+from trainer.data import CropData, eval_box_xyxy, student_pixels
+from trainer.distilled import StudentConfig
 
 K, TEMPERATURE = 20, 0.07
 """As in AM-RADIO and everywhere else: 20 neighbours that vote with exp(cosine / 0.07)."""
@@ -21,12 +22,16 @@ _BANK, _QUERIES, _BATCH = 768, 256, 64
 def knn_predictions(
     bank: Float[Tensor, "n c"], labels: Int[Tensor, " n"], queries: Float[Tensor, "m c"]
 ) -> Int[Tensor, " m"]:
-    """The label that the K nearest by cosine vote for; exact, all at once, for banks of a few thousand."""
+    """Return the label that the K nearest by cosine vote for; exact, all at once, for banks of a few thousand.
+
+    Labels may be any numbers, as large as an identifier: votes are counted by class, not by number.
+    """
     bank, queries = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (bank, queries))
     found = (queries @ bank.T).topk(min(K, len(bank)))
-    votes = torch.zeros(len(queries), int(labels.max()) + 1, device=queries.device)
-    votes.scatter_add_(1, labels[found.indices], torch.exp(found.values / TEMPERATURE))
-    return votes.argmax(1)
+    classes, numbers = labels.unique(return_inverse=True)
+    votes = torch.zeros(len(queries), len(classes), device=queries.device)
+    votes.scatter_add_(1, numbers[found.indices], torch.exp(found.values / TEMPERATURE))
+    return classes[votes.argmax(1)]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Monitor:
 
     @classmethod
     def of(
-        cls, cache: Cache, data: CropData, side_px: int, rows: NDArray[np.int64], fit: StudentFit, seed: int
+        cls, cache: Cache, data: CropData, rows: NDArray[np.int64], config: StudentConfig
     ) -> "Monitor | None":
         """A seeded sample of the labelled images; None where there are very few, or fewer than two classes of several."""
         labels = cache.index.labels
@@ -50,10 +55,9 @@ class Monitor:
         labelled = labelled[np.isin(labels[labelled], classes[counts > 1])]
         if np.count_nonzero(counts > 1) < 2 or len(labelled) < 8:
             return None
-        chosen = np.random.default_rng((seed, 4)).permutation(labelled)[: _BANK + _QUERIES]
+        chosen = np.random.default_rng((config.seed, 4)).permutation(labelled)[: _BANK + _QUERIES]
         queries = max(1, min(_QUERIES, len(chosen) // 4))
-        side = (side_px, side_px)
-        pixels = np.stack([_seen(data, int(row), fit, side) for row in chosen])
+        pixels = np.stack([_seen(data, int(row), config) for row in chosen])
         images, truth = torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
         return cls(images[queries:], truth[queries:], images[:queries], truth[:queries])
 
@@ -66,6 +70,7 @@ class Monitor:
         return float((found.cpu() == self.query_labels).float().mean())
 
 
-def _seen(data: CropData, row: int, fit: StudentFit, side: tuple[int, int]) -> NDArray[np.uint8]:
+def _seen(data: CropData, row: int, config: StudentConfig) -> NDArray[np.uint8]:
     image = data.image(row)
-    return student_pixels(image, side, eval_box_xyxy((image.height, image.width), fit))
+    box = eval_box_xyxy((image.height, image.width), config.fit, config.centre_share)
+    return student_pixels(image, config.image_hw, box)

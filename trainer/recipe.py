@@ -5,12 +5,13 @@ resolution and batch size. The recipes with names are in `trainer.recipes`.
 """
 
 import json
+import math
 import typing
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Final, Literal
 
 from radio_cache.errors import ConfigError, unknown_name
-from radio_cache.strict_json import from_json
+from radio_cache.strict_json import MAX_INTEGER, from_json
 from trainer.adaptors import HeadConfig, HeadKind
 
 Normalise = Literal["none", "global", "standardise", "pca", "zca", "hadamard", "phi-s"]
@@ -114,6 +115,8 @@ class Recipe:
     knn_every: steps between two measurements by k-NN on a few labelled training images (`trainer.monitor`), whose best step
         is kept as `checkpoints/best.pt`; 0 for none.
     picture_every: steps between two pictures of image, cached maps and student's maps; 0 for none.
+    centre_share: share of an image's shorter side that the finished student is shown, where its teachers see a centre crop;
+        None takes the teachers' own, the least of them.
     ours: settings, such as "lr", that the papers do not give and that we chose; told when the recipe is printed.
     """
 
@@ -162,6 +165,7 @@ class Recipe:
     picture_every: int
     ours: tuple[str, ...]
     fsdp: bool = False
+    centre_share: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "log_every", "shuffle_shards", "accumulate", "keep_checkpoints"):
@@ -178,6 +182,10 @@ class Recipe:
             raise ConfigError(f"recipe '{self.name}': views must be between 0 and 1, not {self.views}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"recipe '{self.name}': ema must be between 0 and 1, or none, not {self.ema}")
+        if self.centre_share is not None and not 0 < self.centre_share <= 1:
+            raise ConfigError(
+                f"recipe '{self.name}': centre_share must be above 0 and at most 1, or none, not {self.centre_share}"
+            )
         if not self.clip_grad_norm > 0:
             raise ConfigError(f"recipe '{self.name}': clip_grad_norm must be above 0, not {self.clip_grad_norm}")
         for name, low, high in (("crop_area", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):
@@ -185,8 +193,13 @@ class Recipe:
             if not low < first <= last <= high:
                 raise ConfigError(f"recipe '{self.name}': {name} must be two rising numbers above {low:g} and at most "
                                   f"{high:g}, not {first}, {last}")  # fmt: skip
-        for name in ("knn_every", "picture_every"):
+        for name in ("knn_every", "picture_every", "seed"):
             self._at_least(name, getattr(self, name), 0)
+        if self.seed > MAX_INTEGER:
+            raise ConfigError(f"recipe '{self.name}': seed must be at most {MAX_INTEGER}, not {self.seed}")
+        for name in ("teacher_weights", "teacher_summary_weights"):
+            for teacher, weight in getattr(self, name).items():
+                self._at_least(f"{name}.{teacher}", weight, 0)
         weights = ("cos_weight", "l1_weight", "summary_weight", "spatial_weight")
         for name in ("weight_decay", "shift_tokens", "colour_jitter", *weights):
             self._at_least(name, getattr(self, name), 0)
@@ -213,12 +226,12 @@ class Recipe:
             self._at_least(f"{inner}.mosaic", group.mosaic, 1)
             positive.append((f"{inner}.rate", group.rate))
         for name, value in positive:
-            if not value > 0:
-                raise ConfigError(f"recipe '{self.name}': {name} must be above 0, not {value}")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"recipe '{self.name}': {name} must be above 0 and finite, not {value}")
 
     def _at_least(self, name: str, value: float, least: float) -> None:
-        if not value >= least:
-            raise ConfigError(f"recipe '{self.name}': {name} must be at least {least}, not {value}")
+        if not least <= value < math.inf:
+            raise ConfigError(f"recipe '{self.name}': {name} must be at least {least} and finite, not {value}")
 
     @property
     def steps(self) -> int:

@@ -3,12 +3,13 @@
 Numbers that the papers do not give are ours; `Recipe.ours` names them, and they are marked when a recipe is printed.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.strict_json import parse_json
 from trainer.recipe import Group, Recipe, Stage
 
 _ALL_BUT_SAM, _SAM = ("!sam*",), ("sam*",)
@@ -146,10 +147,17 @@ def find_recipe(name: str) -> Recipe:
     """
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
+        whole = "A whole one lies in every run, as recipe.json"
         try:
-            return Recipe.from_json(json.loads(path.read_text()))
+            data = parse_json(path.read_bytes())
         except ValueError as exc:
-            raise ConfigError(f"{path} is not a recipe in JSON: {exc}") from exc
+            raise ConfigError(f"{path} is not a recipe in JSON: {exc}. {whole}") from exc
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} is not a recipe in JSON: it is no object. {whole}")
+        try:
+            return Recipe.from_json(cast(dict[str, Any], data))
+        except ConfigError as exc:
+            raise ConfigError(f"{path}: {exc}") from exc
     if name.replace("_", "-") in RECIPES:
         return RECIPES[name.replace("_", "-")]()
     raise ConfigError(

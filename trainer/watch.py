@@ -37,8 +37,7 @@ class Watch:
         if not recipe.knn_every or not (last or step % recipe.knn_every == 0):
             return {}
         if self._monitor is None:
-            fit = run.model.config.fit
-            self._monitor = Monitor.of(run.cache, self._final_data(), recipe.final_px, run.rows, fit, recipe.seed) or "none"
+            self._monitor = Monitor.of(run.cache, self._final_data(), run.rows, run.model.config) or "none"
         if self._monitor == "none":
             return {}
         with self._evaluating():

@@ -63,7 +63,8 @@ class StudentEncoder(LiveEncoder):
 
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
         h, w = image_hw
-        return eval_box_xyxy(image_hw, self.config.fit) or (0.0, 0.0, float(w), float(h))
+        box = eval_box_xyxy(image_hw, self.config.fit, self.config.centre_share)
+        return box or (0.0, 0.0, float(w), float(h))
 
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
         del images_hw  # a student's input has no padding

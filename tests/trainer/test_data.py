@@ -159,8 +159,9 @@ def test_student_pixels_of_a_box_are_that_part_of_the_image() -> None:
 
 
 def test_the_eval_crop_is_the_centre_square_that_crop_teachers_see() -> None:
-    assert eval_box_xyxy((40, 80), "squash") is None
-    assert eval_box_xyxy((40, 80), "crop") == (22.5, 2.5, 57.5, 37.5)
+    assert eval_box_xyxy((40, 80), "squash", 0.875) is None
+    assert eval_box_xyxy((40, 80), "crop", 0.875) == (22.5, 2.5, 57.5, 37.5)
+    assert eval_box_xyxy((40, 80), "crop", 1.0) == (20.0, 0.0, 60.0, 40.0)
 
 
 def test_a_shifted_crop_shows_what_the_target_shows_whole_tokens_away(

@@ -23,6 +23,11 @@ def test_neighbours_vote_by_cosine_and_lengths_do_not_matter() -> None:
     assert knn_predictions(bank, labels, queries).tolist() == [0, 1]
 
 
+def test_class_numbers_may_be_identifiers() -> None:
+    bank, labels = torch.eye(3), torch.tensor([1_000_000_007, 999_999_937, 5])
+    assert knn_predictions(bank[:2], labels[:2], bank[:2] + 0.1).tolist() == [1_000_000_007, 999_999_937]
+
+
 def test_a_run_tells_its_quality_keeps_the_best_and_draws_what_it_sees(tmp_path: Path, tiny_recipe: Recipe) -> None:
     write_images(tmp_path / "images", per_class=8)
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")

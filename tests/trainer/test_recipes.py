@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,8 +78,13 @@ def test_a_recipe_file_with_an_unknown_or_a_missing_field_is_refused(tmp_path: P
         Recipe.from_json({**data, "stagez": 3})
     with pytest.raises(ConfigError, match="the recipe lacks stages"):
         Recipe.from_json({key: value for key, value in data.items() if key != "stages"})
-    (tmp_path / "r.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not a recipe in JSON"):
+    whole = json.dumps(data).encode()
+    for content in (b"{", b"", b"null", b"[]", b"3", b"\xff\xfe", whole[: len(whole) // 2], b"[" * 100_000):
+        (tmp_path / "r.json").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"r\.json is not a recipe in JSON"):
+            find_recipe(str(tmp_path / "r.json"))
+    (tmp_path / "r.json").write_text(json.dumps({**data, "stagez": 3}))
+    with pytest.raises(ConfigError, match=r"r\.json: no recipe setting is called 'stagez'"):
         find_recipe(str(tmp_path / "r.json"))
 
 
@@ -88,3 +94,19 @@ def test_impossible_recipes_are_refused_by_the_path_of_the_setting() -> None:
         replace(quick(), stages=(replace(stage, groups=(Group(image_px=32, batch_images=1, rate=0.0),)),))
     with pytest.raises(ConfigError, match="has no stage"):
         replace(quick(), stages=())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"seed": -1}, "seed must be at least 0 and finite, not -1"),
+        ({"seed": 1 << 64}, "seed must be at most"),
+        ({"teacher_weights": {"clip": -1.0}}, "teacher_weights.clip must be at least 0 and finite, not -1.0"),
+        ({"teacher_weights": {"clip": float("nan")}}, "teacher_weights.clip must be at least 0 and finite, not nan"),
+        ({"teacher_summary_weights": {"clip": -0.5}}, "teacher_summary_weights.clip must be at least 0"),
+        ({"summary_weight": float("inf")}, "summary_weight must be at least 0 and finite, not inf"),
+    ],
+)
+def test_a_number_that_would_train_nonsense_is_refused_by_name(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(quick(), **setting)

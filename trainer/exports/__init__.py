@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from radio_cache.errors import NotACacheError, unknown_name
-from trainer.distilled import DistilledStudent, Heads
+from trainer.distilled import DistilledStudent, Heads, with_centre_share
 from trainer.export import deployable, load_student, save_student
 from trainer.exports.graphs import write_onnx, write_program
 from trainer.exports.hugging_face import write_hugging_face
@@ -91,11 +91,12 @@ class ExportReport:
 
 def export_student(
     run: str | Path, out: Path, *, formats: Sequence[str] = ("safetensors",), adaptors: Heads = "all",
-    card: Card | None = None,
+    card: Card | None = None, centre_share: float | None = None,
 ) -> ExportReport:  # fmt: skip
     """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
 
     adaptors: the heads that hf, onnx and torch-export give; safetensors and hf keep all of them.
+    centre_share: another than the run's, see `StudentConfig`.
     Raises ExportError for what a format cannot do, ConfigError for unknown names, NotACacheError if `out` is not empty;
     nothing is left at `out` then.
     """
@@ -105,6 +106,8 @@ def export_student(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
     model = deployable(load_student(run, adaptors=adaptors))
+    if centre_share is not None:
+        model.config = with_centre_share(model.config, centre_share)
     images = {count: _noise(count, model.config.image_hw) for count in _BATCHES}
     expected = {count: _run(lambda x: flat_features(model(x)), images[count]) for count in _BATCHES}
     folded, folding = model, None

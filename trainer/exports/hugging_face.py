@@ -78,7 +78,7 @@ def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
     bicubic: dict[str, Any] = {"do_resize": True, "resample": 3}
     if model.config.fit == "squash":
         return {"image_processor_type": "ViTImageProcessor", **bicubic, "size": {"height": h, "width": w}, **rest}
-    box = eval_box_xyxy((h, w), "crop")
+    box = eval_box_xyxy((h, w), "crop", model.config.centre_share)
     assert box is not None
     shorter = round(min(h, w) ** 2 / (box[2] - box[0]))
     return {

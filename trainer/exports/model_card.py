@@ -163,8 +163,9 @@ def _images(card: Card, cache: Cache | None) -> list[Image.Image]:
 @torch.inference_mode()
 def _picture(model: DistilledStudent, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
     """A row per image: what the student is shown, and maps as colours."""
-    hw = model.config.image_hw
-    shown = [student_pixels(one, hw, eval_box_xyxy((one.height, one.width), model.config.fit)) for one in images]
+    config = model.config
+    boxes = [eval_box_xyxy((one.height, one.width), config.fit, config.centre_share) for one in images]
+    shown = [student_pixels(one, config.image_hw, box) for one, box in zip(images, boxes, strict=True)]
     batch = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
     own, guesses = backbone_and_heads(model(batch, feature_fmt="NCHW"))
     columns = [shown]
