@@ -178,6 +178,7 @@ def test_the_command_prints_records_and_draws(place: Path) -> None:
         assert drawn.width > 100
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pycocotools, beside a new NumPy
 @pytest.mark.parametrize("prompt", ["box", "1-point", "3-points"])
 def test_the_public_scripts_protocol_equals_a_plain_loop_over_the_file(place: Path, prompt: str) -> None:
     """Best of three by predicted IoU, every annotation of at least a pixel, crowds too, sizes by the file's area."""
