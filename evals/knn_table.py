@@ -12,7 +12,7 @@ from evals.encoders import OWN, CachedTeacherEncoder, Encoder, Kind, LiveEncoder
 from evals.encoders.gathered import learned_from, live_encoders, refuse_namesakes
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, ImageSource, image_set, in_classes_of, open_source
-from evals.knn import PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
+from evals.knn import NOBODY, PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
 from evals.neighbours import Device, NeighbourSearch
 from evals.notes import counted, left_out_notes, sampling_note
 from evals.paper import ROWS, PaperRow, is_imagenet_validation
@@ -213,6 +213,7 @@ def knn_table(
     used_k = voters(len(bank), len(matched), k, leave_one_out=queries is None)
     rows: list[KnnRow] = []
     alike: list[str] = []
+    unfilled = 0
     for encoder in encoders:
         counted = CountedImages(encoder, len(bank) + (0 if queries is None else len(matched)), progress)
         asked = encoder.summaries(matched, on_images=counted)
@@ -235,7 +236,9 @@ def knn_table(
                     f"{encoder.name} hardly tells images apart: all neighbours that vote have a cosine above {_ALIKE:.5f}, "
                     "so its accuracy hangs on rounding, and may differ from machine to machine."
                 )
-            by_k = {n: accuracy(vote(found.first(n), bank.labels, temperature=temperature), labels) for n in ks}
+            ranked = {n: vote(found.first(n), bank.labels, temperature=temperature) for n in ks}
+            by_k = {n: accuracy(classes_by_vote, labels) for n, classes_by_vote in ranked.items()}
+            unfilled = max(unfilled, int((ranked[k] == NOBODY).any(axis=1).sum()))
             rows.append(
                 KnnRow(
                     name=encoder.name if space == OWN else f"{encoder.name} → {space}", kind=encoder.kind,
@@ -248,6 +251,11 @@ def knn_table(
     seen = seen_bank if queries is None else matched.usable()
     classes = len(np.unique(np.concatenate([seen_bank.labels, seen.labels])))
     notes = _notes(seen_bank, None if queries is None else seen, asked_k=k, used_k=used_k)
+    if unfilled:
+        notes.append(
+            f"For up to {unfilled:,} of {len(seen):,} images the neighbours are of fewer than five classes. A class without a vote "
+            "never counts as right here; scripts that fill the five places with such classes (DINO's, DINOv2's) report a higher top-5."
+        )
     left_out = [note for images in ([bank] if queries is None else [bank, matched]) for note in left_out_notes(images)]
     return KnnTable(
         k=used_k, temperature=temperature, leave_one_out=queries is None, classes=classes, bank=seen_bank.identity(),

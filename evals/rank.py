@@ -17,7 +17,6 @@ from evals.progress import CountedImages, Progress
 from radio_cache.errors import ConfigError, ShapeError
 from radio_cache.torch import pick_device
 
-_EPSILON = 1e-7
 DEFAULT_IMAGES = 2000
 
 
@@ -100,17 +99,22 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
 
 
 def rank_me(features: NDArray[np.float64]) -> float:
-    """exp of the entropy of the normalised singular values of (n, c) features. Source: RankMe, arXiv 2210.02885, Eq. 1-2.
+    """Return exp of the entropy of the normalised singular values of (n, c) features, between 1 and min(n, c).
 
-    Raises EvalError for features that are not finite or all zero.
+    Raises:
+        EvalError: for features that are not finite or all zero.
+
+    Source: RankMe, arXiv 2210.02885, Eq. 1-2. Differs: no epsilon is added to the shares, which made the rank of equal
+        directions exceed the width (64.0013 of 64); a share of zero adds nothing, its limit.
     """
     if not np.isfinite(features).all():
         raise EvalError("features hold NaN or infinity: they have no rank")
     values = np.linalg.svd(features, compute_uv=False)
     if values.sum() == 0:
         raise EvalError("all features are zero: they have no rank")
-    shares = values / values.sum() + _EPSILON
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    shares = values[values > 0] / values.sum()
+    rank = float(np.exp(-(shares * np.log(shares)).sum()))
+    return min(max(rank, 1.0), float(len(values)))  # rounding must not leave the range
 
 
 def linear_cka(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

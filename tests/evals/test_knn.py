@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from evals.errors import EvalError
@@ -206,3 +207,20 @@ def test_gpu_that_is_not_there_is_said(clouds, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
     with pytest.raises(ConfigError, match="FAISS sees none: use --device cpu"):
         classify(bank, labels, queries, k=20, temperature=0.07, device="cuda")
+
+
+def test_top_1_equals_dinov2s_votes_and_top_5_does_where_five_classes_got_some() -> None:
+    """DINOv2's script weights one-hot labels by softmax(similarity / T) over the k neighbours, sums and takes the largest."""
+    rng = np.random.default_rng(3)
+    bank, queries = rng.normal(size=(400, 16)).astype(np.float32), rng.normal(size=(100, 16)).astype(np.float32)
+    labels = rng.integers(0, 12, 400)
+    unit_bank, unit_queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (bank, queries))
+    nearest, rows = torch.from_numpy(unit_queries @ unit_bank.T).topk(20, dim=1)
+    weights = torch.softmax(nearest / 0.07, dim=1)
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels)[rows], 12)
+    votes = (one_hot * weights[:, :, None]).sum(dim=1)
+    ranked = classify(bank, labels, queries, k=20, temperature=0.07).ranked
+    np.testing.assert_array_equal(ranked[:, 0], votes.argmax(dim=1).numpy())
+    whole = (ranked != NOBODY).all(axis=1)
+    assert whole.sum() > 50
+    np.testing.assert_array_equal(ranked[whole], votes.topk(5, dim=1).indices.numpy()[whole])

@@ -205,3 +205,8 @@ def test_a_model_called_like_a_cached_teacher_is_asked_for_another_name(make_cac
     twin = {"models": ("alpha=timm:vit_tiny_patch16_224@32",), "weights": ("random",)}
     with pytest.raises(ConfigError, match="two encoders are called alpha: name one, as in --model OTHER=WHAT"):
         run_knn(KnnConfig(bank=make_cache("bank").path, **twin))
+
+
+def test_top_5_where_fewer_than_five_classes_got_votes_is_said(make_cache) -> None:
+    notes = run_knn(KnnConfig(bank=make_cache("bank").path)).notes  # three classes in all
+    assert any("For up to 20 of 20 images the neighbours are of fewer than five classes" in note for note in notes)

@@ -22,7 +22,8 @@ from radio_cache.errors import ConfigError
 def test_rank_me_counts_equal_directions_and_cka_ignores_rotation_and_scale() -> None:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(200, 8)))[0]
-    assert rank_me(basis) == pytest.approx(8, rel=1e-4)
+    assert 8 - 1e-9 < rank_me(basis) <= 8
+    assert 64 - 1e-9 < rank_me(np.eye(64)) <= 64
     assert rank_me(np.outer(rng.normal(size=50), rng.normal(size=8))) == pytest.approx(1, abs=1e-3)
     features = rng.normal(size=(300, 6)) * np.arange(1, 7)
     turned = features @ np.linalg.qr(rng.normal(size=(6, 6)))[0] * 7 + 3
