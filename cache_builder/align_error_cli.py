@@ -6,6 +6,7 @@ import click
 
 from radio_cache.cli_support import PLACE, console, plain_errors, table
 from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, write_output
 from radio_cache.reader import Cache
 
 
@@ -15,8 +16,10 @@ from radio_cache.reader import Cache
 @click.option("--limit", default=64, show_default=True, help="Images of the cache, a seeded sample; a crop each and scale.")
 @click.option("--scales", default="1,0.9,0.7,0.5,0.35", show_default=True, help="Sides of the crops, shares of the image.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the figures, too.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw them; needs matplotlib.")
+@click.option("--json", "json_file", type=OutputFile(), metavar="FILE", help="Write the figures, too.")
+@click.option(
+    "--plot", type=OutputFile(*PICTURE_ENDINGS, ".svg", ".pdf"), metavar="FILE.png", help="Draw them; needs matplotlib."
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
 @plain_errors(on_interrupt="Nothing was written.")
 def align_error(
@@ -49,6 +52,6 @@ def align_error(
         rows.add_row(key[0], f"{key[1]} px", "mirrored" if key[2] else "", *(f"{cosine:.3f}" for cosine in cells))
     console().print(rows)
     if json_file:
-        json_file.write_text(json.dumps([error.to_json() for error in errors], indent=1))
+        write_output(json_file, json.dumps([error.to_json() for error in errors], indent=1).encode())
     if plot:
         save_plot(errors, str(plot))

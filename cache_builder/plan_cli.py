@@ -11,6 +11,7 @@ from rich.table import Table
 
 from radio_cache.cli_help import SectionedCommand
 from radio_cache.cli_support import console, human_bytes, in_width, plain_errors, table
+from radio_cache.output_files import OutputFile, write_output
 
 if TYPE_CHECKING:
     from cache_builder.plan import Plan
@@ -69,7 +70,7 @@ def _own_options() -> list[click.Option]:
                      help="About how many seconds each teacher may run; slow ones see fewer images."),
         click.Option(["--no-weights"], is_flag=True, help="Take random weights for teachers whose file is not here: times "
                      "do not depend on them."),
-        click.Option(["--json", "as_json"], type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        click.Option(["--json", "as_json"], type=OutputFile(), metavar="FILE",
                      help="Also write everything measured as JSON."),
     ]  # fmt: skip
 
@@ -99,7 +100,7 @@ def _plan(
     for line in conclusions(plan):
         click.echo(in_width(line, indent=9))
     if as_json is not None:
-        as_json.write_text(json.dumps(plan.to_json(), indent=1, default=str) + "\n")
+        write_output(as_json, json.dumps(plan.to_json(), indent=1, default=str).encode() + b"\n")
 
 
 def times(plan: "Plan") -> Table:

@@ -6,16 +6,15 @@ import click
 
 from radio_cache.cli_support import PLACE, plain_errors
 from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture
 from radio_cache.reader import Cache
-
-_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 @click.command()
 @click.argument("cache", type=PLACE)
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(*PICTURE_ENDINGS),
     metavar="FILE",
     help="PNG or JPEG to write. [default: the cache's name with -view.png, here]",
 )
@@ -34,8 +33,6 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
     from radio_cache.view.picture_grid import picture_grid
 
     out = out or Path(f"{Path(str(cache)).stem}-view.png")
-    if out.suffix.lower() not in _ENDINGS:
-        raise ConfigError(f"--out {out}: a picture ends in {', '.join(_ENDINGS)}")
     opened = Cache(cache)
     names = teachers or tuple(opened.teachers)
     if not names:
@@ -44,6 +41,5 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
         if name not in opened.teachers:
             raise ConfigError(f"{opened.url}: " + unknown_name("cached teacher", name, opened.teachers))
     rows = cache_pictures(opened, names, count=count, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(rows).save(out)
+    save_picture(out, picture_grid(rows))
     click.echo(f"{out}: {len(rows)} images, {', '.join(names)}")

@@ -253,8 +253,8 @@ def knn_table(
     notes = _notes(seen_bank, None if queries is None else seen, asked_k=k, used_k=used_k)
     if unfilled:
         notes.append(
-            f"For up to {unfilled:,} of {len(seen):,} images the neighbours are of fewer than five classes. A class without a vote "
-            "never counts as right here; scripts that fill the five places with such classes (DINO's, DINOv2's) report a higher top-5."
+            f"For up to {unfilled:,} of {len(seen):,} images the neighbours are of fewer than five classes. A class without a "
+            "vote never counts as right here; scripts that fill the five places with such classes (DINOv2's) report a higher top-5."
         )
     left_out = [note for images in ([bank] if queries is None else [bank, matched]) for note in left_out_notes(images)]
     return KnnTable(

@@ -32,7 +32,7 @@ from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
-from radio_cache.local_storage import write_atomically
+from radio_cache.output_files import write_output
 from radio_cache.reader import Cache, is_cache
 from radio_cache.storage import is_url
 from radio_cache.torch import pick_device
@@ -139,7 +139,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
         versions=software_versions(),
         hardware=hardware(),
     )
-    write_atomically(config.out, render(page).encode())
+    write_output(config.out, render(page).encode())
     return page
 
 

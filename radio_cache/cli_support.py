@@ -32,6 +32,9 @@ from rich.text import Text
 from radio_cache.errors import RadioCacheError
 from radio_cache.storage import is_url
 
+DATA_ON_STANDARD_OUTPUT = "radio_cache.data_on_standard_output"
+"""Key of a command's `click.Context.meta`: what is read by machines goes to standard output, and tables to standard error."""
+
 
 class PlaceType(click.ParamType[str | Path]):
     """Where a cache lies, or shall: a path, or a URL such as s3://bucket/cache.zarr, which `click.Path` would break."""
@@ -110,7 +113,13 @@ _UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 def console() -> Console:
-    """Where results go: standard output, as wide as the terminal; in a file 110 columns, without padding."""
+    """Where results go: standard output, as wide as the terminal; in a file 110 columns, without padding.
+
+    Standard error instead, where an option put data on standard output (`--json -`).
+    """
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(DATA_ON_STANDARD_OUTPUT):
+        return Console(stderr=True, highlight=False)
     if sys.stdout.isatty():
         return Console(highlight=False)
     return Console(file=cast("IO[str]", _Unpadded(sys.stdout)), width=110, highlight=False)

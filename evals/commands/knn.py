@@ -45,8 +45,8 @@ def knn(
     config = KnnConfig(bank=bank, queries=queries, k=k, sweep=sweep, temperature=temperature, **encoders)
     with ProgressLines() as progress:
         result = run_knn(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     print_knn(result)
+    write_record(json_file, result.to_json(), config)
 
 
 def print_knn(result: "KnnTable") -> None:

@@ -22,7 +22,7 @@ from evals.commands.shared import (
     write_record,
 )
 from radio_cache.cli_support import PLACE, console, plain_errors, table
-from radio_cache.local_storage import write_atomically
+from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture, write_output
 
 if TYPE_CHECKING:
     from evals.mode_switch import ModeSwitchTable
@@ -34,7 +34,9 @@ _images = click.option(
     "--images", "--cache", "images", type=PLACE, metavar="PLACE",
     help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run learned from.",
 )  # fmt: skip
-_picture = click.option("--out", type=PATH, required=True, metavar="FILE.png", help="The picture to write.")
+_picture = click.option(
+    "--out", type=OutputFile(*PICTURE_ENDINGS), required=True, metavar="FILE.png", help="The picture to write."
+)
 
 
 @click.command()
@@ -50,8 +52,8 @@ def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[D
     config = RankConfig(images=images, **encoders)
     with ProgressLines() as progress:
         result = run_rank(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     print_rank(result)
+    write_record(json_file, result.to_json(), config)
 
 
 @click.command("mode-switch")
@@ -63,7 +65,7 @@ def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[D
     "--size", "sizes", type=int, multiple=True, metavar="PX", help="Of the student's input. May be given again."
 )
 @drawn(100)
-@click.option("--plot", type=PATH, metavar="FILE.svg", help="Draw cosine over sizes.")
+@click.option("--plot", type=OutputFile(".svg"), metavar="FILE.svg", help="Draw cosine over sizes.")
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
@@ -77,10 +79,10 @@ def mode_switch(
     config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, seed=seed, device=device)
     with ProgressLines() as progress:
         result = run_mode_switch(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     print_mode_switch(result)
+    write_record(json_file, result.to_json(), config)
     if plot is not None:
-        write_atomically(plot, result.chart().encode())
+        write_output(plot, result.chart().encode())
         console().print(f"\n{plot}")
 
 
@@ -153,6 +155,5 @@ def print_mode_switch(result: "ModeSwitchTable") -> None:
 def _save(rows: "Sequence[Sequence[Pane]]", file: Path) -> None:
     from radio_cache.view.picture_grid import picture_grid
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(rows).save(file)
+    save_picture(file, picture_grid(rows))
     console().print(str(file))

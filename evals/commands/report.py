@@ -9,6 +9,7 @@ from evals.commands.knn import PAPER_K, print_knn
 from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, drawn, write_record
 from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable
 from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.output_files import OutputFile
 
 if TYPE_CHECKING:
     from evals.neighbours import Device
@@ -21,7 +22,7 @@ EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-s
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
 @click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
 @click.option("--queries", type=PLACE, help="Labelled images to classify and show. Default: the bank's own.")
-@click.option("--out", type=PATH, required=True, help="The HTML file to write.")
+@click.option("--out", type=OutputFile(".html", ".htm"), required=True, help="The HTML file to write.")
 @click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
 @drawn()
@@ -59,7 +60,8 @@ def report(
 @click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
 @click.option("--queries", type=PLACE, help="Images to evaluate on and to show. Default: the bank's own.")
 @click.option(
-    "--out", type=PATH, help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html."
+    "--out", type=OutputFile(".html", ".htm"),
+    help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html."
 )
 @click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote in k-NN.")

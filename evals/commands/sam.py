@@ -16,6 +16,7 @@ from evals.commands.shared import (
     write_record,
 )
 from radio_cache.cli_support import console, plain_errors, table
+from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture
 
 if TYPE_CHECKING:
     from evals.neighbours import Device
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     "crowd regions included, sizes by the file's area, further points where the last mask is wrong), or one mask a prompt.",
 )  # fmt: skip
 @click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
-@click.option("--pictures", type=PATH, metavar="FILE.png", help="Draw the masks of a few images.")
+@click.option("--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png", help="Draw the masks of a few images.")
 @drawn()
 @json_option
 @device_option
@@ -61,7 +62,6 @@ def sam(
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_sam(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     out = console()
     out.print(result.protocol)
     shown = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
@@ -73,7 +73,7 @@ def sam(
     out.print(shown)
     for note in result.notes:
         out.print(f"note: {note}")
+    write_record(json_file, result.to_json(), config)
     if pictures is not None:
-        pictures.parent.mkdir(parents=True, exist_ok=True)
-        picture_grid(result.pictures).save(pictures)
+        save_picture(pictures, picture_grid(result.pictures))
         out.print(f"\n{pictures}")

@@ -7,6 +7,7 @@ import click
 
 from evals.commands.shared import PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
 from radio_cache.cli_support import PLACE, console, plain_errors, table
+from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture
 
 if TYPE_CHECKING:
     from evals.segmentation import SegmentTable
@@ -39,7 +40,10 @@ _CLASSES_SHOWN = 30
 @click.option(
     "--features", type=PATH, metavar="DIR", help="Where maps are kept. Default: ~/.cache/radio-cache/features."
 )
-@click.option("--pictures", type=PATH, metavar="FILE.png", help="Show a few test images: image, truth, prediction.")
+@click.option(
+    "--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png",
+    help="Show a few test images: image, truth, prediction.",
+)  # fmt: skip
 @click.option("--shown", default=6, show_default=True, help="How many images --pictures shows.")
 @drawn()
 @json_option
@@ -64,8 +68,8 @@ def segment(
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_segment(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     print_segment(result)
+    write_record(json_file, result.to_json(), config)
     if pictures is not None:
         write_pictures(result, pictures)
         console().print(f"\n{pictures}")
@@ -107,6 +111,5 @@ def write_pictures(result: "SegmentTable", file: Path) -> None:
     from evals.segmentation.pictures import key_colours
     from radio_cache.view.picture_grid import picture_grid
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = [pictures.panes for pictures in result.pictures]
-    picture_grid(rows, legend=key_colours(result.class_names[:_CLASSES_SHOWN])).save(file)
+    save_picture(file, picture_grid(rows, legend=key_colours(result.class_names[:_CLASSES_SHOWN])))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, final
 import click
 
 from radio_cache.cli_support import ProgressLine
-from radio_cache.local_storage import write_atomically
+from radio_cache.output_files import OutputFile, write_output
 
 if TYPE_CHECKING:
     from evals.neighbours import Device
@@ -41,9 +41,9 @@ _weights = click.option(
 json_option = click.option(
     "--json",
     "json_file",
-    type=PATH,
+    type=OutputFile(),
     metavar="FILE",
-    help="Write protocol, settings, versions, image hashes and rows here.",
+    help="Write protocol, settings, versions, image hashes and rows here; - is standard output.",
 )
 seed_option = click.option("--seed", default=0, show_default=True, help="Of what is drawn at random.")
 
@@ -85,7 +85,7 @@ def write_record(file: Path | None, record: dict[str, Any], config: Any = None) 
 
         settings = {} if config is None else {"settings": dataclasses.asdict(config)}
         full = {**record, **settings, "versions": software_versions(), "hardware": hardware()}
-        write_atomically(file, json.dumps(full, indent=1, default=str).encode())
+        write_output(file, json.dumps(full, indent=1, default=str).encode())
 
 
 @final

@@ -9,7 +9,7 @@ import click
 from evals.commands.shared import AGAIN, PATH, Compared, ProgressLines, compared, json_option, write_record
 from radio_cache.cli_support import console, plain_errors, table
 from radio_cache.errors import ConfigError
-from radio_cache.local_storage import write_atomically
+from radio_cache.output_files import OutputFile, write_output
 
 if TYPE_CHECKING:
     from evals.throughput import Mode, Precision, ThroughputTable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--quality", type=PATH, metavar="FILE.json", help="Of radio-eval knn, zero-shot or segment --json: for --plot."
 )
 @click.option(
-    "--plot", type=PATH, metavar="FILE.svg", help="Draw quality over speed, as the papers do. Needs --quality."
+    "--plot", type=OutputFile(".svg"), metavar="FILE.svg", help="Draw quality over speed, as the papers do. Needs --quality."
 )
 @json_option
 @plain_errors(on_interrupt=AGAIN)
@@ -57,10 +57,10 @@ def throughput(
     judged = None if quality is None else read_quality(quality)
     with ProgressLines() as progress:
         result = run_throughput(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     print_throughput(result)
+    write_record(json_file, result.to_json(), config)
     if plot is not None and judged is not None:
-        write_atomically(plot, result.against(*judged).encode())
+        write_output(plot, result.against(*judged).encode())
         console().print(f"\n{plot}")
 
 

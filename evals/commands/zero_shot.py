@@ -51,8 +51,8 @@ def zero_shot(
     )  # fmt: skip
     with ProgressLines() as progress:
         result = run_zero_shot(config, progress=progress)
-    write_record(json_file, result.to_json(), config)
     print_zero_shot(result)
+    write_record(json_file, result.to_json(), config)
 
 
 def print_zero_shot(result: "ZeroShotTable") -> None:

@@ -31,7 +31,7 @@ def test_a_picture_is_written_and_named(cache: Path, tmp_path: Path, monkeypatch
     ("options", "said"),
     [
         (["--teacher", "sam"], "no cached teacher is called 'sam'. Known: fake-a, fake-b."),
-        (["--out", "picture.txt"], "--out picture.txt: a picture ends in .png, .jpg, .jpeg"),
+        (["--out", "picture.txt"], "'picture.txt' should end in .png or .jpg or .jpeg"),
         (["--images", "0"], "--images"),
     ],
 )
