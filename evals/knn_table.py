@@ -254,7 +254,7 @@ def knn_table(
     if unfilled:
         notes.append(
             f"For up to {unfilled:,} of {len(seen):,} images the neighbours are of fewer than five classes. A class without a "
-            "vote never counts as right here; scripts that fill the five places with such classes (DINOv2's) report a higher top-5."
+            "vote never counts as right here; scripts that fill the places with such classes (DINOv2's) report a higher top-5."
         )
     left_out = [note for images in ([bank] if queries is None else [bank, matched]) for note in left_out_notes(images)]
     return KnnTable(
