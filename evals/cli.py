@@ -12,6 +12,7 @@ from evals.commands.vlm import vlm
 from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup
+from radio_cache.cli_support import allow_module_option
 
 
 @click.group(
@@ -25,7 +26,7 @@ def main() -> None:
 for command in (
     knn, zero_shot, segment, sam, vlm, throughput, mode_switch, rank, retrieve, similarity, report, everything
 ):  # fmt: skip
-    main.add_command(command)
+    main.add_command(allow_module_option(command))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from radio_cache.allowed_modules import allowing_modules
 from radio_cache.errors import RadioCacheError
 from radio_cache.storage import is_url
 
@@ -49,6 +50,7 @@ PLACE = PlaceType()
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
@@ -94,6 +96,24 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
         return run
 
     return decorate
+
+
+def allow_module_option(command: F) -> F:
+    """Add --allow-module to a command: what it names is allowed to all that the command loads."""
+
+    def allow(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> None:
+        del option
+        context.with_resource(allowing_modules(names))
+
+    return click.option(
+        "--allow-module",
+        multiple=True,
+        metavar="NAME",
+        expose_value=False,
+        callback=allow,
+        help="Let files name this module, or package, as code of a student or teacher (torch-module); importing it runs it. "
+        "Repeatable. [default: none]",
+    )(command)
 
 
 def _say_error(message: str) -> None:

@@ -11,7 +11,7 @@ import click
 
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
-from radio_cache.cli_support import PLACE, console, plain_errors, table
+from radio_cache.cli_support import PLACE, allow_module_option, console, plain_errors, table
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 
@@ -39,7 +39,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     sections={
         "What is trained, and from what": ("cache", "student", "teachers", "out"),
         "Recipe": ("recipe", "steps", "batch_size", "image_size", "centre_share", "lr", "seed", "settings"),
-        "Where it runs": ("device", "allow_partial", "wandb"),
+        "Where it runs": ("device", "allow_partial", "allow_module", "wandb"),
     },
     examples=(
         "radio-train --cache cache.zarr --student e-radio-tiny --out run",
@@ -110,6 +110,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
 @click.option(
     "--allow-partial", is_flag=True, help="Train on the images that are there, of a cache that is not finished."
 )
+@allow_module_option
 @click.option(
     "--device",
     default="auto",

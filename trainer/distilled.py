@@ -1,6 +1,6 @@
 """A student with the heads of its teachers: what training makes, and what is saved, loaded and exported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, cast, final
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError, unknown_name
 from trainer.adaptors import BACKBONE, AdaptorOutput, Adaptors, HeadConfig, HeadKind, TeacherWidths
-from trainer.students import create_student
+from trainer.students import create_student, refuse_foreign_code
 from trainer.students.base import FeatureFormat, Student, StudentOutput
+from trainer.students.timm_backbone import WEIGHTS_OPTIONS
 
 EXPORT_VERSION = 1
-STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained"})
+STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained", *WEIGHTS_OPTIONS})
 """Overrides of a student that say where its first weights come from."""
 
 UNRECORDED_CENTRE_SHARE = 0.875
@@ -72,7 +73,16 @@ class StudentConfig:
         return {"export_version": EXPORT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "StudentConfig":
+    def from_json(cls, data: Mapping[str, Any], *, allow_modules: Iterable[str] = ()) -> "StudentConfig":
+        """Read what `to_json` gave.
+
+        Args:
+            data: may come from anybody.
+            allow_modules: modules that a student of the sender's own code may be imported from; none by default.
+
+        Raises:
+            ConfigError: another version wrote it, or its student is code of a module that is not allowed.
+        """
         fields = {key: value for key, value in data.items() if key != "export_version"}
         if data.get("export_version") != EXPORT_VERSION:
             raise ConfigError(
@@ -80,6 +90,7 @@ class StudentConfig:
                 "install the radio-cache that saved it, or a newer one"
             )
         fields.setdefault("centre_share", UNRECORDED_CENTRE_SHARE)
+        refuse_foreign_code(str(fields["student"]), allow_modules)
         fields["teachers"] = tuple(TeacherWidths(**item) for item in fields["teachers"])
         fields["image_hw"] = tuple(fields["image_hw"])
         return cls(**fields)

@@ -1,6 +1,7 @@
 """What leaves a run: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from stat import S_IMODE
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from radio_cache.errors import NotACacheError, StoreError
+from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, StoreError
 from radio_cache.local_storage import write_atomically
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent, Heads, StudentConfig, build_distilled
 from trainer.students import ViT
@@ -52,23 +53,39 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
     path.chmod(mode)
 
 
-def load_student(path: str | Path, *, adaptors: Heads = (), untrained: bool = False) -> DistilledStudent:
+def load_student(
+    path: str | Path, *, adaptors: Heads = (), untrained: bool = False, allow_modules: Iterable[str] = ()
+) -> DistilledStudent:
     """A trained student from a run or an export folder, in eval mode, on the CPU.
 
     adaptors: the teachers whose features to give beside the student's own; "all" of them, or none.
     untrained: with the weights the run started from.
-    Raises NotACacheError if there is no student at `path`, ConfigError for a teacher the student never had.
+    allow_modules: modules that the folder may name as the student's code (`torch-module:`), because you know them and trust
+        them: importing a module runs it. None by default.
+    Raises NotACacheError if there is no student at `path`, ConfigError for a teacher the student never had or a module that is
+    not allowed.
     """
     folder = Path(path)
     if not (folder / CONFIG_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
         hint = "the run is not finished: the same radio-train command goes on" if (folder / "recipe.json").exists() else (
             "give the folder that radio-train --out or radio-export --out made")  # fmt: skip
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")
-    config = StudentConfig.from_json(json.loads((folder / CONFIG_FILE).read_text()))
+    try:
+        config = StudentConfig.from_json(json.loads((folder / CONFIG_FILE).read_text()), allow_modules=allow_modules)
+    except ConfigError as exc:
+        raise ConfigError(f"{folder / CONFIG_FILE}: {exc}") from exc
     rng = torch.get_rng_state()
     # Weights that will be replaced are not worth a download.
     kept = {key: value for key, value in config.overrides.items() if untrained or key not in STARTING_SETTINGS}
-    model = build_distilled(replace(config, overrides=kept))
+    try:
+        model = build_distilled(replace(config, overrides=kept))
+    except RadioCacheError as exc:
+        raise type(exc)(f"{folder / CONFIG_FILE}: {exc}") from exc
+    except Exception as exc:  # every constructor refuses settings in its own way
+        raise StoreError(
+            f"{folder / CONFIG_FILE} describes no student that this radio-cache can build ({type(exc).__name__}: {exc}): "
+            "it is damaged, or was written by another version; restore it from a copy, or export the run again"
+        ) from exc
     model.config = config
     torch.set_rng_state(rng)
     if not untrained:

@@ -6,7 +6,7 @@ import click
 
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS
-from radio_cache.cli_support import plain_errors
+from radio_cache.cli_support import allow_module_option, plain_errors
 
 FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
 
@@ -56,6 +56,7 @@ _path = click.Path(path_type=Path)
     metavar="JSON",
     help="What radio-eval wrote with --json, for the model card.",
 )
+@allow_module_option
 @plain_errors(on_interrupt="")
 def main(
     run: Path, out: Path, formats: tuple[str, ...], adaptors: tuple[str, ...], pictures: tuple[Path, ...], no_picture: bool,

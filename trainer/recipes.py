@@ -3,7 +3,7 @@
 Numbers that the papers do not give are ours; `Recipe.ours` names them, and they are marked when a recipe is printed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.strict_json import parse_json
 from trainer.recipe import Group, Recipe, Stage
+from trainer.students import refuse_foreign_code
 
 _ALL_BUT_SAM, _SAM = ("!sam*",), ("sam*",)
 _VITDET = {"spectral_reparam": True, "train_windows": [6, 7, 8, 9, 12, 16], "window_probability": 0.5}
@@ -140,10 +141,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }  # fmt: skip
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, *, allow_modules: Iterable[str] = ()) -> Recipe:
     """A recipe by name ("-" and "_" are the same), or from a `recipe.json` that a run saved.
 
-    Raises ConfigError listing the names.
+    allow_modules: modules that a file may name as the student's code (`torch-module:`); none by default.
+    Raises ConfigError listing the names, or for a file that names a module which is not allowed.
     """
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
@@ -155,9 +157,11 @@ def find_recipe(name: str) -> Recipe:
         if not isinstance(data, dict):
             raise ConfigError(f"{path} is not a recipe in JSON: it is no object. {whole}")
         try:
-            return Recipe.from_json(cast(dict[str, Any], data))
+            recipe = Recipe.from_json(cast(dict[str, Any], data))
+            refuse_foreign_code(recipe.student, allow_modules)
         except ConfigError as exc:
             raise ConfigError(f"{path}: {exc}") from exc
+        return recipe
     if name.replace("_", "-") in RECIPES:
         return RECIPES[name.replace("_", "-")]()
     raise ConfigError(

@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from trainer.students import STUDENTS, ERadio, ERadioConfig, ViT, create_student
+from trainer.students import STUDENTS, ERadio, ERadioConfig, ViT, create_student, refuse_foreign_code
 
 __all__ = ["RadioStudent", "radio_student"]
 
@@ -38,6 +38,7 @@ class RadioStudent(nn.Module):
         super().__init__()
         if in_chans != 3 or global_pool:
             raise ValueError(f"a student takes RGB images and pools itself, got in_chans={in_chans}, global_pool='{global_pool}'")
+        refuse_foreign_code(student)  # timm hands over what stands in a config.json
         self.student = create_student(student, **(overrides or {}))
         self.num_features = self.head_hidden_size = self.student.summary_dim
         self.num_prefix_tokens = self.student.num_summary_tokens if isinstance(self.student, ViT) else 0

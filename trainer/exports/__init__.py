@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from radio_cache.allowed_modules import allowing_modules
 from radio_cache.errors import NotACacheError, unknown_name
 from trainer.distilled import DistilledStudent, Heads, with_centre_share
 from trainer.export import deployable, load_student, save_student
@@ -18,7 +19,7 @@ from trainer.exports.hugging_face import write_hugging_face
 from trainer.exports.model_card import Card, model_card
 from trainer.exports.timm_folder import write_timm
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features, largest_change
-from trainer.students import ERadio
+from trainer.students import ERadio, foreign_module
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
 
@@ -40,10 +41,12 @@ def write_safetensors(model: DistilledStudent, folder: Path) -> Written:
         return flat_features(load()(images))
 
     heads = f", adaptors={list(model.heads)!r}" if model.heads else ""
+    module = foreign_module(model.config.student)
+    allowed = "" if module is None else f", allow_modules=[{module!r}]"
     return Written(
         use=(
             "from trainer import load_student",
-            f"model = load_student('{PLACE}'{heads})",
+            f"model = load_student('{PLACE}'{heads}{allowed})",
             "out = model(images)  # images (b, 3, h, w) in [0, 1]",
         ),
         run=run,
@@ -91,15 +94,23 @@ class ExportReport:
 
 def export_student(
     run: str | Path, out: Path, *, formats: Sequence[str] = ("safetensors",), adaptors: Heads = "all",
-    card: Card | None = None, centre_share: float | None = None,
+    card: Card | None = None, centre_share: float | None = None, allow_modules: Iterable[str] = (),
 ) -> ExportReport:  # fmt: skip
     """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
 
     adaptors: the heads that hf, onnx and torch-export give; safetensors and hf keep all of them.
     centre_share: another than the run's, see `StudentConfig`.
+    allow_modules: as for `load_student`.
     Raises ExportError for what a format cannot do, ConfigError for unknown names, NotACacheError if `out` is not empty;
     nothing is left at `out` then.
     """
+    with allowing_modules(allow_modules):  # what is written is read back
+        return _export(run, out, formats, adaptors, card, centre_share)
+
+
+def _export(
+    run: str | Path, out: Path, formats: Sequence[str], adaptors: Heads, card: Card | None, centre_share: float | None
+) -> ExportReport:
     for name in formats:
         if name not in FORMATS:
             raise ExportError(unknown_name("export format", name, FORMATS))

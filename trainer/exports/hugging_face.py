@@ -16,6 +16,7 @@ from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files
 from trainer.exports.libraries import library, no_progress_bar
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features
+from trainer.students import foreign_module
 
 _CARRIED = "trainer.carried.modeling_radio_student"
 
@@ -64,7 +65,7 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
 
 def refuse_torch_module(model: DistilledStudent, what: str) -> None:
     """A user's own network cannot be carried."""
-    if model.config.student.startswith("torch-module:"):
+    if foreign_module(model.config.student) is not None:
         raise ExportError(
             f"--format {what}: the code of '{model.config.student}' is your own package, which the folder cannot carry; "
             "choose safetensors, onnx or torch-export"

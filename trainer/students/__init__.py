@@ -4,11 +4,13 @@
 `create_student("torch-module:my_package.my_file:MyNet")` a network of your own.
 """
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
 from timm.models import is_model
 
+from radio_cache.allowed_modules import refuse_unless_allowed, split_path
 from radio_cache.errors import ConfigError, unknown_name
 from trainer.students.base import FeatureFormat, Student, StudentInputError, StudentOutput, UnsupportedResolutionError
 from trainer.students.eradio import VERSIONS as E_RADIOS
@@ -38,24 +40,47 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "create_student",
+    "foreign_module",
     "initialise_from_timm",
+    "refuse_foreign_code",
 ]
 
+_TORCH_MODULE = "torch-module:"
+
 STUDENTS: dict[str, ERadioConfig | ViTConfig | TimmConfig] = {**E_RADIOS, **VITS, **TIMM_BACKBONES}
+
+
+def refuse_foreign_code(name: str, allow_modules: Iterable[str] = ()) -> None:
+    """Raise ConfigError for a student's name from a file that leads to code which the caller did not allow.
+
+    Args:
+        name: as `create_student` takes it.
+        allow_modules: see `radio_cache.allowed_modules.refuse_unless_allowed`.
+    """
+    if name.startswith(_TORCH_MODULE):
+        refuse_unless_allowed(name.removeprefix(_TORCH_MODULE), allow_modules, what=f"student '{name}'")
+
+
+def foreign_module(name: str) -> str | None:
+    """The module that a student's name leads to; None for students of ours and of timm."""
+    if not name.startswith(_TORCH_MODULE):
+        return None
+    return split_path(name.removeprefix(_TORCH_MODULE), what=f"student '{name}'")[0]
 
 
 def create_student(name: str, **overrides: Any) -> Student:
     """A student with fresh weights, in training mode.
 
-    name: one of `STUDENTS`, "timm:" and any model of timm, or "torch-module:" and an import path.
+    name: one of `STUDENTS`, "timm:" and any model of timm, or "torch-module:" and an import path, which is imported: a name
+        that stands in a file goes through `refuse_foreign_code` first.
     overrides: fields of that student's config (`ERadioConfig`, `ViTConfig`); for timm and import paths, what
         `TimmBackbone` and `TorchModule` take.
     Raises: ConfigError for a name or a setting nobody knows, the nearest first, or for an impossible value.
     """
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), **overrides)
-    if name.startswith("torch-module:"):
-        return TorchModule(name.removeprefix("torch-module:"), **overrides)
+    if name.startswith(_TORCH_MODULE):
+        return TorchModule(name.removeprefix(_TORCH_MODULE), **overrides)
     if name not in STUDENTS:
         if is_model(name):
             raise ConfigError(f"no student is called '{name}', but a model of timm is: `--student timm:{name}`")

@@ -5,6 +5,7 @@ is cut off here: students learn features of stride 16, and layers behind those w
 be fused: their maps are brought to the finest of them, and stand side by side.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -16,8 +17,12 @@ from jaxtyping import Float
 from timm.models import is_model, list_models
 from torch import Tensor
 
-from radio_cache.errors import ConfigError, nearest_names
+from radio_cache.errors import ConfigError, RadioCacheError, nearest_names
 from trainer.students.base import Encoded, Student, UnsupportedResolutionError
+from trainer.students.timm_weights import naming_the_weights, weights_overlay
+
+WEIGHTS_OPTIONS = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+"""Options of `timm.create_model` that name files and addresses, which a student's file could choose for its reader."""
 
 MAX_STRIDE = 16  # pixels: the token size of the other students, and of SAM
 
@@ -56,6 +61,7 @@ class TimmBackbone(Student):
     """The layers of a timm model up to one stage, by default the last of a stride of 16 or less.
 
     out_index picks another stage, counted as `timm.create_model(..., features_only=True)` counts, or several.
+    pretrained: start from timm's own weights, fetched by timm; init_file: from this file of them instead.
     any_resolution: timm calls the model's size fixed, and it is not. name: another than "timm:" and the model's.
     preferred_resolution: height and width in pixels, the model's own by default. Everything else, such as img_size,
     dynamic_img_size or drop_path_rate, goes to timm as it is.
@@ -69,6 +75,7 @@ class TimmBackbone(Student):
         name: str | None = None,
         out_index: int | Sequence[int] | None = None,
         pretrained: bool = False,
+        init_file: str | None = None,
         any_resolution: bool = False,
         preferred_resolution: tuple[int, int] | None = None,
         **timm_options: Any,
@@ -79,9 +86,17 @@ class TimmBackbone(Student):
                 f"timm {timm.__version__} has no model '{model_name}'. Nearest: {', '.join(near) or 'none'}. "
                 f"timm.list_models('*part of a name*') finds others."
             )
+        if refused := sorted(WEIGHTS_OPTIONS & timm_options.keys()):
+            raise ConfigError(
+                f"timm model '{model_name}': {refused[0]} is no setting of a student, because a file that names a student could "
+                "read other files with it: pretrained=true takes timm's own weights, init_file=FILE a file of them"
+            )
         strides = _stage_strides(model_name, timm_options)
         stages = _stages(model_name, out_index, strides)
-        net = _feature_model(model_name, stages, {"pretrained": pretrained, **timm_options})
+        if pretrained or init_file is not None:
+            timm_options = {**timm_options, "pretrained": True}
+        with naming_the_weights(model_name) if pretrained or init_file is not None else contextlib.nullcontext():
+            net = _feature_model(model_name, stages, timm_options, weights_overlay(init_file))
         reductions = [int(stride) for stride in net.feature_info.reduction()]
         width = sum(int(channels) for channels in net.feature_info.channels())
         native_hw, fixed = _native_resolution(net.pretrained_cfg, timm_options)
@@ -141,13 +156,25 @@ def _stages(model_name: str, out_index: int | Sequence[int] | None, strides: lis
 def _stage_strides(model_name: str, timm_options: dict[str, Any]) -> list[int]:
     """Stride in pixels of every stage. Built on the meta device, because timm knows them only of a built model."""
     with torch.device("meta"):
-        net = _feature_model(model_name, (0,), timm_options)
+        try:
+            net = _feature_model(model_name, (0,), timm_options)
+        except RadioCacheError:
+            raise
+        except Exception as exc:  # of every architecture's own constructor
+            line = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+            raise ConfigError(
+                f"timm model '{model_name}' cannot be made with the settings {timm_options}: {type(exc).__name__}: {line:.200}"
+            ) from exc
     return [int(stage["reduction"]) for stage in net.feature_info.info]
 
 
-def _feature_model(model_name: str, stages: tuple[int, ...], timm_options: dict[str, Any]) -> Any:
+def _feature_model(
+    model_name: str, stages: tuple[int, ...], timm_options: dict[str, Any], overlay: dict[str, Any] | None = None
+) -> Any:
     """The layers up to the last of some stages. `Any`: nn.Module knows no `feature_info` and no `pretrained_cfg`."""
-    return timm.create_model(model_name, features_only=True, out_indices=stages, **timm_options)
+    return timm.create_model(
+        model_name, features_only=True, out_indices=stages, pretrained_cfg_overlay=overlay, **timm_options
+    )
 
 
 def _native_resolution(pretrained_cfg: dict[str, Any], timm_options: dict[str, Any]) -> tuple[tuple[int, int], bool]:

@@ -5,7 +5,8 @@ the colours timm standardises with into the patch embedding. Another patch size 
 resizing. The final norm, heads and poolings have no place in a student.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models import is_model
+from timm.models import is_model, load_state_dict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from radio_cache.errors import ConfigError
+from radio_cache.errors import ConfigError, RadioCacheError
 from trainer.students.vit import ViT
 
 
@@ -32,10 +33,10 @@ def initialise_from_timm(student: ViT, model_name: str, weights_file: str | None
     """
     if not is_model(model_name.partition(".")[0]):
         raise ConfigError(f"init_from: timm {timm.__version__} has no model '{model_name}'.")
-    if weights_file is not None and not Path(weights_file).is_file():
-        raise ConfigError(f"init_file: there is no file {weights_file}.")
-    overlay = None if weights_file is None else {"file": weights_file}
-    source: Any = timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+    with naming_the_weights(model_name):
+        source: Any = timm.create_model(
+            model_name, pretrained=True, pretrained_cfg_overlay=weights_overlay(weights_file), num_classes=0
+        )
     if not isinstance(source, VisionTransformer):
         raise ConfigError(f"init_from: '{model_name}' is a {type(source).__name__}, not a ViT.")
     _check(student, model_name, source)
@@ -52,6 +53,42 @@ def initialise_from_timm(student: ViT, model_name: str, weights_file: str | None
     if "reg_token" in weights:
         registers = weights["reg_token"][0][: len(student.tokens) - classes]
         student.tokens[classes : classes + len(registers)] = registers
+
+
+def weights_overlay(weights_file: str | None) -> dict[str, Any] | None:
+    """Return the `pretrained_cfg_overlay` with which timm reads this file; None, for timm's own weights, without one.
+
+    The file may be named by a student that somebody sent, so it is read as tensors first: older versions of timm unpickle.
+
+    Raises:
+        ConfigError: there is no such file, or it is no file of tensors.
+    """
+    if weights_file is None:
+        return None
+    if not Path(weights_file).is_file():
+        raise ConfigError(f"init_file: there is no file {weights_file}.")
+    if not weights_file.endswith(".npz"):  # numpy reads those without pickle
+        try:
+            load_state_dict(weights_file, weights_only=True)
+        except Exception as exc:  # torch and safetensors raise many kinds
+            raise ConfigError(f"init_file: {weights_file} is no file of weights: {type(exc).__name__}.") from exc
+    return {"file": weights_file}
+
+
+@contextlib.contextmanager
+def naming_the_weights(model_name: str) -> Generator[None]:
+    """Turn whatever timm raises where a model's weights cannot be had, or do not fit, into a ConfigError with the cure."""
+    try:
+        yield
+    except RadioCacheError:
+        raise
+    except Exception as exc:  # of the hub, of the network below it, of torch
+        line = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+        raise ConfigError(
+            f"the pretrained weights of timm's '{model_name}' cannot be had: {type(exc).__name__}: {line:.200} - timm fetches "
+            "them from the Hugging Face Hub and keeps them. Where there is no network, bring the file, and give it by "
+            "--set student_overrides.init_file=FILE"
+        ) from exc
 
 
 def _check(student: ViT, model_name: str, source: Any) -> None:

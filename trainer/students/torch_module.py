@@ -4,13 +4,13 @@ The network takes images (b, 3, h, w) with standardised colours and returns a ma
 (b, s) and such a map. Its widths and its stride p are found by showing it one image.
 """
 
-from importlib import import_module
 from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from radio_cache.allowed_modules import import_class
 from radio_cache.errors import ConfigError
 from trainer.students.base import Encoded, Student
 
@@ -22,7 +22,9 @@ class TorchModule(Student):
     preferred_resolution: (height, width) in pixels of the image it is tried with. min_resolution_step: its sides are
     multiples of; by default the stride that was found. fixed_resolution: it takes no other size. Everything else goes
     to the network's constructor.
-    Raises: ConfigError for a path that leads to no `nn.Module`, or for a network that returns something else.
+    path: "package.module:Class", typed by the caller; one that stands in a file goes through
+    `radio_cache.allowed_modules.refuse_unless_allowed` first.
+    Raises: ConfigError for a path that leads to no class of `nn.Module`, or for a network that returns something else.
     """
 
     def __init__(
@@ -59,22 +61,14 @@ class TorchModule(Student):
 
 
 def _build(path: str, settings: dict[str, Any]) -> nn.Module:
-    module_name, colon, attribute = path.partition(":")
-    if not colon or not module_name or not attribute:
-        raise ConfigError(f"torch-module takes an import path such as 'my_package.my_file:MyNet', got '{path}'.")
+    """Construct the user's network; the class is known to be an `nn.Module` before it is called."""
+    network = import_class(path, nn.Module, what=f"torch-module '{path}'", needed="nn.Module")
     try:
-        found: Any = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(
-            f"torch-module '{path}' cannot be imported ({exc}): is it installed, or its folder on PYTHONPATH?"
-        ) from exc
-    try:
-        net = found(**settings)
+        return network(**settings)
     except TypeError as exc:
         raise ConfigError(f"torch-module '{path}' does not take the settings {sorted(settings)}: {exc}.") from exc
-    if not isinstance(net, nn.Module):
-        raise ConfigError(f"torch-module '{path}' makes a {type(net).__name__}, not an nn.Module.")
-    return net
+    except Exception as exc:  # a user's constructor may fail in any way
+        raise ConfigError(f"torch-module '{path}' cannot be made: {type(exc).__name__}: {exc}") from exc
 
 
 @torch.no_grad()

@@ -30,8 +30,16 @@ class Tokens(Map):
     def forward(self, x):
         return super().forward(x).flatten(2)
 
+class NotANet:
+    def __init__(self):
+        raise AssertionError("called before its type was looked at")
+
+class Failing(Map):
+    def __init__(self):
+        raise OSError("no such file")
+
 def settings():
-    return {}
+    raise AssertionError("called before its type was looked at")
 """
 
 
@@ -73,7 +81,11 @@ def test_a_network_of_one_size_says_so(own: str) -> None:
         ("my_own_nets", {}, "takes an import path such as"),
         ("my_own_nets:Nope", {}, "cannot be imported .*Nope.*on PYTHONPATH"),
         ("no_such_package:Net", {}, "cannot be imported .*no_such_package"),
-        ("my_own_nets:settings", {}, "makes a dict, not an nn.Module"),
+        ("my_own_nets:settings", {}, "is a function, not a class of nn.Module"),
+        ("my_own_nets:NotANet", {}, "is a class that does not derive from nn.Module"),
+        ("my_own_nets:Map.conv", {}, "takes an import path such as"),
+        (".my_own_nets:Map", {}, "takes an import path such as"),
+        ("my_own_nets:Failing", {}, "cannot be made: OSError: no such file"),
         ("my_own_nets:Map", {"widht": 3}, r"does not take the settings \['widht'\]"),
         ("my_own_nets:Tokens", {}, r"it returns \(1, 8, 196\); expected is a map"),
         ("my_own_nets:Map", {"preferred_resolution": (8, 8)}, "cannot take an image of 8 x 8 pixels"),
