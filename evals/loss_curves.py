@@ -61,18 +61,27 @@ class Chart:
 
 
 def read_metrics(run: Path) -> Metrics | None:
-    """The log of a run, or None if it has none (an exported student). Raises EvalError for lines that are not a log's.
+    """Read the log of a run, or None if it has none (an exported student). A last line that was cut short is left out.
 
     images_per_s is the median over the log; data_wait the mean share of time that training waited for data.
+
+    Raises:
+        EvalError: for a file that cannot be read, or lines that are not a log's.
     """
     path = run / METRICS_FILE
     if not path.exists():
         return None
+    try:
+        texts = path.read_bytes().splitlines(keepends=True)
+    except OSError as exc:
+        raise EvalError(f"{path} cannot be read: {exc}") from exc
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(texts, start=1):
         try:
             lines.append(cast(dict[str, Any], json.loads(text)))
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
+            if number == len(texts) and not text.endswith(b"\n"):  # a run that was killed while it wrote
+                break
             raise EvalError(f"{path}, line {number} is not JSON: {exc}") from exc
     if not lines:
         return None
@@ -85,7 +94,7 @@ def read_metrics(run: Path) -> Metrics | None:
         speeds = sorted(float(line["images_per_s"]) for line in lines)
         waits = [float(line["data_wait"]) for line in lines]
         steps = tuple(int(line["step"]) for line in lines)
-    except (KeyError, TypeError) as exc:
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise EvalError(f"{path} lacks {exc} in some line: it is not a log of radio-train") from exc
     return Metrics(steps, losses, speeds[len(speeds) // 2], sum(waits) / len(waits))
 

@@ -65,6 +65,21 @@ def test_no_log_is_none_and_a_foreign_one_is_refused(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
+def test_a_torn_last_line_is_left_out_and_odd_lines_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    line = b'{"step": 1, "images_per_s": 2.0, "data_wait": 0.1, "teachers": {"a": {"summary": 0.5, "spatial": null}}}\n'
+    file.write_bytes(line + line[:30])
+    metrics = read_metrics(tmp_path)
+    assert metrics is not None
+    assert metrics.steps == (1,)
+    file.write_bytes(b"")
+    assert read_metrics(tmp_path) is None
+    for odd in (b"\xff\xfe{}\n", b"[" * 100_000 + b"\n", line[:30] + b"\n" + line, b"null\n", line.replace(b"2.0", b'"fast"')):
+        file.write_bytes(odd)
+        with pytest.raises(EvalError, match="metrics"):
+            read_metrics(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("largest", "expected"),
     [(1.0, [0, 0.5, 1.0]), (0.93, [0, 0.5, 1.0]), (40, [0, 10, 20, 30, 40]), (2.0, [0, 0.5, 1, 1.5, 2])],
