@@ -4,17 +4,20 @@ The cache is the only truth: a shard is done when its receipt is there. So worke
 scheduler may be started again; what has no receipt is handed out again, and stores the same bytes.
 """
 
+import concurrent.futures
 import contextlib
 import itertools
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say
+from cache_builder.heartbeats import HUNG_S, NOTICED_S, Heartbeats
 from cache_builder.shard_task import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
 from cache_builder.stages import StageSeconds
 from cache_builder.task_book import GivenUp, TaskBook
@@ -31,9 +34,13 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.02
 _COUNT_EVERY_S = 2.0
-_SAY_EVERY_S = 60.0
+_LISTEN_EVERY_S = 5.0
+_REMIND_S = 60.0
+"""Until a wait is mentioned again, then twice as long, and so on: a queue may take a day."""
+
 _NAMED_IMAGES = 5
 _REPORT_S = 5
+_FACTS_S = 120  # workers load PyTorch before they answer
 _COMPACT_EVERY = 4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
 
 Done = Callable[[ShardTask | None, TaskReport], object]
@@ -47,18 +54,20 @@ class Crew:
     """The workers of one Dask scheduler. Close it when done.
 
     connect: makes a client; called again when the scheduler was lost. wait_s: how long to wait for the scheduler to
-    come back, or for a worker where there is none, before giving up. revive: called every few seconds, to start workers again
-    that nobody else does.
+    come back, or for a worker where there is none, before giving up; first_s: for a scheduler that has never answered, if that
+    is less. revive: called every few seconds, to start workers again that nobody else does. kill: ends the worker at an address,
+    which has hung; None where the scheduler does that.
     Raises ClusterError if there is no scheduler, no worker, or the workers differ in what decides the stored bytes.
     """
 
     def __init__(
         self, connect: "Callable[[], Client]", *, wait_s: float, say: Say = lambda _: None,
-        revive: Callable[[], None] = lambda: None,
+        revive: Callable[[], None] = lambda: None, kill: Callable[[str], None] | None = None, first_s: float | None = None,
     ) -> None:  # fmt: skip
-        self._connect, self._wait_s, self._say, self._revive = connect, wait_s, say, revive
-        self._client = self._connected()
-        self._num_workers, self._counted, self._missed_since = 0, 0.0, 0.0
+        self._connect, self._wait_s, self._say, self._revive, self._kill = connect, wait_s, say, revive, kill
+        self._client = self._connected(wait_s if first_s is None else min(wait_s, first_s))
+        self._num_workers, self._counted, self._missed_since, self._remind_s = 0, 0.0, 0.0, _REMIND_S
+        self._heartbeats, self._listened, self._silent = Heartbeats(), time.monotonic(), set[str]()
         while self._num_workers == 0:
             self._count_workers()
             time.sleep(_POLL_S)
@@ -133,6 +142,7 @@ class Crew:
 
             def advance(done: ShardTask | None, report: TaskReport) -> None:
                 workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
+                workers += f", {len(self._silent)} of them silent" if self._silent else ""
                 if stages is not None:
                     stages.add(report.stage_seconds)
                 if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
@@ -194,37 +204,62 @@ class Crew:
         self._num_workers = len(cast(dict[str, int], self._client.nthreads()))
         if self._num_workers > 0:
             self._missed_since = 0.0
+            self._listen(now)
             return
         if self._missed_since == 0.0:
-            self._missed_since = now
+            self._missed_since, self._remind_s = now, _REMIND_S
             self._say("no worker is there yet, or any more: waiting")
+        if now - self._missed_since > self._remind_s:
+            self._say(f"no worker has come to {self._address} for {self._remind_s:.0f} s: still waiting")
+            self._remind_s *= 2
         if now - self._missed_since > self._wait_s:
             raise ClusterError(
                 f"no worker came to {self._address} within {self._wait_s:.0f} s: start some (dask worker {self._address}); "
                 "the same command goes on"
             )
 
+    def _listen(self, now: float) -> None:
+        """Name workers whose heartbeat has stopped; end those of this machine, which go on being waited for otherwise."""
+        if now - self._listened < _LISTEN_EVERY_S:
+            return
+        self._listened = now
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        last_seen = {address: about["last_seen"] for address, about in workers.items() if "last_seen" in about}
+        silent = self._heartbeats.silent_s(last_seen)
+        late = {address for address, seconds in silent.items() if seconds > NOTICED_S}
+        for address in sorted(late - self._silent):
+            then = f"; it is started again if that lasts {HUNG_S} s" if self._kill else ""
+            self._say(f"the worker at {address} has not been heard of for {silent[address]:.0f} s{then}")
+        for address in sorted(self._silent - late):
+            self._say(f"the worker at {address} {'is back' if address in silent else 'is gone'}")
+        self._silent = late
+        for address in late:
+            if self._kill is not None and silent[address] > HUNG_S:
+                self._say(f"the worker at {address} hangs: it is ended, and its shards are handed out again")
+                self._kill(address)
+
     @property
     def _address(self) -> str:
         scheduler = self._client.scheduler
         return str(scheduler.address) if scheduler is not None else "the scheduler"
 
-    def _connected(self) -> "Client":
-        deadline = time.monotonic() + self._wait_s
+    def _connected(self, wait_s: float) -> "Client":
+        deadline = time.monotonic() + wait_s
         while True:
             try:
                 return self._connect()
             except (OSError, TimeoutError) as exc:
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"the scheduler does not answer ({str(exc).splitlines()[0]}): start it, and the same command goes on"
+                        f"the scheduler does not answer ({(str(exc).splitlines() or [repr(exc)])[0]}): start it, or give the "
+                        "address that `dask scheduler` prints; the same command goes on"
                     ) from exc
                 time.sleep(0.5)
 
     def _reconnect(self, cause: Exception) -> None:
         self._say(f"the scheduler is lost ({cause}): waiting for it to come back")
         _close(self._client)
-        self._client = self._connected()
+        self._client = self._connected(self._wait_s)
         self._num_workers, self._missed_since = 0, 0.0
         while self._num_workers == 0:
             self._count_workers()
@@ -233,8 +268,15 @@ class Crew:
 
     def _agreed_facts(self) -> WorkerFacts:
         """What all workers have in common with this process, and with each other."""
-        answers = self._client.run(worker_facts, on_error="return")
-        found = cast(dict[str, WorkerFacts | BaseException], answers)
+        answers = concurrent.futures.Future[Any]()  # of a thread: a worker that hangs would never answer
+        threading.Thread(target=_ask_facts, args=(self._client, answers), daemon=True).start()
+        try:
+            found = cast(dict[str, WorkerFacts | BaseException], answers.result(timeout=_FACTS_S))
+        except TimeoutError as exc:
+            raise ClusterError(
+                f"not all of the {self._num_workers} workers at {self._address} answer within {_FACTS_S} s: one of them hangs, "
+                "or cannot be reached from here. End it, and run the same command again"
+            ) from exc
         own, first = worker_facts(), None
         for address, facts in found.items():
             if not isinstance(facts, WorkerFacts):
@@ -257,6 +299,13 @@ class Crew:
                 )
         assert first is not None, "there is a worker"
         return first
+
+
+def _ask_facts(client: "Client", answer: "concurrent.futures.Future[Any]") -> None:
+    try:
+        answer.set_result(client.run(worker_facts, on_error="return"))
+    except BaseException as exc:  # for the thread that waits
+        answer.set_exception(exc)
 
 
 def _report(future: "Future[TaskReport]") -> TaskReport:

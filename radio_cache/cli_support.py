@@ -56,6 +56,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
 _LOG_EVERY_S = 10.0
+_STALLED_S = 30.0
 
 _PADDING = re.compile(r"[ \t]+(?=\n)")
 
@@ -231,6 +232,8 @@ class _TimeColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.finished:
             return Text(f"{task.finished_time or 0:.1f} s")
+        if task.fields.get("stalled"):
+            return Text(task.fields["stalled"])
         remaining = task.time_remaining
         return Text("" if remaining is None else f"{timedelta(seconds=int(remaining))} left")
 
@@ -245,7 +248,8 @@ class ProgressLine:
         self._name, self._total, self._unit = name, total, unit
         self._done = self._done_before = done
         self._note = ""
-        self._started = self._logged = time.monotonic()
+        self._started = self._logged = self._moved = time.monotonic()
+        self._longest_gap = 0.0
         self._bar: _Bar | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
@@ -261,7 +265,7 @@ class ProgressLine:
     def __enter__(self) -> "ProgressLine":
         if self._bar:
             self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, rate="")
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, rate="", stalled="")
         return self
 
     def advance(self, count: int, note: str | None = None) -> None:
@@ -269,9 +273,12 @@ class ProgressLine:
         self._done += count
         self._note = self._note if note is None else note
         now = time.monotonic()
+        if count:
+            self._longest_gap, self._moved = max(self._longest_gap, now - self._moved), now
         if self._bar:
             self._bar.note = self._note
-            self._bar.update(self._task, completed=self._done, rate=f"{self.rate:.1f} {self._unit}/s")
+            rate = f"{self.rate:.1f} {self._unit}/s"
+            self._bar.update(self._task, completed=self._done, rate=rate, stalled=self._stalled(now))
         elif now - self._logged >= _LOG_EVERY_S:
             self._log(now)
 
@@ -279,6 +286,13 @@ class ProgressLine:
     def rate(self) -> float:
         """Items a second since the start, not counting what was done before."""
         return (self._done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
+
+    def _stalled(self, now: float) -> str:
+        """In place of the time left, where nothing has come for much longer than ever before: the rate says nothing then."""
+        silent = now - self._moved
+        if self._done >= self._total or silent < max(_STALLED_S, 3 * self._longest_gap):
+            return ""
+        return f"nothing done for {timedelta(seconds=int(silent))}"
 
     def _text(self, now: float) -> str:
         rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
@@ -288,6 +302,8 @@ class ProgressLine:
         self._logged = now
         rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
+        if stalled := self._stalled(now):
+            left = f", {stalled}"
         click.echo(f"{self._name}: {self._done}/{self._total} {self._unit}, {self._text(now)}{left}", err=True)
 
     def __exit__(

@@ -10,23 +10,27 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dask
-import distributed  # noqa: F401  # before its settings are changed, or they would be its only ones
+import distributed  # before its settings are changed, or they would be its only ones
 import numpy as np
 import pytest
 import timm
 import torch
+from distributed import Security
 from PIL import Image
 
 import cache_builder.cluster
+import cache_builder.crew
 from cache_builder.allocator import keeping_environment
 from cache_builder.build import BuildConfig, build_cache
-from cache_builder.cluster import local_crew, made_cluster, read_cluster_file, scheduler_crew, workplace
+from cache_builder.cluster import cluster_crew, local_crew, made_cluster, read_cluster_file, scheduler_crew, workplace
 from cache_builder.crew import Crew
 from cache_builder.shard_task import ShardTask, do_task, worker_facts
 from cache_builder.sources.recorded import FILE as LISTING
@@ -377,7 +381,109 @@ def test_a_scheduler_that_does_not_answer_is_an_error_of_a_sentence(monkeypatch:
         pass
 
 
+def test_an_address_that_can_reach_nobody_is_refused_at_once() -> None:
+    def refused(address: str) -> str:
+        with pytest.raises(ConfigError) as told, scheduler_crew(address):
+            pass
+        return str(told.value)
+
+    assert "no machine called nobody.invalid is known here" in refused("tcp://nobody.invalid:8786")
+    assert "missing port number" in refused("tcp://127.0.0.1")
+    assert "there is no port 99999" in refused("tcp://127.0.0.1:99999")
+    assert "unknown address scheme 'http'" in refused("http://127.0.0.1:8786")
+    assert "tls needs this command's certificates" in refused("tls://127.0.0.1:8786")
+
+
+def test_a_scheduler_that_is_not_there_is_named_before_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_builder.cluster, "_CONNECT_S", 0.3)
+    monkeypatch.setattr(cache_builder.cluster, "_FIRST_S", 0.1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    said: list[str] = []
+    with (
+        pytest.raises(ClusterError, match="the scheduler does not answer"),
+        scheduler_crew(address, wait_s=600, say=said.append),  # ten minutes are for a scheduler that was there
+    ):
+        pass
+    assert said == [f"--scheduler {address}: nobody answers there (Connection refused); trying for 0 s"]
+
+
+def test_workers_of_this_machine_listen_to_this_build_alone() -> None:
+    with workers(1) as crew:
+        address = crew._address
+        about = crew._client.scheduler_info(n_workers=-1)
+        places = [address, *about["workers"], *(worker["nanny"] for worker in about["workers"].values())]
+        pages = [about["services"]["dashboard"], *(one["services"]["dashboard"] for one in about["workers"].values())]
+        assert all(place.startswith("tls://127.0.0.1:") for place in places)
+        for scheme, stranger in (("tcp", Security()), ("tls", Security.temporary())):
+            with pytest.raises(OSError):
+                distributed.Client(
+                    f"{scheme}://{address.partition('://')[2]}", security=stranger, timeout=1, set_as_default=False
+                )
+        for port in pages:
+            for page in ("info/main/workers.html", "json/index.html", "metrics", "health"):
+                with pytest.raises(urllib.error.HTTPError, match="404"):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5)
+
+
+def test_a_worker_that_hangs_is_named_then_ended_and_another_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"NOTICED_S": 1, "HUNG_S": 2, "_LISTEN_EVERY_S": 0.2, "_COUNT_EVERY_S": 0.1}.items():
+        monkeypatch.setattr(cache_builder.crew, name, seconds)
+    said: list[str] = []
+    with workers(1) as crew:
+        crew._say = said.append
+        (hung,) = (facts.pid for facts in crew.worker_facts())
+        os.kill(hung, signal.SIGSTOP)
+        while not any("hangs: it is ended" in text for text in said):
+            crew._count_workers()
+            time.sleep(0.1)
+        crew._num_workers = 0
+        while crew.num_workers == 0:
+            crew._count_workers()
+            time.sleep(0.1)
+        (again,) = (facts.pid for facts in crew.worker_facts())
+    assert again != hung
+    assert "has not been heard of for" in said[0]
+
+
 # ---------------------------------------------------------------- cluster files
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for Slurm, whose commands run jobs on this machine; REFUSE in the environment makes it refuse them."""
+    pytest.importorskip("dask_jobqueue", reason="pip install 'radio-cache[slurm]'")
+    commands = {
+        "sbatch": '[ -z "$REFUSE" ] || { echo "invalid partition specified: gpu" >&2; exit 1; }\n'
+        'bash "$1" >/dev/null 2>&1 &\necho "Submitted batch job $!"',
+        "scancel": 'kill "$1"',
+    }
+    for name, script in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    options = f"{{cores: 1, processes: 1, memory: 2GB, interface: lo, python: {sys.executable}, log_directory: {tmp_path}}}"
+    (tmp_path / "slurm.yaml").write_text(f"kind: slurm\nworkers: 1\noptions: {options}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "slurm.yaml"
+
+
+def test_slurm_that_takes_no_jobs_is_quoted_at_once(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFUSE", "1")
+    with pytest.raises(ClusterError, match=r"does not take the jobs: .*invalid partition specified: gpu"), cluster_crew(slurm):
+        pass
+    monkeypatch.setenv("PATH", str(slurm.parent / "nothing"))
+    with pytest.raises(ClusterError, match="there is no command sbatch on this machine"), cluster_crew(slurm):
+        pass
+
+
+@pytest.mark.slow
+def test_workers_of_slurm_speak_tls_with_keys_of_their_build(slurm: Path) -> None:
+    with cluster_crew(slurm, wait_s=120) as crew:
+        assert crew._address.startswith("tls://")
+        assert crew.num_workers == 1
+    assert not list(slurm.parent.glob(".dask-jobqueue*"))  # the keys
 
 
 def test_cluster_files_are_checked_key_by_key(tmp_path: Path) -> None:

@@ -184,3 +184,22 @@ def test_lines_are_broken_between_words_in_a_terminal_alone(monkeypatch: pytest.
     assert in_width("pays     from student run 1 on") == "pays     from student run 1 on"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert in_width("pays     from student run 1 on", indent=9) == "pays     from\n         student run\n         1 on"
+
+
+def test_nothing_done_for_long_is_said_in_place_of_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("radio_cache.cli_support.time.monotonic", lambda: now)
+    line = ProgressLine("clip", 100)
+    for now in (20.0, 40.0):  # noqa: B007  # read by the clock
+        line.advance(40)
+    assert ", 10 s left" in capsys.readouterr().err
+    now = 90.0
+    line.advance(0)
+    assert ", 22 s left" in capsys.readouterr().err
+    now = 101.0
+    line.advance(0)
+    said = capsys.readouterr().err
+    assert "nothing done for 0:01:01" in said
+    assert "left" not in said
