@@ -5,6 +5,9 @@ import errno
 import os
 import re
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from torch import nn
 from radio_cache.errors import NonFiniteLossError, TrainingError
 from radio_cache.local_storage import TEMPORARY, sync_folder
 from trainer.ema import Ema
+from trainer.memory import is_out_of_memory
 from trainer.metrics import LossSums
 from trainer.sharded import divided, is_sharded, whole
 
@@ -91,10 +95,11 @@ def save_checkpoint(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        temporary.replace(path)
     except (OSError, RuntimeError) as exc:
-        temporary.unlink(missing_ok=True)
         raise _not_written(folder, exc) from exc
-    temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(folder)
     if is_best:
         linked = folder / f"{BEST}{TEMPORARY}"
@@ -131,17 +136,17 @@ def telling_what_is_whole(folder: Path) -> Generator[None]:
         raise _not_written(folder, exc) from exc
 
 
-def _not_written(folder: Path, exc: OSError | RuntimeError) -> TrainingError:
-    """torch turns a full disk into a RuntimeError of its own; the system's word for it is at its root."""
-    root: BaseException | None = exc
-    while root is not None and not isinstance(root, OSError):
-        root = root.__cause__ or root.__context__
+def _not_written(folder: Path, exc: Exception) -> TrainingError:
+    """Libraries turn a full disk into errors of their own; the system's word for it is at the root, if it is there at all."""
+    root = _system_error(exc)
     statistics = os.statvfs(next(place for place in (folder, *folder.parents) if place.exists()))
     free = statistics.f_bavail * statistics.f_frsize
-    full = (isinstance(root, OSError) and root.errno in (errno.ENOSPC, errno.EDQUOT)) or free < 1 << 20
-    what = f"the disk of {folder} is full ({free / 1e6:.1f} MB free)" if full else str(exc)
+    full = (root is not None and root.errno in (errno.ENOSPC, errno.EDQUOT)) or free < 1 << 20
+    what = f"the disk of {folder} is full ({free / 1e6:.1f} MB free)" if full else _first_line(exc)
     cure = "make room" if full else "cure that"
-    last = checkpoints(folder)
+    last = list[Path]()
+    with contextlib.suppress(OSError):
+        last = checkpoints(folder)
     return TrainingError(
         f"{what}. {last[-1].name} is whole: {cure}, and the same command goes on from it"
         if last
@@ -150,41 +155,119 @@ def _not_written(folder: Path, exc: OSError | RuntimeError) -> TrainingError:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if _NAME.match(path.name)) if folder.exists() else []
+    """Return the checkpoints of a run, oldest first; none where there is no folder.
+
+    Raises OSError for a folder that cannot be listed: it is not an empty one.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if _NAME.match(entry.name))
+    except FileNotFoundError:
+        return []
 
 
 def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> Progress:
-    """Load the last checkpoint that can be read; says which were damaged.
+    """Load the last checkpoint that is whole; says which were damaged and sets them aside.
 
-    Raises TrainingError where there are checkpoints and none can be read, or where one is of another student.
+    Raises TrainingError where there are checkpoints and all are damaged, where one is of another student, or where one
+    cannot be read just now or does not fit into memory; then nothing is renamed.
     """
-    damaged: list[Path] = []
-    for path in reversed(checkpoints(folder)):
+    damaged: dict[Path, str] = {}
+    try:
+        saved = checkpoints(folder)
+    except OSError as exc:
+        raise TrainingError(
+            f"{folder} cannot be listed ({exc.strerror}), so that nobody knows where the run stands: cure that. Nothing was "
+            "changed"
+        ) from exc
+    for path in reversed(saved):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # torch raises many kinds for a damaged or foreign file, and none says more than that it is one
-            damaged.append(path)
+            state = load_checkpoint(path)
+        except DamagedCheckpointError as exc:
+            damaged[path] = str(exc)
             continue
         progress = _restored(path, state, trainee)
-        for file in damaged:
-            say(f"{file.name} is damaged and set aside; the one before it, {path.name}, is used")
+        for file, reason in damaged.items():
+            say(f"{file.name} is damaged ({reason}) and set aside; the one before it, {path.name}, is used")
             file.replace(file.with_name(f"{file.name}.damaged"))
         return progress
     if damaged:
+        listed = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
         raise TrainingError(
-            f"none of the checkpoints in {folder} can be read, they are damaged ({', '.join(path.name for path in damaged)}): "
-            "restore them from a copy, or remove the run and start again"
+            f"none of the checkpoints in {folder} can be read, they are damaged ({listed}): restore them from a copy, or train "
+            "again with another --out"
         )
     return Progress()
+
+
+class DamagedCheckpointError(TrainingError):
+    """The bytes of a checkpoint show that it is not whole; the message says what shows it."""
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU, after checking its checksums, which torch does not.
+
+    Raises DamagedCheckpointError only for what the bytes of the file show. Anything else that is in the way (permissions, a
+    disk or a network that does not answer, too little memory, another PyTorch) is a TrainingError that says so.
+    """
+    try:
+        damage = _damage(path)
+        if damage is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as exc:  # torch raises many kinds for a file that it cannot use
+        raise TrainingError(f"{_in_the_way(path, exc)}. Nothing was changed") from exc
+    raise DamagedCheckpointError(damage)
+
+
+def _damage(path: Path) -> str | None:
+    """Return what shows that a checkpoint is not whole, or None. Raises OSError or MemoryError where it cannot be checked."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            torn = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError) as exc:
+        return str(exc).rstrip(".") or "it ends too early"
+    return None if torn is None else f"the checksum of {torn} is wrong"
+
+
+def _in_the_way(path: Path, exc: Exception) -> str:
+    """Say why a checkpoint that is not known to be damaged cannot be used now, and how it can."""
+    system = _system_error(exc)
+    if is_out_of_memory(exc) or (system is not None and system.errno == errno.ENOMEM):
+        size = f"{path.stat().st_size / 1e9:.2f} GB" if path.exists() else "its size"
+        return (
+            f"checkpoint {path} ({size}) does not fit into memory ({_first_line(exc)}): free some, or use a machine with more; "
+            "the same command goes on from it"
+        )
+    if system is not None:
+        return (
+            f"checkpoint {path} cannot be read just now ({system.strerror or system}): cure that, and the same command goes on "
+            "from it; to go on from the one before, move it elsewhere"
+        )
+    return (
+        f"checkpoint {path} is whole, and this PyTorch ({torch.__version__}) cannot load it ({_first_line(exc)}): use the "
+        "version that wrote it"
+    )
+
+
+def _first_line(exc: BaseException) -> str:
+    return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)[:200]
+
+
+def _system_error(exc: BaseException | None) -> OSError | None:
+    """The system's own error at the root of a library's."""
+    while exc is not None and not isinstance(exc, OSError):
+        exc = exc.__cause__ or exc.__context__
+    return exc
 
 
 def _restored(path: Path, state: dict[str, Any], trainee: Trainee) -> Progress:
     try:
         trainee.load(state)
         return Progress(int(state["step"]), state["losses"], state["best"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError) as exc:
+        if is_out_of_memory(exc):
+            raise TrainingError(f"{_in_the_way(path, exc)}. Nothing was changed") from exc
         raise TrainingError(
-            f"checkpoint {path} is not one of this student and this radio-cache ({str(exc).splitlines()[0]:.200}): choose "
+            f"checkpoint {path} is not one of this student and this radio-cache ({_first_line(exc)}): choose "
             "another --out, or go on with the version that wrote it"
         ) from exc

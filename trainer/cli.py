@@ -1,17 +1,20 @@
 """`radio-train`: a student from a cache."""
 
+import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
+from rich.console import RenderableType
 
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
-from radio_cache.cli_support import PLACE, allow_module_option, console, plain_errors, table
+from radio_cache.cli_support import INTERRUPTED, PLACE, allow_module_option, console, plain_errors, printable, table
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 
@@ -118,7 +121,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     metavar="NAME",
     help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.",
 )
-@plain_errors(on_interrupt="Nothing was written yet.")
+@plain_errors(on_interrupt="")
 def main(
     cache: str | Path, out: Path, teachers: tuple[str, ...], allow_partial: bool, device: str,
     wandb: str | None, **asked: Unpack["RecipeFlags"],
@@ -129,24 +132,27 @@ def main(
     that was never stopped. Started by torchrun, all processes share every batch. The run's folder holds
     student.safetensors, recipe.json, metrics.jsonl and TensorBoard events.
     """
-    from radio_cache.torch import pick_device
-    from trainer.loop import train
-    from trainer.train_config import TrainConfig
+    with _saying_where_it_stands(out):
+        from radio_cache.torch import pick_device
+        from trainer.loop import train
+        from trainer.train_config import TrainConfig
 
-    device = _own_gpu(pick_device(device))
-    recipe = _recipe(cache, teachers, device, asked)
-    config = TrainConfig(
-        cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial,
-        wandb=wandb,
-    )  # fmt: skip
-    report = train(config, say=lambda text: click.echo(text, err=True))
+        device = _own_gpu(pick_device(device))
+        recipe = _recipe(cache, teachers, device, asked)
+        config = TrainConfig(
+            cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial,
+            wandb=wandb,
+        )  # fmt: skip
+        report = train(config, say=lambda text: click.echo(text, err=True))
     again = shlex.join(["radio-train", *sys.argv[1:]])
     if report.stopped:
         if _is_first():
             click.echo(f"stopped at step {report.steps} with a checkpoint saved. Go on with: {again}", err=True)
         sys.exit(TERMINATED)
     if _is_first():
-        console().print(loss_table(out))
+        losses = loss_table(out)
+        if losses is not None:
+            console().print(losses)
         done = (
             f"{out} is finished: all its {report.steps} steps were done before, and nothing was done now. To train "
             "another student, choose another --out, or remove that folder."
@@ -215,20 +221,49 @@ def _own_gpu(device: str) -> str:
     return f"cuda:{local}" if device == "cuda" and local is not None else device
 
 
-def loss_table(out: Path) -> object:
-    """Losses per teacher at the first and at the last log line."""
-    import json
-
+def loss_table(out: Path) -> RenderableType | None:
+    """Losses per teacher at the first and at the last log line; None where the log was lost."""
+    from trainer.metrics import read_lines
     from trainer.run_folder import METRICS_FILE
 
-    lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+    lines = read_lines(out / METRICS_FILE)
+    if not lines:
+        return None
     rows = table("losses", "teacher", "summary, first", "last", "spatial, first", "last")
     for name in lines[0]["teachers"]:
-        told = {part: [line["teachers"][name][part] for line in lines] for part in ("summary", "spatial")}
-        kept = {part: [value for value in values if value is not None] for part, values in told.items()}
-        parts = [value for values in kept.values() for value in ((values[0], values[-1]) if values else (None, None))]
-        rows.add_row(name, *("-" if value is None else f"{value:.3f}" for value in parts))
+        cells: list[float | None] = []
+        for part in ("summary", "spatial"):
+            values = [line["teachers"].get(name, {}).get(part) for line in lines]
+            measured = [value for value in values if value is not None]
+            cells += (measured[0], measured[-1]) if measured else (None, None)
+        rows.add_row(printable(name), *("-" if value is None else f"{value:.3f}" for value in cells))
     return rows
+
+
+@contextlib.contextmanager
+def _saying_where_it_stands(out: Path) -> Generator[None]:
+    """After Ctrl-C outside of the steps, while the run loads or the student is written, say what is there of the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if _is_first():
+            click.echo(f"\nstopped. {_standing(out)}", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _standing(out: Path) -> str:
+    from trainer.checkpoint import checkpoints
+    from trainer.run_folder import CHECKPOINTS, RUN_FILE
+
+    try:
+        saved = checkpoints(out / CHECKPOINTS)
+    except OSError as exc:
+        return f"{out / CHECKPOINTS} cannot be listed ({exc.strerror})."
+    if saved:
+        return f"{saved[-1].name} is whole: the same command goes on from it."
+    if (out / RUN_FILE).exists():
+        return "No step was saved yet: the same command starts again."
+    return "Nothing was written yet."
 
 
 if __name__ == "__main__":  # torchrun --nproc-per-node 8 -m trainer.cli ...

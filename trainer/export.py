@@ -1,12 +1,16 @@
 """What leaves a run: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
 
+import errno
 import json
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from stat import S_IMODE
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,6 +19,8 @@ from radio_cache.local_storage import write_atomically
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent, Heads, StudentConfig, build_distilled
 from trainer.students import ViT
 from trainer.students.vit import TRAINING_SETTINGS
+
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 CONFIG_FILE, WEIGHTS_FILE = "student.json", "student.safetensors"
 
@@ -38,18 +44,35 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
     """
     model = deployable(model)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # of another student, perhaps: it must not lie beside these weights
     temporary = folder / f"{WEIGHTS_FILE}.partial"
-    save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
-    temporary.replace(folder / WEIGHTS_FILE)
+    try:
+        save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
+        temporary.replace(folder / WEIGHTS_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
     write_atomically(folder / CONFIG_FILE, json.dumps(model.config.to_json(), indent=1).encode())
 
 
+def holds_student(folder: Path) -> bool:
+    """Whether a student was written there to its end: the weights come first, the configuration last."""
+    return (folder / CONFIG_FILE).exists() and (folder / WEIGHTS_FILE).exists()
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that those may read who may read any new file: the library makes it its owner's alone."""
+    """Write a safetensors file that those may read who may read any new file: the library makes it its owner's alone.
+
+    Raises OSError where the system refuses it, such as for a full disk.
+    """
     path.unlink(missing_ok=True)
     path.touch()
     mode = S_IMODE(path.stat().st_mode)
-    save_file(tensors, path, metadata=metadata)
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as exc:  # in whose words the system's error is hidden
+        number = _SYSTEM_ERROR.search(str(exc))
+        code = errno.EIO if number is None else int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from exc
     path.chmod(mode)
 
 
@@ -66,7 +89,7 @@ def load_student(
     not allowed.
     """
     folder = Path(path)
-    if not (folder / CONFIG_FILE).exists() or not (folder / WEIGHTS_FILE).exists():
+    if not holds_student(folder):
         hint = "the run is not finished: the same radio-train command goes on" if (folder / "recipe.json").exists() else (
             "give the folder that radio-train --out or radio-export --out made")  # fmt: skip
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")

@@ -13,12 +13,12 @@ import torch
 
 from radio_cache.cli_support import ProgressLine
 from trainer.checkpoint import Progress, restore_last, save_checkpoint, telling_what_is_whole
-from trainer.export import WEIGHTS_FILE
+from trainer.export import holds_student
 from trainer.memory import telling_what_to_turn_down
 from trainer.metrics import Log
 from trainer.processes import Processes
 from trainer.recipe_text import described
-from trainer.run_folder import CHECKPOINTS, held, refuse_lost
+from trainer.run_folder import CHECKPOINTS, refuse_lost
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
 from trainer.wandb_log import WandbLog, refuse_missing_package
@@ -50,11 +50,11 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
     try:
         if config.wandb is not None and processes.is_first:
             refuse_missing_package()
-        run = TrainingRun(config, processes)
-        run.claim()
-        with held(config.out) if processes.is_first else contextlib.nullcontext():
+        with telling_what_to_turn_down():
+            run = TrainingRun(config, processes)
+        with run.owned():
             progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
-            if progress.step == config.recipe.steps and (config.out / WEIGHTS_FILE).exists():
+            if progress.step == config.recipe.steps and holds_student(config.out):
                 return TrainReport(progress.step, progress.step, 0.0, stopped=False, was_finished=True)
             if progress.step:
                 say(f"going on from step-{progress.step:08d}.pt")

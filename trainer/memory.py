@@ -16,6 +16,15 @@ from trainer.students.transformer_block import Block
 _WORDS = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
 """What torch says on GPUs and on CPUs; other errors speak of memory, too, such as of its format."""
 
+_NO_THREAD = "can't start new thread"
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an error says that memory is short, of a GPU or of the machine; torch has several ways of saying it."""
+    if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(exc, RuntimeError) and any(words in str(exc) for words in _WORDS)
+
 
 @contextlib.contextmanager
 def telling_what_to_turn_down() -> Generator[None]:
@@ -23,7 +32,12 @@ def telling_what_to_turn_down() -> Generator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
-        if isinstance(exc, RuntimeError) and not any(words in str(exc) for words in _WORDS):
+        if _NO_THREAD in str(exc):
+            raise TrainingError(
+                "the system starts no more threads for this process: it is short of memory, or of processes (`ulimit -u`, or "
+                "a container's limit): raise that, or end others; the same command goes on"
+            ) from exc
+        if not is_out_of_memory(exc):
             raise
         raise TrainingError(
             f"out of memory ({str(exc).splitlines()[0] if str(exc) else 'refused by the system'}). In the order of its price: "

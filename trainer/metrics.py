@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, Protocol, cast, final
 
 from radio_cache.local_storage import write_atomically
 from trainer.event_file import EventFile
@@ -108,15 +108,41 @@ def _losses(parts: dict[str, float | None]) -> str:
     return "/".join(f"{parts[part]:.2f}" for part in ("summary", "spatial") if parts[part] is not None)
 
 
-def _drop_lines_after(path: Path, steps_done: int) -> None:
-    """Forget metrics of steps that a resumed run does again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and _step(line) <= steps_done]
-        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`, in order; none where there is no file.
 
-
-def _step(line: str) -> float:
+    Lines that are no log line are left out: one may be cut off where the machine stopped, and a log is no reason to stop a run.
+    """
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")  # cut off when the machine stopped
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in content.splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and _is_log_line(cast(dict[str, Any], record)):
+            lines.append(cast(dict[str, Any], record))
+    return lines
+
+
+def _is_log_line(record: dict[str, Any]) -> bool:
+    teachers = record.get("teachers")
+    return (
+        type(record.get("step")) is int
+        and isinstance(teachers, dict)
+        and all(
+            isinstance(parts, dict)
+            and all(value is None or isinstance(value, int | float) for value in cast(dict[str, Any], parts).values())
+            for parts in cast(dict[str, Any], teachers).values()
+        )
+    )
+
+
+def _drop_lines_after(path: Path, steps_done: int) -> None:
+    """Forget metrics of steps that a resumed run does again, and lines that are none."""
+    if path.exists():
+        kept = [record for record in read_lines(path) if record["step"] <= steps_done]
+        write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in kept).encode())

@@ -1,7 +1,8 @@
 """One optimiser step after the other: the student, its optimiser, and the images and targets of every group."""
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple, cast, final
 
 import numpy as np
@@ -28,7 +29,7 @@ from trainer.mosaic import cut, joined
 from trainer.objective import Objective, TeacherLoss, teacher_loss
 from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
-from trainer.run_folder import claim
+from trainer.run_folder import owned
 from trainer.sharded import clip_gradients, is_sharded, shard_student
 from trainer.targets import TargetMaker
 from trainer.train_config import TrainConfig
@@ -87,12 +88,18 @@ class TrainingRun:
         ema = None if recipe.ema is None else Ema([self.model.student, self.model.adaptors], recipe.ema)
         self.trainee = Trainee(self.model.student, self.model.adaptors, self.objective.balancing, optimizer, ema)
 
-    def claim(self) -> None:
-        """Make the run's folder, or check that it is this run's."""
-        if self.processes.is_first:
-            images = {"list": self.cache.meta.index, "in_cache": self.cache.num_images, "used": len(self.rows)}
-            claim(self.config.out, self.config.recipe, absolute_place(self.config.cache), self.teachers, images)
-        self.processes.wait_for_all()
+    @contextlib.contextmanager
+    def owned(self) -> Generator[None]:
+        """Make the run's folder, or check that it is this run's; the first process keeps it to itself meanwhile."""
+        images: dict[str, str | int] = {
+            "list": self.cache.meta.index, "in_cache": self.cache.num_images, "used": len(self.rows),
+        }  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            if self.processes.is_first:
+                place = absolute_place(self.config.cache)
+                stack.enter_context(owned(self.config.out, self.config.recipe, place, self.teachers, images))
+            self.processes.wait_for_all()
+            yield
 
     def feed(self, done: int) -> Feed:
         """The batches of the steps that are left."""

@@ -1,18 +1,22 @@
+import errno
 import math
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from radio_cache.errors import NonFiniteLossError, TrainingError
 from radio_cache.reader import Cache
-from trainer.checkpoint import Progress, checkpoints, save_checkpoint, telling_what_is_whole
+from trainer.checkpoint import Progress, Trainee, checkpoints, restore_last, save_checkpoint, telling_what_is_whole
 from trainer.loop import train
 from trainer.recipe import Recipe
 from trainer.train_config import TrainConfig
+from trainer.training_run import TrainingRun
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -37,6 +41,100 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     assert (tmp_path / "run/student.safetensors").read_bytes() == weights
 
 
+IN_THE_WAY: dict[str, tuple[Exception, str]] = {
+    "permission": (PermissionError(errno.EACCES, "Permission denied"), "cannot be read just now .Permission denied"),
+    "a disk": (OSError(errno.EIO, "Input/output error"), "cannot be read just now .Input/output error"),
+    "a network disk": (OSError(errno.ESTALE, "Stale file handle"), "cannot be read just now .Stale file handle"),
+    "open files": (OSError(errno.EMFILE, "Too many open files"), "cannot be read just now .Too many open files"),
+    "memory": (MemoryError(), r"\(\d+\.\d\d GB\) does not fit into memory"),
+    "memory of the system": (OSError(errno.ENOMEM, "Cannot allocate memory"), "does not fit into memory"),
+    "memory of torch": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+        "does not fit into memory",
+    ),
+    "another version": (RuntimeError("Attempted to read a PyTorch file with version 99"), "is whole, and this PyTorch"),
+}  # fmt: skip
+
+
+def two_checkpoints(folder: Path) -> Trainee:
+    """A trainee whose states after two and after four steps are saved."""
+    student, adaptors = nn.Linear(2, 3), nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW([*student.parameters(), *adaptors.parameters()])
+    adaptors(student(torch.ones(1, 2))).sum().backward()
+    trainee = Trainee(student, adaptors, nn.Identity(), optimizer)
+    for step in (2, 4):
+        optimizer.step()
+        save_checkpoint(folder, trainee.state(), Progress(step), keep=2)
+    return trainee
+
+
+@pytest.mark.parametrize("cause", IN_THE_WAY)
+@pytest.mark.parametrize("where", ["opening", "loading", "taking up"])
+def test_a_checkpoint_that_cannot_be_used_just_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, where: str
+) -> None:
+    error, message = IN_THE_WAY[cause]
+    trainee = two_checkpoints(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        match where:
+            case "opening" if not isinstance(error, RuntimeError):
+                patch.setattr(zipfile, "ZipFile", refuse)
+            case "taking up" if cause in ("memory", "memory of torch"):
+                patch.setattr(torch.optim.AdamW, "load_state_dict", refuse)
+            case _:
+                patch.setattr(torch, "load", refuse)
+        with pytest.raises(TrainingError, match=rf"step-00000004\.pt .*{message}") as caught:
+            restore_last(tmp_path, trainee, print)
+    assert "damaged" not in str(caught.value)
+    assert "remove" not in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert restore_last(tmp_path, trainee, print).step == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "a bit", "empty"])
+def test_damage_is_what_the_bytes_show(tmp_path: Path, damage: str) -> None:
+    trainee = two_checkpoints(tmp_path)
+    file = tmp_path / "step-00000004.pt"
+    content = bytearray(file.read_bytes())
+    match damage:
+        case "cut":
+            content = content[: len(content) // 2]
+        case "flipped":
+            content[:100] = bytes(100)
+        case "a bit":  # in a weight: torch loads it without a word
+            place = bytes(content).index(trainee.student.weight.detach().numpy().tobytes())
+            content[place] ^= 1
+        case _:
+            content.clear()
+    file.write_bytes(content)
+    said: list[str] = []
+    assert restore_last(tmp_path, trainee, said.append).step == 2
+    assert "step-00000004.pt is damaged" in said[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000004.pt.damaged"]
+
+
+def test_checkpoints_of_a_folder_that_cannot_be_listed_are_not_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would train anew, over what is there."""
+    trainee, listed = two_checkpoints(tmp_path), os.scandir
+
+    def refuse(place: Any = ".") -> Any:
+        if Path(place) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(TrainingError, match=r"cannot be listed \(Permission denied\)"):
+        restore_last(tmp_path, trainee, print)
+
+
 def test_nothing_is_trained_anew_where_every_checkpoint_is_damaged(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -46,6 +144,7 @@ def test_nothing_is_trained_anew_where_every_checkpoint_is_damaged(
         path.write_bytes(b"nothing")
     with pytest.raises(TrainingError, match=r"none of the checkpoints in .* can be read"):
         train(config)
+    assert len(checkpoints(tmp_path / "run/checkpoints")) == 2
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays_whole(
@@ -105,3 +204,24 @@ def test_the_best_checkpoint_is_kept_where_files_cannot_be_linked(
     state = {"student": {"a": torch.ones(2)}, "adaptors": {}}
     last = save_checkpoint(tmp_path, state, Progress(3), keep=1, is_best=True)
     assert (tmp_path / "best.pt").read_bytes() == last.read_bytes()
+
+
+def test_a_disk_that_is_full_when_the_student_is_written_is_named_and_nothing_half_is_left(
+    tiny_cache: Cache, tiny_recipe: Recipe, small_disk: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, finish = small_disk(200_000_000), TrainingRun.finish
+
+    def fill_up(run: TrainingRun) -> None:
+        used = sum(file.stat().st_size for file in disk.path.rglob("*") if file.is_file())
+        disk.resize(used + 2_000_000)
+        finish(run)
+
+    monkeypatch.setattr(TrainingRun, "finish", fill_up)
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=disk.path / "run")
+    with pytest.raises(TrainingError, match=r"the disk of .* is full .*step-00000008\.pt is whole: make room"):
+        train(config)
+    assert not list(disk.path.rglob("*.partial"))
+    monkeypatch.undo()
+    disk.resize(200_000_000)
+    assert train(config).steps_before == 8
+    assert (disk.path / "run/student.safetensors").exists()

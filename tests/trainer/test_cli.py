@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from radio_cache.reader import Cache
+from trainer import export, loop, training_run
 from trainer.cli import main
 from trainer.defaults import suited
 from trainer.recipes import RECIPES, quick
@@ -24,6 +26,29 @@ def test_a_run_ends_with_its_losses_and_the_next_commands(tiny_cache: Cache, tmp
     assert "run is finished: all its 2 steps were done before, and nothing was done now." in again.output.replace("\n", " ")
     assert "choose another --out, or remove that folder" in again.output.replace("\n", " ")
     assert "steps/s" not in again.output
+
+
+def test_ctrl_c_outside_of_the_steps_says_where_the_run_stands(
+    tiny_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--cache", str(tiny_cache.path), "--out", str(tmp_path / "run"), *SMALL]
+
+    def stopped_in(owner: object, name: str) -> str:
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 130
+        return result.output
+
+    assert "stopped. Nothing was written yet." in stopped_in(training_run, "build_distilled")
+    assert "stopped. No step was saved yet: the same command starts again." in stopped_in(loop, "restore_last")
+    assert "stopped. step-00000002.pt is whole: the same command goes on from it." in stopped_in(export, "save_file")
+    assert not (tmp_path / "run/student.safetensors.partial").exists()
+    assert "stopped. step-00000002.pt is whole: the same command goes on" in stopped_in(loop, "restore_last")
+    assert CliRunner().invoke(main, arguments).exit_code == 0
 
 
 def test_errors_come_before_the_recipe(tiny_cache: Cache, tmp_path: Path) -> None:

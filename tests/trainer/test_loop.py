@@ -24,11 +24,15 @@ from radio_cache.errors import (
 )
 from radio_cache.reader import Cache
 from trainer.batch import Targets
+from trainer.cli import loss_table
+from trainer.export import load_student
+from trainer.feed import Waits
 from trainer.loop import train
+from trainer.metrics import Log, Values
 from trainer.plan import lr_at
 from trainer.processes import Processes
 from trainer.recipe import Recipe, everywhere
-from trainer.run_folder import held
+from trainer.run_folder import held, owned
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
 
@@ -216,6 +220,94 @@ def test_a_run_is_trained_by_one_start_at_a_time_even_if_the_other_was_orphaned(
         train(config)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     assert train(config).steps_before == 8
+
+
+def test_of_many_starts_at_once_one_owns_the_folder(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """And what is in it is the owner's alone: not the settings of one beside the recipe of another."""
+    for attempt in range(20):
+        out, ready, done = tmp_path / f"run{attempt}", threading.Barrier(6), threading.Barrier(6)
+        owners: list[int] = []
+        refused: list[str] = []
+
+        def start(seed: int, out: Path = out, ready: Any = ready, done: Any = done,
+                  owners: list[int] = owners, refused: list[str] = refused) -> None:  # fmt: skip
+            ready.wait()
+            try:
+                with owned(out, replace(tiny_recipe, seed=seed % 2), "cache", ["a"], {}):
+                    owners.append(seed % 2)
+                    done.wait()
+            except (TrainingError, ConfigError) as exc:
+                refused.append(str(exc))
+                done.wait()
+
+        threads = [threading.Thread(target=start, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert len(owners) == 1, refused
+        assert len(refused) == 5
+        assert all("is being trained by another process" in text or "with other settings" in text for text in refused)
+        assert sorted(path.name for path in out.iterdir()) == ["recipe.json", "run.json"]
+        for content in ((out / "recipe.json"), (out / "run.json")):
+            data = json.loads(content.read_text())
+            assert data.get("recipe", data)["seed"] == owners[0]
+
+
+def test_a_start_killed_at_its_first_files_goes_on(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json.tmp-0123").write_text("{")
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=run)
+    train(config)
+    (run / "recipe.json").unlink()
+    assert train(config).was_finished
+    assert (run / "recipe.json").exists()
+
+
+def test_a_run_killed_between_weights_and_configuration_is_finished_by_the_same_command(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run")
+    train(config)
+    whole = {name: (tmp_path / "run" / name).read_bytes() for name in ("student.safetensors", "student.json")}
+    (tmp_path / "run/student.json").unlink()
+    with pytest.raises(NotACacheError, match="the run is not finished: the same radio-train command goes on"):
+        load_student(tmp_path / "run")
+    report = train(config)
+    assert (report.steps_before, report.was_finished) == (8, False)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in whole} == whole
+    assert train(config).was_finished
+
+
+RUN_FILES = [
+    b"{}", b"", b"null", b"[1]", b"\xff\xfe", b'{"cache": 3}', b'{"recipe": null, "cache": "", "teachers": []}',
+    b'{"recipe": {}, "cache": "", "te', b"[" * 9999,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", RUN_FILES)
+def test_a_run_file_that_is_torn_or_odd_is_named(tiny_recipe: Recipe, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "run.json"
+    file.write_bytes(content)
+    damaged = pytest.raises(ConfigError, match=r"run\.json is damaged \(.*\): restore it from a copy, or choose another")
+    with damaged, owned(tmp_path, tiny_recipe, "cache", ["a"], {}):
+        pass
+    assert file.read_bytes() == content
+
+
+LOGS = [b"", b"\xff\xfe\x00", b"3\nnull\n[]\n", b'{"step": "many"}\n', b'{"step": 2, "teachers": 5}\n', b'{"step": 2, "tea']
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_a_log_that_is_torn_or_odd_stops_no_run(tmp_path: Path, log: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(log)
+    assert loss_table(tmp_path) is None
+    with Log(tmp_path, 3, {}, ["a"]) as lines:
+        lines.add(Values(1.0, {"a": {"spatial": 0.5}}), Waits(), 4)
+        lines.write(4, 1e-3, {})
+    assert [line["step"] for line in losses_of(tmp_path)] == [4]
+    assert loss_table(tmp_path) is not None
 
 
 def test_an_unknown_teacher_is_answered_with_the_cached_ones(

@@ -17,6 +17,7 @@ from radio_cache.images import decode_image
 from radio_cache.local_storage import write_atomically
 from radio_cache.reader import Cache
 from radio_cache.schema import TeacherSpec
+from radio_cache.strict_json import parse_json
 from radio_cache.view import PcaColours, png_bytes
 from trainer.data import eval_box_xyxy, student_pixels
 from trainer.distilled import DistilledStudent, backbone_and_heads
@@ -121,7 +122,12 @@ def _training(steps: int, images_seen: int, run: Path) -> str:
     recipe_file = run / "recipe.json"
     if not recipe_file.exists():
         return f"{text} The recipe is not beside the weights this was exported from.\n"
-    recipe: dict[str, Any] = json.loads(recipe_file.read_text())
+    try:
+        recipe: Any = parse_json(recipe_file.read_bytes())
+    except ValueError:
+        recipe = None
+    if not isinstance(recipe, dict):  # torn; the weights, which were asked for, are whole
+        return f"{text} The recipe beside the weights this was exported from cannot be read.\n"
     rows = [f"| {key} | `{json.dumps(recipe[key])}` |" for key in _SHOWN if key in recipe]
     return "\n".join([text, f"\n| {recipe.get('name', 'recipe')} | |", "|---|---|", *rows, ""])
 
