@@ -1,11 +1,16 @@
 """The files that a cache's images came from: where each lies, and its bytes, whichever kind of container holds it."""
 
-from pathlib import PurePosixPath
+import re
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.file_bytes import read_place
+from radio_cache.remote_files import is_known_url
 from radio_cache.schema import Container
 from radio_cache.storage import is_url
+
+_FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
 
 def read_image(container: Container, key: str, offset: int, length: int) -> bytes:
@@ -34,8 +39,19 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
 
 
 def listed_place(list_file: str, entry: str) -> str:
-    """Where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder."""
-    if is_url(entry) or PurePosixPath(entry).is_absolute():
+    """Where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder.
+
+    Raises ImageError for a URL of a kind that nothing here reads.
+    """
+    local = _FILE_URL.match(entry)
+    if local is not None:
+        path = entry[local.end() :]
+        return path if Path(path).exists() else unquote(path, errors="surrogateescape")
+    if is_url(entry):
+        if not is_known_url(entry):
+            raise ImageError(f"cannot be read: nothing here reads URLs such as {entry!r:.200}")
+        return entry
+    if PurePosixPath(entry).is_absolute():
         return entry
     return f"{list_file.rpartition('/')[0]}/{entry}"
 

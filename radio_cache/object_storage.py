@@ -7,6 +7,7 @@ Reads give up on a silent server after seconds, not minutes; what failed for a m
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, final
@@ -18,6 +19,10 @@ RETRIES = 5
 """Of a request that failed for a moment, with growing pauses, within nine seconds."""
 
 _COALESCE_BYTES = 1 << 20
+
+_STATUS = re.compile(r"non-2xx status code: (\d{3})")
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "RequestTimeTooSkewed", "RequestExpired")
+"""Codes of S3 and its like for credentials that were right once."""
 
 
 class _Client:
@@ -32,25 +37,29 @@ class ObjectStorage(Storage):
 
     is_local = False
 
-    def __init__(self, url: str, *, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, options: Mapping[str, str] | None = None, check: Callable[[str], str] = checked_path
+    ) -> None:
+        """Args: check: returns a path as it is, or raises for one that no file may have."""
         self.url = url.rstrip("/")
         self._options = dict(options or {})
+        self._checked = check
         self._stores: dict[str, Any] = {}
 
-    def __reduce__(self) -> tuple[Callable[..., "ObjectStorage"], tuple[str, dict[str, str]]]:
-        return (_object_storage, (self.url, self._options))
+    def __reduce__(self) -> tuple[Callable[..., "ObjectStorage"], tuple[Any, ...]]:
+        return (_object_storage, (self.url, self._options, self._checked))
 
     def read(self, path: str) -> bytes:
         import obstore
 
         with self._named(path, "read"):
-            return bytes(obstore.get(self._store("read"), checked_path(path)).bytes())
+            return bytes(obstore.get(self._store("read"), self._checked(path)).bytes())
 
     def read_at_most(self, path: str, most: int) -> bytes:
         import obstore
 
         with self._named(path, "read"):
-            got = obstore.get(self._store("read"), checked_path(path))
+            got = obstore.get(self._store("read"), self._checked(path))
             size = got.meta["size"]
             if size <= most:
                 return bytes(got.bytes())
@@ -65,12 +74,12 @@ class ObjectStorage(Storage):
         with self._named(path, "read"):
             try:
                 if all(length for _, length in ranges):
-                    return _get_ranges(store, checked_path(path), ranges)
+                    return _get_ranges(store, self._checked(path), ranges)
             except obstore.exceptions.BaseError as exc:
                 if not _is_about_ranges(exc):
                     raise
             # One of them begins beyond the end of the object, which was cut short; or there is nothing to get.
-            size = obstore.head(store, checked_path(path))["size"]
+            size = obstore.head(store, self._checked(path))["size"]
             inside = [(offset, length) for offset, length in ranges if offset < size and length]
             found = iter(_get_ranges(store, path, inside) if inside else [])
             return [next(found) if offset < size and length else b"" for offset, length in ranges]
@@ -83,7 +92,7 @@ class ObjectStorage(Storage):
             if size is None:
                 try:
                     got = obstore.get(
-                        self._store("read"), checked_path(path), options={"range": {"suffix": max(length, 1)}}
+                        self._store("read"), self._checked(path), options={"range": {"suffix": max(length, 1)}}
                     )
                     return bytes(got.bytes())[-length:] if length else b"", got.meta["size"]
                 except obstore.exceptions.BaseError as exc:
@@ -100,7 +109,7 @@ class ObjectStorage(Storage):
 
         try:
             with self._named(path, "read"):
-                return obstore.head(self._store("read"), checked_path(path))["size"]
+                return obstore.head(self._store("read"), self._checked(path))["size"]
         except FileNotFoundError:
             return None
 
@@ -109,21 +118,21 @@ class ObjectStorage(Storage):
         import obstore
 
         with self._named(path, "read"):
-            meta = obstore.head(self._store("read"), checked_path(path))
+            meta = obstore.head(self._store("read"), self._checked(path))
             return meta["size"], meta["last_modified"]
 
     def write(self, path: str, parts: Sequence[Part]) -> None:
         import obstore
 
         with self._named(path, "write"):
-            obstore.put(self._store("write"), checked_path(path), _joined(parts), use_multipart=False)
+            obstore.put(self._store("write"), self._checked(path), _joined(parts), use_multipart=False)
 
     def create(self, path: str, data: bytes) -> bool:
         import obstore
 
         try:
             with self._named(path, "write"):
-                obstore.put(self._store("write"), checked_path(path), data, mode="create", use_multipart=False)
+                obstore.put(self._store("write"), self._checked(path), data, mode="create", use_multipart=False)
         except FileExistsError:
             return False
         return True
@@ -146,7 +155,7 @@ class ObjectStorage(Storage):
 
         found: list[tuple[str, int]] = []
         with self._named(folder, "list"):
-            for batch in obstore.list(self._store("read"), checked_path(folder) or None, chunk_size=1000):
+            for batch in obstore.list(self._store("read"), self._checked(folder) or None, chunk_size=1000):
                 found += [(meta["path"], meta["size"]) for meta in batch]
                 tell(len(batch))
         yield from sorted(found)
@@ -155,14 +164,14 @@ class ObjectStorage(Storage):
         import obstore
 
         with self._named(folder, "list"):
-            found = obstore.list_with_delimiter(self._store("read"), checked_path(folder) or None)
+            found = obstore.list_with_delimiter(self._store("read"), self._checked(folder) or None)
         return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
 
     def delete(self, path: str) -> None:
         import obstore
 
         with contextlib.suppress(FileNotFoundError), self._named(path, "delete"):
-            obstore.delete(self._store("write"), checked_path(path))
+            obstore.delete(self._store("write"), self._checked(path))
 
     def delete_tree(self, folder: str) -> None:
         import obstore
@@ -193,25 +202,19 @@ class ObjectStorage(Storage):
             client: dict[str, Any] = {"connect_timeout": timedelta(seconds=4), "timeout": timedelta(minutes=10)}
             if kind == "read":
                 client["read_timeout"] = timedelta(seconds=20)
-            if self._endpoint().startswith("http://"):
+            if self.endpoint().startswith("http://"):
                 client["allow_http"] = True
             retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=9)}
             try:
                 # Its overloads, one per kind of URL, do not fit a dict of options.
-                connect: Any = obstore.store.HTTPStore.from_url if self._is_web else obstore.store.from_url
+                connect: Any = obstore.store.from_url
                 self._stores[kind] = connect(self.url, client_options=client, retry_config=retry, **self._options)
             except (obstore.exceptions.BaseError, ValueError) as exc:
                 raise StorageError(f"{self.url} cannot be opened: {_first_line(exc)}: see docs/cloud.md") from exc
         return self._stores[kind]
 
-    @property
-    def _is_web(self) -> bool:
-        """Whether this is a web server, whoever runs it: image files may lie there."""
-        return self.url.startswith(("http://", "https://"))
-
-    def _endpoint(self) -> str:
-        if self._is_web:
-            return self.url
+    def endpoint(self) -> str:
+        """Return the address of the server that was named; "" for the provider's own."""
         for key in ("endpoint", "endpoint_url", "aws_endpoint", "aws_endpoint_url"):
             if key in self._options:
                 return self._options[key]
@@ -232,32 +235,52 @@ class ObjectStorage(Storage):
                 raise self._error(path, doing, "there is no such bucket: create it, or check the name", exc) from exc
             raise FileNotFoundError(errno.ENOENT, "no such object", self.at(path)) from exc
         except exceptions.AlreadyExistsError as exc:
+            if doing != "write":
+                raise self._error(path, doing, "the bucket does not give it in the state that it is in", exc) from exc
             raise FileExistsError(errno.EEXIST, "the object exists", self.at(path)) from exc
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as exc:
-            raise self._error(
-                path, doing, "these credentials are not accepted or may not do this: check AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or what your provider uses, and the rights of that user", exc,
-            ) from exc  # fmt: skip
         except exceptions.BaseError as exc:
-            text = str(exc)
-            if "NoSuchBucket" in text:
-                cure = "there is no such bucket: create it, or check the name"
-            elif "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text or "169.254.169.254" in text:
-                cure = "no credentials, or wrong ones: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/cloud.md)"
-            elif any(sign in text for sign in ("onnect", "dns error", "timed out", "sending request")):
-                where = self._endpoint() or "the provider's servers"
-                check = "the address" if self._is_web else "AWS_ENDPOINT_URL"
-                cure = f"{where} cannot be reached: check {check} and the network, and run the same command again"
-            else:
-                cure = "the same command goes on from there; nothing that was finished is lost"
-            raise self._error(path, doing, cure, exc) from exc
+            raise self._error(path, doing, self._cure(exc, doing), exc) from exc
+
+    def _cure(self, exc: Exception, doing: str) -> str:
+        """Return what is wrong, in words, and what to do about it."""
+        from obstore import exceptions
+
+        text = str(exc)
+        status = _STATUS.search(text)
+        code = int(status[1]) if status else 0
+        if any(sign in text for sign in _EXPIRED):
+            return "the credentials are valid no longer: get new ones (or set the clock), and run the same command again"
+        if isinstance(exc, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+            return (
+                "these credentials are not accepted or may not do this: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                "what your provider uses, and the rights of that user"
+            )
+        if "NoSuchBucket" in text:
+            return "there is no such bucket: create it, or check the name"
+        if any(sign in text for sign in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "169.254.169.254")):
+            return "no credentials, or wrong ones: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/cloud.md)"
+        if code == 501 and doing == "write":
+            return (
+                "the server does not know conditional writes (If-None-Match), without which two builds could overwrite each "
+                "other: use a newer version of it or another one (docs/cloud.md), or build on a disk"
+            )
+        if code == 507:
+            return "the server has no room left: free some, and run the same command again"
+        if "LOCATION" in text or code in range(300, 400):
+            return "the bucket is in another region, or at another address: set AWS_REGION, or AWS_ENDPOINT_URL"
+        if any(sign in text for sign in ("onnect", "dns error", "timed out", "sending request")):
+            where = self.endpoint() or "the provider's servers"
+            return f"{where} cannot be reached: check AWS_ENDPOINT_URL and the network, and run the same command again"
+        if (code in range(400, 500) and code not in (408, 425, 429)) or code == 501:
+            return "the server does not accept such a request: check the credentials, which may have expired, and AWS_REGION"
+        return "the same command goes on from there; nothing that was finished is lost"
 
     def _error(self, path: str, doing: str, cure: str, exc: Exception) -> StorageError:
         return StorageError(f"cannot {doing} {self.at(path)}: {cure}. ({_first_line(exc)})")
 
 
-def _object_storage(url: str, options: dict[str, str]) -> ObjectStorage:
-    return ObjectStorage(url, options=options)
+def _object_storage(url: str, options: dict[str, str], check: Callable[[str], str] = checked_path) -> ObjectStorage:
+    return ObjectStorage(url, options=options, check=check)
 
 
 def _get_ranges(store: Any, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.sources.found import Found, nowhere, numbered
-from radio_cache.errors import SourceError
+from radio_cache.errors import ImageError, SourceError
 from radio_cache.image_files import listed_place
 from radio_cache.storage import is_url
 
@@ -63,13 +63,14 @@ def found_at_places(
                 f"{path}, {counted} {line}: {entry} is in {counted} {line_of[entry]} already: list every image once"
             )
         line_of[entry] = line
-        if not _is_there(listed_place(path, entry)):
+        if not _is_there(path, entry):
             missing.append(f"{counted} {line}: {entry}")
     if missing and len(missing) == len(entries):
-        raise SourceError(
-            f"{path}: none of its {len(missing)} files exists ({missing[0]}, looked for at "
-            f"{listed_place(path, entries[0])}): relative paths start from the list's own folder"
-        )
+        try:
+            looked_for = f"looked for at {listed_place(path, entries[0])}): relative paths start from the list's own folder"
+        except ImageError as exc:
+            looked_for = f"which {exc})"
+        raise SourceError(f"{path}: none of its {len(missing)} files exists ({missing[0]}, {looked_for}")
     notes: list[str] = []
     if missing:
         notes.append(
@@ -134,10 +135,12 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _is_there(place: str) -> bool:
+def _is_there(path: str, entry: str) -> bool:
+    """Whether there is, or may be, an image where an entry of the list at `path` leads."""
     try:
+        place = listed_place(path, entry)
         return is_url(place) or os.path.exists(place)  # noqa: PTH110  # a million entries: no Path for each
-    except ValueError:  # a zero byte
+    except (ValueError, ImageError):  # a zero byte; a URL that nothing reads
         return False
 
 

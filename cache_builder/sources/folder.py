@@ -78,7 +78,8 @@ def listed_tree(names: Iterable[str]) -> Tree:
     images: list[str] = []
     others = 0
     for name in names:
-        if not name or any(part.startswith(".") for part in name.split("/")):
+        # "." and ".." in a key hide nothing: whoever reads such an object says what is the matter with it.
+        if not name or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             continue
         if has_image_name(name):
             images.append(name)
@@ -113,7 +114,7 @@ def has_image_name(name: str) -> bool:
 def _classes(members: list[str]) -> Iterator[str | None]:
     for member in members:
         first, slash, _ = member.partition("/")
-        yield first if slash else None
+        yield first or None if slash else None
 
 
 def _kind(entry: "os.DirEntry[str]") -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cache_builder.sources.file_list import list_file_list
 from cache_builder.sources.folder import found_in, listed_tree, walk_folder
 from cache_builder.sources.found import Found, joined_labels, without_empty_classes
-from cache_builder.sources.opened import open_source
+from cache_builder.sources.opened import read_source
 from cache_builder.sources.parquet import list_parquet
 from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at
 from cache_builder.sources.recorded import (
@@ -27,7 +27,7 @@ from cache_builder.sources.recorded import (
 from cache_builder.sources.selection import Selection
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.cli_support import CountLine
-from radio_cache.errors import SourceError
+from radio_cache.errors import ImageError, SourceError
 from radio_cache.images import EXTENSIONS
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
@@ -144,6 +144,8 @@ def _listed(source: Source, tell: Tell) -> tuple[Found, Stamps]:
         stamps = stamps_of([path])
     except FileNotFoundError as exc:
         raise SourceError(f"{path} does not exist") from exc
+    except ImageError as exc:  # an address that nothing can have
+        raise SourceError(f"{path} {exc}") from exc
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     match source.kind:
@@ -152,8 +154,7 @@ def _listed(source: Source, tell: Tell) -> tuple[Found, Stamps]:
         case "parquet":
             found = list_parquet(path, image=source.image_column, label=source.label_column)
         case "list":
-            with open_source(path) as file:
-                found = list_file_list(path, file.read(), image=source.image_column, label=source.label_column)
+            found = list_file_list(path, read_source(path), image=source.image_column, label=source.label_column)
     tell(len(found.members))
     return found, stamps
 

@@ -77,7 +77,9 @@ def never_trusted() -> tuple[int, int]:
 
 def _remote_stamp(url: str) -> tuple[int, int]:
     status = remote_status(url)
-    return never_trusted() if status.changed_ns is None else (status.changed_ns, status.num_bytes)
+    if status.changed_ns is None or status.num_bytes is None:
+        return never_trusted()
+    return (status.changed_ns, status.num_bytes)
 
 
 def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int) -> None:

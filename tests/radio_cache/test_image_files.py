@@ -88,3 +88,19 @@ def test_entries_of_a_list_start_from_its_own_folder(entry: str, place: str) -> 
 
 def test_entries_of_a_list_in_a_bucket_start_there() -> None:
     assert listed_place("s3://bucket/data/list.txt", "x/a.jpg") == "s3://bucket/data/x/a.jpg"
+
+
+@pytest.mark.parametrize("scheme", ["file://", "file://localhost", "file:", "FILE://"])
+def test_file_urls_in_a_list_are_paths(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "a b%20.jpg").write_bytes(b"as it is")
+    (tmp_path / "ü c.jpg").write_bytes(b"escaped")
+    assert read("list", "/nowhere/list.txt", f"{scheme}{tmp_path}/a b%20.jpg") == b"as it is"
+    assert read("list", "/nowhere/list.txt", f"{scheme}{tmp_path}/%C3%BC%20c.jpg") == b"escaped"
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        read("list", "/nowhere/list.txt", f"{scheme}{tmp_path}/none.jpg")
+
+
+@pytest.mark.parametrize("url", ["ipfs://x/a.jpg", "zip://a.jpg::/b.zip", "file://server/share/a.jpg", "chrome://x", "hf://a::b"])
+def test_a_url_in_a_list_that_nothing_reads_is_one_unusable_image(url: str) -> None:
+    with pytest.raises(ImageError, match=f"cannot be read: nothing here reads URLs such as '{url}'"):
+        read("list", "/nowhere/list.txt", url)

@@ -5,14 +5,17 @@ import os
 import socket
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import pytest
+from obstore import exceptions
 
 from radio_cache import remote_files
 from radio_cache.errors import ConfigError, ImageError, LimitError, StorageError
@@ -207,6 +210,86 @@ def test_a_server_that_cannot_be_reached_is_no_unusable_image(monkeypatch: pytes
     with pytest.raises(StorageError, match=f"{host} cannot be reached: check the address and the network") as raised:
         read_place(f"{host}/a.jpg")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["x//y.jpg", "/y.jpg", "./y.jpg", "x/../y.jpg", "x\ty.jpg", "x\x7fy.jpg", "x/", "x\udce9.jpg"]
+)
+def test_a_key_that_cannot_be_expressed_is_one_unusable_image(bucket: Callable[[str], str], key: str) -> None:
+    url = f"{bucket('photos')}/{key}"
+    with pytest.raises(ImageError, match=r"cannot be read: no object can be reached by the key '.*': parts that are empty"):
+        read_place(url)
+    with pytest.raises(ImageError, match="no object can be reached by the key"):
+        read_place(url, 3, 4)
+
+
+@pytest.mark.parametrize("key", ["a\\b.jpg", "%2Fa%3A.jpg", "a?b=#c.jpg", "~[x]{y}|^`\"<>.jpg", "...", "a..b"])
+def test_odd_keys_that_can_be_expressed_are_read(bucket: Callable[[str], str], s3_endpoint: str, key: str) -> None:
+    url = bucket("photos")
+    put(s3_endpoint, f"{url}/{key}")
+    assert read_place(f"{url}/{key}") == CONTENT
+    assert list_remote(url) == [(key, len(CONTENT))]
+
+
+def put(endpoint: str, url: str) -> None:
+    """Store CONTENT in a bucket of moto, whatever the key."""
+    path = quote(url.removeprefix("s3://"), safe="/")
+    headers = {"Content-Type": "application/octet-stream"}
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{path}", CONTENT, headers, method="PUT")).close()
+
+
+def test_a_key_that_cannot_be_expressed_does_not_stop_a_listing(bucket: Callable[[str], str], s3_endpoint: str) -> None:
+    url = bucket("photos")
+    names = sorted(["a.jpg", "x//y.jpg", "./z.jpg", "t\tb.jpg", "x/ü.jpg"])
+    for name in names:
+        put(s3_endpoint, f"{url}/{name}")
+    assert list_remote(url) == [(name, len(CONTENT)) for name in names]
+    assert list_remote(f"{url}/x") == [("/y.jpg", len(CONTENT)), ("ü.jpg", len(CONTENT))]
+
+
+def test_an_object_that_is_not_there_for_a_moment_is_read(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    failures: list[Exception] = [FileNotFoundError(), PermissionError()]
+    original = ObjectStorage.read_at_most
+
+    def read(self: ObjectStorage, path: str, most: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return original(self, path, most)
+
+    monkeypatch.setattr(ObjectStorage, "read_at_most", read)
+    assert fetch(f"{filled}/a.jpg", most=1000) == CONTENT + b"a.jpg"
+
+
+def test_a_bucket_that_no_longer_gives_what_it_gave_is_the_reason_and_not_the_image(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    fetch(f"{filled}/a.jpg", most=1000)
+    ObjectStorage(filled).delete("a.jpg")
+    with pytest.raises(StorageError, match=r"no\.jpg .*/a\.jpg, which was read before, cannot be had now either"):
+        fetch(f"{filled}/no.jpg", most=1000)
+
+
+def test_an_object_that_is_refused_beside_others_is_one_unusable_image(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    original = ObjectStorage.read_at_most
+
+    def read(self: ObjectStorage, path: str, most: int) -> bytes:
+        if path.endswith("z.jpg"):
+            with self._named(path, "read"):
+                raise exceptions.PermissionDeniedError("status code: 403")
+        return original(self, path, most)
+
+    monkeypatch.setattr(ObjectStorage, "read_at_most", read)
+    remote_files._place.cache_clear()
+    with pytest.raises(StorageError, match="s3://bucket has refused all that was asked of it so far"):
+        read_place(f"{filled}/deep/er/z.jpg")
+    read_place(f"{filled}/a.jpg")
+    with pytest.raises(ImageError, match=r"the server refuses .*z\.jpg"):
+        read_place(f"{filled}/deep/er/z.jpg")
 
 
 @pytest.mark.parametrize(

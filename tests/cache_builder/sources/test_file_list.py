@@ -163,3 +163,11 @@ def test_a_file_missing_in_the_middle_of_a_csv_file_is_told_with_its_line(tmp_pa
 def test_a_text_list_has_no_columns(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"(no columns such as|does not exist)"):
         list_images([f"{write_list(tmp_path, 'a.jpg')}#path"])
+
+
+def test_urls_that_nothing_reads_are_told_with_their_lines_and_left_to_the_build(tmp_path: Path) -> None:
+    found = listed(write_list(tmp_path, f"file://{tmp_path}/a.jpg\nipfs://x/b.jpg\nhttp://x/c//d.jpg\n"))
+    assert found.members == [f"file://{tmp_path}/a.jpg", "ipfs://x/b.jpg", "http://x/c//d.jpg"]
+    assert found.notes == ("1 of 3 files does not exist (line 2: ipfs://x/b.jpg) and will be left out",)
+    with pytest.raises(SourceError, match=r"none of its 1 files exists .line 1: ipfs://x/b\.jpg, which cannot be read: nothing"):
+        listed(write_list(tmp_path, "ipfs://x/b.jpg\n"))
