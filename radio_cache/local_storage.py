@@ -2,10 +2,14 @@
 
 import contextlib
 import errno
+import fcntl
+import functools
 import os
+import re
 import shutil
 import socket
 import stat
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -72,9 +76,9 @@ class LocalStorage(Storage):
 
     def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
         target = self.local_path(folder)
-        temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
-        with self._named(folder, "write"):
+        with self._named(folder, "write"), contextlib.ExitStack() as stack:
             new_folders = _make_folders(target.parent)
+            temporary = stack.enter_context(_own_folder(target))
             try:
                 for path, data in files:
                     file = temporary / checked_path(path)
@@ -123,22 +127,23 @@ class LocalStorage(Storage):
         target = self.local_path(folder)
         # Renamed first, so that nobody ever sees half of it.
         doomed = target.with_name(f"{target.name}{_temporary_suffix()}")
-        with contextlib.suppress(FileNotFoundError), self._named(folder, "delete"):
+        with contextlib.suppress(FileNotFoundError), self._named(folder, "delete"), locked(target, wait=False):
             target.rename(doomed)
             shutil.rmtree(doomed)
             self._sync_folders([target.parent])
 
     def remove_leftovers(self) -> int:
-        """Delete what killed processes of this machine left half-written; returns how many there were.
+        """Delete what killed processes left half-written; returns how many files and folders that were.
 
-        Names carry host and process number, so nothing that a live process is writing is touched.
+        Whoever writes aside holds a lock (flock) on what it writes, which ends with the process. Names carry the kernel that
+        the process ran on, for a lock may be known to that kernel only (NFS, Lustre): what another one left, or an earlier
+        version, goes when nothing has changed in it for a day.
         """
         removed = 0
         with self._named("", "clean"):
             for leftover in _leftovers(self._root):
-                host, _, rest = leftover.name.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
-                ours = host == socket.gethostname() and rest.isdecimal() and len(rest) < 10
-                if ours and not _is_running(int(rest)):
+                kernel = _kernel_in(leftover.name)
+                if kernel is not None and _is_abandoned(leftover, same_kernel=kernel == _this_kernel() != ""):
                     if leftover.is_dir():
                         shutil.rmtree(leftover, ignore_errors=True)
                     else:
@@ -184,23 +189,20 @@ class LocalStorage(Storage):
     def _written_aside(self, path: str, parts: Sequence[Part]) -> Generator[tuple[Path, Path]]:
         """A complete, synced temporary file and where the caller shall put it; folders are synced afterwards."""
         target = self.local_path(path)
-        temporary = target.with_name(f"{target.name}{_temporary_suffix()}")
         with self._named(path, "write", sum(memoryview(part).nbytes for part in parts)):
             new_folders: list[Path] = []
             try:
-                try:
-                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                except FileNotFoundError:
-                    new_folders = _make_folders(target.parent)
-                    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                try:
-                    _write_all(descriptor, parts)
-                    if self._fsync:
-                        os.fdatasync(descriptor)
-                finally:
-                    os.close(descriptor)
+                temporary, descriptor = _own_file(target)
+            except FileNotFoundError:
+                new_folders = _make_folders(target.parent)
+                temporary, descriptor = _own_file(target)
+            try:
+                _write_all(descriptor, parts)
+                if self._fsync:
+                    os.fdatasync(descriptor)
                 yield temporary, target
             finally:
+                os.close(descriptor)  # and with it the lock: the file is in its place by now
                 temporary.unlink(missing_ok=True)
             self._sync_folders([target.parent, *new_folders])
 
@@ -318,15 +320,124 @@ def _leftovers(path: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in files if TEMPORARY in name)
 
 
+_NAME = re.compile(r"(?:.+-)?(?P<kernel>[0-9a-f]{8})-\d{1,10}-[0-9a-f]{8}\Z|.+-\d{1,10}-[0-9a-f]{8}\Z")
+"""Behind TEMPORARY: host, kernel, process and a random number; earlier versions had no kernel."""
+
+
 def _temporary_suffix() -> str:
-    return f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    kernel = _this_kernel() or "0" * _KERNEL_DIGITS
+    return f"{TEMPORARY}{socket.gethostname()}-{kernel}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def _is_running(process: int) -> bool:
+@functools.cache
+def _this_kernel() -> str:
+    """Eight digits that all processes and containers on this kernel share since it was started, and no others; empty where the
+    system does not tell."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return _BOOT_ID.read_text()[:_KERNEL_DIGITS]
+    except OSError:
+        return ""
+
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_KERNEL_DIGITS = 8
+
+
+def _kernel_in(name: str) -> str | None:
+    """The kernel in a temporary name: empty where an earlier version made it, None for a name that is not ours."""
+    found = _NAME.match(name.rpartition(TEMPORARY)[2])
+    return None if found is None else found["kernel"] or ""
+
+
+def _own_file(target: Path) -> tuple[Path, int]:
+    """A new, locked file beside `target`, opened for writing. Raises FileNotFoundError if the folder is not there."""
+    while True:
+        path = target.with_name(f"{target.name}{_temporary_suffix()}")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock_new(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _own_folder(target: Path) -> Generator[Path]:
+    """A new, locked folder beside `target`."""
+    while True:
+        path = target.with_name(f"{target.name}{_temporary_suffix()}")
+        path.mkdir()
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # removed before it was locked
+            continue
+        if _lock_new(path, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def _lock_new(path: Path, descriptor: int) -> bool:
+    """Lock what was made a moment ago; False if another process took it for a leftover before it was locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        return True
+    except OSError:
+        return True  # a file system without locks: only its age tells that it was left behind
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116  # beside fstat
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Generator[bool]:
+    """Hold a lock on a file or folder that is there; yields whether this process has it.
+
+    It ends with the process at the latest, and is held against processes on this kernel; on a network's file system perhaps
+    against no others. Where a file system has no locks, everybody has it.
+
+    Args:
+        shared: hold it beside others that hold it so.
+        wait: until others let go of it; else yield False at once.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        except OSError:
+            held = True
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _is_abandoned(leftover: Path, *, same_kernel: bool) -> bool:
+    """Whether nobody writes it any more."""
+    try:
+        if not same_kernel and time.time() - leftover.lstat().st_mtime < _FOREIGN_S:
+            return False
+        descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False  # gone by now, or not ours to touch
+    try:
+        # Shared, so that NFS, too, gives it to a file that is open for reading only.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - os.fstat(descriptor).st_mtime >= _FOREIGN_S
+    finally:
+        os.close(descriptor)
     return True
+
+
+_FOREIGN_S = 86_400
+"""One file is written in seconds; clocks of machines differ by less."""

@@ -1,18 +1,24 @@
 """A cache in a folder: what the system says comes with a cure; what a kill leaves behind, and who may remove it."""
 
 import errno
+import fcntl
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from radio_cache.errors import StorageError
-from radio_cache.local_storage import LocalStorage, write_atomically
+from radio_cache.local_storage import (
+    LocalStorage,
+    _this_kernel,  # pyright: ignore[reportPrivateUsage]
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize(
@@ -114,31 +120,120 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"file": b"old"}
 
 
-def test_leftovers_of_dead_processes_go_and_all_others_stay(tmp_path: Path) -> None:
-    path = tmp_path / "c.zarr"
-    path.mkdir()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    host = socket.gethostname()
+@pytest.fixture
+def stale_names(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Files and folders in and beside `c.zarr` under temporary names, which nobody holds."""
+
+    def make(marks: str, *, days: float = 0) -> list[Path]:
+        path = tmp_path / "c.zarr"
+        made = [path / f"receipts/t/000001.json.tmp-{marks}", path / f"teachers/t.tmp-{marks}", tmp_path / f"c.zarr.tmp-{marks}"]
+        for number, entry in enumerate(made):
+            inside = entry / "zarr.json" if number else entry
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.write_text("{}")
+            for one in {inside, entry}:
+                os.utime(one, (time.time() - days * 86_400,) * 2)
+        return made
+
+    return make
+
+
+def test_leftovers_of_dead_processes_go_and_all_others_stay(
+    tmp_path: Path, stale_names: Callable[..., list[Path]]
+) -> None:
+    kernel = _this_kernel() or pytest.skip("this system does not say which start of it this is")
     dead = [
-        path / f"receipts/t/000001.json.tmp-{host}-{ended.pid}-0a1b2c3d",
-        path / f"teachers/t.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",
-        tmp_path / f"c.zarr.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",
+        *stale_names(f"{socket.gethostname()}-{kernel}-1234567-0a1b2c3d"),
+        *stale_names(f"{socket.gethostname()}-{kernel}-{os.getpid()}-0a1b2c3d"),  # that number was another process's
+        *stale_names("another-host-00000000-77-0a1b2c3d", days=1.1),  # of another machine, whose locks may not be seen here
+        *stale_names(f"{socket.gethostname()}-77-0a1b2c3d", days=1.1),  # of an earlier version, which had no locks
     ]
     kept = [
-        path / f"teachers/t.tmp-{host}-{os.getpid()}-0a1b2c3d/zarr.json",  # of a live process
-        path / f"teachers/u.tmp-another-host-{ended.pid}-0a1b2c3d/zarr.json",  # of another machine
-        path / "images/notes.tmp-mine",  # not named by us
-        tmp_path / f"other.zarr.tmp-{host}-{ended.pid}-0a1b2c3d/zarr.json",  # of another cache
+        *stale_names("another-host-00000000-78-0a1b2c3d", days=0.9),
+        *stale_names(f"{socket.gethostname()}-78-0a1b2c3d"),
+        tmp_path / "c.zarr/images/notes.tmp-mine",  # not named by us
+        tmp_path / f"other.zarr.tmp-{socket.gethostname()}-{kernel}-77-0a1b2c3d",  # of another cache
     ]
-    for file in (*dead, *kept):
+    for file in kept[-2:]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-    assert LocalStorage(path).remove_leftovers() == 3
-    assert [file.exists() for file in dead] == [False] * 3
-    assert [file.exists() for file in kept] == [True] * 4
-    assert not dead[2].parent.exists()
-    assert LocalStorage(path).remove_leftovers() == 0
+    storage = LocalStorage(tmp_path / "c.zarr")
+    assert storage.remove_leftovers() == len(dead)
+    assert not any(entry.exists() for entry in dead)
+    assert all(entry.exists() for entry in kept)
+    assert storage.remove_leftovers() == 0
+
+
+ANOTHER = """
+    import os, socket, sys
+    from radio_cache.local_storage import LocalStorage
+
+    assert socket.gethostname() == sys.argv[2]
+    os.kill = lambda number, signal: (_ for _ in ()).throw(ProcessLookupError)  # as if in a container of its own
+    print(LocalStorage(sys.argv[1]).remove_leftovers())
+"""
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_a_living_build_writes_stays_whoever_else_has_its_host_name(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "c.zarr"
+    storage = LocalStorage(path)
+    removed: list[str] = []
+
+    def clean() -> bytes:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(ANOTHER), path, socket.gethostname()], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        removed.append(done.stdout)
+        return b"whole"
+
+    if what == "folder":
+        assert storage.write_tree("teachers/t", ((name, clean()) for name in ("a", "zarr.json")), last="zarr.json")
+    else:
+        with storage._written_aside("teachers/t/a", [b"whole"]) as (temporary, target):
+            clean()
+            temporary.replace(target)
+    assert set(removed) == {"0\n"}
+    assert (path / "teachers/t/a").read_bytes() == b"whole"
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_a_file_that_is_taken_for_a_leftover_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = fcntl.flock, []
+
+    def faster(descriptor: int, kind: int) -> None:
+        if not taken:
+            (leftover,) = tmp_path.glob("*.tmp-*")
+            taken.append(leftover)
+            leftover.rmdir() if leftover.is_dir() else leftover.unlink()
+        lock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", faster)
+    LocalStorage(tmp_path).write("f", [b"new"])
+    assert (tmp_path / "f").read_bytes() == b"new"
+    taken.clear()
+    assert LocalStorage(tmp_path).write_tree("t", [("zarr.json", b"{}")], last="zarr.json")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["f", "t"]
+
+
+def test_where_a_file_system_has_no_locks_age_alone_tells_what_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale_names: Callable[..., list[Path]]
+) -> None:
+    kernel = _this_kernel() or pytest.skip("this system does not say which start of it this is")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    storage = LocalStorage(tmp_path / "c.zarr")
+    storage.write("f", [b"new"])
+    fresh = stale_names(f"host-{kernel}-77-0a1b2c3d")
+    stale = stale_names(f"host-{kernel}-78-0a1b2c3d", days=2)
+    assert storage.remove_leftovers() == len(stale)
+    assert all(entry.exists() for entry in fresh)
 
 
 def test_removing_leftovers_of_a_cache_that_is_not_there_does_nothing(tmp_path: Path) -> None:
