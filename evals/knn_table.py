@@ -1,7 +1,7 @@
 """The k-NN accuracy of teachers, students and models side by side, on the same images, by the same protocol."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from evals.neighbours import Device, NeighbourSearch
 from evals.notes import counted, left_out_notes, sampling_note
 from evals.paper import ROWS, PaperRow, is_imagenet_validation
 from evals.progress import CountedImages, Progress
+from evals.trained_on import count_trained_on, memory_note
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.reader import Cache, is_cache
 from radio_cache.torch import pick_device
@@ -78,6 +79,7 @@ class KnnTable:
 
     bank, queries: identity of the images. notes: what a reader must know to believe the numbers, one sentence each.
     paper: published figures on the same images by the same protocol; empty for other images.
+    trained_on: student -> number of the classified images that it was trained on; without those that have seen none.
     """
 
     k: int
@@ -89,6 +91,7 @@ class KnnTable:
     rows: tuple[KnnRow, ...]
     notes: tuple[str, ...]
     paper: tuple[PaperRow, ...] = ()
+    trained_on: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def protocol(self) -> str:
@@ -99,7 +102,8 @@ class KnnTable:
             else f"{self.queries['images']:,} queries against a bank of {self.bank['images']:,} images"
         )
         votes = f"k-NN, k = {self.k}, cosine, votes exp(similarity / {self.temperature:g})"
-        return f"{votes}; {against}; {self.classes:,} classes"
+        seen = "".join(f"; {name} was trained on {count:,} of them" for name, count in self.trained_on.items())
+        return f"{votes}; {against}; {self.classes:,} classes{seen}"
 
     def to_json(self) -> dict[str, Any]:
         return {"protocol": self.protocol, **asdict(self)}
@@ -123,7 +127,18 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
         [*teachers, *live], bank, queries,
         k=config.k, sweep=config.sweep, temperature=config.temperature, device=config.device, progress=progress,
     )  # fmt: skip
-    return replace(table, notes=(*table.notes, *notes, *_strangers(live, bank_source)))
+    trained_on = _trained_on(live, bank if queries is None else queries)
+    memory = [memory_note(name, count, len(bank if queries is None else queries)) for name, count in trained_on.items()]
+    return replace(
+        table, trained_on=trained_on, notes=(*memory, *table.notes, *notes, *_strangers(live, bank_source))
+    )
+
+
+def _trained_on(live: Sequence[LiveEncoder], classified: ImageSet) -> dict[str, int]:
+    """Name of a student -> number of the classified images that it was trained on, where there are any."""
+    students = [encoder for encoder in live if isinstance(encoder, StudentEncoder) and encoder.kind == "student"]
+    counts = {student.name: count_trained_on(student.config, classified) for student in students}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _bank_of(live: Sequence[LiveEncoder]) -> CacheImages:

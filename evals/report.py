@@ -28,6 +28,7 @@ from evals.neighbours import Device
 from evals.pictures import ImagePictures, feature_pictures, live_maps
 from evals.progress import Progress
 from evals.sections import NotRun, Section, SectionsConfig, make_sections
+from evals.trained_on import count_trained_on
 from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
@@ -116,7 +117,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
     bank = Cache(config.cache or student.config.cache)
     shown = [("Images it was trained on", bank)] if config.shown else []
     if config.shown and config.queries is not None and is_cache(config.queries):
-        shown.insert(0, ("Images it never saw", Cache(config.queries)))
+        shown.insert(0, _queries_group(config.queries, student))
     for title, cache in shown:
         groups.append(picture_group(title, cache, student, config.shown, device))
     about = SectionsConfig(
@@ -141,6 +142,15 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
     )
     write_output(config.out, render(page).encode())
     return page
+
+
+def _queries_group(place: str | Path, student: StudentEncoder) -> tuple[str, Cache]:
+    """The title of the pictures of the queries, which says whether the student was trained on them, and their cache."""
+    cache = Cache(place)
+    images = image_set(CacheImages(cache))
+    count = count_trained_on(student.config, images)
+    titles = {None: "Images to classify", 0: "Images it never saw", len(images): "Images it was trained on, as queries"}
+    return titles.get(count, f"Images to classify, {count} of which it was trained on"), cache
 
 
 def _knn(config: ReportConfig, progress: Progress | None) -> KnnTable:
@@ -205,10 +215,16 @@ def headline(student: StudentConfig, table: KnnTable) -> str:
     best = max((row for row in table.rows if row.kind == "teacher"), key=lambda row: row.top1, default=None)
     if own is None:
         raise EvalError("a report is about a student, and the table has none")
-    what = "images" if table.leave_one_out else "test images"
+    total = table.queries["images"]
+    memorised = table.trained_on.get(own.name, 0)
+    if memorised == total:
+        what = f"the {total:,} images it was trained on"
+    elif memorised:
+        what = f"{total:,} images, {memorised:,} of which it was trained on,"
+    else:
+        what = f"{total:,} {'images' if table.leave_one_out else 'test images'}"
     said = (
-        f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {table.queries['images']:,} {what} "
-        f"right, among {table.classes:,} classes."
+        f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {what} right, among {table.classes:,} classes."
     )
     others = [f"its best teacher, {best.name}, gets {best.top1:.1%}"] if best else []
     others += [f"the same network untrained {untrained.top1:.1%}"] if untrained else []

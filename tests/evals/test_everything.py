@@ -30,7 +30,7 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     run = make_run("run", make_cache("bank").path)
     said = " ".join(invoke("all", "--run", run, "--shown", 2).split())
-    assert re.search(r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of 20 images right, among", said)
+    assert re.search(r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of the 20 images it was trained on right, among", said)
     return run / "report.html"
 
 

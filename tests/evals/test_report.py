@@ -72,6 +72,24 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
     assert "Images it was trained on" in text
     assert "Images it never saw" not in text
     assert "has no training log" in text
+    # All usable images of the bank are the training set: the headline, the protocol and a note say so.
+    assert page.table.trained_on == {"student": 20}
+    assert "of the 20 images it was trained on right" in text
+    assert "student was trained on 20 of them" in page.table.protocol
+    assert "student was trained on all images that are classified here" in page.table.notes[0]
+
+
+def test_queries_that_were_trained_on_are_said_to_be(make_cache, make_run, tmp_path: Path) -> None:
+    bank, other = make_cache("bank"), make_cache("other", seed=1)
+    run = make_run("run", bank.path)
+    page = write_report(ReportConfig(run=run, cache=other.path, queries=bank.path, out=tmp_path / "page.html", shown=1))
+    assert page.table is not None
+    assert page.table.trained_on == {"student": 20}
+    assert page.groups[0].title == "Images it was trained on, as queries"
+    held_out = write_report(ReportConfig(run=run, queries=other.path, out=tmp_path / "page.html", shown=1))
+    assert held_out.table is not None
+    assert held_out.table.trained_on == {}
+    assert "20 test images right" in (tmp_path / "page.html").read_text()
 
 
 def test_page_may_go_without_pictures(make_cache, make_run, tmp_path: Path) -> None:
