@@ -160,7 +160,8 @@ def joined(low: NDArray[np.int8], high: NDArray[np.int8], layout: Layout) -> NDA
     if layout != "nibbles":
         return low.astype(np.int16).reshape(high.shape) + high.astype(np.int16) * np.int16(256)
     upper = (low << np.int8(4)) >> np.int8(4)  # the shift to the right keeps the sign
-    pairs = np.stack([upper, low >> np.int8(4)], axis=-2).reshape(*low.shape[:-2], -1, low.shape[-1])
+    *images, row_pairs, w = low.shape  # spelled out, because a size of -1 cannot be found for no images
+    pairs = np.stack([upper, low >> np.int8(4)], axis=-2).reshape(*images, 2 * row_pairs, w)
     rows = pairs[..., : high.shape[-3] * high.shape[-2], :].reshape(high.shape)
     return rows.astype(np.int16) + high.astype(np.int16) * np.int16(16)
 

@@ -60,7 +60,7 @@ class MapEncoder:
 
     def __call__(self, features: Float[Tensor, "b h w c"]) -> Encoded:
         """Raises CodecError, as the codec's `encode` does, for values it cannot keep."""
-        together = max(1, _CACHED_VALUES // features[0].numel())
+        together = max(1, _CACHED_VALUES // max(1, math.prod(features.shape[1:])))
         if self._device.type != "cpu" or len(features) <= together:
             return self._encoded(features)
         parts = [self._encoded(some) for some in features.split(together)]
@@ -83,7 +83,7 @@ class MapEncoder:
         codes = features.to(torch.float16)
         if not bool(torch.isfinite(codes).all()):
             raise CodecError(
-                f"codec half holds values below 65520, and the teacher returned {float(features.abs().max()):g}; "
+                f"codec half holds values below 65520, and the teacher returned {_largest(features):g}; "
                 "if that is NaN or inf, run the teacher with --dtype float32"
             )
         return _measured(codes, features, codes.float(), 1.0)
@@ -91,8 +91,8 @@ class MapEncoder:
     def _int8(self, features: Tensor) -> Encoded:
         scaled = features / self._scale
         largest = scaled.abs().amax(dim=-1, keepdim=True)
-        if not bool(torch.isfinite(largest).all()) or float(largest.max()) >= INT8_LARGEST * 2.0**MAX_EXPONENT:
-            raise not_finite(float(features.abs().max()))
+        if not bool(torch.isfinite(largest).all()) or _largest(largest) >= INT8_LARGEST * 2.0**MAX_EXPONENT:
+            raise not_finite(_largest(features))
         exponent = torch.frexp(largest / INT8_LARGEST)[1].clamp(min=0)
         exponent = torch.where(largest < INT8_LARGEST + 0.5, torch.zeros_like(exponent), exponent)
         codes = torch.round(torch.ldexp(scaled, -exponent))
@@ -101,8 +101,8 @@ class MapEncoder:
 
     def _klt(self, features: Tensor, codec: KltZstd | KltPacked) -> Encoded:
         coordinates = (features - self._mean) @ self._rotation
-        if not math.isfinite(float(coordinates.abs().max())):
-            raise not_finite(float(features.abs().max()))
+        if not math.isfinite(_largest(coordinates)):
+            raise not_finite(_largest(features))
         if isinstance(codec, KltPacked):
             codes, decoded = self._packer(coordinates)
         else:
@@ -145,8 +145,8 @@ class _Packer:
         """Coordinates (..., c) to stored bytes (..., token_bytes) and to what they decode to (..., c)."""
         tokens = coordinates.flatten(0, -2)
         relative = tokens.abs() / self._scales
-        if not float(relative.max()) < LARGEST_RELATIVE:
-            raise not_finite(float(coordinates.abs().max()) * self._codec.basis.phi)
+        if not _largest(relative) < LARGEST_RELATIVE:
+            raise not_finite(_largest(coordinates) * self._codec.basis.phi)
         gains = self._gains(relative)
         factors = self._scales * torch.exp2((gains - GAIN_OF_ONE) / GAINS_PER_OCTAVE).index_select(-1, self._group_of)
         normalised = (tokens / factors).t().contiguous().index_select(0, self._kept)
@@ -161,7 +161,7 @@ class _Packer:
         decoded = factors * levels.index_select(0, self._row_of).t()
         bits = (values.index_select(0, self._fields) >> self._bits) & 1
         packed = (bits.to(torch.uint8).unflatten(0, (-1, 8)) * self._bit_values).sum(1, dtype=torch.uint8)
-        return packed.t().reshape(*coordinates.shape[:-1], -1), decoded.view_as(coordinates)
+        return packed.t().reshape(*coordinates.shape[:-1], self._codec.token_bytes), decoded.view_as(coordinates)
 
     def _gains(self, relative: Tensor) -> Tensor:
         """Codes (n, groups), as floats, for magnitudes (n, c) in units of the channels' scales."""
@@ -188,8 +188,8 @@ def _zstd_codes(coordinates: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
         gains = wanted.clamp(ZSTD_SMALLEST_GAIN, ZSTD_LARGEST_GAIN).float()
     steps = (codec.step * torch.exp2(gains / ZSTD_GAINS_PER_OCTAVE))[..., None]
     rounded = torch.round(coordinates / steps)
-    if not float(rounded.abs().max()) <= KLT_LARGEST[codec.layout]:
-        raise not_finite(float(coordinates.abs().max()) * codec.basis.phi)
+    if not _largest(rounded) <= KLT_LARGEST[codec.layout]:
+        raise not_finite(_largest(coordinates) * codec.basis.phi)
     low, high = _split(rounded.to(torch.int32).movedim(-1, -3), codec)
     if codec.layout == "planes":
         return torch.stack([low, high], dim=-4), rounded * steps
@@ -206,6 +206,11 @@ def _split(integers: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
     if low.shape[-2] % 2:
         low = torch.cat([low, torch.zeros_like(low[..., :1, :])], dim=-2)
     return (low[..., 0::2, :] & 15 | low[..., 1::2, :] << 4).to(torch.int8), high
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest magnitude, NaN if there is one, and 0 for no values at all."""
+    return float(values.abs().max()) if values.numel() else 0.0
 
 
 def _measured(codes: Tensor, true: Tensor, found: Tensor, scale: float) -> Encoded:

@@ -19,6 +19,7 @@ from PIL import Image
 from cache_builder.cli import main
 from cache_builder.teachers import ALIASES
 from radio_cache import Cache, __version__
+from radio_cache.codecs import calibrate
 from radio_cache.cli_support import human_bytes
 from radio_cache.testing import write_images
 
@@ -290,6 +291,44 @@ def test_a_real_teacher_builds_a_cache_of_ten_images(tmp_path: Path, ten_images:
     assert teacher.maps(range(10)).shape == (10, 3, 3, 320)
     assert teacher.summaries(range(10)).shape == (10, 1280)
     assert cache.usable_rows(["efficientnet-lite0"]).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("shard_images", ["16", "79"], ids=["whole shards", "a last shard of one image"])
+def test_a_zstd_build_in_nibbles_ends_well_and_everything_reads_it(
+    run: Run, tmp_path: Path, shard_images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_compressed_bytes", lambda codec, _: int(codec.layout != "nibbles"))
+    write_images(tmp_path / "many", classes=("ant", "bee"), per_class=40, size=24)
+    result = run("--packing", "zstd", "--shard-images", shard_images, images=tmp_path / "many")
+    assert result.exit_code == 0, result.output
+    out, copies = tmp_path / "out.zarr", tmp_path / "copies.zarr"
+    cache = Cache(out)
+    assert {getattr(teacher.codec, "layout", None) for teacher in cache.teachers.values()} == {"nibbles"}
+    for teacher in cache.teachers.values():
+        assert teacher.maps([]).shape == (0, 4, 4, 5)
+        assert teacher.maps([79]).shape == (1, 4, 4, 5)
+    again = run("--packing", "zstd", "--shard-images", shard_images, images=tmp_path / "many")
+    assert again.exit_code == 0, again.output
+    for arguments in (
+        ("info", str(out)), ("verify", str(out)), ("verify", str(out), "--recompute", "3"),
+        ("view", str(out), "--out", str(tmp_path / "view.png")), ("copy", str(out), str(copies), "--fraction", "0.4"),
+        ("verify", str(copies)),
+    ):  # fmt: skip
+        result = command(*arguments)
+        assert result.exit_code == 0, (arguments, result.output)
+
+
+@pytest.mark.slow
+def test_the_installed_command_finishes_a_zstd_build_of_a_real_teacher(tmp_path: Path) -> None:
+    write_images(tmp_path / "many", classes=("ant", "bee"), per_class=33, size=64)
+    build = (
+        "build", "--images", str(tmp_path / "many"), "--teacher", "efficientnet-lite0", "--out", str(tmp_path / "c.zarr"),
+        "--packing", "zstd", "--fidelity", "0.9",
+    )  # fmt: skip
+    for _ in range(2):
+        result = installed(*build)
+        assert result.returncode == 0, result.stderr
+    assert '"layout": "nibbles"' in (tmp_path / "c.zarr/teachers/efficientnet-lite0/zarr.json").read_text()
 
 
 def installed(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,12 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
+from functools import cache
+from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from radio_cache.codecs import CODECS, Codec, codec_from_json, codec_label
+from radio_cache.codecs import CODECS, Codec, KltZstd, codec_from_json, codec_label
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
+from radio_cache.codecs.klt_zstd import Layout
 from radio_cache.errors import CodecError, RadioCacheError, StoreError, UnsupportedFormatError
 from radio_cache.moments import Moments
 
@@ -98,6 +104,43 @@ def test_any_stored_bytes_decode_without_a_crash(name: str) -> None:
     noise = np.random.default_rng(3).integers(0, 256, math.prod(shape) * codec.dtype.itemsize, np.uint8)
     with np.errstate(all="ignore"):
         assert codec.decode(noise.view(codec.dtype).reshape(shape)).shape == (5, 4, 32)
+
+
+LAYOUTS = [*CODECS, *(f"klt/zstd, {layout}" for layout in get_args(Layout))]
+
+
+@cache
+def codec_of(name: str, channels: int) -> Codec:
+    """A codec, or a layout of klt/zstd, for so many channels."""
+    label, _, layout = name.partition(", ")
+    codec_name, _, packing = label.partition("/")
+    request = CodecRequest(name=codec_name, packing=packing or "packed", fidelity=0.9)  # type: ignore[arg-type]
+    tokens = TOKENS[:400, :channels]
+    codec = calibrate(request, Moments.of(tokens), tokens, tokens).codec
+    return replace(codec, layout=layout) if layout and isinstance(codec, KltZstd) else codec
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@settings(deadline=None, max_examples=40)
+@given(
+    leading=st.lists(st.integers(0, 3), max_size=3), h=st.integers(1, 5), w=st.integers(1, 5),
+    channels=st.sampled_from([1, 2, 3, 5, 16, 31]),
+)  # fmt: skip
+@example(leading=[0], h=7, w=7, channels=5)
+@example(leading=[1, 0], h=1, w=1, channels=1)
+def test_any_number_of_images_views_rows_and_channels_round_trips(
+    name: str, leading: list[int], h: int, w: int, channels: int
+) -> None:
+    codec = codec_of(name, channels)
+    features = np.random.default_rng(channels).standard_normal((*leading, h, w, channels)).astype(np.float32)
+    codes = codec.encode(features)
+    assert codes.shape == (*leading, *codec.row_shape((h, w), channels))
+    assert codes.dtype == codec.dtype
+    decoded = codec.decode(codes)
+    assert decoded.shape == features.shape
+    assert decoded.dtype == np.float32
+    for index in np.ndindex(*leading):
+        np.testing.assert_allclose(decoded[index], codec.decode(codec.encode(features[index])), rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_codec_asks_for_a_newer_version() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from radio_cache.codecs import Codec
 from radio_cache.errors import CodecError
-from radio_cache.torch import MapEncoder
+from radio_cache.torch import MapEncoder, decode_codes
 
 CPU = torch.device("cpu")
 
@@ -33,3 +33,16 @@ def test_values_a_codec_cannot_keep_are_the_same_error(codec: Codec, maps: np.nd
     maps[1, 2, 3, 4] = value
     with pytest.raises(CodecError, match="float32"):
         MapEncoder(codec, CPU)(torch.from_numpy(maps))
+
+
+@pytest.mark.parametrize("images", [0, 1, 3])
+@pytest.mark.parametrize("grid_hw", [(1, 1), (1, 3), (5, 1), (3, 5)])
+def test_any_number_of_images_and_tokens_encodes_and_decodes(codec: Codec, images: int, grid_hw: tuple[int, int]) -> None:
+    maps = np.random.default_rng(0).standard_normal((images, *grid_hw, 32)).astype(np.float32)
+    encoded = MapEncoder(codec, CPU)(torch.from_numpy(maps))
+    assert encoded.codes.shape == (images, *codec.row_shape(grid_hw, 32))
+    assert encoded.codes.numpy().dtype == codec.dtype
+    assert encoded.cosines.shape == encoded.squared_errors.shape == (images, *grid_hw)
+    decoded = decode_codes(codec, encoded.codes)
+    assert decoded.shape == maps.shape
+    np.testing.assert_allclose(decoded.numpy(), codec.decode(encoded.codes.numpy()), rtol=1e-4, atol=1e-4)
