@@ -193,20 +193,22 @@ def _run(
             for part in work.features(batch):
                 now, summary = part.spatial.cpu().numpy(), None if part.summary is None else part.summary.cpu().numpy()
                 for number, one in enumerate(part.shown):
-                    view, tokens = views[one.row], one.valid_tokens(spec.geometry)
-                    own, _ = token_errors(now[number][tokens], cached.maps([one.row], view=view)[0][tokens])
-                    by_image.append(ImageCosine(cache.index.key(one.row), float(own.mean())))
+                    view, on_image = views[one.row], one.valid_tokens(spec.geometry)
+                    own, _ = token_errors(now[number][on_image], cached.maps([one.row], view=view)[0][on_image])
+                    # An image so thin that no token's centre lies on it has no token to differ in.
+                    by_image.append(ImageCosine(cache.index.key(one.row), float(own.mean()) if len(own) else 1.0))
                     cosines.append(own)
                     if summary is not None:
                         stored = cached.summaries([one.row], view=view)
                         summaries.append(token_errors(summary[number : number + 1], stored)[0])
                 line.advance(len(part.shown))
     recorded = cached.fidelity() or PERFECT  # the first caches recorded nothing, and lost nothing but half precision
+    tokens = np.concatenate(cosines)
     return Recomputed(
         name=name, images=len(rows), recorded=recorded.cosine,
         floor=recorded.cosine - SLACK - SLACK_SHARE * (1 - recorded.cosine),
         image_floor=1 - IMAGE_SLACK - IMAGE_SLACK_TIMES * (1 - recorded.cosine_worst),
-        cosine=float(np.concatenate(cosines).mean()), by_image=tuple(by_image),
+        cosine=float(tokens.mean()) if len(tokens) else PERFECT.cosine, by_image=tuple(by_image),
         summary=float(np.concatenate(summaries).min()) if summaries else None,
     )  # fmt: skip
 

@@ -300,7 +300,10 @@ class CachedTeacher:
     def _mean_std(self, name: str, counts: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         shards = [receipt.shard for receipt in self._done()]
         if sum(counts) == 0:
-            raise MissingRowsError(f"{self._cache.url}: teacher '{self.name}' has no finished shard yet: run the build")
+            why = "has no finished shard yet: run the build"
+            if shards:
+                why = "has finished shards, but none of their images is usable and has a token: there are no statistics"
+            raise MissingRowsError(f"{self._cache.url}: teacher '{self.name}' {why}")
         document = stats_document(self._cache.meta, stats_widths(self.spec)[name])
         by_shard = unit_array(self._cache.storage, self.name, f"stats/{name}", document, grows_along=0)
         holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]

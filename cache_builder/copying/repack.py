@@ -16,7 +16,7 @@ from radio_cache.codecs import KltPacked, KltZstd, codec_label
 from radio_cache.codecs.calibrate import CodecRequest, Packing, calibrate_klt
 from radio_cache.conversion import CONVERSION, Conversion
 from radio_cache.crops import valid_tokens
-from radio_cache.errors import CodecError
+from radio_cache.errors import CodecError, MissingRowsError
 from radio_cache.fidelity import token_errors
 from radio_cache.reader import Cache, CachedTeacher
 
@@ -62,7 +62,8 @@ def repacking_of(teacher: CachedTeacher, packing: Packing | None, fidelity: floa
 def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Klt, dict[str, Any], str]:
     """The codec that keeps what was asked for, what its spec records, and a sentence for the user.
 
-    In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach.
+    In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach,
+    MissingRowsError if there is no token to encode.
     """
     teacher = source.teachers[name]
     codec = teacher.codec
@@ -76,6 +77,11 @@ def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Klt, d
         for row, coordinates, mask in zip(some, codec.coordinates(teacher.codes(some)), on_image, strict=True):
             tokens = coordinates[mask]
             kept.append(tokens[np.random.default_rng((0, row)).permutation(len(tokens))[:most]])
+    if not any(map(len, kept)):
+        raise MissingRowsError(
+            f"{source.url}, teacher '{name}': no image is usable and has a token, so that nothing can be encoded again: copy it "
+            "without --packing"
+        )
     held_out, seen = np.concatenate(kept[:held_out_images]), np.concatenate(kept[held_out_images:] or kept)
     try:
         found = calibrate_klt(repacking.request, codec.basis, seen, held_out)

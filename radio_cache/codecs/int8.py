@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.codecs.klt_basis import not_finite
+from radio_cache.codecs.klt_basis import not_finite, too_few_tokens
 from radio_cache.errors import StoreError
 
 LARGEST = 127
@@ -28,7 +28,9 @@ class Int8:
 
     @classmethod
     def fit(cls, tokens: NDArray[np.float32]) -> "Int8":
-        """Scales from the largest magnitude of every channel in a sample of tokens (n, c)."""
+        """Scales from the largest magnitude of every channel in a sample of tokens (n, c). Raises CodecError for no tokens."""
+        if not len(tokens):
+            raise too_few_tokens(0, "int8")
         largest = np.abs(tokens).max(axis=0)
         floor = max(float(largest.max()) * 1e-6, 1e-30)
         return cls((np.maximum(largest, floor) / LARGEST).astype(np.float32))

@@ -32,7 +32,7 @@ class KltBasis:
     def fit(cls, moments: Moments) -> "KltBasis":
         """The basis of a sample of tokens. Directions it hardly saw keep a small variance, so that they are not lost."""
         if moments.count < 2:
-            raise CodecError(f"{moments.count} tokens are too few to calibrate the codec klt on")
+            raise too_few_tokens(moments.count, "klt")
         eigenvalues, basis = moments.principal_axes()
         mean_variance = float(eigenvalues.mean())
         if not mean_variance > 0:
@@ -83,6 +83,13 @@ class KltBasis:
         if not basis.eigenvalues.min(initial=1) > 0:
             raise StoreError("codec klt: an eigenvalue is not positive")
         return basis
+
+
+def too_few_tokens(count: int, codec: str) -> CodecError:
+    """The error for a sample of images that has hardly a token: they are too thin for the teacher's grid."""
+    return CodecError(
+        f"{count} tokens are too few to calibrate the codec {codec} on: add images, or take --codec half"
+    )
 
 
 def not_finite(worst: float) -> CodecError:

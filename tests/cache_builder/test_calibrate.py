@@ -56,6 +56,13 @@ def test_one_image_cannot_be_held_out_of_one() -> None:
         chosen(CodecRequest(name="int8"), [3])
 
 
+@pytest.mark.parametrize("request_", [CodecRequest(name="int8"), CodecRequest(), CodecRequest(packing="zstd")])
+def test_images_without_a_token_are_too_few_tokens(request_: CodecRequest) -> None:
+    spec = replace(SPEC, codec=wanted_codec(request_))
+    with pytest.raises(CodecError, match=r"^0 tokens are too few to calibrate the codec .* take --codec half"):
+        choose_codec(spec, MANY[:80], lambda rows: (np.zeros((0, 8), np.float32) for _ in rows))
+
+
 def test_the_same_images_give_the_same_codec() -> None:
     first, second = chosen(None), chosen(None)
     for name, array in first.codec.arrays().items():

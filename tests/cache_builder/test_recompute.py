@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from cache_builder.cli import main
 from cache_builder.recompute import ImageCosine, RecomputeConfig, Recomputed, recompute
@@ -151,6 +152,19 @@ def test_a_teacher_that_runs_in_another_way_now_is_not_compared(cache: Cache, mo
     monkeypatch.setitem(FAMILIES, "fake", other)
     with pytest.raises(StaleCacheError, match="spatial_note is colour of the patch, this run asks for something new"):
         recompute(cache, RecomputeConfig(count=2, teachers=("fake-a",)))
+
+
+def test_an_image_too_thin_for_a_single_token_is_no_disagreement(
+    fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (900, 20), (9, 99, 199)).save(photos / "bee" / "thin.png")
+    done = command(
+        "build", "--images", photos, "--out", tmp_path / "p.zarr", "--teacher", "fake-a", "--fit", "pad", "--device", "cpu"
+    )
+    assert done.exit_code == 0, done.output
+    report = recompute(Cache(tmp_path / "p.zarr"), RecomputeConfig(count=11, teachers=("fake-a",)))
+    assert report.ok
+    assert {one.cosine for one in report.teachers[0].by_image if one.key == "bee/thin.png"} == {1.0}
 
 
 def test_what_cannot_be_recomputed_is_refused(cache: Cache, tmp_path: Path) -> None:

@@ -203,6 +203,20 @@ def test_a_packing_that_concerns_no_teacher_is_refused(copy: Callable[..., CopyR
     assert not (tmp_path / "copy.zarr").exists()
 
 
+def test_a_copy_without_a_usable_image_is_whole_but_has_nothing_to_encode_again(
+    copy: Callable[..., CopyReport], tmp_path: Path
+) -> None:
+    empty = copy(filters=("red/1.png",)).target
+    assert empty.usable_rows().tolist() == []
+    assert verify_cache(empty, deep=True).ok
+    for name in ("packed", "zstd"):
+        with pytest.raises(MissingRowsError, match=f"teacher '{name}': no image is usable .* without --packing"):
+            copy(
+                source=empty.url, target=tmp_path / f"again-{name}.zarr", teachers=(name,),
+                packing="zstd" if name == "packed" else "packed",
+            )  # fmt: skip
+
+
 def test_going_on_with_another_packing_or_fidelity_is_refused(copy: Callable[..., CopyReport]) -> None:
     copy(packing="zstd", fidelity=0.995, teachers=("packed",))
     with pytest.raises(StaleCacheError, match=r"holds another teacher 'packed' .* drop-teacher"):
