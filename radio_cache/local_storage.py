@@ -243,9 +243,35 @@ _CURES = {
 }
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: Part) -> None:
     """A file of its own, beside any cache: after a crash it has its old content or the new one."""
     LocalStorage(path.parent).write(path.name, [data])
+
+
+def refused_by_system(place: Path, exc: BaseException) -> StorageError | None:
+    """Return what the system refused a library that wrote to `place`, in our words.
+
+    Libraries turn a full disk into errors of their own, some of them without the system's error behind it.
+
+    Returns:
+        None if nothing tells that the system is at fault.
+    """
+    root: BaseException | None = exc
+    while root is not None and not isinstance(root, OSError):
+        root = root.__cause__ or root.__context__
+    number = root.errno if root is not None else None
+    nearest = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    if number is None and shutil.disk_usage(nearest).free < _NO_ROOM_BYTES:
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    room = f" ({_room(place, None)})" if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    cure = _CURES.get(number, "cure that, and run the same command again")
+    return StorageError(f"cannot write {place}: {os.strerror(number)}{room}: {cure}")
+
+
+_NO_ROOM_BYTES = 1 << 20
+"""With less than this free, an error without a cause is taken for that of a full disk."""
 
 
 def sync_folder(path: Path) -> None:

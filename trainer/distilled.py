@@ -1,5 +1,6 @@
 """A student with the heads of its teachers: what training makes, and what is saved, loaded and exported."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar, cast, final
@@ -9,12 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.strict_json import from_json
 from trainer.adaptors import BACKBONE, AdaptorOutput, Adaptors, HeadConfig, HeadKind, TeacherWidths
 from trainer.students import create_student, refuse_foreign_code
 from trainer.students.base import FeatureFormat, Student, StudentOutput
 from trainer.students.timm_backbone import WEIGHTS_OPTIONS
 
 EXPORT_VERSION = 1
+WEIGHTS_SHA256 = "weights_sha256"
+"""The key in `student.json` of the SHA-256 of the weights file beside it."""
+
+_MAX_PIXELS = 1 << 26
+"""Of the images that a student takes: 8192 x 8192."""
+
 STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained", *WEIGHTS_OPTIONS})
 """Overrides of a student that say where its first weights come from."""
 
@@ -58,6 +66,9 @@ class StudentConfig:
     centre_share: float = 1.0
 
     def __post_init__(self) -> None:
+        h, w = self.image_hw
+        if h < 1 or w < 1 or h * w > _MAX_PIXELS:
+            raise ConfigError(f"image_hw is a height and a width of at most {_MAX_PIXELS} pixels in all, not {h} x {w}")
         if not 0 < self.centre_share <= 1:
             raise ConfigError(
                 f"centre_share is the share of an image's shorter side, above 0 and at most 1, not {self.centre_share}"
@@ -82,18 +93,18 @@ class StudentConfig:
 
         Raises:
             ConfigError: another version wrote it, or its student is code of a module that is not allowed.
+            ValueError: a field is lacking, or has an impossible value.
         """
-        fields = {key: value for key, value in data.items() if key != "export_version"}
+        fields = {key: value for key, value in data.items() if key not in ("export_version", WEIGHTS_SHA256)}
         if data.get("export_version") != EXPORT_VERSION:
             raise ConfigError(
                 f"this student was saved in version {data.get('export_version')}, this radio-cache reads {EXPORT_VERSION}: "
                 "install the radio-cache that saved it, or a newer one"
             )
         fields.setdefault("centre_share", UNRECORDED_CENTRE_SHARE)
-        refuse_foreign_code(str(fields["student"]), allow_modules)
-        fields["teachers"] = tuple(TeacherWidths(**item) for item in fields["teachers"])
-        fields["image_hw"] = tuple(fields["image_hw"])
-        return cls(**fields)
+        config = from_json(cls, json.loads(json.dumps(fields)))  # lists, as they are in a file
+        refuse_foreign_code(config.student, allow_modules)
+        return config
 
 
 def with_centre_share(config: StudentConfig, share: float | None) -> StudentConfig:

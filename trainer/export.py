@@ -1,26 +1,31 @@
 """What leaves a run: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
 
-import errno
+import contextlib
+import hashlib
 import json
-import os
-import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from stat import S_IMODE
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, StoreError
 from radio_cache.local_storage import write_atomically
-from trainer.distilled import STARTING_SETTINGS, DistilledStudent, Heads, StudentConfig, build_distilled
-from trainer.students import ViT
+from radio_cache.strict_json import parse_json
+from trainer.distilled import (
+    STARTING_SETTINGS,
+    WEIGHTS_SHA256,
+    DistilledStudent,
+    Heads,
+    StudentConfig,
+    build_distilled,
+)
+from trainer.students import STUDENTS, TimmConfig, ViT, foreign_module
 from trainer.students.vit import TRAINING_SETTINGS
-
-_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 CONFIG_FILE, WEIGHTS_FILE = "student.json", "student.safetensors"
 
@@ -45,13 +50,9 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
     model = deployable(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # of another student, perhaps: it must not lie beside these weights
-    temporary = folder / f"{WEIGHTS_FILE}.partial"
-    try:
-        save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
-        temporary.replace(folder / WEIGHTS_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_atomically(folder / CONFIG_FILE, json.dumps(model.config.to_json(), indent=1).encode())
+    sha256 = save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    document = {**model.config.to_json(), WEIGHTS_SHA256: sha256}
+    write_atomically(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
 
 
 def holds_student(folder: Path) -> bool:
@@ -59,21 +60,18 @@ def holds_student(folder: Path) -> bool:
     return (folder / CONFIG_FILE).exists() and (folder / WEIGHTS_FILE).exists()
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that those may read who may read any new file: the library makes it its owner's alone.
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file, whole or not at all.
 
-    Raises OSError where the system refuses it, such as for a full disk.
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        StorageError: the disk is full, or may not be written.
     """
-    path.unlink(missing_ok=True)
-    path.touch()
-    mode = S_IMODE(path.stat().st_mode)
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as exc:  # in whose words the system's error is hidden
-        number = _SYSTEM_ERROR.search(str(exc))
-        code = errno.EIO if number is None else int(number[1])
-        raise OSError(code, os.strerror(code), str(path)) from exc
-    path.chmod(mode)
+    data = save(tensors, metadata)
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_student(
@@ -93,15 +91,104 @@ def load_student(
         hint = "the run is not finished: the same radio-train command goes on" if (folder / "recipe.json").exists() else (
             "give the folder that radio-train --out or radio-export --out made")  # fmt: skip
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")
-    try:
-        config = StudentConfig.from_json(json.loads((folder / CONFIG_FILE).read_text()), allow_modules=allow_modules)
-    except ConfigError as exc:
-        raise ConfigError(f"{folder / CONFIG_FILE}: {exc}") from exc
-    rng = torch.get_rng_state()
+    config, sha256 = read_config(folder, allow_modules=allow_modules)
+    shapes = tensor_shapes(folder / WEIGHTS_FILE)
     # Weights that will be replaced are not worth a download.
-    kept = {key: value for key, value in config.overrides.items() if untrained or key not in STARTING_SETTINGS}
+    fresh = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
+    _refuse_other_shapes(folder, replace(config, overrides=fresh), shapes)
+    if not untrained:
+        _refuse_changed(folder, sha256)
+    rng = torch.get_rng_state()
+    with _naming_the_config(folder):
+        model = build_distilled(config if untrained else replace(config, overrides=fresh))
+    model.config = config
+    torch.set_rng_state(rng)
+    if not untrained:
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as exc:
+            raise _misfit(folder, config, str(exc).strip().splitlines()[-1].strip()) from exc
+        except SafetensorError as exc:
+            raise _damaged(folder / WEIGHTS_FILE, exc) from exc
+    model.use_heads(adaptors)
+    return model.eval()
+
+
+def read_config(folder: Path, *, allow_modules: Iterable[str] = ()) -> tuple[StudentConfig, str | None]:
+    """Read `student.json`, which may come from anybody.
+
+    Returns:
+        The configuration, and the SHA-256 of the weights beside it; None in folders of before it was recorded.
+
+    Raises:
+        StoreError: the file is damaged. ConfigError: another version wrote it, or it names a module that is not allowed.
+    """
+    file = folder / CONFIG_FILE
     try:
-        model = build_distilled(replace(config, overrides=kept))
+        document = parse_json(file.read_bytes())
+        if not isinstance(document, dict):
+            raise ValueError("it is no object")  # noqa: TRY004  # of JSON; caught below
+    except ValueError as exc:
+        raise _damaged(file, exc) from exc
+    data = cast(dict[str, Any], document)
+    sha256 = data.get(WEIGHTS_SHA256)
+    if sha256 is not None and not isinstance(sha256, str):
+        raise _damaged(file, f"{WEIGHTS_SHA256} is no text")
+    try:
+        return StudentConfig.from_json(data, allow_modules=allow_modules), sha256
+    except ConfigError as exc:
+        raise ConfigError(f"{file}: {exc}") from exc
+    except ValueError as exc:
+        raise _damaged(file, exc) from exc
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of a safetensors file, without its tensors. Raises StoreError for a damaged file."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118  # no mapping
+    except SafetensorError as exc:
+        raise _damaged(file, exc) from exc
+
+
+def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare what a student would consist of with the file of its weights, before memory is taken for it.
+
+    A number too many in `student.json` may ask for terabytes, or for layers without end.
+    """
+    if foreign_module(config.student) is not None:
+        return  # may do anything when it is made, and the caller said that it may
+    depths = [_sum(config.overrides.get(name)) for name in ("depth", "depths")]
+    layers = max(config.adaptor_blocks, len(config.teachers), *depths)
+    if layers > len(shapes):
+        raise _misfit(folder, config, f"it would have {layers} layers, and the file holds {len(shapes)} tensors")
+    rng = torch.get_rng_state()
+    try:
+        with torch.device("meta"), _naming_the_config(folder):
+            state = build_distilled(config).state_dict()
+    except StoreError:
+        if not config.student.startswith("timm:") and not isinstance(STUDENTS.get(config.student), TimmConfig):
+            raise
+        return  # some of timm's architectures cannot be made without memory
+    finally:
+        torch.set_rng_state(rng)
+    needed = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(needed.keys() | shapes.keys()):
+        if needed.get(name) != shapes.get(name):
+            stored, built = (f"is {list(of[name])}" if name in of else "is not there" for of in (shapes, needed))
+            raise _misfit(folder, config, f"'{name}' {stored} in the file, and {built} in the student")
+
+
+def _sum(value: Any) -> int:
+    values = cast(list[Any], value) if isinstance(value, list | tuple) else [value]
+    return sum(one for one in values if isinstance(one, int))
+
+
+@contextlib.contextmanager
+def _naming_the_config(folder: Path) -> Generator[None]:
+    """Turn whatever a constructor raises for the settings of `student.json` into an error that names the file."""
+    try:
+        yield
     except RadioCacheError as exc:
         raise type(exc)(f"{folder / CONFIG_FILE}: {exc}") from exc
     except Exception as exc:  # every constructor refuses settings in its own way
@@ -109,15 +196,27 @@ def load_student(
             f"{folder / CONFIG_FILE} describes no student that this radio-cache can build ({type(exc).__name__}: {exc}): "
             "it is damaged, or was written by another version; restore it from a copy, or export the run again"
         ) from exc
-    model.config = config
-    torch.set_rng_state(rng)
-    if not untrained:
-        try:
-            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except RuntimeError as exc:
-            raise StoreError(
-                f"{folder / WEIGHTS_FILE} does not fit student '{config.student}' as this radio-cache builds it: "
-                f"use the version that trained it, or train again ({str(exc).strip().splitlines()[-1].strip()})"
-            ) from exc
-    model.use_heads(adaptors)
-    return model.eval()
+
+
+def _refuse_changed(folder: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise StoreError(
+            f"{folder / WEIGHTS_FILE} is not the file that was written with {CONFIG_FILE}: its SHA-256 is {digest:.12}, recorded "
+            f"is {sha256:.12}. It was damaged or changed: restore it from a copy, or export the run again. If you changed it "
+            f"yourself, remove '{WEIGHTS_SHA256}' from {CONFIG_FILE}"
+        )
+
+
+def _misfit(folder: Path, config: StudentConfig, why: str) -> StoreError:
+    return StoreError(
+        f"{folder / WEIGHTS_FILE} does not fit student '{config.student}' as this radio-cache builds it: "
+        f"use the version that trained it, or train again ({why})"
+    )
+
+
+def _damaged(file: Path, why: object) -> StoreError:
+    return StoreError(f"{file} is damaged ({why}): restore it from a copy, or export the run again")

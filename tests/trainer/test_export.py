@@ -1,16 +1,21 @@
+import json
+import resource
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from radio_cache.errors import ConfigError, NotACacheError, StoreError
+from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, StoreError
 from radio_cache.reader import Cache
 from trainer import TrainConfig, load_student, train
-from trainer.adaptors import AdaptorOutput, MlpHead, fold_into_last
-from trainer.distilled import backbone_and_heads
+from trainer.adaptors import AdaptorOutput, MlpHead, TeacherWidths, fold_into_last
+from trainer.distilled import StudentConfig, backbone_and_heads, build_distilled
+from trainer.export import save_student
 from trainer.export_cli import main as export_main
 from trainer.recipe import Recipe, everywhere
 
@@ -110,6 +115,102 @@ def test_what_is_not_a_student_is_named(tiny_cache: Cache, tiny_recipe: Recipe, 
     result = CliRunner().invoke(export_main, ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "run")])
     assert result.exit_code == 1
     assert "exists and is not empty" in result.output
+
+
+def plain_student(folder: Path) -> Path:
+    """A saved student without training."""
+    config = StudentConfig(
+        student="e-radio-tiny",
+        overrides={"width": 8, "stem_width": 4, "depths": [1, 1, 1, 1], "heads": [2, 2], "bias_hidden": 8},
+        image_hw=(32, 32), fit="squash", teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),), adaptor_width=4,
+        seed=0, steps=1, images_seen=1, cache="gone.zarr", run="run", recipe="tiny",
+    )  # fmt: skip
+    save_student(build_distilled(config).eval(), folder)
+    return folder
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((folder / "student.json").read_text())
+    change(document)
+    (folder / "student.json").write_text(json.dumps(document))
+
+
+def test_a_flipped_byte_of_the_weights_is_found_before_it_is_used_or_exported(tmp_path: Path) -> None:
+    student = plain_student(tmp_path / "student")
+    weights = student / "student.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(StoreError, match=r"student.safetensors is not the file that was written with student.json: its SHA-256"):
+        load_student(student)
+    result = CliRunner().invoke(export_main, ["--run", str(student), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "restore it from a copy" in result.output
+    assert not (tmp_path / "out").exists()
+    changed(student, lambda document: document.pop("weights_sha256"))  # as before it was recorded
+    load_student(student)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, 3000, -5000, -1])
+def test_weights_that_are_cut_are_called_damaged_by_name(tmp_path: Path, cut: int) -> None:
+    student = plain_student(tmp_path / "student")
+    weights = student / "student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:cut])
+    with pytest.raises(StoreError, match=r"student.safetensors is damaged"):
+        load_student(student)
+
+
+@pytest.mark.parametrize("text", [
+    b"", b"null", b"[]", b"3", b'"x"', b"{", b"{}", b"\xff\xfe", b'{"export_version": 1}',
+    b'{"export_version": 1, "export_version": 1}',
+    b'{"export_version": NaN}', b"[" * 5000,
+])  # fmt: skip
+def test_an_odd_description_is_answered_in_a_sentence(tmp_path: Path, text: bytes) -> None:
+    student = plain_student(tmp_path / "student")
+    (student / "student.json").write_bytes(text)
+    with pytest.raises(RadioCacheError, match=r"student.json(: this student was saved| is damaged)"):
+        load_student(student)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("student", None), ("student", 3), ("student", "nobody"), ("student", ""), ("student", "timm:"), ("student", "torch-module:"),
+    ("overrides", None), ("overrides", []), ("overrides", {"nobody": 1}), ("overrides", {"depths": "x"}),
+    ("overrides", {"width": -8}),
+    ("overrides", {"width": None}), ("overrides", {"name": "x"}), ("overrides", {"width": 8.5}),
+    ("image_hw", 32), ("image_hw", [32]), ("image_hw", [0, 32]), ("image_hw", [-32, 32]), ("image_hw", [32.5, 32]),
+    ("image_hw", ["a", "b"]),
+    ("image_hw", [1_000_000, 1_000_000]), ("fit", "stretch"), ("fit", None),
+    ("teachers", None), ("teachers", [{}]), ("teachers", [3]), ("teachers", []), ("teachers", [{"name": "t"}]),
+    ("adaptor_width", "wide"), ("adaptor_width", -4), ("adaptor_width", 0), ("adaptor", "none"), ("adaptor_blocks", -1),
+    ("seed", "x"), ("seed", None), ("seed", 1 << 70), ("steps", None), ("weights_sha256", 3), ("weights_sha256", "00"),
+    ("centre_share", 0), ("centre_share", 2), ("nobody", 1),
+])  # fmt: skip
+def test_an_impossible_field_of_the_description_is_answered_with_its_place(tmp_path: Path, field: str, value: Any) -> None:
+    student = plain_student(tmp_path / "student")
+    changed(student, lambda document: document.update({field: value}))
+    with pytest.raises(RadioCacheError, match=r"student\.(json|safetensors)"):
+        load_student(student)
+
+
+@pytest.mark.parametrize("change", [
+    {"overrides": {"width": 1 << 20}}, {"overrides": {"depths": [1, 1, 1, 10**9]}},
+    {"overrides": {"windows": [1 << 20, 1 << 20]}},
+    {"adaptor_width": 1 << 40}, {"adaptor": "residual-mlp", "adaptor_blocks": 10**9},
+    {"adaptor": "residual-mlp", "adaptor_upsample": 10**5},
+    {"teachers": [{"name": "t", "summary_dim": 4, "spatial_dim": 1 << 40}]},
+    {"student": "vit-tiny-16", "overrides": {"depth": 10**9}},
+    {"student": "vit-tiny-16", "overrides": {"max_resolution": 10**8}},
+    {"student": "vit-tiny-16", "overrides": {"registers": 10**9}},
+    {"student": "timm:vit_tiny_patch16_224", "overrides": {"img_size": 16 << 16}},
+    {"student": "timm:vit_tiny_patch16_224", "overrides": {"embed_dim": 3 << 30}},
+])  # fmt: skip
+def test_absurd_sizes_are_refused_without_taking_memory_for_them(tmp_path: Path, change: dict[str, Any]) -> None:
+    student = plain_student(tmp_path / "student")
+    changed(student, lambda document: document.update(change))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RadioCacheError, match=r"student\.(json|safetensors)"):
+        load_student(student)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
 
 
 def test_a_reparametrised_vit_is_trained_resumed_and_exported_plain(

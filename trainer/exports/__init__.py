@@ -1,8 +1,12 @@
 """What leaves the house, by format: `radio-export`. Everything written is read back and compared with the student."""
 
+import contextlib
+import errno
 import functools
+import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import uuid
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,17 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from radio_cache.allowed_modules import allowing_modules
-from radio_cache.errors import NotACacheError, unknown_name
+from radio_cache.errors import NotACacheError, RadioCacheError, unknown_name
+from radio_cache.local_storage import TEMPORARY, refused_by_system, write_atomically
 from trainer.distilled import DistilledStudent, Heads, with_centre_share
 from trainer.export import deployable, load_student, save_student
 from trainer.exports.graphs import write_onnx, write_program
 from trainer.exports.hugging_face import write_hugging_face
-from trainer.exports.model_card import Card, model_card
+from trainer.exports.model_card import CARD_FILE, Card, model_card
 from trainer.exports.timm_folder import write_timm
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features, largest_change
 from trainer.students import ERadio, foreign_module
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
+
+CHECKSUMS_FILE = "SHA256SUMS"
 
 TOLERANCE = 1e-3
 """Above this a file does not hold the student; what is usual is below 1e-5."""
@@ -114,6 +121,7 @@ def _export(
     for name in formats:
         if name not in FORMATS:
             raise ExportError(unknown_name("export format", name, FORMATS))
+    place = out.resolve() if out.is_symlink() else out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
     model = deployable(load_student(run, adaptors=adaptors))
@@ -130,8 +138,7 @@ def _export(
         folding = max(largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES)
     document = model_card(model, Path(run), card or Card())
     names = tuple(dict.fromkeys(formats))
-    aside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
+    aside = _new_folder(place)
     try:
         exported = [
             _write(name, folded if name in GRAPHS else model, aside if len(names) == 1 else aside / name, images, expected)
@@ -139,21 +146,46 @@ def _export(
         ]
         for one in exported:
             document.write(one.folder, one.format, one.written.use, one.written.notes)
-        if out.exists():
-            out.rmdir()  # empty, as was checked
-        aside.rename(out)
+            _write_checksums(one.folder)
+        try:
+            aside.rename(place)  # takes the place of an empty folder, and of no other
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise NotACacheError(
+                f"{out} was filled by another process meanwhile: nothing of it was touched. Choose another --out"
+            ) from exc
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return ExportReport(tuple(one.moved(aside, out) for one in exported), folding)
 
 
+def _new_folder(place: Path) -> Path:
+    """Make a folder beside `place` that no other export has, and that nobody else's can be taken for."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.with_name(f".{place.name}{TEMPORARY}{uuid.uuid4().hex}")
+    aside.mkdir()
+    return aside
+
+
+def _write_checksums(folder: Path) -> None:
+    """List every file but the card, which people edit, for `sha256sum -c`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD_FILE)
+    lines: list[str] = []
+    for file in files:
+        with file.open("rb") as data:
+            digest = hashlib.file_digest(data, "sha256").hexdigest()
+        lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
+    write_atomically(folder / CHECKSUMS_FILE, "".join(lines).encode())
+
+
 def _write(
     name: str, model: DistilledStudent, folder: Path, images: dict[int, Tensor], expected: dict[int, FlatFeatures]
 ) -> Exported:
     """One format, read back."""
-    folder.mkdir(parents=True)
-    with torch.random.fork_rng(devices=[]):  # loading builds models with first weights
+    folder.mkdir(parents=True, exist_ok=True)
+    with _telling_what_failed(name, folder), torch.random.fork_rng(devices=[]):  # loading builds models with first weights
         written = FORMATS[name](model, folder)
         change = max(largest_change(_run(written.run, images[count]), expected[count]) for count in images)
     if not change <= TOLERANCE:
@@ -162,6 +194,24 @@ def _write(
             "of the largest value. This is a bug, or a network that computes differently there; choose another format"
         )
     return Exported(name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), change, written)
+
+
+@contextlib.contextmanager
+def _telling_what_failed(name: str, folder: Path) -> Generator[None]:
+    """Turn what a library raises while it writes into an error that says what the system refused, or what the library said."""
+    try:
+        yield
+    except RadioCacheError:
+        raise
+    except Exception as exc:  # torch, transformers, onnx and timm have errors of their own, without a common base
+        refused = refused_by_system(folder, exc)
+        if refused is not None:
+            raise refused from exc
+        line = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+        raise ExportError(
+            f"--format {name} cannot be written: {type(exc).__name__}: {line:.300}. Nothing is left of this export; choose "
+            "another format"
+        ) from exc
 
 
 def _noise(count: int, image_hw: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:

@@ -1,6 +1,7 @@
 """Formats that hold a graph and no code: ONNX, and a program of torch.export. Batches of any size, images of one size."""
 
 import functools
+import io
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from radio_cache.local_storage import write_atomically
 from trainer.distilled import DistilledStudent
 from trainer.exports.libraries import library
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, FlatStudent, Written
@@ -28,9 +30,9 @@ def write_onnx(model: DistilledStudent, folder: Path) -> Written:
         onnx_program = cast(Any, torch.onnx).export(
             program, input_names=["images"], output_names=list(flat.names), verbose=False, optimize=True,
         )  # fmt: skip
-        onnx_program.save(str(path), external_data=_bytes_of(model) > 1.9e9)
     except Exception as exc:  # the converter's errors have no common base
         raise ExportError(f"--format onnx: '{model.config.student}' cannot be converted: {_first_line(exc)}") from exc
+    onnx_program.save(str(path), external_data=_bytes_of(model) > 1.9e9)
 
     @functools.cache
     def load() -> Any:
@@ -55,7 +57,9 @@ def write_program(model: DistilledStudent, folder: Path) -> Written:
     """`student.pt2`, a program that `torch.export.load` reads; its outputs are those of `FlatStudent`, in order."""
     flat = FlatStudent(model).eval()
     path = folder / PROGRAM_FILE
-    torch.export.save(_program(flat, model, "torch-export"), path)
+    archive = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(_program(flat, model, "torch-export"), archive)
+    write_atomically(path, archive.getbuffer())
 
     @functools.cache
     def load() -> torch.nn.Module:

@@ -184,6 +184,83 @@ def test_what_a_format_cannot_do_is_said_and_leaves_nothing_behind(make_run, tmp
     assert (tmp_path / "full/file").read_text() == "mine"
 
 
+def test_folders_that_are_not_of_this_export_are_left_alone(make_run, tmp_path: Path) -> None:
+    mine = tmp_path / "out.partial"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    export_student(make_run("vit-tiny-16"), tmp_path / "out")
+    assert (mine / "thesis.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial", "run"]
+
+
+@pytest.mark.parametrize("formats", [["safetensors"], ["safetensors", "torch-export"]])
+def test_of_two_exports_to_one_place_one_wins_and_the_other_says_so(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formats: list[str]
+) -> None:
+    from trainer import exports
+
+    run, write = make_run("vit-tiny-16"), exports.write_safetensors
+
+    def while_another_exports(model: Any, folder: Path) -> Any:
+        monkeypatch.setitem(exports.FORMATS, "safetensors", write)
+        export_student(run, tmp_path / "out", formats=formats)
+        return write(model, folder)
+
+    monkeypatch.setitem(exports.FORMATS, "safetensors", while_another_exports)
+    with pytest.raises(NotACacheError, match="was filled by another process meanwhile: nothing of it was touched"):
+        export_student(run, tmp_path / "out", formats=formats)
+    weights = list((tmp_path / "out").rglob("student.safetensors"))
+    assert [file.parent.name for file in weights] == ["out" if len(formats) == 1 else "safetensors"]
+    load_student(weights[0].parent)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(make_run, tmp_path: Path) -> None:
+    run = make_run("vit-tiny-16")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (report,) = export_student(run, tmp_path / "link").exported
+    assert report.folder == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty/student.json").exists()
+
+
+def test_checksums_of_all_files_lie_beside_them(make_run, tmp_path: Path) -> None:
+    export_student(make_run("vit-tiny-16"), tmp_path / "out", formats=["timm"])
+    sums = (tmp_path / "out/SHA256SUMS").read_text()
+    assert " model.safetensors\n" in sums
+    assert "README.md" not in sums
+    check = ["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=tmp_path / "out", capture_output=True, check=False).returncode == 0
+    (tmp_path / "out/config.json").write_text("{}")
+    assert subprocess.run(check, cwd=tmp_path / "out", capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_full_disk_is_named_and_nothing_of_the_export_is_left(make_run, small_disk, tmp_path: Path, file_format: str) -> None:
+    run = make_run("vit-tiny-16")
+    disk = small_disk(40 << 10)
+    arguments = ["--run", str(run), "--out", str(disk.path / "out"), "--format", file_format, "--no-picture"]
+    result = CliRunner().invoke(export_main, arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), "a traceback"
+    assert "No space left on device" in result.output
+    assert "free some space" in result.output
+    assert list(disk.path.iterdir()) == []
+
+
+def test_what_a_library_raises_is_one_sentence(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer import exports
+
+    def failing(model: Any, folder: Path) -> Any:
+        raise RuntimeError("the library's own words\nand many more")
+
+    monkeypatch.setitem(exports.FORMATS, "safetensors", failing)
+    with pytest.raises(ExportError, match=r"--format safetensors cannot be written: RuntimeError: the library's own words\. "):
+        export_student(make_run("vit-tiny-16"), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 def test_a_format_whose_library_is_missing_says_what_to_install(make_run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ExportError, match=r"the format onnx needs onnxscript.*pip install 'radio-cache\[export\]'"):
