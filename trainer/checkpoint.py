@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from radio_cache.errors import NonFiniteLossError, TrainingError
+from radio_cache.errors import NonFiniteLossError, StorageError, TrainingError
 from radio_cache.local_storage import TEMPORARY, sync_folder
 from trainer.ema import Ema
 from trainer.memory import is_out_of_memory
@@ -133,6 +133,11 @@ def telling_what_is_whole(folder: Path) -> Generator[None]:
     except BrokenPipeError:
         raise  # nobody reads what is said: click ends the command quietly
     except OSError as exc:
+        raise _not_written(folder, exc) from exc
+    except StorageError as exc:
+        root = _system_error(exc)
+        if root is None or root.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of the cache, which says its own cure
         raise _not_written(folder, exc) from exc
 
 
