@@ -21,8 +21,9 @@ class BuildConfig:
 
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass;
     auto_batch: have that found for each teacher on its device instead (`cache_builder.batch_size`).
-    filters, shuffle_seed, limit: which images, in what order (`Selection`). rescan: list the sources even if they look
-    unchanged since the cache was made. max_pixels: larger images are refused. threads: for reading and decoding.
+    filters, shuffle_seed, limit: which images, in what order (`Selection`). member: which member of a sample in a tar is the
+    photo. rescan: list the sources even if they look unchanged since the cache was made. max_pixels: larger images are refused.
+    threads: for reading and decoding.
     pixels: how the cache keeps the images themselves; None takes what a cache that is there does, and a new one keeps none.
     log_json: a file that one JSON object a line is appended to, per shard and per teacher (`BuildLog`).
     """
@@ -37,6 +38,7 @@ class BuildConfig:
     filters: tuple[str, ...] = ()
     shuffle_seed: int | None = None
     limit: int | None = None
+    member: str = ""
     rescan: bool = False
     max_pixels: int = MAX_PIXELS
     pixels: PixelStore | None = None
@@ -67,4 +69,4 @@ class BuildConfig:
     def request(self) -> Request:
         """All that decides which images there are. Raises ConfigError for what no image could pass."""
         selection = Selection(filters=self.filters, shuffle_seed=self.shuffle_seed, limit=self.limit)
-        return Request(sources=self.images, selection=selection)
+        return Request(sources=self.images, selection=selection, member=self.member)

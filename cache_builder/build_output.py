@@ -8,7 +8,7 @@ from pathlib import Path
 from cache_builder.build_config import BuildConfig
 from cache_builder.sources import Listing
 from cache_builder.sources.listing import begins_with, same_images
-from cache_builder.sources.recorded import selection_changes
+from cache_builder.sources.recorded import listed_by_other_rules, selection_changes
 from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
 from radio_cache.errors import NotACacheError, StaleCacheError
@@ -34,6 +34,8 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
     if difference is not None:
         changes = selection_changes(cache, config.request())
         cause = f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {cure.capitalize()}"
+        if listed_by_other_rules(cache):
+            cause = f". An earlier radio-cache listed it, and took some classes and places otherwise (CHANGELOG.md){cause}"
         raise StaleCacheError(
             f"{config.out} was built from other images than this run asks for: now there are {difference}{cause}"
         )

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 BUILD_SECTIONS = {
-    "Images": ("images", "filters", "limit", "shuffle_seed", "max_pixels", "rescan"),
+    "Images": ("images", "member", "filters", "limit", "shuffle_seed", "max_pixels", "rescan"),
     "Teachers": ("teachers", "weights", "size", "fit", "features", "views", "flip_views"),
     "The cache, and what is kept": (
         "out", "codec", "fidelity", "step", "packing", "store_pixels", "pixels_as", "shard_images",
@@ -76,6 +76,13 @@ BUILD_EXAMPLES = (
     help="Folder (the first folder below is the class), WebDataset tar, folder of tars, pattern such as 'train-{000..004}.tar', "
     "Parquet with image bytes, or a text file with a path or URL a line; also at s3://, gs://, https://, hf:// "
     "(docs/sources.md). Repeatable.",
+)
+@click.option(
+    "--member",
+    default="",
+    metavar="ENDINGS",
+    help="Which member of a sample in a tar is the photo, such as 'jpg;png': the first of these endings that the sample has. "
+    "[default: every image is a photo]",
 )
 @click.option(
     "--filter",

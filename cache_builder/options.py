@@ -48,7 +48,7 @@ class TeacherFlags(TypedDict):
 
 def build_config(
     *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str,
-    shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, rescan: bool,
+    shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, member: str, rescan: bool,
     max_pixels: int | None,
     store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
     **flags: Unpack[TeacherFlags],
@@ -66,7 +66,7 @@ def build_config(
         max_pixels = there.max_pixels if there else MAX_PIXELS
     return BuildConfig(
         images=images, out=out, device=device, shard_images=shard_images, filters=filters,
-        shuffle_seed=shuffle_seed, limit=limit, rescan=rescan, max_pixels=max_pixels,
+        shuffle_seed=shuffle_seed, limit=limit, member=member, rescan=rescan, max_pixels=max_pixels,
         pixels=pixel_store(store_pixels, pixels_as), log_json=log_json,
         threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers=teacher_options(teachers, device, **flags), **batch_fields(batch_size),

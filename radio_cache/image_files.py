@@ -8,6 +8,7 @@ from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.file_bytes import read_place
 from radio_cache.remote_files import is_known_url
 from radio_cache.schema import Container
+from radio_cache.sparse_members import expanded
 from radio_cache.storage import is_url
 
 _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)
@@ -26,6 +27,8 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
         case "list":
             return read_place(listed_place(container.path, member))
         case "tar":
+            if length < -1:  # a sparse member
+                return expanded(read_place(container.path, offset, -length))
             return read_place(container.path, offset, length)
         case "parquet":
             from radio_cache.parquet_images import read_row

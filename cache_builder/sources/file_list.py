@@ -1,5 +1,5 @@
-"""A text file that lists images: a path or a URL a line, and behind a tab, if there is one, its class; or a CSV file with a
-column of either.
+"""A text file that lists images: a path or a URL a line, and behind a tab, if there is one, its class; or a CSV or TSV file with
+a column of either.
 """
 
 import csv
@@ -10,31 +10,39 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.found import Found, nowhere, numbered
+from cache_builder.sources.found import Found, nowhere
+from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.image_files import listed_place
 from radio_cache.storage import is_url
 
-CSV = ".csv"
-ENDINGS = (".txt", ".tsv", ".lst", ".list", CSV)
+CSV, TSV = ".csv", ".tsv"
+TABLES = (CSV, TSV)
+"""Lists whose first line may name columns; in a CSV file it does."""
+
+ENDINGS = (".txt", ".lst", ".list", *TABLES)
 """Names of files that are taken for lists."""
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path", "url")
 LABEL_NAMES = ("label", "cls", "class", "labels")
 """Columns that are taken for the places of images and their classes where nobody says; the first of them counts."""
 
-_MAX_LABEL = 2**31 - 1
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "") -> Found:
     """The images that a list names, in its order; relative paths start from the list's own folder.
 
-    path: of the list, absolute, or its URL. image, label: columns of a CSV file; found by their names if empty. Labels are
-    class numbers if all are whole numbers, names otherwise.
+    path: of the list, absolute, or its URL. image, label: columns of a CSV or TSV file; found by their names if empty. Labels are
+    class numbers if all are whole numbers, names otherwise (`cache_builder.sources.labels`).
     Raises SourceError with the line: two tabs, a column that is not there, or what `found_at_places` does not take.
     """
-    rows = _csv_rows(path, content, image, label) if path.lower().endswith(CSV) else _rows(path, content)
+    if path.lower().endswith(CSV):
+        rows = _table_rows(path, content, ",", image, label)
+    elif image or label or _has_header(path, content):
+        rows = _table_rows(path, content, "\t", image, label)
+    else:
+        rows = _rows(path, content)
     lines: list[int] = []
     entries: list[str] = []
     labels: list[str | None] = []
@@ -42,7 +50,7 @@ def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "
         lines.append(line)
         entries.append(entry)
         labels.append(given)
-    numbers, names = _numbers(labels)
+    numbers, names = parse_labels(labels)
     return found_at_places(path, entries, lines, numbers, names, counted="line")
 
 
@@ -66,8 +74,14 @@ def found_at_places(
         if not _is_there(path, entry):
             missing.append(f"{counted} {line}: {entry}")
     if missing and len(missing) == len(entries):
+        entry, blank, label = entries[0].rpartition(" ")
+        cure = (
+            f"its lines end in a blank and a class ({label}): put a tab before the class instead"
+            if blank and _is_there(path, entry)
+            else "relative paths start from the list's own folder"
+        )
         try:
-            looked_for = f"looked for at {listed_place(path, entries[0])}): relative paths start from the list's own folder"
+            looked_for = f"looked for at {listed_place(path, entries[0])}): {cure}"
         except ImageError as exc:
             looked_for = f"which {exc})"
         raise SourceError(f"{path}: none of its {len(missing)} files exists ({missing[0]}, {looked_for}")
@@ -95,10 +109,20 @@ def _rows(path: str, content: bytes) -> Iterator[_Row]:
         yield number, entry, label[0].strip() or None if label else None
 
 
-def _csv_rows(path: str, content: bytes, image: str, label: str) -> Iterator[_Row]:
-    """Of a CSV file whose first line names its columns."""
+def _has_header(path: str, content: bytes) -> bool:
+    """Whether the first line of a list with tabs names columns instead of a file: one of paths, and of classes if it has two."""
+    first = next((line for _, line in _lines(content)), "")
+    names = [name.strip().lower() for name in first.split("\t")]
+    if path.lower().endswith(TSV) and len(names) > 1:
+        return any(name in PATH_NAMES for name in names) and not _is_there(path, first.split("\t")[0])
+    is_header = names[0] in PATH_NAMES and (len(names) == 1 or names[1] in LABEL_NAMES)
+    return is_header and not _is_there(path, names[0])
+
+
+def _table_rows(path: str, content: bytes, delimiter: str, image: str, label: str) -> Iterator[_Row]:
+    """Of a file whose first line names its columns."""
     text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         at = _column(path, header, image, PATH_NAMES)
@@ -142,10 +166,3 @@ def _is_there(path: str, entry: str) -> bool:
         return is_url(place) or os.path.exists(place)  # noqa: PTH110  # a million entries: no Path for each
     except (ValueError, ImageError):  # a zero byte; a URL that nothing reads
         return False
-
-
-def _numbers(labels: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
-    given = [label for label in labels if label is not None]
-    if all(label.isdecimal() and int(label) <= _MAX_LABEL for label in given):
-        return np.array([-1 if label is None else int(label) for label in labels], np.int32), None
-    return numbered(labels)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_builder.sources.found import Found, nowhere, numbered
+from cache_builder.sources.found import Found, PassedFiles, nowhere, numbered
 from radio_cache.errors import SourceError
 from radio_cache.file_bytes import kind_of_file
 from radio_cache.images import EXTENSIONS
@@ -15,14 +15,14 @@ from radio_cache.remote_files import Tell
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies below a folder. images: sorted paths with forward slashes; others: how many files are no images by name.
+    """What lies below a folder. images: sorted paths with forward slashes; others: files that are no images by name.
 
     special: images by name that are pipes, sockets or devices, as "path (what it is)".
     folders: every folder looked into ("" is the root) with the time of its last change, in nanoseconds.
     """
 
     images: list[str] = field(default_factory=list[str])
-    others: int = 0
+    others: PassedFiles = field(default_factory=PassedFiles)
     special: list[str] = field(default_factory=list[str])
     folders: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -38,7 +38,7 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
     folders: dict[str, int] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [""]
-    others = 0
+    others = PassedFiles()
     while waiting:
         below = waiting.pop()
         place = f"{root}/{below}" if below else str(root)
@@ -60,7 +60,7 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
                     if kind == "a folder":
                         inner.append(path)
                     elif not has_image_name(name):
-                        others += 1
+                        others.add(path)
                     elif kind:
                         special.append(f"{path} ({kind})")
                     else:
@@ -76,7 +76,7 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
 def listed_tree(names: Iterable[str]) -> Tree:
     """The tree that these files make, as a bucket lists them: paths below it."""
     images: list[str] = []
-    others = 0
+    others = PassedFiles()
     for name in names:
         # "." and ".." in a key hide nothing: whoever reads such an object says what is the matter with it.
         if not name or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
@@ -84,7 +84,7 @@ def listed_tree(names: Iterable[str]) -> Tree:
         if has_image_name(name):
             images.append(name)
         else:
-            others += 1
+            others.add(name)
     return Tree(sorted(images), others)
 
 
@@ -92,8 +92,8 @@ def found_in(tree: Tree) -> Found:
     """All images of a tree, in sorted order."""
     labels, names = numbered(list(_classes(tree.images)))
     notes: list[str] = []
-    if tree.others:
-        notes.append(f"{tree.others} file{'s' if tree.others > 1 else ''} passed over (no image by name)")
+    if tree.others.count:
+        notes.append(tree.others.note)
     if tree.special:
         many = f"s such as {tree.special[0]}" if len(tree.special) > 1 else f", {tree.special[0]},"
         notes.append(

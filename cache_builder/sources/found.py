@@ -2,13 +2,20 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import SourceError
+
+_TOLD_ENDINGS = 6
+
+_PHOTO_ENDINGS = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".raw", ".psd", ".svg"}
+)
+"""Photos that nothing here decodes; named first among what is passed over, because they are missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,40 @@ class Found:
     notes: tuple[str, ...] = ()
     column: str = ""
     kind: Literal["list"] | None = None
+
+
+@dataclass
+class PassedFiles:
+    """Counts files that are no images by name. Photos in formats that nothing here decodes are among them."""
+
+    count: int = 0
+    example: str = ""
+    _endings: Counter[str] = field(default_factory=Counter[str])
+    _is_photo: bool = False
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        base = name[name.rfind("/") + 1 :]
+        ending = base[base.rfind(".") :].lower() if "." in base[1:] else ""
+        self._endings[ending] += 1
+        photo = ending in _PHOTO_ENDINGS
+        if not self.example or (photo and not self._is_photo):
+            self.example, self._is_photo = name, photo
+
+    @property
+    def note(self) -> str:
+        """A sentence that says how many, of which endings, with an example."""
+        endings = sorted(self._endings.items(), key=lambda one: (one[0] not in _PHOTO_ENDINGS, -one[1], one[0]))
+        first = [f"{count} {ending or 'without an ending'}" for ending, count in endings[:_TOLD_ENDINGS]]
+        more = [f"{len(endings) - _TOLD_ENDINGS} more endings"] if len(endings) > _TOLD_ENDINGS else []
+        return (
+            f"{counted(self.count, 'file')} passed over (no image by name): {', '.join(first + more)}, such as {self.example}"
+        )
+
+
+def counted(count: int, noun: str) -> str:
+    """Return the count and the noun, in the plural where that is due."""
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def nowhere(count: int) -> NDArray[np.int64]:

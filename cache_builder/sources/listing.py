@@ -14,7 +14,7 @@ from cache_builder.sources.folder import found_in, listed_tree, walk_folder
 from cache_builder.sources.found import Found, joined_labels, without_empty_classes
 from cache_builder.sources.opened import read_source
 from cache_builder.sources.parquet import list_parquet
-from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at
+from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at, with_member
 from cache_builder.sources.recorded import (
     REQUESTS_AT_ONCE,
     Request,
@@ -68,7 +68,9 @@ def list_for(request: Request, cache: Cache | None, *, rescan: bool = False) -> 
         if cache is not None and not rescan and is_unchanged(cache, request):
             note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
             return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), recorded=True)
-        return list_images(request.sources, selection=request.selection, tell=line.advance)
+        return list_images(
+            request.sources, selection=request.selection, member=request.member, tell=line.advance
+        )  # fmt: skip
 
 
 def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
@@ -78,17 +80,20 @@ def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
 
 
 def list_images(
-    sources: Sequence[str], *, selection: Selection = _EVERYTHING, tell: Tell = lambda _: None
+    sources: Sequence[str], *, selection: Selection = _EVERYTHING, member: str = "", tell: Tell = lambda _: None
 ) -> Listing:
     """List the images of folders, tars, Parquet files and lists, in the order given, sorted within a folder.
 
     sources: folders of images, of tars or of Parquet files, such files, glob patterns and WebDataset brace ranges
         (`train-{000..004}.tar`), text files that list images; paths or URLs. selection: which of them, in what order.
+    member: which member of a sample in a tar is the photo (`jpg;png`), where its source does not say; all images if empty.
     tell: told of files as they are found.
     Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
     listed_at_ns = time.time_ns()
     places = [source for typed in sources for place in named_places(typed, tell) for source in sources_at(place, tell)]
+    if member:
+        places = with_member(places, member)
     refuse_doubles(places)
     containers: list[Container] = []
     found: list[Found] = []
@@ -111,6 +116,8 @@ def list_images(
     notes += _told(selection, len(rows), passing, keys)
     labels, names = joined_labels(found)
     labels = labels[rows]
+    if (labels >= 0).any() and (missing := np.flatnonzero(labels < 0)).size:
+        notes.append(f"{missing.size} of {len(rows)} images have no class (such as {keys[rows[missing[0]]]})")
     if names is not None:
         labels, names = without_empty_classes(labels, names)
     numbers = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.members) for one in found])
@@ -150,7 +157,7 @@ def _listed(source: Source, tell: Tell) -> tuple[Found, Stamps]:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     match source.kind:
         case "tar":
-            return list_tar(path, tell), stamps
+            return list_tar(path, tell, member=source.image_column, class_field=source.label_column), stamps
         case "parquet":
             found = list_parquet(path, image=source.image_column, label=source.label_column)
         case "list":

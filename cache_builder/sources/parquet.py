@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.sources.file_list import LABEL_NAMES, PATH_NAMES, found_at_places
-from cache_builder.sources.found import Found, nowhere, numbered, unique_names
+from cache_builder.sources.found import Found, nowhere, unique_names
+from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.parquet_images import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet
 from radio_cache.storage import is_url
@@ -25,7 +26,6 @@ _IMAGE_NAMES = ("image.bytes", "image", "img.bytes", "img", "jpg.bytes", "jpg", 
 _KEY_NAMES = ("__key__",)
 """Columns that name an image, beside the `path` within its own column."""
 
-_MAX_LABEL = 2**31 - 1
 _DEAR_GROUP_BYTES = 1 << 20
 
 
@@ -40,9 +40,10 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         features = _features(schema)
         if paths := _path_column(schema, image):
-            return _listed_paths(place, parquet, paths, *_label_column(place, schema, features, label))
+            return _listed_paths(place, parquet, paths, *_label_column(place, schema, features, label), asked=bool(label))
         column = _image_column(place, schema, features, image)
         notes = _layout_notes(place, metadata, column)
+        asked = bool(label)
         label, note = _label_column(place, schema, features, label)
         notes += [note] if note else []
         names = _name_column(schema, column)
@@ -51,7 +52,8 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
         rows = int(metadata.num_rows)
         numbers, classes = np.full(rows, -1, np.int32), None
         if label:
-            numbers, classes = _labels(place, label, leaf_array(table, label), features.get(label, {}).get("names"))
+            known = features.get(label, {}).get("names")
+            numbers, classes = _labels(place, label, leaf_array(table, label), known, notes, asked=asked)
         members = [str(row) for row in range(rows)]
         if names:
             found = leaf_array(table, names).to_pylist()
@@ -77,18 +79,19 @@ def _path_column(schema: Any, asked: str) -> str:
     return next((name for known in PATH_NAMES for name in text if name.lower() == known), "")
 
 
-def _listed_paths(place: str, parquet: Any, paths: str, label: str, note: str) -> Found:
+def _listed_paths(place: str, parquet: Any, paths: str, label: str, note: str, *, asked: bool) -> Found:
     table = parquet.read(columns=[paths, *([label] if label else [])], use_threads=False)
     entries: list[str | None] = leaf_array(table, paths).to_pylist()
     if None in entries or "" in entries:
         row = next(number for number, entry in enumerate(entries) if not entry)
         raise SourceError(f"{place}, row {row}: column {paths} names no file")
     numbers, classes = np.full(len(entries), -1, np.int32), None
+    notes = [note] if note else []
     if label:
         names = _features(parquet.schema_arrow).get(label, {}).get("names")
-        numbers, classes = _labels(place, label, leaf_array(table, label), names)
+        numbers, classes = _labels(place, label, leaf_array(table, label), names, notes, asked=asked)
     found = found_at_places(place, cast(list[str], entries), range(len(entries)), numbers, classes, counted="row")
-    return replace(found, notes=(*found.notes, *([note] if note else [])))
+    return replace(found, notes=(*found.notes, *notes))
 
 
 @contextmanager
@@ -179,27 +182,35 @@ def _is_class(kind: Any) -> bool:
     import pyarrow.types as types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return bool(number or types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
 
 
 def _labels(
-    place: str, column: str, array: Any, names: list[str] | None
+    place: str, column: str, array: Any, names: list[str] | None, notes: list[str], *, asked: bool
 ) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
-    """Class numbers, -1 for null and for what is negative, and their names if there are names."""
+    """Class numbers, -1 for no class, and their names if there are names.
+
+    asked: the user named the column; else a column that holds no classes, such as scores, is left alone with a note.
+    """
     import pyarrow.types as types
 
-    values: list[Any] = array.to_pylist()
-    kind = array.type.value_type if types.is_dictionary(array.type) else array.type
-    if not types.is_integer(kind):
-        return numbered([value or None for value in values])
-    numbers = np.array([-1 if value is None else max(-1, value) for value in values], np.int64)
+    try:
+        numbers, own_names = parse_labels(array.to_pylist())
+    except ValueError as exc:
+        if asked or not types.is_floating(array.type):
+            raise SourceError(f"{place}: column {column} holds {exc}: name another column, as in '#,OTHER'") from exc
+        notes.append(f"no classes: column {column} holds {exc}")
+        return np.full(len(array), -1, np.int32), None
+    if own_names is not None or names is None:
+        return numbers, own_names
     highest = int(numbers.max(initial=-1))
-    if highest > (_MAX_LABEL if names is None else len(names) - 1):
-        known = "no class has so high a number" if names is None else f"the file names {len(names)} classes"
+    if highest >= len(names):
         raise SourceError(
-            f"{place}: column {column} holds class {highest}, and {known}: name another column, as in '#,OTHER'"
+            f"{place}: column {column} holds class {highest}, and the file names {len(names)} classes: name another column, "
+            "as in '#,OTHER'"
         )
-    return numbers.astype(np.int32), None if names is None else tuple(map(str, names))
+    return numbers, tuple(map(str, names))
 
 
 def _name_column(schema: Any, image: str) -> str:

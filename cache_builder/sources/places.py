@@ -3,14 +3,15 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from cache_builder.sources import file_list
 from cache_builder.sources.folder import has_image_name
-from radio_cache.errors import SourceError
+from cache_builder.sources.samples import member_endings
+from radio_cache.errors import ConfigError, SourceError
 from radio_cache.remote_files import WEB, Tell, list_remote
 from radio_cache.storage import is_url
 
@@ -20,8 +21,9 @@ WANTED = "--images takes a folder of images, WebDataset tars, Parquet files, or 
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_COLUMNS = re.compile(r"(.*(?:/|\.parquet|\.csv))#([^/#,]*)(?:,([^/#,]*))?\Z", re.DOTALL)
-"""A place, and behind "#" the columns of images and of classes; only a Parquet file, a folder of them and a CSV file have any."""
+_COLUMNS = re.compile(r"(.*(?:/|\.parquet|\.csv|\.tsv|\.tar))#([^/#,]*)(?:,([^/#,]*))?\Z", re.DOTALL)
+"""A place, and behind "#" the columns of images and of classes: of a Parquet file, a folder of them, a CSV or TSV file. In a tar
+they are the endings of the photos (`jpg;png`) and the field of the `.json` members that holds the class."""
 
 _FILE_URL = "file://"
 
@@ -30,7 +32,8 @@ _FILE_URL = "file://"
 class Source:
     """One place that holds images; path is absolute, or a URL.
 
-    image_column, label_column: of a Parquet or CSV file, if the user named them. files: paths below the folder, of one at a URL.
+    image_column, label_column: of a Parquet, CSV or TSV file, if the user named them; of a tar, the endings of photos and the
+    field of `.json` members with the class. files: paths below the folder, of one at a URL.
     """
 
     kind: Kind
@@ -108,9 +111,24 @@ def sources_at(place: str, tell: Tell = lambda _: None) -> list[Source]:
     found = _file_at(place)
     if found is None:
         found = _at_prefix(place, tell) if is_url(place) else _in_folder(Path(place))
-    if columns and not all(one.kind == "parquet" or one.path.lower().endswith(file_list.CSV) for one in found):
-        raise SourceError(f"{place} has no columns such as '{columns}': only Parquet and CSV files have")
+    if columns and not all(one.kind in ("parquet", "tar") or one.path.lower().endswith(file_list.TABLES) for one in found):
+        raise SourceError(f"{place} has no columns such as '{columns}': only Parquet, CSV and TSV files, and tars, have")
     return [Source(one.kind, one.path, image, label, one.files) for one in found]
+
+
+def with_member(sources: Sequence[Source], member: str) -> list[Source]:
+    """The sources, with `member` for the photo of a sample where a tar's own `#` does not name another.
+
+    Raises ConfigError if it names nothing, or if no source is a tar.
+    """
+    if not member_endings(member):
+        raise ConfigError(f"--member '{member}': the endings of photos, such as 'jpg;png'")
+    if all(source.kind != "tar" for source in sources):
+        raise ConfigError(f"--member '{member}' names members of samples in tars, and no --images is a tar: leave it out")
+    return [
+        replace(source, image_column=member) if source.kind == "tar" and not source.image_column else source
+        for source in sources
+    ]
 
 
 def _file_at(place: str) -> list[Source] | None:

@@ -27,6 +27,10 @@ from radio_cache.zarr_documents import MAX_DOCUMENT_BYTES
 FILE = "listing.json"
 """Below the root of a cache; whoever removes it makes the next build list again."""
 
+_RULES = 2
+"""Raised whenever the same sources give other images, classes or places than an earlier version found in them: what that one
+recorded is then listed again. 2: classes of samples in tars, sparse and linked members, missing classes, headers of TSV files."""
+
 _SETTLED_NS = 2_000_000_000
 """Whatever changed less than this before it was looked at may change again within the same tick of its clock."""
 
@@ -41,16 +45,18 @@ Stamps = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """All that decides which images a build has, and in what order. sources: as typed."""
+    """All that decides which images a build has, and in what order. sources: as typed. member: as of `list_images`."""
 
     sources: tuple[str, ...]
     selection: Selection
+    member: str = ""
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         del data["sources"]
         # Patterns match other files tomorrow, and links lead elsewhere.
-        return json.loads(json.dumps({**data, "places": [named_places(source) for source in self.sources]}))
+        places = [named_places(source) for source in self.sources]
+        return json.loads(json.dumps({**data, "places": places, "rules": _RULES}))
 
 
 def stamps_of(paths: Iterable[str]) -> Stamps:
@@ -93,7 +99,10 @@ def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int)
     cache.storage.write(FILE, [json.dumps(document).encode()])
 
 
-_FLAGS = {"shuffle_seed": "--shuffle-seed", "limit": "--limit", "filters": "--filter"}
+_FLAGS = {"shuffle_seed": "--shuffle-seed", "limit": "--limit", "filters": "--filter", "member": "--member"}
+
+def _settings(request: dict[str, Any]) -> dict[str, Any]:
+    return {"member": request.get("member") or None, **request["selection"]}
 
 
 def selection_changes(cache: Cache, request: Request) -> list[str]:
@@ -101,14 +110,25 @@ def selection_changes(cache: Cache, request: Request) -> list[str]:
     where that was not recorded."""
     try:
         document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
-        then, now = document["request"]["selection"], request.to_json()["selection"]
+        if document["index"] != cache.meta.index:
+            return []
+        then, now = _settings(document["request"]), _settings(request.to_json())
         return [
             f"{flag} was {_given(then[name])} when the cache was made, and is {_given(now[name])} now"
             for name, flag in _FLAGS.items()
-            if document["index"] == cache.meta.index and then[name] != now[name]
+            if then[name] != now[name]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
         return []
+
+
+def listed_by_other_rules(cache: Cache) -> bool:
+    """Whether an earlier version listed a cache's images, which took other classes or places from the same sources."""
+    try:
+        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        return document["index"] == cache.meta.index and document["request"].get("rules", 1) != _RULES
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
+        return False
 
 
 def _given(value: Any) -> str:

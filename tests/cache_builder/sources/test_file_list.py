@@ -171,3 +171,45 @@ def test_urls_that_nothing_reads_are_told_with_their_lines_and_left_to_the_build
     assert found.notes == ("1 of 3 files does not exist (line 2: ipfs://x/b.jpg) and will be left out",)
     with pytest.raises(SourceError, match=r"none of its 1 files exists .line 1: ipfs://x/b\.jpg, which cannot be read: nothing"):
         listed(write_list(tmp_path, "ipfs://x/b.jpg\n"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("3", "-1", "10"), [3, -1, 10]), (("3.0", "", "5.0"), [3, -1, 5]), (("3", "nan", "5"), [3, -1, 5]),
+        (("3", "NA", "5"), [3, -1, 5]), (("-1", "-1", "-1"), [-1, -1, -1]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.txt"])
+def test_missing_labels_are_no_class_and_leave_numbers_numbers(
+    tmp_path: Path, labels: tuple[str, ...], expected: list[int], name: str
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x")
+    tab = "," if name.endswith(".csv") else "\t"
+    rows = [] if name.endswith(".txt") else [f"path{tab}label"]
+    rows += [f"{number}.jpg{tab}{label}" for number, label in enumerate(labels)]
+    (tmp_path / name).write_text("\n".join(rows))
+    listing = list_images([str(tmp_path / name)])
+    assert listing.index.keys == ["0.jpg", "1.jpg", "2.jpg"]
+    assert (listing.index.labels.tolist(), listing.class_names) == (expected, ())
+
+
+def test_a_header_of_a_list_with_tabs_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "three.tsv").write_text("caption\timage\tlabel\na cat\ta.jpg\t7\n")
+    (tmp_path / "one.tsv").write_text("path\na.jpg\n")
+    (tmp_path / "none.tsv").write_text("a.jpg\t7\n")
+    (tmp_path / "named.tsv").write_text("wo\twas\na.jpg\t7\n")
+    for source, label in (("three.tsv", 7), ("one.tsv", -1), ("none.tsv", 7), ("named.tsv#wo,was", 7)):
+        listing = list_images([f"{tmp_path}/{source}"])
+        assert (listing.index.keys, listing.index.labels.tolist()) == (["a.jpg"], [label])
+    (tmp_path / "path").write_bytes(b"x")  # a file that is called so
+    assert list_images([f"{tmp_path}/one.tsv"]).index.keys == ["path", "a.jpg"]
+
+
+def test_a_list_with_blanks_for_tabs_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "val_1.JPEG").write_bytes(b"x")
+    (tmp_path / "val.txt").write_text("val_1.JPEG 65\n")
+    with pytest.raises(SourceError, match=r"its lines end in a blank and a class \(65\): put a tab before the class instead"):
+        list_images([f"{tmp_path}/val.txt"])

@@ -47,14 +47,16 @@ def test_endings_count_in_any_case_and_other_files_are_counted(tmp_path: Path) -
     )
     tree = walk_folder(tmp_path)
     assert tree.images == ["a.JPG", "b.Png", "c.webp", "d.tiff"]
-    assert tree.others == 6
-    assert found_in(walk_folder(tmp_path)).notes == ("6 files passed over (no image by name)",)
+    assert tree.others.count == 6
+    assert found_in(walk_folder(tmp_path)).notes == (
+        "6 files passed over (no image by name): 2 without an ending, 2 ., 1 .csv, 1 .txt, such as f.",
+    )
 
 
 def test_hidden_files_and_folders_are_passed_over_without_counting(tmp_path: Path) -> None:
     touch(tmp_path, ".DS_Store", "._a.jpg", ".thumbs/a.jpg", "a.jpg", "cat/.b.jpg")
     tree = walk_folder(tmp_path)
-    assert (tree.images, tree.others) == (["a.jpg"], 0)
+    assert (tree.images, tree.others.count) == (["a.jpg"], 0)
 
 
 def test_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:

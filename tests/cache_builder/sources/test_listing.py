@@ -61,7 +61,7 @@ def test_a_folder_gives_keys_and_labels_by_class_name(tmp_path: Path) -> None:
     assert listing.index.offset.tolist() == listing.index.length.tolist() == [-1] * 4
     (container,) = listing.containers
     assert (container.kind, container.path, container.prefix) == ("folder", str(tmp_path), "")
-    assert listing.notes == ()
+    assert listing.notes == ("1 of 4 images have no class (such as loose.jpg)",)
 
 
 def test_every_listed_image_is_read_back_from_its_place(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_folder_of_tars_and_image_folders_is_a_folder_of_images(tmp_path: Path
     write_tars(touch(tmp_path, "cat/1.jpg"), 1)
     listing = list_images([str(tmp_path)])
     assert listing.index.keys == ["cat/1.jpg"]
-    assert listing.notes == (f"{tmp_path}: 1 file passed over (no image by name)",)
+    assert listing.notes == (f"{tmp_path}: 1 file passed over (no image by name): 1 .tar, such as train-000.tar",)
 
 
 def test_several_folders_keep_equal_names_apart(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_limit_keeps_the_first_images_and_says_so(tmp_path: Path) -> None:
 def test_files_passed_over_and_repeated_names_are_told(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", ("a.jpg", b"1"), ("a.jpg", b"2"), ("a.json", b"{}"), ("b.txt", b""))
     assert list_images([str(tmp_path / "t.tar")]).notes == (
-        f"{tmp_path}/t.tar: 2 files passed over (no image by name)",
+        f"{tmp_path}/t.tar: 2 files passed over (no image by name): 1 .json, 1 .txt, such as a.json",
         f"{tmp_path}/t.tar: 1 image name came twice; the later ones are called name#2",
     )
 

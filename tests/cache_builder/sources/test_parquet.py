@@ -53,7 +53,7 @@ def test_the_layout_of_hugging_face_gives_images_classes_and_their_names(tmp_pat
     (container,) = listing.containers
     assert (container.kind, container.path, container.column) == ("parquet", str(path), "image.bytes")
     assert contents(listing) == IMAGES
-    assert listing.notes == ()
+    assert listing.notes == ("1 of 4 images have no class (such as train.parquet/3)",)
 
 
 def test_names_of_images_are_keys_and_equal_ones_are_kept_apart(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_names_of_images_are_keys_and_equal_ones_are_kept_apart(tmp_path: Path) 
     listing = list_images([f"{tmp_path}/a.parquet"])
     assert listing.index.keys == [f"a.parquet/{name}" for name in ("x.jpg", "y/z.png", "x.jpg#2", "w.jpg")]
     assert contents(listing) == IMAGES
-    assert listing.notes == (f"{tmp_path}/a.parquet: 1 image name came twice; the later ones are called name#2",)
+    assert listing.notes[0] == f"{tmp_path}/a.parquet: 1 image name came twice; the later ones are called name#2"
 
 
 def test_names_that_are_missing_for_some_rows_name_none(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_several_columns_of_classes_are_told_and_none_is_guessed(tmp_path: Path)
         ("#photo", r"column photo is not there; the columns are image \(binary\), label \(int64\), score \(double\)"),
         ("#label", "column label is int64, and images are bytes"),
         ("#,klass", "column klass is not there; the columns are image, label, score"),
-        ("#,score", "column score is double, and a class is a number or a name"),
+        ("#,score", "column score holds 0.5, which is no whole number"),
     ],
 )
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path, asked: str, message: str) -> None:
@@ -192,7 +192,7 @@ def test_lists_of_images_are_refused(tmp_path: Path) -> None:
 def test_columns_behind_what_has_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"x")
-    with pytest.raises(SourceError, match="photos has no columns such as '#img': only Parquet and CSV files have"):
+    with pytest.raises(SourceError, match="photos has no columns such as '#img': only Parquet, CSV and TSV files"):
         list_images([f"{tmp_path}/photos/#img"])
 
 
@@ -254,8 +254,8 @@ def test_many_notes_are_cut_to_a_few(tmp_path: Path) -> None:
     for number in range(12):
         hugging_face(tmp_path / f"{number:02d}.parquet", names=["x.jpg"] * 4)
     notes = list_images([str(tmp_path)]).notes
-    assert len(notes) == 8
-    assert notes[-1] == "... and 5 more such notes"
+    assert len(notes) == 9
+    assert notes[-2:] == ("... and 5 more such notes", "12 of 48 images have no class (such as 00.parquet/x.jpg#4)")
 
 
 # ---------------------------------------------------------------- paths instead of images
@@ -302,3 +302,28 @@ def test_a_path_missing_in_the_middle_is_told_with_its_row(tmp_path: Path) -> No
     assert list_images([str(place)]).notes == (
         f"{place}: 1 of 3 files does not exist (row 1: gone.jpg) and will be left out",
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (pa.array([3.0, float("nan"), 5.0]), [3, -1, 5]), (pa.array([3.0, None, 5.0], pa.float32()), [3, -1, 5]),
+        (pa.array([True, False, None]), [1, 0, -1]), (pa.array([3, -1, None]), [3, -1, -1]),
+        (pa.array(["3", "-1", ""]), [3, -1, -1]), (pa.array([None, None, None]), [-1, -1, -1]),
+        (pa.array([3.0, -1.0, 5.0]).dictionary_encode(), [3, -1, 5]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("columns", ["", "#image,label"])
+def test_missing_labels_of_any_type_are_no_class(
+    tmp_path: Path, labels: pa.Array, expected: list[int], columns: str
+) -> None:
+    pq.write_table(pa.table({"image": [b"0", b"1", b"2"], "label": labels}), tmp_path / "a.parquet")
+    listing = list_images([f"{tmp_path}/a.parquet{columns}"])
+    assert (listing.index.labels.tolist(), listing.class_names) == (expected, ())
+
+
+def test_scores_that_nobody_named_are_no_classes_and_that_is_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [b"0", b"1"], "label": [0.5, 1.0]}), tmp_path / "a.parquet")
+    listing = list_images([f"{tmp_path}/a.parquet"])
+    assert listing.index.labels.tolist() == [-1, -1]
+    assert listing.notes == (f"{tmp_path}/a.parquet: no classes: column label holds 0.5, which is no whole number",)

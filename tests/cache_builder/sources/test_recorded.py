@@ -6,12 +6,13 @@ import shutil
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cache_builder.sources import Listing, Request, Selection, list_for, record_listing
-from cache_builder.sources.recorded import FILE
+from cache_builder.sources.recorded import FILE, listed_by_other_rules, selection_changes
 from radio_cache import Cache, CacheMeta
 from radio_cache.testing import write_images
 from radio_cache.writer import create_cache
@@ -146,3 +147,23 @@ def test_damaged_notes_are_ignored(photos: Path, tmp_path: Path, damage: bytes) 
     cache, request = cache_of(tmp_path / "c.zarr", photos / "photos")
     (cache.path / FILE).write_bytes(damage)
     assert not again(cache, request).recorded
+
+
+def test_what_an_earlier_version_listed_is_listed_again_and_told_where_it_differs(photos: Path, tmp_path: Path) -> None:
+    cache, request = cache_of(tmp_path / "c.zarr", photos / "photos")
+    assert again(cache, request).recorded
+    assert not listed_by_other_rules(cache)
+    file = tmp_path / "c.zarr" / FILE
+    document = json.loads(file.read_text())
+    del document["request"]["rules"], document["request"]["member"]  # as version 0.1.0 of November 2026 wrote it
+    file.write_text(json.dumps(document))
+    assert not again(cache, request).recorded
+    assert listed_by_other_rules(cache)
+    assert selection_changes(cache, request) == []
+
+
+def test_another_member_lists_again_and_is_named(photos: Path, tmp_path: Path) -> None:
+    cache, request = cache_of(tmp_path / "c.zarr", photos / "t.tar")
+    changed = replace(request, member="png")
+    assert not again(cache, changed).recorded
+    assert selection_changes(cache, changed) == ["--member was not given when the cache was made, and is png now"]
