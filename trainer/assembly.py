@@ -14,6 +14,7 @@ from trainer.adaptors import TeacherWidths
 from trainer.data import CodeReader, CropData, StudentFit, read_codes
 from trainer.distilled import DistilledStudent, StudentConfig, with_centre_share
 from trainer.feed import GroupKey
+from trainer.image_split import ImageSplit
 from trainer.order import BlockOrder, FullOrder, Order
 from trainer.plan import Plan
 from trainer.recipe import Recipe
@@ -22,8 +23,10 @@ from trainer.students import STUDENTS, Student, ViTConfig
 from trainer.train_config import TrainConfig
 
 
-def student_config(config: TrainConfig, cache: Cache, teachers: tuple[str, ...]) -> StudentConfig:
-    """The student with a head for each of these teachers."""
+def student_config(
+    config: TrainConfig, cache: Cache, teachers: tuple[str, ...], images: ImageSplit | None = None
+) -> StudentConfig:
+    """The student with a head for each of these teachers. images: which it is trained on."""
     recipe = config.recipe
     specs = [(name, cache.teachers.levels(name)[0].spec) for name in teachers]
     fit: StudentFit = "crop" if any(spec.geometry.fit == "crop" for _, spec in specs) else "squash"
@@ -37,7 +40,7 @@ def student_config(config: TrainConfig, cache: Cache, teachers: tuple[str, ...])
         teachers=widths, adaptor=recipe.adaptor, adaptor_width=recipe.adaptor_width, adaptor_blocks=recipe.adaptor_blocks,
         adaptor_upsample=recipe.adaptor_upsample, seed=recipe.seed, steps=recipe.steps,
         images_seen=recipe.images_seen, cache=absolute_place(config.cache), run=str(config.out.resolve()),
-        recipe=recipe.name, centre_share=share,
+        recipe=recipe.name, centre_share=share, images=images,
     )  # fmt: skip
     return with_centre_share(own, recipe.centre_share)
 

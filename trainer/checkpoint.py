@@ -70,11 +70,15 @@ class Trainee:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. losses: not logged yet. best: score of the best checkpoint so far; higher is better."""
+    """Where a run stands. losses: not logged yet.
+
+    best: score of the best checkpoint so far, higher is better; best_error: its standard error.
+    """
 
     step: int = 0
     losses: LossSums | None = None
     best: float | None = None
+    best_error: float | None = None
 
 
 def save_checkpoint(
@@ -89,7 +93,10 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress.step:08d}.pt"
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
-    state = {"step": progress.step, "losses": progress.losses or {}, "best": progress.best, **state}
+    state = {
+        "step": progress.step, "losses": progress.losses or {}, "best": progress.best, "best_error": progress.best_error,
+        **state,
+    }  # fmt: skip
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -268,7 +275,7 @@ def _system_error(exc: BaseException | None) -> OSError | None:
 def _restored(path: Path, state: dict[str, Any], trainee: Trainee) -> Progress:
     try:
         trainee.load(state)
-        return Progress(int(state["step"]), state["losses"], state["best"])
+        return Progress(int(state["step"]), state["losses"], state["best"], state.get("best_error"))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError) as exc:
         if is_out_of_memory(exc):
             raise TrainingError(f"{_in_the_way(path, exc)}. Nothing was changed") from exc

@@ -41,7 +41,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     cls=SectionedCommand,
     sections={
         "What is trained, and from what": ("cache", "student", "teachers", "out"),
-        "Recipe": ("recipe", "steps", "batch_size", "image_size", "centre_share", "lr", "seed", "settings"),
+        "Recipe": ("recipe", "steps", "batch_size", "image_size", "centre_share", "holdout", "lr", "seed", "settings"),
         "Where it runs": ("device", "allow_partial", "allow_module", "wandb"),
     },
     examples=(
@@ -95,6 +95,13 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     metavar="SHARE",
     help="Share of an image's shorter side that the finished student is shown, centred, where its teachers see a centre crop. "
     "[default: the teachers' own, the least of them]",
+)
+@click.option(
+    "--holdout",
+    type=float,
+    metavar="SHARE",
+    help="Share of the images to hold out of training, such as 0.1; evaluations use these. Chosen by the digests of the files. "
+    "[default: none]",
 )
 @click.option("--lr", type=float, metavar="RATE", help="Peak learning rate. [default: the recipe's]")
 @click.option("--seed", type=int, metavar="N", help="Of weights, order and crops. [default: the recipe's]")
@@ -175,6 +182,7 @@ class RecipeFlags(TypedDict):
     batch_size: int | None
     image_size: int | None
     centre_share: float | None
+    holdout: float | None
     lr: float | None
     seed: int | None
     settings: tuple[str, ...]
@@ -203,10 +211,9 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
     recipe = everywhere(
         recipe, steps=asked["steps"], batch_images=asked["batch_size"], image_px=asked["image_size"], lr=asked["lr"]
     )
-    if asked["seed"] is not None:
-        recipe = replace(recipe, seed=asked["seed"])
-    if asked["centre_share"] is not None:
-        recipe = replace(recipe, centre_share=asked["centre_share"])
+    for name in ("seed", "centre_share", "holdout"):
+        if asked[name] is not None:
+            recipe = replace(recipe, **{name: asked[name]})
     return with_settings(recipe, {key: value for key, _, value in pairs})
 
 

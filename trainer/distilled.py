@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.strict_json import from_json
 from trainer.adaptors import BACKBONE, AdaptorOutput, Adaptors, HeadConfig, HeadKind, TeacherWidths
+from trainer.image_split import ImageSplit
 from trainer.students import create_student, refuse_foreign_code
 from trainer.students.base import FeatureFormat, Student, StudentOutput
 from trainer.students.timm_backbone import WEIGHTS_OPTIONS
@@ -46,6 +47,7 @@ class StudentConfig:
     image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image (`trainer.data.eval_box_xyxy`).
     adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
     seed: of its initial weights, so that the untrained student can be made again.
+    images: of its cache, which it was trained on and which were held out (`trainer.holdout`); None: not recorded.
     """
 
     student: str
@@ -64,6 +66,7 @@ class StudentConfig:
     adaptor_blocks: int = 0
     adaptor_upsample: int = 1
     centre_share: float = 1.0
+    images: ImageSplit | None = None
 
     def __post_init__(self) -> None:
         h, w = self.image_hw

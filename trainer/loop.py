@@ -94,12 +94,12 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
                 line.advance(1, told)
             is_best = "knn" in measured and (progress.best is None or measured["knn"] > progress.best)
             if is_best:
-                progress = replace(progress, best=measured["knn"])
+                progress = replace(progress, best=measured["knn"], best_error=measured["knn_error"])
             if takes_part and (last or is_best or step % recipe.checkpoint_every == 0):
                 state = run.trainee.state(keep=first)
                 if log:
                     save_checkpoint(
-                        config.out / CHECKPOINTS, state, Progress(step, log.sums, progress.best),
+                        config.out / CHECKPOINTS, state, replace(progress, step=step, losses=log.sums),
                         keep=recipe.keep_checkpoints, is_best=is_best,
                     )  # fmt: skip
         run.processes.wait_for_all()

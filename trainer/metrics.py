@@ -100,7 +100,7 @@ def _in_words(record: dict[str, Any]) -> str:
     causes = [f"{cause} {share:.0%}" for cause, share in record["data_wait_by_cause"].items() if share >= 0.005]
     words = f"loss {record['loss']:.3f} (summary/spatial: {', '.join(told)}), {record['images_per_s']:.0f} images/s, "
     words += f"waits {record['data_wait']:.0%}" + (f" ({', '.join(causes)})" if causes else "")
-    return words + (f", k-NN {record['knn']:.1%}" if "knn" in record else "")
+    return words + (f", k-NN {record['knn']:.1%} ± {record['knn_error']:.1%}" if "knn" in record else "")
 
 
 def _losses(parts: dict[str, float | None]) -> str:

@@ -1,5 +1,9 @@
-"""How good a student is while it trains: k-NN on a few of the training images. For numbers to quote there is `radio-eval knn`."""
+"""How good a student is while it trains: k-NN of a few images, held-out ones if there are any, among those it is trained on.
 
+For numbers to quote there is `radio-eval knn`.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +21,7 @@ K, TEMPERATURE = 20, 0.07
 """As in AM-RADIO and everywhere else: 20 neighbours that vote with exp(cosine / 0.07)."""
 
 _BANK, _QUERIES, _BATCH = 768, 256, 64
+_LEAST_QUERIES = 8
 
 
 def knn_predictions(
@@ -45,21 +50,37 @@ class Monitor:
 
     @classmethod
     def of(
-        cls, cache: Cache, data: CropData, rows: NDArray[np.int64], config: StudentConfig
+        cls, cache: Cache, data: CropData, rows: NDArray[np.int64], held_out: NDArray[np.int64], config: StudentConfig
     ) -> "Monitor | None":
-        """A seeded sample of the labelled images; None where there are very few, or fewer than two classes of several."""
-        labels = cache.index.labels
+        """Take a seeded sample of the labelled images; None where there are very few, or fewer than two classes of several.
+
+        Args:
+            rows: images that are trained on, of which the bank is taken.
+            held_out: images that are not; the queries, where enough of them have classes that the bank has, too. Else the
+                queries are images that are trained on.
+        """
+        labels, rng = cache.index.labels, np.random.default_rng((config.seed, 4))
         labelled = rows[labels[rows] >= 0]
-        # An image that is alone in its class has no neighbour to be found by.
-        classes, counts = np.unique(labels[labelled], return_counts=True)
-        labelled = labelled[np.isin(labels[labelled], classes[counts > 1])]
-        if np.count_nonzero(counts > 1) < 2 or len(labelled) < 8:
-            return None
-        chosen = np.random.default_rng((config.seed, 4)).permutation(labelled)[: _BANK + _QUERIES]
-        queries = max(1, min(_QUERIES, len(chosen) // 4))
-        pixels = np.stack([_seen(data, int(row), config) for row in chosen])
-        images, truth = torch.from_numpy(pixels), torch.from_numpy(labels[chosen].astype(np.int64))
-        return cls(images[queries:], truth[queries:], images[:queries], truth[:queries])
+        unseen = held_out[np.isin(labels[held_out], labels[labelled])]
+        if len(unseen) >= _LEAST_QUERIES and len(np.unique(labels[unseen])) > 1:
+            bank, queries = rng.permutation(labelled)[:_BANK], rng.permutation(unseen)[:_QUERIES]
+        else:
+            # An image that is alone in its class has no neighbour to be found by.
+            classes, counts = np.unique(labels[labelled], return_counts=True)
+            labelled = labelled[np.isin(labels[labelled], classes[counts > 1])]
+            if np.count_nonzero(counts > 1) < 2 or len(labelled) < 8:
+                return None
+            chosen = rng.permutation(labelled)[: _BANK + _QUERIES]
+            count = max(1, min(_QUERIES, len(chosen) // 4))
+            bank, queries = chosen[count:], chosen[:count]
+
+        def pixels(of: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(np.stack([_seen(data, int(row), config) for row in of]))
+
+        def truth(of: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(labels[of].astype(np.int64))
+
+        return cls(pixels(bank), truth(bank), pixels(queries), truth(queries))
 
     def top1(self, summaries: Callable[[UInt8[Tensor, "b h w 3"]], Float[Tensor, "b c"]]) -> float:
         """The share of queries that get their own label. summaries: of a batch of pixels."""
@@ -74,3 +95,8 @@ def _seen(data: CropData, row: int, config: StudentConfig) -> NDArray[np.uint8]:
     image = data.image(row)
     box = eval_box_xyxy((image.height, image.width), config.fit, config.centre_share)
     return student_pixels(image, config.image_hw, box)
+
+
+def top1_error(top1: float, queries: int) -> float:
+    """Return the standard error of a share of right answers (binomial), as a share."""
+    return math.sqrt(max(0.0, top1 * (1 - top1)) / queries)

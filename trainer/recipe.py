@@ -117,6 +117,8 @@ class Recipe:
     picture_every: steps between two pictures of image, cached maps and student's maps; 0 for none.
     centre_share: share of an image's shorter side that the finished student is shown, where its teachers see a centre crop;
         None takes the teachers' own, the least of them.
+    holdout: share of the images that is held out of training, for evaluations; chosen by the digests of the files, so that
+        copies stay together and other runs and caches hold out the same (`trainer.holdout`). 0 for none.
     ours: settings, such as "lr", that the papers do not give and that we chose; told when the recipe is printed.
     """
 
@@ -166,6 +168,7 @@ class Recipe:
     ours: tuple[str, ...]
     fsdp: bool = False
     centre_share: float | None = None
+    holdout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "log_every", "shuffle_shards", "accumulate", "keep_checkpoints"):
@@ -186,6 +189,8 @@ class Recipe:
             raise ConfigError(
                 f"recipe '{self.name}': centre_share must be above 0 and at most 1, or none, not {self.centre_share}"
             )
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"recipe '{self.name}': holdout must be at least 0 and below 1, not {self.holdout}")
         if not self.clip_grad_norm > 0:
             raise ConfigError(f"recipe '{self.name}': clip_grad_norm must be above 0, not {self.clip_grad_norm}")
         for name, low, high in (("crop_area", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):

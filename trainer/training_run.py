@@ -23,6 +23,7 @@ from trainer.distilled import DistilledStudent, build_distilled
 from trainer.ema import Ema
 from trainer.export import save_student
 from trainer.feed import Fed, Feed, Waits
+from trainer.holdout import split_rows
 from trainer.memory import checkpoint_activations
 from trainer.metrics import Values
 from trainer.mosaic import cut, joined
@@ -60,8 +61,9 @@ class TrainingRun:
         by_group = teachers_by_group(recipe, cached_teachers(self.cache, config.teachers, recipe))
         asked = {name for names in by_group.values() for name in names}
         self.teachers = tuple(name for name in self.cache.teachers.names() if name in asked)
-        self.model = build_distilled(student_config(config, self.cache, self.teachers))
-        self.rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
+        rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
+        self.rows, self.held_out_rows, split = split_rows(self.cache, rows, recipe.holdout)
+        self.model = build_distilled(student_config(config, self.cache, self.teachers, split))
         self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
         next(iter(self.groups.values())).refuse_unreadable_pixels()
         # Weights are divided along their first axis, for which they have to lie in order.
@@ -94,6 +96,8 @@ class TrainingRun:
         images: dict[str, str | int] = {
             "list": self.cache.meta.index, "in_cache": self.cache.num_images, "used": len(self.rows),
         }  # fmt: skip
+        if len(self.held_out_rows):
+            images["held_out"] = len(self.held_out_rows)
         with contextlib.ExitStack() as stack:
             if self.processes.is_first:
                 place = absolute_place(self.config.cache)
@@ -206,10 +210,15 @@ class TrainingRun:
         recipe, model = self.config.recipe, self.model
         millions = sum(p.numel() for p in model.student.parameters()) / 1e6
         heads = sum(p.numel() for p in model.adaptors.parameters()) / 1e6
-        partial = f" of {self.cache.num_images}" if len(self.rows) < self.cache.num_images else ""
+        images = str(len(self.rows))
+        if len(self.rows) < self.cache.num_images:
+            images += f" of {self.cache.num_images}"
+        images += " images"
+        if len(self.held_out_rows):
+            images += f" ({len(self.held_out_rows)} held out)"
         return (
             f"student {recipe.student}: {millions:.1f} M parameters, adaptor heads {heads:.1f} M; teachers "
-            f"{', '.join(self.teachers)}\n{len(self.rows)}{partial} images, {recipe.steps} steps, {recipe.images_seen} fresh "
+            f"{', '.join(self.teachers)}\n{images}, {recipe.steps} steps, {recipe.images_seen} fresh "
             f"crops ({recipe.images_seen / len(self.rows):.1f} epochs)"
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.batch import student_images
 from trainer.data import CropData
-from trainer.monitor import Monitor
+from trainer.monitor import Monitor, top1_error
 from trainer.pictures import picture, save_picture
 from trainer.training_run import TrainingRun
 
@@ -37,14 +37,15 @@ class Watch:
         if not recipe.knn_every or not (last or step % recipe.knn_every == 0):
             return {}
         if self._monitor is None:
-            self._monitor = Monitor.of(run.cache, self._final_data(), run.rows, run.model.config) or "none"
+            self._monitor = Monitor.of(run.cache, self._final_data(), run.rows, run.held_out_rows, run.model.config) or "none"
         if self._monitor == "none":
             return {}
         with self._evaluating():
             top1 = self._monitor.top1(self._summaries)
         # What the first process found holds for all of them: it decides what is kept.
         told = torch.tensor(top1 if run.processes.is_first else 0.0, dtype=torch.float64, device=run.device)
-        return {"knn": float(run.processes.sum(told)) if run.trainee.is_divided else top1}
+        top1 = float(run.processes.sum(told)) if run.trainee.is_divided else top1
+        return {"knn": top1, "knn_error": top1_error(top1, len(self._monitor.queries))}
 
     @contextlib.contextmanager
     def _evaluating(self) -> Generator[None]:

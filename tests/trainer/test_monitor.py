@@ -3,16 +3,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from trainer.loop import train
-from trainer.monitor import knn_predictions
+from trainer.monitor import Monitor, knn_predictions
 from trainer.pictures import picture
+from trainer.processes import Processes
 from trainer.recipe import Recipe, everywhere
 from trainer.train_config import TrainConfig
+from trainer.training_run import TrainingRun
 
 
 def test_neighbours_vote_by_cosine_and_lengths_do_not_matter() -> None:
@@ -37,8 +40,10 @@ def test_a_run_tells_its_quality_keeps_the_best_and_draws_what_it_sees(tmp_path:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "knn" in line] == [2, 4, 6]
     assert all(0 <= line["knn"] <= 1 for line in lines)
+    assert all(line["knn_error"] == pytest.approx((line["knn"] * (1 - line["knn"]) / 4) ** 0.5) for line in lines)
     best = torch.load(whole / "checkpoints/best.pt", weights_only=True)
     assert best["best"] == max(line["knn"] for line in lines)
+    assert best["best_error"] == next(line["knn_error"] for line in lines if line["knn"] == best["best"])
     assert sorted(path.name for path in (whole / "pictures").iterdir()) == ["step-00000003.png", "step-00000006.png"]
     with Image.open(whole / "pictures/step-00000006.png") as image:
         assert image.size == (6 * 164 - 4, 2 * 164 - 4)
@@ -68,3 +73,18 @@ def test_classes_of_one_image_each_are_not_measured(tmp_path: Path, tiny_recipe:
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
     train(TrainConfig(cache=cache.path, recipe=replace(everywhere(tiny_recipe, steps=2), knn_every=1), out=tmp_path / "run"))
     assert "knn" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_the_queries_are_held_out_where_there_are_enough(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    write_images(tmp_path / "images", per_class=40)
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
+    config = TrainConfig(cache=cache.path, recipe=replace(tiny_recipe, holdout=0.5), out=tmp_path / "run")
+    run = TrainingRun(config, Processes())
+    assert len(run.held_out_rows) >= 8
+    monitor = Monitor.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows, run.model.config)
+    assert monitor is not None
+    assert (len(monitor.bank), len(monitor.queries)) == (len(run.rows), len(run.held_out_rows))
+    assert len({row for group in run.groups.values() for row in group.order.rows(0, 0, 3)} & {*run.held_out_rows}) == 0
+    few = Monitor.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows[:3], run.model.config)
+    assert few is not None
+    assert len(few.bank) + len(few.queries) == len(run.rows)
