@@ -7,7 +7,7 @@ beside it: right for reading in order, dear for reading at random (docs/design/0
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from radio_cache.errors import ImageError
 from radio_cache.file_bytes import open_local, read_place, refuse_large
+from radio_cache.image_files import listed_place
 from radio_cache.parquet_pages import value_ranges
 from radio_cache.remote_files import RemoteFile
 from radio_cache.storage import is_url
@@ -29,6 +30,9 @@ MAX_GROUP_BYTES = 1 << 30
 
 _KEPT_BYTES = 1 << 28
 _KEPT_FILES = 1024
+
+_DELTA_ROWS = 16
+"""Decoded at once where each may unfold to a whole image."""
 
 Ranges = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -46,16 +50,29 @@ def read_row(place: str, column: str, row: int) -> bytes:
 def open_parquet(place: str) -> Generator[Any]:
     """A `pyarrow.parquet.ParquetFile`, closed at the end. Raises ImageError and StorageError as `read_place` does, and
     what pyarrow raises for bytes that are no Parquet file."""
+    with _parquet_file(place, None) as parquet:
+        yield parquet
+
+
+@contextmanager
+def _parquet_file(place: str, dictionaries: list[str] | None) -> Generator[Any]:
+    """As `open_parquet`. dictionaries: columns that are read as dictionaries instead of being unfolded."""
     import pyarrow.parquet as pq
 
     if is_url(place):
-        with _remote(place) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        with _remote(place) as file, pq.ParquetFile(file, pre_buffer=True, read_dictionary=dictionaries) as parquet:
             yield parquet
         return
     with open_local(Path(place)) as (descriptor, _):
         file = os.fdopen(os.dup(descriptor), "rb")
-    with file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+    with file, pq.ParquetFile(file, pre_buffer=False, read_dictionary=dictionaries) as parquet:
         yield parquet
+
+
+def path_column(column: str, names: Iterable[str]) -> str:
+    """Return the column beside that of images which names files, as `datasets` has it ("image.path"); "" if there is none."""
+    beside = f"{column.removesuffix('.bytes')}.path"
+    return beside if column.endswith(".bytes") and beside in names else ""
 
 
 def is_plain(chunk: Any) -> bool:
@@ -70,17 +87,25 @@ class _Values(Protocol):
 
     def image(self, number: int) -> bytes | None: ...
 
+    def path(self, number: int) -> str:
+        """Where the image lies, if it is not in the file itself; "" if nothing says so."""
+        ...
+
 
 @final
 class _Decoded:
-    """As pyarrow decodes them."""
+    """As pyarrow decodes them. paths: beside the images; None where the file has none."""
 
-    def __init__(self, array: Any) -> None:
-        self._array, self.num_bytes = array, int(array.nbytes)
+    def __init__(self, array: Any, paths: Any) -> None:
+        self._array, self._paths = array, paths
+        self.num_bytes = int(array.nbytes) + (0 if paths is None else int(paths.nbytes))
 
     def image(self, number: int) -> bytes | None:
         image = self._array[number].as_py()
         return image.encode() if isinstance(image, str) else image  # bytes that a writer declared to be text
+
+    def path(self, number: int) -> str:
+        return (self._paths[number].as_py() if self._paths is not None else None) or ""
 
 
 @final
@@ -93,6 +118,9 @@ class _Fetched:
     def image(self, number: int) -> bytes | None:
         first = int(self._ranges[0][number]) - self._start
         return self._data[first : first + int(self._ranges[1][number])]
+
+    def path(self, number: int) -> str:
+        return ""
 
 
 @final
@@ -181,7 +209,11 @@ class _File:
                 raise ImageError(f"cannot be read: {place} has no column {column} now; it has {', '.join(names)}")
             number = names.index(column)
             declared = metadata.schema.column(number)
-            if declared.physical_type != "BYTE_ARRAY" or declared.max_repetition_level:
+            self._path_column = path_column(column, names)
+            has_bytes = declared.physical_type == "BYTE_ARRAY"
+            # All null, of no type at all: the images lie where the column beside says.
+            all_null = str(declared.logical_type) == "Null" and bool(self._path_column)
+            if not (has_bytes or all_null) or declared.max_repetition_level:
                 raise ImageError(
                     f"cannot be read: column {column} of {place} does not hold the bytes of one image a row"
                 )
@@ -189,8 +221,10 @@ class _File:
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
             self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
             chunks = [group.column(number) for group in groups]
-            self._spans = [_span(chunk) if is_plain(chunk) else None for chunk in chunks]
+            self._spans = [_span(chunk) if has_bytes and is_plain(chunk) else None for chunk in chunks]
             self._group_bytes = [chunk.total_uncompressed_size for chunk in chunks]
+            self._encodings = [frozenset(chunk.encodings) for chunk in chunks]
+            self._in_dictionary = [has_bytes and chunk.has_dictionary_page for chunk in chunks]
         self._ranges: dict[int, Ranges | None] = {}
 
     def read(self, row: int) -> bytes:
@@ -213,7 +247,10 @@ class _File:
             return read_place(self._place, int(ranges[0][number]), int(ranges[1][number]))
         image = values.image(number)
         if image is None:
-            raise ImageError(f"row {row} of {self._place} holds no image: its {self._column} is null")
+            if path := values.path(number):
+                return read_place(listed_place(self._place, path))
+            beside = f", and so is its {self._path_column}" if self._path_column else ""
+            raise ImageError(f"row {row} of {self._place} holds no image: its {self._column} is null{beside}")
         refuse_large(len(image))
         return image
 
@@ -253,9 +290,37 @@ class _File:
             self._ranges[group] = ranges
             if ranges is not None:
                 return _Fetched(data, start, ranges)
-        with self._named(), open_parquet(self._place) as parquet:
-            table = parquet.read_row_group(group, columns=[self._column], use_threads=False)
-        return _Decoded(leaf_array(table, self._column))
+        # A dictionary stays one: a hundred kilobytes may be one image for 15,000 rows.
+        dictionaries = [self._column] if self._in_dictionary[group] else None
+        with self._named(), _parquet_file(self._place, dictionaries) as parquet:
+            columns = [self._column, *([self._path_column] if self._path_column else [])]
+            if "DELTA_BYTE_ARRAY" in self._encodings[group]:
+                return self._decoded_deltas(parquet, group, columns)
+            table = parquet.read_row_group(group, columns=columns, use_threads=False)
+            paths = leaf_array(table, self._path_column) if self._path_column else None
+            return _Decoded(leaf_array(table, self._column), paths)
+
+    def _decoded_deltas(self, parquet: Any, group: int, columns: list[str]) -> _Values:
+        """A row group of images of which each is stored as what differs from the one before. Equal ones are kept once."""
+        import pyarrow as pa
+
+        known: dict[bytes | str | None, int] = {}
+        numbers: list[int] = []
+        paths: list[Any] = []
+        num_bytes = 0
+        for batch in parquet.iter_batches(_DELTA_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            table = pa.Table.from_batches([batch])
+            for image in leaf_array(table, self._column).to_pylist():
+                num_bytes += 0 if image in known else len(image or b"")
+                numbers.append(known.setdefault(image, len(known)))
+            paths += leaf_array(table, self._path_column).to_pylist() if self._path_column else []
+            if num_bytes > MAX_GROUP_BYTES:
+                raise ImageError(
+                    f"cannot be read: row group {group} of {self._place} unfolds to more than {MAX_GROUP_BYTES} bytes of images: "
+                    "write the file again with row groups of about 100 rows"
+                )
+        images = pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(known)))
+        return _Decoded(images, pa.array(paths, pa.string()) if paths else None)
 
     @contextmanager
     def _named(self) -> Generator[None]:

@@ -71,13 +71,13 @@ def found_at_places(
                 f"{path}, {counted} {line}: {entry} is in {counted} {line_of[entry]} already: list every image once"
             )
         line_of[entry] = line
-        if not _is_there(path, entry):
+        if not is_there(path, entry):
             missing.append(f"{counted} {line}: {entry}")
     if missing and len(missing) == len(entries):
         entry, blank, label = entries[0].rpartition(" ")
         cure = (
             f"its lines end in a blank and a class ({label}): put a tab before the class instead"
-            if blank and _is_there(path, entry)
+            if blank and is_there(path, entry)
             else "relative paths start from the list's own folder"
         )
         try:
@@ -114,9 +114,9 @@ def _has_header(path: str, content: bytes) -> bool:
     first = next((line for _, line in _lines(content)), "")
     names = [name.strip().lower() for name in first.split("\t")]
     if path.lower().endswith(TSV) and len(names) > 1:
-        return any(name in PATH_NAMES for name in names) and not _is_there(path, first.split("\t")[0])
+        return any(name in PATH_NAMES for name in names) and not is_there(path, first.split("\t")[0])
     is_header = names[0] in PATH_NAMES and (len(names) == 1 or names[1] in LABEL_NAMES)
-    return is_header and not _is_there(path, names[0])
+    return is_header and not is_there(path, names[0])
 
 
 def _table_rows(path: str, content: bytes, delimiter: str, image: str, label: str) -> Iterator[_Row]:
@@ -159,7 +159,7 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _is_there(path: str, entry: str) -> bool:
+def is_there(path: str, entry: str) -> bool:
     """Whether there is, or may be, an image where an entry of the list at `path` leads."""
     try:
         place = listed_place(path, entry)

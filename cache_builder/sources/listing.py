@@ -1,7 +1,7 @@
 """From `--images` to the list of images that a cache keeps: keys, labels and places."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,10 +88,12 @@ def list_images(
         (`train-{000..004}.tar`), text files that list images; paths or URLs. selection: which of them, in what order.
     member: which member of a sample in a tar is the photo (`jpg;png`), where its source does not say; all images if empty.
     tell: told of files as they are found.
+    An empty shard among others (of a folder, a pattern or a range) is passed over with a note.
     Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
     listed_at_ns = time.time_ns()
-    places = [source for typed in sources for place in named_places(typed, tell) for source in sources_at(place, tell)]
+    groups = [[one for place in named_places(typed, tell) for one in sources_at(place, tell)] for typed in sources]
+    places = [source for group in groups for source in group]
     if member:
         places = with_member(places, member)
     refuse_doubles(places)
@@ -100,16 +102,18 @@ def list_images(
     keys: list[str] = []
     notes: list[str] = []
     stamps: Stamps = {}
+    empty: dict[str, str] = {}
     for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places, tell), strict=True):
         if not one.members:
             more = f": {one.notes[0]}" if one.notes else ""
             names = f". Images are files whose names end in {' '.join(sorted(EXTENSIONS))}" if source.kind == "folder" else ""
-            raise SourceError(f"{source.path} holds no image{more}{names}")
+            empty[source.path] = f"{source.path} holds no image{more}{names}"
         stamps |= seen
         containers.append(Container(kind=one.kind or source.kind, path=source.path, prefix=prefix, column=one.column))
-        notes += [f"{source.path}: {note}" for note in one.notes]
+        notes += [f"{source.path}: {note}" for note in one.notes if one.members]
         keys += [prefix + member for member in one.members] if prefix else one.members
         found.append(one)
+    notes += _empty_shards(groups, empty)
     if len(notes) > _MAX_NOTES:
         notes[_MAX_NOTES - 1 :] = [f"... and {len(notes) - _MAX_NOTES + 1} more such notes"]
     rows, passing = selection.rows(keys)
@@ -128,6 +132,22 @@ def list_images(
         length=np.concatenate([one.length for one in found])[rows],
     )  # fmt: skip
     return Listing(index, tuple(containers), names or (), tuple(notes), stamps, listed_at_ns)
+
+
+def _empty_shards(groups: Sequence[Sequence[Source]], empty: Mapping[str, str]) -> list[str]:
+    """A note on the shards without an image. Raises SourceError if all that one `--images` names have none.
+
+    Args:
+        groups: what each `--images` names.
+        empty: path -> a sentence about it.
+    """
+    for group in groups:
+        if group and all(source.path in empty for source in group):
+            raise SourceError(empty[group[0].path])
+    if not empty:
+        return []
+    more = f", and so do {len(empty) - 1} more" if len(empty) > 1 else ""
+    return [f"{next(iter(empty.values()))}{more}"]
 
 
 def _all_listed(places: Sequence[Source], tell: Tell) -> Iterator[tuple[Found, Stamps]]:

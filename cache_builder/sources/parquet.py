@@ -13,18 +13,18 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.file_list import LABEL_NAMES, PATH_NAMES, found_at_places
+from cache_builder.sources.file_list import LABEL_NAMES, PATH_NAMES, found_at_places, is_there
 from cache_builder.sources.found import Found, nowhere, unique_names
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.parquet_images import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet
+from radio_cache.parquet_images import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet, path_column
 from radio_cache.storage import is_url
 
 _IMAGE_NAMES = ("image.bytes", "image", "img.bytes", "img", "jpg.bytes", "jpg", "png.bytes", "png", "bytes")
 """Columns that are taken for the images where there are several of bytes and no other sign; the first of them counts."""
 
 _KEY_NAMES = ("__key__",)
-"""Columns that name an image, beside the `path` within its own column."""
+"""Columns that name an image, where there is no `path` within its own column."""
 
 _DEAR_GROUP_BYTES = 1 << 20
 
@@ -38,6 +38,8 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
     """
     with _named(place), open_parquet(place) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
+        if not metadata.num_rows:  # which may say nothing of the types of its columns either
+            return Found(members=[], labels=np.zeros(0, np.int32), class_names=None, offset=nowhere(0), length=nowhere(0))
         features = _features(schema)
         if paths := _path_column(schema, image):
             return _listed_paths(place, parquet, paths, *_label_column(place, schema, features, label), asked=bool(label))
@@ -57,6 +59,8 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
         members = [str(row) for row in range(rows)]
         if names:
             found = leaf_array(table, names).to_pylist()
+            if names.endswith(".path") and _is_all_null(metadata, column):
+                notes += _missing_files(place, found, column)
             if all(found):
                 members, repeated = unique_names(found)
                 notes += repeated
@@ -68,13 +72,11 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
 
 def _path_column(schema: Any, asked: str) -> str:
     """The column of paths to images, "" if the file holds images itself."""
-    import pyarrow.types as types
-
     leaves = dict(_leaves(schema))
-    text = [name for name, kind in leaves.items() if types.is_string(kind) or types.is_large_string(kind)]
+    text = [name for name, kind in leaves.items() if is_text(kind)]
     if asked:
         return asked if asked in text else ""
-    if any(types.is_binary(kind) or types.is_large_binary(kind) for kind in leaves.values()):
+    if _byte_columns(leaves):
         return ""
     return next((name for known in PATH_NAMES for name in text if name.lower() == known), "")
 
@@ -130,12 +132,33 @@ def _leaves(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", field.type
 
 
-def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> str:
+def is_text(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds text, of whichever length and layout, also in a dictionary."""
     import pyarrow.types as types
 
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _byte_columns(leaves: dict[str, Any]) -> list[str]:
+    """The columns that hold bytes, of whichever length and layout, also in a dictionary; and those that would if not all of them
+    were null, with the files' paths beside them."""
+    import pyarrow.types as types
+
+    def holds_bytes(name: str, kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if types.is_null(kind):
+            beside = path_column(name, leaves)
+            return bool(beside) and is_text(leaves[beside])
+        return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+    return [name for name, kind in leaves.items() if holds_bytes(name, kind)]
+
+
+def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> str:
     leaves = dict(_leaves(schema))
     there = ", ".join(f"{name} ({kind})" for name, kind in leaves.items())
-    binary = [name for name, kind in leaves.items() if types.is_binary(kind) or types.is_large_binary(kind)]
+    binary = _byte_columns(leaves)
     if asked:
         for name in (asked, f"{asked}.bytes"):
             if name in binary:
@@ -181,9 +204,10 @@ def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
 def _is_class(kind: Any) -> bool:
     import pyarrow.types as types
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-    return bool(number or types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+    text, kind = is_text(kind), kind.value_type if types.is_dictionary(kind) else kind
+    return bool(
+        text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
+    )
 
 
 def _labels(
@@ -215,17 +239,42 @@ def _labels(
 
 def _name_column(schema: Any, image: str) -> str:
     """The column that names images, "" if there is none."""
-    import pyarrow.types as types
-
     leaves = dict(_leaves(schema))
     beside = f"{image.rpartition('.')[0]}.path"
-    return next((name for name in (beside, *_KEY_NAMES) if name in leaves and types.is_string(leaves[name])), "")
+    return next((name for name in (beside, *_KEY_NAMES) if name in leaves and is_text(leaves[name])), "")
+
+
+def _is_all_null(metadata: Any, column: str) -> bool:
+    """Whether a file says of a column that no row has a value in it."""
+    number = _column_number(metadata, column)
+    if number is None or str(metadata.schema.column(number).logical_type) == "Null":
+        return number is not None
+    counts = (metadata.row_group(group).column(number).statistics for group in range(metadata.num_row_groups))
+    return sum(one.null_count if one is not None and one.has_null_count else 0 for one in counts) == metadata.num_rows
+
+
+def _missing_files(place: str, paths: list[str | None], column: str) -> list[str]:
+    """A note on how many of the files that a Parquet file names are not there. Raises SourceError if none of them is."""
+    missing = [path for path in paths if path and not is_there(place, path)]
+    named = sum(map(bool, paths))
+    if named and len(missing) == named:
+        raise SourceError(
+            f"{place} holds no image itself ({column} is null), and none of the {named} files that it names exists "
+            f"({missing[0]!r:.200}): relative paths start from the folder of the Parquet file"
+        )
+    if not missing:
+        return []
+    return [f"{len(missing)} of the {named} files that it names do not exist ({missing[0]!r:.200}) and will be left out"]
+
+
+def _column_number(metadata: Any, column: str) -> int | None:
+    numbers = range(metadata.num_columns)
+    return next((number for number in numbers if metadata.schema.column(number).path == column), None)
 
 
 def _layout_notes(place: str, metadata: Any, column: str) -> list[str]:
     """What the way the file was written costs. Raises SourceError if it cannot be read image by image at all."""
-    numbers = range(metadata.num_columns)
-    number = next((number for number in numbers if metadata.schema.column(number).path == column), None)
+    number = _column_number(metadata, column)
     if number is None:
         raise SourceError(f"{place}: column {column} is a list in the file, and one row must be one image")
     chunks = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]

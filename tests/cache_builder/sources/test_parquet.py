@@ -12,7 +12,7 @@ import pytest
 from cache_builder.sources import Listing, Selection, list_images, parquet
 from cache_builder.sources.parquet import list_parquet
 from radio_cache import parquet_images
-from radio_cache.errors import SourceError
+from radio_cache.errors import ImageError, SourceError
 from radio_cache.image_files import read_image
 
 IMAGES = [b"first", b"second", b"third", b"fourth"]
@@ -327,3 +327,121 @@ def test_scores_that_nobody_named_are_no_classes_and_that_is_told(tmp_path: Path
     listing = list_images([f"{tmp_path}/a.parquet"])
     assert listing.index.labels.tolist() == [-1, -1]
     assert listing.notes == (f"{tmp_path}/a.parquet: no classes: column label holds 0.5, which is no whole number",)
+
+
+# ---------------------------------------------------------------- types, and images that lie elsewhere
+
+TEXT = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string())]  # fmt: skip
+BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary()),
+         pa.dictionary(pa.int16(), pa.large_binary())]  # fmt: skip
+
+
+def array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+@pytest.mark.parametrize("how", [{}, {"compression": "none", "use_dictionary": False}], ids=str)
+@pytest.mark.parametrize("text", TEXT, ids=str)
+@pytest.mark.parametrize("kind", BYTES, ids=str)
+def test_bytes_names_and_classes_of_every_layout_are_columns(
+    tmp_path: Path, kind: pa.DataType, text: pa.DataType, how: dict[str, Any]
+) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    table = pa.table({
+        "jpg": array(IMAGES, kind), "__key__": array(names, text), "label": array(["x", "y", None, "x"], text),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3, **how)
+    listing = list_images([f"{tmp_path}/a.parquet"])
+    assert listing.index.keys == [f"a.parquet/{name}" for name in names]
+    assert [listing.class_names[label] if label >= 0 else None for label in listing.index.labels] == ["x", "y", None, "x"]
+    assert contents(listing) == IMAGES
+
+
+@pytest.mark.parametrize("text", TEXT[:3], ids=str)
+@pytest.mark.parametrize("kind", BYTES[:3], ids=str)
+def test_bytes_and_path_of_every_layout_within_one_column(tmp_path: Path, kind: pa.DataType, text: pa.DataType) -> None:
+    column = pa.StructArray.from_arrays([array(IMAGES, kind), array(["a", "b", "c", "d"], text)], ["bytes", "path"])
+    listing = list_images([write(tmp_path / "a.parquet", image=column)])
+    assert listing.index.keys == [f"a.parquet/{name}" for name in "abcd"]
+    assert contents(listing) == IMAGES
+
+
+def by_path(path: Path, rows: list[tuple[bytes | None, str | None]], kind: pa.DataType | None = None, **how: Any) -> str:
+    """As `datasets` 5 writes images that are files: bytes are null."""
+    column = pa.StructArray.from_arrays(
+        [pa.array([data for data, _ in rows], kind or pa.binary()), pa.array([name for _, name in rows], pa.string())],
+        ["bytes", "path"],
+    )
+    pq.write_table(pa.table({"image": column}), path, row_group_size=2, **how)
+    return str(path)
+
+
+@pytest.mark.parametrize("how", [{}, {"compression": "none", "use_dictionary": False}], ids=str)
+@pytest.mark.parametrize("kind", [pa.binary(), pa.null()], ids=str)
+def test_images_by_path_are_read_from_where_they_lie(tmp_path: Path, kind: pa.DataType, how: dict[str, Any]) -> None:
+    (tmp_path / "pics").mkdir()
+    for number, data in enumerate(IMAGES):
+        (tmp_path / f"pics/{number} ü.jpg").write_bytes(data)
+    names = ["pics/0 ü.jpg", f"{tmp_path}/pics/1 ü.jpg", f"file://{tmp_path}/pics/2%20%C3%BC.jpg", "./pics/3 ü.jpg"]
+    listing = list_images([by_path(tmp_path / "a.parquet", [(None, name) for name in names], kind, **how)])
+    assert listing.index.keys == [f"a.parquet/{name}" for name in names]
+    assert (contents(listing), listing.notes) == (IMAGES, ())
+
+
+def test_images_by_path_among_others_and_rows_with_neither(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"from the file")
+    rows = [(b"inside", "a.jpg"), (None, "b.jpg"), (None, None), (b"", "c.jpg"), (None, "gone.jpg")]
+    listing = list_images([by_path(tmp_path / "a.parquet", rows)])
+    container = listing.containers[0]
+    read = [read_image(container, key, row, -1) for row, key in enumerate(listing.index.keys[:2])]
+    assert read == [b"inside", b"from the file"]
+    with pytest.raises(ImageError, match=r"row 2 of .* holds no image: its image\.bytes is null, and so is its image\.path"):
+        read_image(container, "", 2, -1)
+    assert read_image(container, "", 3, -1) == b""
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(container, "", 4, -1)
+
+
+def test_paths_that_lead_nowhere_are_told_when_listed(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    some = by_path(tmp_path / "a.parquet", [(None, "b.jpg"), (None, "gone/c.jpg")])
+    assert list_images([some]).notes[0].endswith(
+        "1 of the 2 files that it names do not exist ('gone/c.jpg') and will be left out"
+    )
+    none = by_path(tmp_path / "b.parquet", [(None, "gone/c.jpg")])
+    with pytest.raises(SourceError, match=r"none of the 1 files that it names exists .'gone/c\.jpg'.: relative paths start from"):
+        list_images([none])
+
+
+def test_one_empty_shard_among_others_is_passed_over_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        write(tmp_path / f"data/train-{number}.parquet", jpg=IMAGES, label=[0, 1, 0, 1])
+    write(tmp_path / "data/train-3.parquet", jpg=pa.nulls(0), label=pa.array([], pa.float64()))
+    for typed in ("data", "data/*.parquet", "data/train-{0..3}.parquet"):
+        listing = list_images([f"{tmp_path}/{typed}"])
+        assert len(listing.index) == 12
+        assert listing.notes == (f"{tmp_path}/data/train-3.parquet holds no image",)
+        assert contents(listing) == IMAGES * 3
+    with pytest.raises(SourceError, match=r"train-3\.parquet holds no image"):
+        list_images([f"{tmp_path}/data/train-0.parquet", f"{tmp_path}/data/train-3.parquet"])
+
+
+def test_one_image_in_a_dictionary_for_all_rows_is_read_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_images, "MAX_GROUP_BYTES", 1_000_000)
+    image = bytes(range(256)) * 400
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array([image]))
+    for name, column, how in (
+        ("a", rows, {}), ("b", pa.array([image] * 3000), {}), ("c", pa.array([image] * 3000), {"compression": "zstd"}),
+        ("d", pa.array([image] * 300), {"use_dictionary": False, "column_encoding": {"jpg": "DELTA_BYTE_ARRAY"}}),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"jpg": column}), path, row_group_size=1 << 20, **how)
+        file = parquet_images._File(str(path), "jpg")
+        assert file.read(len(column) - 1) == image
+        assert file._decoded(0).num_bytes < 1_000_000
