@@ -6,7 +6,7 @@ A cache is one Zarr v3 group. Numbers live in arrays that any Zarr tool reads; t
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, TypeVar, cast
 
@@ -169,6 +169,9 @@ class TeacherSpec:
     software: versions of the libraries that computed the features; told, not compared.
     views: 1, of the whole image, and the extra ones, which were drawn as view_sampling says.
     level_of: the teacher of which this is a further input size, with a group of its own called `level_name`.
+    loaded: how the file became the network, where there was a choice: which of several sets of tensors, how tables of
+    positions were resized. Empty where there was none, and in caches made before the field was: those took the set
+    `state_dict` or `model`, and resized as the library does.
     """
 
     name: str
@@ -189,6 +192,7 @@ class TeacherSpec:
     software: dict[str, str]
     level_of: str | None = None
     view_sampling: ViewSampling | None = None
+    loaded: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if not _TEACHER_NAME.match(self.name) or self.name == IMAGES_UNIT:
@@ -219,6 +223,8 @@ class TeacherSpec:
         for name in ("level_of", "view_sampling"):
             if data[name] is None:
                 del data[name]  # as the first caches had it
+        if not self.loaded:
+            del data["loaded"]  # as the first caches had it
         return _sealed(data)
 
     @classmethod

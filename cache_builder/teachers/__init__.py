@@ -86,7 +86,16 @@ def load_teacher(name: str, options: TeacherOptions | None = None) -> "Teacher":
 def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
     """A teacher whose weights are at `path`. Raises TeacherError with the cure if they are not its own."""
     preset = find_teacher(name)
-    teacher = FAMILIES[preset.family](preset, path, options)
+    try:
+        teacher = FAMILIES[preset.family](preset, path, options)
+    except (MemoryError, RuntimeError, OSError) as exc:
+        from cache_builder.teachers.state_dict import is_out_of_memory, out_of_memory_error
+
+        if not is_out_of_memory(exc):
+            raise
+        raise out_of_memory_error(name, path) from exc
+    if options.as_before:
+        teacher.spec = replace(teacher.spec, loaded={})
     if options.compiled:
         from cache_builder.teachers.compiled import Compiled
 
@@ -126,7 +135,7 @@ def load_recorded(spec: TeacherSpec, weights: Path | None = None) -> "Teacher":
     options = TeacherOptions(
         weights=recorded if weights or recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0],
         fit=spec.geometry.fit, dtype=cast(ComputeDtype, spec.compute_dtype), level_of=name if spec.level_of else None,
-        views=spec.views, view_sampling=spec.view_sampling,
+        views=spec.views, view_sampling=spec.view_sampling, as_before=not spec.loaded,
     )  # fmt: skip
     teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:

@@ -3,6 +3,7 @@
 Papers: CLIP 2103.00020, DFN 2309.17425, MetaCLIP 2309.16671, OpenCLIP 2212.07143, SigLIP 2 2502.14786.
 """
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -16,13 +17,15 @@ from cache_builder.teachers.clip_tower import (
     image_tensors,
     positions_resized,
     preprocessing_fields,
+    read_clip_file,
     resize_built,
     tower_of_file,
+    trained_with_quick_gelu,
 )
 from cache_builder.teachers.preprocessing import open_clip_preprocessing
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.probe import probe
-from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.state_dict import load_exactly
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.crops import patch_geometry
@@ -35,10 +38,20 @@ class Clip(Teacher):
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         what = f"teacher '{preset.name}', {preset.model} of open_clip,"
-        file = read_state_dict(path, teacher=preset.name)
-        state, whose = image_tensors(file), looks_like(file)
+        file = read_clip_file(path, teacher=preset.name, as_before=options.as_before)
+        state, whose = image_tensors(file.tensors), looks_like(file.tensors)
+        loaded = {"tensors": file.chosen} if file.chosen else {}
         tower = tower_of_file(preset, state, path, whose)
-        self.notes = (tower.note,) if tower.note else ()
+        self.notes = (*file.notes, *([tower.note] if tower.note else []))
+        trained_with = trained_with_quick_gelu(preset.model, preset.tag)
+        # Only open_clip's own ViT has this activation.
+        if trained_with != tower.quick_gelu and tower.patch_px is not None and not options.as_before:
+            tower = replace(tower, quick_gelu=trained_with)
+            activation = "QuickGELU" if trained_with else "GELU"
+            loaded |= {"activation": activation}
+            self.notes += (
+                f"runs {activation}: open_clip says '{preset.tag}' was trained with it; {preset.model} has the other",
+            )
         prepared = open_clip_preprocessing(
             what,
             preprocessing_fields(preset.model, preset.tag, tower.size_px),
@@ -57,7 +70,10 @@ class Clip(Teacher):
         geometry, summary_dim, spatial_dim = probe(unweighted, _features, prepared, what=what, native_px=tower.size_px)
         self._net: Any = tower.at_size(size).build()
         if tower.patch_px is not None:
+            before = state["positional_embedding"].shape
             state = positions_resized(self._net, state)
+            if before != (after := state["positional_embedding"].shape):
+                loaded |= {"positions": f"{before[0]} -> {after[0]} tokens as open_clip: bicubic, antialiased"}
         load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
         resize_built(self._net, tower, size, what)
         sizes = f" ({spatial_dim} wide, {tower.config.layers} deep)" if tower.patch_px is not None else ""
@@ -70,7 +86,7 @@ class Clip(Teacher):
             summary_note="image embedding (text-aligned), not normalised",
             spatial_note="patch tokens after ln_post" if tower.patch_px is not None else "last map of the image tower",
             compute_dtype=options.dtype, codec=options.codec, views=1,
-            software={"open_clip": version("open_clip_torch"), "torch": version("torch")},
+            software={"open_clip": version("open_clip_torch"), "torch": version("torch")}, loaded=loaded,
         )  # fmt: skip
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:

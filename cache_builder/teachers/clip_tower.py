@@ -18,6 +18,13 @@ from torch import Tensor
 
 from cache_builder.teachers.preset import TeacherPreset
 from cache_builder.teachers.presets import CLIPS
+from cache_builder.teachers.state_dict import (
+    OPEN_CLIP_SETS,
+    SETS_BEFORE,
+    WeightsFile,
+    below_prefix,
+    read_weights_file,
+)
 from cache_builder.teachers.wrong_weights import first_differences, published_twin
 from radio_cache.errors import ConfigError, TeacherWeightsError
 
@@ -65,6 +72,21 @@ def published_tower(model: str) -> Tower:
     )
 
 
+def trained_with_quick_gelu(model: str, tag: str) -> bool:
+    """Whether weights were trained with QuickGELU: open_clip's entry of the tag says it, or else that of the model.
+
+    open_clip builds what the model's name says, and only warns where the weights were trained with the other one.
+    """
+    of_model = bool(dict(open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+    return bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", of_model)) if tag else of_model
+
+
+def read_clip_file(path: Path, *, teacher: str, as_before: bool = False) -> WeightsFile:
+    """The tensors of a whole CLIP model by open_clip's names. Raises TeacherWeightsError."""
+    file = read_weights_file(path, teacher=teacher, sets=SETS_BEFORE if as_before else OPEN_CLIP_SETS)
+    return below_prefix(file, (_PREFIX,), teacher=teacher, path=path)
+
+
 def image_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of the image tower, by their names in it."""
     return {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
@@ -92,7 +114,13 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, w
         )
     width, _, patch, _ = state["conv1.weight"].shape
     layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
-    tokens = round((state["positional_embedding"].shape[0] - 1) ** 0.5)
+    num_positions = int(state["positional_embedding"].shape[0])
+    tokens = round((num_positions - 1) ** 0.5)
+    if tokens**2 + 1 != num_positions:
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': {path} has a table of {num_positions} positions, which is not one for a class token and a "
+            "square of patches: such a network cannot be this teacher"
+        )
     embed_dim = int(state["proj"].shape[1])
     own = (config.width, config.layers, config.patch_size, config.image_size, tower.embed_dim)
     if own == (width, layers, patch, tokens * patch, embed_dim):

@@ -1,5 +1,7 @@
 """DINOv2 through timm, with and without registers: the dense-feature teacher (arXiv 2304.07193, 2309.16588)."""
 
+import math
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -13,7 +15,13 @@ from torch import Tensor
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import DINOV2S
-from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.state_dict import (
+    DINOV2_SETS,
+    SETS_BEFORE,
+    below_prefix,
+    load_exactly,
+    read_weights_file,
+)
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
 from radio_cache.crops import patch_geometry
@@ -21,6 +29,8 @@ from radio_cache.errors import TeacherWeightsError
 from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
 
 _HEAD_WIDTH = 64  # of every DINOv2
+_PATCH_PX = 14  # of the published ones
+_OFFSET = 0.1  # Meta's `interpolate_offset`
 
 
 @final
@@ -28,9 +38,14 @@ class DinoV2(Teacher):
     """Summary: the class token. Spatial: the patch tokens. Both after the final norm. Meta's and timm's files both load."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        state = read_state_dict(path, teacher=preset.name)
-        whose = looks_like(state)
-        architecture = self._architecture(preset, state, path)
+        sets = SETS_BEFORE if options.as_before else DINOV2_SETS
+        file = read_weights_file(path, teacher=preset.name, sets=sets)
+        whose = looks_like(file.tensors)
+        file = below_prefix(file, ("patch_embed.proj.weight",), teacher=preset.name, path=path)
+        self.notes = file.notes
+        loaded = {"tensors": file.chosen} if file.chosen else {}
+        state = _without_chunks(file.tensors)
+        architecture = self._architecture(preset, state, path, options, whose)
         patch = int(architecture.get("patch_size", 14))
         geometry = patch_geometry(
             options.size_px or preset.input_px // patch * patch,
@@ -41,27 +56,34 @@ class DinoV2(Teacher):
         self._net: Any = timm.create_model(
             preset.model, pretrained=False, img_size=geometry.input_hw[0], num_classes=0, **architecture
         ).eval()
+        if not options.as_before and "pos_embed" in state:
+            state, how = _with_metas_positions(state, geometry.grid_hw, registers=bool(self._net.num_reg_tokens))
+            loaded |= {"positions": how} if how else {}
         # timm's own conversion: Meta's names to timm's, and position embeddings to the input size.
         state = checkpoint_filter_fn(state, self._net)
         state = {key: value for key, value in state.items() if key != "mask_token"}
         load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
         width = int(self._net.embed_dim)
+        patches = "" if patch == _PATCH_PX else f", patches of {patch} px"
+        sizes = f"{width} wide, {len(self._net.blocks)} deep{patches}"
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=f"{preset.model} ({width} wide, {len(self._net.blocks)} deep)",
+            name=preset.name, family=preset.family, model=f"{preset.model} ({sizes})",
             licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
             weights_sha256=file_sha256(path), geometry=geometry, normalisation=IMAGENET_PIXELS,
             summary_dim=width, spatial_dim=width,
             summary_note="class token after the final norm", spatial_note="patch tokens after the final norm",
             compute_dtype=options.dtype, codec=options.codec, views=1,
-            software={"timm": timm.__version__, "torch": version("torch")},
+            software={"timm": timm.__version__, "torch": version("torch")}, loaded=loaded,
         )  # fmt: skip
 
-    def _architecture(self, preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    def _architecture(
+        self, preset: TeacherPreset, state: dict[str, Tensor], path: Path, options: TeacherOptions, whose: str
+    ) -> dict[str, Any]:
         """timm arguments for sizes in the file that are not the published model's; empty if they are."""
         if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not a DINOv2 ViT in Meta's or timm's format: it has no "
-                f"patch_embed.proj.weight or no blocks.0.attn.qkv.weight{looks_like(state)}"
+                f"patch_embed.proj.weight or no blocks.0.attn.qkv.weight{whose}"
             )
         published = _published(preset.model)
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
@@ -70,13 +92,16 @@ class DinoV2(Teacher):
         first = state.get("blocks.0.mlp.w12.weight", state.get("blocks.0.mlp.fc1.weight"))
         second = state.get("blocks.0.mlp.w3.weight", state.get("blocks.0.mlp.fc2.weight"))
         if first is None or second is None:
-            raise TeacherWeightsError(f"teacher '{preset.name}': {path}: block 0 has no MLP weights")
+            raise TeacherWeightsError(f"teacher '{preset.name}': {path}: block 0 has no MLP weights{whose}")
         gated = second.shape[1] * 2 == first.shape[0]
         sizes = (int(width), layers, registers, gated)
-        if _sizes(published) == sizes:
+        _refuse_positions(preset, state, path, whose, prefix_tokens=0 if registers else 1)
+        if _sizes(published) == sizes and (patch == _PATCH_PX or options.as_before):
             return {}
         same_width = [one for one in DINOV2S if one.output is not None and one.output.spatial_dim == width]
-        if twin := published_twin(preset, same_width, lambda one: _sizes(_published(one.model)) == sizes):
+        if patch == _PATCH_PX and (
+            twin := published_twin(preset, same_width, lambda one: _sizes(_published(one.model)) == sizes)
+        ):
             differences = first_differences(published.state_dict(), state)
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not {preset.model}: "
@@ -84,9 +109,10 @@ class DinoV2(Teacher):
                 f"Its sizes are those of {twin.name}: ask for --teacher {twin.name}"
             )
         heads = max(1, width // _HEAD_WIDTH)
-        self.notes = (
-            f"these weights are not the published {preset.model}: width {width}, {layers} layers, {registers} registers; "
-            f"{heads} attention head{'s' if heads > 1 else ''} assumed, {_HEAD_WIDTH} wide as in every DINOv2",
+        patches = "" if patch == _PATCH_PX else f", patches of {patch} px"
+        self.notes += (
+            f"these weights are not the published {preset.model}: width {width}, {layers} layers, {registers} registers"
+            f"{patches}; {heads} attention head{'s' if heads > 1 else ''} assumed, {_HEAD_WIDTH} wide as in every DINOv2",
         )
         arguments: dict[str, Any] = {
             "embed_dim": int(width), "depth": layers, "num_heads": heads, "patch_size": int(patch),
@@ -110,6 +136,57 @@ class DinoV2(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
+
+
+def _without_chunks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as if blocks did not lie in chunks: Meta's trainings write block 7 of all as `blocks.1.7.`."""
+    chunked = re.compile(r"^blocks\.\d+\.(\d+)\.")
+    names = {key: chunked.sub(r"blocks.\1.", key) for key in state}
+    return {names[key]: value for key, value in state.items()} if len(set(names.values())) == len(state) else state
+
+
+def _refuse_positions(
+    preset: TeacherPreset, state: dict[str, Tensor], path: Path, whose: str, *, prefix_tokens: int
+) -> None:
+    """Raise TeacherWeightsError unless the table of positions is that of a square of tokens, as in every DINOv2."""
+    table = state.get("pos_embed")
+    if table is None:
+        return  # load_exactly names it
+    # With registers timm leaves out the position of the class token, and Meta's files have it.
+    counts = [table.shape[1] - prefix for prefix in {prefix_tokens, 1}] if table.ndim == 3 else []
+    if not any(count > 0 and math.isqrt(count) ** 2 == count for count in counts):
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': {path} has a table of positions, pos_embed, of shape {tuple(table.shape)}, which is not "
+            f"one for a class token and a square of patches: such a network cannot be this teacher{whose}"
+        )
+
+
+def _with_metas_positions(
+    state: dict[str, Tensor], grid_hw: tuple[int, int], *, registers: bool
+) -> tuple[dict[str, Tensor], str]:
+    """Resize the positions of a network without registers as Meta's code does; with registers timm does the same as Meta.
+
+    Without registers they differ: Meta gives the scale with an offset of 0.1 tokens, and does not antialias.
+
+    Returns:
+        The state, and how the table is resized; empty if it has the size already.
+
+    Source: facebookresearch/dinov2, `interpolate_pos_encoding` with its default arguments for these models.
+    """
+    table = state["pos_embed"]
+    side = math.isqrt(table.shape[1])  # of side² tokens, or one more: the class token's
+    if (side, side) == grid_hw:
+        return state, ""
+    sizes = f"{side} x {side} -> {grid_hw[0]} x {grid_hw[1]}"
+    if registers:
+        return state, f"{sizes} as timm and Meta: bicubic, antialiased"
+    patches = table[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, n, c) -> (1, c, h, w)
+    scales = tuple((tokens + _OFFSET) / side for tokens in grid_hw)
+    resized = torch.nn.functional.interpolate(patches, scale_factor=scales, mode="bicubic", antialias=False)
+    assert resized.shape[2:] == grid_hw, "an offset of a tenth of a token does not change how many there are"
+    rows = resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+    how = f"{sizes} as Meta: bicubic, offset {_OFFSET}, not antialiased"
+    return {**state, "pos_embed": torch.cat([table[:, :1], rows], dim=1)}, how
 
 
 def _published(model: str) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import EFFICIENTNET_LITES
-from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.state_dict import SETS_BEFORE, TIMM_SETS, load_exactly, read_weights_file
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import looks_like, published_twin
 from radio_cache.crops import ViewGeometry
@@ -27,7 +27,9 @@ class EfficientNetLite(Teacher):
     """Summary: the pooled 1280 channels before the classifier. Spatial: the last bottleneck (320 or 352 channels)."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        state = read_state_dict(path, teacher=preset.name)
+        sets = SETS_BEFORE if options.as_before else TIMM_SETS
+        file = read_weights_file(path, teacher=preset.name, sets=sets)
+        self.notes, state = file.notes, file.tensors
         self._net: Any = timm.create_model(preset.model, pretrained=False).eval()
         own, whose = self._net.state_dict(), _whose(preset, state)
         if state.keys() != own.keys() and len(state) == len(own):
@@ -45,6 +47,7 @@ class EfficientNetLite(Teacher):
             summary_note="global average pool before the classifier", spatial_note="last bottleneck, before the head",
             compute_dtype=options.dtype, codec=options.codec, views=1,
             software={"timm": timm.__version__, "torch": version("torch")},
+            loaded={"tensors": file.chosen} if file.chosen else {},
         )  # fmt: skip
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import SAMS
-from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.state_dict import SETS_BEFORE, TIMM_SETS, below_prefix, load_exactly, read_weights_file
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
 from radio_cache.crops import patch_geometry
@@ -45,13 +45,19 @@ class Sam(Teacher):
             raise ConfigError(
                 f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad"
             )
-        file = read_state_dict(path, teacher=preset.name)
+        sets = SETS_BEFORE if options.as_before else TIMM_SETS
+        weights = below_prefix(
+            read_weights_file(path, teacher=preset.name, sets=sets), (_PREFIX,), teacher=preset.name, path=path
+        )
+        file = weights.tensors
         state = {key.removeprefix(_PREFIX): value for key, value in file.items() if key.startswith(_PREFIX)}
         if "pos_embed" not in state or "neck.0.weight" not in state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not in segment-anything's format: it has no image_encoder.pos_embed "
                 f"or no image_encoder.neck{looks_like(file)}"
             )
+        _refuse_other_layouts(preset, state, path)
+        self.notes = weights.notes
         _refuse_twin(preset, state, path)
         self._net = _encoder(state).eval()
         load_exactly(self._net, state, teacher=preset.name, path=path)
@@ -64,7 +70,7 @@ class Sam(Teacher):
             )
         width, depth = int(state["pos_embed"].shape[-1]), len(self._net.blocks)
         if (width, depth) != _PUBLISHED.get(preset.model):
-            self.notes = (f"these weights are not the published SAM {preset.model}: width {width}, {depth} blocks",)
+            self.notes += (f"these weights are not the published SAM {preset.model}: width {width}, {depth} blocks",)
         self.spec = TeacherSpec(
             name=preset.name, family=preset.family, model=f"{preset.model} ({width} wide, {depth} deep)",
             licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
@@ -76,6 +82,7 @@ class Sam(Teacher):
             summary_note="SAM has none", spatial_note=_TRUNK_NOTE if preset.trunk else _NECK_NOTE,
             compute_dtype=options.dtype, codec=options.codec, views=1,
             software={"segment_anything": version("segment_anything"), "torch": version("torch")},
+            loaded={"tensors": weights.chosen} if weights.chosen else {},
         )  # fmt: skip
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
@@ -90,6 +97,42 @@ class Sam(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
+
+
+def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> None:
+    """Raise TeacherWeightsError for encoders that only resemble SAM's: the architecture could not be told from the file."""
+    table, patches = state["pos_embed"], state.get("patch_embed.proj.weight")
+    blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    problem = ""
+    if table.ndim != 4 or table.shape[1] != table.shape[2]:
+        problem = f"pos_embed is {tuple(table.shape)}, needed is (1, tokens, tokens, width)"
+        if table.ndim == 3:
+            problem += "; EfficientSAM has such a table, and is no teacher of this package"
+    elif patches is None or patches.ndim != 4 or patches.shape[2] != patches.shape[3]:
+        problem = "patch_embed.proj.weight is not there, or not one of square patches"
+    elif not blocks or blocks != {str(block) for block in range(len(blocks))}:
+        problem = "it has no complete row of blocks"
+    elif missing := next((name for name in _tables_of_blocks(len(blocks)) if name not in state), ""):
+        problem = (
+            f"{missing} is not there; without relative positions (use_rel_pos=False) the file does not say how many heads a "
+            "block has, nor which blocks are global"
+        )
+    elif (
+        len({(int(state[name].shape[0]) + 1) // 2 for name in _tables_of_blocks(len(blocks))} - {int(table.shape[1])})
+        > 1
+    ):
+        problem = "its blocks have windows of several sizes, which segment-anything's encoder cannot have"
+    elif "blocks.0.mlp.lin1.weight" not in state:
+        problem = "blocks.0.mlp.lin1.weight is not there"
+    if problem:
+        raise TeacherWeightsError(
+            f"teacher '{preset.name}': {path} is not an image encoder of segment-anything: {problem}. "
+            "Pass a file of facebookresearch/segment-anything, or of a network of its class"
+        )
+
+
+def _tables_of_blocks(depth: int) -> list[str]:
+    return [f"blocks.{block}.attn.rel_pos_h" for block in range(depth)]
 
 
 def _refuse_twin(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> None:
@@ -115,7 +158,7 @@ def _encoder(state: dict[str, Tensor]) -> ImageEncoderViT:
     grid, width = int(state["pos_embed"].shape[1]), int(state["pos_embed"].shape[3])
     patch = int(state["patch_embed.proj.weight"].shape[-1])
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    tables = [state[f"blocks.{block}.attn.rel_pos_h"] for block in range(depth)]
+    tables = [state[name] for name in _tables_of_blocks(depth)]
     # A table covers every offset between two tokens of a window: 2 * side - 1 rows of one head's width.
     sides = [(int(table.shape[0]) + 1) // 2 for table in tables]
     windows = {side for side in sides if side != grid}

@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import re
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import timm
 import torch
@@ -21,7 +23,16 @@ from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preprocessing import timm_preprocessing
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset, TimmChoices
 from cache_builder.teachers.probe import probe
-from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.state_dict import (
+    SETS_BEFORE,
+    TIMM_SETS,
+    WeightsFile,
+    below_prefix,
+    is_out_of_memory,
+    load_exactly,
+    read_weights_file,
+)
+from cache_builder.teachers.traced_conversion import is_position_table, traced_conversion
 from cache_builder.teachers.weights import describe_source, file_sha256, first_line
 from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.errors import ConfigError, TeacherWeightsError
@@ -35,7 +46,10 @@ class TimmModel(Teacher):
     """Summary: what timm's classifier would read, or the tokens the preset names. Spatial: the last map, normed in a ViT."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        state = read_state_dict(path, teacher=preset.name)
+        sets = SETS_BEFORE if options.as_before else TIMM_SETS
+        file = read_weights_file(path, teacher=preset.name, sets=sets)
+        file = _network_of(file, preset, path)
+        state = file.tensors
         if _SUMMARY_TOKENS in state:  # NVIDIA's own files say it themselves
             told = tuple(int(token) for token in state[_SUMMARY_TOKENS].flatten())
             preset = replace(preset, timm=replace(preset.timm, summary_tokens=told))
@@ -54,10 +68,13 @@ class TimmModel(Teacher):
             unweighted, partial(_features, choices=preset.timm), prepared, what=what, native_px=native
         )
         self._net = _network(preset)
-        named = _in_timms_names(self._net, state, preset, path)
-        load_exactly(self._net, named, teacher=preset.name, path=path, whose=looks_like(state))
-        _resize(self._net, prepared.size_px, native=native, what=what)
+        named = _in_timms_names(self._net, state, preset, path, options)
+        load_exactly(self._net, named.tensors, teacher=preset.name, path=path, whose=looks_like(state))
+        resized = named.resized | _resize(self._net, prepared.size_px, native=native, what=what)
         self._net.eval()
+        self.notes = (*file.notes, *([] if options.as_before else named.notes))
+        loaded = ({"tensors": file.chosen} if file.chosen else {}) | resized
+        loaded |= {"left_out": ", ".join(named.left_out)[:200]} if named.left_out else {}
         self.spec = TeacherSpec(
             name=preset.name, family=preset.family, model=preset.model if preset.output else f"timm:{preset.model}",
             licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
@@ -65,7 +82,7 @@ class TimmModel(Teacher):
             summary_dim=summary_dim, spatial_dim=spatial_dim,
             summary_note=_summary_note(preset), spatial_note=_spatial_note(preset),
             compute_dtype=options.dtype, codec=options.codec, views=1,
-            software={"timm": timm.__version__, "torch": version("torch")},
+            software={"timm": timm.__version__, "torch": version("torch")}, loaded=loaded,
         )  # fmt: skip
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
@@ -92,14 +109,28 @@ def _network(preset: TeacherPreset) -> Any:
     return net.eval()
 
 
-def _resize(net: Any, size_px: int, *, native: int, what: str) -> None:
-    """Make a network take another size, as timm does: position embeddings and windows follow."""
+def _resize(net: Any, size_px: int, *, native: int, what: str) -> dict[str, str]:
+    """Make a network take another size, as timm does: position embeddings and windows follow.
+
+    Returns:
+        What a spec says of it: which tables of positions were resized.
+    """
     if size_px == native:
-        return
+        return {}
     if hasattr(net, "set_input_size"):
+        before = {key: value.shape for key, value in net.state_dict().items()}
         net.set_input_size(img_size=(size_px, size_px))
-    elif net.pretrained_cfg.get("fixed_input_size"):
+        after = {key: value.shape for key, value in net.state_dict().items()}
+        changed = [key for key in after if key in before and before[key] != after[key]]
+        return {"positions": _resized_as_timm(changed, before, after)} if changed else {}
+    if net.pretrained_cfg.get("fixed_input_size"):
         raise ConfigError(f"{what} takes {native} px and nothing else, not {size_px} px")
+    return {}
+
+
+def _resized_as_timm(names: list[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]} {tuple(before[names[0]])} -> {tuple(after[names[0]])}{more}, as timm"
 
 
 def _features(net: Any, images: Tensor, choices: TimmChoices) -> Features:
@@ -114,27 +145,134 @@ def _features(net: Any, images: Tensor, choices: TimmChoices) -> Features:
     return Features(summary, spatial.permute(0, 2, 3, 1))
 
 
-def _in_timms_names(net: Any, state: dict[str, Tensor], preset: TeacherPreset, path: Path) -> dict[str, Tensor]:
-    """The file's tensors as timm calls them: its own conversion of the authors' formats, and no classifier."""
+class _Converted(NamedTuple):
+    """A file's tensors as timm calls them. resized: for the spec. left_out: names in the file. notes: for the user."""
+
+    tensors: dict[str, Tensor]
+    resized: dict[str, str]
+    left_out: list[str]
+    notes: list[str]
+
+
+_NOT_FOR_FEATURES = re.compile(
+    r"mask_token|num_batches_tracked|bias_mask|rope|periods|attn_mask|relative_position_index|relative_coords|"
+    r"input_conditioner|summary_idxs|n_averaged"
+)
+"""Tensors of files that no forward pass in evaluation reads, or that the network computes itself."""
+
+
+def _network_of(file: WeightsFile, preset: TeacherPreset, path: Path) -> WeightsFile:
+    """The tensors of the network alone, if it lies within another one in the file."""
+    with torch.device("meta"):
+        own = list(_network(preset).state_dict())
+    anchors = ("radio_model.model.",) if preset.family == "c-radio" else ()
+    if anchors and (below := below_prefix(file, anchors, teacher=preset.name, path=path)) is not file:
+        return below
+    return below_prefix(file, own[:1], teacher=preset.name, path=path, own=own)
+
+
+def _head_only(preset: TeacherPreset, own: Iterable[str]) -> set[str]:
+    """Names of tensors that timm's network has with a classifier and not without, in heads of any number of layers."""
+    with torch.device("meta"):
+        whole = timm.create_model(preset.model, pretrained=False)
+    return set(whole.state_dict()) - set(own)
+
+
+def _in_timms_names(
+    net: Any, state: dict[str, Tensor], preset: TeacherPreset, path: Path, options: TeacherOptions
+) -> _Converted:
+    """Convert the authors' format as timm does, without the classifier.
+
+    Raises TeacherWeightsError if timm does not know the format, or would resample what is no table of positions: then the
+    network would be another one than the file's.
+    """
     convert = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    own: dict[str, Tensor] = net.state_dict()
+    heads = _head_only(preset, own)
+    resized: dict[str, str] = {}
+    left_out: list[str] = []
+    notes: list[str] = []
     if convert is not None:
         _refuse_lost_biases(net, state, preset, path)
+        state = _without_unit_scales(own, state, preset, path)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it skips
-                state = dict(convert(state, net))
+            # timm prints what it skips; and what it logs of resampling is said here.
+            with contextlib.redirect_stdout(io.StringIO()):
+                done = traced_conversion(lambda tensors: convert(tensors, net), state, taken=own)
         except Exception as exc:  # it looks up what it expects, and raises whatever that raises
+            if is_out_of_memory(exc):
+                raise
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is in no format that timm knows for {preset.model}: "
                 f"{type(exc).__name__}: {first_line(exc)}{looks_like(state)}"
             ) from exc
+        others = [name for name in done.resampled if not is_position_table(name)]
+        if others and not options.as_before:
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} is not of {preset.model}: "
+                f"{'; '.join(_shapes(state, own, name) for name in others[:3])}. timm would resample "
+                f"{'that' if len(others) == 1 else f'these {len(others)} tensors'}, and the teacher would be another network "
+                f"than the file's: ask for the model of timm that the file is of{looks_like(state)}"
+            )
+        tables = [name for name in done.resampled if is_position_table(name)]
+        if tables:
+            shapes = _shapes(state, own, tables[0])
+            resized["positions"] = f"{shapes}{f', and {len(tables) - 1} more' if len(tables) > 1 else ''}, as timm"
+            notes.append(f"timm resizes {len(tables)} tables of positions of the file: {shapes}")
+        if done.filled:
+            notes.append(f"timm fills in {_some(done.filled)}, which the file has not")
+        if len(done.unused) < len(state):
+            left_out = [
+                name for name in done.unused
+                if name.split(".", 1)[-1] not in heads and name not in heads and not _NOT_FOR_FEATURES.search(name)
+                and name not in _classifiers(net) and state[name].is_floating_point() and bool(state[name].any())
+            ]  # fmt: skip
+        if left_out:
+            notes.append(f"timm leaves out {_some(left_out)} of the file")
+        state = done.tensors
+    tensors = {
+        key: value for key, value in state.items() if key in own or (key not in heads and key not in _classifiers(net))
+    }
+    return _Converted(tensors, resized, left_out, notes)
+
+
+def _classifiers(net: Any) -> set[str]:
     classifiers = net.pretrained_cfg.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    own = net.state_dict()
-    return {
-        key: value
-        for key, value in state.items()
-        if key in own or not any(key in (f"{head}.weight", f"{head}.bias") for head in heads)
-    }
+    return {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} tensors (such as {names[0]})"
+
+
+def _shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> str:
+    """The shapes of a tensor in the file, if it has that name there, and in the network."""
+    match = next((key for key in state if key == name or key.endswith(f".{name}")), None)
+    in_file = f"{tuple(state[match].shape)}" if match else "of another shape"
+    return f"{name} is {in_file}, needed is {tuple(own[name].shape)}"
+
+
+_LAYER_SCALE = re.compile(r"^(radio_model\.model\.blocks\.\d+\.)layer_scale(\d)\.lambda1$")
+
+
+def _without_unit_scales(
+    own: Mapping[str, Tensor], state: dict[str, Tensor], preset: TeacherPreset, path: Path
+) -> dict[str, Tensor]:
+    """The tensors of C-RADIO as NVIDIA has them: transformers saves it with layer scales, of one where it has none."""
+    scaled = "blocks.0.ls1.gamma" in own
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        match = _LAYER_SCALE.match(key)
+        if match is None:
+            out[key] = value
+        elif scaled:
+            out[f"{match[1]}ls{match[2]}.gamma"] = value
+        elif not value.is_meta and bool((value != 1).any()):
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} has layer scales other than one ({key}), which {preset.model} has not"
+            )
+    return out
 
 
 def _refuse_lost_biases(net: Any, state: dict[str, Tensor], preset: TeacherPreset, path: Path) -> None:

@@ -19,7 +19,8 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
     """
     if given is not None:
         if given.is_file():
-            return given.resolve()
+            # The folder's links are followed and the file's own is not: in the Hugging Face cache its target has no ending.
+            return given.parent.resolve() / given.name
         what = "is a folder, not a weights file" if given.is_dir() else "does not exist"
         raise TeacherWeightsError(f"teacher '{preset.name}': --weights {given} {what}")
     source = preset.weights

@@ -6,19 +6,35 @@ from torch import Tensor
 
 from cache_builder.teachers.preset import TeacherPreset
 
+_TRANSFORMERS = (
+    "in the format of transformers, which is not read here; `radio-cache teachers` says where one that is read lies"
+)
+
 _SIGNS: tuple[tuple[str, str], ...] = (
+    ("vision_encoder.layers.0.attn.", f"SAM {_TRANSFORMERS}"),
+    (
+        "embeddings.cls_register_token",
+        "C-RADIO in the names inside transformers: save it with save_pretrained, and pass its model.safetensors",
+    ),
+    ("encoder.layer.0.layer_scale1.", f"DINOv2 {_TRANSFORMERS}"),
+    ("layer.0.layer_scale1.", f"DINOv3 {_TRANSFORMERS}"),
+    ("layers.0.self_attn.q_proj.", f"CLIP or SigLIP {_TRANSFORMERS}"),
+    ("vision_model.", f"CLIP or SigLIP {_TRANSFORMERS}"),
+    ("embeddings.patch_embeddings.", f"a ViT {_TRANSFORMERS}"),
+    ("encoder.layer.0.", f"a network {_TRANSFORMERS}"),
+    ("stages.0.downsample_layers.", f"a ConvNeXt {_TRANSFORMERS}"),
+    ("encoder.stages.0.layers.", f"a network {_TRANSFORMERS}"),
     ("image_encoder.trunk.", "SAM 2 (no teacher of this package)"),
+    ("image_encoder.patch_embed.seq.", "MobileSAM (no teacher of this package)"),
     ("image_encoder.", "SAM (sam-vit-b, -l, -h)"),
     ("radio_model.", "C-RADIO (c-radio-...)"),
     ("visual.trunk.", "an open_clip model with an image tower of timm (siglip2-g-384, open_clip:MODEL)"),
     ("visual.", "CLIP in open_clip's format (clip, open_clip:MODEL)"),
     ("storage_tokens", "DINOv3 in Meta's format (dinov3-...)"),
-    ("vision_model.", "CLIP or SigLIP in the format of transformers, which is not read here"),
-    ("embeddings.patch_embeddings.", "a ViT in the format of transformers, which is not read here"),
-    ("encoder.layer.0.", "a network in the format of transformers, which is not read here"),
     ("_conv_stem.", "EfficientNet-Lite (efficientnet-lite0, 1, 2)"),
     ("register_tokens", "DINOv2 with registers in Meta's format (dinov2-vit-...-reg)"),
     ("blocks.0.ls1.gamma", "DINOv2 (dinov2-vit-...)"),
+    ("blocks.0.0.ls1.gamma", "DINOv2 (dinov2-vit-...)"),
     ("blocks.0.attn.qkv.", "a ViT in timm's format (timm:MODEL)"),
     ("stages.0.blocks.0.conv_dw.", "a ConvNeXt in timm's format (dinov3-convnext-..., timm:MODEL)"),
     ("conv1.weight", "a ResNet (timm:MODEL)"),
@@ -30,6 +46,9 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
     """A sentence about whose weights these are, to stand behind a message; empty if nobody knows."""
     for sign, whose in _SIGNS:
         if any(key.startswith(sign) for key in state):
+            return f". It looks like {whose}"
+    for sign, whose in _SIGNS:  # within another network
+        if any(f".{sign}" in key for key in state):
             return f". It looks like {whose}"
     return ""
 

@@ -9,6 +9,7 @@ import open_clip
 import torch
 from torch import Tensor
 
+from cache_builder.teachers.clip_tower import trained_with_quick_gelu
 from cache_builder.teachers.preprocessing import open_clip_preprocessing
 from cache_builder.teachers.weights import first_line
 from evals.encoders.library import Weights, no_weights, seeded, tiling_network
@@ -69,7 +70,12 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
         )
     try:
         with seeded(), _unasked_weights_untold(published):
-            net: Any = open_clip.create_model(name, pretrained=published, force_image_size=size_px)
+            net: Any = open_clip.create_model(
+                name,
+                pretrained=published,
+                force_image_size=size_px,
+                force_quick_gelu=trained_with_quick_gelu(name, tag),
+            )
     except Exception as exc:  # the hub client and open_clip raise many kinds
         if published is None:
             raise ConfigError(f"open_clip model '{name}' cannot be made for {size_px} px: {exc}") from exc

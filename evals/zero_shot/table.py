@@ -210,7 +210,7 @@ class _Towers:
         given = self._files.get(name)
         if given is None and spec is not None and Path(spec.weights).is_absolute() and Path(spec.weights).exists():
             given = Path(spec.weights)
-        return teacher_text_tower(name, preset.model, find_weights(preset, given))
+        return teacher_text_tower(name, preset.model, find_weights(preset, given), tag=preset.tag)
 
 
 def _model_spaces(

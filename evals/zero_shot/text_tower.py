@@ -20,7 +20,8 @@ from open_clip.model import (
 )
 from torch import Tensor
 
-from cache_builder.teachers.state_dict import load_exactly, read_state_dict
+from cache_builder.teachers.clip_tower import read_clip_file, trained_with_quick_gelu
+from cache_builder.teachers.state_dict import load_exactly
 from cache_builder.teachers.weights import check_network, file_sha256, first_line
 from evals.encoders.library import Weights
 from evals.encoders.open_clip_model import load_open_clip
@@ -44,27 +45,31 @@ class TextTower:
     load: Callable[[torch.device], Callable[[list[str]], Float[Tensor, "n c"]]]
 
 
-def teacher_text_tower(name: str, model: str, weights: Path) -> TextTower:
-    """Of a teacher's weights file in open_clip's format, which holds both towers. model: open_clip's name of it.
+def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -> TextTower:
+    """Of a teacher's weights file in open_clip's format, which holds both towers. model, tag: open_clip's names of it.
 
     Widths and layers are those of the file. When loaded, raises EvalError or TeacherWeightsError for a file
     without a text tower.
     """
 
+    quick_gelu = trained_with_quick_gelu(model, tag)
+
     def load(device: torch.device) -> Callable[[list[str]], Tensor]:
         config: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
-        state = _text_state(read_state_dict(weights, teacher=name))
+        state = _text_state(read_clip_file(weights, teacher=name).tensors)
         if "positional_embedding" not in state or "token_embedding.weight" not in state:
             raise EvalError(
                 f"{weights} holds no text tower, only an image tower: zero-shot needs the whole {model}; give it by "
                 f"--text-weights {name}=FILE"
             )
         text, embed_dim = _text_config(config["text_cfg"], state, int(config["embed_dim"]))
-        tower: Any = _build_text_tower(embed_dim, text, bool(config.get("quick_gelu", False))).eval()
+        tower: Any = _build_text_tower(embed_dim, text, quick_gelu).eval()
         load_exactly(tower, state, teacher=f"{name}, text tower", path=weights)
         return _embedding(tower.to(device), _tokenizer(model, text.context_length), device)
 
-    return TextTower(about=f"text tower of {model}", content=f"{file_sha256(weights)} {model}", load=load)
+    of_model = trained_with_quick_gelu(model, "")
+    content = f"{file_sha256(weights)} {model}{' other activation' if quick_gelu != of_model else ''}"
+    return TextTower(about=f"text tower of {model}", content=content, load=load)
 
 
 def open_clip_text_tower(model: str, weights: Weights) -> TextTower:

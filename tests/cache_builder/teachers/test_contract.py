@@ -16,6 +16,7 @@ from segment_anything.build_sam import _build_sam
 from cache_builder.teachers import TEACHERS, TeacherOptions, TeacherPreset, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.clip_tower import published_tower
+from cache_builder.teachers.state_dict import WeightsFile
 from cache_builder.teachers.weights import file_sha256
 from radio_cache.crops import valid_tokens
 from radio_cache.schema import TeacherSpec
@@ -108,10 +109,11 @@ def test_what_the_table_says_is_what_the_real_network_is(
     preset: TeacherPreset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     family = import_module(f"cache_builder.teachers.{MODULES.get(preset.family, preset.family)}")
+    reader = "read_clip_file" if preset.family == "clip" else "read_weights_file"
     (tmp_path / "w.pth").write_bytes(b"")
     with torch.device("meta"), torch.no_grad():
         state = published_state(preset)
-        monkeypatch.setattr(family, "read_state_dict", lambda path, teacher: dict(state))
+        monkeypatch.setattr(family, reader, lambda path, **_: WeightsFile(dict(state)))
         teacher = load_teacher(preset.name, TeacherOptions(weights=tmp_path / "w.pth"))
         out = teacher(torch.zeros(1, 3, preset.input_px, preset.input_px))
     assert_as_told(preset, teacher.spec)

@@ -1,10 +1,14 @@
 """DINOv2: small random ViTs of timm's own class, under timm's names and under Meta's, give timm's features."""
 
+import argparse
 import functools
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
-from cache_builder.teachers import TeacherOptions, TeacherPreset, load_teacher
+from cache_builder.teachers import TeacherOptions, TeacherPreset, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.presets import DINOV2S
 from radio_cache.errors import ConfigError, TeacherWeightsError
@@ -93,14 +97,129 @@ def test_safetensors_load_as_well(tmp_path: Path) -> None:
     assert_same(load_teacher("dinov2-vit-s-14-reg", options), net, 56)
 
 
+def metas_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Meta's positions for another number of tokens, written out: bicubic (a = -0.75), scaled by (tokens + 0.1) / side."""
+    side = round((table.shape[1] - 1) ** 0.5)
+    grid = table[0, 1:].double().unflatten(0, (side, side))
+    scale = side / (tokens + 0.1)
+    weights = torch.zeros(tokens, side, dtype=torch.float64)
+    for token in range(tokens):
+        centre = (token + 0.5) * scale - 0.5
+        first = math.floor(centre) - 1
+        for place in range(first, first + 4):
+            far = abs(centre - place)
+            near = 1.25 * far**3 - 2.25 * far**2 + 1
+            weight = near if far <= 1 else -0.75 * (far**3 - 5 * far**2 + 8 * far - 4)
+            weights[token, min(max(place, 0), side - 1)] += weight
+    resized = torch.einsum("ab,cd,bde->ace", weights, weights, grid)
+    return torch.cat([table[:, :1], resized.flatten(0, 1)[None].to(table.dtype)], dim=1)
+
+
 @pytest.mark.parametrize("names", ["timm", "meta"])
-@pytest.mark.parametrize("name", ["dinov2-vit-s-14", "dinov2-vit-s-14-reg"])
-def test_another_size_resamples_positions_as_timm_does(tmp_path: Path, name: str, names: str) -> None:
+@pytest.mark.parametrize("size_px", [42, 84, 98])
+def test_without_registers_positions_are_resized_as_meta_does(tmp_path: Path, names: str, size_px: int) -> None:
+    net = small_vit("dinov2-vit-s-14", img_size=70)
+    torch.save(net.state_dict() if names == "timm" else metas_names(net.state_dict()), tmp_path / "dino.pth")
+    metas = small_vit("dinov2-vit-s-14", img_size=size_px)
+    state = net.state_dict()
+    metas.load_state_dict(state | {"pos_embed": metas_positions(state["pos_embed"], size_px // 14)})
+    teacher = load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=size_px))
+    assert_same(teacher, metas, size_px)
+    assert teacher.spec.loaded["positions"].startswith(f"5 x 5 -> {size_px // 14} x {size_px // 14} as Meta")
+
+
+@pytest.mark.parametrize("names", ["timm", "meta"])
+@pytest.mark.parametrize(("name", "as_before"), [("dinov2-vit-s-14-reg", False), ("dinov2-vit-s-14", True)])
+def test_with_registers_and_for_caches_of_before_positions_are_resized_as_timm_does(
+    tmp_path: Path, name: str, names: str, as_before: bool
+) -> None:
     net = small_vit(name, img_size=56)
     torch.save(net.state_dict() if names == "timm" else metas_names(net.state_dict()), tmp_path / "dino.pth")
     net.set_input_size((84, 84))
-    teacher = load_teacher(name, TeacherOptions(weights=tmp_path / "dino.pth", size_px=84))
+    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, as_before=as_before)
+    teacher = load_teacher(name, options)
     assert_same(teacher, net, 84)
+    assert bool(teacher.spec.loaded) != as_before
+
+
+def test_at_the_size_of_the_file_nothing_is_resized_or_recorded(tmp_path: Path) -> None:
+    torch.save(small_vit("dinov2-vit-s-14").state_dict(), tmp_path / "dino.pth")
+    teacher = load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56))
+    assert teacher.spec.loaded == {}
+
+
+def test_a_cache_of_before_keeps_its_positions(tmp_path: Path) -> None:
+    torch.save(small_vit("dinov2-vit-s-14").state_dict(), tmp_path / "dino.pth")
+    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84)
+    now, before = (load_teacher("dinov2-vit-s-14", replace(options, as_before=old)) for old in (False, True))
+    images = torch.randn(1, 3, 84, 84)
+    with torch.inference_mode():
+        for teacher in (now, before):
+            again = load_recorded(teacher.spec)
+            assert torch.equal(again(images).spatial, teacher(images).spatial)
+        assert not torch.allclose(now(images).spatial, before(images).spatial, atol=1e-3)
+
+
+def test_a_file_with_patches_of_another_size_is_the_network_it_says(tmp_path: Path) -> None:
+    """A ViT-S/16 whose patches were once resampled to 14 pixels without a word."""
+    torch.manual_seed(0)
+    net = timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0, init_values=1.0).eval()
+    torch.save(net.state_dict(), tmp_path / "dino.pth")
+    teacher = load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=224))
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(teacher(images).spatial.flatten(1, 2), net.forward_features(images)[:, 1:])
+    assert teacher.spec.geometry.stride_px == 16
+    assert "patches of 16 px" in teacher.spec.model
+    assert "patches of 16 px" in teacher.notes[0]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"teacher": state},
+        lambda state: {"teacher": {f"backbone.{key}": value for key, value in state.items()}},
+        lambda state: {"model": {f"teacher.backbone.{key}": value for key, value in state.items()}},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+        lambda state: {"model": state, "args": argparse.Namespace(lr=1, out=Path("run")), "best": np.float64(0.5)},
+        lambda state: {key.replace("blocks.", "blocks.0."): value for key, value in state.items()},
+        lambda state: {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}},
+    ],
+)  # fmt: skip
+def test_ones_own_checkpoints_load(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    net = small_vit("dinov2-vit-s-14")
+    torch.save(wrap(net.state_dict()), tmp_path / "dino.pth")
+    assert_same(load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56)), net, 56)
+
+
+def test_the_teacher_of_a_training_is_taken_and_named(tmp_path: Path) -> None:
+    student, net = (small_vit("dinov2-vit-s-14", seed=seed).state_dict() for seed in (1, 2))
+    joined = {f"student.backbone.{key}": value for key, value in student.items()}
+    joined |= {f"teacher.backbone.{key}": value for key, value in net.items()}
+    for saved, chosen in (({"student": student, "teacher": net}, "teacher"), ({"model": joined}, "teacher.backbone")):
+        torch.save(saved, tmp_path / "dino.pth")
+        teacher = load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56))
+        assert_same(teacher, small_vit("dinov2-vit-s-14", seed=2), 56)
+        assert teacher.spec.loaded == {"tensors": chosen}
+        assert teacher.notes[0].startswith(f"the weights are those of '{chosen}'")
+
+
+def test_two_networks_of_which_neither_is_the_one_are_refused(tmp_path: Path) -> None:
+    state = small_vit("dinov2-vit-s-14").state_dict()
+    torch.save(
+        {f"{side}.{key}": value for key, value in state.items() for side in ("left", "right")}, tmp_path / "dino.pth"
+    )
+    with pytest.raises(TeacherWeightsError, match=r"several such networks \('left\.', 'right\.'\)"):
+        load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56))
+
+
+def test_a_table_of_positions_that_is_not_square_is_refused(tmp_path: Path) -> None:
+    state = small_vit("dinov2-vit-s-14").state_dict()
+    torch.save(state | {"pos_embed": torch.zeros(1, 1 + 4 * 3, 128)}, tmp_path / "dino.pth")
+    with pytest.raises(TeacherWeightsError, match=r"pos_embed, of shape \(1, 13, 128\), which is not one for"):
+        load_teacher("dinov2-vit-s-14", TeacherOptions(weights=tmp_path / "dino.pth", size_px=56))
 
 
 def test_a_hidden_width_that_is_no_round_multiple_loads(tmp_path: Path) -> None:
