@@ -12,7 +12,15 @@ import torch
 from cache_builder.batch_size import with_batch, with_shared_batch
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog
-from cache_builder.build_output import Say, check_same, create, grown_cache, open_cache, unless_another_was_faster
+from cache_builder.build_output import (
+    Say,
+    as_recorded,
+    check_same,
+    create,
+    grown_cache,
+    open_cache,
+    unless_another_was_faster,
+)
 from cache_builder.crew import Crew
 from cache_builder.shard_task import ShardTask, build_shard
 from cache_builder.sources import Listing, list_for, record_listing
@@ -54,9 +62,10 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     if crew is not None:
         config = with_shared_batch(config)
     log = BuildLog(config.log_json)
+    there = Cache(config.out) if is_cache(config.out) else None
+    config = as_recorded(config, there)
     groups = config.groups
     weights = {name: find_weights(find_teacher(of), options.weights) for name, (of, options) in groups.items()}
-    there = Cache(config.out) if is_cache(config.out) else None
     listing = list_for(config.request(), there, rescan=config.rescan)
     for note in listing.notes:
         say(note)

@@ -9,6 +9,7 @@ from cache_builder.build_config import BuildConfig
 from cache_builder.sources import Listing
 from cache_builder.sources.listing import begins_with, same_images
 from cache_builder.sources.recorded import listed_by_other_rules, selection_changes
+from cache_builder.teachers import cache_group
 from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
 from radio_cache.errors import NotACacheError, StaleCacheError
@@ -72,6 +73,18 @@ def unless_another_was_faster(out: str | Path) -> Generator[None]:
     except NotACacheError:
         if not is_cache(out):
             raise
+
+
+def as_recorded(config: BuildConfig, cache: Cache | None) -> BuildConfig:
+    """Have teachers of a cache made before specs said what was loaded be loaded as they were, so that shards stay of one kind."""
+    if cache is None:
+        return config
+    before = {name for name, teacher in cache.teachers.items() if not teacher.spec.loaded}
+    teachers = {
+        name: replace(options, as_before=True) if cache_group(name, options) in before else options
+        for name, options in config.teachers.items()
+    }
+    return replace(config, teachers=teachers)
 
 
 def grown_cache(cache: Cache, listing: Listing, say: Say) -> Cache:

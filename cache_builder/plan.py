@@ -26,7 +26,7 @@ import torch
 
 from cache_builder.batch_size import with_batch
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import Say, check_same, open_cache
+from cache_builder.build_output import Say, as_recorded, check_same, open_cache
 from cache_builder.calibrate import fewest_images, sample_size
 from cache_builder.probe import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
 from cache_builder.sources import list_for
@@ -195,6 +195,7 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
     there = Cache(build.out) if is_cache(build.out) else None
     if there is not None and build.pixels is None:
         build = replace(build, pixels=there.meta.pixels)
+    build = as_recorded(build, there)
     listing = list_for(build.request(), there, rescan=build.rescan)
     cache = open_cache(build, listing) if there is not None else None
     num_images = len(listing.index)

@@ -92,7 +92,7 @@ class DinoV2(Teacher):
         first = state.get("blocks.0.mlp.w12.weight", state.get("blocks.0.mlp.fc1.weight"))
         second = state.get("blocks.0.mlp.w3.weight", state.get("blocks.0.mlp.fc2.weight"))
         if first is None or second is None:
-            raise TeacherWeightsError(f"teacher '{preset.name}': {path}: block 0 has no MLP weights{whose}")
+            raise TeacherWeightsError(f"teacher '{preset.name}': {path} has no MLP weights in block 0{whose}")
         gated = second.shape[1] * 2 == first.shape[0]
         sizes = (int(width), layers, registers, gated)
         _refuse_positions(preset, state, path, whose, prefix_tokens=0 if registers else 1)
