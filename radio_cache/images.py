@@ -1,21 +1,75 @@
 """From file bytes to an upright RGB image, or to one sentence that says why not."""
 
 import io
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from radio_cache.errors import ImageError
 from radio_cache.extra_views import View
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""The formats that are opened, as PIL calls them; JPEG brings MPO. PIL has readers for forty more, and some of them hand the
+file to other programs: images come from anywhere, and their names say nothing. `open_image` is the only way in."""
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+)
 """Lower-case file name endings that count as images when a folder or tar is listed."""
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded; PIL's own limit against decompression bombs (a quarter GiB)."""
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""EXIF orientation -> what turns the image upright."""
+
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
+_ZERO_IS_WHITE, _SIGNED = 0, 2
+
+
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image of one of FORMATS; only its header is read. Raises as `PIL.Image.open` does.
+
+    Takes no path: PIL maps an uncompressed TIFF at a path into memory, and then scrambles it if its tag says to turn it.
+    """
+    return Image.open(file, formats=FORMATS)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Load the image and return it turned by its EXIF orientation, without the metadata.
+
+    `ImageOps.exif_transpose` writes all of the EXIF data again, and fails at any odd tag in it.
+    """
+    image.load()
+    turn = None if _turns_itself(image) else _TURNS.get(_orientation(image))
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def upright_hw(image: Image.Image) -> tuple[int, int]:
+    """Return height and width of an opened image as `upright` will have them."""
+    turned = not _turns_itself(image) and _orientation(image) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _turns_itself(image: Image.Image) -> bool:
+    """Whether PIL turns an image when it loads it, as it does a TIFF, whose size is so from the beginning."""
+    return isinstance(image, TiffImageFile)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none, and where the EXIF data cannot be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as with all of PIL's parsers: SyntaxError, struct.error ...
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | None = None) -> Image.Image:
@@ -24,8 +78,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     least_px: a JPEG may come at a half, a quarter or an eighth of its size, as long as both sides keep so many pixels,
     which takes less time; the colours of a few pixels become one, as in a box filter.
     Grey, palette, CMYK and transparent images become RGB as `Image.convert("RGB")` does, which is what the teachers'
-    own pipelines do. 16-bit grey is scaled to 8 bits (PIL alone would clip it to white). An animation gives its first
-    frame. Raises ImageError with the reason: empty, not an image, truncated, too many pixels, or float pixels.
+    own pipelines do. Grey of 12 and 16 bits is scaled to 8 (PIL alone would clip it to white). An animation gives its first
+    frame. Raises ImageError with the reason: empty, not an image, truncated, too many pixels, or pixels without an agreed range.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
@@ -33,9 +87,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
         # PIL's own limit holds for the whole process and knows nothing of ours: it must never be the lower one.
         Image.MAX_IMAGE_PIXELS = max_pixels
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
     except UnidentifiedImageError as exc:
-        raise ImageError("not an image in a format PIL knows") from exc
+        raise ImageError(f"not an image in a format PIL knows and we open: {', '.join(FORMATS)}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageError(f"decompression bomb: {str(exc).rstrip('.')}; raise --max-pixels if you trust it") from exc
     except Exception as exc:  # PIL's parsers raise anything from SyntaxError to struct.error on hostile headers
@@ -51,9 +105,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     try:
         if least_px is not None:
             image.draft(None, (least_px, least_px))  # pyright: ignore[reportArgumentType]  # None keeps the mode
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        turned = upright(image)
+        return _to_rgb(_grey_8_bits(turned, image) if turned.mode.startswith("I") else turned)
     except ImageError:
         raise
     except Exception as exc:  # as above: truncated data surfaces as OSError, SyntaxError, ValueError, struct.error ...
@@ -64,12 +117,29 @@ def _refuse_misread_tiff(image: Image.Image) -> None:
     """PIL reads uncompressed planes of 16 bits as if they had 8, and returns noise without a word."""
     if isinstance(image, TiffImageFile):
         tags: dict[int, Any] = dict(image.tag_v2)
-        planar, raw = tags.get(284) == 2, tags.get(259, 1) == 1
-        bits: tuple[int, ...] = tags.get(258, (1,))
+        planar, raw = tags.get(_PLANES) == 2, tags.get(_COMPRESSION, 1) == 1
+        bits: tuple[int, ...] = tags.get(_BITS_PER_SAMPLE, (1,))
         if planar and raw and len(bits) > 1 and max(bits) > 8:
             raise ImageError(
                 f"a TIFF with separate planes of {max(bits)} bits, which PIL decodes wrongly; save it interleaved, or with 8 bits"
             )
+
+
+def _grey_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """An image of integers wider than 8 bits, scaled to 8. opened: what it was turned from, which knows its file's tags."""
+    values = np.asarray(image, dtype=np.int64)
+    bits, inverted = 16, False
+    if isinstance(opened, TiffImageFile):
+        tags: dict[int, Any] = dict(opened.tag_v2)
+        bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+        inverted = tags.get(_PHOTOMETRIC) == _ZERO_IS_WHITE  # PIL heeds that up to 8 bits
+        if bits > 16 or _SIGNED in tags.get(_SAMPLE_FORMAT, (1,)):
+            kind = f"{bits}-bit integer pixels" if bits > 16 else f"signed {bits}-bit pixels"
+            beyond = " beyond 0 to 65535" if values.min() < 0 or values.max() > 65535 else ""
+            raise ImageError(f"{kind}{beyond} have no agreed range; convert to 8 or 16 bits")
+    if inverted:
+        values = (1 << bits) - 1 - values
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -77,11 +147,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F":
         raise ImageError("32-bit float pixels have no agreed range; convert the file to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError("32-bit integer pixels beyond 0 to 65535 have no agreed range; convert to 8 or 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         # The same RGB as a direct conversion, without PIL's warning about transparency given as bytes.
         return image.convert("RGBA").convert("RGB")

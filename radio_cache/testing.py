@@ -13,6 +13,7 @@ from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.crops import Fit, ViewGeometry, patch_geometry
 from radio_cache.fidelity import Fidelity
+from radio_cache.images import decode_image
 from radio_cache.moments import Moments
 from radio_cache.reader import Cache, digest
 from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
@@ -98,7 +99,7 @@ def make_tiny_cache(
     labels = np.array([class_names.index(key.split("/")[0]) for key in keys], np.int32)
     no_offset = np.full(count, -1, np.int64)
     create_cache(path, meta, ImageIndex(keys, labels, np.zeros(count, np.int32), no_offset, no_offset))
-    loaded = [Image.open(images / key).convert("RGB") for key in keys]
+    loaded = [decode_image((images / key).read_bytes()) for key in keys]
     failures = [Failure(row=row, reason="marked unusable") for row in range(count) if keys[row] in unusable]
     sizes_hw = {row: (loaded[row].height, loaded[row].width) for row in range(count) if keys[row] not in unusable}
     digests = {row: digest((images / keys[row]).read_bytes()) for row in range(count)}

@@ -1,17 +1,19 @@
 """Images with a class for every pixel: pairs of folders, and the layouts of ADE20K and Pascal VOC 2012."""
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from evals.errors import EvalError
 from radio_cache.errors import ConfigError, ImageError
-from radio_cache.images import EXTENSIONS, MAX_PIXELS, decode_image
+from radio_cache.images import EXTENSIONS, MAX_PIXELS, decode_image, open_image, upright, upright_hw
 from radio_cache.reader import digest
 
 IGNORED = -1
@@ -23,6 +25,9 @@ _VOC = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _ADE_CLASSES = 150
+
+_STORED = re.compile(r"(?:L|1);(?P<bits>\d?)(?P<inverted>I?)R?\Z")
+"""PIL's name for the way grey values lie in a file that it does not take as they are: "L;4", "L;2I", "1;I"."""
 
 
 @dataclass(frozen=True)
@@ -121,25 +126,45 @@ class MaskedImages:
         """Height and width of an image, upright, from its header. Raises EvalError naming the file."""
         path = self.images[position]
         try:
-            with Image.open(path) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-                return (image.width, image.height) if turned else (image.height, image.width)
-        except (OSError, SyntaxError, ValueError) as exc:
+            with path.open("rb") as file, open_image(file) as image:
+                return upright_hw(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
             raise EvalError(f"{path}: {exc}; remove the image and its mask, or repair it") from exc
 
     def _ids(self, position: int) -> NDArray[np.integer]:
-        """The numbers as they are stored; the colours of a palette do not matter."""
+        """The numbers as they are stored, upright; the colours of a palette do not matter."""
         path = self.masks[position]
         try:
-            with Image.open(path) as mask:
+            with path.open("rb") as file, open_image(file) as mask:
                 if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
                     raise EvalError(
                         f"{path} is a picture in {mask.mode}: a mask holds one number per pixel (a palette or grey PNG), and "
                         "colours alone do not say which class they are"
                     )
-                return np.asarray(mask).astype(np.int64)
-        except (UnidentifiedImageError, OSError, SyntaxError) as exc:
+                largest, bits, inverted = _scaling(mask)
+                ids = np.asarray(upright(mask)).astype(np.int64)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
             raise EvalError(f"{path} cannot be read as a mask: {exc}") from exc
+        if inverted:
+            ids = largest - ids
+        return ids // (largest // ((1 << bits) - 1))
+
+
+def _scaling(mask: Image.Image) -> tuple[int, int, bool]:
+    """How PIL changes the numbers of a mask while it loads it, which is right for grey pictures alone.
+
+    Returns:
+        The largest number there can be afterwards, to which PIL stretches fewer than 8 bits; the bits in the file; whether 0
+        stands for white there (TIFF), so that PIL turns the numbers round.
+    """
+    largest = {"1": 1, "L": 255}.get(mask.mode, 0)
+    tiles: list[Any] = cast(Any, mask).tile
+    arguments: Any = tiles[0][3] if largest and tiles else ""
+    stored = _STORED.match(str(arguments[0] if isinstance(arguments, tuple) else arguments))
+    if stored is None:
+        return 1, 1, False
+    bits = 1 if largest == 1 else int(stored["bits"] or 8)
+    return largest, bits, bool(stored["inverted"])
 
 
 def mask_folders(images: Path, masks: Path, format: MaskFormat) -> MaskedImages:

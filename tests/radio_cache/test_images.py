@@ -1,16 +1,19 @@
 """Every kind of image file people have: decoded as their own tools show it, or refused in a sentence that says why."""
 
 import io
+import re
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
+import radio_cache
 from radio_cache.errors import ImageError
 from radio_cache.images import as_array, decode_image
 
@@ -208,3 +211,107 @@ def test_planes_are_joined_where_pil_can(bits: int, compression: str | None) -> 
 def test_raw_planes_of_16_bits_are_refused_instead_of_decoded_to_noise() -> None:
     with pytest.raises(ImageError, match="a TIFF with separate planes of 16 bits, which PIL decodes wrongly; save it inter"):
         decode_image(planar_tiff(16, None)[0])
+
+
+# ---------------------------------------------------------------- TIFFs of other depths
+
+
+def tiff(values: NDArray[np.integer], *, bits: int, photometric: int = 1, sample_format: int = 1, data: bytes = b"") -> bytes:
+    """An uncompressed grey TIFF of one strip, little-endian. data: the pixels as they are stored, if the array is not."""
+    height, width = values.shape
+    data = data or values.astype(f"<{'i' if sample_format == 2 else 'u'}{bits // 8}").tobytes()
+    tags = [
+        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8), (277, 3, 1),
+        (278, 4, height), (279, 4, len(data)), (339, 3, sample_format),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    padded = data + bytes(len(data) % 2)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(padded)) + padded + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+GREYS = np.array([[0, 256, 1000, 4095], [20000, 32768, 65279, 65535]])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_grey_tiff_whose_zero_is_white_is_no_negative(compression: str | None, dtype: type) -> None:
+    values = (GREYS // 256 if dtype is np.uint8 else GREYS).astype(dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="miniswhite", compression=compression)
+    expected = 255 - GREYS // 256
+    np.testing.assert_array_equal(as_array(decode_image(file.getvalue()))[..., 0], expected)
+
+
+def test_12_bits_are_scaled_to_8() -> None:
+    packed = bytes(b for x, y in ((0, 255), (2048, 4095)) for b in (x >> 4, (x & 15) << 4 | y >> 8, y & 255))
+    decoded = as_array(decode_image(tiff(np.zeros((1, 4), np.uint16), bits=12, data=packed)))
+    assert decoded[0, :, 0].tolist() == [0, 15, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("bits", "sample_format", "values", "reason"),
+    [
+        (32, 1, [[0, 255]], "32-bit integer pixels have no agreed range"),
+        (32, 2, [[0, 65535]], "32-bit integer pixels have no agreed range"),
+        (32, 2, [[-1, 255]], "32-bit integer pixels beyond 0 to 65535 have no agreed range"),
+        (16, 2, [[0, 32767]], "signed 16-bit pixels have no agreed range"),
+    ],
+)
+def test_integers_without_an_agreed_range_are_refused_and_not_black(
+    bits: int, sample_format: int, values: list[list[int]], reason: str
+) -> None:
+    with pytest.raises(ImageError, match=f"{reason}; convert to 8 or 16 bits"):
+        decode_image(tiff(np.array(values), bits=bits, sample_format=sample_format))
+
+
+# ---------------------------------------------------------------- what is opened, and odd metadata
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+        file_bytes(gradient(), "ICO"), file_bytes(gradient(), "PCX"), file_bytes(gradient(), "SGI"),
+        file_bytes(gradient(), "JPEG2000"),
+    ],
+    ids=["EPS", "ICO", "PCX", "SGI", "JPEG 2000"],
+)  # fmt: skip
+def test_formats_that_are_not_documented_are_not_opened(data: bytes) -> None:
+    with pytest.raises(ImageError, match="not an image in a format PIL knows and we open: JPEG, PNG,"):
+        decode_image(data)
+
+
+def test_every_image_is_opened_by_the_one_function_that_names_the_formats() -> None:
+    root = Path(radio_cache.__file__).parents[1]
+    files = [file for name in ("radio_cache", "cache_builder", "trainer", "evals") for file in (root / name).rglob("*.py")]
+    opening = [file.relative_to(root).as_posix() for file in files if re.search(r"\bImage\.open\(", file.read_text())]
+    assert opening == ["radio_cache/images.py"]
+    assert "return Image.open(file, formats=FORMATS)" in (root / opening[0]).read_text()
+
+
+def test_avif_and_the_several_pictures_of_a_camera_are_decoded() -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    decoded = decode_image(file_bytes(gradient(size=(64, 48)), "AVIF", quality=95))
+    assert np.abs(as_array(decoded).astype(int) - as_array(gradient(size=(64, 48)))).mean() < 4
+    several = file_bytes(gradient(), "MPO", save_all=True, append_images=[gradient().rotate(180)])
+    assert decode_image(several).size == (40, 30)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_odd_tag_beside_the_orientation_does_not_refuse_a_photo(kind: str) -> None:
+    # ImageWidth as text, which is a number by the standard; then the orientation.
+    entries = struct.pack("<HHI4s", 256, 2, 4, b"abc\0") + struct.pack("<HHIHH", 274, 3, 1, 6, 0)
+    exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 2) + entries + bytes(4)
+    decoded = decode_image(file_bytes(gradient(), kind, exif=exif))
+    assert decoded.size == (30, 40)
+    plain = as_array(decode_image(file_bytes(gradient(), kind)))
+    np.testing.assert_array_equal(as_array(decoded), np.rot90(plain, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_exif_data_that_cannot_be_read_leave_the_photo_as_it_is() -> None:
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff"):
+        data = file_bytes(gradient(), "JPEG")
+        block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+        np.testing.assert_array_equal(as_array(decode_image(data[:2] + block + data[2:])), as_array(decode_image(data)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from radio_cache import __version__
-from radio_cache.errors import ConfigError, RadioCacheError
+from radio_cache.errors import ConfigError, ImageError, RadioCacheError
 from radio_cache.images import decode_image
 from radio_cache.local_storage import write_atomically
 from radio_cache.reader import Cache
@@ -154,8 +154,8 @@ def _number(value: float | None) -> str:
 def _images(card: Card, cache: Cache | None) -> list[Image.Image]:
     if card.pictures != "cache":
         try:
-            return [Image.open(path).convert("RGB") for path in card.pictures]
-        except OSError as exc:
+            return [decode_image(path.read_bytes()) for path in card.pictures]
+        except (OSError, ImageError) as exc:
             raise ConfigError(f"--picture: {exc}") from exc
     if cache is None:
         return []

@@ -1,9 +1,12 @@
 """Masks as people have them: palettes, ignored pixels, other layouts, and what is wrong with some."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from evals.errors import EvalError
@@ -151,3 +154,61 @@ def test_a_split_has_every_pair_once_and_is_the_same_again(tmp_path: Path) -> No
     assert pairs.limited(3, 0).keys == pairs.limited(3, 0).keys
     with pytest.raises(EvalError, match="one image with a mask"):
         split(train.limited(1, 0), test_share=0.2, seed=0)
+
+
+def grey_png(ids: np.ndarray, bits: int) -> bytes:
+    """A grey PNG with fewer than 8 bits a pixel, which PIL reads and does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    per_byte = 8 // bits
+    shifts = 8 - bits * (1 + np.arange(per_byte))
+    rows = (ids.reshape(ids.shape[0], -1, per_byte) << shifts).sum(-1).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_ids_in_few_bits_are_not_stretched(tmp_path: Path, bits: int) -> None:
+    ids = np.arange(32).reshape(4, 8) % min(2**bits, 16)
+    save_pair(tmp_path, "a", ids)
+    (tmp_path / "masks/a.png").write_bytes(grey_png(ids, bits))
+    pairs = folders(tmp_path)
+    assert pairs.classes(0, (4, 8)).tolist() == ids.tolist()
+    assert pairs.largest_class() == ids.max()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("photometric", "dtype"), [("miniswhite", "uint8"), ("minisblack", "uint8"), ("miniswhite", "uint16")])
+def test_ids_in_a_tiff_are_those_in_the_file_whatever_colour_zero_is(
+    tmp_path: Path, photometric: str, dtype: str, compression: str | None
+) -> None:
+    save_pair(tmp_path, "a", IDS)
+    (tmp_path / "masks/a.png").unlink()
+    tifffile.imwrite(tmp_path / "masks/a.tif", IDS.astype(dtype), photometric=photometric, compression=compression)
+    assert folders(tmp_path).classes(0, (2, 3)).tolist() == [[0, 1, 2], [IGNORED, 1, 0]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kinds", [("tif", "png"), ("jpg", "tif"), ("tif", "tif"), ("jpg", "png")])
+def test_turned_images_and_masks_of_any_format_fit_each_other(
+    tmp_path: Path, orientation: int, kinds: tuple[str, str]
+) -> None:
+    save_pair(tmp_path, "a", IDS)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    hw = (2, 3) if orientation < 5 else (3, 2)
+    for below, kind in zip(("images", "masks"), kinds, strict=True):
+        for file in (tmp_path / below).iterdir():
+            file.unlink()
+        stored = np.zeros((*hw, 3), np.uint8) if below == "images" else np.arange(6, dtype=np.uint8).reshape(hw)
+        Image.fromarray(stored).save(tmp_path / below / f"a.{kind}", exif=exif)
+    pairs = folders(tmp_path)
+    assert pairs.size_hw(0) == (2, 3) == (pairs.image(0).height, pairs.image(0).width)
+    back = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).T, 8: np.rot90,
+    }[orientation]  # fmt: skip
+    assert pairs.classes(0, (2, 3)).tolist() == back(np.arange(6).reshape(hw)).tolist()
