@@ -7,7 +7,7 @@ processes change the speed, never the data, and a resumed run sees what an unint
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,11 +29,10 @@ from radio_cache.images import decode_image
 from radio_cache.page_memory import page_array
 from radio_cache.reader import Cache, CachedTeacher
 from trainer.batch import Batch, LevelPart, Targets, TeacherPart
+from trainer.eval_view import StudentFit
 from trainer.levels import Levels, drawn_area
 from trainer.order import Order
 from trainer.recipe import Recipe
-
-StudentFit = Literal["squash", "crop"]
 
 _CROPS = 1
 """A stream of random numbers drawn from the recipe's seed."""
@@ -53,6 +52,7 @@ def student_pixels(image: Image.Image, image_hw: tuple[int, int], box_xyxy: BoxX
 def eval_box_xyxy(image_hw: tuple[int, int], fit: StudentFit, centre_share: float) -> BoxXYXY | None:
     """Return the box of an image that a student sees outside of training, in image pixels; None for all of it ("squash").
 
+    `trainer.eval_view.eval_pixels` makes the pixels, which lie there to a pixel.
     centre_share: share of the shorter side that the centre square of "crop" keeps (`StudentConfig.centre_share`).
     """
     if fit == "squash":

@@ -7,11 +7,13 @@ from typing import Any, Literal, TypeVar, cast, final
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.strict_json import from_json
 from trainer.adaptors import BACKBONE, AdaptorOutput, Adaptors, HeadConfig, HeadKind, TeacherWidths
+from trainer.eval_view import StudentFit, prepare
 from trainer.image_split import ImageSplit
 from trainer.students import create_student, refuse_foreign_code
 from trainer.students.base import FeatureFormat, Student, StudentOutput
@@ -44,7 +46,7 @@ _Pair = TypeVar("_Pair", StudentOutput, AdaptorOutput)
 class StudentConfig:
     """What a saved student is. Lies beside its weights as `student.json`.
 
-    image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image (`trainer.data.eval_box_xyxy`).
+    image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image (`trainer.eval_view.eval_pixels`).
     adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
     seed: of its initial weights, so that the untrained student can be made again.
     images: of its cache, which it was trained on and which were held out (`trainer.holdout`); None: not recorded.
@@ -53,7 +55,7 @@ class StudentConfig:
     student: str
     overrides: dict[str, Any]
     image_hw: tuple[int, int]
-    fit: Literal["squash", "crop"]
+    fit: StudentFit
     teachers: tuple[TeacherWidths, ...]
     adaptor_width: int | None
     seed: int
@@ -161,6 +163,15 @@ class DistilledStudent(nn.Module):
             BACKBONE: _formatted(out, grid_hw, feature_fmt),
             **{name: _formatted(guesses[name], fine_hw, feature_fmt) for name in self.heads},
         }
+
+    def preprocess(self, *photos: Image.Image) -> Float[Tensor, "b 3 h w"]:
+        """Prepare photos as evaluations do: RGB in [0, 1], at the size the student was trained at, one batch of all of them."""
+        config = self.config
+        views = [
+            torch.from_numpy(prepare(one, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share))
+            for one in photos
+        ]
+        return torch.cat(views)
 
     def grid_hw(self, images: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
         """Rows and columns of the student's tokens."""

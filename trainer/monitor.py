@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.reader import Cache
-from trainer.data import CropData, eval_box_xyxy, student_pixels
+from trainer.data import CropData
 from trainer.distilled import StudentConfig
+from trainer.eval_view import eval_pixels
 
 K, TEMPERATURE = 20, 0.07
 """As in AM-RADIO and everywhere else: 20 neighbours that vote with exp(cosine / 0.07)."""
@@ -93,8 +94,7 @@ class Monitor:
 
 def _seen(data: CropData, row: int, config: StudentConfig) -> NDArray[np.uint8]:
     image = data.image(row)
-    box = eval_box_xyxy((image.height, image.width), config.fit, config.centre_share)
-    return student_pixels(image, config.image_hw, box)
+    return eval_pixels(image, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share)
 
 
 def top1_error(top1: float, queries: int) -> float:

@@ -1,5 +1,6 @@
 """An exported ONNX file as an encoder, run by ONNX Runtime where that is installed."""
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -15,7 +16,10 @@ from evals.encoders.base import OWN, LiveEncoder, Outputs, size_phrase
 from evals.errors import EvalError
 from radio_cache.crops import BoxXYXY, ViewGeometry
 from radio_cache.errors import ConfigError
-from trainer.data import student_pixels
+from radio_cache.strict_json import from_json, parse_json
+from trainer.data import eval_box_xyxy
+from trainer.eval_view import StudentFit, eval_pixels
+from trainer.exports.graphs import VIEW_KEY
 
 
 class OnnxSession(Protocol):
@@ -24,6 +28,32 @@ class OnnxSession(Protocol):
     def get_inputs(self) -> list[Any]: ...
     def get_outputs(self) -> list[Any]: ...
     def run(self, output_names: list[str] | None, input_feed: dict[str, NDArray[np.float32]]) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """What a file's student is shown of an image (`trainer.eval_view.eval_pixels`)."""
+
+    image_hw: tuple[int, int] = (0, 0)
+    fit: StudentFit = "squash"
+    centre_share: float = 1.0
+
+
+def _recorded_view(session: OnnxSession, path: Path) -> View:
+    """Read the view from the file's metadata. Raises EvalError for one that makes no sense."""
+    read = getattr(session, "get_modelmeta", None)
+    text: str | None = None if read is None else read().custom_metadata_map.get(VIEW_KEY)
+    if text is None:
+        return View()
+    try:
+        view = from_json(View, parse_json(text.encode()))
+    except ValueError as exc:
+        raise EvalError(f"{path}: its metadata '{VIEW_KEY}' is damaged ({exc}): export the student again") from exc
+    if not 0 < view.centre_share <= 1:
+        raise EvalError(
+            f"{path}: its metadata '{VIEW_KEY}' is damaged (centre_share is {view.centre_share}): export the student again"
+        )
+    return view
 
 
 def open_onnx(path: Path, *, gpu: bool) -> OnnxSession:
@@ -42,7 +72,8 @@ def open_onnx(path: Path, *, gpu: bool) -> OnnxSession:
 @final
 class OnnxEncoder(LiveEncoder):
     """One input of RGB images (b, 3, h, w) in [0, 1]; the first output of two axes is the summary, the first of three
-    (b, n, c) or four (b, c, h, w) is the map. The whole image is squashed to the input, as students are shown it.
+    (b, n, c) or four (b, c, h, w) is the map. A file of `radio-export` says what it is shown of an image; of another, the whole
+    image is squashed to the input.
 
     size_px: of the square input, where the file leaves it open. Raises EvalError for a file of another kind.
     """
@@ -58,6 +89,7 @@ class OnnxEncoder(LiveEncoder):
         if fixed is not None and size_px is not None and fixed != (size_px, size_px):
             raise ConfigError(f"{path} takes {size_phrase(fixed)} and nothing else, not {size_px} px")
         self._session, self._path = session, path
+        self._view = _recorded_view(session, path)
         self._input = str(inputs[0].name)
         input_hw = fixed or (size_px or 0, size_px or 0)
         self._fixed_batch = shape[0] if isinstance(shape[0], int) else None
@@ -78,10 +110,12 @@ class OnnxEncoder(LiveEncoder):
         )  # fmt: skip
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
-        return student_pixels(image, self.geometry.input_hw)
+        view = self._view
+        return eval_pixels(image, image_hw=self.geometry.input_hw, fit=view.fit, centre_share=view.centre_share)
 
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
-        return (0.0, 0.0, float(image_hw[1]), float(image_hw[0]))
+        box = eval_box_xyxy(image_hw, self._view.fit, self._view.centre_share)
+        return box or (0.0, 0.0, float(image_hw[1]), float(image_hw[0]))
 
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
         del images_hw  # there is no padding

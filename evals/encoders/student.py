@@ -14,8 +14,9 @@ from evals.encoders.base import OWN, LiveEncoder, Measurable, Outputs, size_phra
 from radio_cache.crops import BoxXYXY, ViewGeometry
 from radio_cache.errors import ConfigError
 from trainer import DistilledStudent, load_student
-from trainer.data import eval_box_xyxy, student_pixels
+from trainer.data import eval_box_xyxy
 from trainer.distilled import backbone_and_heads
+from trainer.eval_view import eval_pixels
 
 
 @final
@@ -59,7 +60,9 @@ class StudentEncoder(LiveEncoder):
         return cls(model, name=name, trained=trained, device=device, size_px=size_px)
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
-        return student_pixels(image, self.geometry.input_hw, self.seen_box_xyxy((image.height, image.width)))
+        return eval_pixels(
+            image, image_hw=self.geometry.input_hw, fit=self.config.fit, centre_share=self.config.centre_share
+        )
 
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
         h, w = image_hw

@@ -20,9 +20,10 @@ from trainer.assembly import student_config
 from trainer.cli import main as train_main
 from trainer.data import eval_box_xyxy, student_pixels
 from trainer.distilled import StudentConfig
+from trainer.eval_view import eval_pixels
 from trainer.export import load_student
 from trainer.export_cli import main as export_main
-from trainer.exports.hugging_face import image_processor_settings
+from trainer.exports.preprocessing import image_processor_settings
 from trainer.recipe import Recipe
 from trainer.train_config import TrainConfig
 
@@ -77,7 +78,8 @@ def test_the_share_can_be_chosen_and_every_export_and_eval_agrees(tmp_path: Path
     assert json.loads((out / "safetensors/student.json").read_text())["centre_share"] == 0.75
     smooth = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
     photo = Image.fromarray(smooth).resize((120, 80), Image.Resampling.BICUBIC)
-    expected = student_pixels(photo, (32, 32), (30.0, 10.0, 90.0, 70.0))
+    expected = eval_pixels(photo, image_hw=(32, 32), fit="crop", centre_share=0.75)
+    assert np.abs(expected.astype(int) - student_pixels(photo, (32, 32), (30.0, 10.0, 90.0, 70.0))).mean() < 6
     encoder = StudentEncoder.of_run(run, name="s", trained=True, device=torch.device("cpu"))
     np.testing.assert_array_equal(encoder.pixels_of(photo), expected)
     settings = json.loads((out / "hf/preprocessor_config.json").read_text())

@@ -5,9 +5,11 @@ from typing import Any, Literal, final
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
+from trainer.adaptors import BACKBONE
 from trainer.distilled import Features, StudentConfig, build_distilled
-from trainer.students.base import FeatureFormat
+from trainer.students.base import FeatureFormat, StudentOutput
 
 
 @final
@@ -26,7 +28,8 @@ class RadioStudentConfig(PretrainedConfig):
 
 @final
 class RadioStudentModel(PreTrainedModel):
-    """`model(pixel_values)` gives summary and spatial features; with adaptors a dict with `backbone` and each teacher.
+    """`model(pixel_values)` gives summary and spatial features; with adaptors a dict with `backbone` and each teacher,
+    `pooler_output` and `last_hidden_state` (the student's summary and spatial features).
 
     pixel_values (b, 3, h, w): RGB in [0, 1]; the student standardises colours itself.
     """
@@ -43,8 +46,14 @@ class RadioStudentModel(PreTrainedModel):
         save_constants(self.distilled)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, feature_fmt: FeatureFormat = "NLC") -> Features:
-        return self.distilled(pixel_values, feature_fmt=feature_fmt)
+    def forward(self, pixel_values: Tensor, feature_fmt: FeatureFormat = "NLC") -> Features | ModelOutput:
+        """The student's features; with adaptors a dict, in which transformers' own names stand for the student's, too."""
+        out: Features = self.distilled(pixel_values, feature_fmt=feature_fmt)
+        if isinstance(out, StudentOutput):
+            return out
+        own = out[BACKBONE]
+        # Pipelines take the first value, or the one called pooler_output, and both have to be tensors.
+        return ModelOutput({"pooler_output": own.summary, "last_hidden_state": own.spatial, **out})
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every layer has its weights from its constructor, or from the file."""

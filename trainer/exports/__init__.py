@@ -54,7 +54,7 @@ def write_safetensors(model: DistilledStudent, folder: Path) -> Written:
         use=(
             "from trainer import load_student",
             f"model = load_student('{PLACE}'{heads}{allowed})",
-            "out = model(images)  # images (b, 3, h, w) in [0, 1]",
+            "out = model(model.preprocess(photo))  # photo: a PIL image; a model takes images (b, 3, h, w) in [0, 1]",
         ),
         run=run,
     )

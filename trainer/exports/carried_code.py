@@ -48,6 +48,14 @@ def carried_files(root: str) -> dict[str, str]:
     return files
 
 
+def carried_source(module: str) -> str:
+    """The text of a module that imports nothing of ours. Raises ConfigError for one that does."""
+    text, imported = _relative(module)
+    if imported:
+        raise ConfigError(f"{module} imports {imported[0]}, and cannot be carried alone")
+    return text
+
+
 def _relative(module: str) -> tuple[str, list[str]]:
     """A module's text with imports of ours made relative, and what these import."""
     source = _source(module)

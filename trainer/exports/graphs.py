@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,12 @@ from torch import Tensor
 from radio_cache.local_storage import write_atomically
 from trainer.distilled import DistilledStudent
 from trainer.exports.libraries import library
+from trainer.exports.preprocessing import view_settings, write_prepare_file
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, FlatStudent, Written
 
 ONNX_FILE, PROGRAM_FILE = "student.onnx", "student.pt2"
+VIEW_KEY = "radio_cache.view"
+"""Key of the ONNX file's metadata whose value is JSON: the arguments of `trainer.eval_view.prepare`."""
 
 
 def write_onnx(model: DistilledStudent, folder: Path) -> Written:
@@ -32,6 +36,7 @@ def write_onnx(model: DistilledStudent, folder: Path) -> Written:
         )  # fmt: skip
     except Exception as exc:  # the converter's errors have no common base
         raise ExportError(f"--format onnx: '{model.config.student}' cannot be converted: {_first_line(exc)}") from exc
+    onnx_program.model.metadata_props[VIEW_KEY] = json.dumps(view_settings(model.config))
     onnx_program.save(str(path), external_data=_bytes_of(model) > 1.9e9)
 
     @functools.cache
@@ -42,11 +47,13 @@ def write_onnx(model: DistilledStudent, folder: Path) -> Written:
         found = load().run(list(flat.names), {"images": images.numpy()})
         return {name: torch.from_numpy(value) for name, value in zip(flat.names, found, strict=True)}
 
+    prepare = write_prepare_file(model, folder)
     return Written(
         use=(
-            "import onnxruntime",
+            f"import sys, onnxruntime; sys.path.insert(0, '{PLACE}')",
+            *prepare,
             f"session = onnxruntime.InferenceSession('{PLACE}/{ONNX_FILE}')",
-            "summary, features = session.run(['summary', 'features'], {'images': images})  # float32 in [0, 1]",
+            "summary, features = session.run(['summary', 'features'], {'images': images})",
         ),
         run=run,
         notes=(_one_size(model),),
@@ -68,11 +75,13 @@ def write_program(model: DistilledStudent, folder: Path) -> Written:
     def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
         return dict(zip(flat.names, load()(images), strict=True))
 
+    prepare = write_prepare_file(model, folder)
     return Written(
         use=(
-            "import torch",
+            f"import sys, torch; sys.path.insert(0, '{PLACE}')",
+            *prepare,
             f"model = torch.export.load('{PLACE}/{PROGRAM_FILE}').module()",
-            f"{', '.join(name.replace('.', '_').replace('-', '_') for name in flat.names)} = model(images)",
+            f"{', '.join(name.replace('.', '_').replace('-', '_') for name in flat.names)} = model(torch.from_numpy(images))",
         ),
         run=run,
         notes=(_one_size(model),),

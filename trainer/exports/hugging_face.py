@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from radio_cache.local_storage import write_atomically
-from trainer.data import eval_box_xyxy
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent
 from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files
 from trainer.exports.libraries import library, no_progress_bar
+from trainer.exports.preprocessing import image_processor_settings, timm_pretrained_cfg
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features
 from trainer.students import foreign_module
 
@@ -29,8 +29,13 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     fields = model.config.to_json()
     fields["overrides"] = {key: value for key, value in fields["overrides"].items() if key not in STARTING_SETTINGS}
     name = _CARRIED.rpartition(".")[2]
+    # transformers' own centre crops lie a pixel beside torchvision's in one image of four. With these keys in config.json,
+    # AutoImageProcessor takes timm's own transform.
+    crop: dict[str, Any] = {}
+    if model.config.fit == "crop":
+        crop = {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": timm_pretrained_cfg(model.config)}
     config: Any = carried.RadioStudentConfig(
-        distilled=fields, adaptors=list(model.heads), architectures=["RadioStudentModel"],
+        distilled=fields, adaptors=list(model.heads), architectures=["RadioStudentModel"], **crop,
         auto_map={"AutoConfig": f"{name}.RadioStudentConfig", "AutoModel": f"{name}.RadioStudentModel"},
     )  # fmt: skip
     like = carried.RadioStudentModel(config).eval()
@@ -38,7 +43,8 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     tensors = {key: value.contiguous().clone() for key, value in like.state_dict().items()}
     save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
-    write_atomically(folder / "preprocessor_config.json", json.dumps(image_processor_settings(model), indent=1).encode())
+    processor = image_processor_settings(model)
+    write_atomically(folder / "preprocessor_config.json", json.dumps(processor, indent=1).encode())
     for file, text in carried_files(_CARRIED).items():
         write_atomically(folder / file, text.encode())
 
@@ -51,11 +57,13 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
         return flat_features(load()(images))
 
+    # By default transformers resizes in torch, whose bicubic filter is up to two grey levels beside Pillow's.
+    pillow = ", backend='pil'" if model.config.fit == "squash" else ""
     return Written(
         use=(
             "from transformers import AutoImageProcessor, AutoModel",
             f"model = AutoModel.from_pretrained('{PLACE}', trust_remote_code=True)",
-            f"processor = AutoImageProcessor.from_pretrained('{PLACE}')",
+            f"processor = AutoImageProcessor.from_pretrained('{PLACE}'{pillow})",
             "out = model(**processor(image, return_tensors='pt'))",
         ),
         run=run,
@@ -70,19 +78,3 @@ def refuse_torch_module(model: DistilledStudent, what: str) -> None:
             f"--format {what}: the code of '{model.config.student}' is your own package, which the folder cannot carry; "
             "choose safetensors, onnx or torch-export"
         )
-
-
-def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
-    """What a student is shown of an image outside of training, in transformers' words (`trainer.data.eval_box_xyxy`)."""
-    h, w = model.config.image_hw
-    rest: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False, "do_convert_rgb": True}
-    bicubic: dict[str, Any] = {"do_resize": True, "resample": 3}
-    if model.config.fit == "squash":
-        return {"image_processor_type": "ViTImageProcessor", **bicubic, "size": {"height": h, "width": w}, **rest}
-    box = eval_box_xyxy((h, w), "crop", model.config.centre_share)
-    assert box is not None
-    shorter = round(min(h, w) ** 2 / (box[2] - box[0]))
-    return {
-        "image_processor_type": "CLIPImageProcessor", **bicubic, "size": {"shortest_edge": shorter},
-        "do_center_crop": True, "crop_size": {"height": h, "width": w}, **rest,
-    }  # fmt: skip

@@ -19,8 +19,8 @@ from radio_cache.reader import Cache
 from radio_cache.schema import TeacherSpec
 from radio_cache.strict_json import parse_json
 from radio_cache.view import PcaColours, png_bytes
-from trainer.data import eval_box_xyxy, student_pixels
 from trainer.distilled import DistilledStudent, backbone_and_heads
+from trainer.eval_view import eval_pixels
 from trainer.exports.written import PLACE
 
 CARD_FILE, PICTURE_FILE = "README.md", "features.png"
@@ -170,8 +170,7 @@ def _images(card: Card, cache: Cache | None) -> list[Image.Image]:
 def _picture(model: DistilledStudent, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
     """A row per image: what the student is shown, and maps as colours."""
     config = model.config
-    boxes = [eval_box_xyxy((one.height, one.width), config.fit, config.centre_share) for one in images]
-    shown = [student_pixels(one, config.image_hw, box) for one, box in zip(images, boxes, strict=True)]
+    shown = [eval_pixels(one, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share) for one in images]
     batch = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
     own, guesses = backbone_and_heads(model(batch, feature_fmt="NCHW"))
     columns = [shown]

@@ -18,6 +18,7 @@ from trainer.distilled import STARTING_SETTINGS, DistilledStudent
 from trainer.export import save_tensors
 from trainer.exports.carried_code import carried_files
 from trainer.exports.hugging_face import refuse_torch_module
+from trainer.exports.preprocessing import timm_pretrained_cfg
 from trainer.exports.written import PLACE, FlatFeatures, Written
 
 _CARRIED = "trainer.carried.timm_radio_student"
@@ -36,13 +37,9 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
     import_module(_CARRIED)  # registers it here, too
     config = model.config
     overrides = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
-    pretrained = {
-        "input_size": [3, *config.image_hw], "num_classes": 0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0],
-        "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash", "classifier": "head", "first_conv": None,
-    }  # fmt: skip
     document = {
         "architecture": "radio_student", "num_classes": 0, "num_features": model.summary_dim,
-        "model_args": {"student": config.student, "overrides": overrides}, "pretrained_cfg": pretrained,
+        "model_args": {"student": config.student, "overrides": overrides}, "pretrained_cfg": timm_pretrained_cfg(config),
     }  # fmt: skip
     tensors = {f"student.{key}": value.contiguous() for key, value in model.student.state_dict().items()}
     save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -69,7 +66,8 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
             f"import sys, timm; sys.path.insert(0, '{PLACE}')",
             f"import {_PACKAGE}  # registers the model",
             f"model = timm.create_model('local-dir:{PLACE}', pretrained=True, features_only=True)",
-            "maps = model(images)  # images (b, 3, h, w) in [0, 1]",
+            "transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))",
+            "maps = model(transform(photo)[None])  # photo: a PIL image, RGB",
         ),
         run=run,
         notes=("timm has no place for the heads of teachers: safetensors and hf keep them",) if model.heads else (),
