@@ -15,7 +15,8 @@ from threadpoolctl import ThreadpoolController
 
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.errors import CodecError
+from radio_cache.codecs.klt_basis import LARGEST_FEATURE, not_finite
+from radio_cache.errors import CodecError, UnstorableFeaturesError
 from radio_cache.moments import Moments
 from radio_cache.schema import TeacherSpec
 
@@ -121,7 +122,8 @@ def _without_sample(request: CodecRequest) -> tuple[Codec, dict[str, Any]]:
 
 
 def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
-    """A codec calibrated on the later four fifths of these images, and measured on the first fifth. Raises CodecError."""
+    """A codec calibrated on the later four fifths of these images, and measured on the first fifth. Raises CodecError,
+    UnstorableFeaturesError for an image whose features are not finite."""
     # How many threads BLAS takes changes the last bits of a covariance and its eigenvectors, and with them every code.
     libraries = ThreadpoolController()
     held_out_images = max(1, round(_HELD_OUT * len(rows)))
@@ -129,6 +131,9 @@ def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -
     moments: Moments | None = None
     kept: list[NDArray[np.float32]] = []
     for number, tokens in enumerate(tokens_of(rows)):
+        magnitude = float(np.abs(tokens).max(initial=0))
+        if not magnitude <= LARGEST_FEATURE:
+            raise UnstorableFeaturesError(rows[number], str(not_finite(magnitude)))
         if number >= held_out_images:
             with libraries.limit(limits=1, user_api="blas"):
                 own = Moments.of(tokens)

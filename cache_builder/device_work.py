@@ -22,13 +22,14 @@ from cache_builder.preprocess import teacher_input
 from cache_builder.shown import Shown
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers.base import Teacher
-from radio_cache.codecs import Codec
-from radio_cache.errors import TeacherError
-from radio_cache.torch import MapEncoder
+from radio_cache.codecs import Codec, Half
+from radio_cache.errors import CodecError, TeacherError, UnstorableFeaturesError
+from radio_cache.torch import Encoded, MapEncoder
 
 T = TypeVar("T")
 
 _CUDA_STREAMS = 2
+
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class DeviceWork:
         self._teacher, self._device, self._stages, self._say = teacher, device, stages, say
         self._dtype = getattr(torch, teacher.spec.compute_dtype)
         self._encoder = MapEncoder(codec, device) if codec else None
+        self._summary_encoder = MapEncoder(Half(), device)
         self._most: int | None = None
         self._turn = threading.Lock()
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -93,7 +95,8 @@ class DeviceWork:
         return self._fitting(batch, self._forward)
 
     def codes(self, batch: Sequence[Shown]) -> list[CodeBatch]:
-        """Codes of a batch; in several parts where it did not fit. Raises CodecError for values the codec cannot keep."""
+        """Codes of a batch; in several parts where it did not fit. Raises UnstorableFeaturesError, for maps that the codec and
+        summaries that half precision cannot keep."""
         return self._fitting(batch, self._encoded)
 
     def _forward(self, batch: Sequence[Shown]) -> MapBatch:
@@ -109,7 +112,9 @@ class DeviceWork:
         assert self._encoder is not None, "this work has a codec"
         maps = self._forward(batch)
         with Stopwatch(self._stages, "encode"), torch.inference_mode():
-            encoded = self._encoder(maps.spatial)
+            encoded = self._kept(self._encoder, batch, maps.spatial)
+            if maps.summary is not None:
+                self._kept(self._summary_encoder, batch, maps.summary[:, None, None], "summary: ")
             sums: list[Tensor] = []
             cosines: list[Tensor] = []
             errors: list[Tensor] = []
@@ -129,6 +134,18 @@ class DeviceWork:
         assert cosine is not None
         assert error is not None
         return CodeBatch(codes, summary, moments, num_tokens, cosine, error)
+
+    def _kept(self, encoder: MapEncoder, batch: Sequence[Shown], maps: Tensor, what: str = "") -> Encoded:
+        """Encode maps (b, h, w, c). Raises UnstorableFeaturesError naming the first image that cannot be."""
+        try:
+            return encoder(maps)
+        except CodecError:
+            for one, own in zip(batch, maps.split(1), strict=True):
+                try:
+                    encoder(own)
+                except CodecError as exc:
+                    raise UnstorableFeaturesError(one.row, f"{what}{exc}") from exc
+            raise
 
     def _there(self, pixels: NDArray[np.uint8]) -> Tensor:
         """On the device, without waiting."""

@@ -27,7 +27,7 @@ from cache_builder.shard_images import Batch, ShardImages, decoding
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers.base import Teacher
 from radio_cache.codecs import Half
-from radio_cache.errors import CodecError
+from radio_cache.errors import UnstorableFeaturesError
 from radio_cache.extra_views import View
 from radio_cache.fidelity import PERFECT, from_cosines
 from radio_cache.moments import power_sums
@@ -98,14 +98,23 @@ def run_shards(
             yield _awaited(last, stages)
 
 
+def unstorable_image(cache: Cache, spec: TeacherSpec, error: UnstorableFeaturesError) -> UnstorableFeaturesError:
+    """Return the error with the cache, the teacher, the image and what to do about it."""
+    key = cache.index.key(error.row)
+    return UnstorableFeaturesError(
+        error.row,
+        f"{cache.url}, teacher '{spec.name}', image {key}: {error}. If this image alone is at fault, leave it out of a new "
+        f"cache: --filter '!{key}'",
+    )
+
+
 def _codes(cache: Cache, work: DeviceWork, spec: TeacherSpec, whole: Batch) -> tuple[list[CodeBatch], bool]:
     """The codes of a batch, and whether it is its shard's last."""
     batch = whole.shown
     try:
         return work.codes(batch) if batch else [], whole.last
-    except CodecError as exc:
-        keys = [cache.index.key(one.row) for one in (batch[0], batch[-1])]
-        raise CodecError(f"{cache.url}, teacher '{spec.name}', images {keys[0]} to {keys[1]}: {exc}") from exc
+    except UnstorableFeaturesError as exc:
+        raise unstorable_image(cache, spec, exc) from exc
 
 
 def _awaited(written: Future[Receipt], stages: StageSeconds) -> Receipt:
@@ -220,10 +229,7 @@ def _write_summaries(
 ) -> None:
     for view in range(spec.views):
         stored = np.full((1, cache.meta.shard_images, summary.shape[2]), np.nan, np.float16)
-        try:
-            stored[0, places] = Half().encode(summary[:, view])
-        except CodecError as exc:
-            raise CodecError(f"{cache.url}, teacher '{spec.name}', shard {shard}, summary: {exc}") from exc
+        stored[0, places] = Half().encode(summary[:, view])  # which `DeviceWork.codes` has made sure of
         writer.write_plain("summary", stored, grid=(view, shard, 0))
     writer.write_plain("stats/summary", power_sums(summary)[None], grid=(shard, 0, 0))
 

@@ -17,12 +17,12 @@ from cache_builder.build_output import Say, check_same
 from cache_builder.calibrate import choose_codec, images_wanted, sample_rows
 from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.scan import look, scan_shard
-from cache_builder.shard_work import run_shards
+from cache_builder.shard_work import run_shards, unstorable_image
 from cache_builder.shown import shown_ahead
 from cache_builder.stages import StageSeconds
 from cache_builder.teachers.base import Teacher
 from radio_cache.cli_support import ProgressLine
-from radio_cache.errors import CodecError, SourceError
+from radio_cache.errors import CodecError, SourceError, UnstorableFeaturesError
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, unfinished_shards
@@ -99,6 +99,8 @@ def join_teacher(
             sample = usable_sample(cache, name, max(1, wanted), pool) or []
         try:
             chosen = choose_codec(teacher.spec, sample, lambda rows: tokens_of(cache, teacher, rows, config, pool, say))
+        except UnstorableFeaturesError as exc:
+            raise unstorable_image(cache, teacher.spec, exc) from exc
         except CodecError as exc:
             raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
         if chosen.note:

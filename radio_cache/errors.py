@@ -18,6 +18,7 @@ RadioCacheError
 ├── ClusterError              the workers of a cluster cannot do their work, or there are none
 │   └── BlindWorkerError      one worker does not see the images; another may
 ├── CodecError                values cannot be stored without breaking the codec's promise
+│   └── UnstorableFeaturesError  of one image: NaN, infinite, or too large for the codec
 ├── ConfigError               a setting has an impossible value, or a name nobody knows
 ├── HadamardError             no Hadamard matrix of that order exists, or none is known here
 ├── MomentsError              a sample of tokens has no variance to normalise by, or is not finite
@@ -122,6 +123,17 @@ class BlindWorkerError(ClusterError):
 
 class CodecError(RadioCacheError):
     """Values cannot be stored without breaking the codec's promise."""
+
+
+class UnstorableFeaturesError(CodecError):
+    """A teacher's features of one image are not finite, or the codec cannot keep them. row: of the image in the cache."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
+        self.row = row
+
+    def __reduce__(self) -> tuple[type["UnstorableFeaturesError"], tuple[int, str]]:
+        return (type(self), (self.row, str(self)))
 
 
 class ConfigError(RadioCacheError):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.codecs.klt_basis import not_finite, too_few_tokens
+from radio_cache.codecs.klt_basis import LARGEST_FEATURE, not_finite, too_few_tokens
 from radio_cache.errors import StoreError
 
 LARGEST = 127
@@ -20,6 +20,8 @@ class Int8:
 
     1 + 1/c bytes a value. e is 0 unless a value of the token exceeds 127 scale, so nothing saturates.
     Bound: |decode(encode(x)) - x| <= scale 2^e / 2 (and a float32 rounding), with 2^e < 2 max(|x| / scale) / 127 or e = 0.
+
+    Values beyond 2^60 raise CodecError.
 
     scale (c,): float32.
     """
@@ -57,8 +59,9 @@ class Int8:
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.int8]:
         scaled = features / self.scale
         largest = np.abs(scaled).max(axis=-1, keepdims=True)
-        if not np.isfinite(largest).all() or largest.max(initial=0) >= LARGEST * 2.0**MAX_EXPONENT:
-            raise not_finite(float(np.abs(features).max()))
+        magnitude = float(np.abs(features).max(initial=0))
+        if not magnitude <= LARGEST_FEATURE or not largest.max(initial=0) < LARGEST * 2.0**MAX_EXPONENT:
+            raise not_finite(magnitude)
         # frexp is exact: largest / 127 = m 2^e with m in [1/2, 1), so 2^e is the smallest power of two above it.
         exponent = np.maximum(np.frexp(largest / np.float32(LARGEST))[1], 0)
         exponent = np.where(largest < LARGEST + 0.5, 0, exponent)  # what rounds to 127 fits

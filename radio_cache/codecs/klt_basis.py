@@ -13,6 +13,9 @@ from radio_cache.moments import Moments
 
 _EIGENVALUE_FLOOR = 1e-6
 
+LARGEST_FEATURE = 2.0**60
+"""The largest magnitude that int8 and the calibration of klt take: sums of squares of larger ones overflow float32."""
+
 
 @dataclass(frozen=True, eq=False)
 class KltBasis:
@@ -35,6 +38,8 @@ class KltBasis:
             raise too_few_tokens(moments.count, "klt")
         eigenvalues, basis = moments.principal_axes()
         mean_variance = float(eigenvalues.mean())
+        if not mean_variance <= LARGEST_FEATURE**2:
+            raise not_finite(float(np.sqrt(mean_variance)))
         if not mean_variance > 0:
             raise CodecError("the teacher's tokens are all equal: there is nothing to calibrate the codec klt on")
         floored = np.maximum(eigenvalues, _EIGENVALUE_FLOOR * mean_variance)

@@ -13,7 +13,7 @@ from torch import Tensor
 from radio_cache.codecs import Codec, Half, Int8, KltPacked, KltZstd
 from radio_cache.codecs.int8 import LARGEST as INT8_LARGEST
 from radio_cache.codecs.int8 import MAX_EXPONENT
-from radio_cache.codecs.klt_basis import not_finite
+from radio_cache.codecs.klt_basis import LARGEST_FEATURE, not_finite
 from radio_cache.codecs.klt_packed import (
     GAIN_OF_ONE,
     GAINS_PER_OCTAVE,
@@ -91,8 +91,9 @@ class MapEncoder:
     def _int8(self, features: Tensor) -> Encoded:
         scaled = features / self._scale
         largest = scaled.abs().amax(dim=-1, keepdim=True)
-        if not bool(torch.isfinite(largest).all()) or _largest(largest) >= INT8_LARGEST * 2.0**MAX_EXPONENT:
-            raise not_finite(_largest(features))
+        magnitude = _largest(features)
+        if not magnitude <= LARGEST_FEATURE or not _largest(largest) < INT8_LARGEST * 2.0**MAX_EXPONENT:
+            raise not_finite(magnitude)
         exponent = torch.frexp(largest / INT8_LARGEST)[1].clamp(min=0)
         exponent = torch.where(largest < INT8_LARGEST + 0.5, torch.zeros_like(exponent), exponent)
         codes = torch.round(torch.ldexp(scaled, -exponent))

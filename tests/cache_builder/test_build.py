@@ -1,5 +1,6 @@
 """Building a cache: what is in it, what a second run does, and what is refused before any work is done."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -544,18 +545,66 @@ def test_a_second_teacher_unlike_the_cached_one_is_refused_before_the_first_comp
     assert computed.images == 10
 
 
-def test_features_that_overflow_name_the_cache_the_teacher_and_the_images(
-    build: Build, fake_module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+FAULTS = {"nan": float("nan"), "inf": float("inf"), "minus inf": float("-inf"), "huge": 3e38}
+FAULTY_CODECS = {
+    "half": CodecRequest(name="half"), "int8": CodecRequest(name="int8"), "packed": CodecRequest(),
+    "zstd": CodecRequest(packing="zstd"), "step": CodecRequest(packing="zstd", step=0.5),
+}  # fmt: skip
+
+
+@pytest.fixture
+def faulty(fake_module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """faulty(value, "spatial"): the teacher returns the value in one place for the one image whose pixels are all white."""
     original = fake_module.FakeTeacher.__call__
 
-    def huge(self: Any, images: torch.Tensor) -> Any:
-        out = original(self, images)
-        return out._replace(spatial=out.spatial * 1e6)
+    def set_up(value: float, where: str) -> None:
+        def call(self: Any, images: torch.Tensor) -> Any:
+            out = original(self, images)
+            white = (images > 2).flatten(1).all(dim=1)
+            features = getattr(out, where).clone()
+            if where == "spatial":
+                features[white, 1, 2, 3] = value
+            else:
+                features[white, 1] = value
+            return out._replace(**{where: features})
 
-    monkeypatch.setattr(fake_module.FakeTeacher, "__call__", huge)
-    with pytest.raises(CodecError, match=r"out\.zarr, teacher 'fake-a', images ant/0.png to .*: codec half holds"):
-        build()
+        monkeypatch.setattr(fake_module.FakeTeacher, "__call__", call)
+
+    return set_up
+
+
+@pytest.fixture(scope="module")
+def images_with_a_white_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty images, one of them white."""
+    folder = tmp_path_factory.mktemp("white")
+    write_images(folder, classes=("ant", "bee"), per_class=40, size=24)
+    Image.new("RGB", (24, 24), "white").save(folder / "bee" / "17.png")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("codec", FAULTY_CODECS)
+def test_features_that_cannot_be_stored_name_the_teacher_and_the_image(
+    build: Build, faulty: Callable[..., None], images_with_a_white_one: Path, codec: str, fault: str
+) -> None:
+    faulty(FAULTS[fault], "spatial")
+    with pytest.raises(CodecError) as raised:
+        build(
+            images=(str(images_with_a_white_one),), shard_images=16, batch_images=8,
+            teachers={"fake-a": TeacherOptions(codec=wanted_codec(FAULTY_CODECS[codec]))},
+        )  # fmt: skip
+    assert re.search(r"out\.zarr, teacher 'fake-a', image bee/17\.png: .*--dtype float32", str(raised.value))
+    assert "--filter '!bee/17.png'" in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_summary_that_cannot_be_stored_names_the_teacher_and_the_image(
+    build: Build, faulty: Callable[..., None], images_with_a_white_one: Path, fault: str
+) -> None:
+    faulty(FAULTS[fault], "summary")
+    with pytest.raises(CodecError, match=r"out\.zarr, teacher 'fake-a', image bee/17\.png: summary: codec half"):
+        build(images=(str(images_with_a_white_one),), shard_images=16, teachers={"fake-a": TeacherOptions()})
 
 
 @pytest.mark.parametrize(
