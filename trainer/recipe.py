@@ -102,7 +102,7 @@ class Recipe:
     adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: the heads, see `trainer.adaptors.HeadConfig`. "mlp" is the first
         paper's; "residual-mlp" the later one, with `adaptor_blocks` residual blocks, and `adaptor_upsample` times the student's
         tokens along each side. adaptor_width None takes the widest teacher's, as the paper does.
-    channels_last: memory layout; faster for convolutions, on CPUs too.
+    channels_last: memory layout; faster for convolutions. On a CPU for E-RADIO alone (`trainer.layout`).
     shuffle: "full": every order of the images is possible. "blocks": `shuffle_shards` shards at a time, whose images are
         shuffled, so that an object store is read a shard at a time. "auto": full on a disk, blocks in a bucket.
     accumulate: passes that a process cuts its share of a batch into; less memory, the same sum.

@@ -24,6 +24,7 @@ from trainer.ema import Ema
 from trainer.export import save_student
 from trainer.feed import Fed, Feed, Waits
 from trainer.holdout import split_rows
+from trainer.layout import memory_layout
 from trainer.memory import checkpoint_activations
 from trainer.metrics import Values
 from trainer.mosaic import cut, joined
@@ -66,8 +67,7 @@ class TrainingRun:
         self.model = build_distilled(student_config(config, self.cache, self.teachers, split))
         self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
         next(iter(self.groups.values())).refuse_unreadable_pixels()
-        # Weights are divided along their first axis, for which they have to lie in order.
-        self.layout = torch.channels_last if recipe.channels_last and not recipe.fsdp else torch.contiguous_format
+        self.layout = memory_layout(self.model.student, recipe, self.device)
         self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
         self.targets = {
             name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device)
