@@ -187,6 +187,12 @@ class ImageSet:
         """Only these."""
         return replace(self, rows=self.rows[positions], labels=self.labels[positions])
 
+    def sampled(self, limit: int | None, seed: int) -> "ImageSet":
+        """At most `limit` of these, drawn at random, so that images sorted by class still give all classes."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.at(np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False)))
+
     def usable(self) -> "ImageSet":
         """Without the images that turned out to be unusable while they were read."""
         failures = self.source.failures
@@ -247,9 +253,7 @@ def image_set(
                 f"{source.place} has no labels, which are needed here: {cure} a folder with one subfolder per class, or "
                 "tars with a .cls for each image"
             )
-    if limit is not None and limit < len(rows):
-        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
-    return ImageSet(source, rows, source.labels[rows], source.class_names)
+    return ImageSet(source, rows, source.labels[rows], source.class_names).sampled(limit, seed)
 
 
 def in_classes_of(bank: ImageSet, queries: ImageSet) -> ImageSet:

@@ -17,7 +17,7 @@ from evals.neighbours import Device, NeighbourSearch
 from evals.notes import counted, left_out_notes, sampling_note
 from evals.paper import ROWS, PaperRow, is_imagenet_validation
 from evals.progress import CountedImages, Progress
-from evals.trained_on import count_trained_on, memory_note
+from evals.trained_on import count_trained_on, divided, memory_note, split_of
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.reader import Cache, is_cache
 from radio_cache.torch import pick_device
@@ -118,11 +118,14 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
     teachers, notes = _teachers(bank_source, query_source, device=device)
     names = [teacher.name for teacher in teachers]
     refuse_namesakes([*names, *(one.name for one in live)])
-    bank = image_set(bank_source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
-    queries = (
-        image_set(query_source, teachers=names, labelled=True, limit=config.limit, seed=config.seed)
-        if query_source else None
-    )  # fmt: skip
+    bank = image_set(bank_source, teachers=names, labelled=True)
+    queries = image_set(query_source, teachers=names, labelled=True) if query_source else None
+    parts = divided(bank, split_of(live)) if queries is None else None
+    if parts is not None:
+        bank, queries = parts
+        notes.append(f"The queries are the {len(queries):,} images of {queries.place} that were held out of training.")
+    bank = bank.sampled(config.limit, config.seed)
+    queries = None if queries is None else queries.sampled(config.limit, config.seed)
     table = knn_table(
         [*teachers, *live], bank, queries,
         k=config.k, sweep=config.sweep, temperature=config.temperature, device=config.device, progress=progress,

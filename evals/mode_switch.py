@@ -19,6 +19,7 @@ from evals.image_set import CacheImages, ImageSet, image_set
 from evals.neighbours import Device
 from evals.notes import left_out_notes
 from evals.progress import Progress
+from evals.trained_on import held_out_of
 from radio_cache.crops import crop_weights
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
@@ -90,7 +91,8 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     teachers = [name for name in student.map_spaces[1:] if name in cache.teachers]
     if not teachers:
         raise EvalError(f"{cache.url} holds none of the student's teachers ({', '.join(student.map_spaces[1:])})")
-    images = image_set(CacheImages(cache), teachers=teachers, limit=config.limit, seed=config.seed)
+    images, held_out = held_out_of(image_set(CacheImages(cache), teachers=teachers), [student])
+    images = images.sampled(config.limit, config.seed)
     rows: list[ModeSwitchRow] = []
     trained_px = student.geometry.input_hw[0]
     sizes, notes = _sizes(student, config.sizes)
@@ -105,7 +107,7 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     )
     return ModeSwitchTable(
         protocol=protocol, images=images.identity(), trained_px=trained_px, rows=tuple(rows),
-        notes=(*left_out_notes(images), *notes),
+        notes=(*held_out, *left_out_notes(images), *notes),
     )
 
 

@@ -66,7 +66,9 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)
     fallback = learned_from(live)
-    images, encoders = images_and_encoders(config.images, live, fallback, limit=config.limit, seed=config.seed)
+    images, encoders, held_out = images_and_encoders(
+        config.images, live, fallback, limit=config.limit, seed=config.seed
+    )
     found: dict[str, tuple[Any, NDArray[np.float64]]] = {}
     seen = np.arange(len(images))
     for encoder in encoders:
@@ -86,7 +88,7 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
         )
         for name, (encoder, features) in found.items()
     )  # fmt: skip
-    notes = left_out_notes(images)
+    notes = [*held_out, *left_out_notes(images)]
     narrow = [row.name for row in rows if row.width > len(seen)]
     if narrow:
         notes.append(

@@ -28,7 +28,7 @@ from evals.neighbours import Device
 from evals.pictures import ImagePictures, feature_pictures, live_maps
 from evals.progress import Progress
 from evals.sections import NotRun, Section, SectionsConfig, make_sections
-from evals.trained_on import count_trained_on
+from evals.trained_on import count_trained_on, divided, split_of
 from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
 from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
@@ -115,11 +115,17 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
             raise
         not_run.append(NotRun("knn", str(exc)))
     bank = Cache(config.cache or student.config.cache)
-    shown = [("Images it was trained on", bank)] if config.shown else []
     if config.shown and config.queries is not None and is_cache(config.queries):
-        shown.insert(0, _queries_group(config.queries, student))
-    for title, cache in shown:
+        title, cache = _queries_group(config.queries, student)
         groups.append(picture_group(title, cache, student, config.shown, device))
+    if config.shown:
+        images = image_set(CacheImages(bank))
+        parts = divided(images, split_of([student]))
+        kinds = [("Images it was trained on", images)]
+        if parts is not None:
+            kinds = [("Images that were held out of training", parts[1]), ("Images it was trained on", parts[0])]
+        for title, part in kinds:
+            groups.append(picture_group(title, bank, student, config.shown, device, rows=part.rows))
     about = SectionsConfig(
         run=config.run, cache=bank.url, images=config.queries or bank.url, masks=config.masks, classes=config.classes,
         crop_px=student.geometry.input_hw[0],
@@ -174,21 +180,28 @@ def page_record(page: Page) -> dict[str, Any]:
     }
 
 
-def picture_group(title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device) -> PictureGroup:
-    """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why."""
+def picture_group(
+    title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device,
+    *, rows: NDArray[np.int64] | None = None,
+) -> PictureGroup:  # fmt: skip
+    """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why.
+
+    rows: the images to choose from; None for all.
+    """
     taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
-    chosen = varied_rows(image_set(CacheImages(cache), teachers=taught_by), count)
-    rows = chosen.rows.tolist()
+    usable = image_set(CacheImages(cache), teachers=taught_by)
+    chosen = varied_rows(usable if rows is None else usable.at(np.flatnonzero(np.isin(usable.rows, rows))), count)
+    chosen_rows = chosen.rows.tolist()
     live: dict[str, NDArray[np.float32]] = {}
     notes: list[str] = []
     for name in taught_by:
         try:
-            live[name] = live_maps(cache, name, rows, device=device)
+            live[name] = live_maps(cache, name, chosen_rows, device=device)
         except TeacherError as exc:
             # The page is about the student: without the teacher's weights it shows less, and says why.
             notes.append(f"The live maps of {name} are missing: {exc}.")
     names = [chosen.name_of(int(label)) if label >= 0 else "" for label in chosen.labels]
-    return PictureGroup(title, " ".join(notes), feature_pictures(cache, rows, names, student, live))
+    return PictureGroup(title, " ".join(notes), feature_pictures(cache, chosen_rows, names, student, live))
 
 
 def render(page: Page) -> str:

@@ -50,7 +50,7 @@ def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) ->
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)
     fallback = learned_from(live)
-    images, encoders = images_and_encoders(config.images, live, fallback, limit=config.limit, seed=config.seed)
+    images, encoders, _ = images_and_encoders(config.images, live, fallback, limit=config.limit, seed=config.seed)
     grids: dict[str, list[list[Pane]]] = {}
     for encoder in encoders:
         block = encoder.summaries(images, on_images=CountedImages(encoder, len(images), progress))

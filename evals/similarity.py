@@ -15,6 +15,7 @@ from evals.errors import EvalError
 from evals.image_set import image_set, open_source
 from evals.neighbours import Device
 from evals.progress import Progress
+from evals.trained_on import held_out_of
 from radio_cache.errors import ConfigError
 from radio_cache.torch import pick_device
 from radio_cache.view.picture_grid import Pane
@@ -56,7 +57,7 @@ def run_similarity(config: SimilarityConfig, *, progress: Progress | None = None
     place = config.images if config.images is not None else fallback
     if place is None:
         raise ConfigError("similarity needs images: give --images PLACE, or --run RUN")
-    images = image_set(open_source(place))
+    images, _ = held_out_of(image_set(open_source(place)), encoders)
     order = np.random.default_rng(config.seed).permutation(len(images))
     rows: list[list[Pane]] = []
     chosen = np.sort(order[: config.shown]).tolist()

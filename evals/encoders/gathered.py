@@ -11,6 +11,7 @@ from evals.encoders.named import load_model, load_runs, parse_models
 from evals.encoders.student import StudentEncoder
 from evals.errors import EvalError
 from evals.image_set import ImageSet, image_set, open_source
+from evals.trained_on import held_out_of
 from radio_cache.errors import ConfigError
 
 
@@ -43,9 +44,10 @@ def images_and_encoders(
     limit: int | None,
     seed: int = 0,
     labelled: bool = False,
-) -> tuple[ImageSet, list[Encoder]]:
-    """The images of a place, and who can give summaries of them: the teachers of the place, if it is a cache, and `live`.
+) -> tuple[ImageSet, list[Encoder], list[str]]:
+    """The images of a place, who can give summaries of them (the teachers of the place, if it is a cache, and `live`), and notes.
 
+    Of a cache that a student was trained on, only the images that were held out, if there are any.
     fallback: the place for None, a run's own cache. Raises EvalError where nobody has summaries.
     """
     where = place if place is not None else fallback
@@ -65,8 +67,9 @@ def images_and_encoders(
         raise EvalError(
             f"nobody gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"
         )
-    images = image_set(source, teachers=[one.name for one in teachers], labelled=labelled, limit=limit, seed=seed)
-    return images, encoders
+    usable = image_set(source, teachers=[one.name for one in teachers], labelled=labelled)
+    images, notes = held_out_of(usable, live)
+    return images.sampled(limit, seed), encoders, notes
 
 
 def learned_from(live: Sequence[LiveEncoder]) -> str | None:

@@ -21,6 +21,7 @@ from evals.neighbours import Device
 from evals.notes import counted, left_out_notes, sampling_note
 from evals.paper import ROWS, PaperRow, is_imagenet_validation
 from evals.progress import CountedImages, Progress
+from evals.trained_on import held_out_of
 from evals.zero_shot.classifier import default_classifiers, text_classifier
 from evals.zero_shot.prompts import PAPER_TEMPLATES, class_phrases, templates_from
 from evals.zero_shot.text_tower import TextTower, open_clip_text_tower, teacher_text_tower
@@ -106,7 +107,9 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
     cached = _cached_clips(source.cache if isinstance(source, CacheImages) else None)
     refuse_namesakes(one.name for one in [*cached, *live])
     named = [one.name for one in cached]
-    images = image_set(source, teachers=named, labelled=True, limit=config.limit, seed=config.seed)
+    images, held_out = held_out_of(image_set(source, teachers=named, labelled=True), live)
+    images = images.sampled(config.limit, config.seed)
+    notes += held_out
     parsed = parse_models(config.models, config.weights)
     models = list(zip(parsed, live, strict=False))  # those named come first, then those of runs
     students = [one for one in live[len(models) :] if isinstance(one, StudentEncoder)]

@@ -19,6 +19,7 @@ from radio_cache.writer import ImageIndex, add_teacher, create_cache
 from trainer.adaptors import TeacherWidths
 from trainer.distilled import StudentConfig, build_distilled
 from trainer.export import save_student
+from trainer.image_split import ImageSplit
 
 CLASSES = ("ant", "bee", "cat")
 GRID, WIDTH, SUMMARY_WIDTH = 4, 6, 8
@@ -82,14 +83,14 @@ def _write_teacher(
 
 def write_run(
     path: Path, cache: Path, *, teachers: Sequence[str] = ("alpha",), steps: int = 12, summary_dim: int = SUMMARY_WIDTH,
-    spatial_dim: int = WIDTH,
+    spatial_dim: int = WIDTH, images: ImageSplit | None = None,
 ) -> Path:
     """A finished run folder: a tiny student with weights unlike its first ones, and its metrics."""
     config = StudentConfig(
         student="e-radio-tiny", overrides=SMALLEST, image_hw=(32, 32), fit="squash",
         adaptor_width=16, seed=5, steps=steps,
         teachers=tuple(TeacherWidths(name=name, summary_dim=summary_dim, spatial_dim=spatial_dim) for name in teachers),
-        images_seen=steps * 4, cache=str(cache), run=path.name, recipe="test",
+        images_seen=steps * 4, cache=str(cache), run=path.name, recipe="test", images=images,
     )  # fmt: skip
     model = build_distilled(config)
     for parameter in model.parameters():
