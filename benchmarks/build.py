@@ -130,7 +130,7 @@ def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
 
 def bare(teacher: Teacher, seen: list[Shown], config: BuildConfig, *, side_by_side: bool) -> float:
     """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
-    device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch_images
+    device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch
     work = DeviceWork(teacher, device, StageSeconds())
     # Cut as the build cuts them: within shards.
     shards = [seen[first : first + shard_images] for first in range(0, len(seen), shard_images)]

@@ -46,10 +46,13 @@ def with_batch(config: BuildConfig, teacher: Teacher, say: Say) -> BuildConfig:
     return replace(config, batch_images=batch, auto_batch=False)
 
 
-def with_shared_batch(config: BuildConfig) -> BuildConfig:
-    """The config for several workers, which must cut the same batches. Raises ConfigError on a GPU, where each would measure."""
-    if not config.auto_batch:
-        return config
+def with_shared_batch(config: BuildConfig, *, begun: bool = False) -> BuildConfig:
+    """The config for several workers, which must cut the same batches. Raises ConfigError on a GPU, where each would measure.
+
+    begun: every teacher is in the cache with a batch size of its own.
+    """
+    if not config.auto_batch or begun:
+        return replace(config, auto_batch=False)
     if not config.device.startswith("cpu"):
         raise ConfigError(
             "--batch-size auto is for one process: workers would each find another size, and batches change last bits on a GPU. "

@@ -21,6 +21,7 @@ from cache_builder.build_output import (
     open_cache,
     unless_another_was_faster,
 )
+from cache_builder.computed_with import begun_batch, notes_on_rest, recorded_batch, refuse_other_batch
 from cache_builder.crew import Crew
 from cache_builder.shard_task import ShardTask, build_shard
 from cache_builder.sources import Listing, list_for, record_listing
@@ -36,7 +37,7 @@ from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
 from radio_cache.files_there import FilesThere, refuse_missing_files
 from radio_cache.reader import Cache, is_cache
-from radio_cache.schema import IMAGES_UNIT, TeacherSpec
+from radio_cache.schema import IMAGES_UNIT, TeacherSpec, unit_group
 from radio_cache.writer import refuse_occupied
 
 
@@ -59,8 +60,6 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     Raises ConfigError, SourceError, TeacherError, NotACacheError or StaleCacheError before any work is done;
     CorruptShardError after it, if files of shards that were made before are gone.
     """
-    if crew is not None:
-        config = with_shared_batch(config)
     log = BuildLog(config.log_json)
     there = Cache(config.out) if is_cache(config.out) else None
     config = as_recorded(config, there)
@@ -89,12 +88,19 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
             say(f"{spec.name}: {note}")
     cache = cache or create(config, listing)
     check_same(cache, [spec for spec, _ in known.values()])
+    refuse_other_batch(cache, config, len(listing.index))
+    for spec, _ in known.values():
+        for note in notes_on_rest(cache, spec, config, len(listing.index), elsewhere=crew is not None):
+            say(f"{spec.name}: {note}")
+    shared = config
+    if crew is not None:
+        shared = with_shared_batch(config, begun=all(recorded_batch(cache, name) for name in groups))
     cache = grown_cache(cache, listing, say)
     record_listing(cache, config.request(), listing)
     results: list[TeacherResult] = []
     if crew is not None:
         del teacher  # it has been checked; the workers load their own
-        results = crew.build(cache, config, say, log)
+        results = crew.build(cache, shared, say, log)
         return _report(config, listing, results)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         if not missing_shards(cache, IMAGES_UNIT):
@@ -107,9 +113,13 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
             if teacher is None:
                 teacher = load(name)
             teacher.to(torch.device(config.device))
-            sized = with_batch(config, teacher, say)
+            sized = begun_batch(config, cache, name)
+            sized = with_batch(sized, teacher, say)
             cache = join_teacher(cache, teacher, sized, pool, say, scan)
-            results.append(run_teacher(cache, teacher, sized, pool, say, log))
+            # Another process may have been faster to make the teacher, in batches of another size.
+            sized = begun_batch(sized, cache, name)
+            with cache.storage.locked(unit_group(name), shared=True):
+                results.append(run_teacher(cache, teacher, sized, pool, say, log))
             teacher = None
     return _report(config, listing, results)
 

@@ -14,13 +14,17 @@ from radio_cache.stored_pixels import PixelStore
 SHARD_IMAGES = 128
 """Images in a shard, unless somebody asks for another number."""
 
+BATCH_IMAGES = 32
+"""Images in one forward pass, unless somebody asks for another number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """What to build. images: folders, tars, patterns. teachers: what is asked for (a teacher, or NAME@PX for a level) -> how.
 
-    shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass;
-    auto_batch: have that found for each teacher on its device instead (`cache_builder.batch_size`).
+    shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass; None takes what a
+    teacher was begun with, or BATCH_IMAGES; auto_batch: have that found for each new teacher on its device instead
+    (`cache_builder.batch_size`).
     filters, shuffle_seed, limit: which images, in what order (`Selection`). member: which member of a sample in a tar is the
     photo. rescan: list the sources even if they look unchanged since the cache was made. max_pixels: larger images are refused.
     threads: for reading and decoding.
@@ -32,7 +36,7 @@ class BuildConfig:
     teachers: dict[str, TeacherOptions]
     out: str | Path
     shard_images: int = SHARD_IMAGES
-    batch_images: int = 32
+    batch_images: int | None = None
     auto_batch: bool = False
     device: str = "cpu"
     filters: tuple[str, ...] = ()
@@ -47,7 +51,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         for name in ("shard_images", "batch_images", "max_pixels", "threads"):
-            if getattr(self, name) < 1:
+            if (getattr(self, name) or 0) < 1 and getattr(self, name) is not None:
                 raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
         if not self.images:
             raise ConfigError("no --images: name a folder of images, or WebDataset tars")
@@ -58,6 +62,11 @@ class BuildConfig:
             if options.level_of is not None and name != level_name(options.level_of, size):
                 raise ConfigError(f"'{name}' does not name a level of {options.level_of} at {options.size_px} px")
         self.request()
+
+    @property
+    def batch(self) -> int:
+        """Images in one forward pass."""
+        return BATCH_IMAGES if self.batch_images is None else self.batch_images
 
     @property
     def groups(self) -> dict[str, tuple[str, TeacherOptions]]:

@@ -216,10 +216,9 @@ BUILD_EXAMPLES = (
 )
 @click.option(
     "--batch-size",
-    default="32",
-    show_default=True,
     metavar="N|auto",
-    help="Images in one forward pass; auto finds it for each teacher on a GPU, and is 4 on a CPU.",
+    help="Images in one forward pass; auto finds it for each teacher on a GPU, and is 4 on a CPU. A teacher goes on with the "
+    "size it was begun with. [default: 32]",
 )
 @click.option(
     "--compile",

@@ -26,7 +26,7 @@ from radio_cache.cli_support import ProgressLine
 from radio_cache.errors import ClusterError
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, read_receipt
-from radio_cache.schema import IMAGES_UNIT
+from radio_cache.schema import IMAGES_UNIT, unit_group
 from radio_cache.storage import absolute_place
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ class Crew:
             before = len(cache.usable_rows([name]))
             stages = StageSeconds()
             unit = UnitLog(log, name, stages)
-            failed += self._all_shards(name, cache, task, unit, stages)
+            with cache.storage.locked(unit_group(name), shared=True):
+                failed += self._all_shards(name, cache, task, unit, stages)
             compact_receipts(cache.storage, name)
             unit.end("teacher")
             cache = Cache(cache.storage)

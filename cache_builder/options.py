@@ -47,7 +47,7 @@ class TeacherFlags(TypedDict):
 
 
 def build_config(
-    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str,
+    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str | None,
     shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, member: str, rescan: bool,
     max_pixels: int | None,
     store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
@@ -80,8 +80,10 @@ class BatchFields(TypedDict, total=False):
     auto_batch: bool
 
 
-def batch_fields(text: str) -> BatchFields:
-    """How many images a forward pass takes, from the command line."""
+def batch_fields(text: str | None) -> BatchFields:
+    """How many images a forward pass takes, from the command line; None where that says nothing."""
+    if text is None:
+        return {}
     if text == "auto":
         return {"auto_batch": True}
     if not text.isdecimal() or int(text) < 1:

@@ -28,6 +28,7 @@ from cache_builder.batch_size import with_batch
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import Say, as_recorded, check_same, open_cache
 from cache_builder.calibrate import fewest_images, sample_size
+from cache_builder.computed_with import begun_batch
 from cache_builder.probe import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
 from cache_builder.sources import list_for
 from cache_builder.teacher_run import missing_shards
@@ -218,8 +219,9 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
                     )
                 elif cache is not None:
                     check_same(cache, [teacher.spec])
+                begun = build if cache is None else begun_batch(build, cache, group)
                 probe = probe_teacher(
-                    sample, teacher, _request(options, teacher.spec, num_images, cache), with_batch(build, teacher, say), pool,
+                    sample, teacher, _request(options, teacher.spec, num_images, cache), with_batch(begun, teacher, say), pool,
                     seconds=config.probe_s, values_mean_something=not is_random,
                 )  # fmt: skip
                 sample_images = min(num_images, sample_size(teacher.spec))

@@ -19,6 +19,7 @@ import torch
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import check_same
+from cache_builder.computed_with import begun_batch
 from cache_builder.scan import scan_shard
 from cache_builder.shard_line import ShardLine
 from cache_builder.shard_work import run_shards
@@ -148,9 +149,8 @@ class _Kept:
         return receipt if whole else None
 
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
-        made = run_shards(
-            self.cache, self.teacher, shards, self._task.config, self.pool, self._stages, committed=committed
-        )
+        config = begun_batch(self._task.config, self.cache, self._task.unit)
+        made = run_shards(self.cache, self.teacher, shards, config, self.pool, self._stages, committed=committed)
         with contextlib.closing(made):
             for _ in made:
                 pass

@@ -27,15 +27,16 @@ from cache_builder.shard_images import Batch, ShardImages, decoding
 from cache_builder.stages import StageSeconds, Stopwatch
 from cache_builder.teachers.base import Teacher
 from radio_cache.codecs import Half
-from radio_cache.errors import UnstorableFeaturesError
+from radio_cache.errors import StaleCacheError, UnstorableFeaturesError
 from radio_cache.extra_views import View
 from radio_cache.fidelity import PERFECT, from_cosines
 from radio_cache.moments import power_sums
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
-from radio_cache.receipts import drop_short_receipt, read_receipt, unfinished_shards
-from radio_cache.schema import IMAGES_UNIT, Receipt, TeacherSpec
+from radio_cache.receipts import drop_receipt, drop_short_receipt, read_receipt, unfinished_shards
+from radio_cache.schema import IMAGES_UNIT, Receipt, TeacherSpec, unit_group
 from radio_cache.writer import ShardWriter
+from radio_cache.zarr_documents import DOCUMENT
 
 Step = Callable[[int], None]
 """Told how many more images are done."""
@@ -56,6 +57,7 @@ def run_shards(
     that were not scanned before, and are now.
     """
     spec, device = teacher.spec, torch.device(config.device)
+    document = _teacher_document(cache, spec.name)
     usable = np.zeros(cache.num_images, np.bool_)
     usable[cache.usable_rows()] = True
     meta = cache.meta
@@ -71,7 +73,7 @@ def run_shards(
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
         num_streams = stack.enter_context(streams_of(device))
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
-        depth = (num_streams + 2) * -(-config.batch_images // spec.views) + config.threads
+        depth = (num_streams + 2) * -(-config.batch // spec.views) + config.threads
         jobs = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
         seen = ahead(pool, decoding(cache, spec, unseen, stages), jobs, depth=depth)
         stack.callback(seen.close)
@@ -79,7 +81,7 @@ def run_shards(
             batch
             for shard in to_compute
             for batch in begun.setdefault(shard, ShardImages()).batches(
-                seen, len(rows_of(shard)), config.batch_images, stages
+                seen, len(rows_of(shard)), config.batch, stages
             )
         )
         results = ahead(streams, lambda batch: _codes(cache, work, spec, batch), batches, depth=num_streams + 1)
@@ -92,7 +94,7 @@ def run_shards(
             if last is not None:
                 yield _awaited(last, stages)
             last = writer.submit(
-                _timed_write, cache, spec, shard, images, features, pool, stages, looked=looked, committed=committed
+                _timed_write, cache, spec, shard, images, features, pool, stages, document, looked=looked, committed=committed
             )
         if last is not None:
             yield _awaited(last, stages)
@@ -180,14 +182,46 @@ def _next(results: Iterator[tuple[list[CodeBatch], bool]], stages: StageSeconds)
 
 def _timed_write(
     cache: Cache, spec: TeacherSpec, shard: int, images: ShardImages, features: ShardFeatures, pool: ThreadPoolExecutor,
-    stages: StageSeconds, *, looked: Committed, committed: Committed,
+    stages: StageSeconds, document: bytes, *, looked: Committed, committed: Committed,
 ) -> Receipt:  # fmt: skip
     with Stopwatch(stages, "write"):
         if images.looks:
             looked(write_looks(cache, shard, images.looks))
-        receipt = write_shard(cache, spec, shard, images, features, pool)
+        # Two builds of one teacher may compute other last bits: files of one beside a receipt of the other are a torn shard.
+        with cache.storage.locked(f"{unit_group(spec.name)}/spatial"):
+            try:
+                receipt = read_receipt(cache.storage, spec.name, shard)
+                if receipt is None or receipt.num_rows != len(cache.meta.shard_rows(shard)):
+                    receipt = write_shard(cache, spec, shard, images, features, pool)
+            except FileNotFoundError:  # a folder that is taken away while it is written to
+                _refuse_dropped(cache, spec.name, shard, document)
+                raise
+        _refuse_dropped(cache, spec.name, shard, document)
     committed(receipt)
     return receipt
+
+
+def _teacher_document(cache: Cache, name: str) -> bytes:
+    try:
+        return cache.storage.read(f"{unit_group(name)}/{DOCUMENT}")
+    except FileNotFoundError:
+        return b""
+
+
+def _refuse_dropped(cache: Cache, name: str, shard: int, document: bytes) -> None:
+    """Raise StaleCacheError if the teacher is no longer the one whose shards these are: drop-teacher on another machine, and
+    perhaps another build that made it anew with another codec. What was just written of it is taken back.
+
+    document: the teacher's, from before the work began.
+    """
+    now = _teacher_document(cache, name)
+    if now == document and now:
+        return
+    drop_receipt(cache.storage, name, shard)
+    raise StaleCacheError(
+        f"{cache.url}: teacher '{name}' was {'made anew' if now else 'dropped'} by another process while it was built here: when "
+        "that one has ended, the same command builds what is missing"
+    )
 
 
 def write_shard(

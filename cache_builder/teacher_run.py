@@ -15,6 +15,7 @@ from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say, check_same
 from cache_builder.calibrate import choose_codec, images_wanted, sample_rows
+from cache_builder.computed_with import recorded
 from cache_builder.device_work import DeviceWork, streams_of
 from cache_builder.scan import look, scan_shard
 from cache_builder.shard_work import run_shards, unstorable_image
@@ -105,7 +106,8 @@ def join_teacher(
             raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
         if chosen.note:
             say(f"{name}: {chosen.note}")
-        add_teacher(cache.storage, cache.meta, replace(teacher.spec, codec=chosen.recorded), chosen.codec)
+        spec = recorded(replace(teacher.spec, codec=chosen.recorded), config)
+        add_teacher(cache.storage, cache.meta, spec, chosen.codec)
     joined = Cache(cache.storage)
     check_same(joined, [teacher.spec])  # another process may have been faster; what it chose is what counts
     return joined
@@ -150,10 +152,10 @@ def tokens_of(
         streams_of(device) as num_streams,
         ThreadPoolExecutor(num_streams, thread_name_prefix="device") as streams,
     ):
-        depth = (num_streams + 2) * config.batch_images + config.threads
+        depth = (num_streams + 2) * config.batch + config.threads
         unseen = set(missing_shards(cache, IMAGES_UNIT))
         seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth, unseen=unseen)
-        batches = (list(islice(seen, config.batch_images)) for _ in range(0, len(rows), config.batch_images))
+        batches = (list(islice(seen, config.batch)) for _ in range(0, len(rows), config.batch))
         for parts in ahead(streams, work.features, batches, depth=num_streams + 1):
             for part in parts:
                 line.advance(len(part.shown))

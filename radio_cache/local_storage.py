@@ -132,18 +132,26 @@ class LocalStorage(Storage):
             shutil.rmtree(doomed)
             self._sync_folders([target.parent])
 
+    @contextlib.contextmanager
+    def locked(self, folder: str, *, shared: bool = False, wait: bool = True) -> Generator[bool]:
+        with contextlib.ExitStack() as stack:
+            held = True
+            with contextlib.suppress(FileNotFoundError), self._named(folder, "read"):
+                held = stack.enter_context(locked(self.local_path(folder), shared=shared, wait=wait))
+            yield held
+
     def remove_leftovers(self) -> int:
         """Delete what killed processes left half-written; returns how many files and folders that were.
 
         Whoever writes aside holds a lock (flock) on what it writes, which ends with the process. Names carry the kernel that
-        the process ran on, for a lock may be known to that kernel only (NFS, Lustre): what another one left, or an earlier
-        version, goes when nothing has changed in it for a day.
+        the process ran on, for a lock may be known to that kernel only (NFS, Lustre): what another one left goes when nothing
+        has changed in it for a day.
         """
         removed = 0
         with self._named("", "clean"):
             for leftover in _leftovers(self._root):
-                kernel = _kernel_in(leftover.name)
-                if kernel is not None and _is_abandoned(leftover, same_kernel=kernel == _this_kernel() != ""):
+                writer = _NAME.match(leftover.name.rpartition(TEMPORARY)[2])
+                if writer is not None and _is_abandoned(leftover, near=_is_near(writer)):
                     if leftover.is_dir():
                         shutil.rmtree(leftover, ignore_errors=True)
                     else:
@@ -346,8 +354,8 @@ def _leftovers(path: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in files if TEMPORARY in name)
 
 
-_NAME = re.compile(r"(?:.+-)?(?P<kernel>[0-9a-f]{8})-\d{1,10}-[0-9a-f]{8}\Z|.+-\d{1,10}-[0-9a-f]{8}\Z")
-"""Behind TEMPORARY: host, kernel, process and a random number; earlier versions had no kernel."""
+_NAME = re.compile(r"(?P<host>.+?)(-(?P<kernel>[0-9a-f]{8}))?-(?P<process>[0-9]{1,9})-[0-9a-f]{8}\Z")
+"""Behind TEMPORARY: host, kernel, process and a random number; earlier versions had no kernel, and held no locks."""
 
 
 def _temporary_suffix() -> str:
@@ -369,10 +377,11 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _KERNEL_DIGITS = 8
 
 
-def _kernel_in(name: str) -> str | None:
-    """The kernel in a temporary name: empty where an earlier version made it, None for a name that is not ours."""
-    found = _NAME.match(name.rpartition(TEMPORARY)[2])
-    return None if found is None else found["kernel"] or ""
+def _is_near(writer: re.Match[str]) -> bool:
+    """Whether a lock of the process that chose this temporary name would be seen here, if it lived."""
+    if writer["kernel"] is None:
+        return writer["host"] == socket.gethostname() and not _is_running(int(writer["process"]))
+    return writer["kernel"] == _this_kernel()
 
 
 def _own_file(target: Path) -> tuple[Path, int]:
@@ -445,10 +454,20 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Generator[
         os.close(descriptor)
 
 
-def _is_abandoned(leftover: Path, *, same_kernel: bool) -> bool:
-    """Whether nobody writes it any more."""
+def _is_running(process: int) -> bool:
     try:
-        if not same_kernel and time.time() - leftover.lstat().st_mtime < _FOREIGN_S:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_abandoned(leftover: Path, *, near: bool) -> bool:
+    """Whether no process writes it any more. near: a lock on it would be seen here."""
+    try:
+        if not near and time.time() - leftover.lstat().st_mtime < _FOREIGN_S:
             return False
         descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -4,9 +4,10 @@
 leaves behind is the old content or the new one. Object stores are reached through obstore, imported when one is opened.
 """
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -116,6 +117,18 @@ class Storage(ABC):
     @abstractmethod
     def remove_leftovers(self) -> int:
         """Delete what killed processes of this machine left half-written; returns how many there were."""
+
+    @contextlib.contextmanager
+    def locked(self, folder: str, *, shared: bool = False, wait: bool = True) -> Generator[bool]:
+        """Hold a folder against other processes of this machine; yields whether this one has it. Buckets have no such lock,
+        nor has a folder that is not there: everybody has those.
+
+        Args:
+            shared: hold it beside others that hold it so.
+            wait: until others let go of it; else yield False at once.
+        """
+        del folder, shared, wait
+        yield True
 
     def read_at_most(self, path: str, most: int) -> bytes:
         """The whole file. Raises LimitError for one of more than `most` bytes, which are not read."""

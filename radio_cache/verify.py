@@ -115,14 +115,19 @@ def drop_teacher(cache: Cache, name: str) -> int:
     """Remove one teacher and all it wrote; returns the bytes freed. The images and the other teachers stay as they are.
 
     Receipts go first: killed at any moment, what is left is a teacher that is not finished. Raises StoreError for a
-    teacher that is not there.
+    teacher that is not there, or that another process on this machine is building.
     """
     known = _names_below(cache)
     if name not in known:
         raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, known))
-    freed = teacher_bytes(cache, name)
-    cache.storage.delete_tree(receipts_folder(name))
-    cache.storage.delete_tree(unit_group(name))
+    with cache.storage.locked(unit_group(name), wait=False) as held:
+        if not held:
+            raise StoreError(
+                f"{cache.url}: teacher '{name}' is being built by another process: stop that build first; it keeps what is done"
+            )
+        freed = teacher_bytes(cache, name)
+        cache.storage.delete_tree(receipts_folder(name))
+        cache.storage.delete_tree(unit_group(name))
     return freed
 
 

@@ -145,7 +145,8 @@ def refuse_remains(place: Place, name: str) -> None:
 def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec | None = None) -> None:
     """Make the group of a teacher that is not in the cache yet: its spec, its codec's arrays, and arrays without data.
 
-    All or nothing; a group that is there already stays as it is. Raises CorruptShardError for remains of another.
+    All or nothing; a group that is there already stays as it is. Files without a document and receipts, which a build may leave
+    whose teacher was dropped meanwhile, are removed. Raises CorruptShardError for remains that receipts speak of.
     codec: the one `spec.codec` describes; may be left out where that needs no arrays.
     """
     refuse_remains(place, spec.name)
@@ -159,7 +160,12 @@ def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec |
         for name, array in known.arrays().items():
             yield f"{TRANSFORM}/{name}/{_first_chunk(array)}", with_crc(stored_bytes(array))
 
-    open_storage(place).write_tree(unit_group(spec.name), files(), last=DOCUMENT)
+    storage, group = open_storage(place), unit_group(spec.name)
+    with storage.locked("teachers"):
+        # In a bucket nothing is in the way, and another build may be half through the same.
+        if storage.is_local and not storage.exists(f"{group}/{DOCUMENT}"):
+            storage.delete_tree(group)
+        storage.write_tree(group, files(), last=DOCUMENT)
 
 
 def _below(group: str, documents: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:

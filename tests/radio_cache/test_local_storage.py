@@ -142,15 +142,19 @@ def test_leftovers_of_dead_processes_go_and_all_others_stay(
     tmp_path: Path, stale_names: Callable[..., list[Path]]
 ) -> None:
     kernel = _this_kernel() or pytest.skip("this system does not say which start of it this is")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
     dead = [
         *stale_names(f"{socket.gethostname()}-{kernel}-1234567-0a1b2c3d"),
         *stale_names(f"{socket.gethostname()}-{kernel}-{os.getpid()}-0a1b2c3d"),  # that number was another process's
         *stale_names("another-host-00000000-77-0a1b2c3d", days=1.1),  # of another machine, whose locks may not be seen here
-        *stale_names(f"{socket.gethostname()}-77-0a1b2c3d", days=1.1),  # of an earlier version, which had no locks
+        *stale_names(f"{socket.gethostname()}-{ended.pid}-0a1b2c3d"),  # of an earlier version, which had no locks
+        *stale_names("another-host-77-0a1b2c3d", days=1.1),
     ]
     kept = [
         *stale_names("another-host-00000000-78-0a1b2c3d", days=0.9),
-        *stale_names(f"{socket.gethostname()}-78-0a1b2c3d"),
+        *stale_names(f"{socket.gethostname()}-{os.getpid()}-0a1b2c3d"),
+        *stale_names("another-host-78-0a1b2c3d"),
         tmp_path / "c.zarr/images/notes.tmp-mine",  # not named by us
         tmp_path / f"other.zarr.tmp-{socket.gethostname()}-{kernel}-77-0a1b2c3d",  # of another cache
     ]

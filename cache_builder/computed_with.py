@@ -1,0 +1,94 @@
+"""How the first shards of a teacher were computed, beyond what its spec compares: what decides last bits of the rest.
+
+Recorded in the spec's `software` when the teacher joins a cache: the batch size, which every later build of the teacher takes,
+and the device. Caches of earlier versions have neither.
+"""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from cache_builder.build_config import BuildConfig
+from radio_cache.errors import StaleCacheError
+from radio_cache.reader import Cache
+from radio_cache.receipts import unfinished_shards
+from radio_cache.schema import TeacherSpec
+
+BATCH = "batch_images"
+DEVICE = "device"
+"""Keys in a spec's `software`."""
+
+_MAX_BATCH = 1 << 20
+
+
+def recorded(spec: TeacherSpec, config: BuildConfig) -> TeacherSpec:
+    """The spec as it joins a cache: with the batch size and the device of its first shards."""
+    return replace(spec, software=spec.software | {BATCH: str(config.batch), DEVICE: device_name(config.device)})
+
+
+def recorded_batch(cache: Cache, name: str) -> int | None:
+    """The batch size that a teacher's first shards were computed with; None if the cache does not say."""
+    text = cache.teachers[name].spec.software.get(BATCH, "") if name in cache.teachers else ""
+    return int(text) if text.isdecimal() and len(text) < 8 and 0 < int(text) <= _MAX_BATCH else None
+
+
+def begun_batch(config: BuildConfig, cache: Cache, name: str) -> BuildConfig:
+    """The config with the batch size that the teacher was begun with, if the cache says."""
+    batch = recorded_batch(cache, name)
+    return config if batch is None else replace(config, batch_images=batch, auto_batch=False)
+
+
+def device_name(device: str) -> str:
+    """What computes there: "NVIDIA H200", "x86_64 with AVX512"."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if torch.device(device).type == "cpu":
+        return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return device
+
+
+def refuse_other_batch(cache: Cache, config: BuildConfig, num_images: int) -> None:
+    """Raise StaleCacheError if a batch size was asked for by number, and a teacher that is not complete was begun with another.
+
+    Args: num_images: that the cache will have; it may be about to grow.
+    """
+    for name in config.groups:
+        batch = recorded_batch(cache, name)
+        if batch is None or config.batch_images in (None, batch) or _is_complete(cache, name, num_images):
+            continue
+        raise StaleCacheError(
+            f"{cache.url}, teacher '{name}' was begun in batches of {batch} images, this run asks for --batch-size "
+            f"{config.batch_images}: another size changes the last bits, and its shards would not be of one kind. Leave "
+            f"--batch-size out, ask for {batch}, or build into another --out"
+        )
+
+
+def notes_on_rest(cache: Cache, spec: TeacherSpec, config: BuildConfig, num_images: int, *, elsewhere: bool) -> Iterator[str]:
+    """What to tell about a teacher whose other shards are about to be computed.
+
+    Args:
+        num_images: that the cache will have; it may be about to grow.
+        elsewhere: other processes compute, whose device is not known here.
+    """
+    if spec.name not in cache.teachers or _is_complete(cache, spec.name, num_images):
+        return
+    batch = recorded_batch(cache, spec.name)
+    if batch is not None and config.batch_images is None and (config.auto_batch or batch != config.batch):
+        yield f"batches of {batch} images, as it was begun with"
+    then = cache.teachers[spec.name].spec.software
+    now = spec.software | ({} if elsewhere else {DEVICE: device_name(config.device)})
+    both = sorted(then.keys() & now.keys())
+    changes = [f"{what} {then[what]} then, {now[what]} now" for what in both if then[what] != now[what]]
+    if changes:
+        yield f"its first shards were computed otherwise ({'; '.join(changes)}): the rest may differ from them in the last bits"
+
+
+def _is_complete(cache: Cache, name: str, num_images: int) -> bool:
+    meta = cache.meta
+    left = unfinished_shards(cache.receipt_columns(name), meta.shard_rows, meta.num_shards)
+    return not left and num_images <= cache.num_images
+
+
+__all__ = ["BATCH", "DEVICE", "begun_batch", "device_name", "notes_on_rest", "recorded", "recorded_batch", "refuse_other_batch"]
