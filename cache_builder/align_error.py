@@ -62,6 +62,8 @@ class AlignRequest:
 
 def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = lambda _: None) -> list[AlignError]:
     """Runs every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
+    if not cache.teachers.names():
+        raise ConfigError(f"{cache.url} has no teacher yet: add one with `radio-cache build --teacher`")
     found: list[AlignError] = []
     for name in request.teachers or cache.teachers.names():
         levels = cache.teachers.levels(name)

@@ -1,5 +1,6 @@
-"""Help of commands with many options: under headings, each option once, examples at the end."""
+"""Commands as all four programs have them: help under headings, examples at the end, and no option given twice."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,27 @@ _MOST_NAME_COLUMNS = 24
 """Longer names of options put their help on the next line."""
 
 
-class SectionedCommand(click.Command):
+def refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[str]) -> None:
+    """Raise UsageError if an option that takes one value is given more than once: click would take the last one silently."""
+    _, _, order = command.make_parser(ctx).parse_args(args=list(args))
+    for option, times in Counter(order).items():
+        if not isinstance(option, click.Option) or option.multiple or option.count or times < 2:
+            continue
+        if option.is_bool_flag and not option.secondary_opts:
+            continue  # twice the same
+        names = " or ".join((*option.opts, *option.secondary_opts))
+        raise click.UsageError(f"{names} is given {times} times: it takes one value", ctx)
+
+
+class Command(click.Command):
+    """A command that is a program of its own, or in a group. No option is given twice."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+class SectionedCommand(Command):
     """A command whose help shows its options under headings.
 
     sections: heading -> parameter names, in the order shown; what is in none of them comes last, under "Other".
@@ -49,11 +70,22 @@ class SectionedCommand(click.Command):
 
 
 class OrderedGroup(click.Group):
-    """A group whose help lists commands in the order in which they are used, and those not in `order` behind them."""
+    """A group whose help lists commands in the order in which they are used, and those not in `order` behind them.
+
+    No option of its commands is given twice, whatever their class.
+    """
 
     def __init__(self, *args: Any, order: Sequence[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.order = order
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not isinstance(command, Command):
+            refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
+        return name, command, rest
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [
@@ -72,4 +104,4 @@ _SENTENCE = 200
 """Characters; longer than any first sentence."""
 
 
-__all__ = ["HELP_SETTINGS", "OrderedGroup", "SectionedCommand"]
+__all__ = ["HELP_SETTINGS", "Command", "OrderedGroup", "SectionedCommand"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS
+from radio_cache.cli_help import HELP_SETTINGS, Command
 from radio_cache.cli_support import allow_module_option, plain_errors
 
 FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
@@ -13,7 +13,7 @@ FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
 _path = click.Path(path_type=Path)
 
 
-@click.command(context_settings=HELP_SETTINGS)
+@click.command(cls=Command, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="radio-export")
 @click.option("--run", required=True, type=_path, metavar="RUN", help="A finished run of radio-train.")
 @click.option("--out", required=True, type=_path, metavar="DIR", help="Folder to make; several formats get one each in it.")

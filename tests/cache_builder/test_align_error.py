@@ -13,6 +13,7 @@ from cache_builder.cli import main
 from cache_builder.teachers import TeacherOptions
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
+from radio_cache.verify import drop_teacher
 
 
 @pytest.fixture
@@ -69,3 +70,12 @@ def test_the_command_prints_a_table_and_writes_figures_and_a_plot(cache: Cache, 
         assert said in result.output
     with pytest.raises(ConfigError, match="a crop's scale lies above 0 and is at most 1, not 2"):
         AlignRequest(scales=(2.0,))
+
+
+def test_a_cache_without_a_teacher_has_nothing_to_compare(cache: Cache, tmp_path: Path) -> None:
+    for name in cache.teachers.names():
+        drop_teacher(cache, name)
+    done = CliRunner().invoke(main, ["align-error", cache.url, "--plot", str(tmp_path / "plot.png")])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"error: {cache.url} has no teacher yet")
+    assert not (tmp_path / "plot.png").exists()

@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from cache_builder.cli import main as radio_cache
+from evals.cli import main as radio_eval
 from radio_cache.cli_help import SectionedCommand
 from trainer.cli import main as radio_train
+from trainer.export_cli import main as radio_export
 
 COMMANDS = {
     f"{program.name} {name}".strip(): command
@@ -49,3 +51,42 @@ def test_commands_are_listed_in_the_order_of_their_use_and_none_is_left_out() ->
     listed = radio_cache.list_commands(click.Context(radio_cache))
     assert listed[:4] == ["demo", "teachers", "plan", "build"]
     assert sorted(listed) == sorted(radio_cache.commands)
+
+
+# ---------------------------------------------------------------- options given twice
+
+EVERY = {
+    f"{number} {name}".strip(): (program, name)
+    for number, program in {"cache": radio_cache, "train": radio_train, "eval": radio_eval, "export": radio_export}.items()
+    for name in getattr(program, "commands", {"": program})
+}
+
+
+def values_of(option: click.Option) -> tuple[str, str]:
+    """Two values that the command's parser takes."""
+    choices = getattr(option.type, "choices", None)
+    return (choices[0], choices[-1]) if choices else ("1", "2")
+
+
+@pytest.mark.parametrize(("program", "name"), EVERY.values(), ids=EVERY)
+def test_an_option_that_takes_one_value_is_not_taken_twice(program: click.Command, name: str) -> None:
+    command = program.commands[name] if isinstance(program, click.Group) else program
+    single = [
+        option
+        for option in command.params
+        if isinstance(option, click.Option) and not option.multiple and not option.is_eager and not option.is_flag
+    ]
+    assert single or name in ("repair", "info", "verify", "drop-teacher"), "nothing to try"
+    for option in single:
+        first, second = values_of(option)
+        given = [option.opts[0], *[first] * option.nargs, option.opts[-1], *[second] * option.nargs]
+        refused = CliRunner().invoke(program, [*([name] if name else []), *given])
+        assert refused.exit_code == 2
+        assert f"{' or '.join(option.opts)} is given 2 times: it takes one value" in " ".join(refused.output.split()), option
+
+
+def test_an_eager_option_is_not_taken_twice_either_and_repeatable_ones_and_flags_are() -> None:
+    refused = CliRunner().invoke(radio_train, ["--recipe", "am-radio", "--recipe", "phi-s"])
+    assert "--recipe is given 2 times" in refused.output
+    twice = ["--images", "a", "--images", "b", "--teacher", "x", "--teacher", "y", "--rescan", "--rescan", "--out", "c"]
+    assert "no teacher is called 'x'" in CliRunner().invoke(radio_cache, ["build", *twice]).output
