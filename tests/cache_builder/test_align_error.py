@@ -65,7 +65,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_a_plot(cache: Cache, 
     with Image.open(tmp_path / "e.png") as plot:
         assert plot.size[0] > 100
     for wrong, said in ((["--scales", "1,x"], "--scales 1,x"), (["--teacher", "fake-map"], "Did you mean 'fake-maps'")):
-        result = CliRunner().invoke(main, [*arguments, *wrong])
+        result = CliRunner().invoke(main, ["align-error", str(cache.path), "--limit", "2", "--device", "cpu", *wrong])
         assert result.exit_code == 1
         assert said in result.output
     with pytest.raises(ConfigError, match="a crop's scale lies above 0 and is at most 1, not 2"):
@@ -73,7 +73,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_a_plot(cache: Cache, 
 
 
 def test_a_cache_without_a_teacher_has_nothing_to_compare(cache: Cache, tmp_path: Path) -> None:
-    for name in cache.teachers.names():
+    for name in list(cache.teachers):
         drop_teacher(cache, name)
     done = CliRunner().invoke(main, ["align-error", cache.url, "--plot", str(tmp_path / "plot.png")])
     assert done.exit_code == 1
