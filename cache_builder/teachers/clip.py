@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.clip_tower import (
+    Tower,
     image_tensors,
     positions_resized,
     preprocessing_fields,
@@ -84,7 +85,7 @@ class Clip(Teacher):
             weights_sha256=file_sha256(path), geometry=geometry, normalisation=prepared.normalisation,
             summary_dim=summary_dim, spatial_dim=spatial_dim,
             summary_note="image embedding (text-aligned), not normalised",
-            spatial_note="patch tokens after ln_post" if tower.patch_px is not None else "last map of the image tower",
+            spatial_note=_spatial_note(self._net, tower),
             compute_dtype=options.dtype, codec=options.codec, views=1,
             software={"open_clip": version("open_clip_torch"), "torch": version("torch")}, loaded=loaded,
         )  # fmt: skip
@@ -96,6 +97,19 @@ class Clip(Teacher):
         self._net.to(device)
 
 
+def _spatial_note(net: Any, tower: Tower) -> str:
+    if tower.patch_px is None:
+        return "last map of the image tower"
+    return (
+        "patch tokens after ln_post" if _has_norm(net) else "patch tokens of the last block, before attentional pooling"
+    )
+
+
+def _has_norm(net: Any) -> bool:
+    """Whether the final norm is one of tokens; CoCa's comes after attentional pooling, and is as wide as the embedding."""
+    return getattr(net, "attn_pool", None) is None
+
+
 def _features(net: Any, images: Tensor) -> Features:
-    out = net.forward_intermediates(images, indices=1, normalize_intermediates=True, output_fmt="NCHW")
+    out = net.forward_intermediates(images, indices=1, normalize_intermediates=_has_norm(net), output_fmt="NCHW")
     return Features(out["image_features"], out["image_intermediates"][0].permute(0, 2, 3, 1))

@@ -260,7 +260,7 @@ def _without_unit_scales(
     own: Mapping[str, Tensor], state: dict[str, Tensor], preset: TeacherPreset, path: Path
 ) -> dict[str, Tensor]:
     """The tensors of C-RADIO as NVIDIA has them: transformers saves it with layer scales, of one where it has none."""
-    scaled = "blocks.0.ls1.gamma" in own
+    scaled = "blocks.0.ls1.gamma" in own and not any(".ls1." in key for key in state)
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         match = _LAYER_SCALE.match(key)

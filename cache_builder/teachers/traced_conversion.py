@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _RESAMPLES = re.compile(r"upsample|interpolate|grid_sampl|pinv|linalg|mm$|matmul|pool|lerp|gather|index")
+_MAKES = re.compile(r"new_|zeros|ones|full|empty|rand|arange|linspace|eye")
 _POSITIONS = re.compile(r"pos_emb|rel_pos|relative_position|attention_bias|position|pos_table|(?:^|_)pos(?:_|$)")
 
 
@@ -86,6 +87,8 @@ class _Watch(TorchDispatchMode):
         tensors_in = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self._origins[key] for tensor in tensors_in if (key := _storage(tensor)) in self._origins]
         operation = str(func.overloadpacket.__name__)
+        if _MAKES.match(operation):  # new_zeros(x) takes the type of x, and none of its values
+            known = []
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 origin = self._origins.setdefault(_storage(leaf), _Origin())

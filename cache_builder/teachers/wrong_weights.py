@@ -24,6 +24,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("encoder.layer.0.", f"a network {_TRANSFORMERS}"),
     ("stages.0.downsample_layers.", f"a ConvNeXt {_TRANSFORMERS}"),
     ("encoder.stages.0.layers.", f"a network {_TRANSFORMERS}"),
+    ("embedder.embedder.", f"a ResNet {_TRANSFORMERS}"),
     ("image_encoder.trunk.", "SAM 2 (no teacher of this package)"),
     ("image_encoder.patch_embed.seq.", "MobileSAM (no teacher of this package)"),
     ("image_encoder.", "SAM (sam-vit-b, -l, -h)"),

@@ -251,3 +251,61 @@ def test_too_little_memory_is_not_a_broken_file(kind: str, tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", _TOO_LITTLE, str(path)], capture_output=True, text=True, check=False)
     assert "too little memory for the weights in" in done.stdout, done.stderr[-500:]
     assert "fetch it again" not in done.stdout
+
+
+def test_coca_gives_its_embedding_and_the_tokens_before_its_pooling(tmp_path: Path) -> None:
+    net = published_tower("coca_ViT-B-32").build()
+    torch.save({f"visual.{key}": value for key, value in net.state_dict().items()}, tmp_path / "w.pth")
+    teacher = load("open_clip:coca_ViT-B-32", tmp_path / "w.pth")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        out, embedding = teacher(images), net(images)[0]
+        blocks = net.forward_intermediates(images, indices=1, output_fmt="NCHW")["image_intermediates"][0]
+    torch.testing.assert_close(out.summary, embedding, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.spatial, blocks.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
+    assert teacher.spec.spatial_note == "patch tokens of the last block, before attentional pooling"
+
+
+# ---------------------------------------------------------------- heads
+
+HEADS = (
+    "repvit_m0_9", "shvit_s1", "efficientvit_m0", "iformer_t", "tiny_vit_5m_224", "caformer_s18", "convformer_s18",
+    "fastvit_t8", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050", "test_convnext",
+)  # fmt: skip
+"""timm's models whose heads differ: several layers, two heads, none of a usual name."""
+
+
+@pytest.mark.parametrize("model", HEADS)
+def test_a_file_with_any_head_gives_what_timm_gives_without_one(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(model, pretrained=False)
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    teacher = load(f"timm:{model}", tmp_path / "w.pth")
+    bare = timm.create_model(model, pretrained=False, num_classes=0).eval()
+    bare.load_state_dict({key: value for key, value in whole.state_dict().items() if key in bare.state_dict()})
+    images = torch.randn(1, 3, *teacher.spec.geometry.input_hw)
+    with torch.inference_mode():
+        out = teacher(images)
+        torch.testing.assert_close(out.summary, bare.forward_head(bare.forward_features(images), pre_logits=True))
+    assert torch.isfinite(out.spatial).all()
+    assert (teacher.notes, teacher.spec.loaded) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("key", "whose"),
+    [
+        ("embeddings.cls_register_token", "C-RADIO in the names inside transformers"),
+        ("encoder.layer.0.layer_scale1.lambda1", "DINOv2 in the format of transformers"),
+        ("layer.0.layer_scale1.lambda1", "DINOv3 in the format of transformers"),
+        ("encoder.layers.0.self_attn.q_proj.weight", "CLIP or SigLIP in the format of transformers"),
+        ("dinov2.encoder.layer.0.layer_scale1.lambda1", "DINOv2 in the format of transformers"),
+        ("vision_encoder.layers.0.attn.qkv.weight", "SAM in the format of transformers"),
+        ("stages.0.downsample_layers.0.weight", "a ConvNeXt in the format of transformers"),
+        ("embedder.embedder.convolution.weight", "a ResNet in the format of transformers"),
+    ],
+)
+def test_the_names_that_transformers_writes_are_known(key: str, whose: str, tmp_path: Path) -> None:
+    torch.save({key: torch.ones(1), "embeddings.mask_token": torch.ones(1)}, tmp_path / "w.pth")
+    for name in ("dinov2-vit-s-14", "sam-vit-b", "openclip-vit-h-14", "timm:resnet18", "efficientnet-lite0"):
+        with pytest.raises(TeacherWeightsError, match=f"It looks like {whose}"):
+            load(name, tmp_path / "w.pth")

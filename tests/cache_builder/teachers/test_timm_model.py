@@ -188,6 +188,33 @@ def test_nvidias_file_says_itself_which_tokens_are_the_summary(stand_in: StandIn
     assert teacher.spec.summary_dim == 3 * teacher.spec.spatial_dim
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_c_radio_as_transformers_saves_it_loads_if_its_layer_scales_are_one(
+    scale: float, stand_in: StandIn, tmp_path: Path
+) -> None:
+    _, network = stand_in("c-radio-v3-b", size_px=192)
+    state = nvidias_names(network.state_dict())
+    torch.save(state, tmp_path / "nvidia.pth")
+    for block in range(2):
+        for number in (1, 2):
+            state[f"radio_model.model.blocks.{block}.layer_scale{number}.lambda1"] = torch.full((128,), scale)
+    torch.save(state, tmp_path / "saved.pth")
+    if scale != 1:
+        with pytest.raises(
+            TeacherWeightsError, match=r"layer scales other than one \(radio_model.model.blocks.0.layer_scale1"
+        ):
+            load_teacher("c-radio-v3-b", TeacherOptions(weights=tmp_path / "saved.pth", size_px=192))
+        return
+    images = torch.randn(1, 3, 192, 192)
+    with torch.inference_mode():
+        saved, nvidias = (
+            load_teacher("c-radio-v3-b", TeacherOptions(weights=tmp_path / f"{name}.pth", size_px=192))
+            for name in ("saved", "nvidia")
+        )
+        assert torch.equal(saved(images).spatial, nvidias(images).spatial)
+    assert saved.notes == ("timm fills in embeds.proj.bias, which the file has not",)
+
+
 # ---------------------------------------------------------------- what cannot be
 
 
