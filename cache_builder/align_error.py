@@ -19,7 +19,6 @@ from cache_builder.teachers import load_recorded
 from cache_builder.teachers.base import Teacher
 from radio_cache.crops import BoxXYXY, crop_weights, valid_hw, visible_box_xyxy
 from radio_cache.errors import ConfigError
-from radio_cache.images import decode_image
 from radio_cache.reader import Cache, CachedTeacher
 
 SCALES = (1.0, 0.9, 0.7, 0.5, 0.35)
@@ -85,7 +84,7 @@ def _of_teacher(
     mean = levels[0].spatial_mean_std()[0]
     cosines: dict[tuple[int, bool, float], list[float]] = {}
     for row in rows.tolist():
-        image = decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels)
+        image = cache.decode(cache.read_file(row))
         maps = [level.maps([row])[0] for level in levels]
         rng = np.random.default_rng((request.seed, row))
         for scale in request.scales:

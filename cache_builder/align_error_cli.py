@@ -45,6 +45,8 @@ def align_error(
     except ValueError as exc:
         raise ConfigError(f"--scales {scales}: numbers with commas between them, such as 1,0.7,0.5") from exc
     request = AlignRequest(teachers=teachers, limit=limit, scales=sides, seed=seed, device=pick_device(device))
+    if note := opened.web_note():
+        click.echo(note, err=True)
     errors = measure(opened, request, say=lambda text: click.echo(text, err=True))
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):

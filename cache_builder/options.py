@@ -14,7 +14,7 @@ from radio_cache.crops import Fit
 from radio_cache.errors import ConfigError
 from radio_cache.extra_views import ViewSampling
 from radio_cache.images import MAX_PIXELS
-from radio_cache.reader import Cache, is_cache
+from radio_cache.reader import Cache, is_cache, max_pixels_of_any_cache
 from radio_cache.schema import MAX_VIEWS, level_name
 from radio_cache.stored_pixels import PixelFormat, PixelStore
 from radio_cache.torch import pick_device
@@ -64,6 +64,12 @@ def build_config(
         shard_images = there.shard_images if there else SHARD_IMAGES
     if max_pixels is None:
         max_pixels = there.max_pixels if there else MAX_PIXELS
+        usual = max_pixels_of_any_cache()
+        if max_pixels > usual:
+            raise ConfigError(
+                f"{out} states that an image may have {max_pixels} pixels, and {usual} are usual: say --max-pixels {max_pixels} "
+                "if you trust it"
+            )
     return BuildConfig(
         images=images, out=out, device=device, shard_images=shard_images, filters=filters,
         shuffle_seed=shuffle_seed, limit=limit, member=member, rescan=rescan, max_pixels=max_pixels,

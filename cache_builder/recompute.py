@@ -132,6 +132,7 @@ def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
     for name in config.teachers:
         if name not in cache.teachers:
             raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
+    cache.refuse_large_images()
     usable = cache.usable_rows(config.teachers)
     if not config.teachers or not len(usable):
         raise MissingRowsError(f"{cache.url}: nothing to recompute: no image has its features yet")

@@ -67,6 +67,8 @@ def verify(
         names = teachers or tuple(opened.teachers)
         files = per_teacher("--weights", weights, names, lambda text: Path(text).expanduser(), shared=False)
         config = RecomputeConfig(count=count, teachers=names, weights=files, seed=seed, device=pick_device(device))
+        if note := opened.web_note():
+            click.echo(note, err=True)
         _print_recomputed(recompute(opened, config))
 
 

@@ -40,6 +40,8 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
     for name in names:
         if name not in opened.teachers:
             raise ConfigError(f"{opened.url}: " + unknown_name("cached teacher", name, opened.teachers))
+    if note := opened.web_note():
+        click.echo(note, err=True)
     rows = cache_pictures(opened, names, count=count, seed=seed)
     save_picture(out, picture_grid(rows))
     click.echo(f"{out}: {len(rows)} images, {', '.join(names)}")

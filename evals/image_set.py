@@ -83,7 +83,7 @@ class CacheImages(ImageSource):
             file, kept = self.cache.read_original_or_kept(row)
             if kept:
                 self._kept_instead.add(row)
-            return decode_image(file, max_pixels=self.cache.meta.max_pixels)
+            return self.cache.decode(file)
         except ImageError as exc:
             cure = "bring the files back to where they were, or name other images" if self.cache.pixels is None else ""
             raise EvalError(f"image {self.key(row)} of {self.place}: {exc}" + (f"; {cure}" if cure else "")) from exc
@@ -93,9 +93,9 @@ class CacheImages(ImageSource):
 
     @property
     def notes(self) -> list[str]:
-        store = self.cache.meta.pixels
+        store, web = self.cache.meta.pixels, self.cache.web_note()
         if not self._kept_instead or store is None:
-            return []
+            return [f"{web[0].upper()}{web[1:]}."] if web else []
         return [
             f"{len(self._kept_instead):,} image files of {self.place} are gone or changed: the pixels that the cache keeps "
             f"({store}) were used for them."

@@ -4,26 +4,43 @@ Arrays are standard Zarr v3; the hot path reads the shard's index once, then one
 caller's buffer, and checks every chunk's crc32c. Nothing here needs torch.
 """
 
+import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.cached_teacher import CachedTeacher, Teachers
-from radio_cache.errors import ImageError, NotACacheError, StorageError, StoreError, UnsupportedFormatError
+from radio_cache.errors import (
+    ConfigError,
+    ImageError,
+    LimitError,
+    NotACacheError,
+    StorageError,
+    StoreError,
+    UnsupportedFormatError,
+)
 from radio_cache.group_attributes import NoGroupError, group_attributes
 from radio_cache.image_files import read_image
 from radio_cache.image_index import ImageIndex, refuse_unfounded
 from radio_cache.layout import images_documents
 from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows
-from radio_cache.schema import IMAGES_UNIT, CacheMeta, Failure, Receipt
+from radio_cache.schema import IMAGES_UNIT, MAX_IMAGE_PIXELS, CacheMeta, Failure, Receipt
 from radio_cache.storage import Storage, open_storage
 from radio_cache.stored_pixels import StoredPixels
 from radio_cache.unit_arrays import unit_array
 from radio_cache.zarr_documents import DOCUMENT
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS_VARIABLE = "RADIO_CACHE_MAX_PIXELS"
+"""Of the environment: how many pixels an image of a cache may have, where its user trusts larger ones than usual."""
+
+_ROWS_FOR_HOSTS = 10_000
 
 _NO_NEED_TO_LOOK = 1 << 20
 """Images for which there is memory on any machine."""
@@ -145,6 +162,53 @@ class Cache:
                 raise
             return self.pixels.file(row), True
 
+    def decode(self, data: bytes, *, least_px: int | None = None) -> "Image.Image":
+        """Decode an image of this cache, of at most as many pixels as the cache states and this reader takes of any cache.
+
+        least_px: as of `decode_image`. Raises ImageError as that does.
+        """
+        from radio_cache.images import decode_image
+
+        own = max_pixels_of_any_cache()
+        try:
+            return decode_image(data, max_pixels=min(self.meta.max_pixels, own), least_px=least_px)
+        except ImageError as exc:
+            if self.meta.max_pixels <= own or "--max-pixels" not in str(exc):
+                raise
+            raise ImageError(
+                f"{str(exc).partition('; raise')[0]}, which is as many as an image of any cache may have; this one states "
+                f"{self.meta.max_pixels}: set {MAX_PIXELS_VARIABLE}={self.meta.max_pixels} if you trust it"
+            ) from exc
+
+    def refuse_large_images(self) -> None:
+        """Raise LimitError if the cache states that its images may be larger than those of any cache."""
+        own = max_pixels_of_any_cache()
+        if self.meta.max_pixels > own:
+            raise LimitError(
+                f"{self.url} states that an image may have {self.meta.max_pixels} pixels, and {own} are usual: set "
+                f"{MAX_PIXELS_VARIABLE}={self.meta.max_pixels} if you trust it"
+            )
+
+    def web_note(self) -> str:
+        """Return a sentence that names the web servers which reading the images asks, for a command to say; "" if there are none.
+
+        Of a list of files about 10,000 are looked at.
+        """
+        places = [container.path for container in self.meta.containers]
+        lists = [number for number, container in enumerate(self.meta.containers) if container.kind == "list"]
+        if lists and self.num_images:
+            rows = np.flatnonzero(np.isin(self.index.container, lists))
+            chosen = rows[:: max(1, len(rows) // _ROWS_FOR_HOSTS)].tolist()
+            places += [
+                self.index.key(row).removeprefix(self.meta.containers[int(self.index.container[row])].prefix) for row in chosen
+            ]
+        hosts = sorted({place.split("/", 3)[2] for place in places if place.lower().startswith(("http://", "https://"))})
+        if not hosts or self.meta.pixels is not None:
+            return ""
+        more = f" and {len(hosts) - 5} more" if len(hosts) > 5 else ""
+        named = ", ".join(repr(host.rpartition("@")[2])[1:-1][:100] for host in hosts[:5])
+        return f"images of {self.url} are read from the web, where the cache says: {named}{more}"
+
     @cached_property
     def pixels(self) -> StoredPixels | None:
         """The images that the cache keeps; None where it does not."""
@@ -173,6 +237,19 @@ class Cache:
         self.refuse_unfounded()
         document = dict(images_documents(self.meta))[f"{name}/{DOCUMENT}"]
         return unit_array(self.storage, IMAGES_UNIT, name, document, grows_along=0)
+
+
+def max_pixels_of_any_cache() -> int:
+    """Return how many pixels an image is decoded with, whatever the cache that it comes from states.
+
+    Raises ConfigError if the environment says something else than a number.
+    """
+    from radio_cache.images import MAX_PIXELS
+
+    text = os.environ.get(MAX_PIXELS_VARIABLE, str(MAX_PIXELS))
+    if not text.isdecimal() or not 0 < int(text) <= MAX_IMAGE_PIXELS:
+        raise ConfigError(f"{MAX_PIXELS_VARIABLE}={text} is no number of pixels between 1 and {MAX_IMAGE_PIXELS}")
+    return int(text)
 
 
 def digest(data: bytes) -> bytes:

@@ -25,7 +25,6 @@ from radio_cache.crops import (
 )
 from radio_cache.errors import ConfigError, ImageError, TrainingError
 from radio_cache.extra_views import View
-from radio_cache.images import decode_image
 from radio_cache.page_memory import page_array
 from radio_cache.reader import Cache, CachedTeacher
 from trainer.batch import Batch, LevelPart, Targets, TeacherPart
@@ -316,7 +315,7 @@ class CropData:
         read any more.
         """
         try:
-            return decode_image(self.cache.read_pixels(row), max_pixels=self.cache.meta.max_pixels, least_px=least_px)
+            return self.cache.decode(self.cache.read_pixels(row), least_px=least_px)
         except ImageError as exc:
             raise TrainingError(f"image {self.cache.index.key(row)} of {self.cache.url}: {exc}") from exc
 

@@ -51,7 +51,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
         if config.wandb is not None and processes.is_first:
             refuse_missing_package()
         with telling_what_to_turn_down():
-            run = TrainingRun(config, processes)
+            run = TrainingRun(config, processes, say)
         with run.owned():
             progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
             if progress.step == config.recipe.steps and holds_student(config.out):

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, cast, final
 
 import numpy as np
@@ -54,11 +54,15 @@ class _Seen(NamedTuple):
 class TrainingRun:
     """Everything of a run that is made once: the student, its optimiser, the images and targets of every group."""
 
-    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+    def __init__(
+        self, config: TrainConfig, processes: Processes, say: Callable[[str], object] = lambda _: None
+    ) -> None:
         self.config, self.processes = config, processes
         recipe, self.device = config.recipe, torch.device(config.device)
         self.plan = Plan(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
         self.cache = Cache(config.cache)
+        if note := self.cache.web_note():
+            say(note)
         by_group = teachers_by_group(recipe, cached_teachers(self.cache, config.teachers, recipe))
         asked = {name for names in by_group.values() for name in names}
         self.teachers = tuple(name for name in self.cache.teachers.names() if name in asked)

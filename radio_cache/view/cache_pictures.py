@@ -9,7 +9,7 @@ from PIL import Image
 from radio_cache.cached_teacher import CachedTeacher
 from radio_cache.crops import BoxXYXY, box_to_grid, crop_weights
 from radio_cache.errors import ImageError, MissingRowsError
-from radio_cache.images import as_array, decode_image
+from radio_cache.images import as_array
 from radio_cache.reader import Cache
 from radio_cache.view.pca import PcaColours
 from radio_cache.view.picture_grid import Pane
@@ -62,7 +62,7 @@ def _image(cache: Cache, row: int, pane_px: int) -> NDArray[np.uint8]:
     hw = _pane_hw(_image_hw(cache, row), pane_px)
     try:
         file, _ = cache.read_original_or_kept(row)
-        image = decode_image(file, max_pixels=cache.meta.max_pixels, least_px=pane_px)
+        image = cache.decode(file, least_px=pane_px)
     except ImageError:
         return np.full((*hw, 3), _UNSEEN)
     return as_array(image.resize((hw[1], hw[0]), Image.Resampling.LANCZOS))

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cache_builder.cli import main
+from radio_cache import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 
 
@@ -44,3 +45,12 @@ def test_what_cannot_be_done_is_said(
     assert said in told.output
     assert "Traceback" not in told.output
     assert isinstance(told.exception, SystemExit)
+
+
+def test_web_servers_that_are_asked_for_the_images_are_said(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Cache, "web_note", lambda self: f"images of {self.url} are read from the web")
+    told = CliRunner().invoke(main, ["view", str(cache), "--images", "1"])
+    assert told.stderr == f"images of {cache} are read from the web\n"

@@ -6,11 +6,14 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ from cache_builder.cli import main
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import (
+    ConfigError,
     CorruptShardError,
     ImageError,
+    LimitError,
     RadioCacheError,
     StorageError,
     StoreError,
@@ -324,6 +329,69 @@ def test_images_are_files_of_a_sensible_size_below_their_folder(
     cache = cache_of(tmp_path, key, **{**place, "path": place["path"].format(tmp_path)})
     with within(), pytest.raises(ImageError, match=why):
         cache.read_file(0)
+
+
+def large_png(width: int, height: int) -> bytes:
+    """A valid grey PNG of one bit a pixel, all black, made row by row."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + -(-width // 8)) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_the_readers_own_limit_of_pixels_holds_whatever_the_cache_states(
+    cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(cache_path / "zarr.json", lambda data: data.update(max_pixels=1 << 32))
+    cache = Cache(cache_path)
+    data = large_png(10_000, 9_000)
+    with within(), pytest.raises(ImageError, match=r"limit of 89478485 .*; this one states 4294967296: set RADIO_CACHE"):
+        cache.decode(data)
+    with pytest.raises(LimitError, match="4294967296 pixels, and 89478485 are usual: set RADIO_CACHE_MAX_PIXELS=4294967296"):
+        cache.refuse_large_images()
+    monkeypatch.setenv("RADIO_CACHE_MAX_PIXELS", "12000")
+    assert cache.decode(large_png(120, 100)).size == (120, 100)
+    with pytest.raises(ImageError, match="limit of 12000, which is as many as an image of any cache may have"):
+        cache.decode(large_png(121, 100))
+    monkeypatch.setenv("RADIO_CACHE_MAX_PIXELS", "100000000")
+    cache.meta = replace(cache.meta, max_pixels=12000)
+    with pytest.raises(ImageError, match="121 x 100 pixels is more than the limit of 12000; raise --max-pixels"):
+        cache.decode(large_png(121, 100))
+    monkeypatch.setenv("RADIO_CACHE_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="RADIO_CACHE_MAX_PIXELS=many is no number of pixels"):
+        cache.decode(large_png(12, 10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "keys", "hosts"),
+    [
+        ("tar", "http://user:word@one.example/a.tar", ["x"], "one.example"),
+        ("parquet", "https://two.example:8443/a.parquet", ["x"], "two.example:8443"),
+        ("list", "/list.txt", ["http://b.example/1.jpg", "HTTPS://a.example/2.jpg", "plain.jpg"], "a.example, b.example"),
+        ("list", "/list.txt", [f"http://h{n}.example/1.jpg" for n in range(9)],
+         "h0.example, h1.example, h2.example, h3.example, h4.example and 4 more"),
+        ("list", "/list.txt", ["http://a\x1b[31m.example/1.jpg"], "a\\\\x1b\\[31m.example"),
+        ("folder", "/photos", ["http://b.example/1.jpg"], None), ("tar", "s3://bucket/a.tar", ["x"], None),
+    ],
+)  # fmt: skip
+def test_the_web_servers_that_a_cache_names_are_said(
+    tmp_path: Path, kind: str, path: str, keys: list[str], hosts: str | None
+) -> None:
+    count = len(keys)
+    meta = CacheMeta(
+        num_images=count, shard_images=4, creator="somebody", class_names=(), max_pixels=100,
+        containers=(Container(kind=kind, path=path, prefix=""),),
+    )  # fmt: skip
+    nowhere = np.full(count, -1, np.int64)
+    index = ImageIndex(keys, np.full(count, -1, np.int32), np.zeros(count, np.int32), nowhere, nowhere)
+    create_cache(tmp_path / "cache.zarr", meta, index)
+    note = Cache(tmp_path / "cache.zarr").web_note()
+    if hosts is None:
+        assert note == ""
+    else:
+        assert re.fullmatch(rf"images of .*cache\.zarr are read from the web, where the cache says: {hosts}", note), note
 
 
 # ---------------------------------------------------------------- memory

@@ -161,7 +161,7 @@ def _images(card: Card, cache: Cache | None) -> list[Image.Image]:
         return []
     try:
         rows = [int(row) for row in cache.usable_rows(tuple(cache.teachers))[:2]]
-        return [decode_image(cache.read_original_or_kept(row)[0], max_pixels=cache.meta.max_pixels) for row in rows]
+        return [cache.decode(cache.read_original_or_kept(row)[0]) for row in rows]
     except RadioCacheError:  # the images have moved; the card does without
         return []
 
