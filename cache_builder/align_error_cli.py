@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from radio_cache.cli_support import PLACE, console, plain_errors, table
+from radio_cache.cli_support import PLACE, console, plain_errors, say, table
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, write_output
 from radio_cache.reader import Cache
@@ -46,8 +46,8 @@ def align_error(
         raise ConfigError(f"--scales {scales}: numbers with commas between them, such as 1,0.7,0.5") from exc
     request = AlignRequest(teachers=teachers, limit=limit, scales=sides, seed=seed, device=pick_device(device))
     if note := opened.web_note():
-        click.echo(note, err=True)
-    errors = measure(opened, request, say=lambda text: click.echo(text, err=True))
+        say(note)
+    errors = measure(opened, request, say=say)
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):
         cells = [e.cosine for side in sides for e in errors if (e.teacher, e.level_px, e.mirrored, e.scale) == (*key, side)]

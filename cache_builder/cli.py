@@ -16,7 +16,7 @@ from cache_builder.verify_cli import repair, verify
 from cache_builder.view_cli import view
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup, SectionedCommand
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable_lines, say, table
 from radio_cache.images import MAX_PIXELS
 from radio_cache.reader import Cache
 
@@ -264,7 +264,7 @@ def build(
     options |= {"out": out, "teachers": teachers}
     build_config(**options, device="cpu", threads=threads)  # errors, before anybody waits
     with workplace(
-        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=_say
+        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=say
     ) as place:
         config = build_config(
             **options, device=place.device, threads=place.threads, elsewhere=place.crew is not None
@@ -272,7 +272,7 @@ def build(
         if place.crew is None and config.device == "cpu":
             keep_blocks()
         click.echo(f"building {out} with {', '.join(teachers)} on {_workers_name(place.crew, config.device)}", err=True)
-        report = build_cache(config, _say, place.crew)
+        report = build_cache(config, say, place.crew)
 
     console().print(_build_table(report))
     if report.unusable:
@@ -396,16 +396,12 @@ def demo(images: Path | None, out: Path) -> None:
     """
     from cache_builder.demo import DemoConfig, run_demo
 
-    report = run_demo(DemoConfig(out=out, images=images), say=click.echo)
+    report = run_demo(DemoConfig(out=out, images=images), say=lambda text: click.echo(printable_lines(text)))
     spent = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in report.seconds.items())
     click.echo(f"\n{spent}.\n\nOpen {report.page.resolve()}: losses, and what teacher, cache and student see.")
     if images is None:
         here = "radio-cache" if shutil.which("radio-cache") else sys.argv[0]  # `make demo` leaves .venv inactive
         click.echo(f"Next, on your own photos: {here} demo --images DIR --out my-demo")
-
-
-def _say(sentence: str) -> None:
-    click.echo(sentence, err=True)
 
 
 def _workers_name(crew: "Crew | None", device: str) -> str:

@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from radio_cache.cli_help import SectionedCommand
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, table
+from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, say, table
 
 if TYPE_CHECKING:
     from cache_builder.copying import CopyReport
@@ -67,7 +67,7 @@ def copy(threads: int | None, **options: Any) -> None:
     from cache_builder.copying import CopyConfig, copy_cache
 
     config = CopyConfig(threads=min(4, os.cpu_count() or 1) if threads is None else threads, **options)
-    report = copy_cache(config, say=lambda text: click.echo(text, err=True))
+    report = copy_cache(config, say=say)
     console().print(_table(report))
     click.echo(f"\n{report.target.url} is complete. Check it: radio-cache verify --deep {report.target.url}")
 

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from radio_cache.cli_help import SectionedCommand
-from radio_cache.cli_support import console, human_bytes, in_width, plain_errors, table
+from radio_cache.cli_support import console, human_bytes, in_width, plain_errors, say, table
 from radio_cache.output_files import OutputFile, write_output
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def _plan(
     )  # fmt: skip
     if config.build.device == "cpu":
         keep_blocks()  # as a build does
-    plan = plan_build(config, say=lambda text: click.echo(text, err=True))
+    plan = plan_build(config, say=say)
     for note in plan.notes:
-        click.echo(note, err=True)
+        say(note)
     console().print(times(plan))
     click.echo()
     console().print(bytes_per_image(plan))

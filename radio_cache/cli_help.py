@@ -1,5 +1,7 @@
 """Commands as all four programs have them: help under headings, examples at the end, and no option given twice."""
 
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +13,21 @@ HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_con
 
 _MOST_NAME_COLUMNS = 24
 """Longer names of options put their help on the next line."""
+
+
+_QUOTES = "if the shell took a pattern apart, put it into quotes"
+
+
+def with_quoting_hint(error: click.UsageError) -> click.UsageError:
+    """The error; if it is about arguments too many, and those are files, it says that the shell took a pattern apart."""
+    if _QUOTES in error.message:
+        return error
+    extra = re.search(r"unexpected extra arguments? \((.*)\)", error.message)
+    first = next((word for word in extra[1].split(" ") if os.path.exists(word)), "") if extra else ""  # noqa: PTH110
+    if first:
+        ending = os.path.splitext(first)[1]  # noqa: PTH122
+        return click.UsageError(f"{error.message.rstrip('.')}: {first} is there; {_QUOTES}, such as '*{ending}'.", error.ctx)
+    return error
 
 
 def refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[str]) -> None:
@@ -30,7 +47,10 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         refuse_repeated(self, ctx, args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise with_quoting_hint(error) from None
 
 
 class SectionedCommand(Command):
@@ -86,6 +106,12 @@ class OrderedGroup(click.Group):
         if command is not None and not isinstance(command, Command):
             refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
         return name, command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise with_quoting_hint(error) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [

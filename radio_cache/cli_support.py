@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import io
 import os
 import re
 import shutil
@@ -78,10 +79,12 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
             # Read when torch loads OpenMP, which a command does after this. Waiting threads that spin cost 7 % less on an
             # idle machine, and make everything five times slower beside one other busy process (docs/log.md).
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes have any characters
             try:
                 return command(*args, **kwargs)
             except RadioCacheError as exc:
-                _say_error("\n".join(map(printable, str(exc).split("\n"))))
+                _say_error(printable_lines(str(exc)))
                 sys.exit(1)
             except OSError as exc:
                 # Disk full, no permission, no such device: the user's to cure. A closed pipe is click's business.
@@ -140,10 +143,24 @@ def console() -> Console:
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DATA_ON_STANDARD_OUTPUT):
-        return Console(stderr=True, highlight=False)
+        return _PlainConsole(stderr=True, highlight=False)
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(file=cast("IO[str]", _Unpadded(sys.stdout)), width=110, highlight=False)
+        return _PlainConsole(highlight=False)
+    return _PlainConsole(file=cast("IO[str]", _Unpadded(sys.stdout)), width=110, highlight=False)
+
+
+@final
+class _PlainConsole(Console):
+    """Takes text, in sentences and in cells of tables, as it is: no markup in brackets, nothing that steers a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        plain: dict[str, Any] = options | {"markup": False, "emoji": False}
+        return super().render_str(printable_lines(text), **plain)
+
+
+def say(sentence: str) -> None:
+    """Write a sentence about what goes on to standard error. Names of files in it are shown escaped."""
+    click.echo(printable_lines(sentence), err=True)
 
 
 class _Unpadded:
@@ -202,6 +219,11 @@ def printable(text: str) -> str:
     A cache that somebody sent holds names and notes of their choice.
     """
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_lines(text: str) -> str:
+    """The text with its lines as they are, each as `printable` has it."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def human_bytes(num_bytes: float) -> str:

@@ -14,7 +14,16 @@ from rich.console import RenderableType
 
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
-from radio_cache.cli_support import INTERRUPTED, PLACE, allow_module_option, console, plain_errors, printable, table
+from radio_cache.cli_support import (
+    INTERRUPTED,
+    PLACE,
+    allow_module_option,
+    console,
+    plain_errors,
+    printable,
+    say,
+    table,
+)
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 
@@ -150,7 +159,7 @@ def main(
             cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial,
             wandb=wandb,
         )  # fmt: skip
-        report = train(config, say=lambda text: click.echo(text, err=True))
+        report = train(config, say=say)
     again = shlex.join(["radio-train", *sys.argv[1:]])
     if report.stopped:
         if _is_first():

@@ -1,5 +1,6 @@
 """A folder tree of image files; the first folder below the root is the class."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -12,18 +13,23 @@ from radio_cache.file_bytes import kind_of_file
 from radio_cache.images import EXTENSIONS
 from radio_cache.remote_files import Tell
 
+_LONGEST_NAME = 256
+_USUAL_PATH_MAX = 4096
+
 
 @dataclass(frozen=True)
 class Tree:
     """What lies below a folder. images: sorted paths with forward slashes; others: files that are no images by name.
 
-    special: images by name that are pipes, sockets or devices, as "path (what it is)".
+    special: images by name that are pipes, sockets or devices, as "path (what it is)". too_deep: folders and images whose whole
+    path is longer than the system opens.
     folders: every folder looked into ("" is the root) with the time of its last change, in nanoseconds.
     """
 
     images: list[str] = field(default_factory=list[str])
     others: PassedFiles = field(default_factory=PassedFiles)
     special: list[str] = field(default_factory=list[str])
+    too_deep: list[str] = field(default_factory=list[str])
     folders: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -35,6 +41,8 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
     """
     images: list[str] = []
     special: list[str] = []
+    too_deep: list[str] = []
+    most_bytes = _path_max(root)
     folders: dict[str, int] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [""]
@@ -48,6 +56,7 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
                 continue
             seen.add((status.st_dev, status.st_ino))
             folders[below] = status.st_mtime_ns
+            room = most_bytes - len(os.fsencode(place)) - 2  # of a name, behind a slash and before a zero byte
             before = len(images)
             inner: list[str] = []
             with os.scandir(place) as entries:
@@ -57,7 +66,9 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
                         continue
                     path = f"{below}/{name}" if below else name
                     kind = _kind(entry)
-                    if kind == "a folder":
+                    if room < _LONGEST_NAME and len(os.fsencode(name)) > room and (kind == "a folder" or has_image_name(name)):
+                        too_deep.append(path)
+                    elif kind == "a folder":
                         inner.append(path)
                     elif not has_image_name(name):
                         others.add(path)
@@ -68,9 +79,11 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
             waiting += sorted(inner, reverse=True)
             tell(len(images) - before)
         except OSError as exc:
-            raise SourceError(f"{place} cannot be listed: {exc.strerror or exc}: have its permissions changed") from exc
+            may_not = exc.errno in (errno.EACCES, errno.EPERM)
+            cure = "have its permissions changed" if may_not else "look at the disk, and run the same command again"
+            raise SourceError(f"{place} cannot be listed: {exc.strerror or exc}: {cure}") from exc
     images.sort()
-    return Tree(images, others, sorted(special), folders)
+    return Tree(images, others, sorted(special), sorted(too_deep), folders)
 
 
 def listed_tree(names: Iterable[str]) -> Tree:
@@ -99,6 +112,11 @@ def found_in(tree: Tree) -> Found:
         notes.append(
             f"{len(tree.special)} image name{many} passed over: not {'files' if len(tree.special) > 1 else 'a file'}"
         )
+    if tree.too_deep:
+        notes.append(
+            f"{len(tree.too_deep)} too deep to be opened, passed over with all below: the system opens paths of {_path_max()} "
+            f"bytes ({tree.too_deep[0][:40]}...)"
+        )
     count = len(tree.images)
     return Found(
         members=tree.images, labels=labels, class_names=names or None, offset=nowhere(count), length=nowhere(count),
@@ -109,6 +127,14 @@ def found_in(tree: Tree) -> Found:
 def has_image_name(name: str) -> bool:
     """Whether a file counts as an image by the ending of its name."""
     return name[name.rfind(".") :].lower() in EXTENSIONS
+
+
+def _path_max(root: Path = Path("/")) -> int:
+    """The bytes of the longest path that the system opens, with the zero byte at its end."""
+    try:
+        return os.pathconf(root, "PC_PATH_MAX")
+    except (OSError, ValueError, AttributeError):  # no such folder, no limit, no POSIX
+        return _USUAL_PATH_MAX
 
 
 def _classes(members: list[str]) -> Iterator[str | None]:

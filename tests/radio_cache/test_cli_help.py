@@ -1,6 +1,8 @@
 """Help under headings: every option once, where a terminal of 80 columns shows it."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -8,7 +10,7 @@ from click.testing import CliRunner
 
 from cache_builder.cli import main as radio_cache
 from evals.cli import main as radio_eval
-from radio_cache.cli_help import SectionedCommand
+from radio_cache.cli_help import OrderedGroup, SectionedCommand
 from trainer.cli import main as radio_train
 from trainer.export_cli import main as radio_export
 
@@ -90,3 +92,26 @@ def test_an_eager_option_is_not_taken_twice_either_and_repeatable_ones_and_flags
     assert "--recipe is given 2 times" in refused.output
     twice = ["--images", "a", "--images", "b", "--teacher", "x", "--teacher", "y", "--rescan", "--rescan", "--out", "c"]
     assert "no teacher is called 'x'" in CliRunner().invoke(radio_cache, ["build", *twice]).output
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_pattern_that_the_shell_took_apart_is_told_to_be_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tar", "b.tar", "c.tar"):
+        (tmp_path / name).touch()
+    kind: dict[str, Any] = {} if grouped else {"cls": SectionedCommand, "sections": {}}
+
+    @click.command("build", **kind)
+    @click.option("--images", multiple=True)
+    def build(images: tuple[str, ...]) -> None: ...
+
+    group = OrderedGroup("main", order=())
+    group.add_command(build)
+    command, arguments = (group, ["build"]) if grouped else (build, [])
+    result = CliRunner().invoke(command, [*arguments, "--images", "a.tar", "b.tar", "c.tar"])
+    assert result.exit_code == 2
+    hint = "b.tar is there; if the shell took a pattern apart, put it into quotes, such as '*.tar'."
+    assert f"Got unexpected extra arguments (b.tar c.tar): {hint}" in result.output
+    assert "quotes" not in CliRunner().invoke(command, [*arguments, "--images", "a.tar", "typo"]).output

@@ -16,9 +16,11 @@ from radio_cache.cli_support import (
     INTERRUPTED,
     CountLine,
     ProgressLine,
+    console,
     human_bytes,
     in_width,
     plain_errors,
+    say,
     table,
 )
 from radio_cache.errors import SourceError
@@ -203,3 +205,28 @@ def test_nothing_done_for_long_is_said_in_place_of_the_time_left(
     said = capsys.readouterr().err
     assert "nothing done for 0:01:01" in said
     assert "left" not in said
+
+
+NASTY = "\x1b[31mred\x07 [bold]x[/bold] [/] :cat: \udcff"
+
+
+def test_names_in_sentences_and_tables_steer_no_terminal_and_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"cannot use {NASTY}\nsecond line")
+    rows = table("", "name", "number")
+    rows.add_row(NASTY, "1")
+    console().print(rows)
+    console().print(f"note: {NASTY}")
+    out, err = capsys.readouterr()
+    escaped = r"\x1b[31mred\x07 [bold]x[/bold] [/] :cat: \udcff"
+    assert err == f"cannot use {escaped}\nsecond line\n"
+    assert out.count(escaped) == 2
+
+
+def test_results_with_any_characters_go_to_an_ascii_output() -> None:
+    @click.command()
+    @plain_errors(on_interrupt="")
+    def command() -> None:
+        console().print("größe \N{SNOWMAN}")
+
+    result = CliRunner(charset="ascii").invoke(command)
+    assert (result.exit_code, result.output) == (0, "gr\\xf6\\xdfe \\u2603\n")

@@ -136,3 +136,36 @@ def test_a_tree_knows_when_each_of_its_folders_was_changed(tmp_path: Path) -> No
     touch(tmp_path, "cat/deep/a.jpg", "empty/x.txt", ".hidden/b.jpg")
     folders = walk_folder(tmp_path).folders
     assert folders == {below: (tmp_path / below).stat().st_mtime_ns for below in ("", "cat", "cat/deep", "empty")}
+
+
+def test_a_folder_deeper_than_paths_can_be_is_passed_over_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's own limit; beyond it only relative paths lead on."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        Path("a.jpg").touch()
+        for depth in range(25):
+            Path("d" * 200).mkdir()
+            os.chdir("d" * 200)
+            Path(f"{depth}.jpg").touch()
+        tree = walk_folder(tmp_path)
+        found = found_in(tree)
+    finally:  # pytest removes no such folder
+        while Path.cwd() != tmp_path:
+            for entry in list(Path().iterdir()):
+                (Path.rmdir if entry.is_dir() else Path.unlink)(entry)
+            os.chdir("..")
+    assert tree.images[0] == "a.jpg"
+    assert 10 < len(tree.images) < 25
+    assert max(len(f"{tmp_path}/{image}") for image in tree.images) < 4096
+    assert found.notes[0].startswith("1 too deep to be opened, passed over with all below: the system opens paths of 4096 bytes")
+
+
+def test_photos_that_nothing_decodes_are_told_first(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.heic", "d/e.CR2", "f.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert found_in(walk_folder(tmp_path)).notes == (
+        "5 files passed over (no image by name): 1 .cr2, 1 .heic, 2 .txt, 1 .json, such as c.heic",
+    )
