@@ -1,6 +1,7 @@
 """`radio-cache`: build a cache, see what is in it, try the whole idea."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -314,12 +315,19 @@ def _build_table(report: "BuildReport") -> Table:
 @main.command()
 @click.argument("cache", type=PLACE)
 @click.option("--failures", is_flag=True, help="List the images that cannot be used, and why.")
+@click.option("--commands", is_flag=True, help="Print the commands that build this cache again, instead.")
 @plain_errors(on_interrupt="")
-def info(cache: str | Path, failures: bool) -> None:
+def info(cache: str | Path, failures: bool, commands: bool) -> None:
     """Say what is in CACHE: teachers, sizes, bytes per image, how complete it is."""
     from radio_cache.info import describe, describe_failures
 
     opened = Cache(cache)
+    if commands:
+        from cache_builder.build_command import build_commands
+
+        for command in build_commands(opened):
+            click.echo(shlex.join(command))
+        return
     console().print(describe_failures(opened) if failures else describe(opened))
 
 

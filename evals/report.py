@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_builder.teachers import ALIASES, TEACHERS, recorded_name
+from cache_builder.build_command import build_commands, short_place
 from evals.encoders import StudentEncoder
 from evals.errors import EvalError
 from evals.image_set import CacheImages, ImageSet, image_set
@@ -35,7 +35,6 @@ from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
 from radio_cache.output_files import write_output
 from radio_cache.reader import Cache, is_cache
-from radio_cache.storage import is_url
 from radio_cache.torch import pick_device
 from radio_cache.view import png_bytes
 from trainer import StudentConfig
@@ -266,22 +265,8 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
     """The commands that make caches, run and page again, from what caches and run recorded about themselves."""
     held = config.queries is not None and is_cache(config.queries)
     caches = [bank, Cache(config.queries)] if config.queries is not None and held else [bank]
-    commands: list[list[str]] = []
-    for cache in caches:
-        build = ["radio-cache", "build"]
-        for container in cache.meta.containers:
-            build += ["--images", _short(container.path)]
-        for name in cache.teachers.names():
-            # The teacher itself comes first: further sizes are levels beside it.
-            levels = sorted(cache.teachers.levels(name), key=lambda level: level.spec.level_of is not None)
-            asked = recorded_name(levels[0].spec)
-            build += ["--teacher", asked]
-            sizes = [level.spec.geometry.input_hw[0] for level in levels]
-            preset = TEACHERS.get(ALIASES.get(name, name))
-            if preset is None or [preset.input_px] != sizes:
-                build += [word for size_px in sizes for word in ("--size", f"{asked}={size_px}")]
-        commands.append([*build, "--out", _short(cache.url)])
-    train = ["radio-train", "--cache", _short(student.cache), "--recipe", _short(config.run / "recipe.json")]
+    commands = [command for cache in caches for command in build_commands(cache)]
+    train = ["radio-train", "--cache", short_place(student.cache), "--recipe", short_place(config.run / "recipe.json")]
     if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
         train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
     commands.append([*train, "--out", "another-run"])
@@ -289,24 +274,21 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
         "radio-eval",
         "all" if config.sections else "report",
         "--run",
-        _short(config.run),
+        short_place(config.run),
         "--cache",
-        _short(bank.url),
+        short_place(bank.url),
     ]
     if config.queries is not None:
-        report += ["--queries", _short(config.queries)]
+        report += ["--queries", short_place(config.queries)]
+    defaults = ReportConfig(run=config.run, out=config.out)
+    for name in ("k", "shown", "limit", "seed", "device"):
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            report += [f"--{name}", str(value)]
     if config.masks is not None:
-        report += ["--masks", *map(_short, config.masks), *(["--classes", config.classes] if config.classes else [])]
-    commands.append([*report, "--out", _short(config.out)])
+        report += ["--masks", *map(short_place, config.masks), *(["--classes", config.classes] if config.classes else [])]
+    commands.append([*report, "--out", short_place(config.out)])
     return [shlex.join(command) for command in commands]
-
-
-def _short(path: Path | str) -> str:
-    """Relative to where we are, if it lies below."""
-    if is_url(path):
-        return str(path)
-    absolute, here = Path(path).absolute(), Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
 
 
 def _percent(share: float | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from cache_builder.sources.places import named_places
 from cache_builder.sources.selection import Selection
-from radio_cache.errors import SourceError, StoreError
+from radio_cache.errors import ConfigError, SourceError, StoreError
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
 from radio_cache.remote_files import remote_status
@@ -120,6 +120,23 @@ def selection_changes(cache: Cache, request: Request) -> list[str]:
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
         return []
+
+
+def recorded_request(cache: Cache) -> Request | None:
+    """Return the request that a cache's list of images was made by, with its places as sources; None if it is not recorded."""
+    try:
+        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        if document["index"] != cache.meta.index:
+            return None
+        request = document["request"]
+        selection = request["selection"]
+        sources = tuple(str(place) for places in request["places"] for place in places)
+        chosen = Selection(
+            filters=tuple(map(str, selection["filters"])), shuffle_seed=selection["shuffle_seed"], limit=selection["limit"]
+        )
+        return Request(sources=sources, selection=chosen, member=str(request.get("member") or ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError, ConfigError):
+        return None
 
 
 def listed_by_other_rules(cache: Cache) -> bool:

@@ -1,0 +1,115 @@
+"""The `radio-cache build` commands that make a cache again, from what the cache recorded about itself."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cache_builder.build_config import BATCH_IMAGES, SHARD_IMAGES
+from cache_builder.computed_with import recorded_batch
+from cache_builder.sources.recorded import recorded_request
+from cache_builder.teachers import ALIASES, TEACHERS, recorded_name
+from cache_builder.teachers.preset import COMPILED
+from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.images import MAX_PIXELS
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.storage import is_url
+
+
+def build_commands(cache: Cache, out: str | None = None) -> list[list[str]]:
+    """Return commands, each a list of words, which together build the same cache again.
+
+    One command, or one for each set of teachers that ran in the same precision, batch size and mode: these are options of a
+    whole build. Where the cache does not say how its images were chosen (it grew, or was copied), its images are named.
+
+    Args:
+        cache: the cache to describe.
+        out: where to build; None for the cache's own place.
+    """
+    runs: dict[tuple[str, ...], list[str]] = {}
+    for name in cache.teachers.names():
+        runs.setdefault(tuple(_run_options(cache, name)), []).append(name)
+    images = list(_image_options(cache))
+    place = out or short_place(cache.url)
+    return [
+        ["radio-cache", "build", *images, *_teacher_options(cache, names), *options, "--out", place]
+        for options, names in runs.items()
+    ]
+
+
+def short_place(place: Path | str) -> str:
+    """Return a path relative to the current folder, if it lies below; a URL as it is."""
+    if is_url(place):
+        return str(place)
+    absolute, here = Path(place).absolute(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(place)
+
+
+def _image_options(cache: Cache) -> Iterator[str]:
+    """Yield the options that say which images there are, and how the cache keeps them."""
+    request = recorded_request(cache)
+    if request is None:
+        for container in cache.meta.containers:
+            yield from ("--images", short_place(container.path))
+    else:
+        for place in request.sources:
+            yield from ("--images", short_place(place))
+        for pattern in request.selection.filters:
+            yield from ("--filter", pattern)
+        if request.selection.limit is not None:
+            yield from ("--limit", str(request.selection.limit))
+        if request.selection.shuffle_seed is not None:
+            yield from ("--shuffle-seed", str(request.selection.shuffle_seed))
+        if request.member:
+            yield from ("--member", request.member)
+    if cache.meta.max_pixels != MAX_PIXELS:
+        yield from ("--max-pixels", str(cache.meta.max_pixels))
+    if cache.meta.shard_images != SHARD_IMAGES:
+        yield from ("--shard-images", str(cache.meta.shard_images))
+    if cache.meta.pixels is not None:
+        yield from ("--store-pixels", str(cache.meta.pixels.side_px), "--pixels-as", cache.meta.pixels.format)
+
+
+def _run_options(cache: Cache, name: str) -> Iterator[str]:
+    """Yield the options of a whole build that a teacher was made with."""
+    spec = cache.teachers[name].spec
+    yield from ("--dtype", spec.compute_dtype)
+    batch = recorded_batch(cache, name)
+    if batch is not None and batch != BATCH_IMAGES:
+        yield from ("--batch-size", str(batch))
+    if COMPILED in spec.software:
+        yield "--compile"
+    if spec.view_sampling is not None and spec.view_sampling.flip_share > 0:
+        yield "--flip-views"
+
+
+def _teacher_options(cache: Cache, names: Sequence[str]) -> Iterator[str]:
+    """Yield the teachers, and what was asked of each."""
+    for name in names:
+        # The teacher itself comes first: further sizes are levels beside it.
+        levels = sorted(cache.teachers.levels(name), key=lambda level: level.spec.level_of is not None)
+        spec = levels[0].spec
+        asked = recorded_name(spec)
+        preset = TEACHERS.get(ALIASES.get(asked, asked))
+        yield from ("--teacher", asked)
+        weights = Path(spec.weights)
+        if weights.is_absolute() or weights.is_file():  # a download is described, not named by a path
+            yield from ("--weights", f"{asked}={weights}")
+        sizes = [level.spec.geometry.input_hw[0] for level in levels]
+        if preset is None or [preset.input_px] != sizes:
+            for size_px in sizes:
+                yield from ("--size", f"{asked}={size_px}")
+        if preset is not None and preset.fit != spec.geometry.fit:
+            yield from ("--fit", f"{asked}={spec.geometry.fit}")
+        if spec.views > 1:
+            yield from ("--views", f"{asked}={spec.views - 1}")
+        yield from _codec_options(asked, levels[0])
+
+
+def _codec_options(asked: str, teacher: CachedTeacher) -> Iterator[str]:
+    """Yield what was asked of a teacher's codec, where it differs from the default."""
+    default = CodecRequest().to_json()
+    request = teacher.spec.codec.get("asked", {"name": teacher.spec.codec["name"]})
+    if request["name"] != default["name"]:
+        yield from ("--codec", f"{asked}={request['name']}")
+    for option in ("packing", "fidelity", "step"):
+        if option in request and request[option] != default.get(option):
+            yield from (f"--{option}", f"{asked}={request[option]}")
