@@ -3,7 +3,8 @@
 Strides 4 and 8 are convolutions (C2f, from YOLOv8), strides 16 and 32 windowed attention at two resolutions, and a
 neck joins both attention maps at stride 16. Differs from the paper's code: the windows of a map that no whole number of
 windows covers are evened out (16 tokens under a window of 7 are 3 windows of 6, not of 7), so small and odd maps carry
-little padding, and a map smaller than the window is one window. At the sizes of the papers nothing changes.
+little padding, and a map smaller than the window is one window. At 224 px, and for e-radio-l-512 at 512 px, nothing
+changes. The other differences, in neck biases, drop path and windows at larger sizes, are in docs/students.md.
 """
 
 import copy

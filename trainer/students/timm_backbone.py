@@ -36,24 +36,35 @@ class TimmConfig:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-# The efficient students of AM-RADIO's table (arXiv 2312.06709); timm has no FasterViT, the eleventh of its list.
-VERSIONS: dict[str, TimmConfig] = {
-    config.name: config
-    for config in (
-        TimmConfig(name="efficientnetv2-s", model="tf_efficientnetv2_s"),
-        TimmConfig(name="resnetv2-101", model="resnetv2_101"),
-        TimmConfig(name="regnety-064", model="regnety_064"),
-        TimmConfig(name="efficientvit-l1", model="efficientvit_l1"),
-        TimmConfig(name="convnext-b", model="convnext_base"),
-        TimmConfig(name="nfnet-f3", model="dm_nfnet_f3"),
+WHOLE = "-whole"
+"""Ending of the names of whole networks, to their last stage; without it, they end at a stride of 16."""
+
+
+def _versions() -> dict[str, TimmConfig]:
+    """The efficient students of AM-RADIO's table (arXiv 2312.06709); timm has no FasterViT, the eleventh of its list.
+
+    Each twice: cut where its stride is 16, as the other students of ours are, and whole, as the table counts it.
+    """
+    configs: list[TimmConfig] = []
+    for name, model, last_stage, settings in (
+        ("efficientnetv2-s", "tf_efficientnetv2_s", 4, {}),
+        ("resnetv2-101", "resnetv2_101", 4, {}),
+        ("regnety-064", "regnety_064", 4, {}),
+        ("efficientvit-l1", "efficientvit_l1", 3, {}),
+        ("convnext-b", "convnext_base", 3, {}),
+        ("nfnet-f3", "dm_nfnet_f3", 4, {}),
         # timm lays it out for 256 px; windows of 7 fit 224.
-        TimmConfig(name="swinv2-s", model="swinv2_small_window8_256",
-                   settings={"img_size": 224, "window_size": 7, "strict_img_size": False}),
-        TimmConfig(name="maxvit-b", model="maxvit_base_tf_224"),
-        TimmConfig(name="poolformerv2-m36", model="poolformerv2_m36"),
-        TimmConfig(name="mvitv2-b", model="mvitv2_base", settings={"any_resolution": True}),
-    )
-}  # fmt: skip
+        ("swinv2-s", "swinv2_small_window8_256", 3, {"img_size": 224, "window_size": 7, "strict_img_size": False}),
+        ("maxvit-b", "maxvit_base_tf_224", 4, {}),
+        ("poolformerv2-m36", "poolformerv2_m36", 3, {}),
+        ("mvitv2-b", "mvitv2_base", 3, {"any_resolution": True}),
+    ):
+        configs.append(TimmConfig(name=name, model=model, settings=settings))
+        configs.append(TimmConfig(name=f"{name}{WHOLE}", model=model, settings={**settings, "out_index": last_stage}))
+    return {config.name: config for config in configs}
+
+
+VERSIONS: dict[str, TimmConfig] = _versions()
 
 
 @final

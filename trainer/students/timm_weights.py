@@ -175,7 +175,10 @@ def _copy_positions(student: ViT, weights: Mapping[str, Tensor], source: Any) ->
     extra = len(positions) - rows * columns
     grid = positions[extra:].T.reshape(1, -1, rows, columns)
     side = student.positions.side
-    student.positions.table.copy_(_resized(grid, side)[0].flatten(1).T)
+    if (rows, columns) != (side, side):
+        # The corners that `CroppedPositions.top_left` reads the table by: at the model's own grid, its own positions come back.
+        grid = F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
+    student.positions.table.copy_(grid[0].flatten(1).T)
     return positions[0] if extra else 0.0
 
 

@@ -1,5 +1,7 @@
 """E-RADIO: published sizes, windows, position bias, folding."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.students import ERadio, create_student
-from trainer.students.eradio import PositionBias, cut_windows, even_window, join_windows
+from trainer.students.eradio import PositionBias, SumNeck, cut_windows, even_window, join_windows
 
 
 # The papers count a 1000-class head and cut the digits after the comma (113.7 M is called 113 M).
@@ -111,3 +113,17 @@ def test_drop_path_rises_from_none_to_the_configured_rate() -> None:
     assert len(rates) == 14
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("name", "biases"), [("e-radio-b", 5_120), ("e-radio-l", 7_680)])
+def test_the_declared_differences_from_the_first_paper_are_what_the_code_does(name: str, biases: int) -> None:
+    with torch.device("meta"):
+        student = create_student(name)
+    assert isinstance(student, ERadio)
+    assert isinstance(student.neck, SumNeck)
+    convolutions = [level.conv for level in (student.neck.level16, student.neck.level32)]
+    assert sum(one.out_channels for one in convolutions) == biases
+    assert all(one.bias is None for one in convolutions)
+    assert student.config.windows == (7, 7)
+    text = (Path(__file__).parents[3] / "docs/students.md").read_text()
+    assert f"{biases:,}" in text

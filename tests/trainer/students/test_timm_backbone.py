@@ -10,7 +10,10 @@ from trainer.students import UnsupportedResolutionError, create_student, timm_ba
 OTHER_SIZES = ((240, 336), (112, 80))
 
 
-@pytest.mark.parametrize("name", timm_backbone.VERSIONS)
+CUT = [name for name in timm_backbone.VERSIONS if not name.endswith("-whole")]
+
+
+@pytest.mark.parametrize("name", CUT)
 def test_backbones_of_the_paper_give_a_map_of_stride_16_at_224(name: str) -> None:
     with torch.device("meta"):
         student = create_student(name).eval()
@@ -20,13 +23,37 @@ def test_backbones_of_the_paper_give_a_map_of_stride_16_at_224(name: str) -> Non
     assert out.spatial.shape == (1, student.embed_dim, 14, 14)
 
 
-@pytest.mark.parametrize("name", [name for name in timm_backbone.VERSIONS if name != "maxvit-b"])
+@pytest.mark.parametrize("name", [name for name in CUT if name != "maxvit-b"])
 @pytest.mark.parametrize("image_hw", OTHER_SIZES)
 def test_backbones_of_the_paper_take_oblong_images(name: str, image_hw: tuple[int, int]) -> None:
     with torch.device("meta"):
         student = create_student(name).eval()
     out = student(torch.empty(1, 3, *image_hw, device="meta"), feature_fmt="NCHW")
     assert out.spatial.shape[2:] == (image_hw[0] // 16, image_hw[1] // 16)
+
+
+# Millions in AM-RADIO's table of efficient students (arXiv 2312.06709).
+TABLE = {
+    "efficientnetv2-s": 21, "resnetv2-101": 44, "regnety-064": 30, "efficientvit-l1": 38, "convnext-b": 88, "nfnet-f3": 254,
+    "swinv2-s": 49, "maxvit-b": 119, "poolformerv2-m36": 56, "mvitv2-b": 51,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_the_networks_of_the_table_are_there_whole_by_name(name: str) -> None:
+    with torch.device("meta"):
+        student = create_student(f"{name}-whole").eval()
+    published = TABLE[name]
+    assert student.name == f"{name}-whole"
+    assert (student.patch_size, student.preferred_resolution) == (32, (224, 224))
+    out = student(torch.empty(1, 3, 224, 224, device="meta"), feature_fmt="NCHW")
+    assert out.spatial.shape == (1, student.embed_dim, 7, 7)
+    millions = sum(p.numel() for p in student.parameters()) / 1e6
+    with_head = millions + (student.embed_dim + 1) / 1e3
+    # The table rounds down or to the nearest; what it counts beside the layers is not told, a head of 1,000 classes or none.
+    assert millions - 1 < published < with_head + 1.6
+    if name == "efficientvit-l1":
+        assert millions == pytest.approx(38.04, abs=0.005)
 
 
 def test_maxvit_takes_one_size_says_so_and_can_be_laid_out_for_another() -> None:

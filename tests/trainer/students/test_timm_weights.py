@@ -84,14 +84,28 @@ def test_every_class_token_starts_as_that_of_the_model(small_timm: None, tmp_pat
 
 
 def test_another_patch_size_and_table_start_close_to_the_model(small_timm: None, tmp_path: Path) -> None:
-    """An even image through bigger patches gives the same embedding; the corners of the table stay where they are."""
+    """An even image through bigger patches gives the same embedding; the table spans what the model's spans, edge to edge."""
     model = saved("vit_small_patch16_224", tmp_path / "weights.pt")
     student = student_from("vit_small_patch16_224", tmp_path / "weights.pt", patch_size=14, max_resolution=140)
     table = student.positions.table.view(10, 10, -1)
     theirs = model.pos_embed[0, 1:].view(4, 4, -1)
-    torch.testing.assert_close(table[0, 0], theirs[0, 0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(table[-1, -1], theirs[-1, -1], rtol=1e-4, atol=1e-5)
+    larger = torch.nn.functional.interpolate(theirs.permute(2, 0, 1)[None], (10, 10), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(table, larger[0].permute(1, 2, 0), rtol=1e-4, atol=1e-5)
     assert student.embed.weight.shape == (48, 3 * 14 * 14)
+
+
+def test_positions_come_back_at_the_grid_of_the_model_they_are_of(small_timm: None, tmp_path: Path) -> None:
+    source = saved("vit_small_patch16_224", tmp_path / "weights.pt")
+    rows, columns = source.patch_embed.grid_size
+    smooth = torch.randn(1, source.embed_dim, 4, 4)  # positions that are learned are smooth
+    own = torch.nn.functional.interpolate(smooth, (rows, columns), mode="bicubic")[0].flatten(1).T
+    state = source.state_dict()
+    state["pos_embed"][0, -rows * columns :] = own
+    torch.save(state, tmp_path / "weights.pt")
+    student = student_from("vit_small_patch16_224", tmp_path / "weights.pt", max_resolution=2048)
+    assert student.positions.side == 128
+    read = student.positions.top_left((rows, columns))
+    assert (read - own).norm() < 0.02 * own.norm()
 
 
 def test_what_does_not_fit_is_named_on_both_sides(small_timm: None, tmp_path: Path) -> None:
