@@ -23,12 +23,14 @@ from cache_builder.build_output import (
 )
 from cache_builder.computed_with import begun_batch, notes_on_rest, recorded_batch, refuse_other_batch
 from cache_builder.crew import Crew
+from cache_builder.image_access import ImageAccess
 from cache_builder.shard_task import ShardTask, build_shard
 from cache_builder.sources import Listing, list_for, record_listing
 from cache_builder.teacher_run import (
     TeacherResult,
     join_teacher,
     missing_shards,
+    retry_failures,
     run_teacher,
     scan_images,
     tell_unusable,
@@ -43,14 +45,24 @@ from radio_cache.writer import refuse_occupied
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did. unusable: images that could not be used, over the whole cache. there: the files of its teachers, whose
-    names and sizes were looked at when all was done."""
+    """What a build did.
+
+    unusable: images that could not be used, over the whole cache. there: the files of its teachers, whose names and sizes were
+    looked at when all was done. unreadable: those of the unusable images that could not be read, and may be fine. is_complete:
+    whether they are few, or the build was told to leave them out.
+    """
 
     cache: Cache
     notes: tuple[str, ...]
     results: tuple[TeacherResult, ...]
     unusable: int
     there: FilesThere
+    unreadable: int = 0
+    is_complete: bool = True
+
+
+FEW_UNREADABLE = 3
+"""Images that could not be read, or 1 % of all: a build that lacks more is not complete."""
 
 
 def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | None = None) -> BuildReport:
@@ -98,16 +110,19 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     cache = grown_cache(cache, listing, say)
     record_listing(cache, config.request(), listing)
     results: list[TeacherResult] = []
+    with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
+        cache = retry_failures(cache, config, pool, ImageAccess(cache, leave_out=True), say)
     if crew is not None:
         del teacher  # it has been checked; the workers load their own
         results = crew.build(cache, shared, say, log)
         return _report(config, listing, results)
+    access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         if not missing_shards(cache, IMAGES_UNIT):
             tell_unusable(cache, say)
 
         def scan(cache: Cache = cache) -> None:
-            scan_images(cache, pool, say, log)
+            scan_images(cache, pool, say, log, access=access)
 
         for name in groups:
             if teacher is None:
@@ -119,7 +134,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
             # Another process may have been faster to make the teacher, in batches of another size.
             sized = begun_batch(sized, cache, name)
             with cache.storage.locked(unit_group(name), shared=True):
-                results.append(run_teacher(cache, teacher, sized, pool, say, log))
+                results.append(run_teacher(cache, teacher, sized, pool, say, log, access))
             teacher = None
     return _report(config, listing, results)
 
@@ -131,7 +146,13 @@ def _known(teacher: Teacher) -> tuple[TeacherSpec, tuple[str, ...]]:
 def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult]) -> BuildReport:
     cache = Cache(config.out)
     there = refuse_missing_files(cache, [IMAGES_UNIT, *config.groups])
-    return BuildReport(cache, listing.notes, tuple(results), len(cache.failures()), there)
+    failures = cache.failures()
+    unreadable = [failure for failure in failures if failure.is_unreadable]
+    few = len(unreadable) <= max(FEW_UNREADABLE, cache.num_images // 100)
+    return BuildReport(
+        cache, listing.notes, tuple(results), len(failures), there, unreadable=len(unreadable),
+        is_complete=few or config.leave_out_unreadable,
+    )  # fmt: skip
 
 
 __all__ = ["BuildConfig", "BuildReport", "Say", "ShardTask", "TeacherResult", "build_cache", "build_shard"]

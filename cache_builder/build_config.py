@@ -28,6 +28,8 @@ class BuildConfig:
     filters, shuffle_seed, limit: which images, in what order (`Selection`). member: which member of a sample in a tar is the
     photo. rescan: list the sources even if they look unchanged since the cache was made. max_pixels: larger images are refused.
     threads: for reading and decoding.
+    retry_unusable: look again at every image that could not be used, not only at those that could not be read.
+    leave_out_unreadable: images that cannot be read are left out, however many.
     pixels: how the cache keeps the images themselves; None takes what a cache that is there does, and a new one keeps none.
     log_json: a file that one JSON object a line is appended to, per shard and per teacher (`BuildLog`).
     """
@@ -44,6 +46,8 @@ class BuildConfig:
     limit: int | None = None
     member: str = ""
     rescan: bool = False
+    retry_unusable: bool = False
+    leave_out_unreadable: bool = False
     max_pixels: int = MAX_PIXELS
     pixels: PixelStore | None = None
     log_json: Path | None = None

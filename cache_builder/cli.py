@@ -49,7 +49,9 @@ def main() -> None:
 
 
 BUILD_SECTIONS = {
-    "Images": ("images", "member", "filters", "limit", "shuffle_seed", "max_pixels", "rescan"),
+    "Images": (
+        "images", "member", "filters", "limit", "shuffle_seed", "max_pixels", "rescan", "retry_unusable", "leave_out_unreadable",
+    ),
     "Teachers": ("teachers", "weights", "size", "fit", "features", "views", "flip_views"),
     "The cache, and what is kept": (
         "out", "codec", "fidelity", "step", "packing", "store_pixels", "pixels_as", "shard_images",
@@ -108,6 +110,16 @@ BUILD_EXAMPLES = (
     "has]",
 )
 @click.option("--rescan", is_flag=True, help="List the sources again, even if nothing seems to have changed.")
+@click.option(
+    "--retry-unusable",
+    is_flag=True,
+    help="Look again at every image that could not be used. Those that could not be read are looked at again without it.",
+)
+@click.option(
+    "--leave-out-unreadable",
+    is_flag=True,
+    help="Build without the images that cannot be read, however many, as long as others can; and do not look at them again.",
+)
 @click.option(
     "--teacher",
     "teachers",
@@ -253,8 +265,9 @@ def build(
 ) -> None:  # fmt: skip
     """Run teachers over images and write their features to a Zarr cache.
 
-    Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that cannot
-    be read are left out and named; they never stop a build. More teachers can be added to a cache later.
+    Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that are broken
+    are left out and named; they never stop a build. Where none can be read, or too many cannot, the build stops, and the same
+    command goes on. More teachers can be added to a cache later.
     """
     from cache_builder.allocator import keep_blocks
     from cache_builder.build import build_cache
@@ -282,9 +295,18 @@ def build(
         )
     for drift in drifts(report.cache):
         click.echo(f"\nwarning: {drift.describe(str(out))}")
+    count = f"{report.unreadable} image{'s' * (report.unreadable > 1)}"
+    without = f" but for {count} that could not be read, which the same command looks at again" if report.unreadable else ""
+    if not report.is_complete:
+        click.echo(
+            f"\n{out} is not complete: {count} could not be read. Make them readable, and the same command "
+            "looks at them again; --leave-out-unreadable builds without them."
+        )
+        sys.exit(1)
     click.echo(
         f"\n{report.there.num_files} files of {report.there.num_shards} shards are there, in the sizes recorded; "
-        f"`radio-cache verify` reads them.\n{out} is complete. Next: radio-train --cache {out} --student e-radio-tiny --out run"
+        f"`radio-cache verify` reads them.\n{out} is complete{without}. "
+        f"Next: radio-train --cache {out} --student e-radio-tiny --out run"
     )
 
 

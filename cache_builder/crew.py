@@ -18,12 +18,13 @@ from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say
 from cache_builder.heartbeats import HUNG_S, NOTICED_S, Heartbeats
+from cache_builder.image_access import ImageAccess, known_witnesses
 from cache_builder.shard_task import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
 from cache_builder.stages import StageSeconds
 from cache_builder.task_book import GivenUp, TaskBook
 from cache_builder.teacher_run import TeacherResult, missing_shards, tell_unusable, told_if_stopped
 from radio_cache.cli_support import ProgressLine
-from radio_cache.errors import ClusterError
+from radio_cache.errors import BlindWorkerError, ClusterError
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, read_receipt
 from radio_cache.schema import IMAGES_UNIT, unit_group
@@ -66,6 +67,7 @@ class Crew:
     ) -> None:  # fmt: skip
         self._connect, self._wait_s, self._say, self._revive, self._kill = connect, wait_s, say, revive, kill
         self._client = self._connected(wait_s if first_s is None else min(wait_s, first_s))
+        self._blind: set[str] = set()
         self._num_workers, self._counted, self._missed_since, self._remind_s = 0, 0.0, 0.0, _REMIND_S
         self._heartbeats, self._listened, self._silent = Heartbeats(), time.monotonic(), set[str]()
         while self._num_workers == 0:
@@ -96,7 +98,10 @@ class Crew:
         Raises ClusterError, listing the shards that could not be made, after all others are done.
         """
         config = replace(config, out=absolute_place(config.out))
-        task = ShardTask(build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0)
+        access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
+        task = ShardTask(
+            build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0, witnesses=known_witnesses(cache, access)
+        )
         scan = UnitLog(log, IMAGES_UNIT)
         _refuse_failed(cache, self._all_shards("checking images", cache, task, scan))
         if scan.images or scan.failures:
@@ -180,12 +185,17 @@ class Crew:
         room = book.room(flying=len(flying), workers=self._num_workers)
         for task in book.take(flying=len(flying), room=room):
             key = f"radio-cache-{task.unit}-{task.shard}-{uuid.uuid4().hex}"
-            flying[self._client.submit(do_task, task, key=key, pure=False)] = task
+            # Loosely: workers that see the images may be gone by then, and those that come later are not known yet.
+            where: dict[str, Any] = {"workers": self._seeing(), "allow_other_workers": True} if self._blind else {}
+            flying[self._client.submit(do_task, task, key=key, pure=False, **where)] = task
         landed = [future for future in flying if future.status != "pending"]
         for future in landed:
             task = flying.pop(future)
             if future.status == "finished":
                 tell(task, _report(future))
+            elif future.status == "error" and isinstance(error := future.exception(), BlindWorkerError):
+                self._note_blind(error)
+                book.put_back([task])
             elif future.status == "error":
                 _note_error(book, task, future, was_alone=was_alone)
             else:
@@ -195,6 +205,19 @@ class Crew:
         if not landed:
             tell(None, _NOTHING)
             time.sleep(_POLL_S)
+
+    def _seeing(self) -> list[str]:
+        """Addresses of the workers that are not known to be blind."""
+        there = cast(dict[str, int], self._client.nthreads())
+        return [address for address in there if address not in self._blind]
+
+    def _note_blind(self, error: BlindWorkerError) -> None:
+        """Leave a worker that does not see the images without tasks. Raises the error if there is no other one."""
+        if error.worker not in self._blind:
+            self._blind.add(error.worker)
+            self._say(f"{error}; others do its work")
+        if not self._seeing():
+            raise error
 
     def _count_workers(self) -> None:
         now = time.monotonic()

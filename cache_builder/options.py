@@ -49,7 +49,7 @@ class TeacherFlags(TypedDict):
 def build_config(
     *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str | None,
     shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, member: str, rescan: bool,
-    max_pixels: int | None,
+    max_pixels: int | None, retry_unusable: bool = False, leave_out_unreadable: bool = False,
     store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
     **flags: Unpack[TeacherFlags],
 ) -> BuildConfig:  # fmt: skip
@@ -73,6 +73,7 @@ def build_config(
     return BuildConfig(
         images=images, out=out, device=device, shard_images=shard_images, filters=filters,
         shuffle_seed=shuffle_seed, limit=limit, member=member, rescan=rescan, max_pixels=max_pixels,
+        retry_unusable=retry_unusable, leave_out_unreadable=leave_out_unreadable,
         pixels=pixel_store(store_pixels, pixels_as), log_json=log_json,
         threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers=teacher_options(teachers, device, **flags), **batch_fields(batch_size),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from cache_builder.image_access import ImageAccess
 from cache_builder.scan import Look
 from cache_builder.shown import Job, Shown, first_shown, shown
 from cache_builder.stages import StageSeconds, Stopwatch
@@ -54,13 +55,15 @@ class ShardImages:
         yield Batch(waiting, last=True)
 
 
-def decoding(cache: Cache, spec: TeacherSpec, unseen: set[int], stages: StageSeconds) -> Callable[[Job], Decoded]:
+def decoding(
+    cache: Cache, access: ImageAccess, spec: TeacherSpec, unseen: set[int], stages: StageSeconds
+) -> Callable[[Job], Decoded]:
     """Reads, decodes and resizes the image of a job. unseen: shards that were not scanned, whose images are looked at first."""
 
     def decoded(job: Job) -> Decoded:
         with Stopwatch(stages, "decode"):
             if job[0] // cache.meta.shard_images in unseen:
-                return first_shown(cache, spec, job)
-            return shown(cache, spec, job), None
+                return first_shown(access, spec, job)
+            return shown(cache, access, spec, job), None
 
     return decoded

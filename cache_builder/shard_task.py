@@ -20,6 +20,7 @@ import torch
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import check_same
 from cache_builder.computed_with import begun_batch
+from cache_builder.image_access import ImageAccess, Witness
 from cache_builder.scan import scan_shard
 from cache_builder.shard_line import ShardLine
 from cache_builder.shard_work import run_shards
@@ -28,7 +29,7 @@ from cache_builder.teacher_run import join_teacher
 from cache_builder.teachers import load_teacher
 from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
-from radio_cache.errors import ClusterError, RadioCacheError
+from radio_cache.errors import BlindWorkerError, ClusterError, RadioCacheError
 from radio_cache.reader import Cache, is_cache
 from radio_cache.receipts import read_receipt
 from radio_cache.schema import IMAGES_UNIT, Receipt
@@ -61,13 +62,15 @@ def worker_facts() -> WorkerFacts:
 class ShardTask:
     """One shard of one unit. build: tells one run of `radio-cache build` from the next; config.out is absolute.
 
-    unit: a teacher of the config, or IMAGES_UNIT for a first look at the images. shard: or JOIN.
+    unit: a teacher of the config, or IMAGES_UNIT for a first look at the images. shard: or JOIN. witnesses: images that the
+    command has read; a worker that reads none of them may judge no image.
     """
 
     build: str
     config: BuildConfig
     unit: str
     shard: int
+    witnesses: tuple[Witness, ...] = ()
 
     @property
     def key(self) -> str:
@@ -86,13 +89,15 @@ class TaskReport:
 def do_task(task: ShardTask) -> TaskReport:
     """Do a task in this process. May be done twice, here or elsewhere.
 
-    Raises ClusterError if this worker cannot see the cache or the images.
+    Raises ClusterError if this worker cannot see the cache, BlindWorkerError if it does not see the images.
     """
     kept = _kept(task)
     if task.shard == JOIN:
         notes: list[str] = []
         with kept.computing:
-            kept.cache = join_teacher(kept.cache, kept.teacher, task.config, kept.pool, notes.append)
+            kept.cache = join_teacher(
+                kept.cache, kept.teacher, task.config, kept.pool, notes.append, access=kept.access
+            )
         return TaskReport(tuple(notes))
     build_shard(task)
     return TaskReport(stage_seconds=kept.spent())
@@ -111,7 +116,7 @@ def build_shard(task: ShardTask) -> Receipt:
     if there is not None:
         return there
     if task.unit == IMAGES_UNIT:
-        return scan_shard(cache, task.shard, kept.pool)
+        return scan_shard(cache, task.shard, kept.pool, kept.access)
     return kept.line.receipt(task.shard)
 
 
@@ -126,6 +131,10 @@ class _Kept:
         self._teacher: Teacher | None = None
         self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
         self.cache = _visible_cache(task.config)
+        self.access = ImageAccess(
+            self.cache, leave_out=task.config.leave_out_unreadable, witnesses=task.witnesses, blind=_blind
+        )
+        self.access.prove_sight()
         self.line = ShardLine(self._run, self.there)
         self._stages, self._told = StageSeconds(), dict[str, float]()
 
@@ -143,14 +152,24 @@ class _Kept:
             return self._teacher
 
     def there(self, shard: int) -> Receipt | None:
-        """The receipt of a shard that has all its rows; None of one that was the last before the cache grew."""
+        """The receipt of a shard that has all its rows; None of one that was the last before the cache grew, or that lacks an
+        image which can be used by now."""
         receipt = read_receipt(self.cache.storage, self._task.unit, shard)
-        whole = receipt is not None and receipt.num_rows == len(self.cache.meta.shard_rows(shard))
-        return receipt if whole else None
+        if receipt is None or receipt.num_rows != len(self.cache.meta.shard_rows(shard)):
+            return None
+        if receipt.failures and self._task.unit != IMAGES_UNIT:
+            images = read_receipt(self.cache.storage, IMAGES_UNIT, shard)
+            still = {failure.row for failure in images.failures} if images else set[int]()
+            if images is not None and any(failure.row not in still for failure in receipt.failures):
+                return None
+        return receipt
 
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
         config = begun_batch(self._task.config, self.cache, self._task.unit)
-        made = run_shards(self.cache, self.teacher, shards, config, self.pool, self._stages, committed=committed)
+        made = run_shards(
+            self.cache, self.teacher, shards, config, self.pool, self._stages, committed=committed,
+            access=self.access,
+        )  # fmt: skip
         with contextlib.closing(made):
             for _ in made:
                 pass
@@ -190,10 +209,25 @@ def _visible_cache(config: BuildConfig) -> Cache:
         raise ClusterError(f"{here()} may not write to {place}: have its permissions changed there")
     for container in cache.meta.containers:
         if not is_url(container.path) and not os.path.exists(container.path):  # noqa: PTH110  # a thousand tars
-            raise ClusterError(
-                f"{here()} does not see the images at {container.path}: they must be mounted there under the same path"
+            raise BlindWorkerError(
+                f"{here()} does not see the images at {container.path}: they must be mounted there under the same path",
+                _own_address(),
             )
     return cache
+
+
+def _blind(sentence: str) -> BlindWorkerError:
+    """The error of a worker that does not see the images."""
+    return BlindWorkerError(f"{here()} does not see the images: {sentence}", _own_address())
+
+
+def _own_address() -> str:
+    """Of this worker at its scheduler; '' where a task is done without one."""
+    with contextlib.suppress(ImportError, ValueError):
+        from distributed import get_worker
+
+        return str(get_worker().address)
+    return ""
 
 
 def here() -> str:

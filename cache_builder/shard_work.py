@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.device_work import CodeBatch, DeviceWork, streams_of
+from cache_builder.image_access import ImageAccess
 from cache_builder.scan import write_looks
 from cache_builder.shard_images import Batch, ShardImages, decoding
 from cache_builder.stages import StageSeconds, Stopwatch
@@ -33,7 +34,7 @@ from radio_cache.fidelity import PERFECT, from_cosines
 from radio_cache.moments import power_sums
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
-from radio_cache.receipts import drop_receipt, drop_short_receipt, read_receipt, unfinished_shards
+from radio_cache.receipts import drop_outdated_receipt, drop_receipt, read_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, Receipt, TeacherSpec, unit_group
 from radio_cache.writer import ShardWriter
 from radio_cache.zarr_documents import DOCUMENT
@@ -48,13 +49,13 @@ Committed = Callable[[Receipt], object]
 def run_shards(
     cache: Cache, teacher: Teacher, shards: Iterable[int], config: BuildConfig, pool: ThreadPoolExecutor,
     stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,
-    committed: Committed = lambda _: None, looked: Committed = lambda _: None,
+    committed: Committed = lambda _: None, looked: Committed = lambda _: None, access: ImageAccess | None = None,
 ) -> Generator[Receipt]:  # fmt: skip
     """Compute and commit shards of a teacher that is on its device, one after the other; each is finished when its receipt
     comes. Closed early, it finishes the shard that is being written and abandons those that are being computed.
 
     shards: no two alike; asked for the next one when all images of those before are being decoded. looked: told of shards
-    that were not scanned before, and are now.
+    that were not scanned before, and are now. access: reads the images.
     """
     spec, device = teacher.spec, torch.device(config.device)
     document = _teacher_document(cache, spec.name)
@@ -75,7 +76,8 @@ def run_shards(
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
         depth = (num_streams + 2) * -(-config.batch // spec.views) + config.threads
         jobs = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
-        seen = ahead(pool, decoding(cache, spec, unseen, stages), jobs, depth=depth)
+        reads = access or ImageAccess(cache, leave_out=config.leave_out_unreadable)
+        seen = ahead(pool, decoding(cache, reads, spec, unseen, stages), jobs, depth=depth)
         stack.callback(seen.close)
         batches = (
             batch
@@ -231,7 +233,9 @@ def write_shard(
     meta = cache.meta
     shard_rows = meta.shard_rows(shard)
     places = [row - shard_rows[0] for row in images.rows]
-    drop_short_receipt(cache.storage, spec.name, shard, len(shard_rows))
+    looked_at = read_receipt(cache.storage, IMAGES_UNIT, shard)
+    failures = looked_at.failures if looked_at else ()
+    drop_outdated_receipt(cache.storage, spec.name, shard, len(shard_rows), [failure.row for failure in failures])
     writer = ShardWriter(cache.storage, spec.name, shard)
     codec, row_axes = cache.teachers[spec.name].codec, features.codes.ndim - 2
     for view in range(spec.views):
@@ -247,14 +251,13 @@ def write_shard(
         _write_summaries(writer, cache, spec, shard, places, features.summary)
     if spec.view_sampling is not None:
         _write_views(writer, cache, spec, shard, places, images.views)
-    failures = read_receipt(cache.storage, IMAGES_UNIT, shard)
     fidelity = PERFECT
     if len(features.cosines):
         variance = float((features.sums[1] - np.square(features.sums[0]) / len(features.cosines)).sum())
         fidelity = from_cosines(features.cosines, features.squared_errors, variance)
     return writer.commit({
         "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": len(features.cosines),
-        "failures": failures.failures if failures else (), "fidelity": fidelity,
+        "failures": failures, "fidelity": fidelity,
     })  # fmt: skip
 
 

@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cache_builder.image_access import ImageAccess
 from cache_builder.preprocess import view_pixels
 from cache_builder.scan import Look, look
 from cache_builder.stages import StageSeconds, Stopwatch
 from radio_cache.crops import ViewGeometry, valid_hw, valid_tokens
-from radio_cache.errors import ImageError, SourceError
+from radio_cache.errors import ImageError, SourceError, UnreadableImageError
 from radio_cache.extra_views import View, draw_view
 from radio_cache.images import cut_view, decode_image
 from radio_cache.prefetch import ahead
-from radio_cache.reader import Cache
+from radio_cache.reader import Cache, digest
 from radio_cache.schema import TeacherSpec
 
 Job = tuple[int, tuple[int, ...]]
@@ -39,29 +40,39 @@ class Shown(NamedTuple):
         return valid_tokens(self.view.image_hw, geometry)
 
 
-def shown(cache: Cache, spec: TeacherSpec, job: Job) -> list[Shown]:
-    """What a teacher is shown of one image. Raises SourceError if it is another file now than when it was checked."""
+def shown(cache: Cache, access: ImageAccess, spec: TeacherSpec, job: Job) -> list[Shown]:
+    """What a teacher is shown of one image. Raises SourceError if it is another file now than when it was checked, or cannot
+    be read now; and as `ImageAccess` does."""
     row, _ = job
+    key = cache.index.key(row)
     try:
-        image = decode_image(cache.read_file(row), max_pixels=cache.meta.max_pixels)
-        return _views(spec, job, image)
+        data = access.file(row)
+        if digest(data) != cache.digests[row].tobytes():
+            raise ImageError(f"{key} has changed since the cache was built")
+        image = access.with_memory(row, lambda: decode_image(data, max_pixels=cache.meta.max_pixels))
+        return access.with_memory(row, lambda: _views(spec, job, image))
+    except UnreadableImageError as exc:
+        raise SourceError(
+            f"image {key} was fine when the images were checked, and now: {exc}. Make it readable again, or put it back, and run "
+            "the same command"
+        ) from exc
     except ImageError as exc:
         raise SourceError(
-            f"image {cache.index.key(row)} was fine when the images were checked, and now: {exc}. "
-            "Put it back and run the same command again, or build a new cache"
+            f"image {key} was fine when the images were checked, and now: {exc}. "
+            "Put back the file that was there, and run the same command again; or build from the new images into another --out"
         ) from exc
 
 
-def first_shown(cache: Cache, spec: TeacherSpec, job: Job) -> tuple[list[Shown], Look]:
+def first_shown(access: ImageAccess, spec: TeacherSpec, job: Job) -> tuple[list[Shown], Look]:
     """What a teacher is shown of an image that nobody has looked at yet, nothing if it cannot be used; and what was found.
 
-    Raises SourceError for an image that is fine and too long for this teacher.
+    Raises SourceError for an image that is fine and too long for this teacher; and as `ImageAccess` does.
     """
-    found, image = look(cache, job[0])
+    found, image = look(access, job[0])
     try:
-        return [] if image is None else _views(spec, job, image), found
+        return [] if image is None else access.with_memory(job[0], lambda: _views(spec, job, image)), found
     except ImageError as exc:
-        key = cache.index.key(job[0])
+        key = access.cache.index.key(job[0])
         raise SourceError(f"image {key}, for teacher '{spec.name}': {exc}. Leave it out: --filter '!{key}'") from exc
 
 
@@ -73,15 +84,17 @@ def _views(spec: TeacherSpec, job: Job, image: Image.Image) -> list[Shown]:
 
 def shown_ahead(
     cache: Cache, spec: TeacherSpec, jobs: Iterable[Job], pool: ThreadPoolExecutor, stages: StageSeconds, *, depth: int,
-    unseen: Collection[int] = (),
+    unseen: Collection[int] = (), access: ImageAccess | None = None,
 ) -> Generator[Shown]:  # fmt: skip
     """What the teacher is shown of these images, in order, made ahead in the pool. depth: images, about. unseen: shards that
     were not scanned yet."""
 
+    reads = access or ImageAccess(cache)
+
     def timed(job: Job) -> list[Shown]:
         with Stopwatch(stages, "decode"):
             first = job[0] // cache.meta.shard_images in unseen
-            return first_shown(cache, spec, job)[0] if first else shown(cache, spec, job)
+            return first_shown(reads, spec, job)[0] if first else shown(cache, reads, spec, job)
 
     for some in ahead(pool, timed, jobs, depth=depth):
         yield from some

@@ -4,12 +4,13 @@ The places come from a cache, which may come from anybody: nothing but regular f
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Generator
 from pathlib import Path
 
-from radio_cache.errors import ImageError, LimitError
+from radio_cache.errors import ImageError, LimitError, StorageError, UnreadableImageError
 from radio_cache.remote_files import fetch, fetch_range
 from radio_cache.storage import is_url
 
@@ -20,8 +21,10 @@ MAX_IMAGE_FILE_BYTES = 1 << 30
 def read_place(place: str, offset: int = -1, length: int = -1) -> bytes:
     """A whole file (offset -1), or a range of its bytes. place: a path or a URL.
 
-    Raises ImageError as `read_local` does; StorageError if a bucket or a server cannot be reached or refuses: that says
-    nothing about the image, and no build may go on without it.
+    Raises:
+        UnreadableImageError: there is nothing at this place now, access is refused, or the file ends inside the range.
+        ImageError: no image can lie there: the place is no regular file, too large, or no possible path.
+        StorageError: no file can be read now: a bucket or a server cannot be reached, or there is no memory or descriptor left.
     """
     if not is_url(place):
         return read_local(Path(place), offset, length)
@@ -31,36 +34,37 @@ def read_place(place: str, offset: int = -1, length: int = -1) -> bytes:
         refuse_large(length)
         data = fetch_range(place, offset, length) if length >= 0 else b""
     except FileNotFoundError as exc:
-        raise ImageError(f"cannot be read: there is nothing at {place:.200}") from exc
+        raise UnreadableImageError(f"cannot be read: there is nothing at {place:.200}") from exc
     except PermissionError as exc:
-        raise ImageError(f"cannot be read: the server refuses {place:.200}") from exc
+        raise UnreadableImageError(f"cannot be read: the server refuses {place:.200}") from exc
     except LimitError as exc:
         raise ImageError(f"cannot be read: {exc}") from exc
-    if len(data) != length:
-        raise ImageError(f"cannot be read: {place:.200} ends inside it")
+    if len(data) != length:  # tars and Parquet files are listed as a whole: it became shorter since
+        raise UnreadableImageError(f"cannot be read: {place:.200} ends inside it")
     return data
 
 
 def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
     """A whole regular file (offset -1), or a range of its bytes. Never waits for the other end of a named pipe.
 
-    Raises ImageError: the operating system's reason, a file that is not regular, too large, or ends inside the range.
+    Raises as `read_place` does.
     """
     with open_local(path) as (descriptor, size):
-        if offset < 0:
+        whole = offset < 0
+        if whole:
             offset, length = 0, size
         elif not 0 <= length <= size - offset:
-            raise ImageError(f"cannot be read: {path} ends inside it")
+            raise UnreadableImageError(f"cannot be read: {path} ends inside it")
         refuse_large(length)
         data = os.pread(descriptor, length, offset)
     if len(data) != length:
-        raise ImageError(f"cannot be read: {path} ends inside it")
+        raise UnreadableImageError(f"cannot be read: {path} became shorter while it was read")
     return data
 
 
 @contextlib.contextmanager
 def open_local(path: Path) -> Generator[tuple[int, int]]:
-    """The descriptor and the size of a regular file. What goes wrong, also in the body, is an ImageError."""
+    """The descriptor and the size of a regular file. What goes wrong, also in the body, is an error as of `read_place`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
@@ -71,9 +75,32 @@ def open_local(path: Path) -> Generator[tuple[int, int]]:
         finally:
             os.close(descriptor)
     except OSError as exc:
-        raise ImageError(f"cannot be read: {exc.strerror or exc}") from exc
+        raise reading_error(path, exc) from exc
+    except MemoryError as exc:
+        raise StorageError(f"cannot read {path}: {_CURES[errno.ENOMEM]}") from exc
     except ValueError as exc:  # a path with a NUL
         raise ImageError(f"cannot be read: {exc}") from exc
+
+
+_CURES = {
+    errno.EMFILE: "too many files are open: raise `ulimit -n`, and run the same command again",
+    errno.ENFILE: "too many files are open on this machine: close some, and run the same command again",
+    errno.ENOMEM: "not enough memory: free some, or take fewer --threads, and run the same command again",
+    errno.ENOBUFS: "not enough memory: free some, or take fewer --threads, and run the same command again",
+}
+"""What is wrong with the process or the machine, whichever file is asked for."""
+
+_IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""No file can have such a path."""
+
+
+def reading_error(path: Path | str, error: OSError) -> ImageError | StorageError:
+    """Return the error to raise for what the system said about a file."""
+    number = error.errno or 0
+    if number in _CURES:
+        return StorageError(f"cannot read {path}: {_CURES[number]}")
+    reason = f"cannot be read: {error.strerror or error}"
+    return ImageError(reason) if number in _IMPOSSIBLE else UnreadableImageError(reason)
 
 
 def refuse_large(num_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """From file bytes to an upright RGB image, or to one sentence that says why not."""
 
+import errno
 import io
 from typing import IO, Any
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from radio_cache.errors import ImageError
+from radio_cache.errors import ImageError, StorageError
 from radio_cache.extra_views import View
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -67,6 +68,8 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 where there is none, and where the EXIF data cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
     except Exception:  # as with all of PIL's parsers: SyntaxError, struct.error ...
         return 1
     return orientation if orientation in _TURNS else 1
@@ -79,7 +82,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     which takes less time; the colours of a few pixels become one, as in a box filter.
     Grey, palette, CMYK and transparent images become RGB as `Image.convert("RGB")` does, which is what the teachers'
     own pipelines do. Grey of 12 and 16 bits is scaled to 8 (PIL alone would clip it to white). An animation gives its first
-    frame. Raises ImageError with the reason: empty, not an image, truncated, too many pixels, or pixels without an agreed range.
+    frame. Raises ImageError with the reason: empty, not an image, truncated, too many pixels, or pixels without an agreed range;
+    MemoryError and StorageError for what the system refuses, which says nothing about the image.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
@@ -92,7 +96,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
         raise ImageError(f"not an image in a format PIL knows and we open: {', '.join(FORMATS)}") from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageError(f"decompression bomb: {str(exc).rstrip('.')}; raise --max-pixels if you trust it") from exc
+    except MemoryError:
+        raise
     except Exception as exc:  # PIL's parsers raise anything from SyntaxError to struct.error on hostile headers
+        _raise_if_of_the_system(exc)
         raise ImageError(f"broken header: {exc}") from exc
     if image.width * image.height > max_pixels:
         raise ImageError(
@@ -107,10 +114,26 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
             image.draft(None, (least_px, least_px))  # pyright: ignore[reportArgumentType]  # None keeps the mode
         turned = upright(image)
         return _to_rgb(_grey_8_bits(turned, image) if turned.mode.startswith("I") else turned)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as exc:  # as above: truncated data surfaces as OSError, SyntaxError, ValueError, struct.error ...
+        _raise_if_of_the_system(exc)
         raise ImageError(f"cannot be decoded: {exc}") from exc
+
+
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
+
+
+def _raise_if_of_the_system(error: Exception) -> None:
+    """Raise MemoryError or StorageError for what PIL met besides the image: it reads the image from memory, and its own code
+    from files."""
+    if "out of memory" in str(error).lower():  # of a codec: an OSError without a number
+        raise MemoryError(str(error)) from error
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        raise StorageError(
+            f"Pillow cannot load its own files ({error}): free memory or file descriptors (`ulimit -n`), and run the same "
+            "command again"
+        ) from error
 
 
 def _refuse_misread_tiff(image: Image.Image) -> None:

@@ -14,6 +14,7 @@ from radio_cache.conversion import Conversion
 from radio_cache.drift import drifts
 from radio_cache.fidelity import Fidelity
 from radio_cache.reader import Cache
+from radio_cache.schema import Failure
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def describe(cache: Cache) -> Group:
         (cache.url, "bold"),
         f"\n{cache.num_images} images in {meta.num_shards} shard{'s' * (meta.num_shards > 1)} of {meta.shard_images}, "
         f"{classes or 'no'} classes"
-        f", {len(failures)} unusable; from {printable(meta.containers[0].path)}"
+        f", {_unusable(failures)}; from {printable(meta.containers[0].path)}"
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
         + (f"\nimages kept in it, too: shorter side at most {meta.pixels}" if meta.pixels else "")
         + f"\nwritten by {printable(meta.creator)}\n",
@@ -125,6 +126,12 @@ def describe(cache: Cache) -> Group:
     return Group(head, *body, *(Text(f"\n{note}") for note in notes))
 
 
+def _unusable(failures: list[Failure]) -> str:
+    """How many images cannot be used, and how many of those were never read."""
+    unreadable = sum(failure.is_unreadable for failure in failures)
+    return f"{len(failures)} unusable" + (f" ({unreadable} of them could not be read, and may be fine)" if unreadable else "")
+
+
 def _told_of(name: str, conversion: Conversion) -> str:
     """That a cosine is the product of two, and how to measure it."""
     before = f", which kept {cosine(conversion.fidelity)} of the teacher's" if conversion.fidelity else ""
@@ -135,12 +142,19 @@ def _told_of(name: str, conversion: Conversion) -> str:
 
 
 def describe_failures(cache: Cache) -> Table | Text:
-    """Every image that cannot be used, and why."""
-    failures = cache.failures()
+    """Every image that cannot be used, and why: first those whose bytes show it, then those that could not be read."""
+    failures = sorted(cache.failures(), key=lambda failure: failure.is_unreadable)
     if not failures:
         return Text(f"every image of {cache.url} that was looked at can be used")
     rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
     for failure in failures:
         key = os.fsencode(cache.index.key(failure.row)).decode(errors="replace")  # names need not be UTF-8
         rows.add_row(Text(printable(key)), Text(printable(failure.reason)))  # not strings: brackets are no markup
+    unreadable = sum(failure.is_unreadable for failure in failures)
+    if unreadable:
+        rows.caption_justify = "left"
+        rows.caption = Text(
+            f"The last {unreadable} could not be read, and may be fine: the build command looks at them again. "
+            "--retry-unusable looks at all of them again."
+        )
     return rows

@@ -18,8 +18,8 @@ from typing import Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.errors import ImageError
-from radio_cache.file_bytes import open_local, read_place, refuse_large
+from radio_cache.errors import ImageError, UnreadableImageError
+from radio_cache.file_bytes import open_local, read_place, reading_error, refuse_large
 from radio_cache.image_files import listed_place
 from radio_cache.parquet_pages import value_ranges
 from radio_cache.remote_files import RemoteFile
@@ -40,8 +40,8 @@ Ranges = tuple[NDArray[np.int64], NDArray[np.int64]]
 def read_row(place: str, column: str, row: int) -> bytes:
     """The bytes of the image in one row. place: a path or a URL. column: as `Container.column`.
 
-    Raises ImageError for a null, a row or a column that is not there, and a file that cannot be read; StorageError as
-    `read_place` does.
+    Raises ImageError for a null and for rows that cannot be decoded, UnreadableImageError for a file that is not there or no
+    longer the one that was listed, and StorageError as `read_place` does.
     """
     return _shared(os.getpid()).file(place, column).read(row)
 
@@ -202,11 +202,11 @@ class _File:
 
     def __init__(self, place: str, column: str) -> None:
         self._place, self._column = place, column
-        with self._named(), open_parquet(place) as parquet:
+        with self._named(UnreadableImageError), open_parquet(place) as parquet:
             metadata = parquet.metadata
             names = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
             if column not in names:
-                raise ImageError(f"cannot be read: {place} has no column {column} now; it has {', '.join(names)}")
+                raise UnreadableImageError(f"cannot be read: {place} has no column {column} now; it has {', '.join(names)}")
             number = names.index(column)
             declared = metadata.schema.column(number)
             self._path_column = path_column(column, names)
@@ -231,7 +231,7 @@ class _File:
         """The image in a row."""
         rows = int(self._ends[-1]) if len(self._ends) else 0
         if not 0 <= row < rows:
-            raise ImageError(f"cannot be read: {self._place} has {rows} rows, not row {row}")
+            raise UnreadableImageError(f"cannot be read: {self._place} has {rows} rows, not row {row}")
         group = int(np.searchsorted(self._ends, row, side="right"))
         number = row - self._first_row(group)
         shared = _shared(os.getpid())
@@ -323,16 +323,19 @@ class _File:
         return _Decoded(images, pa.array(paths, pa.string()) if paths else None)
 
     @contextmanager
-    def _named(self) -> Generator[None]:
+    def _named(self, kind: type[ImageError] = ImageError) -> Generator[None]:
+        """Turn the library's words into ours. kind: of the error for bytes that are no Parquet file, or damaged."""
         import pyarrow as pa
 
         try:
             yield
+        except pa.ArrowMemoryError:
+            raise
         except (pa.ArrowException, OSError) as exc:
+            if isinstance(exc, OSError) and exc.errno:
+                raise reading_error(self._place, exc) from exc
             reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-            raise ImageError(
-                f"cannot be read: {self._place} is damaged, or no Parquet file now: {reason:.200}"
-            ) from exc
+            raise kind(f"cannot be read: {self._place} is damaged, or no Parquet file now: {reason:.200}") from exc
 
 
 def leaf_array(table: Any, column: str) -> Any:
@@ -379,6 +382,6 @@ def _remote(place: str) -> Generator[RemoteFile]:
         with RemoteFile(place) as file:
             yield file
     except FileNotFoundError as exc:
-        raise ImageError(f"cannot be read: there is nothing at {place:.200}") from exc
+        raise UnreadableImageError(f"cannot be read: there is nothing at {place:.200}") from exc
     except PermissionError as exc:
-        raise ImageError(f"cannot be read: the server refuses {place:.200}") from exc
+        raise UnreadableImageError(f"cannot be read: the server refuses {place:.200}") from exc

@@ -169,10 +169,15 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
     return _again(drop)
 
 
-def drop_short_receipt(place: Storage | str | Path, unit: str, shard: int, num_rows: int) -> None:
-    """Before a shard is made again that grew: its new files and its old receipt would contradict each other."""
+def drop_outdated_receipt(
+    place: Storage | str | Path, unit: str, shard: int, num_rows: int, failed_rows: Iterable[int]
+) -> None:
+    """Drop the receipt of a shard that is about to be made again with more rows, or with other rows that can be used: its new
+    files and its old receipt would contradict each other."""
     receipt = read_receipt(place, unit, shard)
-    if receipt is not None and receipt.num_rows != num_rows:
+    if receipt is None:
+        return
+    if receipt.num_rows != num_rows or {failure.row for failure in receipt.failures} != set(failed_rows):
         drop_receipt(place, unit, shard)
 
 
@@ -452,6 +457,17 @@ def finished_rows(columns: ReceiptColumns, num_images: int, shard_images: int, o
     short = known & (columns.num_rows < shard_images)
     for shard, rows in zip(columns.shard[short].tolist(), columns.num_rows[short].tolist(), strict=True):
         out[shard * shard_images + rows : (shard + 1) * shard_images] = False
+
+
+def shards_lacking_rows(columns: ReceiptColumns, images: ReceiptColumns, shard_images: int) -> list[int]:
+    """Return the shards of a teacher that lack an image which can be used by now: a later look found it readable.
+
+    Args:
+        columns: receipts of the teacher.
+        images: receipts of the images.
+    """
+    lacking = np.setdiff1d(columns.failed_rows, images.failed_rows) // shard_images
+    return np.unique(lacking[np.isin(lacking, images.shard)]).tolist()
 
 
 def unfinished_shards(columns: ReceiptColumns, shard_rows: Callable[[int], range], num_shards: int) -> list[int]:

@@ -3,12 +3,14 @@
 A cache is one Zarr v3 group. Numbers live in arrays that any Zarr tool reads; this module holds the rest.
 """
 
+import errno
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
@@ -277,12 +279,46 @@ class StoredFile:
         checked_path(self.path)
 
 
+FaultKind = Literal["image", "surroundings"]
+"""Whose fault it is that an image cannot be used: its own bytes show it, or nothing is known of them."""
+
+_UNREADABLE = re.compile(
+    r"cannot be read: (there is nothing at |the server refuses |("
+    + "|".join(
+        re.escape(os.strerror(number))
+        for number in (
+            errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+            errno.ETIMEDOUT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EBUSY,
+            errno.EAGAIN,
+        )
+    )
+    + r")\Z)"
+)  # fmt: skip
+"""Reasons that caches without kinds recorded for what was no fault of the image."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One image that cannot be used, and why."""
+    """One image that cannot be used, and why.
+
+    Args: kind: "surroundings" if the file could not be read, so that nothing is known of its bytes. Not stored for "image"; the
+        first caches have none.
+    """
 
     row: int
     reason: str
+    kind: FaultKind = "image"
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the image itself may be fine: a build looks at it again."""
+        return self.kind == "surroundings" or _UNREADABLE.match(self.reason) is not None
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        if self.kind == "image":
+            del data["kind"]  # as the first caches had it
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +339,7 @@ class Receipt:
     fidelity: Fidelity | None = None
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        data = asdict(self) | {"failures": tuple(failure.to_json() for failure in self.failures)}
         if self.fidelity is None:
             del data["fidelity"]
         return _sealed(data)

@@ -12,7 +12,7 @@ from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.errors import NotACacheError
 from radio_cache.local_storage import LocalStorage
 from radio_cache.reader import is_cache
-from radio_cache.receipts import compact_receipts, drop_receipt, drop_short_receipt, unfinished_shards
+from radio_cache.receipts import compact_receipts, drop_outdated_receipt, drop_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus
 from radio_cache.testing import fake_spec
 from radio_cache.verify import drop_teacher
@@ -84,7 +84,7 @@ def write_images(storage: LocalStorage, meta: CacheMeta, shard: int) -> None:
     for number, row in enumerate(rows):
         status[number] = ImageStatus.UNUSABLE if unusable(row) else ImageStatus.OK
         sizes[number], digests[number] = size_hw(row), image_digest(row)
-    drop_short_receipt(storage, IMAGES_UNIT, shard, len(rows))
+    drop_outdated_receipt(storage, IMAGES_UNIT, shard, len(rows), [row for row in rows if unusable(row)])
     writer = ShardWriter(storage, IMAGES_UNIT, shard)
     writer.write_plain("status", status, grid=(shard,))
     writer.write_plain("size_hw", sizes, grid=(shard, 0))
@@ -96,7 +96,7 @@ def write_teacher(storage: LocalStorage, meta: CacheMeta, name: str, shard: int)
     rows = meta.shard_rows(shard)
     codec, spec = CODECS[name], SPECS[name]
     made = {row: features(name, row) for row in rows if not unusable(row)}
-    drop_short_receipt(storage, name, shard, len(rows))
+    drop_outdated_receipt(storage, name, shard, len(rows), [row for row in rows if unusable(row)])
     writer = ShardWriter(storage, name, shard)
     codes = [codec.encode(made[row][0]) if row in made else None for row in rows]
     grid = (0, shard, *(0 for _ in codec.row_shape((16, 16), 24)))

@@ -44,9 +44,9 @@ class Copying:
         return self.source.receipts(self.unit)
 
     @cached_property
-    def failures(self) -> dict[int, str]:
+    def failures(self) -> dict[int, Failure]:
         """Row of the source -> why its image cannot be used."""
-        return {failure.row: failure.reason for one in self.receipts if one for failure in one.failures}
+        return {failure.row: failure for one in self.receipts if one for failure in one.failures}
 
     def rows_of(self, shard: int) -> NDArray[np.int64]:
         """Rows of the source that make a shard of the target."""
@@ -190,7 +190,7 @@ def _fields(copying: Copying, shard: int, num_tokens: int, fidelity: Fidelity | 
     """Of a receipt: failures keep their reasons and get their new row numbers."""
     own = copying.target.meta.shard_rows(shard)
     failures = tuple(
-        Failure(row=row, reason=copying.failures[old])
+        replace(copying.failures[old], row=row)
         for row, old in zip(own, copying.rows_of(shard).tolist(), strict=True)
         if old in copying.failures
     )

@@ -2,7 +2,7 @@
 
 FAKE_TEACHER: the path of `fake_teacher.py`, for Dask runs a copy of this file.
 FAKE_CALL_SECONDS: how long a forward pass takes at least. FAKE_POISON: kill this process
-when an image is all black.
+when an image is all black. FAKE_BLIND: a folder that is empty for this process, as a mount that failed.
 """
 
 import importlib.util
@@ -31,6 +31,20 @@ def deadly(self: Any, images: torch.Tensor) -> Any:
 
 
 fake.FakeTeacher.__call__ = deadly
+
+
+_open = vars(os).setdefault("_open_before", os.open)  # Dask loads this file twice
+
+
+def blind_open(path: Any, *arguments: Any, **options: Any) -> int:
+    """Finds nothing below the folder."""
+    if str(path).startswith(f"{os.environ['FAKE_BLIND']}/"):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    return _open(path, *arguments, **options)
+
+
+if os.environ.get("FAKE_BLIND"):
+    os.open = blind_open
 
 
 def dask_setup(worker: Any) -> None:

@@ -32,11 +32,12 @@ from cache_builder.allocator import keeping_environment
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.cluster import cluster_crew, local_crew, made_cluster, read_cluster_file, scheduler_crew, workplace
 from cache_builder.crew import Crew
+from cache_builder.image_access import Witness
 from cache_builder.shard_task import ShardTask, do_task, worker_facts
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
-from radio_cache.errors import ClusterError, ConfigError
+from radio_cache.errors import BlindWorkerError, ClusterError, ConfigError
 from radio_cache.schema import IMAGES_UNIT
 from radio_cache.testing import write_images
 from radio_cache.verify import verify_cache
@@ -223,14 +224,16 @@ class Scheduler:
         )  # fmt: skip
         return self.scheduler
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
+    def start_worker(self, **environment: str) -> "subprocess.Popen[bytes]":
         return self._start(
             "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard", "--memory-limit", "0",
             "--no-nanny", "--host", "127.0.0.1", "--preload", str(WORKER), "--local-directory", str(self._folder),
+            **environment,
         )  # fmt: skip
 
-    def _start(self, module: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    def _start(self, module: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
         env = os.environ | FAKE | {"FAKE_CALL_SECONDS": "0.03", "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False"}
+        env |= environment
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -315,6 +318,61 @@ def test_a_worker_that_cannot_see_the_cache_or_the_images_says_who_and_what(
         hidden.rename(photos)
     with pytest.raises(ClusterError, match="is not absolute"):
         do_task(replace(task, build="c", config=replace(config, out="nowhere.zarr")))
+
+
+def test_a_worker_whose_image_folder_is_empty_condemns_no_image_and_others_do_its_work(
+    one_process: dict[str, bytes], photos: Path, tmp_path: Path, scheduler: Scheduler
+) -> None:
+    said: list[str] = []
+    scheduler.start_worker(FAKE_BLIND=str(photos))
+    scheduler.start_worker()
+    with scheduler_crew(scheduler.address, wait_s=60, say=said.append) as crew:
+        deadline = time.monotonic() + 60
+        while crew.num_workers < 2 and time.monotonic() < deadline:
+            crew._counted = 0.0
+            crew._count_workers()
+            time.sleep(0.05)
+        assert crew.num_workers == 2
+        build_cache(settings(photos, tmp_path / "crew.zarr"), crew=crew)
+    assert tree(tmp_path / "crew.zarr") == one_process
+    blind = [sentence for sentence in said if "does not see the images" in sentence]
+    assert len(blind) == 1
+    assert blind[0].endswith("others do its work")
+
+
+def test_where_no_worker_sees_the_images_the_build_stops_and_condemns_none(
+    fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    with (
+        workers(2, FAKE_BLIND=str(photos)) as crew,
+        pytest.raises(ClusterError, match=r"worker on .* does not see the images: no image of .* can be read now"),
+    ):
+        build_cache(settings(photos, out), crew=crew)
+    assert Cache(out).receipts(IMAGES_UNIT) == [None] * Cache(out).meta.num_shards
+
+
+def test_a_worker_whose_images_go_away_between_two_tasks_is_blind_and_no_shard_is_given_up(
+    fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path
+) -> None:
+    config = settings(photos, tmp_path / "out.zarr")
+    build_cache(replace(config, teachers={"fake-a": TeacherOptions()}))
+    cache = Cache(tmp_path / "out.zarr")
+    (tmp_path / "out.zarr/receipts/fake-a/000002.json").unlink()
+    witnesses = (Witness(0, cache.digests[0].tobytes()),)
+    task = ShardTask(build="e", config=config, unit="fake-a", shard=1, witnesses=witnesses)
+    do_task(task)
+    hidden = photos.rename(photos.with_name("elsewhere"))
+    photos.mkdir()  # what a mount leaves
+    try:
+        with pytest.raises(BlindWorkerError, match="does not see the images: no image of"):
+            do_task(replace(task, shard=2))
+        with pytest.raises(BlindWorkerError, match="does not see the images: no image of"):
+            do_task(replace(task, build="f", shard=2))
+    finally:
+        photos.rmdir()
+        hidden.rename(photos)
+    do_task(replace(task, shard=2))
 
 
 def test_a_worker_with_other_weights_refuses_to_mix_them(
