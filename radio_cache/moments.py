@@ -5,7 +5,9 @@ piece gives one `Moments`; pieces merge by the formula of Chan, Golub and LeVequ
 algorithm for computing sample variances, 1979), which never subtracts large numbers from each other, as sums of squares do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Self, final
 
 import numpy as np
@@ -90,6 +92,40 @@ class Moments:
         mean = (self.mean * self.count + other.mean * other.count) / count
         scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, mean, scatter)
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Of the tokens of all parts, merged in their order. Raises IndexError for no parts."""
+    return reduce(Moments.merge, parts)
+
+
+def cross_validated(parts: Sequence[Moments]) -> Moments:
+    """Return moments of all parts whose eigenvalues are what the parts measure along each other's principal axes.
+
+    A sample's own weakest directions are those in which it happens to vary little: whitened by their sample variance, other
+    images vary by more than 1 (by 8 % on 1,000 photos of 49 tokens, 320 channels). So an eigenvalue is the variance of each
+    part along the axis of that rank of all other parts, averaged. Mean, axes and trace stay those of the whole.
+
+    Args:
+        parts: disjoint, at least two of them with tokens; each token of an image in the same part, because tokens of one image
+            resemble each other.
+    Source: D. Bartz, Cross-validation based nonlinear shrinkage, arXiv 1611.00798, after C. Lam, Nonparametric eigenvalue-
+        regularized precision or covariance matrix estimator, Annals of Statistics 44 (2016).
+    """
+    parts = [part for part in parts if part.count]
+    whole = merged(parts)
+    sums = np.zeros(whole.channels)
+    for number, part in enumerate(parts):
+        axes = merged([*parts[:number], *parts[number + 1 :]]).principal_axes()[1]
+        sums += np.einsum("ji,jk,ki->i", axes, part.scatter, axes, optimize=True)
+    # Noise may turn the order of neighbours; axes of the whole are in descending order.
+    eigenvalues = np.sort(sums)[::-1] / whole.count
+    own, axes = whole.principal_axes()
+    total = float(eigenvalues.sum())
+    if total <= 0:
+        return whole
+    eigenvalues = eigenvalues * (own.sum() / total)
+    return Moments(whole.count, whole.mean, (axes * eigenvalues) @ axes.T * whole.count)
 
 
 def power_sums(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from radio_cache.errors import ShapeError
-from radio_cache.moments import Moments, power_sums
+from radio_cache.moments import Moments, cross_validated, power_sums
+from radio_cache.moments import merged as merged_parts
+from radio_cache.phi_s import pca_whiten
 
 
 def _tokens(count: int, channels: int, seed: int) -> NDArray[np.float64]:
@@ -124,3 +126,28 @@ def test_shapes_that_cannot_be_are_named() -> None:
 def test_power_sums_are_exact_where_half_precision_would_overflow() -> None:
     features = np.full((3, 5, 2), 1000, np.float16)
     assert power_sums(features).tolist() == [[15_000, 15_000], [15_000_000, 15_000_000]]
+
+
+def test_cross_validated_eigenvalues_whiten_tokens_of_other_images() -> None:
+    """Forty channels and 160 tokens: the sample's own eigenvalues are far too small where they are small."""
+    rng = np.random.default_rng(3)
+    mix = np.linalg.qr(rng.normal(size=(40, 40)))[0] * np.geomspace(5, 0.2, 40)
+    parts = [Moments.of(rng.normal(size=(20, 40)) @ mix.T) for _ in range(8)]
+    others = rng.normal(size=(20_000, 40)) @ mix.T
+    variances = {
+        name: float(pca_whiten(moments).forward(others).var(axis=0).mean())
+        for name, moments in (("own", merged_parts(parts)), ("others'", cross_validated(parts)))
+    }
+    assert variances["own"] > 1.2
+    assert variances["others'"] == pytest.approx(1, abs=0.05)
+
+
+def test_cross_validation_keeps_mean_trace_and_axes() -> None:
+    rng = np.random.default_rng(4)
+    parts = [Moments.of(rng.normal(size=(30, 6)) * np.arange(1, 7)) for _ in range(4)]
+    whole, shrunk = merged_parts(parts), cross_validated([Moments.empty(6), *parts])
+    assert shrunk.count == whole.count
+    np.testing.assert_array_equal(shrunk.mean, whole.mean)
+    assert np.trace(shrunk.covariance) == pytest.approx(np.trace(whole.covariance))
+    turned = whole.principal_axes()[1].T @ shrunk.covariance @ whole.principal_axes()[1]
+    np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=1e-9)

@@ -3,15 +3,22 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from radio_cache.codecs.calibrate import CodecRequest, calibrate
+from radio_cache.errors import HadamardError
+from radio_cache.moments import Moments
 from radio_cache.phi_s import NORMALISATIONS
-from radio_cache.reader import Cache
-from radio_cache.testing import make_tiny_cache, write_images
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.schema import CacheMeta, Container
+from radio_cache.testing import fake_spec, make_tiny_cache, write_images, write_images_shard, write_teacher_shard
 from radio_cache.torch import MapDecoder
+from radio_cache.writer import ImageIndex, add_teacher, create_cache
+from trainer import normalisation
 from trainer.adaptors import Head, MlpHead, ResidualHead, spread_copies
 from trainer.data import CropData
 from trainer.normalisation import Normalise, Rotated, from_coordinates, spatial_normaliser, summary_normaliser
@@ -58,6 +65,99 @@ def test_phi_s_targets_have_variance_one_in_every_channel_and_keep_angles(cache:
     torch.testing.assert_close(targets.var(0, unbiased=False), torch.ones(4), rtol=1e-3, atol=1e-3)
     gram = normaliser.matrix @ normaliser.matrix.T
     torch.testing.assert_close(gram, gram[0, 0] * torch.eye(4), rtol=1e-4, atol=1e-4 * float(gram[0, 0]))
+
+
+HELD_OUT, TRAINED, CHANNELS = 1000, 600, 64
+
+
+def made_of_noise(path: Path, name: str) -> Cache:
+    """A cache of images that need no files, and features of 64 channels of very different variance along their axes."""
+    count = HELD_OUT + TRAINED
+    meta = CacheMeta(
+        num_images=count, shard_images=256, creator="radio-cache tests", class_names=(), max_pixels=10**6,
+        containers=(Container(kind="folder", path="/nowhere", prefix=""),),
+    )  # fmt: skip
+    nowhere = np.full(count, -1, np.int64)
+    keys = [f"{row:05d}.png" for row in range(count)]
+    index = ImageIndex(keys, np.full(count, -1, np.int32), np.zeros(count, np.int32), nowhere, nowhere)
+    create_cache(path, meta, index)
+    rng = np.random.default_rng(0)
+    mix = np.linalg.qr(rng.normal(size=(CHANNELS, CHANNELS)))[0] * np.geomspace(3, 0.5, CHANNELS)
+    tokens = rng.normal(size=(count, 4, 4, CHANNELS)) + 0.3 * rng.normal(size=(count, 1, 1, CHANNELS))
+    maps = (tokens @ mix.T + rng.normal(size=CHANNELS)).astype(np.float32)
+    summaries = (rng.normal(size=(count, CHANNELS)) @ mix.T).astype(np.float32)
+    request = {"half": CodecRequest(name="half"), "zstd": CodecRequest(packing="zstd", fidelity=0.999),
+               "packed": CodecRequest(fidelity=0.999)}[name]  # fmt: skip
+    some = maps[:100].reshape(-1, CHANNELS)  # as a build would calibrate: on few images
+    codec = calibrate(request, Moments.of(some), some, some).codec
+    spec = replace(fake_spec("t", summary_dim=CHANNELS, spatial_dim=CHANNELS), codec=codec.to_json())
+    add_teacher(path, meta, spec, codec)
+    for shard in range(meta.num_shards):
+        rows = meta.shard_rows(shard)
+        write_images_shard(path, meta, shard, dict.fromkeys(rows, (32, 32)), {})
+        write_teacher_shard(path, meta, shard, spec, codec, {row: (summaries[row], maps[row]) for row in rows})
+    return Cache(path)
+
+
+@pytest.fixture(scope="module", params=["half", "zstd", "packed"])
+def noise(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return made_of_noise(tmp_path_factory.mktemp("noise") / "c.zarr", request.param)
+
+
+@pytest.mark.parametrize("how", ["phi-s", "pca", "zca", "hadamard"])
+def test_targets_of_images_that_no_sample_saw_have_variance_one(noise: Cache, how: Normalise) -> None:
+    rows = np.random.default_rng(1).permutation(HELD_OUT + TRAINED)
+    trained, held_out = np.sort(rows[:TRAINED]), np.sort(rows[TRAINED:])
+    normaliser = spatial_normaliser(noise, "t", how, trained, 0, CPU)
+    assert isinstance(normaliser, Rotated)
+    targets = normaliser(torch.from_numpy(noise.teachers["t"].maps(held_out)).flatten(0, 2))
+    variances = targets.double().var(0, unbiased=False)
+    assert float(variances.mean()) == pytest.approx(1, abs=0.01)
+    assert float((variances - 1).abs().max()) < 0.08  # 1,000 images know a variance to 1.8 %, and there are 64
+    assert float((variances - 1).abs().quantile(0.95)) < 0.05
+    assert float(targets.mean(0).abs().max()) < 0.05
+
+
+def test_means_and_deviations_are_the_recorded_ones(tmp_path: Path) -> None:
+    cache = made_of_noise(tmp_path / "c.zarr", "half")
+    few = np.arange(40)
+    mean, std = cache.teachers["t"].spatial_mean_std()
+    normaliser = spatial_normaliser(cache, "t", "phi-s", few, 0, CPU)
+    assert isinstance(normaliser, Rotated)
+    np.testing.assert_allclose(normaliser.shift, mean, rtol=1e-5, atol=1e-5)
+    covariance = (normaliser.inverse @ normaliser.inverse.T).double()  # phi^2 I for PHI-S
+    assert float(covariance.diagonal().mean()) == pytest.approx(float(np.square(std).mean()), rel=1e-4)
+
+
+def test_a_sample_follows_from_the_seed_and_comes_from_all_shards(
+    noise: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(normalisation, "_FEWEST_IMAGES", 1)
+    monkeypatch.setattr(normalisation, "_FEWEST_TOKENS", 1)
+    read: list[int] = []
+    codes = CachedTeacher.codes
+
+    def noted(self: CachedTeacher, rows: Any, **options: Any) -> Any:
+        read.extend(rows)
+        return codes(self, rows, **options)
+
+    monkeypatch.setattr(CachedTeacher, "codes", noted)
+    rows = np.arange(HELD_OUT + TRAINED)
+    one, two, other = (spatial_normaliser(noise, "t", "pca", rows, seed, CPU) for seed in (0, 0, 1))
+    assert isinstance(one, Rotated)
+    assert isinstance(two, Rotated)
+    assert isinstance(other, Rotated)
+    assert torch.equal(one.matrix, two.matrix)
+    assert not torch.equal(one.matrix, other.matrix)
+    assert len(read) == 3 * 1024  # 128 tokens a channel, of 16 a map, and as many again for padding
+    assert {row // 256 for row in read} == set(range(7))
+
+
+def test_a_teacher_whose_width_has_no_hadamard_matrix_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "others")
+    five = make_tiny_cache(tmp_path / "five.zarr", tmp_path / "others", teachers={"five": (None, 5)})
+    with pytest.raises(HadamardError, match=r"five\.zarr, teacher 'five', normalise=phi-s: no Hadamard matrix of order 5"):
+        spatial_normaliser(five, "five", "phi-s", five.usable_rows(), 0, CPU)
 
 
 def test_summaries_are_normalised_by_their_own_moments(cache: Cache) -> None:
