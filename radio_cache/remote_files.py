@@ -12,12 +12,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 from radio_cache.errors import ConfigError, ImageError, LimitError, StorageError
 from radio_cache.object_storage import ObjectStorage
 from radio_cache.storage import BUCKETS
-from radio_cache.web_files import WEB, RefusedError, ServerError, fetch_page, fetch_page_range, page_status
+from radio_cache.web_files import (
+    WEB,
+    RefusedError,
+    ServerError,
+    UnreachableError,
+    can_connect,
+    fetch_page,
+    fetch_page_range,
+    page_status,
+)
 
 FILE_SYSTEMS = ("hf", "sftp", "ftp", "hdfs", "webhdfs", "oss", "memory")
 """What fsspec may be asked for: a cache from elsewhere names places, and some of what fsspec knows does more than reading."""
@@ -157,17 +166,29 @@ class _Place(ABC):
             except (FileNotFoundError, PermissionError) as exc:
                 error = exc
                 continue
-            except ServerError as exc:  # was asked again already
+            except (ServerError, UnreachableError) as exc:  # was asked again already
                 error = exc
                 break
-            self._read_last, self._refusals = path, 0
+            self.note_read(path)
             return answer
         assert error is not None
         raise self._blamed(path, error) from error
 
+    def note_read(self, path: str) -> None:
+        """Remember a file that was read."""
+        self._read_last, self._refusals = path, 0
+
+    def others_are_read(self) -> bool:
+        """Whether other places of this kind can be read, so that the network is fine."""
+        return False
+
     def _blamed(self, path: str, error: Exception) -> Exception:
         """Return the error to raise for a file that is not there or is refused, after looking at one that was there."""
         good = self._read_last
+        if isinstance(error, UnreachableError) and good is not None:
+            return error
+        if (good is None or good == path) and isinstance(error, StorageError):
+            return RefusedError(str(error)) if self.others_are_read() else error
         if good is None or good == path:
             self._refusals += not isinstance(error, FileNotFoundError)
             if isinstance(error, PermissionError) and self._refusals >= self._max_refusals:
@@ -231,6 +252,25 @@ class _WebServer(_Place):
     """A web server, which lists nothing. Paths are what follows the host, as it was written."""
 
     _max_refusals = 3
+    _read_anywhere: "ClassVar[tuple[_WebServer, str] | None]" = None
+    """The page that was read last, of any server."""
+
+    def note_read(self, path: str) -> None:
+        super().note_read(path)
+        _WebServer._read_anywhere = (self, path)
+
+    def others_are_read(self) -> bool:
+        # A list of pages all over the web names servers that are gone: that of one image must not end a build.
+        if _WebServer._read_anywhere is None or _WebServer._read_anywhere[0].root == self.root:
+            return False
+        other, path = _WebServer._read_anywhere
+        if not can_connect(other.at(path)):
+            return False
+        try:
+            other.status(path)
+        except (FileNotFoundError, PermissionError, StorageError):
+            return False
+        return True
 
     def at(self, path: str) -> str:
         return self.root + path

@@ -67,6 +67,10 @@ class ServerError(StorageError):
     """A server answers with an error of its own, however often it is asked."""
 
 
+class UnreachableError(StorageError):
+    """A server does not answer, or not in HTTP, or cannot show who it is."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer to a request for a page. num_bytes: of the whole page; None where the server does not say.
@@ -105,6 +109,19 @@ def page_status(url: str) -> Answer:
     except (OSError, ServerError):
         pass  # an address that was signed for GET, or a server that does not know HEAD
     return _ask(url, {"Range": "bytes=0-0"}, 0, method="GET")
+
+
+def can_connect(url: str) -> bool:
+    """Whether the server of a page, or the proxy before it, takes a new connection; those that are kept prove little."""
+    try:
+        host, port = _host_port(url)
+        proxy = "" if proxy_bypass(host) else getproxies().get(url.partition(":")[0].lower(), "")
+        if proxy:
+            host, port = _host_port(proxy if "://" in proxy else f"http://{proxy}")
+        socket.create_connection((host.strip("[]"), port), _CONNECT_S).close()
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def _ask(url: str, headers: dict[str, str], most: int, *, offset: int = -1, method: str = "GET") -> Answer:
@@ -151,7 +168,7 @@ def _asked_once(url: str, headers: dict[str, str], most: int, offset: int, metho
                 RefusedError(f"{url} is redirected to {followed.url:.200}, which cannot be reached ({reason})")
             ) from exc
         raise _PassingError(
-            StorageError(
+            UnreachableError(
                 f"cannot read {url}: {host} cannot be reached: check the address and the network, and run the same command "
                 f"again. ({type(exc).__name__}: {reason})"
             )

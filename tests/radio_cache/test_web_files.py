@@ -75,6 +75,7 @@ class Site:
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr("radio_cache.object_storage.RETRIES", 2)
+    monkeypatch.setattr(remote_files._WebServer, "_read_anywhere", None)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     made = Site()
@@ -282,3 +283,34 @@ def test_an_answer_that_breaks_off_is_asked_for_again(site: Site) -> None:
     site.answer = lambda path, before: (200, {"Content-Length": "1000", "Connection": "close"}, CONTENT) if before < 1 else None
     assert read_place(f"{site.url}/a.jpg") == CONTENT
     assert site.count["/a.jpg"] == 2
+
+
+@pytest.mark.parametrize("trouble", ["refused", "no name", "503"])
+def test_a_server_that_is_gone_is_one_unusable_image_while_others_answer(site: Site, trouble: str) -> None:
+    other = Site()
+    gone = {"refused": other.url, "no name": "http://no-such-host.invalid", "503": other.url}[trouble]
+    other.answer = lambda path, before: status(503)
+    if trouble == "refused":
+        other.close()
+    try:
+        with pytest.raises(StorageError):
+            read_place(f"{gone}/a.jpg")
+        assert read_place(f"{site.url}/a.jpg") == CONTENT
+        with pytest.raises(ImageError, match=f"the server refuses {gone}/b.jpg"):
+            read_place(f"{gone}/b.jpg")
+        site.answer = lambda path, before: status(503)
+        with pytest.raises(StorageError):
+            read_place(f"{gone}/c.jpg")
+    finally:
+        if trouble != "refused":
+            other.close()
+
+
+def test_a_server_that_answered_and_went_away_is_no_unusable_image(site: Site) -> None:
+    other = Site()
+    assert read_place(f"{other.url}/a.jpg") == CONTENT
+    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    other.close()
+    web_files._connections_of.cache_clear()  # a thread of the server still holds the old one
+    with pytest.raises(StorageError, match="cannot be reached"):
+        read_place(f"{other.url}/b.jpg")
