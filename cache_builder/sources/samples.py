@@ -107,7 +107,7 @@ class Samples:
 
     def _flush(self, key: str) -> None:
         parts, self._parts = self._parts, [_Part()]
-        for part in _with_images(parts):
+        for part in _with_images(parts) if len(parts) > 1 else parts:
             if part.images or part.classes:
                 self._take(part)
         self._key = key
@@ -124,6 +124,9 @@ class Samples:
         self.images += images
         if not part.classes:
             self.labels += [None] * len(images)
+            return
+        if len(images) == len(part.classes) == 1 and stem_of(images[0].name) == part.classes[0].stem:  # nearly always
+            self.labels.append(part.classes[0].label)
             return
         classes, orphans = classes_of([image.name for image in images], part.classes, self._place)
         self.labels += [None if one is None else one.label for one in classes]

@@ -4,7 +4,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, Self, cast, final
 
 from cache_builder.sources.folder import has_image_name
 from radio_cache.errors import SourceError
@@ -72,7 +72,7 @@ def tar_members(place: str, file: BinaryIO, passed: PassedOver) -> Iterator[TarM
     places: dict[str, TarMember] = {}  # a hard link leads to an earlier member
     end = 0
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:") as tar:
+        with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:", tarinfo=_TarInfo) as tar:
             while (info := tar.next()) is not None:
                 if info.size < 0 or not tar.offset > end:
                     raise tarfile.ReadError(f"impossible size of {info.name:.80}")
@@ -126,6 +126,22 @@ def _placed(info: tarfile.TarInfo, end: int, places: dict[str, TarMember]) -> Ta
 def _plain(name: str) -> str:
     """The name by which links find a member. Most have nothing to change, and a million of them are not taken apart."""
     return posixpath.normpath(name) if "./" in name or "//" in name else name
+
+
+_GNU_MAGIC = b"ustar  \0"
+
+
+@final
+class _TarInfo(tarfile.TarInfo):
+    """Header of a member. GNU tar keeps times (`tar -g`) where POSIX has the beginning of a long name, and tarfile takes them for
+    one: every file would lie in a folder of its own."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == _GNU_MAGIC and buf[345] and info.type in (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE):
+            info.name = bytes(buf[:100]).partition(b"\0")[0].decode(encoding, errors)
+        return info
 
 
 class _HeaderReader:

@@ -67,12 +67,15 @@ def list_tar(place: str, tell: Tell = lambda _: None, *, member: str = "", class
         raise SourceError(f"{place}: {what}: name the one that holds the class, as in '{place}#,FIELD'")
     images, labels = samples.images, samples.labels
     apart = _labels_from_afar(samples)
+    notes = _notes(samples, passed, others, member)
+    if not (images or notes or apart):
+        notes = ["there is no file in the tar: fetch it again, or leave it out"]
     numbers, names = parse_labels(labels)
     members, repeated = unique_names([one.name for one in images])
     return Found(
         members=members, labels=numbers, class_names=names, offset=np.array([one.offset for one in images], np.int64),
         length=np.array([one.length for one in images], np.int64),
-        notes=(*_notes(samples, passed, others, member), *apart, *_folder_note(images, numbers), *repeated),
+        notes=(*notes, *apart, *_folder_note(images, numbers), *repeated),
     )  # fmt: skip
 
 

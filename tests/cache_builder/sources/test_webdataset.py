@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cache_builder.sources import list_images
 from cache_builder.sources.found import Found
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
@@ -401,3 +402,28 @@ def test_what_is_called_tar_and_is_something_else_is_told(tmp_path: Path, conten
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(SourceError, match=rf"a\.tar is not a plain tar but {what}"):
         list_tar(str(tmp_path / "a.tar"))
+
+
+def test_times_in_headers_of_incremental_tars_are_no_part_of_names(tmp_path: Path) -> None:
+    """`tar -g` writes them in octal where POSIX has the beginning of a long name."""
+    content = b""
+    for number, name in enumerate(("a.jpg", "a.cls")):
+        info = tarfile.TarInfo(name)
+        info.size = 1
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[345:369] = f"{15303406435 + number:011}\0{15303406435 + number:011}\0".encode()
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header):06o}\0 ".encode()
+        content += bytes(header) + b"7" + bytes(511)
+    (tmp_path / "a.tar").write_bytes(content + bytes(10240))
+    assert labels_of(tmp_path / "a.tar") == {"a.jpg": 7}
+
+
+def test_a_tar_without_files_is_told(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [])
+    with pytest.raises(SourceError, match=r"a\.tar holds no image: there is no file in the tar: fetch it again, or leave it out"):
+        list_images([str(path)])
+    write_tar(tmp_path / "b.tar", SAMPLES)
+    listing = list_images([str(tmp_path)])
+    assert len(listing.index) == 2
+    assert any("a.tar" in note for note in listing.notes)
