@@ -41,6 +41,7 @@ from radio_cache.image_index import index_columns
 from radio_cache.reader import Cache, is_cache
 from radio_cache.schema import IMAGES_UNIT, TeacherSpec
 from radio_cache.storage import is_url
+from radio_cache.usual_run import UsualRun, usual_run
 
 SCAN_BYTES = 1 + 8 + 16
 """Of an image in the columns status, size and digest."""
@@ -49,22 +50,23 @@ SCAN_BYTES = 1 + 8 + 16
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """What to plan for. devices: workers like this machine's device, each with cores like these. student_steps,
-    student_batch: of one student run. probe_images, probe_s: how many images a teacher is measured on, for how long.
+    student_batch: of one student run; None for what `radio-train` would take by itself. probe_images, probe_s: how many images
+    a teacher is measured on, for how long.
     no_weights: take random weights where a teacher's file is not here; the time does not depend on them.
     """
 
     build: BuildConfig
     devices: int = 1
     dollars_per_hour: float | None = None
-    student_steps: int = 100_000
-    student_batch: int = 256
+    student_steps: int | None = None
+    student_batch: int | None = None
     probe_images: int = 64
     probe_s: float = 20.0
     no_weights: bool = False
 
     def __post_init__(self) -> None:
         for name in ("devices", "student_steps", "student_batch", "probe_images"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
         if self.probe_s <= 0:
             raise ConfigError(f"probe seconds must be more than 0, not {self.probe_s:g}")
@@ -154,10 +156,17 @@ class Plan:
         return None if rate is None else self.wall_s(self.config.devices) * self.config.devices / 3600 * rate
 
     @property
+    def student_run(self) -> UsualRun:
+        """Steps and batch of one student run."""
+        config = self.config
+        return usual_run(
+            self.num_images, config.build.device, steps=config.student_steps, batch_images=config.student_batch
+        )
+
+    @property
     def online_s(self) -> float:
         """What the teachers of one student run cost without a cache, in device-seconds."""
-        images = self.config.student_steps * self.config.student_batch
-        return images * sum(teacher.probe.forward_s for teacher in self.teachers)
+        return self.student_run.crops * sum(teacher.probe.forward_s for teacher in self.teachers)
 
     @property
     def runs_to_break_even(self) -> float:
@@ -173,8 +182,8 @@ class Plan:
             "teachers": [_teacher_json(teacher) for teacher in self.teachers], "index_bytes": self.index_bytes,
             "stored_bytes": self.stored_bytes, "bytes_to_write": self.bytes_to_write, "free_bytes": self.free_bytes,
             "fits": self.fits, "seconds_on_one_device": self.wall_s(1), "seconds": self.wall_s(self.config.devices),
-            "device_seconds": self.device_s, "dollars": self.dollars, "student_steps": self.config.student_steps,
-            "student_batch": self.config.student_batch, "online_seconds_per_run": self.online_s,
+            "device_seconds": self.device_s, "dollars": self.dollars, "student_steps": self.student_run.steps,
+            "student_batch": self.student_run.batch_images, "online_seconds_per_run": self.online_s,
             "runs_to_break_even": self.runs_to_break_even, "notes": list(self.notes),
         }  # fmt: skip
 

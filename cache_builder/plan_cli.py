@@ -60,10 +60,10 @@ def _own_options() -> list[click.Option]:
         click.Option(["--devices"], default=1, show_default=True, metavar="N", help="Plan also for N devices like this one, "
                      "each with cores like these."),
         click.Option(["--dollars-per-hour"], type=float, metavar="X", help="What one device costs."),
-        click.Option(["--steps", "student_steps"], default=100_000, show_default=True, metavar="N",
-                     help="Steps of one student run."),
-        click.Option(["--student-batch-size", "student_batch"], default=256, show_default=True, metavar="N",
-                     help="Images a step of the student."),
+        click.Option(["--steps", "student_steps"], type=int, metavar="N",
+                     help="Steps of one student run. [default: as radio-train: thirty epochs, or 25,600 images]"),
+        click.Option(["--student-batch-size", "student_batch"], type=int, metavar="N",
+                     help="Images a step of the student. [default: as radio-train]"),
         click.Option(["--probe-images"], default=64, show_default=True, metavar="N",
                      help="Images to measure on, drawn from all of them."),
         click.Option(["--probe-seconds", "probe_s"], default=20.0, show_default=True, metavar="S",
@@ -77,8 +77,8 @@ def _own_options() -> list[click.Option]:
 
 @plain_errors(on_interrupt="Nothing was written.")
 def _plan(
-    devices: int, dollars_per_hour: float | None, student_steps: int, student_batch: int, probe_images: int, probe_s: float,
-    no_weights: bool, as_json: Path | None, **options: Any,
+    devices: int, dollars_per_hour: float | None, student_steps: int | None, student_batch: int | None, probe_images: int,
+    probe_s: float, no_weights: bool, as_json: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     from cache_builder.allocator import keep_blocks
     from cache_builder.options import build_config
@@ -168,7 +168,7 @@ def conclusions(plan: "Plan") -> list[str]:
         lines.append(
             f"dollars  {plan.dollars:,.2f} for {config.devices} x {human_seconds(plan.wall_s(config.devices))}"
         )
-    per_run = f"{config.student_steps:,} steps x {config.student_batch} images"
+    per_run = f"{plan.student_run.steps:,} steps x {plan.student_run.batch_images} images"
     lines.append(
         f"pays     from student run {max(1, math.ceil(runs)):,} on: the build costs {human_seconds(plan.device_s)} of one "
         f"device, running the teachers online {human_seconds(plan.online_s)} in every run ({per_run}), "

@@ -7,10 +7,10 @@ import torch
 
 from radio_cache.errors import StoreError
 from radio_cache.reader import Cache
+from radio_cache.usual_run import usual_run
 from trainer.recipe import Group, Recipe
 from trainer.students import STUDENTS, ViTConfig, create_student
 
-_EPOCHS, _LEAST_CROPS = 30, 25_600
 _VIT_LR = 1e-3
 """Rates are ours, found on CIFAR-10 with `e-radio-tiny` at 2e-3 (docs/results.md); ViTs take half, as they are less stable."""
 
@@ -36,9 +36,8 @@ def suited(
     largest = max(max(teacher.spec.geometry.input_hw) for teacher in known)
     side = min(max(network.preferred_resolution), largest)
     side = network.nearest_supported_resolution(side, side)[0]
-    batch = 64 if device == "cpu" or cache.num_images < 50_000 else 256
-    batch = batch_images or max(1, min(batch, cache.num_images))
-    steps = steps or -(-max(_LEAST_CROPS, _EPOCHS * cache.num_images) // max(1, batch))
+    usual = usual_run(cache.num_images, device, steps=steps, batch_images=batch_images)
+    steps, batch = usual.steps, usual.batch_images
     lr = _VIT_LR if isinstance(STUDENTS.get(name), ViTConfig) or name.startswith("timm:vit") else recipe.stages[0].lr
     stage = replace(
         recipe.stages[0], steps=steps, lr=lr, warmup_steps=min(2000, steps // 20),

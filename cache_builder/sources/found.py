@@ -134,3 +134,21 @@ def without_empty_classes(
     table = np.full(len(names) + 1, -1, np.int32)
     table[used] = np.arange(len(used), dtype=np.int32)
     return table[labels], tuple(names[number] for number in used.tolist())
+
+
+FEW_NUMBERS = 1 << 20
+"""Class numbers below are kept as they are; evals and training count by the largest."""
+
+
+def sparse_numbers_named(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
+    """Class numbers as 0, 1, ... in their order, with the numbers themselves as names, where they are identifiers (of products,
+    of WordNet); else as they are, with None.
+
+    Whoever counts by class would need memory for every number up to the largest.
+    """
+    largest = int(labels.max(initial=-1))
+    if largest < max(FEW_NUMBERS, 4 * len(labels)):
+        return labels, None
+    used, dense = np.unique(labels, return_inverse=True)
+    without = int(used[0] < 0)  # images without a class come first
+    return (dense - without).astype(np.int32), tuple(str(number) for number in used[without:].tolist())

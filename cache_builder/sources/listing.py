@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cache_builder.sources.file_list import list_file_list
 from cache_builder.sources.folder import found_in, listed_tree, walk_folder
-from cache_builder.sources.found import Found, joined_labels, without_empty_classes
+from cache_builder.sources.found import Found, joined_labels, sparse_numbers_named, without_empty_classes
 from cache_builder.sources.opened import read_source
 from cache_builder.sources.parquet import list_parquet
 from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at, with_member
@@ -122,7 +122,11 @@ def list_images(
     labels = labels[rows]
     if (labels >= 0).any() and (missing := np.flatnonzero(labels < 0)).size:
         notes.append(f"{missing.size} of {len(rows)} images have no class (such as {keys[rows[missing[0]]]})")
-    if names is not None:
+    if names is None:
+        labels, names = sparse_numbers_named(labels)
+        if names is not None:
+            notes.append(f"class numbers go up to {names[-1]}, of {len(names)} classes: the numbers are kept as names of classes")
+    else:
         labels, names = without_empty_classes(labels, names)
     numbers = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.members) for one in found])
     index = ImageIndex(

@@ -198,3 +198,17 @@ def test_levels_of_a_teacher_are_planned_like_teachers(config: BuildConfig) -> N
     small, large = quick(replace(config, teachers=levels)).teachers
     assert (small.probe.grid_hw, large.probe.grid_hw) == ((4, 4), (8, 8))
     assert large.bytes_per_image > small.bytes_per_image
+
+
+def test_a_student_run_is_counted_as_radio_train_would_make_it(config: BuildConfig) -> None:
+    def run(num_images: int, **settings: Any) -> tuple[int, int]:
+        plan = Plan(
+            config=PlanConfig(build=config, **settings), num_images=num_images, num_shards=1, index_bytes=0, free_bytes=None,
+            scan_s=0, images_unseen=0, pixel_bytes=0, teachers=(), notes=(),
+        )  # fmt: skip
+        return plan.student_run.steps, plan.student_run.batch_images
+
+    assert run(60) == (427, 60)  # 25,600 crops
+    assert run(10_000) == (4688, 64)  # thirty epochs
+    assert run(60, student_steps=10, student_batch=5) == (10, 5)
+    assert run(60, student_batch=256) == (100, 256)

@@ -1,9 +1,13 @@
 """The one rule for classes: whole numbers, names, and what counts as none."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cache_builder.sources import list_images
+from cache_builder.sources.found import FEW_NUMBERS, sparse_numbers_named
 from cache_builder.sources.labels import parse_label, parse_labels
 
 
@@ -43,3 +47,23 @@ def test_one_name_makes_all_labels_names_and_none_may_be_one_of_them() -> None:
 def test_no_labels_at_all_are_no_classes() -> None:
     numbers, names = parse_labels([None, "", "-1"])
     assert (numbers.tolist(), names) == ([-1, -1, -1], None)
+
+
+def test_identifiers_as_classes_become_names_of_few_numbers(tmp_path: Path) -> None:
+    """Whoever counts by class would need memory for every number up to the largest."""
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+    (tmp_path / "list.tsv").write_text("a.jpg\t1000000007\nb.jpg\t2084071\nc.jpg\t1000000007\nd.jpg\t-1\n")
+    listing = list_images([str(tmp_path / "list.tsv")])
+    assert listing.index.labels.tolist() == [1, 0, 1, -1]
+    assert listing.class_names == ("2084071", "1000000007")
+    assert any("class numbers go up to 1000000007, of 2 classes" in note for note in listing.notes)
+
+
+def test_numbers_of_many_classes_stay_numbers() -> None:
+    for labels in ([0, FEW_NUMBERS - 1], [-1, -1], []):
+        kept, names = sparse_numbers_named(np.array(labels, np.int32))
+        assert (kept.tolist(), names) == (labels, None)
+    many = np.arange(FEW_NUMBERS + 5, dtype=np.int32)  # a class for every image
+    assert sparse_numbers_named(many)[1] is None
+    assert sparse_numbers_named(np.array([FEW_NUMBERS, 3], np.int32))[1] == ("3", str(FEW_NUMBERS))
