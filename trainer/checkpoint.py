@@ -95,7 +95,7 @@ def save_checkpoint(
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
     state = {
         "step": progress.step, "losses": progress.losses or {}, "best": progress.best, "best_error": progress.best_error,
-        **state,
+        "threads": torch.get_num_threads(), **state,
     }  # fmt: skip
     try:
         with temporary.open("wb") as file:
@@ -199,6 +199,7 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
             damaged[path] = str(exc)
             continue
         progress = _restored(path, state, trainee)
+        _tell_other_threads(state.get("threads"), trainee, say)
         for file, reason in damaged.items():
             say(f"{file.name} is damaged ({reason}) and set aside; the one before it, {path.name}, is used")
             file.replace(file.with_name(f"{file.name}.damaged"))
@@ -210,6 +211,17 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
             "again with another --out"
         )
     return Progress()
+
+
+def _tell_other_threads(recorded: Any, trainee: Trainee, say: Callable[[str], None]) -> None:
+    """Sums over another number of threads round otherwise, so that the weights are not those of a run that was never stopped."""
+    on_cpu = next((p.device.type for p in trainee.student.parameters()), "cpu") == "cpu"
+    now = torch.get_num_threads()
+    if on_cpu and isinstance(recorded, int) and recorded != now:
+        say(
+            f"the run was computed by {recorded} threads so far and is by {now} now: its weights will differ, in "
+            f"rounding, from those of a run that was never stopped. OMP_NUM_THREADS={recorded} goes on as before"
+        )
 
 
 class DamagedCheckpointError(TrainingError):

@@ -160,10 +160,9 @@ def main(
             wandb=wandb,
         )  # fmt: skip
         report = train(config, say=say)
-    again = shlex.join(["radio-train", *sys.argv[1:]])
     if report.stopped:
         if _is_first():
-            click.echo(f"stopped at step {report.steps} with a checkpoint saved. Go on with: {again}", err=True)
+            click.echo(f"stopped at step {report.steps} with a checkpoint saved. Go on with: {_this_command()}", err=True)
         sys.exit(TERMINATED)
     if _is_first():
         losses = loss_table(out)
@@ -175,10 +174,13 @@ def main(
             if report.was_finished
             else f"{report.steps} steps ({report.steps - report.steps_before} now) in {report.seconds:.0f} s."
         )
+        run = shlex.quote(str(out))
+        # Without classes, k-NN has nothing to count; the rank of summaries needs none.
+        evaluation = "knn" if report.has_classes else "rank"
         click.echo(
             f"\n{done} Student: {out}/student.safetensors"
-            f"\nNext: radio-eval knn --run {out}\n      radio-export --run {out} --out student/"
-            f"\n      tensorboard --logdir {out}"
+            f"\nNext: radio-eval {evaluation} --run {run}\n      radio-export --run {run} --out student/"
+            f"\n      tensorboard --logdir {run}"
         )
 
 
@@ -229,6 +231,14 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
 def _is_first() -> bool:
     """Whether this process speaks, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _this_command() -> str:
+    """The command line that goes on with this run, as it was given, by torchrun where that started it."""
+    if "RANK" not in os.environ:
+        return shlex.join(["radio-train", *sys.argv[1:]])
+    processes = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
+    return shlex.join(["torchrun", "--nproc-per-node", processes, "-m", "trainer.cli", *sys.argv[1:]])
 
 
 def _own_gpu(device: str) -> str:

@@ -88,8 +88,12 @@ def load_student(
     """
     folder = Path(path)
     if not holds_student(folder):
-        hint = "the run is not finished: the same radio-train command goes on" if (folder / "recipe.json").exists() else (
-            "give the folder that radio-train --out or radio-export --out made")  # fmt: skip
+        is_run = (folder / "recipe.json").exists()
+        hint = (
+            "the run is not finished: the same radio-train command goes on, or radio-export --checkpoint last takes it as it is"
+            if is_run
+            else "give the folder that radio-train --out or radio-export --out made"
+        )
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")
     config, sha256 = read_config(folder, allow_modules=allow_modules)
     shapes = tensor_shapes(folder / WEIGHTS_FILE)

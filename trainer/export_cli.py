@@ -15,7 +15,7 @@ _path = click.Path(path_type=Path)
 
 @click.command(cls=Command, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="radio-export")
-@click.option("--run", required=True, type=_path, metavar="RUN", help="A finished run of radio-train.")
+@click.option("--run", required=True, type=_path, metavar="RUN", help="A run of radio-train, unfinished with --checkpoint.")
 @click.option("--out", required=True, type=_path, metavar="DIR", help="Folder to make; several formats get one each in it.")
 @click.option(
     "--format",
@@ -33,6 +33,11 @@ _path = click.Path(path_type=Path)
     multiple=True,
     metavar="TEACHER",
     help="Heads that hf, onnx and torch-export give; all by default, 'none' for none.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="best|last|STEP",
+    help="Of the run, instead of the student it ended with, also where it was stopped early. [default: the finished student]",
 )
 @click.option(
     "--centre-share",
@@ -61,6 +66,7 @@ _path = click.Path(path_type=Path)
 def main(
     run: Path, out: Path, formats: tuple[str, ...], adaptors: tuple[str, ...], pictures: tuple[Path, ...], no_picture: bool,
     results: tuple[Path, ...], centre_share: float | None,
+    checkpoint: str | None,
 ) -> None:  # fmt: skip
     """Write a trained student in the formats of other tools, read each back and compare it. Heads speak the teachers' units."""
     from trainer.exports import Card, export_student
@@ -69,7 +75,11 @@ def main(
         raise click.UsageError("--picture and --no-picture exclude each other")
     heads = () if adaptors == ("none",) else adaptors or "all"
     card = Card(pictures=() if no_picture else pictures or "cache", results=results)
-    report = export_student(run, out, formats=formats, adaptors=heads, card=card, centre_share=centre_share)
+    report = export_student(
+        run, out, formats=formats, adaptors=heads, card=card, centre_share=centre_share, checkpoint=checkpoint
+    )
+    if report.checkpoint is not None:
+        click.echo(report.checkpoint)
     if report.folding is not None:
         click.echo(f"batch norms and position biases folded: features change by at most {report.folding:.1e} of the largest")
     for one in report.exported:

@@ -29,7 +29,7 @@ from trainer.watch import Watch
 class TrainReport:
     """What a run did. steps: done in all; steps_before: by earlier starts. stopped: early, by a signal.
 
-    was_finished: it was already, and nothing was done.
+    was_finished: it was already, and nothing was done. has_classes: whether its images have at least two classes.
     """
 
     steps: int
@@ -37,6 +37,7 @@ class TrainReport:
     seconds: float
     stopped: bool
     was_finished: bool = False
+    has_classes: bool = False
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> TrainReport:
@@ -55,7 +56,9 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
         with run.owned():
             progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
             if progress.step == config.recipe.steps and holds_student(config.out):
-                return TrainReport(progress.step, progress.step, 0.0, stopped=False, was_finished=True)
+                return TrainReport(
+                    progress.step, progress.step, 0.0, stopped=False, was_finished=True, has_classes=run.has_classes
+                )
             if progress.step:
                 say(f"going on from step-{progress.step:08d}.pt")
             width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
@@ -105,7 +108,7 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
         run.processes.wait_for_all()
     if not stopped and (first or run.trainee.is_divided):
         run.finish()
-    return TrainReport(step, done, time.perf_counter() - started, stopped)
+    return TrainReport(step, done, time.perf_counter() - started, stopped, has_classes=run.has_classes)
 
 
 def _log(config: TrainConfig, progress: Progress, teachers: Sequence[str]) -> Log:

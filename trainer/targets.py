@@ -1,5 +1,7 @@
 """From a teacher's stored codes to what a student should say under its crops, on the device."""
 
+from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.torch import MapDecoder, crop_maps
+from trainer.adaptors import Head
 from trainer.batch import LevelPart, Targets, TeacherPart
+from trainer.distilled import DistilledStudent
 from trainer.losses import angular_dispersion
 from trainer.normalisation import (
     Rotated,
@@ -78,3 +82,15 @@ class TargetMaker:
             return torch.addmm(shift, coordinates.flatten(0, 1), matrix).view_as(coordinates)
         spatial = decoder.features(coordinates)
         return self.spatial(spatial) if self.spatial else spatial
+
+
+def fold_targets(model: DistilledStudent, makers: Mapping[str, TargetMaker]) -> None:
+    """Fold what targets were normalised by into the heads, in place, so that they speak the teachers' own units."""
+    summary_heads = iter(model.adaptors.summary_heads)
+    for widths, spatial_head in zip(model.config.teachers, model.adaptors.spatial_heads, strict=True):
+        make = makers[widths.name]
+        if make.spatial:
+            make.spatial.fold_into(cast(Head, spatial_head))
+        summary_head = next(summary_heads) if widths.summary_dim is not None else None
+        if summary_head is not None and make.summary:
+            make.summary.fold_into(cast(Head, summary_head))

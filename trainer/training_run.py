@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import NamedTuple, cast, final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from radio_cache.errors import NonFiniteLossError
 from radio_cache.reader import Cache
 from radio_cache.storage import absolute_place
-from trainer.adaptors import Head
 from trainer.assembly import crop_data, optimizer_of, student_config
 from trainer.batch import Batch, Targets, TeacherPart, student_images
 from trainer.checkpoint import Trainee
@@ -33,7 +32,7 @@ from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
 from trainer.run_folder import owned
 from trainer.sharded import clip_gradients, is_sharded, shard_student
-from trainer.targets import TargetMaker
+from trainer.targets import TargetMaker, fold_targets
 from trainer.train_config import TrainConfig
 
 _DRAWS = 2
@@ -108,6 +107,12 @@ class TrainingRun:
                 stack.enter_context(owned(self.config.out, self.config.recipe, place, self.teachers, images))
             self.processes.wait_for_all()
             yield
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the images that it is trained on have at least two classes."""
+        labels = np.unique(self.cache.index.labels[self.rows])
+        return bool(np.count_nonzero(labels >= 0) > 1)
 
     def feed(self, done: int) -> Feed:
         """The batches of the steps that are left."""
@@ -236,14 +241,7 @@ class TrainingRun:
         model = self._whole_model()
         if not self.processes.is_first:
             return
-        summary_heads = iter(model.adaptors.summary_heads)
-        for widths, spatial_head in zip(model.config.teachers, model.adaptors.spatial_heads, strict=True):
-            make = self.targets[widths.name]
-            if make.spatial:
-                make.spatial.fold_into(cast(Head, spatial_head))
-            summary_head = next(summary_heads) if widths.summary_dim is not None else None
-            if summary_head is not None and make.summary:
-                make.summary.fold_into(cast(Head, summary_head))
+        fold_targets(model, self.targets)
         save_student(model.to("cpu").eval(), self.config.out)
 
     def _whole_model(self) -> DistilledStudent:

@@ -119,6 +119,19 @@ def test_damage_is_what_the_bytes_show(tmp_path: Path, damage: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000004.pt.damaged"]
 
 
+def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
+    trainee, said, before = two_checkpoints(tmp_path), list[str](), torch.get_num_threads()
+    restore_last(tmp_path, trainee, said.append)
+    assert said == []
+    torch.set_num_threads(before + 1)
+    try:
+        restore_last(tmp_path, trainee, said.append)
+    finally:
+        torch.set_num_threads(before)
+    assert f"by {before} threads so far and is by {before + 1} now" in said[0]
+    assert f"OMP_NUM_THREADS={before} goes on as before" in said[0]
+
+
 def test_checkpoints_of_a_folder_that_cannot_be_listed_are_not_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

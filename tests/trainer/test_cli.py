@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from radio_cache.reader import Cache
+from radio_cache.testing import make_tiny_cache, write_images
 from trainer import export, loop, training_run
 from trainer.cli import main
 from trainer.defaults import suited
@@ -49,6 +50,16 @@ def test_ctrl_c_outside_of_the_steps_says_where_the_run_stands(
     assert not (tmp_path / "run/student.safetensors.partial").exists()
     assert "stopped. step-00000002.pt is whole: the same command goes on" in stopped_in(loop, "restore_last")
     assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
+def test_the_next_command_suits_the_images_and_can_be_copied(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", classes=["all"], per_class=4)
+    cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
+    out = tmp_path / "my run"
+    result = CliRunner().invoke(main, ["--cache", str(cache.path), "--out", str(out), *SMALL])
+    assert result.exit_code == 0, result.output
+    assert f"Next: radio-eval rank --run '{out}'" in result.output
+    assert "radio-eval knn" not in result.output
 
 
 def test_errors_come_before_the_recipe(tiny_cache: Cache, tmp_path: Path) -> None:

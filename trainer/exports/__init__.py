@@ -25,6 +25,7 @@ from trainer.exports.model_card import CARD_FILE, Card, model_card
 from trainer.exports.timm_folder import write_timm
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features, largest_change
 from trainer.students import ERadio, foreign_module
+from trainer.unfinished import student_of_checkpoint
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
 
@@ -93,38 +94,50 @@ class Exported:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """folding: how much folding batch norms, position biases and reparametrised weights changed; None if nothing was."""
+    """folding: how much folding batch norms, position biases and reparametrised weights changed; None if nothing was.
+
+    checkpoint: which one it is of, and how good; None for the student that the run ended with.
+    """
 
     exported: tuple[Exported, ...]
     folding: float | None
+    checkpoint: str | None = None
 
 
 def export_student(
     run: str | Path, out: Path, *, formats: Sequence[str] = ("safetensors",), adaptors: Heads = "all",
     card: Card | None = None, centre_share: float | None = None, allow_modules: Iterable[str] = (),
+    checkpoint: str | None = None,
 ) -> ExportReport:  # fmt: skip
     """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
 
     adaptors: the heads that hf, onnx and torch-export give; safetensors and hf keep all of them.
     centre_share: another than the run's, see `StudentConfig`.
     allow_modules: as for `load_student`.
+    checkpoint: of the run, "best", "last" or a number of steps, instead of the student that it ended with.
     Raises ExportError for what a format cannot do, ConfigError for unknown names, NotACacheError if `out` is not empty;
     nothing is left at `out` then.
     """
     with allowing_modules(allow_modules):  # what is written is read back
-        return _export(run, out, formats, adaptors, card, centre_share)
+        return _export(run, out, formats, adaptors, card, centre_share, checkpoint)
 
 
 def _export(
-    run: str | Path, out: Path, formats: Sequence[str], adaptors: Heads, card: Card | None, centre_share: float | None
-) -> ExportReport:
+    run: str | Path, out: Path, formats: Sequence[str], adaptors: Heads, card: Card | None, centre_share: float | None,
+    checkpoint: str | None,
+) -> ExportReport:  # fmt: skip
     for name in formats:
         if name not in FORMATS:
             raise ExportError(unknown_name("export format", name, FORMATS))
     place = out.resolve() if out.is_symlink() else out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
-    model = deployable(load_student(run, adaptors=adaptors))
+    of_checkpoint: str | None = None
+    if checkpoint is None:
+        model = deployable(load_student(run, adaptors=adaptors))
+    else:
+        model, of_checkpoint = student_of_checkpoint(Path(run), checkpoint, adaptors=adaptors)
+        model = deployable(model)
     if centre_share is not None:
         model.config = with_centre_share(model.config, centre_share)
     images = {count: _noise(count, model.config.image_hw) for count in _BATCHES}
@@ -158,7 +171,7 @@ def _export(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return ExportReport(tuple(one.moved(aside, out) for one in exported), folding)
+    return ExportReport(tuple(one.moved(aside, out) for one in exported), folding, of_checkpoint)
 
 
 def _new_folder(place: Path) -> Path:
