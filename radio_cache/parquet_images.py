@@ -213,7 +213,8 @@ class _File:
             has_bytes = declared.physical_type == "BYTE_ARRAY"
             # All null, of no type at all: the images lie where the column beside says.
             all_null = str(declared.logical_type) == "Null" and bool(self._path_column)
-            if not (has_bytes or all_null) or declared.max_repetition_level:
+            self._in_list = declared.max_repetition_level == 1
+            if not (has_bytes or all_null) or declared.max_repetition_level > 1:
                 raise ImageError(
                     f"cannot be read: column {column} of {place} does not hold the bytes of one image a row"
                 )
@@ -221,7 +222,7 @@ class _File:
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
             self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
             chunks = [group.column(number) for group in groups]
-            self._spans = [_span(chunk) if has_bytes and is_plain(chunk) else None for chunk in chunks]
+            self._spans = [_span(chunk) if has_bytes and not self._in_list and is_plain(chunk) else None for chunk in chunks]
             self._group_bytes = [chunk.total_uncompressed_size for chunk in chunks]
             self._encodings = [frozenset(chunk.encodings) for chunk in chunks]
             self._in_dictionary = [has_bytes and chunk.has_dictionary_page for chunk in chunks]
@@ -297,8 +298,30 @@ class _File:
             if "DELTA_BYTE_ARRAY" in self._encodings[group]:
                 return self._decoded_deltas(parquet, group, columns)
             table = parquet.read_row_group(group, columns=columns, use_threads=False)
+            if self._in_list:
+                return self._decoded_lists(table)
             paths = leaf_array(table, self._path_column) if self._path_column else None
             return _Decoded(leaf_array(table, self._column), paths)
+
+    def _decoded_lists(self, table: Any) -> _Values:
+        """A row group whose rows are lists, of one image each, or of none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        name, *inner = _names_of(table.schema, self._column)
+        lists = pa.concat_arrays(table.column(name).chunks)
+        counts = np.asarray(pc.fill_null(pc.call_function("list_value_length", [lists]), 0), np.int64)
+        if (counts > 1).any():
+            raise ImageError(
+                f"cannot be read: column {self._column} of {self._place} does not hold the bytes of one image a row, but up to "
+                f"{counts.max()} of them"
+            )
+        # Rows without an image take none of the flattened values: null stands for them.
+        rows = pa.array(np.cumsum(counts) - 1, mask=counts == 0)
+        leaves = pa.table({name: lists.flatten()})
+        columns = [".".join([name, *inner[2:]]), f"{name}.path" if self._path_column else ""]
+        arrays = [leaf_array(leaves, column).take(rows) if column else None for column in columns]
+        return _Decoded(*arrays)
 
     def _decoded_deltas(self, parquet: Any, group: int, columns: list[str]) -> _Values:
         """A row group of images of which each is stored as what differs from the one before. Equal ones are kept once."""

@@ -76,7 +76,7 @@ def _path_column(schema: Any, asked: str) -> str:
     text = [name for name, kind in leaves.items() if is_text(kind)]
     if asked:
         return asked if asked in text else ""
-    if _byte_columns(leaves):
+    if _byte_columns(leaves) or _byte_columns(dict(_leaves(schema, in_lists=True))):
         return ""
     return next((name for known in PATH_NAMES for name in text if name.lower() == known), "")
 
@@ -120,11 +120,14 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _leaves(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, type) of every column, those within others by a path with points."""
+def _leaves(fields: Any, prefix: str = "", *, in_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """(path, type) of every column, those within others by a path with points. in_lists: also within lists."""
     import pyarrow.types as types
 
     for field in fields:
+        if in_lists and (types.is_list(field.type) or types.is_large_list(field.type)):
+            yield from _leaves([field.type.value_field], f"{prefix}{field.name}.list.")
+            continue
         if types.is_struct(field.type):
             inner = [field.type.field(number) for number in range(field.type.num_fields)]
             yield from _leaves(inner, f"{prefix}{field.name}.")
@@ -158,10 +161,10 @@ def _byte_columns(leaves: dict[str, Any]) -> list[str]:
 def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> str:
     leaves = dict(_leaves(schema))
     there = ", ".join(f"{name} ({kind})" for name, kind in leaves.items())
-    binary = _byte_columns(leaves)
+    binary = _byte_columns(leaves) or _byte_columns(dict(_leaves(schema, in_lists=True)))
     if asked:
-        for name in (asked, f"{asked}.bytes"):
-            if name in binary:
+        for name in binary:
+            if name in (asked, f"{asked}.bytes") or name.startswith(f"{asked}.list."):
                 return name
         kind = f"is {leaves[asked]}, and images are bytes" if asked in leaves else "is not there"
         raise SourceError(f"{place}: column {asked} {kind}; the columns are {there}")
@@ -278,6 +281,13 @@ def _layout_notes(place: str, metadata: Any, column: str) -> list[str]:
     if number is None:
         raise SourceError(f"{place}: column {column} is a list in the file, and one row must be one image")
     chunks = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+    in_list = metadata.schema.column(number).max_repetition_level
+    if in_list > 1 or (in_list and sum(chunk.num_values for chunk in chunks) > metadata.num_rows):
+        there = ", ".join(f"{field.name} ({field.type})" for field in metadata.schema.to_arrow_schema())
+        raise SourceError(
+            f"{place} has no column with the bytes of images; its columns are {there}; in the lists of column {column} some rows "
+            "hold several images, and one row must be one image"
+        )
     together = [chunk for chunk in chunks if is_url(place) or not is_plain(chunk)]
     largest = max((int(chunk.total_uncompressed_size) for chunk in together), default=0)
     if largest > MAX_GROUP_BYTES:

@@ -445,3 +445,34 @@ def test_one_image_in_a_dictionary_for_all_rows_is_read_in_little_memory(
         file = parquet_images._File(str(path), "jpg")
         assert file.read(len(column) - 1) == image
         assert file._decoded(0).num_bytes < 1_000_000
+
+
+@pytest.mark.parametrize("how", [{}, {"compression": "none", "use_dictionary": False}], ids=str)
+@pytest.mark.parametrize("plain", [True, False])
+def test_lists_of_one_image_are_images(tmp_path: Path, plain: bool, how: dict[str, Any]) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"from the file")
+    if plain:
+        rows: list[Any] = [[b"first"], [b"second"], [], None, [b"fifth"]]
+        kind = pa.list_(pa.binary())
+    else:
+        images = [(b"first", "a"), (None, "b.jpg"), (None, None), (b"fifth", None)]
+        first, second, _, last = ([{"bytes": data, "path": path}] for data, path in images)
+        rows, kind = [first, second, [], None, last], pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"images": pa.array(rows, kind), "label": [0, 1, 0, 1, 0]}), path, row_group_size=3, **how)
+    listing = list_images([str(path)])
+    (container,) = listing.containers
+    assert (len(listing.index), list_images([f"{path}#images"]).containers) == (5, (container,))
+    read = [read_image(container, "", row, -1) for row in (0, 1, 4)]
+    assert read == [b"first", b"second" if plain else b"from the file", b"fifth"]
+    for row in (2, 3):
+        with pytest.raises(ImageError, match=f"row {row} of .* holds no image"):
+            read_image(container, "", row, -1)
+
+
+def test_lists_of_several_images_are_refused_when_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", images=[[b"1"], [b"2", b"3"]])
+    with pytest.raises(SourceError, match=r"in the lists of column images\.list\.\w+ some rows hold several images"):
+        list_images([path])
+    path = write(tmp_path / "b.parquet", jpg=[b"1", b"2"], others=[[b"1"], [b"2", b"3"]])
+    assert list_images([path]).containers[0].column == "jpg"
