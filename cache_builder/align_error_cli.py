@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from radio_cache.cli_support import PLACE, console, plain_errors, say, table
+from radio_cache.cli_support import PLACE, allow_module_option, console, plain_errors, say, table
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, write_output
 from radio_cache.reader import Cache
@@ -12,15 +12,24 @@ from radio_cache.reader import Cache
 
 @click.command("align-error")
 @click.argument("cache", type=PLACE, metavar="CACHE.zarr")
-@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="This teacher only. Repeatable. [default: all]")
-@click.option("--limit", default=64, show_default=True, help="Images of the cache, a seeded sample; a crop each and scale.")
-@click.option("--scales", default="1,0.9,0.7,0.5,0.35", show_default=True, help="Sides of the crops, shares of the image.")
+@click.option(
+    "--teacher", "teachers", multiple=True, metavar="NAME", help="This teacher only. Repeatable. [default: all]"
+)
+@click.option(
+    "--limit", default=64, show_default=True, help="Images of the cache, a seeded sample; a crop each and scale."
+)
+@click.option(
+    "--scales", default="1,0.9,0.7,0.5,0.35", show_default=True, help="Sides of the crops, shares of the image."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_file", type=OutputFile(), metavar="FILE", help="Write the figures, too.")
 @click.option(
     "--plot", type=OutputFile(*PICTURE_ENDINGS, ".svg", ".pdf"), metavar="FILE.png", help="Draw them; needs matplotlib."
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
+@click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
+)
+@allow_module_option
 @plain_errors(on_interrupt="Nothing was written.")
 def align_error(
     cache: str | Path, teachers: tuple[str, ...], limit: int, scales: str, seed: int, json_file: Path | None,
@@ -50,7 +59,9 @@ def align_error(
     errors = measure(opened, request, say=say)
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):
-        cells = [e.cosine for side in sides for e in errors if (e.teacher, e.level_px, e.mirrored, e.scale) == (*key, side)]
+        cells = [
+            e.cosine for side in sides for e in errors if (e.teacher, e.level_px, e.mirrored, e.scale) == (*key, side)
+        ]
         rows.add_row(key[0], f"{key[1]} px", "mirrored" if key[2] else "", *(f"{cosine:.3f}" for cosine in cells))
     console().print(rows)
     if json_file:

@@ -383,16 +383,29 @@ main.add_command(align_error)
     "--json", "as_json", is_flag=False, flag_value="-", metavar="[FILE]",
     help="Write the same as JSON, to FILE or to standard output, instead of tables.",
 )  # fmt: skip
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @plain_errors(on_interrupt="")
-def teachers(as_json: str | None) -> None:
-    """List the teachers that have a name: sizes, bytes an image, licences, and where their weights come from."""
-    from cache_builder.teacher_table import size_table, teachers_json, weights_table
+def teachers(names: tuple[str, ...], as_json: str | None) -> None:
+    """List the teachers that have a name: sizes, bytes an image, licences, and where their weights come from.
 
+    NAME: teachers of any library (timm:MODEL, open_clip:MODEL/WEIGHTS) to list instead: input, how much of a photo each sees,
+    licence.
+    """
+    from cache_builder.teacher_table import named_table, photo_shares, size_table, teachers_json, weights_table
+
+    if names:
+        if as_json is not None:
+            raise click.UsageError("--json lists the teachers that have a name: leave out the NAMEs")
+        from cache_builder.teachers import find_teacher
+
+        console().print(named_table([find_teacher(name) for name in names]))
+        return
     if as_json is not None:
         with click.open_file(as_json, "w") as file:
             file.write(json.dumps(teachers_json(), indent=1) + "\n")
         return
     console().print(size_table())
+    click.echo(f"\n{photo_shares()}")
     click.echo("\nAt each teacher's own size; klt at --fidelity 0.99, an estimate: `radio-cache plan` measures yours.\n")
     console().print(weights_table())
     click.echo(

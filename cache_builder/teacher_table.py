@@ -1,5 +1,7 @@
 """What `radio-cache teachers` prints: what every teacher says of an image, what that costs on disk, whose weights it runs."""
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -35,6 +37,29 @@ def size_table() -> Table:
     return rows
 
 
+def photo_shares() -> str:
+    """Say how much of a 4:3 photo the teachers see, the usual share first."""
+    names: dict[str, list[str]] = {}
+    for preset, _ in _known():
+        names.setdefault(_share(preset), []).append(preset.name)
+    usual = max(names, key=lambda share: len(names[share]))
+    others = "; ".join(f"{share}: {', '.join(names[share])}" for share in sorted(names) if share != usual)
+    return textwrap.fill(f"Of a 4:3 photo these teachers see {usual} of the area, but for {others}.", 100)
+
+
+def named_table(presets: Sequence[TeacherPreset]) -> Table:
+    """Build a table with a line a teacher, of any library: what it sees of an image, and where its weights come from."""
+    rows = table("Teachers", "teacher", "input", "fit", "of a 4:3 photo", "licence", "from", left=6)
+    for preset in presets:
+        source = preset.weights.describe()
+        rows.add_row(preset.name, f"{preset.input_px} px", preset.fit, _share(preset), preset.licence, source)
+    return rows
+
+
+def _share(preset: TeacherPreset) -> str:
+    return f"{preset.photo_share:.0%}"
+
+
 def weights_table() -> Table:
     """A line a teacher: licence, size of the download, and where it comes from."""
     rows = table("Weights", "teacher", "licence", "download", "from", left=4)
@@ -51,8 +76,8 @@ def teachers_json() -> list[dict[str, Any]]:
         {
             "name": preset.name, "aliases": [alias for alias, name in ALIASES.items() if name == preset.name],
             "family": preset.family, "model": preset.model, "parameters": preset.params, "input_px": preset.input_px,
-            "fit": preset.fit, "tokens": [output.tokens, output.tokens], "summary_dim": output.summary_dim,
-            "spatial_dim": output.spatial_dim,
+            "fit": preset.fit, "photo_share_4_3": round(preset.photo_share, 4),
+            "tokens": [output.tokens, output.tokens], "summary_dim": output.summary_dim, "spatial_dim": output.spatial_dim,
             "image_bytes": {codec: round(image_bytes(preset, codec)) for codec in _BITS},
             "licence": preset.licence, "weights": preset.weights.describe(), "download": preset.weights.size,
         }

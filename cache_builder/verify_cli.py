@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from radio_cache.cli_support import PLACE, console, plain_errors, printable, table
+from radio_cache.cli_support import PLACE, allow_module_option, console, plain_errors, printable, table
 from radio_cache.reader import Cache
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="Where a teacher's weights are for --recompute, if they are not where the build found them.",
 )
 @click.option("--device", default="auto", show_default=True, help="That recomputes: cpu, cuda, cuda:1 ...")
+@allow_module_option
 @plain_errors(on_interrupt="")
 def verify(
     cache: str | Path, deep: bool, count: int | None, teachers: tuple[str, ...], seed: int, weights: tuple[str, ...],
@@ -99,7 +100,9 @@ def _print_recomputed(report: "RecomputeReport") -> None:
             click.echo(printable(complaint))
     if not report.ok:
         raise SystemExit(1)
-    left_out = f" (without {len(report.unreadable)} of the sample that could not be compared)" if report.unreadable else ""
+    left_out = (
+        f" (without {len(report.unreadable)} of the sample that could not be compared)" if report.unreadable else ""
+    )
     click.echo(f"\nthe teachers say again what is stored, within what its codec was recorded to lose{left_out}")
 
 

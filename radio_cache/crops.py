@@ -134,6 +134,12 @@ def visible_box_xyxy(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXY
     )
 
 
+def photo_share(geometry: ViewGeometry, image_hw: tuple[int, int] = (768, 1024)) -> float:
+    """Return the share of a photo's area that a teacher sees, from 0 to 1: by default of one that is 4:3."""
+    left, top, right, bottom = visible_box_xyxy(image_hw, geometry)
+    return (right - left) * (bottom - top) / (image_hw[0] * image_hw[1])
+
+
 def magnification(image_hw: tuple[int, int], geometry: ViewGeometry) -> float:
     """Input pixels for each image pixel, along one side; the geometric mean where the sides are squashed."""
     return math.sqrt(math.prod(resized_hw(image_hw, geometry)) / math.prod(image_hw))

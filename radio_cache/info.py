@@ -11,10 +11,11 @@ from rich.text import Text
 from radio_cache.cli_support import human_bytes, printable, table
 from radio_cache.codecs import codec_label
 from radio_cache.conversion import Conversion
+from radio_cache.crops import photo_share
 from radio_cache.drift import drifts
 from radio_cache.fidelity import Fidelity
 from radio_cache.reader import Cache
-from radio_cache.schema import Failure
+from radio_cache.schema import Failure, TeacherSpec
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
         infos.append(
             TeacherInfo(
                 name=teacher.name,
-                origin=f"{spec.model} at {height}x{width} px ({spec.geometry.fit}){more}; {spec.licence}; {spec.weights} "
+                origin=f"{spec.model} at {height}x{width} px ({spec.geometry.fit}, sees "
+                f"{photo_share(spec.geometry):.0%} of a 4:3 photo){more}{_loaded(spec)}; {spec.licence}; {spec.weights} "
                 f"(SHA-256 {spec.weights_sha256[:12]})",
                 input_hw=spec.geometry.input_hw,
                 fit=spec.geometry.fit,
@@ -83,6 +85,11 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
             )
         )
     return infos
+
+
+def _loaded(spec: TeacherSpec) -> str:
+    """What was chosen while the weights were loaded, as words to stand behind others."""
+    return "".join(f"; {name.replace('_', ' ')}: {printable(value)}" for name, value in spec.loaded.items())
 
 
 def cosine(fidelity: Fidelity | None) -> str:

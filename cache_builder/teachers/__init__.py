@@ -10,6 +10,7 @@ from cache_builder.teachers.libraries import group_name, is_library_name, librar
 from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import ALIASES, TEACHERS, TRUNK
 from cache_builder.teachers.weights import find_weights
+from radio_cache.allowed_modules import refuse_unless_allowed
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError, unknown_name
 from radio_cache.schema import TeacherSpec, level_name
 
@@ -21,6 +22,9 @@ __all__ = [
     "find_weights", "group_name", "load_found", "load_recorded", "load_teacher", "recorded_name",
     "trunk_of",
 ]  # fmt: skip
+
+MODULE = "torch-module:"
+"""In front of the import path of a teacher that is somebody's own module."""
 
 Family = Callable[[TeacherPreset, Path, TeacherOptions], "Teacher"]
 
@@ -41,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     "dinov3": _family("timm_model", "TimmModel"),
     "c-radio": _family("timm_model", "TimmModel"),
     "timm": _family("timm_model", "TimmModel"),
+    "torch-module": _family("torch_module", "TorchModule"),
 }
 
 _SAM2 = (
@@ -63,7 +68,8 @@ def find_teacher(name: str) -> TeacherPreset:
         sam2 = f" {_SAM2}" if name.lower().replace("-", "").startswith("sam2") else ""
         raise UnknownTeacherError(
             unknown_name("teacher", name, [*ALIASES, *TEACHERS], listed_by="radio-cache teachers")
-            + f" timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too.{sam2}"
+            + f" timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too, with hf-hub:ORG/NAME or local-dir:FOLDER for MODEL; "
+            f"so is torch-module:package.file:Class.{sam2}"
         )
     return TEACHERS[name]
 
@@ -120,12 +126,20 @@ def recorded_name(spec: TeacherSpec) -> str:
     return spec.model if is_library_name(spec.model) and group_name(spec.model) == group else group
 
 
-def load_recorded(spec: TeacherSpec, weights: Path | None = None) -> "Teacher":
-    """The teacher that a cache was built with, from the spec recorded there, with the same geometry and weights.
+def load_recorded(spec: TeacherSpec, weights: Path | None = None, *, size_px: int | None = None) -> "Teacher":
+    """Load the teacher that a cache was built with, from the spec recorded there, with the same geometry and weights.
 
-    weights: where they are now, if not where the build found them. Raises TeacherError if they are gone or other ones now.
+    Args:
+        weights: where they are now, if not where the build found them.
+        size_px: another input size than the recorded one.
+
+    Raises:
+        TeacherError: the weights are gone, or other ones now.
+        ConfigError: the spec names a module of somebody's own that the caller did not allow.
     """
     name = recorded_name(spec)
+    if name.startswith(MODULE):
+        refuse_unless_allowed(name.removeprefix(MODULE), what=f"teacher '{name}' of the cache")
     recorded = weights or Path(spec.weights)
     if weights is None and recorded.is_absolute() and not recorded.is_file():
         raise TeacherWeightsError(
@@ -133,9 +147,10 @@ def load_recorded(spec: TeacherSpec, weights: Path | None = None) -> "Teacher":
             f"{spec.weights_sha256[:12]}...): bring them back, or say where they are now with --weights"
         )
     options = TeacherOptions(
-        weights=recorded if weights or recorded.is_absolute() else None, size_px=spec.geometry.input_hw[0],
-        fit=spec.geometry.fit, dtype=cast(ComputeDtype, spec.compute_dtype), level_of=name if spec.level_of else None,
-        views=spec.views, view_sampling=spec.view_sampling, as_before=not spec.loaded,
+        weights=recorded if weights or recorded.is_absolute() else None, size_px=size_px or spec.geometry.input_hw[0],
+        fit=spec.geometry.fit, dtype=cast(ComputeDtype, spec.compute_dtype),
+        level_of=name if spec.level_of and size_px is None else None,
+        views=spec.views, view_sampling=spec.view_sampling, as_before=not spec.loaded and size_px is None,
     )  # fmt: skip
     teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:

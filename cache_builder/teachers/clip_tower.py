@@ -1,5 +1,6 @@
 """The image tower that a file of open_clip belongs to: the published one, or a plain ViT of the file's own sizes."""
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
+from cache_builder.teachers.libraries import FOLDER, HUB
 from cache_builder.teachers.preset import TeacherPreset
 from cache_builder.teachers.presets import CLIPS
 from cache_builder.teachers.state_dict import (
@@ -25,10 +27,12 @@ from cache_builder.teachers.state_dict import (
     below_prefix,
     read_weights_file,
 )
+from cache_builder.teachers.weights import first_line, from_hub
 from cache_builder.teachers.wrong_weights import first_differences, published_twin
-from radio_cache.errors import ConfigError, TeacherWeightsError
+from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
 
 _PREFIX = "visual."
+_CONFIG_FILE = "open_clip_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +65,32 @@ class Tower:
         return self if self.patch_px is None else replace(self, config=replace(self.config, image_size=size_px))
 
 
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of a model, by its name or from the repository or folder that it lies in."""
+    if not model.startswith((HUB, FOLDER)):
+        return dict(open_clip.get_model_config(model) or {})
+    return dict(_whole_config(model)["model_cfg"])
+
+
+def _whole_config(model: str) -> dict[str, Any]:
+    try:
+        if model.startswith(FOLDER):
+            path = Path(model.removeprefix(FOLDER)) / _CONFIG_FILE
+        else:
+            path = from_hub(model.removeprefix(HUB), (_CONFIG_FILE,))
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        dict(config["model_cfg"]["vision_cfg"])
+    except Exception as exc:  # json and the hub client raise many kinds
+        raise UnknownTeacherError(
+            f"no teacher is called 'open_clip:{model}': its {_CONFIG_FILE} cannot be read ({type(exc).__name__}: "
+            f"{first_line(exc)})"
+        ) from exc
+    return config
+
+
 def published_tower(model: str) -> Tower:
     """The image tower of one of open_clip's configurations."""
-    published: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
+    published = model_config(model)
     known = {item.name for item in fields(CLIPVisionCfg)}
     config = CLIPVisionCfg(**{key: value for key, value in published["vision_cfg"].items() if key in known})
     config.timm_model_pretrained = False
@@ -77,7 +104,7 @@ def trained_with_quick_gelu(model: str, tag: str) -> bool:
 
     open_clip builds what the model's name says, and only warns where the weights were trained with the other one.
     """
-    of_model = bool(dict(open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+    of_model = bool(model_config(model).get("quick_gelu", False))
     return bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", of_model)) if tag else of_model
 
 
@@ -171,5 +198,8 @@ def resize_built(net: Any, tower: Tower, size_px: int, what: str) -> None:
 
 def preprocessing_fields(model: str, tag: str, size_px: int) -> dict[str, Any]:
     """The fields of open_clip's PreprocessCfg for the published weights of that tag; its defaults where there is no tag."""
-    published = open_clip.get_pretrained_cfg(model, tag) if tag else {}
+    if model.startswith((HUB, FOLDER)):
+        published: Any = _whole_config(model).get("preprocess_cfg", {})
+    else:
+        published = open_clip.get_pretrained_cfg(model, tag) if tag else {}
     return {**merge_preprocess_dict(asdict(PreprocessCfg()), published), "size": size_px}

@@ -3,15 +3,22 @@
 Such a name is no name for a group in a cache; `group_name` makes one of it. The cache also records the name itself.
 """
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from cache_builder.teachers.preprocessing import open_clip_preprocessing, timm_preprocessing
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.presets import OPEN_CLIP_FILES, TIMM_FILES
+from cache_builder.teachers.weights import check_network, first_line
+from radio_cache.allowed_modules import split_path
 from radio_cache.errors import UnknownTeacherError, nearest_names
 
-LIBRARIES = ("timm", "open_clip")
+LIBRARIES = ("timm", "open_clip", "torch-module")
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+"""In front of what both libraries take in place of a model's name: a repository on huggingface.co, or a folder like one."""
 
 
 def is_library_name(name: str) -> bool:
@@ -22,8 +29,11 @@ def is_library_name(name: str) -> bool:
 def group_name(name: str) -> str:
     """`open_clip:ViT-B-32/laion2b_e16` -> `open_clip-vit-b-32.laion2b_e16`, a name that a group in a cache can have.
 
-    No two models of either library get the same one (a test compares them all).
+    No two models of either library get the same one (a test compares them all). Of a folder its last part counts.
     """
+    library, _, model = name.partition(":")
+    if model.startswith(FOLDER):
+        name = f"{library}:{FOLDER}{Path(model.removeprefix(FOLDER)).name}"
     return re.sub(r"[^a-z0-9._-]", "-", name.lower().replace("/", "."))
 
 
@@ -33,7 +43,56 @@ def library_preset(name: str) -> TeacherPreset:
     Raises UnknownTeacherError with the nearest names, or ConfigError for preprocessing that is not done here.
     """
     library, _, model = name.partition(":")
+    if library == "torch-module":
+        split_path(model, what=f"teacher '{name}'")
+        return TeacherPreset(
+            name=group_name(name), family="torch-module", model=model, params="", licence="your own", input_px=224, fit="crop",
+            weights=WeightsSource(size=""),
+        )  # fmt: skip
+    if model.startswith(FOLDER):
+        model = FOLDER + str(Path(model.removeprefix(FOLDER)).expanduser().absolute())
     return _timm_preset(name, model) if library == "timm" else _open_clip_preset(name, model)
+
+
+def _source_of(model: str, files: tuple[str, ...]) -> WeightsSource:
+    """Where the weights of a `hf-hub:` or `local-dir:` model lie."""
+    if model.startswith(FOLDER):
+        return WeightsSource(size="", folder=(model.removeprefix(FOLDER), files))
+    return WeightsSource(size="", hub=(model.removeprefix(HUB), files))
+
+
+def timm_pretrained_config(model: str) -> dict[str, Any]:
+    """timm's preprocessing and head of a model, by its name or from the repository or folder that it lies in.
+
+    Raises UnknownTeacherError if that holds no model of timm.
+    """
+    import timm
+    from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+
+    if not model.startswith((HUB, FOLDER)):
+        known: Any = timm.get_pretrained_cfg(model)
+        return known.to_dict() if known else {}
+    try:
+        if model.startswith(FOLDER):
+            config, architecture, _ = load_model_config_from_path(model.removeprefix(FOLDER))
+        else:
+            if not isinstance(try_to_load(model.removeprefix(HUB), "config.json"), str):
+                check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+            config, architecture, _ = load_model_config_from_hf(model.removeprefix(HUB))
+    except Exception as exc:  # json, the hub client and timm raise many kinds
+        raise UnknownTeacherError(
+            f"no teacher is called 'timm:{model}': its config.json, as timm writes it, cannot be read ({first_line(exc)})"
+        ) from exc
+    if not timm.is_model(architecture):
+        raise UnknownTeacherError(f"'timm:{model}' is of '{architecture}', which timm {timm.__version__} does not know")
+    return dict(config)
+
+
+def try_to_load(repository: str, file: str) -> Any:
+    """The path of a file in the cache of the hub, if it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(repository.partition("@")[0], file)
 
 
 def _timm_preset(name: str, model: str) -> TeacherPreset:
@@ -41,6 +100,14 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
     from timm.data.config import resolve_data_config
     from timm.models import PretrainedCfg
 
+    if model.startswith((HUB, FOLDER)):
+        published = timm_pretrained_config(model)
+        prepared = timm_preprocessing(f"teacher '{name}'", resolve_data_config(pretrained_cfg=published))
+        return TeacherPreset(
+            name=group_name(name), family="timm", model=model, params="", licence=published.get("license") or _ask(model),
+            input_px=prepared.size_px, fit=prepared.fit, crop_share=prepared.size_px / prepared.resize_px,
+            weights=_source_of(model, TIMM_FILES),
+        )  # fmt: skip
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
         raise UnknownTeacherError(_unknown(name, f"timm {timm.__version__}", model, timm.list_models()))
@@ -55,7 +122,7 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
     hub, url = config.hf_hub_id, config.url
     return TeacherPreset(
         name=group_name(name), family="timm", model=model, params="", licence=config.license or _ask(hub or url),
-        input_px=prepared.size_px, fit=prepared.fit,
+        input_px=prepared.size_px, fit=prepared.fit, crop_share=prepared.size_px / prepared.resize_px,
         weights=WeightsSource(
             size="", hub=(hub, (config.hf_hub_filename,) if config.hf_hub_filename else TIMM_FILES) if hub else None,
             url=url if url and not hub else None,
@@ -68,6 +135,14 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
 
     from cache_builder.teachers.clip_tower import preprocessing_fields, published_tower
 
+    if model.startswith((HUB, FOLDER)):
+        prepared = open_clip_preprocessing(
+            f"teacher '{name}'", preprocessing_fields(model, "", published_tower(model).size_px)
+        )
+        return TeacherPreset(
+            name=group_name(name), family="clip", model=model, params="", licence=_ask(model), input_px=prepared.size_px,
+            fit=prepared.fit, weights=_source_of(model, OPEN_CLIP_FILES),
+        )  # fmt: skip
     architecture, _, tag = model.partition("/")
     if architecture not in open_clip.list_models():
         raise UnknownTeacherError(_unknown(name, "open_clip", architecture, open_clip.list_models()))

@@ -15,17 +15,18 @@ COMPILED = "torch.compile"
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
-    """Where published weights come from when no `--weights FILE` is given. One of the three is set, none if there are none.
+    """Where published weights come from when no `--weights FILE` is given. One of the four is set, none if there are none.
 
     package: a Python package that carries the file, as module name and file below it.
     hub: a Hugging Face repository and the files to try in it, in order. url: a plain download.
-    size: what the user is told to expect; empty where nobody knows before.
+    folder: on this machine, and the files to try in it. size: what the user is told to expect; empty where nobody knows before.
     """
 
     size: str
     package: tuple[str, str] | None = None
     hub: tuple[str, tuple[str, ...]] | None = None
     url: str | None = None
+    folder: tuple[str, tuple[str, ...]] | None = None
 
     def describe(self) -> str:
         """Where the file is, in words."""
@@ -33,6 +34,8 @@ class WeightsSource:
             return f"Python package {self.package[0].replace('_', '-')}"
         if self.hub:
             return f"huggingface.co/{self.hub[0]}, file {self.hub[1][0]}"
+        if self.folder:
+            return self.folder[0]
         return self.url or "nowhere: no weights are published"
 
 
@@ -71,7 +74,7 @@ class TeacherPreset:
 
     name: of its group in a cache. tag: open_clip's name of the published weights, which decides the preprocessing.
     output: None where it is not known before loading (`timm:...` and `open_clip:...`); params is empty then.
-    trunk: of SAM, whether the map is the wide one before the neck.
+    trunk: of SAM, whether the map is the wide one before the neck. crop_share: how much of the shorter side a `crop` keeps.
     """
 
     name: str
@@ -86,6 +89,12 @@ class TeacherPreset:
     tag: str = ""
     timm: TimmChoices = TimmChoices()
     trunk: bool = False
+    crop_share: float = 1.0
+
+    @property
+    def photo_share(self) -> float:
+        """The share of a 4:3 photo's area that the teacher sees, from 0 to 1."""
+        return 3 / 4 * self.crop_share**2 if self.fit == "crop" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

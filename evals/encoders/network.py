@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cache_builder.preprocess import teacher_input, view_pixels
-from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher, recorded_name
+from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from evals.encoders.base import OWN, Kind, LiveEncoder, Measurable, Outputs, size_phrase
 from radio_cache.crops import BoxXYXY, ViewGeometry, valid_hw, visible_box_xyxy
@@ -91,9 +91,9 @@ def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncod
     """The teacher of a cache, with the weights and geometry recorded there, in float32 whatever the build used."""
 
     def load(size_px: int) -> Network:
-        geometry = spec.geometry
-        options = TeacherOptions(size_px=size_px, fit=geometry.fit)
-        return teacher_network(load_teacher(recorded_name(spec), options), device=device, at_size=load)
+        return teacher_network(
+            load_recorded(spec, size_px=size_px), device=device, at_size=load
+        )
 
     network = teacher_network(load_recorded(spec), device=device, at_size=load)
     return NetworkEncoder(network, name=spec.name, kind="teacher", device=device)

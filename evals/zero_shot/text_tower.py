@@ -20,7 +20,7 @@ from open_clip.model import (
 )
 from torch import Tensor
 
-from cache_builder.teachers.clip_tower import read_clip_file, trained_with_quick_gelu
+from cache_builder.teachers.clip_tower import model_config, read_clip_file, trained_with_quick_gelu
 from cache_builder.teachers.state_dict import load_exactly
 from cache_builder.teachers.weights import check_network, file_sha256, first_line
 from evals.encoders.library import Weights
@@ -55,7 +55,7 @@ def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -
     quick_gelu = trained_with_quick_gelu(model, tag)
 
     def load(device: torch.device) -> Callable[[list[str]], Tensor]:
-        config: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
+        config = model_config(model)
         state = _text_state(read_clip_file(weights, teacher=name).tensors)
         if "positional_embedding" not in state or "token_embedding.weight" not in state:
             raise EvalError(
@@ -108,7 +108,7 @@ def _embedding(tower: Any, tokenizer: Any, device: torch.device) -> Callable[[li
 
 def _tokenizer(model: str, context_length: int | None) -> Any:
     """CLIP's own comes with open_clip; SigLIP's and others are repositories of Hugging Face. Raises TeacherWeightsError."""
-    config: dict[str, Any] = dict(open_clip.get_model_config(model) or {})
+    config = model_config(model)
     repository: str | None = config.get("text_cfg", {}).get("hf_tokenizer_name")
     try:
         if repository is not None and not isinstance(try_to_load_from_cache(repository, _TOKENIZER_FILE), str):

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from cache_builder.cli import main
 from cache_builder.teacher_table import image_bytes
-from cache_builder.teachers import ALIASES, TEACHERS
+from cache_builder.teachers import ALIASES, TEACHERS, find_teacher
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,21 @@ def test_json_holds_the_same_on_standard_output_or_in_a_file(tmp_path: Path) -> 
     assert (clip["summary_dim"], clip["spatial_dim"]) == (1024, 1280)
     assert clip["image_bytes"]["half"] == 2 * (27 * 27 * 1280 + 1024)
     assert clip["weights"] == "huggingface.co/apple/DFN5B-CLIP-ViT-H-14-378, file open_clip_model.safetensors"
+
+
+def test_the_same_teacher_by_two_libraries_sees_different_shares_of_a_photo() -> None:
+    """61 % and 100 % of a 4:3 photo: timm crops SigLIP 2 after a resize, open_clip squashes."""
+    shares = {
+        name: round(find_teacher(name).photo_share, 2)
+        for name in ("timm:vit_base_patch16_siglip_224.v2_webli", "open_clip:ViT-B-16-SigLIP2/webli", "clip", "dinov2", "sam")
+    }
+    assert shares["open_clip:ViT-B-16-SigLIP2/webli"] == 1.0
+    assert shares["timm:vit_base_patch16_siglip_224.v2_webli"] == pytest.approx(0.61, abs=0.01)
+    assert (shares["clip"], shares["dinov2"], shares["sam"]) == (1.0, 0.75, 1.0)
+
+
+def test_teachers_lists_any_librarys_model_by_its_name() -> None:
+    done = CliRunner().invoke(main, ["teachers", "timm:resnet18.a1_in1k", "dinov2"])
+    assert done.exit_code == 0, done.output
+    assert "timm-resnet18.a1_in1k" in done.output
+    assert "75%" in done.output

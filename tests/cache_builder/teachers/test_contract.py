@@ -18,7 +18,7 @@ from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.clip_tower import published_tower
 from cache_builder.teachers.state_dict import WeightsFile
 from cache_builder.teachers.weights import file_sha256
-from radio_cache.crops import valid_tokens
+from radio_cache.crops import photo_share, valid_tokens
 from radio_cache.schema import TeacherSpec
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
@@ -136,6 +136,7 @@ def assert_as_told(preset: TeacherPreset, spec: TeacherSpec) -> None:
     assert told is not None
     assert spec.geometry.input_hw == (preset.input_px, preset.input_px)
     assert spec.geometry.fit == preset.fit
+    assert photo_share(spec.geometry) == pytest.approx(preset.photo_share, abs=0.005)
     assert spec.geometry.grid_hw == (told.tokens, told.tokens)
     assert (spec.summary_dim, spec.spatial_dim) == (told.summary_dim, told.spatial_dim)
     assert math.isclose(spec.geometry.stride_px * told.tokens, preset.input_px, rel_tol=0.15)
