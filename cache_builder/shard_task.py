@@ -31,7 +31,7 @@ from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
 from radio_cache.errors import BlindWorkerError, ClusterError, RadioCacheError
 from radio_cache.reader import Cache, is_cache
-from radio_cache.receipts import read_receipt
+from radio_cache.receipts import finished_receipt
 from radio_cache.schema import IMAGES_UNIT, Receipt
 from radio_cache.storage import is_url
 
@@ -154,15 +154,8 @@ class _Kept:
     def there(self, shard: int) -> Receipt | None:
         """The receipt of a shard that has all its rows; None of one that was the last before the cache grew, or that lacks an
         image which can be used by now."""
-        receipt = read_receipt(self.cache.storage, self._task.unit, shard)
-        if receipt is None or receipt.num_rows != len(self.cache.meta.shard_rows(shard)):
-            return None
-        if receipt.failures and self._task.unit != IMAGES_UNIT:
-            images = read_receipt(self.cache.storage, IMAGES_UNIT, shard)
-            still = {failure.row for failure in images.failures} if images else set[int]()
-            if images is not None and any(failure.row not in still for failure in receipt.failures):
-                return None
-        return receipt
+        num_rows = len(self.cache.meta.shard_rows(shard))
+        return finished_receipt(self.cache.storage, self._task.unit, shard, num_rows)
 
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
         config = begun_batch(self._task.config, self.cache, self._task.unit)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError, StoreError
-from radio_cache.schema import MAX_SHARDS, Receipt, check_limit, receipt_path, receipts_folder
+from radio_cache.schema import IMAGES_UNIT, MAX_SHARDS, Receipt, check_limit, receipt_path, receipts_folder
 from radio_cache.shards import crc32c
 from radio_cache.storage import Storage, open_storage
 from radio_cache.strict_json import MAX_INTEGER, parse_json
@@ -167,6 +167,19 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
         return dropped
 
     return _again(drop)
+
+
+def finished_receipt(place: Storage | str | Path, unit: str, shard: int, num_rows: int) -> Receipt | None:
+    """Return the receipt of a shard that nothing is left to do for; None for one that was the last before the cache grew, or
+    that lacks an image which a later look found readable."""
+    receipt = read_receipt(place, unit, shard)
+    if receipt is None or receipt.num_rows != num_rows:
+        return None
+    if receipt.failures and unit != IMAGES_UNIT:
+        images = read_receipt(place, IMAGES_UNIT, shard)
+        if images is not None and {one.row for one in receipt.failures} - {one.row for one in images.failures}:
+            return None
+    return receipt
 
 
 def drop_outdated_receipt(
