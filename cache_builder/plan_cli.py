@@ -136,7 +136,7 @@ def bytes_per_image(plan: "Plan") -> Table:
         rows.add_row(
             teacher.probe.name,
             *("-" if cost is None else human_bytes(cost + teacher.probe.summary_bytes) for cost in costs),
-            most + human_bytes(plan.num_images * teacher.bytes_per_image),
+            f"{most}{human_bytes(plan.num_images * teacher.bytes_per_image)} in {_label(teacher.stored.request)}",
         )  # fmt: skip
     return rows
 
