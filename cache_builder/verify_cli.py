@@ -51,8 +51,9 @@ def verify(
     report = verify_cache(opened, deep=deep)
     rows = table("", "unit", "shards right", "damaged", "not built yet")
     for unit, there in report.shards.items():
-        damaged = len({d.shard for d in report.damages if d.unit == unit and d.shard is not None})
-        rows.add_row(unit, str(there - damaged), str(damaged or "-"), str(report.missing[unit] or "-"))
+        own = [d for d in report.damages if d.unit == unit and d.shard is not None]
+        damaged, wrong = len({d.shard for d in own if not d.is_unread}), len({d.shard for d in own})
+        rows.add_row(unit, str(there - wrong), str(damaged or "-"), str(report.missing[unit] or "-"))
     console().print(rows)
     for damage in report.damages:
         click.echo(printable(f"{damage.place}: {damage.what}"))
@@ -75,11 +76,17 @@ def verify(
 
 def _cure(report: "VerifyReport", cache: str) -> str:
     """What to do about the damages, which the lines above name."""
-    damaged, mendable = len(report.damages), sum(damage.mendable for damage in report.damages)
+    unread = sum(damage.is_unread for damage in report.damages)
+    damaged, mendable = len(report.damages) - unread, sum(damage.mendable for damage in report.damages)
+    blocked = f"{unread} could not be read, which is no damage: make them readable, and verify again" if unread else ""
+    if damaged == 0:
+        return blocked
+    if blocked:
+        blocked = f". {blocked}"
     if mendable == 0:
-        return f"{damaged} damaged. No build can make that again: the lines above say what to do"
+        return f"{damaged} damaged. No build can make that again: the lines above say what to do{blocked}"
     left = f", and what the lines above say about the other {damaged - mendable}" if mendable < damaged else ""
-    return f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}"
+    return f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}{blocked}"
 
 
 def _print_recomputed(report: "RecomputeReport") -> None:
@@ -120,11 +127,15 @@ def repair(cache: str | Path) -> None:
     if report.ok:
         click.echo("nothing to repair")
         return
-    left = sum(not damage.mendable for damage in report.damages)
-    if left < len(report.damages):
+    unread = sum(damage.is_unread for damage in report.damages)
+    left = sum(not damage.mendable for damage in report.damages) - unread
+    if left + unread < len(report.damages):
         click.echo(f"\nNow run the build command of {cache} again")
     if left:
         click.echo(f"\n{left} left alone, which no build can make again: the lines above say what to do")
+    if unread:
+        click.echo(f"\n{unread} could not be read, which is no damage: make them readable, and run repair again")
+    if left or unread:
         raise SystemExit(1)
 
 

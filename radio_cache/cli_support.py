@@ -93,6 +93,18 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
                 where = f": '{exc.filename}'" if exc.filename is not None else ""
                 _say_error(f"{exc.strerror}{where}. {on_interrupt}".rstrip())
                 sys.exit(1)
+            except MemoryError as exc:
+                asked = f" ({exc})" if str(exc) else ""
+                _say_error(f"there is not enough memory{asked}: free some, or ask for less at once. {on_interrupt}".rstrip())
+                sys.exit(1)
+            except RuntimeError as exc:
+                if "can't start new thread" not in str(exc):
+                    raise
+                _say_error(
+                    "the system starts no more threads for this process: raise `ulimit -u`, free memory, or take fewer threads. "
+                    f"{on_interrupt}".rstrip()
+                )
+                sys.exit(1)
             except KeyboardInterrupt:
                 click.echo(f"\nstopped. {on_interrupt}", err=True)
                 sys.exit(INTERRUPTED)

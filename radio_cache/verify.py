@@ -42,7 +42,8 @@ _INDEX_CURE = "restore images/ from a copy, or build a new cache"
 class Damage:
     """One thing that is wrong. place: path below the cache. shard: of `unit`, None where it is the unit's as a whole.
 
-    mendable: whether `repair` can bring it to a state from which a build restores it.
+    mendable: whether `repair` can bring it to a state from which a build restores it. is_unread: it could not be read now, so
+    that nothing is known of it; it is left as it is.
     """
 
     unit: str
@@ -50,6 +51,7 @@ class Damage:
     place: str
     what: str
     mendable: bool
+    is_unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def repair_cache(cache: Cache, report: VerifyReport) -> list[str]:
     """
     done: list[str] = []
     for damage in report.damages:
-        if not damage.mendable:
+        if damage.is_unread:
+            done.append(f"not read, and left alone: {damage.place}: {damage.what}")
+        elif not damage.mendable:
             done.append(f"left alone: {damage.place}: {damage.what}")
         elif damage.shard is None:
             _rewrite_document(cache, damage)
@@ -158,7 +162,7 @@ def _index_damages(cache: Cache) -> Iterator[Damage]:
             )
             yield Damage(IMAGES_UNIT, None, f"{group}/container", what, mendable=False)
     except RadioCacheError as exc:
-        if isinstance(exc, StorageError | UnsupportedFormatError) and not cache.storage.is_local:
+        if _is_unread(exc) or (isinstance(exc, StorageError | UnsupportedFormatError) and not cache.storage.is_local):
             raise
         what = f"the image index cannot be read ({exc}): {_INDEX_CURE}"
         yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
@@ -169,8 +173,9 @@ def _lost_teachers(cache: Cache) -> Iterator[Damage]:
     cure = "restore it from a copy, or drop the teacher and build it again: radio-cache drop-teacher"
     for name, error in cache.teachers.unreadable.items():
         place = f"{unit_group(name)}/{DOCUMENT}"
-        told = str(error) if isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
-        yield Damage(name, None, place, told, mendable=False)
+        blocked = _is_unread(error)
+        told = str(error) if blocked or isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
+        yield Damage(name, None, place, told, mendable=False, is_unread=blocked)
     # Receipts are the last thing a teacher gets, and the first it loses.
     for name in cache.storage.list_folders("receipts"):
         if name not in (IMAGES_UNIT, *cache.teachers, *cache.teachers.unreadable):
@@ -197,7 +202,7 @@ def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Ite
         except StorageError as exc:
             if not cache.storage.is_local:  # a bucket that cannot be reached is not damaged
                 raise
-            yield Damage(unit, shard, path, str(exc), mendable=True)
+            yield Damage(unit, shard, path, str(exc), mendable=not _is_unread(exc), is_unread=_is_unread(exc))
             continue
         what = file_difference(file, data, cache.meta.shard_images)
         if what:
@@ -228,7 +233,7 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
             if not finite:
                 yield Damage(teacher.name, shard, place, "a map decodes to values that are not finite", mendable=True)
     except StoreError as exc:
-        yield Damage(teacher.name, shard, place, str(exc), mendable=True)
+        yield Damage(teacher.name, shard, place, str(exc), mendable=not _is_unread(exc), is_unread=_is_unread(exc))
         return
     if spec.summary_dim is not None and rows:
         yield from _summary_damages(cache, teacher.name, shard, np.array(rows), spec.views, spec.summary_dim)
@@ -246,6 +251,9 @@ def _summary_damages(
         except FileNotFoundError:
             yield Damage(name, shard, place, "gone", mendable=True)
             continue
+        except StorageError as exc:
+            yield Damage(name, shard, place, str(exc), mendable=not _is_unread(exc), is_unread=_is_unread(exc))
+            continue
         if len(stored) != meta.shard_images * channels * 2:
             yield Damage(name, shard, place, "does not hold the summaries of a shard", mendable=True)
             continue
@@ -262,6 +270,9 @@ def _transform_damages(cache: Cache, unit: str) -> Iterator[Damage]:
     except UnsupportedFormatError:
         raise
     except RadioCacheError as exc:
+        if _is_unread(exc):
+            yield Damage(unit, None, f"{unit_group(unit)}/{TRANSFORM}", str(exc), mendable=False, is_unread=True)
+            return
         what = f"{exc}; or drop the teacher: radio-cache drop-teacher {cache.url} {unit}"
         yield Damage(unit, None, f"{unit_group(unit)}/{TRANSFORM}", what, mendable=False)
 
@@ -270,7 +281,13 @@ def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
     """The metadata of every group and array of a unit, beside what the cache's spec would make."""
     for place, expected in _documents(cache, unit):
         below = place.removeprefix(f"{unit_group(unit)}/")
-        what = _document_difference(expected, cache.storage, place, grows_along(below))
+        try:
+            what = _document_difference(expected, cache.storage, place, grows_along(below))
+        except StorageError as exc:
+            if not _is_unread(exc):
+                raise
+            yield Damage(unit, None, place, str(exc), mendable=False, is_unread=True)
+            continue
         if what:
             yield Damage(unit, None, place, what, mendable=True)
 
@@ -306,7 +323,7 @@ def _document_difference(expected: bytes, storage: Storage, path: str, axis: int
     except FileNotFoundError:
         return "gone"
     except (StoreError, ValueError, TypeError, KeyError, AttributeError) as exc:
-        if isinstance(exc, StorageError) and not storage.is_local:
+        if _is_unread(exc) or (isinstance(exc, StorageError) and not storage.is_local):
             raise
         return f"cannot be read ({exc})"
     theirs: Any = json.loads(expected)
@@ -318,6 +335,12 @@ def _document_difference(expected: bytes, storage: Storage, path: str, axis: int
     longer = theirs["node_type"] == "array" and theirs["attributes"] == ours["attributes"]
     fits = longer and array_difference(found, expected, grows_along=axis) is None
     return None if fits else "is not what the cache's spec says"
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether the system refused to read something of a local cache: no permission, no descriptor, a failing disk. That says
+    nothing about what is stored. (Symbolic links and other things that are no files are refused by us: those are damage.)"""
+    return isinstance(error, StorageError) and isinstance(error.__cause__, OSError)
 
 
 def _rewrite_document(cache: Cache, damage: Damage) -> None:

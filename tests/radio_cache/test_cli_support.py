@@ -68,6 +68,29 @@ def test_the_systems_refusals_are_one_message_with_the_file_and_how_to_go_on() -
     assert run(OSError(28, "No space left on device")) == (1, "error: No space left on device. Run it again.\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 3 GiB"), "error: there is not enough memory (Unable to allocate 3 GiB): free some"),
+        (MemoryError(), "error: there is not enough memory: free some"),
+        (RuntimeError("can't start new thread"), "error: the system starts no more threads for this process: raise `ulimit -u`"),
+    ],
+)
+def test_no_memory_and_no_threads_are_one_message(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @plain_errors(on_interrupt="Run it again.")
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_code:
+        command()
+    assert exit_code.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(message)
+    assert told.endswith("Run it again.\n")
+
+
 def test_a_closed_pipe_is_left_to_click() -> None:
     assert run(BrokenPipeError(32, "Broken pipe")) == (1, "")
 

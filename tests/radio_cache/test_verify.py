@@ -1,9 +1,15 @@
 """Is a cache right? Damage of every kind is found, named and mended, and nothing else is touched."""
 
 import contextlib
+import errno
+import io
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +152,42 @@ def test_a_dropped_teacher_is_gone_and_the_other_is_untouched(cache_path: Path) 
     assert verify_cache(cache, deep=True).ok
     with pytest.raises(StoreError, match="fake-b"):
         drop_teacher(cache, "fake-a")
+
+
+@contextmanager
+def refused(part: str, number: int) -> Iterator[None]:
+    """The system refuses to open files with this in their path; the tests run as root, whom no permission stops."""
+    original = io.open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+        if part in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(io, "open", refuse)
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
+@pytest.mark.parametrize("part", ["/spatial/c/", "/summary/c/", "/images/status/c/", "/spatial/zarr.json"])
+def test_what_cannot_be_read_just_now_is_no_damage_and_repair_leaves_it(cache_path: Path, number: int, part: str) -> None:
+    cache = Cache(cache_path)
+    before = {path: path.read_bytes() for path in cache_path.rglob("*") if path.is_file()}
+    with refused(part, number):
+        report = verify_cache(cache, deep=True)
+        assert not report.ok
+        assert all(damage.is_unread and not damage.mendable for damage in report.damages)
+        assert os.strerror(number) in report.damages[0].what
+        assert all(line.startswith("not read, and left alone: ") for line in repair_cache(cache, report))
+    assert {path: path.read_bytes() for path in cache_path.rglob("*") if path.is_file()} == before
+    assert verify_cache(Cache(cache_path), deep=True).ok
+
+
+def test_a_teacher_that_cannot_be_read_just_now_is_not_to_be_dropped(cache_path: Path) -> None:
+    name = next(iter(Cache(cache_path).teachers))
+    with refused(f"teachers/{name}/zarr.json", errno.EACCES):
+        cache = Cache(cache_path)
+        report = verify_cache(cache)
+    assert any(damage.unit == name and damage.is_unread for damage in report.damages)
+    assert not any("drop" in damage.what for damage in report.damages)
