@@ -6,7 +6,7 @@ import click
 
 from radio_cache import __version__
 from radio_cache.cli_help import HELP_SETTINGS, Command
-from radio_cache.cli_support import allow_module_option, plain_errors
+from radio_cache.cli_support import allow_module_option, plain_errors, printable
 
 FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
 
@@ -25,7 +25,7 @@ _path = click.Path(path_type=Path)
     default=("safetensors",),
     show_default=True,
     help="May be given several times. hf: transformers.AutoModel, the folder carries its code. timm: timm.create_model, with "
-    "features_only. onnx, torch-export: a graph for any number of images of the size trained at.",
+    "features_only. onnx, torch-export: a graph for any number of images of the size trained at; onnx also with --any-size.",
 )
 @click.option(
     "--adaptor",
@@ -46,12 +46,17 @@ _path = click.Path(path_type=Path)
     help="Share of an image's shorter side that the student is shown, where its teachers saw a centre crop. [default: the run's]",
 )
 @click.option(
+    "--any-size",
+    is_flag=True,
+    help="onnx for images of any size that the student takes, checked in the graph; not every student can.",
+)
+@click.option(
     "--picture",
     "pictures",
     type=_path,
     multiple=True,
     metavar="IMAGE",
-    help="Images for the model card; the first two of the cache by default.",
+    help="Images for the model card. [default: the first two of the cache, named on the screen]",
 )
 @click.option("--no-picture", is_flag=True, help="A model card without a picture: images of the cache may be private.")
 @click.option(
@@ -65,8 +70,7 @@ _path = click.Path(path_type=Path)
 @plain_errors(on_interrupt="")
 def main(
     run: Path, out: Path, formats: tuple[str, ...], adaptors: tuple[str, ...], pictures: tuple[Path, ...], no_picture: bool,
-    results: tuple[Path, ...], centre_share: float | None,
-    checkpoint: str | None,
+    results: tuple[Path, ...], centre_share: float | None, checkpoint: str | None, any_size: bool,
 ) -> None:  # fmt: skip
     """Write a trained student in the formats of other tools, read each back and compare it. Heads speak the teachers' units."""
     from trainer.exports import Card, export_student
@@ -76,8 +80,9 @@ def main(
     heads = () if adaptors == ("none",) else adaptors or "all"
     card = Card(pictures=() if no_picture else pictures or "cache", results=results)
     report = export_student(
-        run, out, formats=formats, adaptors=heads, card=card, centre_share=centre_share, checkpoint=checkpoint
-    )
+        run, out, formats=formats, adaptors=heads, card=card, centre_share=centre_share, checkpoint=checkpoint,
+        any_size=any_size, say=lambda text: click.echo(printable(text), err=True),
+    )  # fmt: skip
     if report.checkpoint is not None:
         click.echo(report.checkpoint)
     if report.folding is not None:

@@ -37,6 +37,12 @@ class View:
     image_hw: tuple[int, int] = (0, 0)
     fit: StudentFit = "squash"
     centre_share: float = 1.0
+    step: int = 1
+    """Sides of its input are multiples of, pixels."""
+
+
+_MAX_PIXELS = 1 << 26
+"""Of an input: 8192 x 8192."""
 
 
 def _recorded_view(session: OnnxSession, path: Path) -> View:
@@ -49,11 +55,24 @@ def _recorded_view(session: OnnxSession, path: Path) -> View:
         view = from_json(View, parse_json(text.encode()))
     except ValueError as exc:
         raise EvalError(f"{path}: its metadata '{VIEW_KEY}' is damaged ({exc}): export the student again") from exc
-    if not 0 < view.centre_share <= 1:
+    if not 0 < view.centre_share <= 1 or view.step < 1:
         raise EvalError(
-            f"{path}: its metadata '{VIEW_KEY}' is damaged (centre_share is {view.centre_share}): export the student again"
+            f"{path}: its metadata '{VIEW_KEY}' is damaged (centre_share is {view.centre_share}, step {view.step}): export the "
+            "student again"
         )
     return view
+
+
+def _refuse_size(path: Path, input_hw: tuple[int, int], step: int) -> None:
+    h, w = input_hw
+    if min(h, w) < 1 or h * w > _MAX_PIXELS:
+        raise EvalError(f"{path}: images of {size_phrase(input_hw)} are not evaluated, only of 1 to {_MAX_PIXELS} pixels in all")
+    if h % step or w % step:
+        nearest = max(step, round(h / step) * step), max(step, round(w / step) * step)
+        raise ConfigError(
+            f"{path} takes images whose sides are multiples of {step} px, not {size_phrase(input_hw)}; the nearest is "
+            f"{size_phrase(nearest)}"
+        )
 
 
 def open_onnx(path: Path, *, gpu: bool) -> OnnxSession:
@@ -84,14 +103,16 @@ class OnnxEncoder(LiveEncoder):
         if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3:
             raise EvalError(f"{path} takes {[one.shape for one in inputs]}, expected is one input (batch, 3, h, w)")
         fixed = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
-        if fixed is None and size_px is None:
-            raise ConfigError(f"{path} takes images of any size: say which, as in {path}@224")
+        view = _recorded_view(session, path)
         if fixed is not None and size_px is not None and fixed != (size_px, size_px):
             raise ConfigError(f"{path} takes {size_phrase(fixed)} and nothing else, not {size_px} px")
-        self._session, self._path = session, path
-        self._view = _recorded_view(session, path)
+        recorded = view.image_hw if min(view.image_hw) > 0 else None
+        input_hw = fixed or (recorded if size_px is None else (size_px, size_px))
+        if input_hw is None:
+            raise ConfigError(f"{path} takes images of any size: say which, as in {path}@224")
+        _refuse_size(path, input_hw, view.step)
+        self._session, self._path, self._view = session, path, view
         self._input = str(inputs[0].name)
-        input_hw = fixed or (size_px or 0, size_px or 0)
         self._fixed_batch = shape[0] if isinstance(shape[0], int) else None
         super().__init__(name=name, kind="model", about=f"ONNX {path.name}, {size_phrase(input_hw)}", spaces=(OWN,))
         found = self._run_session(np.zeros((self._fixed_batch or 1, 3, *input_hw), np.float32))

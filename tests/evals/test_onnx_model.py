@@ -100,3 +100,11 @@ def test_a_damaged_file_is_refused_by_the_real_runtime(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     with pytest.raises(EvalError, match="cannot be loaded by ONNX Runtime"):
         open_onnx(tmp_path / "a.onnx", gpu=False)
+
+
+@pytest.mark.parametrize("side", [10**6, 0, 10**9])
+def test_an_absurd_input_is_refused_before_memory_is_taken(side: int) -> None:
+    with pytest.raises(EvalError, match="are not evaluated"):
+        OnnxEncoder(Session(["n", 3, side, side]), FILE, name="s")
+    with pytest.raises(EvalError, match="are not evaluated"):
+        OnnxEncoder(Session(["n", 3, "h", "w"]), FILE, name="s", size_px=side)

@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,16 +24,13 @@ from trainer.exports.graphs import write_onnx, write_program
 from trainer.exports.hugging_face import write_hugging_face
 from trainer.exports.model_card import CARD_FILE, Card, model_card
 from trainer.exports.timm_folder import write_timm
-from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features, largest_change
+from trainer.exports.written import PLACE, TOLERANCE, ExportError, FlatFeatures, Written, flat_features, largest_change
 from trainer.students import ERadio, foreign_module
 from trainer.unfinished import student_of_checkpoint
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
 
 CHECKSUMS_FILE = "SHA256SUMS"
-
-TOLERANCE = 1e-3
-"""Above this a file does not hold the student; what is usual is below 1e-5."""
 
 _BATCHES = (1, 3)
 
@@ -61,7 +59,8 @@ def write_safetensors(model: DistilledStudent, folder: Path) -> Written:
     )
 
 
-Writer = Callable[[DistilledStudent, Path], Written]
+Writer = Callable[..., Written]
+"""(student, folder) -> what was written; that of ONNX takes any_size, too."""
 
 FORMATS: dict[str, Writer] = {
     "safetensors": write_safetensors,
@@ -107,7 +106,7 @@ class ExportReport:
 def export_student(
     run: str | Path, out: Path, *, formats: Sequence[str] = ("safetensors",), adaptors: Heads = "all",
     card: Card | None = None, centre_share: float | None = None, allow_modules: Iterable[str] = (),
-    checkpoint: str | None = None,
+    checkpoint: str | None = None, any_size: bool = False, say: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:  # fmt: skip
     """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
 
@@ -115,23 +114,27 @@ def export_student(
     centre_share: another than the run's, see `StudentConfig`.
     allow_modules: as for `load_student`.
     checkpoint: of the run, "best", "last" or a number of steps, instead of the student that it ended with.
+    any_size: let onnx take images of any size that the student takes. say: hears what is done now, in a line each.
     Raises ExportError for what a format cannot do, ConfigError for unknown names, NotACacheError if `out` is not empty;
     nothing is left at `out` then.
     """
     with allowing_modules(allow_modules):  # what is written is read back
-        return _export(run, out, formats, adaptors, card, centre_share, checkpoint)
+        return _export(run, out, formats, adaptors, card or Card(), centre_share, checkpoint, any_size, say)
 
 
 def _export(
-    run: str | Path, out: Path, formats: Sequence[str], adaptors: Heads, card: Card | None, centre_share: float | None,
-    checkpoint: str | None,
+    run: str | Path, out: Path, formats: Sequence[str], adaptors: Heads, card: Card, centre_share: float | None,
+    checkpoint: str | None, any_size: bool, say: Callable[[str], None],
 ) -> ExportReport:  # fmt: skip
     for name in formats:
         if name not in FORMATS:
             raise ExportError(unknown_name("export format", name, FORMATS))
+    if any_size and "onnx" not in formats:
+        raise ExportError("any size is for the format onnx: safetensors, hf and timm take any as they are, torch-export cannot")
     place = out.resolve() if out.is_symlink() else out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
+    say(f"reading {run}")
     of_checkpoint: str | None = None
     if checkpoint is None:
         model = deployable(load_student(run, adaptors=adaptors))
@@ -149,14 +152,21 @@ def _export(
         folded = DistilledStudent(deployed, model.adaptors, model.config).eval()
         folded.use_heads(model.heads)
         folding = max(largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES)
-    document = model_card(model, Path(run), card or Card())
+    document = model_card(model, Path(run), card)
+    if document.from_cache:
+        say(
+            f"the model card shows images of {model.config.cache}: {', '.join(document.from_cache)}. Where they are private: "
+            "--no-picture, or --picture IMAGE"
+        )
     names = tuple(dict.fromkeys(formats))
     aside = _new_folder(place)
     try:
-        exported = [
-            _write(name, folded if name in GRAPHS else model, aside if len(names) == 1 else aside / name, images, expected)
-            for name in names
-        ]
+        exported: list[Exported] = []
+        for number, name in enumerate(names, 1):
+            say(f"{number}/{len(names)} {name}: writing it, reading it back")
+            folder, student = aside if len(names) == 1 else aside / name, folded if name in GRAPHS else model
+            write = partial(FORMATS[name], any_size=True) if any_size and name == "onnx" else FORMATS[name]
+            exported.append(_write(name, write, student, folder, images, expected))
         for one in exported:
             document.write(one.folder, one.format, one.written.use, one.written.notes)
             _write_checksums(one.folder)
@@ -194,12 +204,13 @@ def _write_checksums(folder: Path) -> None:
 
 
 def _write(
-    name: str, model: DistilledStudent, folder: Path, images: dict[int, Tensor], expected: dict[int, FlatFeatures]
-) -> Exported:
+    name: str, write: Writer, model: DistilledStudent, folder: Path, images: dict[int, Tensor],
+    expected: dict[int, FlatFeatures],
+) -> Exported:  # fmt: skip
     """One format, read back."""
     folder.mkdir(parents=True, exist_ok=True)
     with _telling_what_failed(name, folder), torch.random.fork_rng(devices=[]):  # loading builds models with first weights
-        written = FORMATS[name](model, folder)
+        written = write(model, folder)
         change = max(largest_change(_run(written.run, images[count]), expected[count]) for count in images)
     if not change <= TOLERANCE:
         raise ExportError(

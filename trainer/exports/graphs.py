@@ -1,8 +1,12 @@
-"""Formats that hold a graph and no code: ONNX, and a program of torch.export. Batches of any size, images of one size."""
+"""Formats that hold a graph and no code: ONNX, and a program of torch.export.
+
+Batches of any size; images of the size trained at, or in ONNX of any size that the student takes, which the graph checks.
+"""
 
 import functools
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,30 +18,48 @@ from radio_cache.local_storage import write_atomically
 from trainer.distilled import DistilledStudent
 from trainer.exports.libraries import library
 from trainer.exports.preprocessing import view_settings, write_prepare_file
-from trainer.exports.written import PLACE, ExportError, FlatFeatures, FlatStudent, Written
+from trainer.exports.written import (
+    PLACE,
+    TOLERANCE,
+    ExportError,
+    FlatFeatures,
+    FlatStudent,
+    Written,
+    flat_features,
+    largest_change,
+)
 
 ONNX_FILE, PROGRAM_FILE = "student.onnx", "student.pt2"
 VIEW_KEY = "radio_cache.view"
 """Key of the ONNX file's metadata whose value is JSON: the arguments of `trainer.eval_view.prepare`."""
 
 
-def write_onnx(model: DistilledStudent, folder: Path) -> Written:
-    """`student.onnx`: input `images`, outputs as in `FlatFeatures`. Raises ExportError for what ONNX has no operator for."""
+def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False) -> Written:
+    """Write `student.onnx`: input `images`, outputs as in `FlatFeatures`.
+
+    Args:
+        any_size: images of any size that the student takes; running others is an error.
+
+    Raises:
+        ExportError: ONNX has no operator for something, or the student cannot be traced for any size.
+    """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name, "the format onnx")
     import onnxruntime
 
     flat = FlatStudent(model).eval()
     path = folder / ONNX_FILE
-    program = _program(flat, model, "onnx")
+    program = _program(flat, model, "onnx", any_size)
     try:
         onnx_program = cast(Any, torch.onnx).export(
             program, input_names=["images"], output_names=list(flat.names), verbose=False, optimize=True,
         )  # fmt: skip
     except Exception as exc:  # the converter's errors have no common base
         raise ExportError(f"--format onnx: '{model.config.student}' cannot be converted: {_first_line(exc)}") from exc
-    onnx_program.model.metadata_props[VIEW_KEY] = json.dumps(view_settings(model.config))
+    onnx_program.model.metadata_props[VIEW_KEY] = json.dumps({**view_settings(model.config), "step": model.min_resolution_step})
     onnx_program.save(str(path), external_data=_bytes_of(model) > 1.9e9)
+    if any_size:
+        _check_size_in_graph(path, model.min_resolution_step)
 
     @functools.cache
     def load() -> Any:
@@ -47,6 +69,8 @@ def write_onnx(model: DistilledStudent, folder: Path) -> Written:
         found = load().run(list(flat.names), {"images": images.numpy()})
         return {name: torch.from_numpy(value) for name, value in zip(flat.names, found, strict=True)}
 
+    if any_size:
+        _compare_other_sizes(run, model, "onnx")
     prepare = write_prepare_file(model, folder)
     return Written(
         use=(
@@ -56,7 +80,7 @@ def write_onnx(model: DistilledStudent, folder: Path) -> Written:
             "summary, features = session.run(['summary', 'features'], {'images': images})",
         ),
         run=run,
-        notes=(_one_size(model),),
+        notes=(_sizes(model, any_size),),
     )
 
 
@@ -84,23 +108,111 @@ def write_program(model: DistilledStudent, folder: Path) -> Written:
             f"{', '.join(name.replace('.', '_').replace('-', '_') for name in flat.names)} = model(torch.from_numpy(images))",
         ),
         run=run,
-        notes=(_one_size(model),),
+        notes=(_sizes(model, any_size=False),),
     )
 
 
-def _program(flat: FlatStudent, model: DistilledStudent, what: str) -> torch.export.ExportedProgram:
+def _program(flat: FlatStudent, model: DistilledStudent, what: str, any_size: bool = False) -> torch.export.ExportedProgram:
+    step, (h, w) = model.min_resolution_step, model.config.image_hw
+    dynamic: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=65_536)}
+    if any_size:
+        if model.student.fixed_resolution is not None:
+            raise ExportError(f"--any-size: student '{model.config.student}' takes images of one size only")
+        # Two steps at least, and two lengths: the exporter would take what is one, or alike, for constants.
+        h, w = max(2, h // step) * step, (max(2, w // step) + 1) * step
+        most = _LONGEST_PX // step
+        dynamic[2] = step * torch.export.Dim("rows", min=1, max=most)
+        dynamic[3] = step * torch.export.Dim("columns", min=1, max=most)
     # Two images: of one, the exporter would take the batch for a constant.
-    images = torch.zeros(2, 3, *model.config.image_hw)
-    batch = torch.export.Dim("batch", min=1, max=65_536)
+    images = torch.zeros(2, 3, h, w)
     try:
         with torch.no_grad():
-            return torch.export.export(flat, (images,), dynamic_shapes=({0: batch},))
+            return torch.export.export(flat, (images,), dynamic_shapes=(dynamic,), strict=False)
     except Exception as exc:  # whatever a network of timm or of the user may do
+        if any_size:
+            raise _not_free(model, what, _first_line(exc)) from exc
         raise ExportError(f"--format {what}: '{model.config.student}' cannot be traced: {_first_line(exc)}") from exc
 
 
-def _one_size(model: DistilledStudent) -> str:
-    h, w = model.config.image_hw
+def _not_free(model: DistilledStudent, what: str, why: str) -> ExportError:
+    return ExportError(
+        f"--format {what}: '{model.config.student}' cannot be traced for images of any size: leave out --any-size, which gives a "
+        f"graph for the size trained at ({why:.200})"
+    )
+
+
+_LONGEST_PX = 8192
+"""Side of the largest image that a graph of any size is made for."""
+
+
+def _check_size_in_graph(path: Path, step: int) -> None:
+    """Put nodes before the network that fail for sides which are no multiples of `step` pixels.
+
+    ONNX has no assertion, and convolutions would silently leave out the rest of an image. A Reshape to sides rounded down to
+    whole steps changes nothing where they are whole already, and is refused where they are not. Its name is the message.
+    """
+    from onnx import TensorProto, helper, load, save
+
+    model = load(str(path), load_external_data=False)
+    graph, checked = model.graph, "images_of_whole_steps"
+    for reader in graph.node:
+        for place, name in enumerate(reader.input):
+            if name == "images":
+                reader.input[place] = checked
+    prefix = f"image_height_and_width_must_be_multiples_of_{step}_pixels"
+
+    def constant(name: str, values: list[int]) -> Any:
+        return helper.make_node(
+            "Constant", [], [f"{prefix}/{name}"], value=helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        )
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, [f"{prefix}/{name}" if name != "images" else name for name in inputs],
+                                [f"{prefix}/{output}"], name=f"{prefix}/{output}", **attributes)  # fmt: skip
+
+    nodes = [
+        constant("steps", [1, 1, step, step]),
+        node("Shape", ["images"], "shape"),
+        node("Div", ["shape", "steps"], "whole"),
+        node("Mul", ["whole", "steps"], "sides"),
+        helper.make_node("Reshape", ["images", f"{prefix}/sides"], [checked], name=prefix, allowzero=1),  # 0 is no wildcard
+    ]
+    for one in reversed(nodes):
+        graph.node.insert(0, one)
+    for place, label in ((2, "height"), (3, "width")):
+        dimension = graph.input[0].type.tensor_type.shape.dim[place]
+        dimension.Clear()
+        dimension.dim_param = label
+    save(model, str(path))
+
+
+def _compare_other_sizes(run: Callable[[Tensor], FlatFeatures], model: DistilledStudent, what: str) -> None:
+    """Run what was written at sizes it was not traced with, one of them illegal. Raises ExportError where it is wrong."""
+    step, (h, w) = model.min_resolution_step, model.config.image_hw
+    for rows, columns in ((h // step + 2, w // step), (max(1, h // step - 1), w // step + 3)):
+        images = torch.rand(2, 3, rows * step, columns * step, generator=torch.Generator().manual_seed(rows))
+        with torch.inference_mode():
+            expected = flat_features(model(images))
+            try:
+                change = largest_change(run(images), expected)
+            except Exception as exc:  # a size went into the graph as a constant
+                raise _not_free(model, what, _first_line(exc)) from exc
+        if not change <= TOLERANCE:
+            place = f"at {rows * step} x {columns * step} pixels"
+            raise _not_free(model, what, f"{place} it differs by {change:.1e} of the largest value")
+    if step == 1:
+        return
+    try:
+        run(torch.zeros(1, 3, h + step // 2, w + step - 1))
+    except Exception:  # as it should: in the words of ONNX Runtime or of torch
+        return
+    raise ExportError(f"--format {what} --any-size: what was written takes images that '{model.config.student}' refuses")
+
+
+def _sizes(model: DistilledStudent, any_size: bool) -> str:
+    (h, w), step = model.config.image_hw, model.min_resolution_step
+    if any_size:
+        return f"takes any number of images whose sides are multiples of {step} pixels, and refuses others; trained at {h} x {w}"
     return f"takes any number of images of {h} x {w} pixels, and no other size"
 
 

@@ -13,7 +13,7 @@ def library(name: str, what: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as exc:
-        raise ExportError(f"{what} needs {name}, which is not installed: pip install 'radio-cache[export]'") from exc
+        raise ExportError(f"{what} needs {name}, which is not installed: pip install {name}") from exc
 
 
 @contextmanager

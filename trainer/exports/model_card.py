@@ -43,11 +43,12 @@ class Card:
 
 @dataclass(frozen=True)
 class CardDocument:
-    """A card but for what differs between formats."""
+    """A card but for what differs between formats. from_cache: keys of the cache's images that its picture shows."""
 
     title: str
     body: str
     picture: bytes | None
+    from_cache: tuple[str, ...] = ()
 
     def write(self, folder: Path, file_format: str, use: Sequence[str], notes: Sequence[str]) -> None:
         """README.md, and the picture beside it."""
@@ -82,7 +83,7 @@ def model_card(model: DistilledStudent, run: Path, card: Card) -> CardDocument:
         *(_results(path) for path in card.results),
     ]
     picture = None
-    images = _images(card, cache)
+    images, keys = _images(card, cache)
     if images:
         picture = png_bytes(_picture(model, images))
         parts.append(
@@ -90,7 +91,7 @@ def model_card(model: DistilledStudent, run: Path, card: Card) -> CardDocument:
             "its heads' for each teacher, as three principal components fitted on these images.\n"
         )
     title = f"{config.student} distilled from {', '.join(teacher.name for teacher in config.teachers)}"
-    return CardDocument(title, "\n".join(parts), picture)
+    return CardDocument(title, "\n".join(parts), picture, keys)
 
 
 def _open(place: str) -> tuple[Cache | None, str]:
@@ -151,19 +152,21 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _images(card: Card, cache: Cache | None) -> list[Image.Image]:
+def _images(card: Card, cache: Cache | None) -> tuple[list[Image.Image], tuple[str, ...]]:
+    """Images of the picture, and the keys of those that are the cache's."""
     if card.pictures != "cache":
         try:
-            return [decode_image(path.read_bytes()) for path in card.pictures]
+            return [decode_image(path.read_bytes()) for path in card.pictures], ()
         except (OSError, ImageError) as exc:
             raise ConfigError(f"--picture: {exc}") from exc
     if cache is None:
-        return []
+        return [], ()
     try:
         rows = [int(row) for row in cache.usable_rows(tuple(cache.teachers))[:2]]
-        return [cache.decode(cache.read_original_or_kept(row)[0]) for row in rows]
+        images = [cache.decode(cache.read_original_or_kept(row)[0]) for row in rows]
     except RadioCacheError:  # the images have moved; the card does without
-        return []
+        return [], ()
+    return images, tuple(cache.index.key(row) for row in rows)
 
 
 @torch.inference_mode()

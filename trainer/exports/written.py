@@ -17,6 +17,9 @@ class ExportError(RadioCacheError):
     """A student cannot be written in this format, or what was written does not give its features."""
 
 
+TOLERANCE = 1e-3
+"""Above this a file does not hold the student; what is usual is below 1e-5."""
+
 PLACE = "PLACE"
 """Stands for the folder in lines of use, until it has its name."""
 

@@ -4,12 +4,14 @@ StudentInputError(RadioCacheError, ValueError)    the images handed to a student
 └── UnsupportedResolutionError                    their height or width is not a size this student takes
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 
 from radio_cache.errors import RadioCacheError
 
@@ -79,6 +81,7 @@ class Student(nn.Module, ABC):
         self.preferred_resolution = preferred_resolution
         self.fixed_resolution = fixed_resolution
         self.no_weight_decay = no_weight_decay
+        self._range_checked = False
         # Not in the state dict: they are constants of the family, not something a run learns.
         self.input_mean: Tensor
         self.input_std: Tensor
@@ -114,7 +117,16 @@ class Student(nn.Module, ABC):
             raise StudentInputError(
                 f"student '{self.name}' takes float images in [0, 1], got {images.dtype}: divide by 255."
             )
-        h, w = int(images.shape[-2]), int(images.shape[-1])
+        if not has_free_size(images):  # the graph of a free size checks it itself
+            self._refuse_size(int(images.shape[-2]), int(images.shape[-1]))
+        if not self._range_checked and _holds_values(images):
+            self._range_checked = True
+            _warn_of_other_values(self.name, images)
+        # The cast lets a half-precision student take the float32 images a loader hands out.
+        return (images.to(self.input_mean.dtype) - self.input_mean) / self.input_std
+
+    @final
+    def _refuse_size(self, h: int, w: int) -> None:
         nearest = self.nearest_supported_resolution(h, w)
         if nearest != (h, w):
             rule = (
@@ -126,8 +138,6 @@ class Student(nn.Module, ABC):
                 f"student '{self.name}' takes {rule} (height x width), got {h} x {w}: "
                 f"resize to {nearest[0]} x {nearest[1]}, the nearest."
             )
-        # The cast lets a half-precision student take the float32 images a loader hands out.
-        return (images.to(self.input_mean.dtype) - self.input_mean) / self.input_std
 
     @final
     def _formatted(self, out: Encoded, feature_fmt: FeatureFormat) -> StudentOutput:
@@ -142,3 +152,35 @@ class Student(nn.Module, ABC):
             return self.fixed_resolution
         step = self.min_resolution_step
         return max(step, (2 * h + step) // (2 * step) * step), max(step, (2 * w + step) // (2 * step) * step)
+
+
+def has_free_size(images: Tensor) -> bool:
+    """Whether a graph is made now whose images may have any size."""
+    return isinstance(images.shape[-1], torch.SymInt) or isinstance(images.shape[-2], torch.SymInt)
+
+
+_SLACK = 0.25
+"""Values so far outside of [0, 1] are left alone: bicubic resizing overshoots."""
+
+
+def _holds_values(images: Tensor) -> bool:
+    """Whether numbers can be read here: not where a compiler or an exporter looks on, and not without data."""
+    traced = torch.compiler.is_compiling() or is_tracing() or type(images) is not Tensor or images.is_meta
+    captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (traced or captured or images.numel() == 0)
+
+
+def _warn_of_other_values(name: str, images: Tensor) -> None:
+    """Warn if values are far outside of [0, 1]: of 0 to 255, or standardised already."""
+    try:
+        least, most = (float(value) for value in images.detach().aminmax())
+    except RuntimeError:  # inside torch.vmap there are no numbers to read
+        return
+    if least >= -_SLACK and most <= 1 + _SLACK:
+        return
+    cause = "divide by 255" if least >= 0 else "leave out the normalisation, which the student does itself"
+    warnings.warn(
+        f"student '{name}' takes RGB images in [0, 1], and its first images hold values from {least:.3g} to {most:.3g}, so "
+        f"that its features will be wrong: {cause}",
+        stacklevel=6,
+    )

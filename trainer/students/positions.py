@@ -1,7 +1,7 @@
 """Cropped position embeddings: one large table of positions, of which each training image sees a random crop."""
 
 import math
-from typing import final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +40,14 @@ class CroppedPositions(nn.Module):
     def top_left(self, grid_hw: tuple[int, int]) -> Float[Tensor, "n c"]:
         """Positions of the evaluation: the table resized to a square of the longer side, its top left h x w."""
         h, w = grid_hw
-        longer = max(h, w)
+        longer = cast(int, torch.sym_max(h, w))  # numbers, or symbols in a graph of free size
         table = self.table.float().T.reshape(1, -1, self.side, self.side)
-        if longer != self.side:
+        if isinstance(longer, torch.SymInt) or longer != self.side:
             table = F.interpolate(table, (longer, longer), mode="bilinear", align_corners=False)
-        return table[0, :, :h, :w].flatten(1).T
+        cropped = table[0, :, :h, :w]
+        if isinstance(longer, torch.SymInt):  # whether it lies in one piece must not depend on the size
+            cropped = cropped.clone(memory_format=torch.contiguous_format)
+        return cropped.flatten(1).T
 
     def read(self, ys: Float[Tensor, "b h"], xs: Float[Tensor, "b w"]) -> Float[Tensor, "b n c"]:
         """Bilinear samples of the table at every (y, x); 0 and 1 are the centres of its first and last positions.

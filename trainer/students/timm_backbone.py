@@ -18,7 +18,7 @@ from timm.models import is_model, list_models
 from torch import Tensor
 
 from radio_cache.errors import ConfigError, RadioCacheError, nearest_names
-from trainer.students.base import Encoded, Student, UnsupportedResolutionError
+from trainer.students.base import Encoded, Student, UnsupportedResolutionError, has_free_size
 from trainer.students.timm_weights import naming_the_weights, weights_overlay
 
 WEIGHTS_OPTIONS = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -125,6 +125,8 @@ class TimmBackbone(Student):
         self._channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
 
     def _encode(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
+        if has_free_size(images):
+            return self._encode_free(images)
         h, w = int(images.shape[-2]), int(images.shape[-1])
         try:
             maps: list[Tensor] = self.net(images)
@@ -145,6 +147,14 @@ class TimmBackbone(Student):
             one if tuple(one.shape[-2:]) == grid_hw else F.interpolate(one, grid_hw, mode="bilinear") for one in maps
         ]
         out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+        return Encoded(out.mean((2, 3)), out)
+
+    def _encode_free(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
+        """The same in a graph whose images may have any size, where sizes cannot be compared."""
+        maps: list[Tensor] = self.net(images)
+        if len(maps) > 1:
+            raise ConfigError(f"student '{self.name}' fuses several stages, whose sizes have to be known")
+        out = maps[0].permute(0, 3, 1, 2) if self._channels_last else maps[0]
         return Encoded(out.mean((2, 3)), out)
 
     def _known_size(self) -> str:

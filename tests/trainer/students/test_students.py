@@ -1,6 +1,8 @@
 """One contract for every student: shapes, formats, sizes, errors. On the meta device, where size costs nothing."""
 
 import functools
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -180,3 +182,47 @@ def test_unknown_feature_format_is_refused_and_not_taken_for_tokens(name: str) -
     student = on_meta(name)
     with pytest.raises(StudentInputError, match=r"feature_fmt is 'NLC' .* got 'NHWC'"):
         student(torch.empty(1, 3, *student.preferred_resolution, device="meta"), feature_fmt="NHWC")
+
+
+def small_student() -> Any:
+    return create_student("vit-tiny-16", width=24, depth=2, heads=2).eval()
+
+
+def range_warnings(call: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(one.message) for one in caught if "RGB images in [0, 1]" in str(one.message)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "cure"),
+    [(255.0, 0.0, "divide by 255"), (4.4, -2.1, "leave out the normalisation"), (2.0, -1.0, "leave out")],
+)
+def test_pixels_of_another_range_are_warned_of_once(scale: float, shift: float, cure: str) -> None:
+    student, images = small_student(), torch.rand(2, 3, 32, 32) * scale + shift
+    (message,) = range_warnings(lambda: student(images))
+    assert cure in message
+    assert range_warnings(lambda: student(images)) == []
+    assert range_warnings(lambda: small_student()(images.half())) != []
+
+
+def test_pixels_as_they_should_be_and_what_resizing_overshoots_are_not_warned_of() -> None:
+    for images in (torch.rand(2, 3, 32, 32), torch.zeros(1, 3, 32, 32), torch.rand(2, 3, 32, 32) * 1.3 - 0.15):
+        assert range_warnings(lambda images=images: small_student()(images)) == []
+
+
+def test_the_look_at_pixels_is_no_obstacle_for_compilers_and_exporters() -> None:
+    images = torch.rand(2, 3, 32, 32) * 255
+    with torch.no_grad():
+        plain = small_student()
+        compiled = torch.compile(plain, fullgraph=True, backend="eager")
+        found = compiled(images).spatial
+        assert range_warnings(lambda: torch.testing.assert_close(found, plain(images).spatial))
+        torch.export.export(small_student(), (images,))
+        student = small_student()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batching rule")
+            torch.vmap(lambda image: student(image[None]).summary)(images)
+        with torch.device("meta"):
+            small_student()(torch.rand(2, 3, 32, 32))
