@@ -16,6 +16,7 @@ from trainer.ema import Ema
 from trainer.holdout import split_rows
 from trainer.recipe import Recipe
 from trainer.run_folder import CHECKPOINTS, read_run_file
+from trainer.students import refuse_foreign_code
 from trainer.targets import TargetMaker, fold_targets
 from trainer.train_config import TrainConfig
 
@@ -38,6 +39,7 @@ def student_of_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> tup
     path = _path_of(run, which)
     recorded = read_run_file(run)
     recipe, cache = Recipe.from_json(recorded["recipe"]), Cache(recorded["cache"])
+    refuse_foreign_code(recipe.student)
     _refuse_other_images(run, cache, recorded.get("images"))
     try:
         state = load_checkpoint(path)

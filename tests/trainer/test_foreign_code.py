@@ -141,6 +141,13 @@ def test_a_recipe_file_names_no_code_and_the_command_line_does(
     result = CliRunner().invoke(train_main, [*train, "--out", str(tmp_path / "run"), "--allow-module", "sent_by_somebody"])
     assert result.exit_code == 0, result.output
     assert load_student(tmp_path / "run", allow_modules=["sent_by_somebody"]).config.steps == 1
+    forget(traces)
+    last = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "last"), "--checkpoint", "last", "--no-picture"]
+    result = CliRunner().invoke(export_main, last)
+    assert "--allow-module sent_by_somebody" in result.output
+    assert not (traces / "imported").exists()
+    result = CliRunner().invoke(export_main, [*last, "--allow-module", "sent_by_somebody"])
+    assert result.exit_code == 0, result.output
     named = ["--student", "torch-module:sent_by_somebody:Net", "--set", "student_overrides.width=8"]
     quick = ["--cache", str(tiny_cache.path), "--device", "cpu", "--steps", "1", "--batch-size", "2", "--image-size", "32"]
     result = CliRunner().invoke(train_main, [*quick, *named, "--out", str(tmp_path / "typed")])
