@@ -114,6 +114,7 @@ class ListedImages(ImageSource):
         listing = list_images([place])
         self.place, self.class_names = place, listing.class_names
         self.labels = listing.index.labels.astype(np.int64)
+        self._notes = list(listing.notes)
         self._index, self._containers, self._max_pixels = listing.index, listing.containers, max_pixels
         self._digests = np.zeros((len(self.labels), _DIGEST_BYTES), np.uint8)
         self._seen = np.zeros(len(self.labels), np.bool_)
@@ -139,6 +140,10 @@ class ListedImages(ImageSource):
     @property
     def failures(self) -> dict[int, str]:
         return self._failures
+
+    @property
+    def notes(self) -> list[str]:
+        return self._notes
 
     def _read(self, row: int) -> bytes:
         index = self._index

@@ -25,6 +25,9 @@ MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded; PIL's own limit against decompression bombs (a quarter GiB)."""
 
 
+_MAGIC_BYTES = 16
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -57,6 +60,18 @@ def upright_hw(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image as `upright` will have them."""
     turned = not _turns_itself(image) and _orientation(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _other_format(magic: bytes) -> str:
+    """The reason why a file is not opened, from its first bytes alone: none of PIL's other readers gets to see it."""
+    name = "HEIF" if magic[4:12] in _HEIF else ""
+    Image.init()
+    for other, (_, accepts) in Image.OPEN.items():
+        if not name and other not in FORMATS and accepts is not None and accepts(magic) is True:
+            name = other
+    if not name:
+        return "not an image in a format PIL knows"
+    return f"an image in the format {name}, which is not opened; convert it to one of {', '.join(FORMATS)}"
 
 
 def _turns_itself(image: Image.Image) -> bool:
@@ -93,7 +108,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     try:
         image = open_image(io.BytesIO(data))
     except UnidentifiedImageError as exc:
-        raise ImageError(f"not an image in a format PIL knows and we open: {', '.join(FORMATS)}") from exc
+        raise ImageError(_other_format(data[:_MAGIC_BYTES])) from exc
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageError(f"decompression bomb: {str(exc).rstrip('.')}; raise --max-pixels if you trust it") from exc
     except MemoryError:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,8 @@ class Found:
     """The images of one folder, tar, Parquet file or list, in its own order.
 
     members: what follows the container's prefix in the keys. labels (n,) int32: class numbers, -1 without one.
-    class_names: what the numbers mean; None where they are only numbers.
+    class_names: what the numbers mean; None where they are only numbers. text_labels: these were written as text, and are names
+    where another source has names.
     offset, length (n,) int64: as in `ImageIndex`. notes: sentences for the user, who knows already which source it is.
     column: of a Parquet file, as in `Container`. kind: of the container, where it is not that of the source: a Parquet file
     that lists files.
@@ -36,6 +37,7 @@ class Found:
     length: NDArray[np.int64]
     notes: tuple[str, ...] = ()
     column: str = ""
+    text_labels: bool = False
     kind: Literal["list"] | None = None
 
 
@@ -109,6 +111,9 @@ def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str,
     labels = np.concatenate([one.labels for one in found]) if found else np.zeros(0, np.int32)
     if not named:
         return labels, None
+    found = [_with_names(one) if one.class_names is None and one.text_labels else one for one in found]
+    labelled = [one for one in found if (one.labels >= 0).any()]
+    named = [one for one in labelled if one.class_names is not None]
     if len(named) < len(labelled):
         raise SourceError(
             "some images have class names (class folders) and others have class numbers (such as .cls files): build two caches "
@@ -124,6 +129,12 @@ def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str,
         table = np.array([*(number[name] for name in one.class_names or ()), -1], np.int32)
         parts.append(table[one.labels])
     return np.concatenate(parts), names
+
+
+def _with_names(found: Found) -> Found:
+    """The source with its class numbers for names."""
+    labels, names = numbered([None if label < 0 else str(label) for label in found.labels.tolist()])
+    return replace(found, labels=labels, class_names=names)
 
 
 def without_empty_classes(

@@ -66,7 +66,7 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
                 notes += repeated
     return Found(
         members=members, labels=numbers, class_names=classes, offset=np.arange(rows, dtype=np.int64), length=nowhere(rows),
-        notes=tuple(notes), column=column,
+        notes=tuple(notes), column=column, text_labels=bool(label) and is_text(schema.field(label).type),
     )  # fmt: skip
 
 

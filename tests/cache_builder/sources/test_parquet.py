@@ -476,3 +476,11 @@ def test_lists_of_several_images_are_refused_when_listed(tmp_path: Path) -> None
         list_images([path])
     path = write(tmp_path / "b.parquet", jpg=[b"1", b"2"], others=[[b"1"], [b"2", b"3"]])
     assert list_images([path]).containers[0].column == "jpg"
+
+
+def test_numbers_written_as_text_are_names_beside_a_shard_of_names(tmp_path: Path) -> None:
+    for name, labels in (("a", ["3", "10"]), ("b", ["cat", None])):
+        pq.write_table(pa.table({"image": [b"0", b"1"], "label": labels}), tmp_path / f"{name}.parquet")
+    listing = list_images([str(tmp_path)])
+    assert listing.class_names == ("10", "3", "cat")
+    assert listing.index.labels.tolist() == [1, 0, 2, -1]
