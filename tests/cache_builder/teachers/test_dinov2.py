@@ -16,10 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
+from cache_builder.build import BuildConfig, build_cache
+from cache_builder.recompute import RecomputeConfig, recompute
 from cache_builder.teachers import TeacherOptions, TeacherPreset, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.presets import DINOV2S
 from radio_cache.errors import ConfigError, TeacherWeightsError
+from radio_cache.reader import Cache
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
 
@@ -278,3 +281,33 @@ def test_pixels_are_those_of_timms_transform_at_the_presets_size(
 ) -> None:
     teacher = teacher_at_its_own_size(tmp_path_factory.getbasetemp())
     torch.testing.assert_close(seen_by(teacher, photo)[0], timms_transform()(photo), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_build_goes_on_as_its_cache_began(tmp_path: Path, before: bool) -> None:
+    """Caches made before specs said how positions were resized get no shards of another network."""
+    torch.save(small_vit("dinov2-vit-s-14").state_dict(), tmp_path / "dino.pth")
+    (tmp_path / "pics").mkdir()
+    for number in range(4):
+        Image.new("RGB", (90, 70), (60 * number, 20, 90)).save(tmp_path / "pics" / f"{number}.png")
+    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, codec={"name": "half"})
+
+    def build(count: int, *, as_before: bool) -> dict[str, str]:
+        teachers = {"dinov2-vit-s-14": replace(options, as_before=as_before)}
+        config = BuildConfig(
+            images=(str(tmp_path / "pics"),),
+            teachers=teachers,
+            out=tmp_path / "x.zarr",
+            limit=count,
+            shard_images=2,
+            threads=1,
+        )
+        return build_cache(config).cache.teachers["dinov2-vit-s-14"].spec.loaded
+
+    first = build(2, as_before=before)
+    assert bool(first) != before
+    assert build(4, as_before=False) == first
+    cached = Cache(tmp_path / "x.zarr")
+    report = recompute(cached, RecomputeConfig(teachers=("dinov2-vit-s-14",), count=4))
+    assert report.teachers[0].complaints() == []
+    assert report.teachers[0].cosine > 0.9999
