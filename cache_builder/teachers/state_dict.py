@@ -43,7 +43,7 @@ _MOST_SETTINGS = 64
 _SETTINGS = re.compile(
     r"argparse\.Namespace|pathlib\.\w+|numpy(\.\w+)*\.(scalar|dtype|_reconstruct|ndarray|\w+DType)|_codecs\.encode|"
     r"(omegaconf|yacs|addict|easydict|ml_collections|mmengine|mmcv|lightning|lightning_fabric|pytorch_lightning)(\.\w+)+|"
-    r"collections\.defaultdict|datetime\.\w+|builtins\.(dict|list|set|int|float|str|tuple|object|range|slice|complex)|typing\.Any|uuid\.UUID"
+    r"datetime\.\w+|builtins\.(dict|list|set|int|float|str|tuple|object|range|slice|complex)|typing\.Any|uuid\.UUID"
 )
 """Classes of settings and counts that trainings keep beside their weights. None of them is run: inert stand-ins are made."""
 
@@ -59,6 +59,11 @@ class _StandIn:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """Stands for a defaultdict, which PyTorch would not fill."""
+    return {}
 
 
 @dataclass
@@ -161,7 +166,8 @@ def below_prefix(
     return file
 
 
-_AVERAGES = re.compile(r"teacher|ema|averag|swa|target|momentum")
+# MoCo evaluates its base encoder, not the one of momentum: only names that leave no doubt.
+_AVERAGES = re.compile(r"(?:^|[._])(?:teacher|ema|averaged?)(?:$|[._])")
 
 
 def _below(file: WeightsFile, prefixes: list[str], *, teacher: str, path: Path) -> WeightsFile:
@@ -220,7 +226,7 @@ def _read(path: Path, teacher: str) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     """Read with `weights_only=True`; settings beside the weights become inert stand-ins."""
-    stand_ins: list[tuple[Callable[..., Any], str]] = []
+    stand_ins: list[tuple[Callable[..., Any], str]] = [(_plain_dict, "collections.defaultdict")]
     while True:
         try:
             with torch.serialization.safe_globals(cast(Any, stand_ins)):

@@ -4,10 +4,13 @@ import logging
 import resource
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -109,6 +112,22 @@ def test_an_optimisers_state_is_no_set_of_weights(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pth")
     file = read_weights_file(tmp_path / "w.pth", teacher="t")
     assert (list(file.tensors), file.chosen) == (["a"], "")
+
+
+def test_settings_and_counts_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    counts: defaultdict[str, Any] = defaultdict(dict, {"step": {"loss": torch.ones(1)}})
+    beside = {"best": np.float64(1), "history": np.arange(3), "state": counts, "took": timedelta(1), "out": Path("run")}
+    torch.save({"state_dict": {"a": torch.ones(1)}, **beside}, tmp_path / "w.pth")
+    assert list(read_weights_file(tmp_path / "w.pth", teacher="t").tensors) == ["a"]
+
+
+def test_an_encoder_of_momentum_is_not_taken_for_the_one(tmp_path: Path) -> None:
+    """MoCo evaluates the other one."""
+    state = timm.create_model("test_vit").state_dict()
+    joined = {f"module.{side}_encoder.{key}": value for key, value in state.items() for side in ("base", "momentum")}
+    torch.save({"state_dict": joined}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match=r"several such networks \('base_encoder\.', 'momentum_encoder\.'\)"):
+        load("timm:test_vit", tmp_path / "w.pth")
 
 
 def test_sets_of_unknown_names_are_refused_by_name(tmp_path: Path) -> None:
