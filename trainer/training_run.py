@@ -1,7 +1,9 @@
 """One optimiser step after the other: the student, its optimiser, and the images and targets of every group."""
 
 import contextlib
+import functools
 import math
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, final
 
@@ -32,6 +34,7 @@ from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
 from trainer.run_folder import owned
 from trainer.sharded import clip_gradients, is_sharded, shard_student
+from trainer.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
 from trainer.targets import TargetMaker, fold_targets
 from trainer.train_config import TrainConfig
 
@@ -85,6 +88,8 @@ class TrainingRun:
             checkpoint_activations(self.model.student)
         if recipe.fsdp:
             shard_student(self.model.student, processes, self.device)
+        if self.device.type == "cpu" and not recipe.fsdp:
+            self._refuse_too_large_steps()
         if recipe.compile:
             self.model.student.compile()
             self.model.adaptors.compile()
@@ -107,6 +112,31 @@ class TrainingRun:
                 stack.enter_context(owned(self.config.out, self.config.recipe, place, self.teachers, images))
             self.processes.wait_for_all()
             yield
+
+    def _refuse_too_large_steps(self) -> None:
+        """Raise TrainingError before anything is written, if a pass of any group needs more memory than there is.
+
+        Passes of one image and of two are made and counted, in evaluation, where it draws nothing and leaves no statistics.
+        """
+        recipe, parameters = self.config.recipe, list(self.model.parameters())
+        size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        fixed = size * (3 if recipe.ema is None else 4)  # gradients and two moments; an average
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        balancing = {name: value.clone() for name, value in self.objective.balancing.state_dict().items()}
+        self.model.eval()
+        for (stage, group), data in self.groups.items():
+            images = recipe.stages[stage].groups[group].batch_images
+            images //= self.plan.slices(stage, group) * recipe.accumulate
+            unit = data.mosaic**2
+            one, two = (
+                kept_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters) for count in (1, 2)
+            )
+            refuse_too_large_a_step(
+                per_image=(two - one) / unit, images=images, fixed=fixed + 2 * one - two, path=f"stages.{stage}.groups.{group}",
+                processes=processes, accumulate=recipe.accumulate, available=available_bytes(),
+            )  # fmt: skip
+        self.model.train()
+        self.objective.balancing.load_state_dict(balancing)
 
     @property
     def has_classes(self) -> bool:
