@@ -132,7 +132,7 @@ class ImageAccess:
             try:
                 return self.cache.read_unchecked(row)
             except UnreadableImageError:
-                if pause is None:
+                if pause is None or is_url(self._place(row)):  # as below
                     raise
             except StorageError as exc:
                 if is_url(self._place(row)):  # it has tried again already

@@ -10,6 +10,7 @@ from radio_cache.remote_files import is_known_url
 from radio_cache.schema import Container
 from radio_cache.sparse_members import expanded
 from radio_cache.storage import is_url
+from radio_cache.web_files import WEB
 
 _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
@@ -44,7 +45,8 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
 def listed_place(list_file: str, entry: str) -> str:
     """Where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder.
 
-    Raises ImageError for a URL of a kind that nothing here reads.
+    At a URL, too, "." and ".." lead through folders. Raises ImageError for a URL of a kind that nothing here reads, and for a
+    path that leads out of a bucket or a server.
     """
     local = _FILE_URL.match(entry)
     if local is not None:
@@ -56,7 +58,24 @@ def listed_place(list_file: str, entry: str) -> str:
         return entry
     if PurePosixPath(entry).is_absolute():
         return entry
+    if is_url(list_file):
+        return _below_url(list_file, entry)
     return f"{list_file.rpartition('/')[0]}/{entry}"
+
+
+def _below_url(list_file: str, entry: str) -> str:
+    scheme, _, rest = list_file.partition("://")
+    if scheme.lower() in WEB:
+        rest = rest.partition("#")[0].partition("?")[0]
+    host, *folders = rest.split("/")[:-1] or [rest]
+    for part in entry.split("/"):
+        if part == ".." and not folders:
+            raise ImageError(f"cannot be read: {entry!r:.200} leads out of {scheme}://{host}")
+        if part == "..":
+            folders.pop()
+        elif part != ".":
+            folders.append(part)
+    return f"{scheme}://{'/'.join([host, *folders])}"
 
 
 def _inside(member: str) -> str:

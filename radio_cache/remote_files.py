@@ -32,7 +32,10 @@ FILE_SYSTEMS = ("hf", "sftp", "ftp", "hdfs", "webhdfs", "oss", "memory")
 """What fsspec may be asked for: a cache from elsewhere names places, and some of what fsspec knows does more than reading."""
 
 _PAUSES_S = (0.3, 1.0)
-"""Before the second and the third try of what fsspec could not do, or of a file that is not there or is refused."""
+"""Before the second and the third try of what fsspec could not do."""
+
+_PAUSES_IF_REFUSED_S = (0.2, 0.5)
+"""Before the second and the third try of a file that is not there or is refused: lists of pages name many such."""
 
 _KEPT_PLACES = 64
 
@@ -159,7 +162,7 @@ class _Place(ABC):
         """Return what `ask` returns for a file. Raises FileNotFoundError and PermissionError where the file itself is the reason,
         StorageError where this place is."""
         error: Exception | None = None
-        for pause_s in (0.0, *_PAUSES_S):
+        for pause_s in (0.0, *_PAUSES_IF_REFUSED_S):
             time.sleep(pause_s)
             try:
                 answer = ask()

@@ -104,3 +104,23 @@ def test_file_urls_in_a_list_are_paths(tmp_path: Path, scheme: str) -> None:
 def test_a_url_in_a_list_that_nothing_reads_is_one_unusable_image(url: str) -> None:
     with pytest.raises(ImageError, match=f"cannot be read: nothing here reads URLs such as '{url}'"):
         read("list", "/nowhere/list.txt", url)
+
+
+@pytest.mark.parametrize(
+    ("list_file", "entry", "place"),
+    [
+        ("s3://bucket/a/list.txt", "b//c.jpg", "s3://bucket/a/b//c.jpg"),
+        ("s3://bucket/a/list.txt", "./b/../../c.jpg", "s3://bucket/c.jpg"),
+        ("s3://bucket/list.txt", "b.jpg", "s3://bucket/b.jpg"),
+        ("https://h/a/list.txt?key=x/y#z", "../b.jpg?key=2", "https://h/b.jpg?key=2"),
+        ("https://h", "b.jpg", "https://h/b.jpg"),
+        ("/data/list.txt", "../b.jpg", "/data/../b.jpg"),
+    ],
+)
+def test_relative_paths_start_from_the_lists_folder_also_at_a_url(list_file: str, entry: str, place: str) -> None:
+    assert listed_place(list_file, entry) == place
+
+
+def test_a_relative_path_out_of_a_bucket_is_one_unusable_image() -> None:
+    with pytest.raises(ImageError, match=r"'../../b\.jpg' leads out of s3://bucket"):
+        read("list", "s3://bucket/a/list.txt", "../../b.jpg")

@@ -248,7 +248,7 @@ def test_a_key_that_cannot_be_expressed_does_not_stop_a_listing(bucket: Callable
 
 
 def test_an_object_that_is_not_there_for_a_moment_is_read(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
     failures: list[Exception] = [FileNotFoundError(), PermissionError()]
     original = ObjectStorage.read_at_most
 
@@ -264,7 +264,7 @@ def test_an_object_that_is_not_there_for_a_moment_is_read(filled: str, monkeypat
 def test_a_bucket_that_no_longer_gives_what_it_gave_is_the_reason_and_not_the_image(
     filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
     fetch(f"{filled}/a.jpg", most=1000)
     ObjectStorage(filled).delete("a.jpg")
     with pytest.raises(StorageError, match=r"no\.jpg .*/a\.jpg, which was read before, cannot be had now either"):
@@ -274,7 +274,7 @@ def test_a_bucket_that_no_longer_gives_what_it_gave_is_the_reason_and_not_the_im
 def test_an_object_that_is_refused_beside_others_is_one_unusable_image(
     filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
     original = ObjectStorage.read_at_most
 
     def read(self: ObjectStorage, path: str, most: int) -> bytes:

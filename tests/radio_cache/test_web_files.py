@@ -73,7 +73,7 @@ class Site:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
     monkeypatch.setattr("radio_cache.object_storage.RETRIES", 2)
     monkeypatch.setattr(remote_files._WebServer, "_read_anywhere", None)
     for name in ("http_proxy", "HTTP_PROXY"):

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -302,6 +303,84 @@ def test_an_object_missing_from_a_list_is_left_out_and_named(
     assert report.unusable == 1
     (failure,) = report.cache.failures()
     assert failure.reason == f"cannot be read: there is nothing at {filled}/photos/ant/2.png"
+
+
+@pytest.mark.parametrize("where", ["filled", "memory"])
+def test_images_by_path_in_parquet_are_read_from_beside_it(where: str, ten_images: Path, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(where)
+    names = ["../photos/ant/2.png", f"{root}/photos/bee/1.png"]
+    rows = pa.array([{"bytes": None, "path": name} for name in names], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": rows}), sink)
+    data = sink.getvalue().to_pybytes()
+    if where == "filled":
+        ObjectStorage(root).write("paths/a.parquet", [data])
+    else:
+        fsspec.filesystem("memory").pipe_file(f"{root}/paths/a.parquet", data)
+    listing = list_images([f"{root}/paths/a.parquet"])
+    assert listing.index.keys == [f"a.parquet/{name}" for name in names]
+    assert contents(listing) == [(ten_images / name).read_bytes() for name in ("ant/2.png", "bee/1.png")]
+
+
+def test_odd_keys_below_a_prefix_are_unusable_images_by_name(
+    filled: str, s3_endpoint: str, ten_images: Path, tmp_path: Path, fake_teachers: tuple[str, ...]
+) -> None:
+    data = (ten_images / "ant/2.png").read_bytes()
+    for key in ("ant//x.png", "ant/../y.png", "t%09z.png"):
+        address = f"{s3_endpoint}/{filled.removeprefix('s3://')}/photos/{key}"
+        headers = {"Content-Type": "application/octet-stream"}
+        urllib.request.urlopen(urllib.request.Request(address, data, headers, method="PUT")).close()
+    config = BuildConfig(
+        images=(f"{filled}/photos",), teachers={fake_teachers[0]: TeacherOptions()}, out=tmp_path / "c.zarr", threads=2
+    )
+    report = build_cache(config)
+    index = report.cache.index
+    reasons = {index.key(failure.row): failure.reason for failure in report.cache.failures()}
+    assert sorted(reasons) == ["ant/../y.png", "ant//x.png", "t\tz.png"]
+    assert all(reason.startswith("cannot be read: ") for reason in reasons.values())
+    assert report.cache.num_images == 13
+
+
+def test_odd_addresses_in_a_list_are_unusable_images_by_name(
+    ten_images: Path, tmp_path: Path, fake_teachers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0,))
+    monkeypatch.setattr("radio_cache.object_storage.RETRIES", 0)
+    files = sorted(ten_images.rglob("*.png"))
+    data = dict(enumerate(file.read_bytes() for file in files))
+    codes = {"/gone.png": 410, "/bad.png": 400, "/law.png": 451, "/none.png": 404, "/broken.png": 500}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = codes.get(self.path, 302 if self.path == "/round.png" else 200)
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", self.path)
+            self.end_headers()
+            good = {"/a//2.png": 2, "/refs%2Fx/3.png": 3, "/4.png": 4}.get(self.path)
+            self.wfile.write(data[good] if good else b"")  # no length: HTTP/1.0 ends with the connection
+
+        def log_message(self, *_: Any) -> None:
+            """Tests are quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        host = f"http://127.0.0.1:{server.server_port}"
+        good = [f"{host}/a//2.png", f"{host}/refs%2Fx/3.png", f"{host}/4.png", f"file://{files[1]}"]
+        odd = [*(host + path for path in codes), f"{host}/round.png", "ipfs://x/y.png", "http://ho st/x.png", "s3://b//x.png"]
+        (tmp_path / "list.txt").write_text("\n".join(good + odd))
+        config = BuildConfig(
+            images=(str(tmp_path / "list.txt"),), teachers={fake_teachers[0]: TeacherOptions()}, out=tmp_path / "c.zarr",
+            threads=1,
+        )  # fmt: skip
+        cache = build_cache(config).cache
+        assert [cache.index.key(failure.row) for failure in cache.failures()] == odd
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_a_prefix_that_holds_nothing_is_named(filled: str) -> None:
