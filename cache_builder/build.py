@@ -81,6 +81,10 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     for note in listing.notes:
         say(note)
     cache = open_cache(config, listing) if there is not None else None
+    if there is not None and cache is not None and len(there.meta.containers) <= len(cache.meta.containers):
+        moves = [(old, new) for old, new in zip(there.meta.containers, cache.meta.containers, strict=False) if old != new]
+        if moves:
+            say(f"{cache.url}: the same images, by their digests, are in {moves[0][1].path} now (before: {moves[0][0].path})")
     if cache is None:
         with unless_another_was_faster(config.out):
             refuse_occupied(config.out)

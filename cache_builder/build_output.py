@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache_builder.build_config import BuildConfig
+from cache_builder.relocate import are_same_but_for_path, moved_to
 from cache_builder.sources import Listing
 from cache_builder.sources.listing import begins_with, same_images
 from cache_builder.sources.recorded import listed_by_other_rules, selection_changes
@@ -23,15 +24,19 @@ Say = Callable[[str], None]
 
 def open_cache(config: BuildConfig, listing: Listing) -> Cache:
     """The cache that is there. Raises StaleCacheError if it was made neither from these images in this way, nor from
-    the first of them."""
+    the first of them. Images that were only moved are recognised, and the cache notes where they are now."""
     cache = Cache(config.out)
     cache.storage.remove_leftovers()
     meta = cache.meta
-    cure = "choose another --out, or remove that cache"
+    cure = "choose another --out"
     grows = begins_with(listing, cache.index, meta)
     difference = None if grows or listing.recorded else same_images(cache.index, listing.index)
     if difference is None and not grows and meta.containers != listing.containers:
-        difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
+        if are_same_but_for_path(meta.containers, listing.containers):
+            cache = moved_to(cache, listing.containers)
+            meta = cache.meta
+        else:
+            difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:
         changes = selection_changes(cache, config.request())
         cause = f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {cure.capitalize()}"

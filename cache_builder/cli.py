@@ -30,7 +30,7 @@ _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stoppe
 
 @click.group(
     cls=OrderedGroup,
-    order=("demo", "teachers", "plan", "build", "info", "view", "verify", "repair", "copy", "drop-teacher"),
+    order=("demo", "teachers", "plan", "build", "info", "view", "verify", "repair", "copy", "relocate", "drop-teacher"),
     context_settings=HELP_SETTINGS,
 )
 @click.version_option(__version__, prog_name="radio-cache")
@@ -356,6 +356,22 @@ def info(cache: str | Path, failures: bool, commands: bool) -> None:
 main.add_command(view)
 main.add_command(verify)
 main.add_command(repair)
+
+
+@main.command()
+@click.argument("cache", type=PLACE)
+@click.option(
+    "--images", multiple=True, required=True, metavar="SOURCE",
+    help="Where the images are now, as `radio-cache build --images` takes it. Repeatable, in the order of the build.",
+)  # fmt: skip
+@plain_errors(on_interrupt="Nothing was changed.")
+def relocate(cache: str | Path, images: tuple[str, ...]) -> None:
+    """Tell CACHE where its images were moved to. A sample of them is compared with the recorded digests first."""
+    from cache_builder.relocate import relocate as relocate_cache
+
+    opened = Cache(cache)
+    moved = relocate_cache(opened, images)
+    say(f"{cache}: its images are in {moved.meta.containers[0].path} now")
 
 
 @main.command("drop-teacher")

@@ -172,7 +172,7 @@ def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: Say
     difference = _meta_difference(target.meta, meta)
     if difference:
         raise StaleCacheError(
-            f"{target.url} is no copy of these images of {source.url}: {difference}. Choose another place, or remove that cache"
+            f"{target.url} is no copy of these images of {source.url}: {difference}. Choose another place"
         )
     if target.teachers.keys() & source.teachers.keys():
         say(f"{target.url} is there: going on with it")
@@ -243,7 +243,7 @@ def _refuse_other_shards(copying: Copying) -> None:
         if mine and copying.is_kept(mine.shard) and mine != theirs:
             raise StaleCacheError(
                 f"{copying.target.url}: shard {mine.shard} of '{copying.unit}' is another than that of {copying.source.url}, "
-                "which was built again since, or never was its source: choose another place, or remove that cache"
+                "which was built again since, or never was its source: choose another place"
             )
 
 

@@ -1,0 +1,77 @@
+"""Tell a cache where its images lie now: it is known by the images themselves, by their digests, and not by their paths."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cache_builder.sources.places import named_places, sources_at
+from radio_cache.errors import ConfigError, ImageError, StaleCacheError
+from radio_cache.image_files import read_image
+from radio_cache.layout import root_document
+from radio_cache.reader import Cache, digest
+from radio_cache.schema import Container
+from radio_cache.zarr_documents import DOCUMENT
+
+COMPARED_IMAGES = 64
+"""Images whose digests are compared, spread over the cache; a build compares every image that it reads."""
+
+
+def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
+    """Have the cache read its images from other places, in the order of `--images` as it was built.
+
+    Args:
+        sources: folders, tars, Parquet files, lists or patterns, as `radio-cache build --images` takes them.
+
+    Raises:
+        ConfigError: there are more or fewer places than the cache has, or of another kind.
+        StaleCacheError: an image there is another one, or is not there; nothing is changed.
+    """
+    places = [source for typed in sources for place in named_places(typed) for source in sources_at(place)]
+    then = cache.meta.containers
+    # A Parquet file that lists files is a list to the cache.
+    kinds = [
+        "list" if old.kind == "list" and new.kind == "parquet" else new.kind
+        for old, new in zip(then, places, strict=False)
+    ]
+    if len(places) != len(then) or kinds != [container.kind for container in then]:
+        raise ConfigError(
+            f"{cache.url} has its images in {_named(then)}, and --images names {len(places)} "
+            f"{places[0].kind if places else 'place'}{'s' * (len(places) != 1)}: name as many of the same kind, in the same order"
+        )
+    return moved_to(cache, [replace(old, path=new.path) for old, new in zip(then, places, strict=True)])
+
+
+def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:
+    """Record other places for the same images, after a sample of them was compared. Raises StaleCacheError if one differs."""
+    usable = cache.usable_rows()
+    spread = np.linspace(0, len(usable) - 1, min(COMPARED_IMAGES, len(usable))).astype(int)
+    index = cache.index
+    for row in usable[spread].tolist():
+        key, container = index.key(row), containers[int(index.container[row])]
+        reason = "it is another file than the one that the teachers saw"
+        try:
+            data = read_image(container, key, int(index.offset[row]), int(index.length[row]))
+        except ImageError as exc:
+            data, reason = b"", str(exc)
+        if digest(data) != cache.digests[row].tobytes():
+            raise StaleCacheError(
+                f"{cache.url}: image {key} is not the same in {container.path} (before in "
+                f"{cache.meta.containers[int(index.container[row])].path}): {reason}. Nothing was changed: name the place where "
+                "the same images are"
+            )
+    cache.storage.write(DOCUMENT, [root_document(replace(cache.meta, containers=tuple(containers)))])
+    return Cache(cache.storage)
+
+
+def are_same_but_for_path(then: Sequence[Container], now: Sequence[Container]) -> bool:
+    """Whether containers differ in nothing but where they lie."""
+    return len(then) == len(now) and all(replace(new, path=old.path) == old for old, new in zip(then, now, strict=True))
+
+
+def _named(containers: Sequence[Container]) -> str:
+    kinds = sorted({container.kind for container in containers})
+    return f"{len(containers)} {'/'.join(kinds)}{'s' * (len(containers) != 1)} (such as {containers[0].path})"
+
+
+__all__ = ["COMPARED_IMAGES", "are_same_but_for_path", "moved_to", "relocate"]
