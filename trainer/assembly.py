@@ -40,7 +40,7 @@ def student_config(
         teachers=widths, adaptor=recipe.adaptor, adaptor_width=recipe.adaptor_width, adaptor_blocks=recipe.adaptor_blocks,
         adaptor_upsample=recipe.adaptor_upsample, seed=recipe.seed, steps=recipe.steps,
         images_seen=recipe.images_seen, cache=absolute_place(config.cache), run=str(config.out.resolve()),
-        recipe=recipe.name, centre_share=share, images=images,
+        recipe=recipe.name, centre_share=share, images=images, init=recipe.init,
     )  # fmt: skip
     return with_centre_share(own, recipe.centre_share)
 

@@ -28,6 +28,7 @@ from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 
 if TYPE_CHECKING:
+    from trainer.distilled import StudentConfig
     from trainer.recipe import Recipe
 
 TERMINATED = 143
@@ -51,6 +52,7 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
     sections={
         "What is trained, and from what": ("cache", "student", "teachers", "out"),
         "Recipe": ("recipe", "steps", "batch_size", "image_size", "centre_share", "holdout", "lr", "seed", "settings"),
+        "Where the student starts": ("init", "pretrained"),
         "Where it runs": ("device", "allow_partial", "allow_module", "wandb"),
     },
     examples=(
@@ -114,6 +116,17 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
 )
 @click.option("--lr", type=float, metavar="RATE", help="Peak learning rate. [default: the recipe's]")
 @click.option("--seed", type=int, metavar="N", help="Of weights, order and crops. [default: the recipe's]")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="RUN_OR_EXPORT",
+    help="Start with the weights of this finished student, which also says what network it is. Heads start anew.",
+)
+@click.option(
+    "--pretrained",
+    is_flag=True,
+    help="Start a student of timm with timm's own weights, which are fetched from the Hugging Face Hub and kept.",
+)
 @click.option(
     "--set",
     "settings",
@@ -196,20 +209,27 @@ class RecipeFlags(TypedDict):
     holdout: float | None
     lr: float | None
     seed: int | None
+    init: Path | None
+    pretrained: bool
     settings: tuple[str, ...]
 
 
 def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "RecipeFlags") -> "Recipe":
     from trainer.defaults import suited
+    from trainer.distilled import STARTING_SETTINGS
     from trainer.recipe import everywhere
     from trainer.recipes import find_recipe, quick
     from trainer.settings import with_settings
+    from trainer.students import is_of_timm
 
     pairs = [text.partition("=") for text in asked["settings"]]
     for key, equals, _ in pairs:
         if not equals:
             raise ConfigError(f"--set {key}: write it as KEY=VALUE")
-    student = asked["student"]
+    student, start = asked["student"], None
+    if asked["init"] is not None:
+        start = _start(asked["init"], pretrained=asked["pretrained"])
+        student = student or start.student
     if asked["recipe"] is None:
         recipe = suited(
             quick(), Cache(cache), teachers, student, device, steps=asked["steps"], batch_images=asked["batch_size"]
@@ -225,7 +245,30 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
     for name in ("seed", "centre_share", "holdout"):
         if asked[name] is not None:
             recipe = replace(recipe, **{name: asked[name]})
+    if start is not None and asked["init"] is not None:
+        if recipe.student == start.student:
+            settings = {key: value for key, value in start.overrides.items() if key not in STARTING_SETTINGS}
+            recipe = replace(recipe, student_overrides={**settings, **recipe.student_overrides})
+        recipe = replace(recipe, init=str(asked["init"].absolute()))
+    if asked["pretrained"]:
+        if not is_of_timm(recipe.student):
+            raise ConfigError(
+                f"--pretrained: student '{recipe.student}' is no model of timm, and has no weights of its own. A ViT starts from "
+                "one of timm with --set student_overrides.init_from=MODEL, any student from a finished one with --init"
+            )
+        recipe = replace(recipe, student_overrides={**recipe.student_overrides, "pretrained": True})
     return with_settings(recipe, {key: value for key, _, value in pairs})
+
+
+def _start(folder: Path, *, pretrained: bool) -> "StudentConfig":
+    """What the finished student of --init is."""
+    from trainer.export import holds_student, read_config
+
+    if pretrained:
+        raise ConfigError("--init and --pretrained exclude each other: a student starts with one set of weights")
+    if not holds_student(folder):
+        raise ConfigError(f"--init {folder} holds no finished student: give the folder of a finished run, or of radio-export")
+    return read_config(folder)[0]
 
 
 def _is_first() -> bool:

@@ -49,6 +49,7 @@ class StudentConfig:
     image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image (`trainer.eval_view.eval_pixels`).
     adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
     seed: of its initial weights, so that the untrained student can be made again.
+    init: folder of the finished student that it started from; None for fresh weights, or those of `overrides`.
     images: of its cache, which it was trained on and which were held out (`trainer.holdout`); None: not recorded.
     """
 
@@ -69,6 +70,7 @@ class StudentConfig:
     adaptor_upsample: int = 1
     centre_share: float = 1.0
     images: ImageSplit | None = None
+    init: str | None = None
 
     def __post_init__(self) -> None:
         h, w = self.image_hw

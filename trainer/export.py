@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, StoreError
 from radio_cache.local_storage import write_atomically
@@ -24,7 +25,8 @@ from trainer.distilled import (
     StudentConfig,
     build_distilled,
 )
-from trainer.students import STUDENTS, TimmConfig, ViT, foreign_module
+from trainer.students import Student, ViT, foreign_module, is_of_timm
+from trainer.students.reparametrised import plain_state
 from trainer.students.vit import TRAINING_SETTINGS
 
 CONFIG_FILE, WEIGHTS_FILE = "student.json", "student.safetensors"
@@ -105,6 +107,8 @@ def load_student(
     rng = torch.get_rng_state()
     with _naming_the_config(folder):
         model = build_distilled(config if untrained else replace(config, overrides=fresh))
+    if untrained and config.init is not None:
+        start_from(model.student, Path(config.init))
     model.config = config
     torch.set_rng_state(rng)
     if not untrained:
@@ -116,6 +120,41 @@ def load_student(
             raise _damaged(folder / WEIGHTS_FILE, exc) from exc
     model.use_heads(adaptors)
     return model.eval()
+
+
+@torch.no_grad()
+def start_from(student: Student, folder: Path) -> None:
+    """Give a student the weights of a finished one, in place. Its heads are not touched.
+
+    Args:
+        student: what starts; its network has to be that of the finished student.
+        folder: of a run or an export.
+
+    Raises:
+        ConfigError: there is no such student, or its network is another.
+    """
+    try:
+        source = load_student(folder).student
+    except NotACacheError as exc:
+        raise ConfigError(f"--init {folder}: {exc}") from exc
+    weights = source.state_dict()
+    needed = plain_state(student)
+    needed.pop("window_draws", None)
+    for name in sorted(weights.keys() | needed.keys()):
+        shapes = [tuple(of[name].shape) if name in of else None for of in (weights, needed)]
+        if shapes[0] != shapes[1]:
+            old, new = ("none" if shape is None else str(list(shape)) for shape in shapes)
+            raise ConfigError(
+                f"--init {folder}: its student '{source.name}' is another network than '{student.name}' here: '{name}' is {old} "
+                f"there, and {new} here. Leave out --student, and settings of the student: they are then those of --init"
+            )
+    for name, value in weights.items():
+        place, _, kind = name.rpartition(".")
+        module = student.get_submodule(place)
+        if parametrize.is_parametrized(module, kind):
+            setattr(module, kind, value)  # so that what it is computed from follows
+        else:
+            cast(Tensor, getattr(module, kind)).copy_(value)
 
 
 def read_config(folder: Path, *, allow_modules: Iterable[str] = ()) -> tuple[StudentConfig, str | None]:
@@ -171,7 +210,7 @@ def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[st
         with torch.device("meta"), _naming_the_config(folder):
             state = build_distilled(config).state_dict()
     except StoreError:
-        if not config.student.startswith("timm:") and not isinstance(STUDENTS.get(config.student), TimmConfig):
+        if not is_of_timm(config.student):
             raise
         return  # some of timm's architectures cannot be made without memory
     finally:

@@ -117,6 +117,7 @@ class Recipe:
     picture_every: steps between two pictures of image, cached maps and student's maps; 0 for none.
     centre_share: share of an image's shorter side that the finished student is shown, where its teachers see a centre crop;
         None takes the teachers' own, the least of them.
+    init: folder of a finished student, a run or an export, whose weights the student starts with; its heads start anew.
     holdout: share of the images that is held out of training, for evaluations; chosen by the digests of the files, so that
         copies stay together and other runs and caches hold out the same (`trainer.holdout`). 0 for none.
     ours: settings, such as "lr", that the papers do not give and that we chose; told when the recipe is printed.
@@ -169,6 +170,7 @@ class Recipe:
     fsdp: bool = False
     centre_share: float | None = None
     holdout: float = 0.0
+    init: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "log_every", "shuffle_shards", "accumulate", "keep_checkpoints"):

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, final
 
 import numpy as np
@@ -17,12 +18,12 @@ from radio_cache.reader import Cache
 from radio_cache.storage import absolute_place
 from trainer.assembly import crop_data, optimizer_of, student_config
 from trainer.batch import Batch, Targets, TeacherPart, student_images
-from trainer.checkpoint import Trainee
+from trainer.checkpoint import Trainee, checkpoints
 from trainer.choice import cached_teachers, teachers_by_group, usable_rows
 from trainer.data import CropData
 from trainer.distilled import DistilledStudent, build_distilled
 from trainer.ema import Ema
-from trainer.export import save_student
+from trainer.export import save_student, start_from
 from trainer.feed import Fed, Feed, Waits
 from trainer.holdout import split_rows
 from trainer.layout import memory_layout
@@ -32,7 +33,7 @@ from trainer.mosaic import cut, joined
 from trainer.objective import Objective, TeacherLoss, teacher_loss
 from trainer.plan import Plan, lr_at
 from trainer.processes import Processes
-from trainer.run_folder import owned
+from trainer.run_folder import CHECKPOINTS, owned
 from trainer.sharded import clip_gradients, is_sharded, shard_student
 from trainer.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
 from trainer.targets import TargetMaker, fold_targets
@@ -71,6 +72,8 @@ class TrainingRun:
         rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
         self.rows, self.held_out_rows, split = split_rows(self.cache, rows, recipe.holdout)
         self.model = build_distilled(student_config(config, self.cache, self.teachers, split))
+        if recipe.init is not None and not checkpoints(config.out / CHECKPOINTS):
+            start_from(self.model.student, Path(recipe.init))
         self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
         next(iter(self.groups.values())).refuse_unreadable_pixels()
         self.layout = memory_layout(self.model.student, recipe, self.device)

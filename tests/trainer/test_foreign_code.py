@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(folder)
     yield folder
     sys.modules.pop("sent_by_somebody", None)
+
+
+OTHERS = StudentConfig(
+    student="e-radio-tiny", overrides={}, image_hw=(32, 32), fit="squash", adaptor_width=4, seed=0, steps=1, images_seen=1,
+    teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),), cache="", run="", recipe="",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -165,11 +171,11 @@ def test_the_recipe_itself_may_not_be_run_by_a_name_that_settings_smuggle_in(stu
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
-def test_settings_of_timm_that_name_files_and_addresses_are_refused(student: Path, option: str, monkeypatch) -> None:
+def test_settings_of_timm_that_name_files_and_addresses_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} is no setting of a student"):
         create_student("timm:resnet10t", **{option: "somewhere"})
     with pytest.raises(ConfigError, match=f"{option} is no setting of a student"):
-        load_student(renamed(student, student="timm:resnet10t", overrides={option: "somewhere"}), untrained=True)
+        build_distilled(replace(OTHERS, student="timm:resnet10t", overrides={option: "somewhere"}))
 
 
 def test_a_file_of_first_weights_is_read_as_tensors_alone(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "create_student",
     "foreign_module",
     "initialise_from_timm",
+    "is_of_timm",
     "refuse_foreign_code",
 ]
 
@@ -59,6 +60,11 @@ def refuse_foreign_code(name: str, allow_modules: Iterable[str] = ()) -> None:
     """
     if name.startswith(_TORCH_MODULE):
         refuse_unless_allowed(name.removeprefix(_TORCH_MODULE), allow_modules, what=f"student '{name}'")
+
+
+def is_of_timm(name: str) -> bool:
+    """Whether a student's name stands for a model of timm."""
+    return name.startswith("timm:") or isinstance(STUDENTS.get(name), TimmConfig)
 
 
 def foreign_module(name: str) -> str | None:
