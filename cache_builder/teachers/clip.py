@@ -76,7 +76,7 @@ class Clip(Teacher):
             if before != (after := state["positional_embedding"].shape):
                 loaded |= {"positions": f"{before[0]} -> {after[0]} tokens as open_clip: bicubic, antialiased"}
         load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
-        resize_built(self._net, tower, size, what)
+        loaded |= resize_built(self._net, tower, size, what)
         sizes = f" ({spatial_dim} wide, {tower.config.layers} deep)" if tower.patch_px is not None else ""
         free = f"open_clip:{preset.model}" + (f"/{preset.tag}" if preset.tag else "")
         self.spec = TeacherSpec(

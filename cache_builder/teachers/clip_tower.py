@@ -27,6 +27,7 @@ from cache_builder.teachers.state_dict import (
     below_prefix,
     read_weights_file,
 )
+from cache_builder.teachers.traced_conversion import resized_positions
 from cache_builder.teachers.weights import first_line, from_hub
 from cache_builder.teachers.wrong_weights import first_differences, published_twin
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
@@ -187,13 +188,17 @@ def positions_resized(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return image_tensors(prefixed)
 
 
-def resize_built(net: Any, tower: Tower, size_px: int, what: str) -> None:
-    """Make a network that is not open_clip's own ViT take another size, as open_clip does."""
+def resize_built(net: Any, tower: Tower, size_px: int, what: str) -> dict[str, str]:
+    """Make a network that is not open_clip's own ViT take another size, as open_clip does.
+
+    Returns:
+        What a spec says of it: which tables of positions were resized.
+    """
     if tower.patch_px is not None or size_px == tower.size_px:
-        return
+        return {}
     if not isinstance(net, TimmModel) or not hasattr(net.trunk, "set_input_size"):
         raise ConfigError(f"{what} takes {tower.size_px} px and nothing else, not {size_px} px")
-    net.set_input_size(size_px)
+    return resized_positions(net, lambda: net.set_input_size(size_px))
 
 
 def preprocessing_fields(model: str, tag: str, size_px: int) -> dict[str, Any]:

@@ -197,6 +197,12 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _read(path: Path, teacher: str) -> Any:
+    if path.name.endswith((".index.json", ".npz", ".gguf", ".onnx", ".h5", ".msgpack")):
+        what = "an index of several files" if path.suffix == ".json" else f"a {path.suffix} file"
+        raise TeacherWeightsError(
+            f"teacher '{teacher}': {path} is {what}, and weights are read from one file of PyTorch or safetensors: load it with "
+            "its own library, and save the state dict with safetensors.torch.save_file"
+        )
     try:
         if path.suffix == ".safetensors" or is_safetensors(path):
             from safetensors.torch import load_file

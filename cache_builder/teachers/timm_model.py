@@ -33,7 +33,7 @@ from cache_builder.teachers.state_dict import (
     load_exactly,
     read_weights_file,
 )
-from cache_builder.teachers.traced_conversion import is_position_table, traced_conversion
+from cache_builder.teachers.traced_conversion import is_position_table, resized_positions, traced_conversion
 from cache_builder.teachers.weights import describe_source, file_sha256, first_line
 from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.errors import ConfigError, TeacherWeightsError
@@ -114,19 +114,10 @@ def _resize(net: Any, size_px: int, *, native: int, what: str) -> dict[str, str]
     if size_px == native:
         return {}
     if hasattr(net, "set_input_size"):
-        before = {key: value.shape for key, value in net.state_dict().items()}
-        net.set_input_size(img_size=(size_px, size_px))
-        after = {key: value.shape for key, value in net.state_dict().items()}
-        changed = [key for key in after if key in before and before[key] != after[key]]
-        return {"positions": _resized_as_timm(changed, before, after)} if changed else {}
+        return resized_positions(net, lambda: net.set_input_size(img_size=(size_px, size_px)))
     if net.pretrained_cfg.get("fixed_input_size"):
         raise ConfigError(f"{what} takes {native} px and nothing else, not {size_px} px")
     return {}
-
-
-def _resized_as_timm(names: list[str], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]} {tuple(before[names[0]])} -> {tuple(after[names[0]])}{more}, as timm"
 
 
 def _features(net: Any, images: Tensor, choices: TimmChoices) -> Features:

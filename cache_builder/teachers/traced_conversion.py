@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -60,6 +61,18 @@ def is_position_table(name: str) -> bool:
     return bool(_POSITIONS.search(name))
 
 
+def resized_positions(net: torch.nn.Module, resize: Callable[[], None]) -> dict[str, str]:
+    """Have timm give a network another input size; return, for its spec, which of its tables were resized by that."""
+    before = {key: value.shape for key, value in net.state_dict().items()}
+    resize()
+    after = {key: value.shape for key, value in net.state_dict().items()}
+    names = [key for key in after if key in before and before[key] != after[key]]
+    if not names:
+        return {}
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return {"positions": f"{names[0]} {tuple(before[names[0]])} -> {tuple(after[names[0]])}{more}, as timm"}
+
+
 @dataclass
 class _Origin:
     """Names in the file whose values went into a tensor, and the operations that they went through."""
@@ -105,4 +118,4 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage]  # the data's address is 0 on meta
 
 
-__all__ = ["TracedConversion", "is_position_table", "traced_conversion"]
+__all__ = ["TracedConversion", "is_position_table", "resized_positions", "traced_conversion"]

@@ -328,3 +328,40 @@ def test_the_names_that_transformers_writes_are_known(key: str, whose: str, tmp_
     for name in ("dinov2-vit-s-14", "sam-vit-b", "openclip-vit-h-14", "timm:resnet18", "efficientnet-lite0"):
         with pytest.raises(TeacherWeightsError, match=f"It looks like {whose}"):
             load(name, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "vit.npz", "clip.onnx"])
+def test_a_file_that_is_no_state_dict_is_not_called_half_a_download(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"weight_map": {}}')
+    with pytest.raises(
+        TeacherWeightsError, match=r"weights are read from one file of PyTorch or safetensors"
+    ) as caught:
+        load("timm:resnet18", tmp_path / name)
+    assert "fetch it again" not in str(caught.value)
+
+
+def test_positions_of_an_image_tower_of_timm_are_recorded_where_they_are_resized(stand_in: StandIn) -> None:
+    assert stand_in("siglip2-g-384")[0].spec.loaded == {}
+    assert "pos_embed" in stand_in("siglip2-g-384", size_px=256)[0].spec.loaded["positions"]
+
+
+MANY = (
+    "beit_base_patch16_224", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "cspresnet50", "davit_tiny",
+    "deit3_small_patch16_224", "densenet121", "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
+    "efficientvit_b0", "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_mci0", "focalnet_tiny_srf", "gcvit_xxtiny",
+    "ghostnet_050", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "lcnet_050", "mambaout_femto", "mixer_s32_224",
+    "mixnet_s", "mobilenetv4_conv_small_035", "mobileone_s0", "mobilevit_xxs", "nest_tiny_jx", "nextvit_small", "pit_ti_224",
+    "poolformer_s12", "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvgg_a0", "resmlp_12_224", "resnetv2_18", "rexnet_100",
+)  # fmt: skip
+"""Of many of timm's files, each small."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MANY)
+def test_every_kind_of_timms_networks_takes_its_own_file_whole(model: str, tmp_path: Path) -> None:
+    whole = timm.create_model(model)
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    teacher = load(f"timm:{model}", tmp_path / "w.pth")
+    assert (teacher.notes, teacher.spec.loaded) == ((), {})
+    own = teacher._net.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in whole.state_dict().items() if key in own)
