@@ -31,7 +31,7 @@ from evals.sections import NotRun, Section, SectionsConfig, make_sections
 from evals.trained_on import count_trained_on, divided, split_of
 from evals.versions import hardware, software_versions
 from radio_cache.cli_support import human_bytes
-from radio_cache.errors import ConfigError, RadioCacheError, TeacherError
+from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, TeacherError
 from radio_cache.info import TeacherInfo, teacher_infos
 from radio_cache.output_files import write_output
 from radio_cache.reader import Cache, is_cache
@@ -107,13 +107,13 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
     device = torch.device(pick_device(config.device))
     student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
     table, groups, not_run = None, list[PictureGroup](), list[NotRun]()
+    bank = _bank(config, student)
     try:
         table = _knn(config, progress)
     except RadioCacheError as exc:
         if not config.sections:
             raise
         not_run.append(NotRun("knn", str(exc)))
-    bank = Cache(config.cache or student.config.cache)
     if config.shown and config.queries is not None and is_cache(config.queries):
         title, cache = _queries_group(config.queries, student)
         groups.append(picture_group(title, cache, student, config.shown, device))
@@ -147,6 +147,19 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
     )
     write_output(config.out, render(page).encode())
     return page
+
+
+def _bank(config: ReportConfig, student: StudentEncoder) -> Cache:
+    """The cache that the page is about. Raises ConfigError if the run's own is no longer where it was."""
+    if config.cache is not None:
+        return Cache(config.cache)
+    try:
+        return Cache(student.config.cache)
+    except NotACacheError as exc:
+        raise ConfigError(
+            f"the cache that {config.run} learned from is not at {student.config.cache} now: if it was moved, say where it is: "
+            "--cache NEW"
+        ) from exc
 
 
 def _queries_group(place: str | Path, student: StudentEncoder) -> tuple[str, Cache]:

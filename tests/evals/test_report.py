@@ -1,6 +1,7 @@
 """The page: complete, self-contained, escaped."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -90,6 +91,15 @@ def test_queries_that_were_trained_on_are_said_to_be(make_cache, make_run, tmp_p
     assert held_out.table is not None
     assert held_out.table.trained_on == {}
     assert "20 test images right" in (tmp_path / "page.html").read_text()
+
+
+def test_a_moved_cache_is_asked_for_and_taken_where_it_is(make_cache, make_run, tmp_path: Path) -> None:
+    cache = make_cache("bank").path
+    config = ReportConfig(run=make_run("run", cache), out=tmp_path / "page.html", shown=0)
+    moved = cache.rename(tmp_path / "moved.zarr")
+    with pytest.raises(ConfigError, match=r"is not at .*bank\.zarr now: if it was moved, say where it is: --cache NEW"):
+        write_report(config)
+    assert write_report(replace(config, cache=moved)).cache == str(moved)
 
 
 def test_page_may_go_without_pictures(make_cache, make_run, tmp_path: Path) -> None:
