@@ -61,6 +61,11 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
                 )
             if progress.step:
                 say(f"going on from step-{progress.step:08d}.pt")
+                if not run.statistics.kept and run.statistics.by_teacher:
+                    say(
+                        "the run was begun by a version that did not keep what it normalised targets by: fitted anew, they may "
+                        "differ from what it began with (docs/design/009-target-statistics.md)"
+                    )
             width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
             say(f"{described(config.recipe, width=width)}\n{run.headline()}")
             with telling_what_to_turn_down(), telling_what_is_whole(config.out / CHECKPOINTS):

@@ -14,22 +14,16 @@ from radio_cache.torch import MapDecoder, crop_maps
 from trainer.adaptors import Head
 from trainer.batch import LevelPart, Targets, TeacherPart
 from trainer.distilled import DistilledStudent
-from trainer.losses import angular_dispersion
-from trainer.normalisation import (
-    Rotated,
-    from_coordinates,
-    sampled_summaries,
-    spatial_normaliser,
-    summary_normaliser,
-)
+from trainer.normalisation import Rotated, from_coordinates
 from trainer.recipe import Recipe
+from trainer.target_statistics import TargetStatistics
 
 
 class TargetMaker:
     """Turns one teacher's part of a batch into targets on the device. Statistics come from the cache.
 
     levels: of the teacher; the first one's statistics normalise all of them. rows: the images that training sees, to take
-    samples of where a normalisation needs more than the cache recorded.
+    samples of where a normalisation needs more than the cache recorded. statistics: of the teacher, where a run has them.
     """
 
     def __init__(
@@ -39,17 +33,12 @@ class TargetMaker:
         recipe: Recipe,
         rows: NDArray[np.int64],
         device: torch.device,
+        statistics: TargetStatistics | None = None,
     ) -> None:
-        base, seed = levels[0], recipe.seed
+        base = levels[0]
         self._channels = base.spec.spatial_dim
-        self.spatial = spatial_normaliser(cache, base.name, recipe.normalise, rows, seed, device)
-        self.summary = None
-        self._dispersion: float | None = None
-        if base.spec.summary_dim is not None:
-            self.summary = summary_normaliser(cache, base.name, recipe.normalise_summary, rows, seed, device)
-            if recipe.summary_loss == "angle":
-                sample = sampled_summaries(cache, base.name, rows, seed).to(device)
-                self._dispersion = angular_dispersion(self.summary(sample) if self.summary else sample)
+        statistics = statistics or TargetStatistics.fit(cache, base.name, recipe, rows, device)
+        self.spatial, self.summary, self._dispersion = statistics.spatial, statistics.summary, statistics.dispersion
         self._decoders = [MapDecoder(level.codec, device) for level in levels]
         self._composed: list[tuple[Tensor, Tensor]] | None = None
         if isinstance(self.spatial, Rotated):

@@ -36,6 +36,7 @@ from trainer.processes import Processes
 from trainer.run_folder import CHECKPOINTS, owned
 from trainer.sharded import clip_gradients, is_sharded, shard_student
 from trainer.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
+from trainer.target_statistics import RunStatistics
 from trainer.targets import TargetMaker, fold_targets
 from trainer.train_config import TrainConfig
 
@@ -78,9 +79,14 @@ class TrainingRun:
         next(iter(self.groups.values())).refuse_unreadable_pixels()
         self.layout = memory_layout(self.model.student, recipe, self.device)
         self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
+        self.statistics = RunStatistics.of_run(
+            config.out, self.cache, self._level_names(), recipe, self.rows, self.device, processes
+        )
         self.targets = {
-            name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device)
-            for name in self.teachers
+            name: TargetMaker(
+                self.cache, levels, recipe, self.rows, self.device, self.statistics.by_teacher[levels[0].name]
+            )
+            for name, levels in ((name, self.cache.teachers.levels(name)) for name in self.teachers)
         }
         self.makes_targets_ahead = self.device.type == "cpu"
         summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
@@ -113,6 +119,8 @@ class TrainingRun:
             if self.processes.is_first:
                 place = absolute_place(self.config.cache)
                 stack.enter_context(owned(self.config.out, self.config.recipe, place, self.teachers, images))
+                if not self.statistics.kept:
+                    self.statistics.save(self.config.out)
             self.processes.wait_for_all()
             yield
 
@@ -146,6 +154,10 @@ class TrainingRun:
         """Whether the images that it is trained on have at least two classes."""
         labels = np.unique(self.cache.index.labels[self.rows])
         return bool(np.count_nonzero(labels >= 0) > 1)
+
+    def _level_names(self) -> list[str]:
+        """The group of each teacher whose statistics normalise all its levels: the first one's."""
+        return [self.cache.teachers.levels(name)[0].name for name in self.teachers]
 
     def feed(self, done: int) -> Feed:
         """The batches of the steps that are left."""

@@ -63,6 +63,7 @@ def test_training_brings_the_losses_down_and_leaves_a_student(
     assert last < 0.8 * first
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "recipe.json", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "student.json", "student.safetensors",
+        "statistics.safetensors",
     }  # fmt: skip
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
