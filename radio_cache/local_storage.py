@@ -159,6 +159,9 @@ class LocalStorage(Storage):
                     removed += 1
         return removed
 
+    def zarr_store(self) -> str:
+        return str(self.local_path())
+
     def local_path(self, path: str = "") -> Path:
         """The file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
         anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them."""

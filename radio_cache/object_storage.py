@@ -65,6 +65,11 @@ class ObjectStorage(Storage):
                 return bytes(got.bytes())
         raise self._too_large(path, size, most)
 
+    def zarr_store(self) -> Any:
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(self._store("read"), read_only=True)
+
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
         import obstore
 

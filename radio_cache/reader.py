@@ -42,6 +42,9 @@ MAX_PIXELS_VARIABLE = "RADIO_CACHE_MAX_PIXELS"
 
 _ROWS_FOR_HOSTS = 10_000
 
+if TYPE_CHECKING:
+    import zarr
+
 _NO_NEED_TO_LOOK = 1 << 20
 """Images for which there is memory on any machine."""
 
@@ -86,6 +89,15 @@ class Cache:
     @property
     def num_images(self) -> int:
         return self.meta.num_images
+
+    def zarr_group(self) -> "zarr.Group":
+        """Open the cache with zarr-python, for tools that take its arrays: here, or in a bucket with the same credentials.
+
+        A missing shard reads as fill values there, without a word; `usable_rows` says which rows count.
+        """
+        import zarr
+
+        return zarr.open_group(self.storage.zarr_store(), mode="r", zarr_format=3)
 
     @cached_property
     def index(self) -> ImageIndex:

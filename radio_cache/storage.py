@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from radio_cache.errors import ConfigError, LimitError, StorageError
 
@@ -67,6 +67,10 @@ class Storage(ABC):
     @abstractmethod
     def read(self, path: str) -> bytes:
         """The whole file."""
+
+    @abstractmethod
+    def zarr_store(self) -> Any:
+        """What zarr-python reads the same files through: a path, or a store of its own."""
 
     @abstractmethod
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:

@@ -26,6 +26,7 @@ from radio_cache.shards import (
     is_mislabelled,
 )
 from radio_cache.storage import Storage
+from radio_cache.zarr_documents import VARIABLE_BYTES
 
 PixelFormat = Literal["jpeg", "webp-lossless"]
 
@@ -148,7 +149,7 @@ def pixels_document(num_images: int, shard_images: int) -> dict[str, Any]:
     }
     return {
         "shape": [num_images],
-        "data_type": "variable_length_bytes",
+        "data_type": VARIABLE_BYTES,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_images]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": "",
@@ -157,4 +158,5 @@ def pixels_document(num_images: int, shard_images: int) -> dict[str, Any]:
         "zarr_format": 3,
         "node_type": "array",
         "storage_transformers": [],
+        "dimension_names": ["image"],
     }

@@ -5,7 +5,7 @@ Any Zarr library opens what is described here; writing needs none of them (tests
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,12 @@ DOCUMENT = "zarr.json"
 MAX_DOCUMENT_BYTES = 1 << 26
 """Longer documents are nobody's; that of a cache from a hundred thousand tars has ten megabytes."""
 
+VARIABLE_BYTES, _EARLIER_BYTES = "bytes", "variable_length_bytes"
+"""The registered name of byte strings of any length, and zarr-python's own one, which earlier caches have."""
+
+_FREE_FIELDS = ("attributes", "dimension_names")
+"""Of an array's document; the first caches have no names of dimensions."""
+
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C: dict[str, Any] = {"name": "crc32c"}
 
@@ -28,19 +34,20 @@ def group_document(attributes: Mapping[str, Any] | None = None) -> bytes:
 
 
 def plain_array_document(
-    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float
-) -> bytes:
-    """An uncompressed array whose chunks end with their crc32c."""
-    return _array(shape, chunks, np.dtype(dtype), fill_value, [_bytes_codec(np.dtype(dtype)), _CRC32C])
+    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float,
+    names: Sequence[str] | None = None,
+) -> bytes:  # fmt: skip
+    """An uncompressed array whose chunks end with their crc32c. names: of its dimensions."""
+    return _array(shape, chunks, np.dtype(dtype), fill_value, [_bytes_codec(np.dtype(dtype)), _CRC32C], names)
 
 
 def sharded_array_document(
     shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float,
-    zstd_level: int | None,
+    zstd_level: int | None, names: Sequence[str] | None = None,
 ) -> bytes:  # fmt: skip
     """An array of shard files with the index at their end. chunk: the inner chunk's shape; each ends with its crc32c.
 
-    zstd_level: None where chunks are plain bytes, otherwise what they were compressed with.
+    zstd_level: None where chunks are plain bytes, otherwise what they were compressed with. names: of its dimensions.
     """
     inner = [_bytes_codec(np.dtype(dtype))]
     if zstd_level is not None:
@@ -52,7 +59,7 @@ def sharded_array_document(
             "index_location": "end",
         },
     }  # fmt: skip
-    return _array(shape, shard, np.dtype(dtype), fill_value, [sharding])
+    return _array(shape, shard, np.dtype(dtype), fill_value, [sharding], names)
 
 
 def with_shape(document: bytes, shape: tuple[int, ...]) -> bytes:
@@ -69,20 +76,24 @@ def attributes_of(document: bytes) -> dict[str, Any]:
 
 
 def array_difference(found: bytes, expected: bytes, *, grows_along: int | None = None) -> str | None:
-    """How an array's document differs from what it should say, in words; None if it does not. Attributes do not count.
+    """How an array's document differs from what it should say, in words; None if it does not.
+
+    Attributes and the names of dimensions do not count, and a type counts by what it is, whatever it was called.
 
     grows_along: an axis that may be longer than expected, because arrays are enlarged before the cache says so.
     """
     try:
         theirs = dict(parse_json(found).items())
         needed: dict[str, Any] = json.loads(expected)
+        if theirs.get("data_type") == _EARLIER_BYTES:
+            theirs["data_type"] = VARIABLE_BYTES
         longer = None if grows_along is None else theirs["shape"][grows_along]
         if grows_along is not None and type(longer) is int and needed["shape"][grows_along] < longer <= MAX_INTEGER:
             needed["shape"][grows_along] = longer
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
         return f"does not describe a Zarr array ({exc!r})"
     for field, value in needed.items():
-        if field != "attributes" and theirs.get(field) != value:
+        if field not in _FREE_FIELDS and theirs.get(field) != value:
             return (
                 f"says {field} is {json.dumps(theirs.get(field)):.200}, the cache's spec says {json.dumps(value)}: it was "
                 "edited, or belongs to another cache"
@@ -102,9 +113,11 @@ def shape_of(document: bytes, place: str) -> tuple[int, ...]:
 
 
 def _array(
-    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], fill_value: float, codecs: list[Any]
-) -> bytes:
+    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], fill_value: float, codecs: list[Any],
+    names: Sequence[str] | None,
+) -> bytes:  # fmt: skip
     whole = np.issubdtype(dtype, np.integer)
+    assert names is None or len(names) == len(shape), (names, shape)
     return _dumped({
         "shape": list(shape),
         "data_type": dtype.name,
@@ -116,6 +129,7 @@ def _array(
         "zarr_format": 3,
         "node_type": "array",
         "storage_transformers": [],
+        **({} if names is None else {"dimension_names": list(names)}),
     })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from cache_builder.copying import CopyConfig, copy_cache
 from radio_cache import Cache
 from radio_cache.codecs import codec_from_json
 from radio_cache.codecs.calibrate import CodecRequest
-from radio_cache.testing import make_tiny_cache
+from radio_cache.extra_views import ViewSampling
+from radio_cache.stored_pixels import chunk_of, pixels_document
+from radio_cache.testing import fake_spec, make_tiny_cache
+from radio_cache.writer import ShardWriter, add_teacher
+from radio_cache.zarr_documents import array_difference
 
 UNUSABLE = "red/1.png"
 CODECS = {
@@ -152,3 +158,72 @@ def test_every_array_there_is_reads_alike(root: Path, read: Read) -> None:
         expected, found = with_zarr_python(folder), read(folder)
         assert found.dtype == expected.dtype, folder
         assert found.tobytes() == expected.tobytes(), folder
+
+
+# ---------------------------------------------------------------- what other libraries ask of documents
+
+
+REGISTERED = {"bool", "int8", "int32", "int64", "uint8", "uint32", "uint64", "float16", "float32", "float64", "bytes"}
+"""Core types of Zarr v3 and, of registered extensions, byte strings of any length."""
+
+
+@pytest.fixture(scope="module")
+def with_everything(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A cache with kept images, one of them unusable; a teacher with a summary and extra views beside those of all codecs."""
+    path = tmp_path_factory.mktemp("everything") / "cache.zarr"
+    teachers: dict[str, tuple[int | None, int]] = dict.fromkeys(CODECS, (6, 12))
+    cache = make_tiny_cache(path, photos, shard_images=4, unusable=[UNUSABLE], teachers=teachers, codecs=CODECS)
+    document = pixels_document(cache.num_images, 4)
+    (path / "images/pixels").mkdir()
+    (path / "images/pixels/zarr.json").write_text(json.dumps(document))
+    for shard in range(cache.meta.num_shards):
+        rows = [None if cache.index.key(row) == UNUSABLE else chunk_of(b"image %d" % row) for row in cache.meta.shard_rows(shard)]
+        ShardWriter(path, "images", shard).write_sharded("pixels", rows, grid=(shard,), chunks_per_shard=4)
+    spec = fake_spec("views", summary_dim=6, spatial_dim=12)
+    sampling = ViewSampling(seed=0, area=(0.2, 1.0), ratio=(0.75, 1.25), flip_share=0.5)
+    add_teacher(path, cache.meta, replace(spec, views=3, view_sampling=sampling))
+    return path
+
+
+def test_every_dimension_has_a_name_that_means_one_size_in_its_group(with_everything: Path) -> None:
+    """As xarray needs it to open a group as a data set."""
+    folders = array_folders(with_everything)
+    assert len(folders) > 30
+    for group in {folder.parent for folder in folders}:
+        sizes: dict[str, int] = {}
+        for folder in (folder for folder in folders if folder.parent == group):
+            document = json.loads((folder / "zarr.json").read_text())
+            names = document["dimension_names"]
+            assert len(set(names)) == len(document["shape"]), folder
+            for name, size in zip(names, document["shape"], strict=True):
+                assert sizes.setdefault(name, size) == size, (folder, name)
+
+
+def test_every_type_has_its_registered_name(with_everything: Path) -> None:
+    types = {json.loads((folder / "zarr.json").read_text())["data_type"] for folder in array_folders(with_everything)}
+    assert types <= REGISTERED
+    assert "bytes" in types
+
+
+@pytest.mark.filterwarnings("ignore:The data type .VariableLengthBytes:zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("read", [with_zarr_python, with_zarrs], ids=["zarr-python", "zarrs"])
+@pytest.mark.parametrize("name", ["bytes", "variable_length_bytes"])
+def test_kept_images_are_byte_strings_under_either_name(with_everything: Path, read: Read, name: str) -> None:
+    document = with_everything / "images/pixels/zarr.json"
+    document.write_text(json.dumps(json.loads(document.read_text()) | {"data_type": name}))
+    found = read(document.parent)
+    hole = Cache(with_everything).index.keys.index(UNUSABLE)
+    assert [bytes(one) for one in found] == [b"" if row == hole else b"image %d" % row for row in range(10)]
+    assert array_difference(document.read_bytes(), json.dumps(pixels_document(10, 4)).encode()) is None
+
+
+def test_a_cache_opens_with_zarr_python_wherever_it_lies(
+    root: Path, cache: Cache, bucket: Callable[[str], str]
+) -> None:
+    place = bucket("cache.zarr")
+    copy_cache(CopyConfig(source=root, target=place))
+    rows = cache.usable_rows(["int8"])
+    for one in (cache, Cache(place)):
+        array: Any = one.zarr_group()["teachers/int8/spatial"]
+        assert array.metadata.dimension_names == ("view", "image", "token_row", "token_column", "code")
+        np.testing.assert_array_equal(np.asarray(array[0])[rows], cache.teachers["int8"].codes(rows))
