@@ -35,15 +35,13 @@ from radio_cache.unit_arrays import unit_array
 from radio_cache.zarr_documents import DOCUMENT
 
 if TYPE_CHECKING:
+    import zarr
     from PIL import Image
 
 MAX_PIXELS_VARIABLE = "RADIO_CACHE_MAX_PIXELS"
 """Of the environment: how many pixels an image of a cache may have, where its user trusts larger ones than usual."""
 
 _ROWS_FOR_HOSTS = 10_000
-
-if TYPE_CHECKING:
-    import zarr
 
 _NO_NEED_TO_LOOK = 1 << 20
 """Images for which there is memory on any machine."""

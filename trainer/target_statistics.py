@@ -83,7 +83,10 @@ class TargetStatistics:
 
 @dataclass(frozen=True)
 class RunStatistics:
-    """Of all teachers of a run. kept: whether they come from the run's folder, and not from the cache just now."""
+    """Of all teachers of a run, at the first of their levels, which normalises all.
+
+    kept: whether they come from the run's folder, and not from the cache just now.
+    """
 
     by_teacher: dict[str, TargetStatistics]
     kept: bool
@@ -103,7 +106,10 @@ class RunStatistics:
             tensors = _read(out / STATISTICS_FILE) or {}
             kept = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
             if not kept:  # none yet, or those of other settings, which the run's folder is about to refuse
-                fitted = {name: TargetStatistics.fit(cache, name, recipe, rows, device) for name in teachers}
+                fitted = {
+                    name: TargetStatistics.fit(cache, cache.teachers.levels(name)[0].name, recipe, rows, device)
+                    for name in teachers
+                }
                 tensors = {key: tensor for name, one in fitted.items() for key, tensor in one.tensors(name).items()}
         if processes.world > 1:
             tensors = {name: _sent(tensors.get(name), shapes[name], device, processes) for name in sorted(shapes)}
@@ -119,7 +125,7 @@ class RunStatistics:
 
 def _shapes(cache: Cache, teacher: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Of the tensors that a teacher has under this recipe."""
-    spec = cache.teachers[teacher].spec
+    spec = cache.teachers.levels(teacher)[0].spec
 
     def of(kind: str, how: Normalise, width: int) -> dict[str, tuple[int, ...]]:
         if how == "none":

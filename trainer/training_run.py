@@ -80,13 +80,11 @@ class TrainingRun:
         self.layout = memory_layout(self.model.student, recipe, self.device)
         self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
         self.statistics = RunStatistics.of_run(
-            config.out, self.cache, self._level_names(), recipe, self.rows, self.device, processes
+            config.out, self.cache, self.teachers, recipe, self.rows, self.device, processes
         )
         self.targets = {
-            name: TargetMaker(
-                self.cache, levels, recipe, self.rows, self.device, self.statistics.by_teacher[levels[0].name]
-            )
-            for name, levels in ((name, self.cache.teachers.levels(name)) for name in self.teachers)
+            name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device, statistics)
+            for name, statistics in self.statistics.by_teacher.items()
         }
         self.makes_targets_ahead = self.device.type == "cpu"
         summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
@@ -154,10 +152,6 @@ class TrainingRun:
         """Whether the images that it is trained on have at least two classes."""
         labels = np.unique(self.cache.index.labels[self.rows])
         return bool(np.count_nonzero(labels >= 0) > 1)
-
-    def _level_names(self) -> list[str]:
-        """The group of each teacher whose statistics normalise all its levels: the first one's."""
-        return [self.cache.teachers.levels(name)[0].name for name in self.teachers]
 
     def feed(self, done: int) -> Feed:
         """The batches of the steps that are left."""

@@ -14,9 +14,11 @@ from trainer.choice import usable_rows
 from trainer.distilled import STARTING_SETTINGS, DistilledStudent, Heads, build_distilled
 from trainer.ema import Ema
 from trainer.holdout import split_rows
+from trainer.processes import Processes
 from trainer.recipe import Recipe
 from trainer.run_folder import CHECKPOINTS, read_run_file
 from trainer.students import refuse_foreign_code
+from trainer.target_statistics import RunStatistics
 from trainer.targets import TargetMaker, fold_targets
 from trainer.train_config import TrainConfig
 
@@ -57,8 +59,13 @@ def student_of_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> tup
     model.config = config
     _take_weights(path, model, state, recipe)
     cpu = torch.device("cpu")
+    statistics = RunStatistics.of_run(run, cache, teachers, recipe, rows, cpu, Processes()).by_teacher
     fold_targets(
-        model, {name: TargetMaker(cache, cache.teachers.levels(name), recipe, rows, cpu) for name in teachers}
+        model,
+        {
+            name: TargetMaker(cache, cache.teachers.levels(name), recipe, rows, cpu, statistics[name])
+            for name in teachers
+        },
     )
     model.use_heads(adaptors)
     said = f"{path.name}: step {step:,} of {recipe.steps:,}"
