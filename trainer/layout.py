@@ -10,8 +10,9 @@ def memory_layout(student: Student, recipe: Recipe, device: torch.device) -> tor
     """Return the layout of a run's weights and images.
 
     On a CPU, `channels_last` holds for E-RADIO alone, whose few kinds of layers are tested in it. Networks of timm compute
-    in the plain layout there: with some of them (FastViT, RepVGG, MobileOne), PyTorch's CPU library crashes or gives weights
-    that are not finite when channels come last, depending on the processor.
+    in the plain layout there. Where channels come last, PyTorch's CPU library writes past its memory in the backward pass of a
+    1x1 convolution of stride 2 on fewer than 16 channels (uxlfoundation/oneDNN#6035), as FastViT, RepVGG and MobileOne begin
+    with: the process crashes, or weights are not finite.
     """
     # Divided weights are cut along their first axis, for which they have to lie in order.
     if not recipe.channels_last or recipe.fsdp:

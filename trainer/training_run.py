@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radio_cache.errors import NonFiniteLossError
+from radio_cache.errors import ConfigError, NonFiniteLossError
 from radio_cache.reader import Cache
 from radio_cache.storage import absolute_place
 from trainer.assembly import crop_data, optimizer_of, student_config
@@ -89,6 +89,11 @@ class TrainingRun:
         self.makes_targets_ahead = self.device.type == "cpu"
         summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
         self.objective = Objective(summaries, self.model.student.summary_dim, recipe)
+        if not any(self.objective.weight(*term) for term in self.objective.terms):
+            raise ConfigError(
+                f"recipe '{recipe.name}': all losses of {', '.join(self.teachers)} weigh 0, so that nothing is trained: give "
+                "one of summary_weight, spatial_weight, teacher_weights a weight"
+            )
         self.objective.balancing.to(self.device)
         self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and self.device.type == "cuda")
         if recipe.checkpoint_activations:

@@ -328,6 +328,24 @@ def test_an_illegal_image_size_names_the_nearest(tiny_cache: Cache, tiny_recipe:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student_overrides": {"depths": [1, 1]}}, r"depths are 4 whole numbers of at least 0, got \[1, 1\]"),
+        ({"student_overrides": {"drop_path": 2}}, r"drop_path is in \[0, 1\), got 2"),
+        ({"student_overrides": {"width": "wide"}}, r"e-radio-tiny.*"),
+        ({"student_overrides": {"stem_width": -1}}, r"student 'e-radio-tiny' cannot be made with the settings"),
+        ({"teacher_weights": {"fake-a": 0.0, "fake-b": 0.0}}, r"all losses of fake-a, fake-b weigh 0"),
+    ],
+)
+def test_settings_that_make_no_network_or_train_nothing_are_refused(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(TrainConfig(cache=tiny_cache.path, recipe=replace(tiny_recipe, **change), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cache_without_teachers_says_how_to_get_one(tmp_path: Path, tiny_recipe: Recipe) -> None:
     from radio_cache.testing import make_tiny_cache, write_images
 

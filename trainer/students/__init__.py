@@ -102,11 +102,17 @@ def create_student(name: str, **overrides: Any) -> Student:
     for setting in overrides:
         if setting not in known_settings:
             raise ConfigError(unknown_name(f"setting of student '{name}'", setting, known_settings))
-    match config:
-        case ERadioConfig():
-            return ERadio(replace(config, **overrides))
-        case ViTConfig():
-            student = ViT(replace(config, **overrides))
-            if student.config.init_from is not None:
-                initialise_from_timm(student, student.config.init_from, student.config.init_file)
-            return student
+    try:
+        match config:
+            case ERadioConfig():
+                return ERadio(replace(config, **overrides))
+            case ViTConfig():
+                student = ViT(replace(config, **overrides))
+    except (TypeError, IndexError, ZeroDivisionError, RuntimeError) as exc:
+        if "memory" in str(exc):  # the machine's fault, not the settings'
+            raise
+        line = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+        raise ConfigError(f"student '{name}' cannot be made with the settings {overrides}: {line:.200}") from exc
+    if student.config.init_from is not None:
+        initialise_from_timm(student, student.config.init_from, student.config.init_file)
+    return student

@@ -10,7 +10,7 @@ changes. The other differences, in neck biases, drop path and windows at larger 
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,14 @@ class ERadioConfig:
     preferred_resolution: tuple[int, int] = (224, 224)  # height, width in pixels
 
     def __post_init__(self) -> None:
+        for name, least, count in (("depths", 0, 4), ("heads", 1, 2), ("windows", 2, 2)):
+            numbers: Any = getattr(self, name)
+            if not isinstance(numbers, list | tuple) or len(numbers) != count or any(
+                type(one) is not int or one < least for one in numbers
+            ):
+                raise ConfigError(f"{self.name}: {name} are {count} whole numbers of at least {least}, got {numbers!r}.")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"{self.name}: drop_path is in [0, 1), got {self.drop_path}.")
         for stage, heads, window in zip((2, 3), self.heads, self.windows, strict=True):
             if self.width * 2**stage % heads:
                 raise ConfigError(
