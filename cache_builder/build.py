@@ -136,7 +136,10 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
             sized = with_batch(sized, teacher, say)
             cache = join_teacher(cache, teacher, sized, pool, say, scan)
             # Another process may have been faster to make the teacher, in batches of another size.
-            sized = begun_batch(sized, cache, name)
+            taken = begun_batch(sized, cache, name)
+            if taken.batch != sized.batch:
+                say(f"{name}: batches of {taken.batch} images, as another build has just begun it with")
+            sized = taken
             with cache.storage.locked(unit_group(name), shared=True):
                 results.append(run_teacher(cache, teacher, sized, pool, say, log, access))
             teacher = None

@@ -12,11 +12,12 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_log import BuildLog, UnitLog
 from cache_builder.build_output import Say
+from cache_builder.computed_with import recorded_batch
 from cache_builder.heartbeats import HUNG_S, NOTICED_S, Heartbeats
 from cache_builder.image_access import ImageAccess, known_witnesses
 from cache_builder.shard_task import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
@@ -33,6 +34,8 @@ from radio_cache.storage import absolute_place
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+_T = TypeVar("_T")
+
 _POLL_S = 0.02
 _COUNT_EVERY_S = 2.0
 _LISTEN_EVERY_S = 5.0
@@ -41,6 +44,7 @@ _REMIND_S = 60.0
 
 _NAMED_IMAGES = 5
 _REPORT_S = 5
+_ANSWER_S = 20
 _FACTS_S = 120  # workers load PyTorch before they answer
 _COMPACT_EVERY = 4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
 
@@ -118,6 +122,8 @@ class Crew:
                 join = replace(task, shard=JOIN)
                 _refuse_failed(cache, self._run([join], lambda _, report: [say(note) for note in report.notes]))
                 cache = Cache(cache.storage)
+                if (batch := recorded_batch(cache, name)) not in (None, config.batch):
+                    say(f"{name}: batches of {batch} images, as another build has just begun it with")
             before = len(cache.usable_rows([name]))
             stages = StageSeconds()
             unit = UnitLog(log, name, stages)
@@ -271,7 +277,7 @@ class Crew:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                return self._connect()
+                return _in_time(self._connect, _ANSWER_S)
             except (OSError, TimeoutError) as exc:
                 if time.monotonic() > deadline:
                     raise ClusterError(
@@ -290,13 +296,14 @@ class Crew:
             time.sleep(_POLL_S)
         self._say("the scheduler is back: going on with what has no receipt")
 
+    def _facts_by_address(self) -> dict[str, WorkerFacts | BaseException]:
+        return cast(dict[str, WorkerFacts | BaseException], self._client.run(worker_facts, on_error="return"))
+
     def _agreed_facts(self) -> WorkerFacts:
         """What all workers have in common with this process, and with each other."""
-        answers = concurrent.futures.Future[Any]()  # of a thread: a worker that hangs would never answer
-        threading.Thread(target=_ask_facts, args=(self._client, answers), daemon=True).start()
         try:
-            found = cast(dict[str, WorkerFacts | BaseException], answers.result(timeout=_FACTS_S))
-        except TimeoutError as exc:
+            found = _in_time(self._facts_by_address, _FACTS_S)
+        except _NoAnswerError as exc:
             raise ClusterError(
                 f"not all of the {self._num_workers} workers at {self._address} answer within {_FACTS_S} s: one of them hangs, "
                 "or cannot be reached from here. End it, and run the same command again"
@@ -325,11 +332,26 @@ class Crew:
         return first
 
 
-def _ask_facts(client: "Client", answer: "concurrent.futures.Future[Any]") -> None:
-    try:
-        answer.set_result(client.run(worker_facts, on_error="return"))
-    except BaseException as exc:  # for the thread that waits
-        answer.set_exception(exc)
+class _NoAnswerError(TimeoutError):
+    """Something is there, and says nothing."""
+
+
+def _in_time(ask: Callable[[], _T], seconds: float) -> _T:
+    """What a call returns or raises. Raises _NoAnswerError if it does neither in time: Dask waits for ever for a worker that
+    hangs, and for whatever listens at an address and is no scheduler, such as its web page."""
+    answer = concurrent.futures.Future[_T]()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as exc:  # for the thread that waits
+            answer.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    done, _ = concurrent.futures.wait([answer], timeout=seconds)
+    if not done:
+        raise _NoAnswerError("something listens there and does not speak as a scheduler: the port of its web page?")
+    return answer.result()
 
 
 def _report(future: "Future[TaskReport]") -> TaskReport:

@@ -389,32 +389,41 @@ def _is_near(writer: re.Match[str]) -> bool:
 
 def _own_file(target: Path) -> tuple[Path, int]:
     """A new, locked file beside `target`, opened for writing. Raises FileNotFoundError if the folder is not there."""
-    while True:
+    for left in reversed(range(_LOCK_TRIES)):
         path = target.with_name(f"{target.name}{_temporary_suffix()}")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock_new(path, descriptor):
+        if _lock_new(path, descriptor) or (left == 0 and path.exists()):
             return path, descriptor
         os.close(descriptor)
         path.unlink(missing_ok=True)
+    raise StorageError(f"cannot write {target}: what is written beside it disappears: another program cleans that folder")
 
 
 @contextlib.contextmanager
 def _own_folder(target: Path) -> Generator[Path]:
     """A new, locked folder beside `target`."""
-    while True:
+    for left in reversed(range(_LOCK_TRIES)):
         path = target.with_name(f"{target.name}{_temporary_suffix()}")
         path.mkdir()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # removed before it was locked
             continue
-        if _lock_new(path, descriptor):
+        if _lock_new(path, descriptor) or (left == 0 and path.exists()):
             break
         os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+    else:
+        raise StorageError(f"cannot write {target}: what is written beside it disappears: another program cleans that folder")
     try:
         yield path
     finally:
         os.close(descriptor)
+
+
+_LOCK_TRIES = 20
+"""Then it is no other process that is faster each time, but a file system that gives nobody a lock (some NFS servers)."""
 
 
 def _lock_new(path: Path, descriptor: int) -> bool:

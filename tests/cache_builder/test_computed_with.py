@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import cache_builder.shard_work
+import cache_builder.teacher_run
 from cache_builder.build import BuildReport, build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.calibrate import wanted_codec
@@ -150,6 +151,25 @@ def test_a_shard_that_another_build_has_committed_meanwhile_is_left_as_it_is(
     build_cache(config)
     assert files() == first[0]
     assert verify_cache(Cache(out), deep=True).ok
+
+
+def test_a_build_that_comes_second_takes_the_batches_of_the_first(
+    build: Build, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found no teacher in the cache; the other one has made it while this one chose its codec."""
+    choose, said = cache_builder.teacher_run.choose_codec, list[str]()
+
+    def slower(*arguments: Any) -> Any:
+        monkeypatch.setattr(cache_builder.teacher_run, "choose_codec", choose)
+        begun = build(teachers=ONE, batch_images=3, say=lambda _: None).cache
+        drop_receipt(begun.storage, "fake-a", 0)
+        batches.clear()
+        return choose(*arguments)
+
+    monkeypatch.setattr(cache_builder.teacher_run, "choose_codec", slower)
+    build(teachers=ONE, batch_images=2, say=said.append)
+    assert batches == [3]
+    assert "fake-a: batches of 3 images, as another build has just begun it with" in said
 
 
 def test_a_shard_is_committed_under_a_lock(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,5 +240,18 @@ def test_where_a_file_system_has_no_locks_age_alone_tells_what_was_left(
     assert all(entry.exists() for entry in fresh)
 
 
+def test_a_file_system_that_gives_nobody_a_lock_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    storage = LocalStorage(tmp_path / "c.zarr")
+    storage.write("f", [b"new"])
+    assert storage.write_tree("t", [("zarr.json", b"{}")], last="zarr.json")
+    assert sorted(entry.name for entry in (tmp_path / "c.zarr").iterdir()) == ["f", "t"]
+
+
 def test_removing_leftovers_of_a_cache_that_is_not_there_does_nothing(tmp_path: Path) -> None:
     assert LocalStorage(tmp_path / "nowhere/c.zarr").remove_leftovers() == 0
