@@ -244,3 +244,10 @@ def test_weights_a_student_started_from_are_not_fetched_again_for_a_trained_one(
     assert trained.config == started.config
     with pytest.raises(ConfigError, match="there is no file"):
         load_student(tmp_path / "run", untrained=True)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_the_weights_is_called_damaged(tmp_path: Path) -> None:
+    student = plain_student(tmp_path / "student")
+    (student / "student.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(StoreError, match=r"student.safetensors is damaged"):
+        load_student(student)

@@ -39,6 +39,8 @@ class StudentAsTeacher(nn.Module):
                 f"student '{model.config.student}' does not take {image_hw[0]} x {image_hw[1]} pixels; {h} x {w} is the nearest"
             )
         self.student, self.teacher, self.image_hw = model.eval(), teacher, image_hw
+        # Its images come standardised and maybe resized, which overshoots: a wrong range cannot be told from them.
+        model.student.range_checked = True
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, 3, 1, 1), persistent=False)

@@ -81,7 +81,7 @@ class Student(nn.Module, ABC):
         self.preferred_resolution = preferred_resolution
         self.fixed_resolution = fixed_resolution
         self.no_weight_decay = no_weight_decay
-        self._range_checked = False
+        self.range_checked = False  # whether the values of its first images were looked at
         # Not in the state dict: they are constants of the family, not something a run learns.
         self.input_mean: Tensor
         self.input_std: Tensor
@@ -119,8 +119,8 @@ class Student(nn.Module, ABC):
             )
         if not has_free_size(images):  # the graph of a free size checks it itself
             self._refuse_size(int(images.shape[-2]), int(images.shape[-1]))
-        if not self._range_checked and _holds_values(images):
-            self._range_checked = True
+        if not self.range_checked and _holds_values(images):
+            self.range_checked = True
             _warn_of_other_values(self.name, images)
         # The cast lets a half-precision student take the float32 images a loader hands out.
         return (images.to(self.input_mean.dtype) - self.input_mean) / self.input_std
