@@ -92,6 +92,35 @@ class ImageAccess:
         self._keep(Witness(row, digest(data)))
         return data
 
+    def decode(self, row: int, data: bytes, decode: Callable[[bytes], T]) -> T:
+        """Return what `decode` makes of an image file, tried again as by `with_memory`.
+
+        Raises:
+            ImageError: as `decode` does.
+            UnreadableImageError: there is no memory for this image, and enough for another one: it is too large, or asks for more
+                than it needs.
+            StorageError: there is no memory for any.
+        """
+        try:
+            return self.with_memory(row, lambda: decode(data))
+        except StorageError as exc:
+            if not isinstance(exc.__cause__, ImageError | MemoryError) or not self._can_decode_another(row, decode):
+                raise
+        error = UnreadableImageError("not enough memory to decode it, and enough for other images")
+        self._count_unreadable(row, error)
+        raise error
+
+    def _can_decode_another(self, row: int, decode: Callable[[bytes], T]) -> bool:
+        others = [one.row for one in self.witnesses if one.row != row]
+        with self._alone:
+            for other in others[-_WITNESSES:]:
+                try:
+                    decode(self.cache.read_unchecked(other))
+                except (ImageError, StorageError, MemoryError):
+                    continue
+                return True
+        return False
+
     def with_memory(self, row: int, make: Callable[[], T]) -> T:
         """Return what `make` makes of an image; where that fails, try again, one thread at a time.
 

@@ -120,9 +120,11 @@ def look(access: ImageAccess, row: int) -> tuple[Look, Image.Image | None]:
         kind: FaultKind = "surroundings" if isinstance(exc, UnreadableImageError) else "image"
         return Look(NO_DIGEST, (0, 0), str(exc), kind=kind), None
     try:
-        image = access.with_memory(row, lambda: decode_image(data, max_pixels=cache.meta.max_pixels))
+        image = access.decode(row, data, lambda file: decode_image(file, max_pixels=cache.meta.max_pixels))
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")
+    except UnreadableImageError as exc:
+        return Look(digest(data), (0, 0), str(exc), kind="surroundings"), None
     except ImageError as exc:
         return Look(digest(data), (0, 0), str(exc)), None
     store = cache.meta.pixels

@@ -49,7 +49,7 @@ def shown(cache: Cache, access: ImageAccess, spec: TeacherSpec, job: Job) -> lis
         data = access.file(row)
         if digest(data) != cache.digests[row].tobytes():
             raise ImageError(f"{key} has changed since the cache was built")
-        image = access.with_memory(row, lambda: decode_image(data, max_pixels=cache.meta.max_pixels))
+        image = access.decode(row, data, lambda file: decode_image(file, max_pixels=cache.meta.max_pixels))
         return access.with_memory(row, lambda: _views(spec, job, image))
     except UnreadableImageError as exc:
         raise SourceError(

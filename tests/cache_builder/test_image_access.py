@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -110,6 +113,43 @@ def test_a_disk_unmounted_in_mid_build_stops_it_and_the_same_command_ends_with_t
     photos.rmdir()
     (tmp_path / "elsewhere").rename(photos)
     assert run().is_complete
+    assert tree(tmp_path / "out.zarr") == tree(tmp_path / "undisturbed.zarr")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "list"])
+def test_a_file_of_images_that_goes_away_in_mid_build_stops_it(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    files = sorted(photos.rglob("*.png"))
+    gone = source = tmp_path / f"images.{kind}"
+    if kind == "tar":
+        with tarfile.open(source, "w") as tar:
+            for path in files:
+                tar.add(path, path.relative_to(photos))
+    elif kind == "parquet":
+        table = pa.table({"image": [path.read_bytes() for path in files]})
+        pq.write_table(table, source, row_group_size=6, compression="NONE", use_dictionary=False)
+    else:
+        source = tmp_path / "list.txt"
+        source.write_text("\n".join(map(str, files)))
+        gone = photos
+    images = (str(source),)
+    run("undisturbed.zarr", images=images)
+    original, written = cache_builder.shard_work.write_shard, [0]
+
+    def remove(*arguments: Any) -> Any:
+        written[0] += 1
+        if written[0] == 2:
+            gone.rename(tmp_path / "away")
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_builder.shard_work, "write_shard", remove)
+        with pytest.raises(SourceError, match=r"run the same command"):
+            run(images=images)
+    assert Cache(tmp_path / "out.zarr").failures() == []
+    (tmp_path / "away").rename(gone)
+    run(images=images)
     assert tree(tmp_path / "out.zarr") == tree(tmp_path / "undisturbed.zarr")
 
 
@@ -265,6 +305,27 @@ def test_no_memory_while_decoding_is_tried_again_and_then_stops(
         with pytest.raises(StorageError, match=r"no memory to decode image \w+/\d+\.png: free some.*same command"):
             run()
     assert Cache(tmp_path / "out.zarr").failures() == []
+    run()
+    assert tree(tmp_path / "out.zarr") == tree(tmp_path / "undisturbed.zarr")
+
+
+def test_an_image_that_alone_asks_for_too_much_memory_is_left_out(
+    run: Run, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("undisturbed.zarr")
+    original, hungry = cache_builder.scan.decode_image, (photos / "blue/5.png").read_bytes()
+
+    def fails_for_one(data: bytes, **options: Any) -> Any:
+        if data == hungry:
+            raise MemoryError
+        return original(data, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_builder.scan, "decode_image", fails_for_one)
+        report = run()
+    assert (report.unreadable, report.is_complete) == (1, True)
+    (failure,) = report.cache.failures()
+    assert failure.reason == "not enough memory to decode it, and enough for other images"
     run()
     assert tree(tmp_path / "out.zarr") == tree(tmp_path / "undisturbed.zarr")
 
