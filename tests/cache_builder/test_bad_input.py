@@ -24,8 +24,8 @@ def run(fake_teachers: tuple[str, ...], tmp_path: Path) -> Run:
     """run("--images", ...) -> result of a build into out.zarr, by fake-a unless others are named."""
 
     def build(*options: str | Path, teacher: str = "fake-a") -> Result:
-        arguments = ["build", "--teacher", teacher, "--out", str(tmp_path / "out.zarr"), *map(str, options)]
-        return CliRunner().invoke(main, arguments)
+        out = [] if "--out" in options else ["--out", str(tmp_path / "out.zarr")]
+        return CliRunner().invoke(main, ["build", "--teacher", teacher, *out, *map(str, options)])
 
     return build
 
@@ -113,6 +113,25 @@ def test_a_bucket_that_cannot_be_reached_is_named(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in error(run("--images", source), tmp_path / "out.zarr")
     assert "http://127.0.0.1:9 cannot be reached" in error(run("--images", ten_images, "--out", target), tmp_path / "none")
+
+
+def test_the_member_of_samples_is_named_for_tars_alone(run: Run, tmp_path: Path, ten_images: Path) -> None:
+    assert "--member 'jpg' names members of samples in tars, and no --images is a tar: leave it out" in error(
+        run("--images", ten_images, "--member", "jpg"), tmp_path / "out.zarr"
+    )
+    photo = next(ten_images.rglob("*.png"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(3):
+            tar.add(photo, f"{number}.png")
+            tar.add(photo, f"{number}.seg.png")
+    result = run("--images", tmp_path / "a.tar")
+    assert "3 images beside another one of the same sample, such as 0.seg.png: cached as photos of their own" in result.stderr
+    assert Cache(tmp_path / "out.zarr").num_images == 6
+    refused = run("--images", tmp_path / "a.tar", "--member", "png")
+    assert "--member was not given when the cache was made, and is png now" in refused.stderr
+    for _ in range(2):
+        result = run("--images", tmp_path / "a.tar", "--member", "png", "--out", tmp_path / "photos.zarr")
+        assert (result.exit_code, Cache(tmp_path / "photos.zarr").num_images) == (0, 3), result.output
 
 
 # ---------------------------------------------------------------- weights
