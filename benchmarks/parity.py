@@ -4,8 +4,9 @@
 
 For each family one teacher of real size, with random weights in the family's own file format where the published ones do
 not come with a package. `pixels`: whether all inputs equal the library's own bit for bit. `float32`: largest relative
-difference of features from the library's own forward pass of its own pixels. `bfloat16`, `float16`: mean over tokens of one minus
-the cosine with float32, under autocast as in a build. A CPU without float16 of its own takes minutes for one image of SAM's.
+difference of features from the library's own forward pass of its own pixels (timm's; of a
+DINOv2 without registers we follow Meta, see its test). `bfloat16`, `float16`: mean over tokens of one minus the cosine with
+float32, under autocast as in a build. A CPU without float16 of its own takes minutes for one image of SAM's.
 """
 
 import argparse

@@ -19,7 +19,13 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
     Raises TeacherWeightsError, with the file's name, its address and the flag, if it cannot be had.
     """
     if given is not None:
-        if given.is_file():
+        try:
+            is_file = given.is_file()
+        except OSError as exc:  # a folder on the way may not be entered
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': --weights {given} cannot be reached: {exc.strerror or exc}"
+            ) from exc
+        if is_file:
             # The folder's links are followed and the file's own is not: in the Hugging Face cache its target has no ending.
             return given.parent.resolve() / given.name
         what = "is a folder, not a weights file" if given.is_dir() else "does not exist"

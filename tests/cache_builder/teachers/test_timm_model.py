@@ -240,3 +240,31 @@ def test_every_preset_of_timm_names_weights_that_timm_knows() -> None:
             assert config is not None
             assert preset.weights.hub is not None
             assert config.hf_hub_id == preset.weights.hub[0]
+
+
+@pytest.mark.parametrize("size_px", [192, 512])
+def test_c_radio_v4_is_that_of_transformers(size_px: int, stand_in: StandIn, tmp_path: Path) -> None:
+    """Both resize positions without align_corners; timm's v3-B and v3-H with it, as NVIDIA released them."""
+    radio = pytest.importorskip("transformers.models.radio", exc_type=ImportError)
+    _, network = stand_in("c-radio-v4-h", size_px=size_px)
+    state = nvidias_names(network.state_dict())
+    state["radio_model.summary_idxs"] = torch.tensor([0, 1])
+    state["radio_model.input_conditioner.norm_std"] = torch.ones(3, 1, 1)
+    (tmp_path / "radio").mkdir()
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "radio" / "model.safetensors")
+    width = network.embeds.cls_token.shape[-1]
+    config = radio.RadioConfig(hidden_size=width, num_hidden_layers=2, num_attention_heads=2)
+    config.save_pretrained(tmp_path / "radio")
+    theirs = radio.RadioModel.from_pretrained(tmp_path / "radio", attn_implementation="eager").eval()
+    teacher = load_teacher(
+        "c-radio-v4-h", TeacherOptions(weights=tmp_path / "radio" / "model.safetensors", size_px=size_px)
+    )
+    images = torch.rand(1, 3, size_px, size_px)
+    with torch.inference_mode():
+        ours, out = teacher(images), theirs(images)
+    tokens = (
+        out.last_hidden_state
+        if out.last_hidden_state.shape[1] == (size_px // 16) ** 2
+        else out.last_hidden_state[:, 10:]
+    )
+    torch.testing.assert_close(ours.spatial.flatten(1, 2), tokens, atol=1e-4, rtol=1e-4)
