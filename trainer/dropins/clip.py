@@ -36,7 +36,8 @@ def clip_with_student(
     """A CLIP of open_clip with a student for its image tower; the text tower is CLIP's own, and shared with it.
 
     teacher: the head that learned this CLIP's embeddings. image_hw: what the student is shown, in pixels; by default what it
-    was trained at. Images are prepared as for the CLIP itself. Raises ConfigError for a head of another width.
+    was trained at. Images are prepared as `preprocess_cfg` of the new tower says: as for the CLIP itself, and at the student's
+    size where both are shown the same part of a photo. Raises ConfigError for a head of another width.
     """
     sized = model.config.image_hw if image_hw is None else image_hw
     summary_dim, text_dim = widths(model, teacher).summary_dim, _text_dim(clip)
@@ -50,6 +51,10 @@ def clip_with_student(
         config.setdefault("mean", open_clip.OPENAI_DATASET_MEAN),
         config.setdefault("std", open_clip.OPENAI_DATASET_STD),
     )
+    same_view = {"crop": "shortest", "squash": "squash"}[model.config.fit] == config.get("resize_mode")
+    if same_view and model.config.centre_share == 1 and sized[0] == sized[1]:
+        # Prepared at the student's own size, its pixels are those that it was trained with; else they would be resized twice.
+        config |= {"size": sized[0], "interpolation": "bicubic"}
     student = StudentAsTeacher(model, teacher, mean=mean, std=std, image_hw=sized)
     return with_part(clip, "visual", ClipImageTower(student, preprocess_cfg=config))
 

@@ -1,5 +1,7 @@
 """open_clip with a student for its image tower: its own tokenizer, text tower, transform and zero-shot classifier."""
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import skimage.data
@@ -79,3 +81,14 @@ def test_heads_that_do_not_fit_the_text_tower_are_refused(small_student) -> None
         clip_with_student(small_clip(), small_student, "dino")
     with pytest.raises(ConfigError, match="the head for 'sam' gives no summary"):
         clip_with_student(small_clip(), small_student, "sam")
+
+
+def test_open_clips_transform_of_the_new_tower_gives_the_students_own_pixels(small_student) -> None:
+    small_student.config = replace(small_student.config, fit="crop", centre_share=1.0, image_hw=(32, 32))
+    ours = clip_with_student(small_clip(), small_student, "clip")
+    prepared = photos(ours)
+    assert prepared.shape[-2:] == (32, 32)
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    pictures = [Image.fromarray(one()) for one in (skimage.data.chelsea, skimage.data.rocket, skimage.data.coffee)]
+    torch.testing.assert_close(prepared * std + mean, small_student.preprocess(*pictures), rtol=0, atol=1e-5)
+    assert photos(small_clip()).shape[-2:] == (64, 64)
