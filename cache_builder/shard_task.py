@@ -31,7 +31,7 @@ from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
 from radio_cache.errors import BlindWorkerError, ClusterError, RadioCacheError
 from radio_cache.reader import Cache, is_cache
-from radio_cache.receipts import finished_receipt
+from radio_cache.receipts import is_finished, read_receipt
 from radio_cache.schema import IMAGES_UNIT, Receipt
 from radio_cache.storage import is_url
 
@@ -154,8 +154,9 @@ class _Kept:
     def there(self, shard: int) -> Receipt | None:
         """The receipt of a shard that has all its rows; None of one that was the last before the cache grew, or that lacks an
         image which can be used by now."""
-        num_rows = len(self.cache.meta.shard_rows(shard))
-        return finished_receipt(self.cache.storage, self._task.unit, shard, num_rows)
+        receipt = read_receipt(self.cache.storage, self._task.unit, shard)
+        finished = is_finished(self.cache.storage, receipt, len(self.cache.meta.shard_rows(shard)))
+        return receipt if finished else None
 
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
         config = begun_batch(self._task.config, self.cache, self._task.unit)

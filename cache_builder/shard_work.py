@@ -34,7 +34,7 @@ from radio_cache.fidelity import PERFECT, from_cosines
 from radio_cache.moments import power_sums
 from radio_cache.prefetch import ahead
 from radio_cache.reader import Cache
-from radio_cache.receipts import drop_outdated_receipt, drop_receipt, finished_receipt, read_receipt, unfinished_shards
+from radio_cache.receipts import drop_outdated_receipt, drop_receipt, is_finished, read_receipt, unfinished_shards
 from radio_cache.schema import IMAGES_UNIT, Receipt, TeacherSpec, unit_group
 from radio_cache.writer import ShardWriter
 from radio_cache.zarr_documents import DOCUMENT
@@ -192,8 +192,8 @@ def _timed_write(
         # Two builds of one teacher may compute other last bits: files of one beside a receipt of the other are a torn shard.
         with cache.storage.locked(f"{unit_group(spec.name)}/spatial"):
             try:
-                receipt = finished_receipt(cache.storage, spec.name, shard, len(cache.meta.shard_rows(shard)))
-                if receipt is None:
+                receipt = read_receipt(cache.storage, spec.name, shard)
+                if receipt is None or not is_finished(cache.storage, receipt, len(cache.meta.shard_rows(shard))):
                     receipt = write_shard(cache, spec, shard, images, features, pool)
             except FileNotFoundError:  # a folder that is taken away while it is written to
                 _refuse_dropped(cache, spec.name, shard, document)

@@ -169,17 +169,16 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
     return _again(drop)
 
 
-def finished_receipt(place: Storage | str | Path, unit: str, shard: int, num_rows: int) -> Receipt | None:
-    """Return the receipt of a shard that nothing is left to do for; None for one that was the last before the cache grew, or
-    that lacks an image which a later look found readable."""
-    receipt = read_receipt(place, unit, shard)
+def is_finished(place: Storage | str | Path, receipt: Receipt | None, num_rows: int) -> bool:
+    """Whether nothing is left to do for a shard with this receipt: it did not grow since, and lacks no image which a later look
+    found readable."""
     if receipt is None or receipt.num_rows != num_rows:
-        return None
-    if receipt.failures and unit != IMAGES_UNIT:
-        images = read_receipt(place, IMAGES_UNIT, shard)
-        if images is not None and {one.row for one in receipt.failures} - {one.row for one in images.failures}:
-            return None
-    return receipt
+        return False
+    if not receipt.failures or receipt.unit == IMAGES_UNIT:
+        return True
+    images = read_receipt(place, IMAGES_UNIT, receipt.shard)
+    failed = {failure.row for failure in receipt.failures}
+    return images is None or failed <= {failure.row for failure in images.failures}
 
 
 def drop_outdated_receipt(
