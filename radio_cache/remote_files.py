@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar, final
 
@@ -368,7 +369,7 @@ def _listed_by_arrow(root: str, path: str, endpoint: str, error: StorageError) -
                 endpoint_override=endpoint or None, connect_timeout=4, request_timeout=20,
             )  # fmt: skip
         elif scheme == "gs":
-            files = fs.GcsFileSystem()
+            files = fs.GcsFileSystem(retry_time_limit=timedelta(seconds=20))
         else:
             raise StorageError(f"{error}: copy the object of that key to another one, or name the images in a list (.txt)")
         listed: Any = files.get_file_info(fs.FileSelector(f"{bucket}/{path}".rstrip("/"), recursive=True))
