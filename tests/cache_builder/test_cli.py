@@ -32,7 +32,8 @@ def run(fake_teachers: tuple[str, ...], tmp_path: Path, ten_images: Path) -> Run
 
     def build(*options: str, images: Path = ten_images, teachers: tuple[str, ...] = fake_teachers) -> Result:
         chosen = [word for name in teachers for word in ("--teacher", name)]
-        return command("build", "--images", str(images), "--out", str(tmp_path / "out.zarr"), *chosen, *options)
+        out = () if "--out" in options else ("--out", str(tmp_path / "out.zarr"))
+        return command("build", "--images", str(images), *out, *chosen, *options)
 
     return build
 
