@@ -68,8 +68,7 @@ def find_teacher(name: str) -> TeacherPreset:
         sam2 = f" {_SAM2}" if name.lower().replace("-", "").startswith("sam2") else ""
         raise UnknownTeacherError(
             unknown_name("teacher", name, [*ALIASES, *TEACHERS], listed_by="radio-cache teachers")
-            + f" timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too, with hf-hub:ORG/NAME or local-dir:FOLDER for MODEL; "
-            f"so is torch-module:package.file:Class.{sam2}"
+            + f" timm:MODEL and open_clip:MODEL/WEIGHTS are teachers too.{sam2}"
         )
     return TEACHERS[name]
 
