@@ -142,6 +142,8 @@ class TrainingRun:
             images = recipe.stages[stage].groups[group].batch_images
             images //= self.plan.slices(stage, group) * recipe.accumulate
             unit = data.mosaic**2
+            if images < 2 * unit:
+                continue  # no more of a batch can be drawn, and nothing smaller can be proposed
             one, two = (
                 kept_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters) for count in (1, 2)
             )

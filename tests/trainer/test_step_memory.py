@@ -13,7 +13,7 @@ from radio_cache.reader import Cache
 from trainer import training_run
 from trainer.loop import train
 from trainer.processes import Processes
-from trainer.recipe import Recipe, everywhere
+from trainer.recipe import Recipe, Shuffle, everywhere
 from trainer.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
 from trainer.train_config import TrainConfig
 from trainer.training_run import TrainingRun
@@ -91,3 +91,15 @@ def test_what_is_available_is_the_least_of_machine_and_container(tmp_path: Path)
     assert available_bytes(meminfo, cgroup) == 6000 * 1024
     (cgroup / "memory.max").write_text("10000\n")
     assert available_bytes(meminfo, cgroup) == 8000
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "full"])
+def test_batches_of_one_image_are_trained_in_either_order(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, shuffle: Shuffle
+) -> None:
+    for batch_images in (1, 2):
+        recipe = replace(
+            everywhere(tiny_recipe, batch_images=batch_images), shuffle=shuffle, student="vit-tiny-16",
+            student_overrides={"width": 24, "depth": 1, "heads": 2},
+        )  # fmt: skip
+        TrainingRun(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"), Processes())
