@@ -399,13 +399,19 @@ def _found(url: str) -> tuple[_Place, str]:
     scheme = scheme.lower()
     if scheme in WEB:
         end = next((position for position, mark in enumerate(rest) if mark in "/?#\\"), len(rest))
-        return _place(scheme, rest[:end], os.getpid()), rest[end:]
+        return _place(scheme, rest[:end], os.getpid(), ()), rest[end:]
     host, _, path = rest.partition("/")
-    return _place(scheme, host, os.getpid()), path
+    return _place(scheme, host, os.getpid(), _settings()), path
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    """The environment variables that bucket stores are opened with: a token renewed there, or another endpoint, counts at once."""
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_"))))
 
 
 @lru_cache(maxsize=_KEPT_PLACES)
-def _place(scheme: str, host: str, process: int) -> _Place:  # connections do not survive a fork
+def _place(scheme: str, host: str, process: int, settings: tuple[tuple[str, str], ...]) -> _Place:
+    del process, settings  # connections do not survive a fork, nor other settings
     root = f"{scheme}://{host}"
     if scheme in WEB:
         return _WebServer(root)

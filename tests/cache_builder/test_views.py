@@ -133,4 +133,6 @@ def test_other_views_than_the_caches_are_refused(build: Build, viewed: Cache, ot
 
 def test_a_teacher_with_views_is_loaded_again_from_what_the_cache_recorded(viewed: Cache) -> None:
     spec = viewed.teachers["fake-maps"].spec
-    assert replace(load_recorded(spec).spec, codec={}) == replace(spec, codec={})
+    again = load_recorded(spec).spec
+    # What the first shards were computed with is the build's to record, not the teacher's.
+    assert replace(again, codec={}, software={}) == replace(spec, codec={}, software={})

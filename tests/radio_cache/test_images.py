@@ -319,3 +319,9 @@ def test_exif_data_that_cannot_be_read_leave_the_photo_as_it_is() -> None:
         data = file_bytes(gradient(), "JPEG")
         block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
         np.testing.assert_array_equal(as_array(decode_image(data[:2] + block + data[2:])), as_array(decode_image(data)))
+
+
+@pytest.mark.parametrize("data", [b"x", b"ab", b"abc\0", b"\0" * 7, b"not an image"])
+def test_a_file_of_a_few_bytes_is_no_image(data: bytes) -> None:
+    with pytest.raises(ImageError, match="not an image in a format PIL knows"):
+        decode_image(data)

@@ -1,6 +1,7 @@
 """A folder tree: what counts as an image, what its class is, what is no file at all, and links that lead in circles."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_a_folder_deeper_than_paths_can_be_is_passed_over_and_told(
     assert tree.images[0] == "a.jpg"
     assert 10 < len(tree.images) < 25
     assert max(len(f"{tmp_path}/{image}") for image in tree.images) < 4096
-    assert found.notes[0].startswith("1 too deep to be opened, passed over with all below: the system opens paths of 4096 bytes")
+    # Where the limit falls, between a folder and the files in it, depends on how long tmp_path is.
+    assert re.match("[12] too deep to be opened, passed over with all below: the system opens paths of 4096", found.notes[0])
 
 
 def test_photos_that_nothing_decodes_are_told_first(tmp_path: Path) -> None:
