@@ -405,7 +405,7 @@ def _found(url: str) -> tuple[_Place, str]:
 
 
 def _settings() -> tuple[tuple[str, str], ...]:
-    """The environment variables that bucket stores are opened with: a token renewed there, or another endpoint, counts at once."""
+    """The environment variables that bucket stores are opened with: a renewed token or another endpoint counts at once."""
     return tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_"))))
 
 

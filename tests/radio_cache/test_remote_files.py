@@ -334,7 +334,7 @@ def test_connections_are_kept_for_a_process_and_not_taken_into_a_fork(filled: st
     fetch(f"{filled}/a.jpg", most=1000)
     kept = remote_files._found(f"{filled}/a.jpg")[0]
     assert remote_files._found(f"{filled}/deep/er/z.jpg")[0] is kept
-    assert remote_files._place("s3", "bucket", os.getpid() + 1) is not kept
+    assert remote_files._place("s3", "bucket", os.getpid() + 1, ()) is not kept
 
 
 def test_a_local_path_is_no_url(tmp_path: Path) -> None:
