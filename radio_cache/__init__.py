@@ -5,4 +5,5 @@ from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.schema import CacheMeta, TeacherSpec
 
 __all__ = ["Cache", "CacheMeta", "CachedTeacher", "RadioCacheError", "TeacherSpec"]
+__distribution__ = "radio-cache"  # by which `radio_cache.start` knows our packages
 __version__ = "0.1.0"

@@ -7,3 +7,5 @@ from trainer.recipe import Recipe
 from trainer.train_config import TrainConfig
 
 __all__ = ["DistilledStudent", "Recipe", "StudentConfig", "TrainConfig", "TrainReport", "load_student", "train"]
+
+__distribution__ = "radio-cache"  # by which `radio_cache.start` knows our packages
