@@ -26,6 +26,7 @@ from cache_builder.crew import Crew
 from cache_builder.image_access import ImageAccess
 from cache_builder.shard_task import ShardTask, build_shard
 from cache_builder.sources import Listing, list_for, record_listing
+from cache_builder.sources.listing import with_recorded_prefixes
 from cache_builder.teacher_run import (
     TeacherResult,
     join_teacher,
@@ -78,6 +79,8 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     groups = config.groups
     weights = {name: find_weights(find_teacher(of), options.weights) for name, (of, options) in groups.items()}
     listing = list_for(config.request(), there, rescan=config.rescan)
+    if there is not None:
+        listing = with_recorded_prefixes(listing, there.meta)
     for note in listing.notes:
         say(note)
     cache = open_cache(config, listing) if there is not None else None

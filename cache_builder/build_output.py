@@ -15,7 +15,7 @@ from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
 from radio_cache.errors import NotACacheError, StaleCacheError
 from radio_cache.reader import Cache, is_cache
-from radio_cache.schema import CacheMeta, TeacherSpec
+from radio_cache.schema import CacheMeta, Container, TeacherSpec
 from radio_cache.writer import create_cache, grow_cache, refuse_remains
 
 Say = Callable[[str], None]
@@ -29,6 +29,9 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
     cache.storage.remove_leftovers()
     meta = cache.meta
     cure = "choose another --out"
+    if (places := _places_of_moved(listing, cache)) is not None:
+        cache = moved_to(cache, places)
+        meta = cache.meta
     grows = begins_with(listing, cache.index, meta)
     difference = None if grows or listing.recorded else same_images(cache.index, listing.index)
     if difference is None and not grows and meta.containers != listing.containers:
@@ -39,7 +42,8 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
             difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:
         changes = selection_changes(cache, config.request())
-        cause = f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {cure.capitalize()}"
+        back = "mount or put back what is missing, or " if difference.endswith(")") and " missing (" in difference else ""
+        cause = f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {(back + cure).capitalize()}"
         if listed_by_other_rules(cache):
             cause = f". An earlier radio-cache listed it, and took some classes and places otherwise (CHANGELOG.md){cause}"
         raise StaleCacheError(
@@ -56,6 +60,17 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
                 f"{config.out} was built with {name} {then}, this run asks for {now}: ask for {then}, {cure}"
             )
     return cache
+
+
+def _places_of_moved(listing: Listing, cache: Cache) -> tuple[Container, ...] | None:
+    """Return where a cache's images are now, if a listing names all of them at other places, in order, and then more images."""
+    meta = cache.meta
+    then = meta.containers
+    now = listing.containers[: len(then)]
+    if listing.recorded or now == then or not are_same_but_for_path(then, now):
+        return None
+    as_before = replace(listing, containers=then + listing.containers[len(then) :])
+    return now if begins_with(as_before, cache.index, meta) else None
 
 
 def create(config: BuildConfig, listing: Listing) -> Cache:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from cache_builder.sources.places import named_places, sources_at
+from cache_builder.sources.recorded import note_moved
 from radio_cache.errors import ConfigError, ImageError, StaleCacheError
 from radio_cache.image_files import read_image
 from radio_cache.layout import root_document
@@ -24,7 +25,8 @@ def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
         sources: folders, tars, Parquet files, lists or patterns, as `radio-cache build --images` takes them.
 
     Raises:
-        ConfigError: there are more or fewer places than the cache has, or of another kind.
+        ConfigError: there are more or fewer places than the cache has, or of another kind; or the cache knows no image yet by
+            which to recognise them.
         StaleCacheError: an image there is another one, or is not there; nothing is changed.
     """
     places = [source for typed in sources for place in named_places(typed) for source in sources_at(place)]
@@ -39,7 +41,14 @@ def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
             f"{cache.url} has its images in {_named(then)}, and --images names {len(places)} "
             f"{places[0].kind if places else 'place'}{'s' * (len(places) != 1)}: name as many of the same kind, in the same order"
         )
-    return moved_to(cache, [replace(old, path=new.path) for old, new in zip(then, places, strict=True)])
+    if not len(cache.usable_rows()):
+        raise ConfigError(
+            f"{cache.url} knows no image yet by which those of {sources[0]} could be recognised: run `radio-cache build` with "
+            "--images where they are now, which looks at each"
+        )
+    moved = moved_to(cache, [replace(old, path=new.path) for old, new in zip(then, places, strict=True)])
+    note_moved(moved, sources)
+    return moved
 
 
 def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:

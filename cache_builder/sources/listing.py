@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -236,9 +236,36 @@ def begins_with(listing: Listing, stored: ImageIndex, meta: CacheMeta) -> bool:
     )
 
 
+def with_recorded_prefixes(listing: Listing, meta: CacheMeta) -> Listing:
+    """Return a listing whose first places have their images under the keys that a cache has for them.
+
+    A key begins with the path of its place below the folder that all places share: it changes where a place is renamed, and
+    where another place is added. Images are the same all the same. Returned as it is where the places are of other kinds, or
+    where a key would come twice.
+    """
+    then, now = meta.containers, listing.containers
+    prefixes = [old.prefix for old in then] + [new.prefix for new in now[len(then) :]]
+    if len(now) < len(then) or prefixes == [new.prefix for new in now]:
+        return listing
+    if [(old.kind, old.column) for old in then] != [(new.kind, new.column) for new in now[: len(then)]]:
+        return listing
+    index = listing.index
+    keys = [
+        prefixes[number] + key.removeprefix(now[number].prefix)
+        for key, number in zip(index.keys, index.container.tolist(), strict=True)
+    ]
+    if len(set(keys)) < len(keys):
+        return listing
+    containers = tuple(replace(new, prefix=prefix) for new, prefix in zip(now, prefixes, strict=True))
+    index = ImageIndex(
+        keys=keys, labels=index.labels, container=index.container, offset=index.offset, length=index.length
+    )
+    return replace(listing, index=index, containers=containers)
+
+
 def _classes(labels: NDArray[np.int32], names: tuple[str, ...]) -> list[str | int]:
     """Names, because numbers shift when a class is added."""
     return [names[label] if 0 <= label < len(names) else label for label in labels.tolist()]
 
 
-__all__ = ["Listing", "begins_with", "list_images", "same_images"]
+__all__ = ["Listing", "begins_with", "list_images", "same_images", "with_recorded_prefixes"]

@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -137,6 +137,17 @@ def recorded_request(cache: Cache) -> Request | None:
         return Request(sources=sources, selection=chosen, member=str(request.get("member") or ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError, ConfigError):
         return None
+
+
+def note_moved(cache: Cache, sources: Sequence[str]) -> None:
+    """Have what a cache recorded of its request name the places where the same images are now; they are listed anew next time."""
+    try:
+        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        request = {**document["request"], "places": [named_places(source) for source in sources]}
+        moved = {"index": document["index"], "request": request, "stamps": None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
+        return  # nothing is recorded that could name the place of before: the cache's own containers are taken
+    cache.storage.write(FILE, [json.dumps(moved).encode()])
 
 
 def listed_by_other_rules(cache: Cache) -> bool:

@@ -1,5 +1,7 @@
 """A cache is known by its images: it is told where they were moved to, and believes it after it has compared them."""
 
+import shlex
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,4 +65,80 @@ def test_another_number_or_kind_of_places_and_other_images_are_refused(build: Bu
     result = relocated(cache.path, tmp_path / "empty")
     assert result.exit_code == 1
     assert "No such file" in result.output
+    assert Cache(cache.path).meta == cache.meta
+
+
+def test_the_printed_command_names_the_place_where_the_images_are_now(build: Build, photos: Path, tmp_path: Path) -> None:
+    out = build(images=(str(photos),), limit=5, shuffle_seed=3).cache.path
+    before = {path: path.read_bytes() for path in out.rglob("c/**/*") if path.is_file()}
+    moved = photos.rename(tmp_path / "elsewhere")
+    assert relocated(out, moved).exit_code == 0
+    printed = CliRunner().invoke(main, ["info", "--commands", str(out)]).output
+    assert f"--images {moved} " in printed
+    assert str(photos) not in printed
+    assert "--limit 5 --shuffle-seed 3" in printed
+    words = shlex.split(printed)[1:]
+    words[words.index("--out") + 1] = str(out)
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 0, again.output
+    assert {path: path.read_bytes() for path in out.rglob("c/**/*") if path.is_file()} == before
+
+
+def test_images_that_were_moved_and_joined_by_others_are_recognised(build: Build, photos: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "more", classes=("red", "white"), per_class=3, seed=5)
+    build(images=(str(photos),))
+    moved = photos.rename(tmp_path / "elsewhere")
+    lines: list[str] = []
+    grown = build(images=(str(moved), str(tmp_path / "more")), say=lines.append).cache
+    assert any(f"are in {moved} now" in line for line in lines)
+    assert any("6 images are added to the 8" in line for line in lines)
+    undisturbed = build(images=(str(moved), str(tmp_path / "more")), out=tmp_path / "undisturbed.zarr").cache
+    assert len(grown.usable_rows(grown.teachers)) == 14
+    assert (grown.digests[:] == undisturbed.digests[:]).all()
+    for name in grown.teachers:
+        for row in range(14):
+            assert (grown.teachers[name].maps([row]) == undisturbed.teachers[name].maps([row])).all()
+
+
+def test_other_images_at_a_place_that_goes_on_are_refused(build: Build, photos: Path, tmp_path: Path) -> None:
+    cache = build(images=(str(photos),)).cache
+    write_images(tmp_path / "other", per_class=4, seed=1)
+    write_images(tmp_path / "more", per_class=3, seed=5)
+    with pytest.raises(StaleCacheError, match="is not the same in"):
+        build(images=(str(tmp_path / "other"), str(tmp_path / "more")))
+    assert Cache(cache.path).meta == cache.meta
+
+
+def test_renamed_places_are_recognised_by_a_build_before_and_after_relocate(
+    build: Build, photos: Path, tmp_path: Path
+) -> None:
+    build(images=(str(photos / "blue"), str(photos / "red")))
+    before = [*Cache(tmp_path / "out.zarr").index.keys]
+    (photos / "blue").rename(tmp_path / "cold")
+    (photos / "red").rename(tmp_path / "warm")
+    places = (tmp_path / "cold", tmp_path / "warm")
+    assert relocated(tmp_path / "out.zarr", *places).exit_code == 0
+    report = build(images=tuple(map(str, places)))
+    assert [result.images for result in report.results] == [0, 0]
+    assert [*report.cache.index.keys] == before
+    moved = tuple(str(place.rename(place.with_name(f"{place.name}-again"))) for place in places)
+    assert [result.images for result in build(images=moved).results] == [0, 0]
+    with pytest.raises(StaleCacheError, match="is not the same in"):
+        build(images=moved[::-1])
+
+
+def test_what_is_missing_may_come_back(build: Build, photos: Path, tmp_path: Path) -> None:
+    build(images=(str(photos),))
+    (photos / "red").rename(tmp_path / "away")
+    with pytest.raises(StaleCacheError, match=r"4 missing \(such as red/0.png\)\. Mount or put back what is missing, or choose"):
+        build(images=(str(photos),))
+
+
+def test_a_cache_that_knows_no_image_yet_believes_no_place(build: Build, photos: Path, tmp_path: Path) -> None:
+    cache = build(images=(str(photos),)).cache
+    shutil.rmtree(cache.path / "receipts")
+    write_images(tmp_path / "other", per_class=4, seed=1)
+    assert not len(Cache(cache.path).usable_rows())
+    with pytest.raises(ConfigError, match="knows no image yet"):
+        relocate(Cache(cache.path), [str(tmp_path / "other")])
     assert Cache(cache.path).meta == cache.meta
