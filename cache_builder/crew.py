@@ -218,7 +218,10 @@ class Crew:
         return [address for address in there if address not in self._blind]
 
     def _note_blind(self, error: BlindWorkerError) -> None:
-        """Leave a worker that does not see the images without tasks. Raises the error if there is no other one."""
+        """Leave a worker that does not see the images without tasks. Raises the error if there is no other one, or if it does
+        not say which one it is: whoever took the tasks again might be the same."""
+        if not error.worker:
+            raise error
         if error.worker not in self._blind:
             self._blind.add(error.worker)
             self._say(f"{error}; others do its work")

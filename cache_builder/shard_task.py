@@ -132,7 +132,7 @@ class _Kept:
         self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
         self.cache = _visible_cache(task.config)
         self.access = ImageAccess(
-            self.cache, leave_out=task.config.leave_out_unreadable, witnesses=task.witnesses, blind=_blind
+            self.cache, leave_out=task.config.leave_out_unreadable, witnesses=task.witnesses, blind=_blind_at(_own_address())
         )
         self.access.prove_sight()
         self.line = ShardLine(self._run, self.there)
@@ -210,9 +210,12 @@ def _visible_cache(config: BuildConfig) -> Cache:
     return cache
 
 
-def _blind(sentence: str) -> BlindWorkerError:
-    """The error of a worker that does not see the images."""
-    return BlindWorkerError(f"{here()} does not see the images: {sentence}", _own_address())
+def _blind_at(address: str) -> Callable[[str], BlindWorkerError]:
+    """Return what makes the error of the worker at an address, which does not see the images.
+
+    The address is asked for beforehand: threads that decode do not know whose they are.
+    """
+    return lambda sentence: BlindWorkerError(f"{here()} does not see the images: {sentence}", address)
 
 
 def _own_address() -> str:

@@ -28,7 +28,7 @@ from cache_builder.image_access import ImageAccess, Witness
 from cache_builder.scan import Look
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
-from radio_cache import Cache
+from radio_cache import Cache, remote_files
 from radio_cache.errors import RadioCacheError, SourceError, StorageError
 from radio_cache.info import describe, describe_failures
 from radio_cache.receipts import read_receipt
@@ -43,6 +43,7 @@ FAKE_TEACHER = Path(__file__).with_name("fake_teacher.py")
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_access, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
 
 
 @pytest.fixture
