@@ -97,7 +97,8 @@ def _teacher_options(cache: Cache, names: Sequence[str]) -> Iterator[str]:
         if preset is None or [preset.input_px] != sizes:
             for size_px in sizes:
                 yield from ("--size", f"{asked}={size_px}")
-        if preset is not None and preset.fit != spec.geometry.fit:
+        # The own fit of a library's model may be another one in another version.
+        if preset is None or preset.fit != spec.geometry.fit:
             yield from ("--fit", f"{asked}={spec.geometry.fit}")
         if spec.views > 1:
             yield from ("--views", f"{asked}={spec.views - 1}")

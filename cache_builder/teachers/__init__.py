@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 from cache_builder.teachers.libraries import group_name, is_library_name, library_preset
 from cache_builder.teachers.preset import ComputeDtype, TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import ALIASES, TEACHERS, TRUNK
-from cache_builder.teachers.weights import find_weights
+from cache_builder.teachers.weights import find_weights, first_line
 from radio_cache.allowed_modules import refuse_unless_allowed
-from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError, unknown_name
+from radio_cache.errors import ConfigError, RadioCacheError, TeacherWeightsError, UnknownTeacherError, unknown_name
 from radio_cache.schema import TeacherSpec, level_name
 
 if TYPE_CHECKING:
@@ -93,12 +93,17 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
     preset = find_teacher(name)
     try:
         teacher = FAMILIES[preset.family](preset, path, options)
-    except (MemoryError, RuntimeError, OSError) as exc:
+    except RadioCacheError:
+        raise
+    except Exception as exc:  # libraries fail in ways of their own
         from cache_builder.teachers.state_dict import is_out_of_memory, out_of_memory_error
 
-        if not is_out_of_memory(exc):
-            raise
-        raise out_of_memory_error(name, path) from exc
+        if is_out_of_memory(exc):
+            raise out_of_memory_error(name, path) from exc
+        raise TeacherWeightsError(
+            f"teacher '{name}': {preset.model} cannot be built with {path}: {type(exc).__name__}: {first_line(exc)}. The file, "
+            "or the configuration beside it, is not that of such a network"
+        ) from exc
     if options.as_before:
         teacher.spec = replace(teacher.spec, loaded={})
     if options.compiled:

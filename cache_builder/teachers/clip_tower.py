@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from open_clip.model import (
     CLIPVisionCfg,
@@ -26,6 +27,7 @@ from cache_builder.teachers.state_dict import (
     WeightsFile,
     below_prefix,
     read_weights_file,
+    refuse_adapters,
 )
 from cache_builder.teachers.traced_conversion import resized_positions
 from cache_builder.teachers.weights import first_line, from_hub
@@ -33,6 +35,7 @@ from cache_builder.teachers.wrong_weights import first_differences, published_tw
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
 
 _PREFIX = "visual."
+_OF_TEXT = ("transformer.", "text.", "token_embedding.", "text_decoder.")  # what is done to the text tower changes no image
 _CONFIG_FILE = "open_clip_config.json"
 
 
@@ -81,6 +84,8 @@ def _whole_config(model: str) -> dict[str, Any]:
             path = from_hub(model.removeprefix(HUB), (_CONFIG_FILE,))
         config: Any = json.loads(path.read_text(encoding="utf-8"))
         dict(config["model_cfg"]["vision_cfg"])
+        int(config["model_cfg"]["embed_dim"])
+        dict(config.get("preprocess_cfg", {}))
     except Exception as exc:  # json and the hub client raise many kinds
         raise UnknownTeacherError(
             f"no teacher is called 'open_clip:{model}': its {_CONFIG_FILE} cannot be read ({type(exc).__name__}: "
@@ -95,6 +100,10 @@ def published_tower(model: str) -> Tower:
     known = {item.name for item in fields(CLIPVisionCfg)}
     config = CLIPVisionCfg(**{key: value for key, value in published["vision_cfg"].items() if key in known})
     config.timm_model_pretrained = False
+    name = config.timm_model_name
+    if name is not None and not timm.is_model(str(name)):
+        # timm takes folders and repositories (local-dir:, hf-hub:) for names, too: a file must not lead it to other places.
+        raise ConfigError(f"the image tower of open_clip's '{model}' is '{name}' of timm, which timm does not know")
     return Tower(
         config=config, embed_dim=int(published["embed_dim"]), quick_gelu=bool(published.get("quick_gelu", False))
     )
@@ -112,7 +121,10 @@ def trained_with_quick_gelu(model: str, tag: str) -> bool:
 def read_clip_file(path: Path, *, teacher: str, as_before: bool = False) -> WeightsFile:
     """The tensors of a whole CLIP model by open_clip's names. Raises TeacherWeightsError."""
     file = read_weights_file(path, teacher=teacher, sets=SETS_BEFORE if as_before else OPEN_CLIP_SETS)
-    return below_prefix(file, (_PREFIX,), teacher=teacher, path=path)
+    file = below_prefix(file, (_PREFIX,), teacher=teacher, path=path)
+    beside = (name for name in file.tensors if not name.startswith((_PREFIX, *_OF_TEXT)))
+    refuse_adapters(beside, teacher=teacher, path=path)
+    return file
 
 
 def image_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -184,6 +196,9 @@ def positions_resized(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Position embeddings of open_clip's own ViT at the network's size. open_clip resizes those of a whole model; ours is
     the image tower alone."""
     prefixed = {_PREFIX + key: value for key, value in state.items()}
+    table = f"{_PREFIX}positional_embedding"
+    if table in prefixed:  # PyTorch resizes no half precision with antialiasing on a CPU
+        prefixed[table] = prefixed[table].float()
     resize_pos_embed(prefixed, SimpleNamespace(visual=net))
     return image_tensors(prefixed)
 

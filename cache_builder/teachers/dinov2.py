@@ -86,7 +86,13 @@ class DinoV2(Teacher):
                 f"patch_embed.proj.weight or no blocks.0.attn.qkv.weight{whose}"
             )
         published = _published(preset.model)
-        width, _, patch, _ = state["patch_embed.proj.weight"].shape
+        kernel = state["patch_embed.proj.weight"].shape
+        if len(kernel) != 4 or kernel[2] != kernel[3]:  # timm would resample patches that are not square
+            raise TeacherWeightsError(
+                f"teacher '{preset.name}': {path} has a patch_embed.proj.weight of {tuple(kernel)}, which is not one of square "
+                f"patches{whose}"
+            )
+        width, _, patch, _ = kernel
         layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
         registers = next((int(v.shape[1]) for k, v in state.items() if k in ("reg_token", "register_tokens")), 0)
         first = state.get("blocks.0.mlp.w12.weight", state.get("blocks.0.mlp.fc1.weight"))
@@ -184,9 +190,9 @@ def _with_metas_positions(
     scales = tuple((tokens + _OFFSET) / side for tokens in grid_hw)
     resized = torch.nn.functional.interpolate(patches, scale_factor=scales, mode="bicubic", antialias=False)
     assert resized.shape[2:] == grid_hw, "an offset of a tenth of a token does not change how many there are"
-    rows = resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+    rows = resized.permute(0, 2, 3, 1).flatten(1, 2)  # in float32, as Meta's network has them, whatever the file's precision
     how = f"{sizes} as Meta: bicubic, offset {_OFFSET}, not antialiased"
-    return {**state, "pos_embed": torch.cat([table[:, :1], rows], dim=1)}, how
+    return {**state, "pos_embed": torch.cat([table[:, :1].float(), rows], dim=1)}, how
 
 
 def _published(model: str) -> Any:

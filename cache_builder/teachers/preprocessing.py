@@ -1,7 +1,7 @@
 """How timm and open_clip prepare an image, in our words: what has no word here is refused, never approximated."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -10,6 +10,7 @@ from radio_cache.errors import ConfigError
 from radio_cache.schema import Normalisation
 
 _TIMM_FITS: dict[str, Fit] = {"center": "crop", "squash": "squash"}
+_MAX_SIDE_PX = 1 << 14
 _OPEN_CLIP_FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash"}
 
 
@@ -39,7 +40,7 @@ def timm_preprocessing(
     size_px, fit: instead of the model's own. what: the model in words, for messages.
     Raises ConfigError for input that is not square, and for what this package cannot do exactly.
     """
-    own = _square(what, config["input_size"][1:])
+    own = _square(what, list(config["input_size"])[1:])
     chosen = fit or _known_fit(what, str(config["crop_mode"]), _TIMM_FITS)
     size, share = size_px or own, float(config["crop_pct"])
     if share > 1 or (share != 1 and chosen == "squash" and fit is None):
@@ -48,7 +49,7 @@ def timm_preprocessing(
         )
     return Preprocessing(
         fit=chosen, size_px=size, resize_px=math.floor(size / share) if chosen == "crop" else size,
-        interpolation=_known_interpolation(what, config["interpolation"]), normalisation=_pixels(config),
+        interpolation=_known_interpolation(what, config["interpolation"]), normalisation=_pixels(what, config),
     )  # fmt: skip
 
 
@@ -60,15 +61,19 @@ def open_clip_preprocessing(
     Arguments and errors as in `timm_preprocessing`.
     """
     own = config["size"]
-    size = size_px or _square(what, (own, own) if isinstance(own, int) else own)
+    size = size_px or _square(what, [own, own] if isinstance(own, int) else own)
     return Preprocessing(
         fit=fit or _known_fit(what, str(config["resize_mode"]), _OPEN_CLIP_FITS), size_px=size, resize_px=size,
-        interpolation=_known_interpolation(what, config["interpolation"]), normalisation=_pixels(config),
+        interpolation=_known_interpolation(what, config["interpolation"]), normalisation=_pixels(what, config),
     )  # fmt: skip
 
 
-def _square(what: str, input_hw: tuple[int, int]) -> int:
-    h, w = input_hw
+def _square(what: str, input_hw: Any) -> int:
+    match input_hw:
+        case [int() as h, int() as w] if 1 <= h <= _MAX_SIDE_PX and 1 <= w <= _MAX_SIDE_PX:
+            pass
+        case _:
+            raise ConfigError(f"{what} says that its input is {input_hw!r:.80}; needed is a height and a width in pixels")
     if h != w:
         raise ConfigError(f"{what} takes input of {h} x {w} pixels; teachers take square input")
     return int(h)
@@ -91,8 +96,15 @@ def _known_interpolation(what: str, asked: Any) -> Interpolation:
     return cast(Interpolation, asked)
 
 
-def _pixels(config: Mapping[str, Any]) -> Normalisation:
+def _pixels(what: str, config: Mapping[str, Any]) -> Normalisation:
     def of_channels(value: Any) -> tuple[float, float, float]:
         return cast(Any, tuple(value) if isinstance(value, list | tuple) else (value,) * 3)
 
-    return Normalisation(scale=255.0, mean=of_channels(config["mean"]), std=of_channels(config["std"]))
+    mean, std = of_channels(config["mean"]), of_channels(config["std"])
+    read: dict[str, Sequence[Any]] = {"mean": mean, "std": std}
+    for name, values in read.items():
+        if len(values) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
+            raise ConfigError(f"{what} says that the {name} of its pixels is {values!r:.80}; needed are three numbers")
+    if min(std) <= 0:
+        raise ConfigError(f"{what} says that the std of its pixels is {std}; needed are three numbers above 0")
+    return Normalisation(scale=255.0, mean=mean, std=std)

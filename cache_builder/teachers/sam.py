@@ -15,7 +15,14 @@ from torch import Tensor
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import SAMS
-from cache_builder.teachers.state_dict import SETS_BEFORE, TIMM_SETS, below_prefix, load_exactly, read_weights_file
+from cache_builder.teachers.state_dict import (
+    SETS_BEFORE,
+    TIMM_SETS,
+    below_prefix,
+    load_exactly,
+    read_weights_file,
+    refuse_adapters,
+)
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
 from radio_cache.crops import patch_geometry
@@ -50,6 +57,7 @@ class Sam(Teacher):
             read_weights_file(path, teacher=preset.name, sets=sets), (_PREFIX,), teacher=preset.name, path=path
         )
         file = weights.tensors
+        refuse_adapters((key for key in file if not key.startswith(_PREFIX)), teacher=preset.name, path=path)
         state = {key.removeprefix(_PREFIX): value for key, value in file.items() if key.startswith(_PREFIX)}
         if "pos_embed" not in state or "neck.0.weight" not in state:
             raise TeacherWeightsError(
@@ -102,6 +110,7 @@ class Sam(Teacher):
 def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> None:
     """Raise TeacherWeightsError for encoders that only resemble SAM's: the architecture could not be told from the file."""
     table, patches = state["pos_embed"], state.get("patch_embed.proj.weight")
+    misshapen = [name for name, value in state.items() if name.endswith(".attn.rel_pos_h") and value.ndim != 2]
     blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
     problem = ""
     if table.ndim != 4 or table.shape[1] != table.shape[2]:
@@ -117,6 +126,13 @@ def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path:
             f"{missing} is not there; without relative positions (use_rel_pos=False) the file does not say how many heads a "
             "block has, nor which blocks are global"
         )
+    elif misshapen:
+        problem = f"{misshapen[0]} is {tuple(state[misshapen[0]].shape)}, needed is (offsets, head width)"
+    elif beyond := _resized_by_half(state, len(blocks)):
+        problem = (
+            f"the relative positions of its global blocks are those of a map of {beyond} tokens a side, and pos_embed is that of "
+            f"{table.shape[1]}: a fine-tuning at another size that resized one and not the other"
+        )
     elif (
         len({(int(state[name].shape[0]) + 1) // 2 for name in _tables_of_blocks(len(blocks))} - {int(table.shape[1])})
         > 1
@@ -129,6 +145,17 @@ def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path:
             f"teacher '{preset.name}': {path} is not an image encoder of segment-anything: {problem}. "
             "Pass a file of facebookresearch/segment-anything, or of a network of its class"
         )
+
+
+def _resized_by_half(state: dict[str, Tensor], depth: int) -> int:
+    """Tokens along a side that global blocks were made for, where that is more than the network's map has; otherwise 0.
+
+    Windows may be larger than the map, too, but then most blocks have them, as in every SAM, and the others see the map.
+    """
+    grid = int(state["pos_embed"].shape[1])
+    sides = [(int(state[name].shape[0]) + 1) // 2 for name in _tables_of_blocks(depth)]
+    larger = [side for side in sides if side > grid]
+    return max(larger) if larger and (grid not in sides or 2 * len(larger) <= depth) else 0
 
 
 def _tables_of_blocks(depth: int) -> list[str]:

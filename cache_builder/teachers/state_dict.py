@@ -37,6 +37,14 @@ _OF_THE_OPTIMISER = re.compile(r"optim|sched|scaler|rng|loss|amp|hyper|callback|
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put into the names of tensors."""
 
+_ADAPTERS = re.compile(
+    r"(?:^|[._])(?:lora|loha|lokr|dora|ia3)(?:[._]|$)|(?i:adapters?)(?:[._]|$)|(?:^|[._])(?:prompt_embeddings|prompt_tokens)(?:\.|$)|"
+    r"(?:^|\.)(?i:w_[ab]s?)[._]\d"
+)
+"""Tensors that were trained beside a frozen network and change what it computes, as PEFT, loralib, SAMed and VPT name them."""
+
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
+
 _ASKS_FOR = re.compile(r"GLOBAL (\S+)")
 _MOST_SETTINGS = 64
 
@@ -178,11 +186,27 @@ def _below(file: WeightsFile, prefixes: list[str], *, teacher: str, path: Path) 
             "known: save the state dict of the one alone"
         )
     prefix = averages[0] if len(prefixes) > 1 else prefixes[0]
+    refuse_adapters((key for key in file.tensors if not key.startswith(prefix)), teacher=teacher, path=path)
     below = {key.removeprefix(prefix): value for key, value in file.tensors.items() if key.startswith(prefix)}
     taken = WeightsFile(below, file.chosen, list(file.others))
     if len(prefixes) > 1:
         taken.choose(prefix.rstrip("."), (other.rstrip(".") for other in prefixes if other != prefix))
     return taken
+
+
+def refuse_adapters(left_out: Iterable[str], *, teacher: str, path: Path) -> None:
+    """Raise TeacherWeightsError if tensors that would be left out change what the network computes.
+
+    Args:
+        left_out: names of tensors that lie outside of the network in the file, such as those of heads.
+    """
+    adapters = [name for name in left_out if _ADAPTERS.search(name)]
+    if adapters:
+        raise TeacherWeightsError(
+            f"teacher '{teacher}': {path} holds {len(adapters)} tensors of adapters or prompts (such as {adapters[0]}) beside "
+            "the network, which would be left out, so that the teacher would be the network without them: merge them into its "
+            "weights, and save its state dict"
+        )
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -197,6 +221,11 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _read(path: Path, teacher: str) -> Any:
+    if _SHARD.search(path.name):
+        raise TeacherWeightsError(
+            f"teacher '{teacher}': {path} is one of several files that hold the weights together, and weights are read from one "
+            "file: load them with their own library, and save the state dict with safetensors.torch.save_file"
+        )
     if path.name.endswith((".index.json", ".npz", ".gguf", ".onnx", ".h5", ".msgpack")):
         what = "an index of several files" if path.suffix == ".json" else f"a {path.suffix} file"
         raise TeacherWeightsError(
@@ -309,5 +338,7 @@ def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str
         if names
     ]
     if problems:
-        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}{whose}")
+        adapters = any(_ADAPTERS.search(key) for key in extra)
+        cure = ". Adapters and prompts have to be merged into the weights first" if adapters else whose
+        raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}{cure}")
     net.load_state_dict(state)

@@ -70,6 +70,11 @@ class TimmModel(Teacher):
         )
         self._net = _network(preset)
         named = _in_timms_names(self._net, state, preset, path, options)
+        if named.resized and prepared.size_px != native and not options.as_before and hasattr(self._net, "set_input_size"):
+            # A file of another size is brought to the size that is asked for at once, not by way of the model's own.
+            self._net, native = _network(preset), prepared.size_px
+            self._net.set_input_size(img_size=(native, native))
+            named = _in_timms_names(self._net, state, preset, path, options)
         load_exactly(self._net, named.tensors, teacher=preset.name, path=path, whose=looks_like(state))
         resized = named.resized | _resize(self._net, prepared.size_px, native=native, what=what)
         self._net.eval()

@@ -27,6 +27,8 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("embedder.embedder.", f"a ResNet {_TRANSFORMERS}"),
     ("image_encoder.trunk.", "SAM 2 (no teacher of this package)"),
     ("image_encoder.patch_embed.seq.", "MobileSAM (no teacher of this package)"),
+    ("image_encoder.stages.", "EdgeSAM or another SAM without a ViT (no teacher of this package)"),
+    ("image_encoder.backbone.", "EfficientViT-SAM or another SAM without a ViT (no teacher of this package)"),
     ("image_encoder.", "SAM (sam-vit-b, -l, -h)"),
     ("radio_model.", "C-RADIO (c-radio-...)"),
     ("visual.trunk.", "an open_clip model with an image tower of timm (siglip2-g-384, open_clip:MODEL)"),

@@ -12,7 +12,8 @@ from cache_builder.options import per_teacher
 from cache_builder.teachers import TeacherOptions, find_teacher
 from evals.encoders.base import LiveEncoder
 from evals.encoders.student import StudentEncoder
-from radio_cache.errors import ConfigError
+from radio_cache.cli_support import say
+from radio_cache.errors import ConfigError, RadioCacheError
 from trainer.export import CONFIG_FILE
 
 Family = Literal["student", "teacher", "timm", "open_clip", "onnx"]
@@ -114,13 +115,23 @@ def load_model(model: ModelName, weights: Path | Literal["random"] | None, *, de
 
 
 def load_runs(runs: Sequence[Path], *, device: torch.device, untrained: bool = True) -> list[StudentEncoder]:
-    """The student of every run and, beside it, the same network before its first step."""
-    return [
-        StudentEncoder.of_run(run, name=name, trained=trained, device=device)
-        for run, plain in zip(runs, run_names(runs), strict=True)
-        for name, trained in ((plain, True), (f"{plain}, untrained", False))
-        if trained or untrained
-    ]
+    """The student of every run and, beside it, the same network before its first step.
+
+    A run may have started from weights that are gone since (`--init`, `--pretrained`): then that network cannot be made
+    again, which is said, and the trained one stands alone.
+    """
+    encoders: list[StudentEncoder] = []
+    for run, name in zip(runs, run_names(runs), strict=True):
+        encoders.append(StudentEncoder.of_run(run, name=name, trained=True, device=device))
+        if not untrained:
+            continue
+        try:
+            start = StudentEncoder.of_run(run, name=f"{name}, untrained", trained=False, device=device)
+        except RadioCacheError as exc:
+            say(f"'{name}, untrained' is left out, because the weights that {run} started from cannot be had: {exc}")
+        else:
+            encoders.append(start)
+    return encoders
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

@@ -14,6 +14,9 @@ from radio_cache.errors import ConfigError
 PAPER_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 """The 80 sentences of CLIP's paper (arXiv 2103.00020) for ImageNet; {} is the class."""
 
+_MAX_NUMBERED = 1 << 17
+"""Above the classes of ImageNet-21k and of iNaturalist; numbers far above are identifiers of something else."""
+
 _WORDNET = re.compile(r"(n\d{8})(?:[_ -]+(.*))?")
 
 
@@ -24,6 +27,11 @@ def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
     classes. Without: an ImageNet class has the name that CLIP's authors gave it; other folders are called what they are called,
     underscores as spaces. Raises ConfigError for classes without a name.
     """
+    if not images.class_names and int(images.labels.max()) >= _MAX_NUMBERED:
+        raise ConfigError(
+            f"{images.place} numbers its classes up to {int(images.labels.max())} and does not name them: there would be a sentence "
+            f"for every number below that, and at most {_MAX_NUMBERED} classes are compared: number them from 0 without gaps"
+        )
     names = images.class_names or tuple(str(number) for number in range(int(images.labels.max()) + 1))
     if file is not None:
         return _from_file(file, names)

@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from click.testing import CliRunner
 
 from cache_builder.build_command import build_commands
@@ -69,3 +71,15 @@ def test_a_cache_that_lost_its_listing_names_its_images(fake_teachers: tuple[str
     assert command[2:4] == ["--images", str(ten_images)]
     printed = CliRunner().invoke(main, ["info", str(first), "--commands"]).output
     assert shlex.split(printed) == command
+
+
+def test_the_fit_of_a_librarys_teacher_is_printed(ten_images: Path, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w.pth")
+    chosen = ["--teacher", "timm:test_vit", "--weights", str(tmp_path / "w.pth"), "--fit", "squash"]
+    invoke(["build", "--images", str(ten_images), *chosen, "--out", str(tmp_path / "first.zarr")])
+    (command,) = build_commands(Cache(tmp_path / "first.zarr"), str(tmp_path / "second.zarr"))
+    assert "timm:test_vit=squash" in command
+    invoke(command[1:])
+    specs = [Cache(tmp_path / name).teachers["timm-test_vit"].spec for name in ("first.zarr", "second.zarr")]
+    assert specs[0] == specs[1]
+    assert specs[0].geometry.fit == "squash"

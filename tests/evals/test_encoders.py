@@ -1,5 +1,6 @@
 """Encoders: what comes from the cache, what is computed, and from which pixels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_untrained_student_has_other_features_every_time_the_same(make_cache, ma
     assert (trained.name, untrained.name) == ("student", "student, untrained")
     assert "12 steps, 48 images seen" in trained.about
     assert "never trained" in untrained.about
+
+
+def test_a_run_whose_start_is_gone_is_shown_without_its_untrained_row(
+    make_cache, make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = make_cache("bank")
+    start, run = make_run("start", cache.path), make_run("run", cache.path)
+    file = run / "student.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init": str(start)}))
+    assert [one.name for one in load_runs([run], device=CPU)] == ["student", "student, untrained"]
+    start.rename(tmp_path / "moved")
+    assert [one.name for one in load_runs([run], device=CPU)] == ["student"]
+    said = capsys.readouterr().err
+    assert "'student, untrained' is left out" in said
+    assert str(start) in said
 
 
 def test_student_at_another_size_has_another_grid_and_illegal_sizes_name_the_nearest(make_cache, make_run) -> None:

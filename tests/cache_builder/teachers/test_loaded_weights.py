@@ -51,11 +51,73 @@ def test_positions_may_be_resized_and_are_recorded(own_px: int, tmp_path: Path) 
     teacher = load("timm:test_vit", tmp_path / "w.pth", size_px=224)
     net.set_input_size((224, 224))
     images = torch.randn(1, 3, 224, 224)
-    assert "pos_embed" in teacher.spec.loaded["positions"]
-    if own_px == 160:
-        with torch.inference_mode():
-            maps = net.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
-            torch.testing.assert_close(teacher(images).spatial, maps.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
+    assert ("positions" in teacher.spec.loaded) == (own_px != 224)
+    # A file of 224 px asked for at 224 px is not brought to the 160 px of the model's name and back.
+    with torch.inference_mode():
+        maps = net.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+        torch.testing.assert_close(teacher(images).spatial, maps.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["lora.0.A", "w_As.0.weight", "w_a_000.weight", "prompt_embeddings", "adapters.0.down"])
+def test_adapters_beside_a_network_are_not_left_out_without_a_word(adapter: str, tmp_path: Path) -> None:
+    state = {f"backbone.{key}": value for key, value in timm.create_model("test_vit").state_dict().items()}
+    torch.save({**state, "linear_head.weight": torch.zeros(3, 64)}, tmp_path / "head.pth")
+    load("timm:test_vit", tmp_path / "head.pth")
+    torch.save({**state, adapter: torch.zeros(4, 64)}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match=f"1 tensors of adapters or prompts \\(such as {adapter}\\).*merge them"):
+        load("timm:test_vit", tmp_path / "w.pth")
+
+
+def test_adapters_in_the_names_are_to_be_merged_and_shards_to_be_joined(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit").state_dict()
+    torch.save({**state, "blocks.0.attn.qkv.lora_A": torch.zeros(4, 64)}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match="have to be merged into the weights first"):
+        load("timm:test_vit", tmp_path / "w.pth")
+    for name, whole in (("model-00001-of-00001.safetensors", True), ("model-00001-of-00002.safetensors", False)):
+        save_file(state, tmp_path / name)
+        if whole:
+            load("timm:test_vit", tmp_path / name)
+        else:
+            with pytest.raises(TeacherWeightsError, match="one of several files"):
+                load("timm:test_vit", tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_clip_in_half_precision_takes_another_size(dtype: torch.dtype, tmp_path: Path) -> None:
+    net = open_clip.create_model("ViT-B-32", vision_cfg={"layers": 1, "width": 64, "image_size": 96, "patch_size": 32})
+    visual = {key: value for key, value in net.state_dict().items() if key.startswith("visual.")}
+    torch.save({key: value.to(dtype) for key, value in visual.items()}, tmp_path / "half.pt")
+    torch.save({key: value.to(dtype).float() for key, value in visual.items()}, tmp_path / "single.pt")
+    images = torch.randn(1, 3, 160, 160)
+    maps = [load("open_clip:ViT-B-32", tmp_path / name, size_px=160)(images).spatial for name in ("half.pt", "single.pt")]
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+def test_a_dinov2_in_half_precision_resizes_its_positions_in_single(tmp_path: Path) -> None:
+    net = timm.create_model("vit_small_patch14_dinov2", embed_dim=64, depth=1, num_heads=1, img_size=98)
+    torch.save({key: value.bfloat16() for key, value in net.state_dict().items()}, tmp_path / "half.pt")
+    torch.save({key: value.bfloat16().float() for key, value in net.state_dict().items()}, tmp_path / "single.pt")
+    images = torch.randn(1, 3, 112, 112)
+    maps = [load("dinov2-vit-s-14", tmp_path / name, size_px=112)(images).spatial for name in ("half.pt", "single.pt")]
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_embed.proj.weight": torch.zeros(64, 3, 14, 7)}, "not one of square patches"),  # timm resamples such
+        ({"patch_embed.proj.weight": torch.zeros(64)}, "not one of square patches"),
+        ({"blocks.x.weight": torch.zeros(4)}, "cannot be built with"),
+        ({"reg_token": torch.zeros(1, 4, 64)}, "cannot be built with"),  # Meta's positions with timm's name of registers
+    ],
+)
+def test_a_dinov2_that_is_none_is_refused_in_a_sentence(
+    change: dict[str, torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    net = timm.create_model("vit_small_patch14_dinov2", embed_dim=64, depth=1, num_heads=1, img_size=98)
+    torch.save({**net.state_dict(), **change}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match=message):
+        load("dinov2-vit-s-14", tmp_path / "w.pth", size_px=112)
 
 
 def test_a_conversion_is_watched_through_views_and_changes_in_place() -> None:

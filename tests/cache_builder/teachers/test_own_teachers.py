@@ -220,3 +220,47 @@ def test_weights_that_were_given_stay_those_at_another_size(tmp_path: Path) -> N
     spec = load_teacher("timm:test_vit", TeacherOptions(weights=tmp_path / "w.pth")).spec
     larger = load_recorded(replace(spec), size_px=224).spec
     assert (larger.weights_sha256, larger.geometry.input_hw) == (spec.weights_sha256, (224, 224))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_args": {"foo": 1}}, "cannot be built with"),
+        ({"model_args": {"pretrained": True}}, "cannot be built with"),
+        ({"model_args": {"block_fn": "os:system"}}, "cannot be built with"),
+        ({"model_args": {"checkpoint_path": "/elsewhere"}}, "cannot be built with"),
+        ({"pretrained_cfg": {"input_size": [3, 0, 0]}}, "a height and a width"),
+        ({"pretrained_cfg": {"input_size": [160]}}, "a height and a width"),
+        ({"pretrained_cfg": {"mean": [0.5] * 4}}, "three numbers"),
+        ({"pretrained_cfg": {"mean": "half"}}, "three numbers"),
+        ({"pretrained_cfg": {"std": [0, 0, 0]}}, "above 0"),
+    ],
+)
+def test_a_configuration_that_describes_no_network_is_refused_in_a_sentence(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    timm_folder(tmp_path / "mine")
+    file = tmp_path / "mine" / "config.json"
+    config = json.loads(file.read_text())
+    config |= {key: config.get(key, {}) | value for key, value in change.items()}
+    if "pretrained_cfg" in change:
+        del config["model_args"]  # whose size counts
+    file.write_text(json.dumps(config))
+    with pytest.raises((ConfigError, TeacherWeightsError), match=message):
+        load_teacher(f"timm:local-dir:{tmp_path / 'mine'}", TeacherOptions())
+
+
+@pytest.mark.parametrize("name", ["local-dir:{other}", "hf-hub:somebody/model", "nonesuch", 3])
+def test_an_open_clip_folder_leads_timm_to_no_other_place(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, mine = tmp_path / "other", tmp_path / "mine"
+    timm_folder(other)
+    mine.mkdir()
+    name = name.format(other=other) if isinstance(name, str) else name
+    vision = {"timm_model_name": name, "image_size": 160, "timm_pool": "avg"}
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": {}}, "preprocess_cfg": {}}
+    (mine / "open_clip_config.json").write_text(json.dumps(config))
+    opened: list[Any] = []
+    monkeypatch.setattr(timm, "create_model", lambda *words, **_: opened.append(words))
+    with pytest.raises(ConfigError, match="which timm does not know"):
+        load_teacher(f"open_clip:local-dir:{mine}", TeacherOptions())
+    assert opened == []

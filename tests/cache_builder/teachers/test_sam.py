@@ -201,3 +201,34 @@ def test_a_preset_has_the_parameters_of_the_published_encoder(preset: TeacherPre
             img_size=1024, width=width, depth=depth, heads=heads, window=14, global_blocks=global_blocks, channels=256
         )
     assert preset.params == f"{sum(parameter.numel() for parameter in net.parameters()) / 1e6:.0f} M"
+
+
+def test_a_fine_tuning_that_resized_one_of_its_tables_is_refused(tmp_path: Path) -> None:
+    """SAM at 80 px: windows of 5 tokens fit, and the tables of the global blocks are still those of 256 px."""
+    state = small_sam(encoder(depth=6, global_blocks=(1, 4))).state_dict()
+    name = "image_encoder.pos_embed"
+    torch.save({**state, name: state[name][:, :5, :5]}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match="those of a map of 16 tokens a side, and pos_embed is that of 5"):
+        load(tmp_path / "w.pth")
+    everywhere = small_sam(encoder(global_blocks=(0, 1, 2, 3))).state_dict()
+    torch.save({**everywhere, name: everywhere[name][:, :8, :8]}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match="those of a map of 16 tokens a side, and pos_embed is that of 8"):
+        load(tmp_path / "w.pth")
+
+
+def test_windows_may_be_larger_than_the_map(tmp_path: Path) -> None:
+    sam = small_sam(encoder(img_size=64, window=5, depth=6, global_blocks=(1, 4)))
+    teacher = saved(sam, tmp_path / "w.pth")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(teacher(images).spatial, sam.image_encoder(images).permute(0, 2, 3, 1))
+
+
+def test_adapters_beside_an_encoder_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    sam = small_sam(encoder())
+    torch.save({**sam.state_dict(), "w_a_000.weight": torch.zeros(4, 64)}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match="1 tensors of adapters or prompts"):
+        load(tmp_path / "w.pth")
+    torch.save({**sam.state_dict(), "image_encoder.blocks.0.attn.rel_pos_h": torch.zeros(9)}, tmp_path / "w.pth")
+    with pytest.raises(TeacherWeightsError, match=r"rel_pos_h is \(9,\)"):
+        load(tmp_path / "w.pth")

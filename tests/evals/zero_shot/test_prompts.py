@@ -1,5 +1,6 @@
 """What classes are called."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,15 @@ def test_classes_that_are_mere_numbers_need_a_file(make_cache) -> None:
     with pytest.raises(ConfigError, match="numbers its 3 classes and does not name them"):
         class_phrases(images, None)
     assert int(np.max(images.labels)) == 2
+
+
+def test_numbers_that_are_identifiers_take_no_memory(make_cache, tmp_path: Path) -> None:
+    images = image_set(open_source(make_cache("bank", class_names=()).path), labelled=True)
+    images = replace(images, labels=images.labels + 10**9)
+    (tmp_path / "names.tsv").write_text("1000000000\ta\n1000000001\tb\n1000000002\tc\n")
+    for file in (None, tmp_path / "names.tsv"):
+        with pytest.raises(ConfigError, match="up to 1000000002"):
+            class_phrases(images, file)
 
 
 def test_the_papers_80_templates_or_the_users(tmp_path: Path) -> None:
