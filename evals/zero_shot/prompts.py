@@ -30,7 +30,7 @@ def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
     if not images.class_names and int(images.labels.max()) >= _MAX_NUMBERED:
         raise ConfigError(
             f"{images.place} numbers its classes up to {int(images.labels.max())} and does not name them: there would be a "
-            f"sentence for every number below that, and at most {_MAX_NUMBERED} classes are compared: number them from 0 without gaps"
+            f"sentence for every number below that, and at most {_MAX_NUMBERED} are compared: number them from 0 without gaps"
         )
     names = images.class_names or tuple(str(number) for number in range(int(images.labels.max()) + 1))
     if file is not None:
