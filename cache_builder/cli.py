@@ -347,6 +347,7 @@ def info(cache: str | Path, failures: bool, commands: bool) -> None:
     if commands:
         from cache_builder.build_command import build_commands
 
+        opened.teachers.refuse_unreadable()
         for command in build_commands(opened):
             click.echo(shlex.join(command))
         return

@@ -65,6 +65,14 @@ class ImageStatus(IntEnum):
     UNUSABLE = 2
 
 
+def refuse_teacher_name(name: str) -> None:
+    """Raise ConfigError for what cannot be the name of a teacher, and of its group in a cache."""
+    if not _TEACHER_NAME.match(name) or name == IMAGES_UNIT:
+        raise ConfigError(
+            f"teacher name {name!r:.60} cannot name a group: use lower case letters, digits, '.', '_', '-'"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Container:
     """Where image files lie. Keys start with `prefix`.
@@ -197,10 +205,7 @@ class TeacherSpec:
     loaded: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        if not _TEACHER_NAME.match(self.name) or self.name == IMAGES_UNIT:
-            raise ConfigError(
-                f"teacher name '{self.name:.60}' cannot name a group: use lower case letters, digits, '.', '_', '-'"
-            )
+        refuse_teacher_name(self.name)
         level = None if self.level_of is None else level_name(self.level_of, self.geometry.input_hw)
         if level != (self.name if "@" in self.name else None):
             raise ConfigError(

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, StoreError
 from radio_cache.local_storage import write_atomically
+from radio_cache.schema import refuse_teacher_name
 from radio_cache.strict_json import parse_json
 from trainer.distilled import (
     STARTING_SETTINGS,
@@ -178,11 +179,14 @@ def read_config(folder: Path, *, allow_modules: Iterable[str] = ()) -> tuple[Stu
     if sha256 is not None and not isinstance(sha256, str):
         raise _damaged(file, f"{WEIGHTS_SHA256} is no text")
     try:
-        return StudentConfig.from_json(data, allow_modules=allow_modules), sha256
+        config = StudentConfig.from_json(data, allow_modules=allow_modules)
+        for teacher in config.teachers:
+            refuse_teacher_name(teacher.name)  # it goes into lines of Python, on the screen and in model cards
     except ConfigError as exc:
         raise ConfigError(f"{file}: {exc}") from exc
     except ValueError as exc:
         raise _damaged(file, exc) from exc
+    return config, sha256
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -83,3 +83,15 @@ def test_the_fit_of_a_librarys_teacher_is_printed(ten_images: Path, tmp_path: Pa
     specs = [Cache(tmp_path / name).teachers["timm-test_vit"].spec for name in ("first.zarr", "second.zarr")]
     assert specs[0] == specs[1]
     assert specs[0].geometry.fit == "squash"
+
+
+def test_no_commands_are_printed_of_a_teacher_that_cannot_be_read(
+    fake_teachers: tuple[str, ...], ten_images: Path, tmp_path: Path
+) -> None:
+    place, name = tmp_path / "c.zarr", fake_teachers[0]
+    invoke(["build", "--images", str(ten_images), "--teacher", name, "--out", str(place)])
+    document = place / "teachers" / name / "zarr.json"
+    document.write_text(document.read_text().replace(name, "another"))
+    result = CliRunner().invoke(main, ["info", str(place), "--commands"])
+    assert result.exit_code == 1
+    assert "does not match its own checksum" in result.output

@@ -217,3 +217,16 @@ def test_an_hf_folder_that_names_code_is_refused(traces: Path, student: Path) ->
 def test_an_export_of_ones_own_network_says_how_to_load_it(student: Path, tmp_path: Path) -> None:
     report = export_student(student, tmp_path / "out", card=Card(pictures=()), allow_modules=["sent_by_somebody"])
     assert "allow_modules=['sent_by_somebody']" in "".join(report.exported[0].written.use)
+
+
+@pytest.mark.parametrize("name", ["a'], x=1)#\nimport os", "../up", "<script>", "A B", ""])
+def test_names_of_teachers_that_would_be_code_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    """They go into lines of Python, on the screen and in model cards, which people copy."""
+    save_student(build_distilled(OTHERS).eval(), tmp_path / "sent")
+    load_student(tmp_path / "sent")
+    folder = renamed(tmp_path / "sent", teachers=[{"name": name, "summary_dim": 4, "spatial_dim": 4}])
+    with pytest.raises(ConfigError, match="cannot name a group"):
+        load_student(folder)
+    result = CliRunner().invoke(export_main, ["--run", str(folder), "--out", str(tmp_path / "out"), "--no-picture"])
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert not (tmp_path / "out").exists()
