@@ -7,6 +7,7 @@ score true masks as wrong. Identifiers are therefore renumbered in memory; the f
 import contextlib
 import io
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,26 @@ def identifier(value: Any) -> str:
             raise TypeError(f"{value!r} is no identifier")
         value = int(value)
     return str(value)
+
+
+def image_path(images: Path, name: str) -> Path:
+    """Return where an image of a COCO file lies, without following links.
+
+    Args:
+        images: the folder that the user named.
+        name: `file_name` of the image, in a file that may come from anybody.
+
+    Raises:
+        EvalError: the name leads out of the folder.
+    """
+    folder = Path(os.path.abspath(images))  # noqa: PTH100  # resolve() would follow links, which are the user's own
+    path = Path(os.path.abspath(folder / name)) if "\0" not in name else folder  # noqa: PTH100
+    if folder not in path.parents:
+        raise EvalError(
+            f"the annotations name the image {name!r:.120}, which leads out of --images {images}: file names have to be those of "
+            "files below that folder"
+        )
+    return path
 
 
 def read_coco(file: Path) -> CocoFile:

@@ -27,7 +27,7 @@ from evals.errors import EvalError
 from evals.neighbours import Device
 from evals.paper import SAM_ROWS, PaperRow
 from evals.progress import Progress
-from evals.sam.coco_file import identifier
+from evals.sam.coco_file import identifier, image_path
 from evals.sam.instances import Instance, Instances, inner_points, next_point
 from evals.sam.protocol import PROTOCOLS, Protocol, ProtocolName
 from evals.segmentation.pictures import overlay, thumbnail
@@ -126,7 +126,7 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     judged = {name: _Judged() for name in predictors}
     drawn: list[tuple[Pane, ...]] = []
     for number, image_id in enumerate(ids):
-        image = _image(config.images / instances.file_name(image_id))
+        image = _image(image_path(config.images, instances.file_name(image_id)))
         truth = list(instances.of(image_id, (image.height, image.width), protocol))
         prompts: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
         masks = {

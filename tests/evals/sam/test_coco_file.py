@@ -12,7 +12,7 @@ from pycocotools import mask as run_length
 
 from evals.errors import EvalError
 from evals.sam import SamConfig, SamTable, run_sam, table
-from evals.sam.coco_file import identifier, read_coco
+from evals.sam.coco_file import identifier, image_path, read_coco
 from evals.sam.instances import next_point
 
 BOXES = [(1, 5, 5, 40, 40), (1, 60, 20, 50, 50), (2, 10, 10, 60, 60), (2, 80, 60, 40, 40)]
@@ -167,3 +167,14 @@ def test_the_next_point_is_in_the_larger_error_and_never_where_one_was_placed() 
     mask[5:16, 12:23] = True  # the false part is larger than the missing one
     assert next_point(truth, mask, []) == ((17.0, 10.0), False)
     assert next_point(truth, mask, [(17.0, 10.0)])[0] != (17.0, 10.0)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../other/a.jpg", "a/../../b.jpg", "", ".", "a\0b"])
+def test_names_of_images_lead_nowhere_else(name: str, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match="leads out of --images"):
+        image_path(tmp_path / "images", name)
+
+
+def test_names_of_images_may_have_folders_and_be_absolute(tmp_path: Path) -> None:
+    for name in ("a.jpg", "val/a.jpg", "val/../a.jpg", str(tmp_path / "val" / "a.jpg")):
+        assert image_path(tmp_path, name).suffix == ".jpg"
