@@ -56,6 +56,11 @@ def upright(image: Image.Image) -> Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation turns or mirrors the image on its way to upright."""
+    return _orientation(image) != 1
+
+
 def upright_hw(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image as `upright` will have them."""
     turned = not _turns_itself(image) and _orientation(image) >= 5

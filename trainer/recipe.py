@@ -210,6 +210,11 @@ class Recipe:
         weights = ("cos_weight", "l1_weight", "summary_weight", "spatial_weight")
         for name in ("weight_decay", "shift_tokens", "colour_jitter", *weights):
             self._at_least(name, getattr(self, name), 0)
+        if self.colour_jitter > 1:
+            raise ConfigError(
+                f"recipe '{self.name}': colour_jitter must be at most 1, not {self.colour_jitter}: it is a share, and colours "
+                "are multiplied by 1 - colour_jitter at least"
+            )
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"recipe '{self.name}': " + unknown_name(name, str(getattr(self, name)), known))

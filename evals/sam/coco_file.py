@@ -7,11 +7,12 @@ score true masks as wrong. Identifiers are therefore renumbered in memory; the f
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pycocotools.coco import COCO
 
@@ -82,7 +83,12 @@ def read_coco(file: Path) -> CocoFile:
         if not images or not annotations:
             raise EvalError(f"{file} lists no images, or no instances")
         for image in images:
-            _ = image["file_name"], int(image["height"]), int(image["width"])
+            if missing := [name for name in ("file_name", "height", "width") if image.get(name) is None]:
+                raise EvalError(f"{file}: image {image.get('id')!r:.80} has no {missing[0]}; every image states it")
+            for side in ("height", "width"):  # some writers use floats or text, which pycocotools cannot draw by
+                if (value := float(image[side])) < 1 or not value.is_integer():
+                    raise EvalError(f"{file}: {image['file_name']!r:.80} has the {side} {image[side]!r:.30}: no number of pixels")
+                image[side] = int(value)
         image_numbers = _numbers((image["id"] for image in images), "image", file)
         categories = [dict(category) for category in dataset.get("categories") or ()]
         category_numbers = _numbers((category["id"] for category in categories), "category", file)
@@ -123,6 +129,67 @@ def read_coco(file: Path) -> CocoFile:
     strays = len(annotations) - len(known)
     skipped = {"instances of images that the file does not list": strays} if strays else {}
     return CocoFile(coco, image_numbers, category_numbers, skipped)
+
+
+def checked_outline(outline: Any, image_hw: tuple[int, int]) -> Any:
+    """Return an annotation's `segmentation` in a form that pycocotools draws as meant.
+
+    Parts of fewer than three corners are dropped: they enclose nothing, and pycocotools takes four numbers for a box.
+    A single part may stand without its outer list, and corners as pairs.
+
+    Raises:
+        ValueError, TypeError: for half a corner, no part, or a run-length code that is not of exactly the image's pixels,
+            which pycocotools may read for ever.
+    """
+    if isinstance(outline, dict):
+        code = cast(dict[str, Any], outline)
+        height, width = (int(side) for side in code["size"])
+        counts: Any = code["counts"]
+        lengths = run_lengths(counts) if isinstance(counts, str) else [int(length) for length in counts]
+        if (height, width) != image_hw or min(lengths) < 0 or sum(lengths) != height * width:
+            raise ValueError("the run-length code is not of the image's pixels")
+        return {"size": [height, width], "counts": counts if isinstance(counts, str) else lengths}
+    if not isinstance(outline, list):
+        raise TypeError("an outline is a list of polygons, or a run-length code")
+    parts = cast(list[Any], outline)
+    if parts and not isinstance(parts[0], list):
+        parts = [parts]
+    polygons: list[list[float]] = []
+    for part in parts:
+        corners = [value for pair in part for value in pair] if part and isinstance(part[0], list) else part
+        polygon = [float(value) for value in corners]
+        if len(polygon) % 2 or not all(map(math.isfinite, polygon)):
+            raise ValueError("a polygon has an x without its y, or a corner that is no number")
+        if len(polygon) >= 6:
+            polygons.append(polygon)
+    if not polygons:
+        raise ValueError("no polygon has three corners")
+    return polygons
+
+
+def run_lengths(text: str) -> list[int]:
+    """Return the lengths that COCO's compressed run-length code states: five bits a character, from the third on as differences.
+
+    Raises:
+        ValueError: for text that is no such code.
+
+    Source: rleToString and rleFrString of the COCO API.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} is in no run-length code")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift or not lengths:
+        raise ValueError("the run-length code ends in the middle")
+    return lengths
 
 
 def _numbers(identifiers: Iterable[Any], noun: str, file: Path) -> dict[str, int]:

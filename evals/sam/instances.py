@@ -14,7 +14,7 @@ from pycocotools import mask as run_length
 
 from evals.errors import EvalError
 from evals.paper import is_coco_validation
-from evals.sam.coco_file import CocoFile, read_coco
+from evals.sam.coco_file import CocoFile, checked_outline, read_coco
 from evals.sam.protocol import PROTOCOLS, Protocol
 
 
@@ -43,12 +43,14 @@ class Instances:
     Attributes:
         left_out: reason -> how many instances were left out, as far as they were met.
         broken: annotations that cannot be drawn.
+        misplaced: instances whose box and outline hardly overlap, as far as they were met; one of the two is wrong.
     """
 
     file: Path
     contents: CocoFile
     left_out: dict[str, int] = field(default_factory=dict[str, int])
     broken: set[int] = field(default_factory=set[int])
+    misplaced: int = 0
 
     @classmethod
     def opened(cls, file: Path) -> "Instances":
@@ -95,16 +97,14 @@ class Instances:
             )
         for annotation in self.coco.imgToAnns[image]:
             try:
+                annotation["segmentation"] = checked_outline(annotation["segmentation"], image_hw)
                 with warnings.catch_warnings():
                     # pycocotools hands over arrays in a way that newer numpys deprecate.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     mask = np.asarray(self.coco.annToMask(annotation), np.bool_)
                 if mask.shape != image_hw:  # a run-length code has a size of its own
                     raise ValueError("the mask is of another size than the image")
-                # COCO's evaluation sorts by area, which some writers leave out, or write as null.
-                if annotation.get("area") is None:
-                    annotation["area"] = float(mask.sum())
-                area_px = float(annotation["area"])
+                area_px = annotation["area"] = _area_px(annotation.get("area"), mask)
                 annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
                 x, y, w, h = _box_xywh(annotation, mask)
             except Exception:  # pycocotools raises whatever its C code meets in a broken polygon or run-length code
@@ -117,6 +117,8 @@ class Instances:
             if area_px < 1 if protocol.file_area else not mask.any() or w <= 0 or h <= 0:
                 self._leave("instances of no pixel")
                 continue
+            if not annotation["iscrowd"] and _far_from_its_box(mask, (x, y, w, h)):
+                self.misplaced += 1
             yield Instance(int(annotation["id"]), int(annotation["category_id"]), (x, y, x + w, y + h), mask, area_px)
 
     def drop_broken(self) -> None:
@@ -128,6 +130,35 @@ class Instances:
 
     def _leave(self, reason: str) -> None:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
+
+
+_ROUNDED_PX = 4
+"""Side in pixels below which boxes of one object may differ by half from rounding alone."""
+
+
+def _area_px(stated: Any, mask: NDArray[np.bool_]) -> float:
+    """Return the area by which COCO's evaluation sorts: the file's, or that of the mask where the file states none.
+
+    Some writers leave it out, or write null, NaN, 0 or -1 for it.
+    """
+    area_px = float("nan") if stated is None else float(stated)
+    return area_px if np.isfinite(area_px) and area_px > 0 else float(mask.sum())
+
+
+def _far_from_its_box(mask: NDArray[np.bool_], box_xywh: tuple[float, float, float, float]) -> bool:
+    """Whether a box overlaps less than half with the box of the mask; tiny masks are left to rounding."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    drawn = np.zeros(4)
+    if len(rows):
+        drawn = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+    x, y, w, h = box_xywh
+    stated = np.array([x, y, x + max(0.0, w), y + max(0.0, h)])
+    if max(float((box[2:] - box[:2]).min()) for box in (drawn, stated)) < _ROUNDED_PX:
+        return False
+    sides = np.maximum(0, np.minimum(drawn, stated)[2:] - np.maximum(drawn, stated)[:2])
+    both = float(np.prod(sides))
+    either = float(np.prod(drawn[2:] - drawn[:2]) + np.prod(stated[2:] - stated[:2]))
+    return both < 0.5 * (either - both)
 
 
 def _box_xywh(annotation: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:

@@ -25,6 +25,7 @@ from cache_builder.teachers.weights import file_sha256
 from evals.encoders.named import run_names
 from evals.errors import EvalError
 from evals.neighbours import Device
+from evals.notes import counted
 from evals.paper import SAM_ROWS, PaperRow
 from evals.progress import Progress
 from evals.sam.coco_file import identifier, image_path
@@ -32,7 +33,7 @@ from evals.sam.instances import Instance, Instances, inner_points, next_point
 from evals.sam.protocol import PROTOCOLS, Protocol, ProtocolName
 from evals.segmentation.pictures import overlay, thumbnail
 from radio_cache.errors import ConfigError, ImageError
-from radio_cache.images import decode_image
+from radio_cache.images import decode_image, is_turned, open_image
 from radio_cache.torch import pick_device
 from radio_cache.view.picture_grid import Pane
 from trainer import load_student
@@ -125,8 +126,11 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     predictors = _predictors(config)
     judged = {name: _Judged() for name in predictors}
     drawn: list[tuple[Pane, ...]] = []
+    turned = 0
     for number, image_id in enumerate(ids):
-        image = _image(image_path(config.images, instances.file_name(image_id)))
+        path = image_path(config.images, instances.file_name(image_id))
+        image = _image(path)
+        turned += _turned(path)
         truth = list(instances.of(image_id, (image.height, image.width), protocol))
         prompts: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
         masks = {
@@ -144,7 +148,7 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     is_paper = _is_paper(config, instances)
     return SamTable(
         protocol=f"{images}; {config.protocol}: {protocol.description}", images=len(ids),
-        annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(_notes(config, instances, judged)),
+        annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(_notes(config, instances, judged, turned)),
         paper=SAM_ROWS if is_paper else (), pictures=tuple(drawn),
     )  # fmt: skip
 
@@ -157,10 +161,21 @@ def _is_paper(config: SamConfig, instances: Instances) -> bool:
     )  # fmt: skip
 
 
-def _notes(config: SamConfig, instances: Instances, judged: dict[str, _Judged]) -> Iterator[str]:
+def _notes(config: SamConfig, instances: Instances, judged: dict[str, _Judged], turned: int) -> Iterator[str]:
     """Yield what a reader of the table has to know."""
     for what, count in instances.left_out.items():
         yield f"Left out: {what} ({count:,})."
+    if instances.misplaced:
+        yield (
+            f"The box and the outline of {counted(instances.misplaced, 'instance overlaps', 'instances overlap')} by less than "
+            "half, so that one of the two is wrong, and so are the figures: boxes are x, y, width, height, and all are pixels "
+            "of the upright image."
+        )
+    if turned:
+        yield (
+            f"{counted(turned, 'image is', 'images are')} turned by an orientation tag: annotations are taken to be of the "
+            "upright image, as viewers show it."
+        )
     if config.protocol == "single-mask" and instances.is_coco_validation():
         yield (
             "The papers' rows follow EfficientViT-SAM's script (best of three masks, crowd regions included): "
@@ -328,6 +343,11 @@ def _image(path: Path) -> Image.Image:
         return decode_image(path.read_bytes())
     except (ImageError, OSError) as exc:
         raise EvalError(f"{path}: {exc}; --images is the folder that the annotations' file names are below") from exc
+
+
+def _turned(path: Path) -> bool:
+    with path.open("rb") as file, open_image(file) as image:
+        return is_turned(image)
 
 
 def _overlay(masks: Sequence[NDArray[np.bool_]], image: Image.Image) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evals.errors import EvalError
+from evals.text_files import text_lines
 from radio_cache.errors import ConfigError, ImageError
 from radio_cache.images import EXTENSIONS, MAX_PIXELS, decode_image, open_image, upright, upright_hw
 from radio_cache.reader import digest
@@ -25,6 +26,8 @@ _VOC = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _ADE_CLASSES = 150
+_MOST_CLASSES = 4096
+"""Far above any list of classes: larger ids stand for nobody, or for instances."""
 
 _STORED = re.compile(r"(?:L|1);(?P<bits>\d?)(?P<inverted>I?)R?\Z")
 """PIL's name for the way grey values lie in a file that it does not take as they are: "L;4", "L;2I", "1;I"."""
@@ -85,6 +88,11 @@ class MaskedImages:
                 "id is nobody's"
             )
         classes[nobody] = IGNORED
+        if classes.size and classes.max() > _MOST_CLASSES:
+            raise EvalError(
+                f"{path} holds the id {int(classes.max()) + self.format.first_id}; classes are at most {_MOST_CLASSES:,}. If it "
+                "is nobody's, say so by --ignore"
+            )
         return classes.astype(np.int16)
 
     def at(self, positions: NDArray[np.int64]) -> "MaskedImages":
@@ -106,8 +114,22 @@ class MaskedImages:
         found = IGNORED
         for position in range(len(self)):
             ids = np.unique(self._ids(position)).astype(np.int64)
+            if (beyond := ids[(ids != self.format.ignore) & (ids - self.format.first_id > _MOST_CLASSES)]).size:
+                raise EvalError(
+                    f"{self.masks[position]} holds the id {int(beyond[0])}; classes are at most {_MOST_CLASSES:,}. If it is "
+                    "nobody's, say so by --ignore"
+                )
             found = max(found, *(ids[ids != self.format.ignore] - self.format.first_id).tolist(), IGNORED)
         return found
+
+    def unlabelled_share(self) -> float:
+        """The share of all pixels that have no class: the number of --ignore, and numbers below the first class."""
+        pixels = unlabelled = 0
+        for position in range(len(self)):
+            ids = self._ids(position)
+            pixels += ids.size
+            unlabelled += int(((ids == self.format.ignore) | (ids < self.format.first_id)).sum())
+        return unlabelled / max(1, pixels)
 
     def identity(self) -> dict[str, str | int]:
         """Where they are, how many, and one hash over the hashes of all images and masks, for the record."""
@@ -245,7 +267,7 @@ def class_list(text: str | None) -> tuple[str, ...]:
         return tuple(f"class {number}" for number in range(int(text)))
     path = Path(text)
     if path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in text_lines(path, "--classes")]
     elif "," in text:
         names = [name.strip() for name in text.split(",")]
     else:

@@ -166,6 +166,11 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
             count = 1 + max(train.largest_class(), test.largest_class())
             if count == 0:
                 raise EvalError(f"{train.place}: no pixel of any mask has a class; all are {config.ignore} (--ignore)")
+            if count == 1:
+                raise EvalError(
+                    f"{train.place}: every pixel that counts is of class {config.first_id}, so that any answer is right; pixels "
+                    f"of {config.ignore} are nobody's (--ignore: give another number, such as -1, where that is a class)"
+                )
             names = class_list(str(count))
             train, test = (replace(pairs, format=replace(format, class_names=names)) for pairs in (train, test))
     return train.limited(config.limit, config.seed), test.limited(config.limit, config.seed)
@@ -281,6 +286,11 @@ def _notes(
     for pairs in (train, test):
         if pairs.left_out:
             notes.append(f"{counted(pairs.left_out, 'image', 'images')} of {pairs.place} without a mask left out.")
+    if unlabelled := test.unlabelled_share():
+        below = f", or below {test.format.first_id}" if test.format.first_id > 0 else ""
+        notes.append(
+            f"{unlabelled:.1%} of the pixels of the test masks have no class ({test.format.ignore}{below}), and are not scored."
+        )
     names = train.format.class_names
     compared = {row.name: sum(row.scores.pixels) for row in rows}
     most = max(compared, key=compared.__getitem__)

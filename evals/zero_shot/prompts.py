@@ -9,6 +9,7 @@ import open_clip
 from timm.data.imagenet_info import ImageNetInfo
 
 from evals.image_set import ImageSet
+from evals.text_files import text_lines
 from radio_cache.errors import ConfigError
 
 PAPER_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
@@ -46,7 +47,7 @@ def templates_from(file: Path | None) -> tuple[str, ...]:
     """The user's sentences, one a line with {} for the class; the paper's 80 without a file. Raises ConfigError."""
     if file is None:
         return PAPER_TEMPLATES
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in text_lines(file, "--templates") if line.strip()]
     if not lines:
         raise ConfigError(f"--templates {file} holds no sentence: one a line, with {{}} for the class")
     if lost := [line for line in lines if line.count("{}") != 1]:
@@ -73,17 +74,53 @@ def _imagenet_phrases() -> dict[str, str]:
 
 
 def _from_file(file: Path, names: Sequence[str]) -> tuple[str, ...]:
-    lines = [line.rstrip("\r\n") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if all("\t" in line for line in lines) and lines:
-        phrase_of = dict(line.split("\t", 1) for line in lines)
-        if missing := [name for name in names if name not in phrase_of]:
-            raise ConfigError(
-                f"--classes {file} has no line for {len(missing)} of the {len(names)} classes, such as {missing[0]}"
-            )
-        return tuple(phrase_of[name].strip() for name in names)
+    lines = text_lines(file, "--classes")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    tabbed = ["\t" in line for line in lines if line.strip()]
+    if any(tabbed):
+        if not all(tabbed):
+            raise ConfigError(f"--classes {file}: some lines have a tab and some have none: class<TAB>phrase on each, or on none")
+        return _by_class(file, [line for line in lines if line.strip()], names)
+    if blank := [number for number, line in enumerate(lines, start=1) if not line.strip()]:
+        raise ConfigError(f"--classes {file}: line {blank[0]} is empty; line n is the n-th class, so that none may be left out")
     if len(lines) != len(names):
         raise ConfigError(
             f"--classes {file} has {len(lines)} lines, the images have {len(names)} classes: one line for each, in their "
             "order, or lines of class<TAB>phrase"
         )
-    return tuple(line.strip() for line in lines)
+    phrases = tuple(line.strip() for line in lines)
+    _refuse_misplaced(file, phrases, names)
+    return phrases
+
+
+def _by_class(file: Path, lines: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    phrase_of: dict[str, str] = {}
+    for line in lines:
+        name, phrase = (part.strip() for part in line.split("\t", 1))
+        if not phrase:
+            raise ConfigError(f"--classes {file}: class '{name}' has no phrase behind the tab")
+        if phrase_of.setdefault(name, phrase) != phrase:
+            raise ConfigError(f"--classes {file} calls class '{name}' both '{phrase_of[name]}' and '{phrase}'")
+    if missing := [name for name in names if name not in phrase_of]:
+        raise ConfigError(
+            f"--classes {file} has no line for {len(missing)} of the {len(names)} classes, such as {missing[0]}"
+        )
+    return tuple(phrase_of[name] for name in names)
+
+
+def _refuse_misplaced(file: Path, phrases: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ConfigError where lines without tabs are plainly in another order than the classes, or begin with the class."""
+    if all(re.match(re.escape(name) + r"[\s,;:]+\S", phrase) for name, phrase in zip(names, phrases, strict=True)):
+        raise ConfigError(
+            f"--classes {file}: every line begins with its class, such as '{phrases[0]}', and the class would be part of the "
+            "sentence: put a tab behind it"
+        )
+    number_of = {form: number for number, name in enumerate(names) for form in (name.casefold(), _phrase(name).casefold())}
+    for number, phrase in enumerate(phrases):
+        other = number_of.get(phrase.casefold(), number)
+        if other != number and not names[other].isdecimal():
+            raise ConfigError(
+                f"--classes {file}: line {number + 1} is '{phrase}', which names class {other + 1} ({names[other]}), and class "
+                f"{number + 1} is {names[number]}: order the lines as the classes, or write class<TAB>phrase"
+            )

@@ -109,7 +109,6 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
     named = [one.name for one in cached]
     images, held_out = held_out_of(image_set(source, teachers=named, labelled=True), live)
     images = images.sampled(config.limit, config.seed)
-    notes += held_out
     parsed = parse_models(config.models, config.weights)
     models = list(zip(parsed, live, strict=False))  # those named come first, then those of runs
     students = [one for one in live[len(models) :] if isinstance(one, StudentEncoder)]
@@ -129,7 +128,7 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
             "nobody here speaks with a text tower: zero-shot needs a student of a CLIP-family teacher, such a teacher, or an "
             "open_clip model" + "".join(f"; {note}" for note in dict.fromkeys(notes))
         )
-    return _compared(spaces, images, config, notes, device, progress)
+    return _compared(spaces, images, config, [*held_out, *notes], device, progress)
 
 
 def _compared(
@@ -273,6 +272,9 @@ def likeliest(summaries: NDArray[np.float32], classifier: NDArray[np.float32], *
             f"{whose} gives summaries of {summaries.shape[1]} values, its text tower sentences of {classifier.shape[1]}: the "
             "weights of the text tower are not those of this teacher"
         )
+    if not np.isfinite(summaries).all():
+        broken = int((~np.isfinite(summaries).all(axis=1)).sum())
+        raise EvalError(f"{whose} gives summaries that are not finite for {broken:,} of {len(summaries):,} images")
     order = np.argsort(-(summaries @ classifier.T), axis=1, kind="stable")[:, :_PLACES]
     padded = np.full((len(order), _PLACES), -1, np.int64)
     padded[:, : order.shape[1]] = order

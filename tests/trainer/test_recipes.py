@@ -104,6 +104,7 @@ def test_impossible_recipes_are_refused_by_the_path_of_the_setting() -> None:
         ({"teacher_weights": {"clip": -1.0}}, "teacher_weights.clip must be at least 0 and finite, not -1.0"),
         ({"teacher_weights": {"clip": float("nan")}}, "teacher_weights.clip must be at least 0 and finite, not nan"),
         ({"teacher_summary_weights": {"clip": -0.5}}, "teacher_summary_weights.clip must be at least 0"),
+        ({"colour_jitter": 1.5}, "colour_jitter must be at most 1, not 1.5"),
         ({"summary_weight": float("inf")}, "summary_weight must be at least 0 and finite, not inf"),
     ],
 )

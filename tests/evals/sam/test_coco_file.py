@@ -12,7 +12,7 @@ from pycocotools import mask as run_length
 
 from evals.errors import EvalError
 from evals.sam import SamConfig, SamTable, run_sam, table
-from evals.sam.coco_file import identifier, image_path, read_coco
+from evals.sam.coco_file import identifier, image_path, read_coco, run_lengths
 from evals.sam.instances import next_point
 
 BOXES = [(1, 5, 5, 40, 40), (1, 60, 20, 50, 50), (2, 10, 10, 60, 60), (2, 80, 60, 40, 40)]
@@ -178,3 +178,94 @@ def test_names_of_images_lead_nowhere_else(name: str, tmp_path: Path) -> None:
 def test_names_of_images_may_have_folders_and_be_absolute(tmp_path: Path) -> None:
     for name in ("a.jpg", "val/a.jpg", "val/../a.jpg", str(tmp_path / "val" / "a.jpg")):
         assert image_path(tmp_path, name).suffix == ".jpg"
+
+
+def outline_of(x: int, y: int, w: int, h: int) -> list[float]:
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+def lengths_of(x: int, y: int, w: int, h: int) -> list[int]:
+    mask = np.zeros((120, 160), np.int8)
+    mask[y : y + h, x : x + w] = 1
+    return np.diff(np.r_[0, np.flatnonzero(np.diff(mask.ravel(order="F"))) + 1, mask.size]).tolist()
+
+
+def compressed(x: int, y: int, w: int, h: int) -> str:
+    return run_length.frPyObjects({"size": [120, 160], "counts": lengths_of(x, y, w, h)}, 120, 160)["counts"].decode()
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        lambda *box: [[box[0], box[1], box[0] + 9, box[1]], outline_of(*box)],
+        outline_of,
+        lambda *box: [np.reshape(outline_of(*box), (-1, 2)).tolist()],
+        lambda *box: {"size": [120.0, 160.0], "counts": [float(length) for length in lengths_of(*box)]},
+        lambda *box: {"size": [120, 160], "counts": compressed(*box)},
+    ],
+    ids=["line first", "flat", "pairs", "floats", "compressed"],
+)
+def test_outlines_of_other_writers_are_drawn_as_meant(
+    score: Callable[..., SamTable], outline: Callable[..., object]
+) -> None:
+    result = score([annotation(n, *box, segmentation=outline(*box[1:])) for n, box in enumerate(BOXES)])
+    assert (result.rows[0].instances, result.rows[0].miou, result.rows[0].ap, result.notes) == (4, 1.0, 1.0, ())
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [[5, 5, 45, 45]],
+        [[*outline_of(5, 5, 40, 40), 3]],
+        {"size": [120, 160], "counts": lengths_of(5, 5, 40, 40)[:-1]},
+        {"size": [160, 120], "counts": lengths_of(5, 5, 40, 40)},
+        {"size": [120, 160], "counts": compressed(5, 5, 40, 40)[:-1]},
+        {"size": [120, 160], "counts": f"b'{compressed(5, 5, 40, 40)}'"},
+    ],
+    ids=["line", "odd", "short", "turned", "cut", "bytes"],
+)
+def test_outlines_that_mean_nothing_are_left_out_and_counted(score: Callable[..., SamTable], outline: object) -> None:
+    result = score([annotation(1, *BOXES[0], segmentation=outline), annotation(2, *BOXES[1])])
+    assert (result.rows[0].instances, result.rows[0].ap) == (1, pytest.approx(1.0))
+    assert result.notes == ("Left out: instances whose outline or box is broken (1).",)
+
+
+@pytest.mark.parametrize("lengths", [[0, 19200], [7, 3, 200, 1, 18989], [1, 1, 1, 1, 1, 19195]])
+def test_compressed_lengths_are_those_of_pycocotools(lengths: list[int]) -> None:
+    code = run_length.frPyObjects({"size": [120, 160], "counts": lengths}, 120, 160)["counts"].decode()
+    assert run_lengths(code) == lengths
+
+
+@pytest.mark.parametrize("area", ["1600", 0, -1, float("nan")])
+def test_areas_as_text_or_without_meaning_do_not_change_the_score(score: Callable[..., SamTable], area: object) -> None:
+    (row,) = score([annotation(1, *BOXES[0], area=area), annotation(2, *BOXES[1])]).rows
+    assert (row.instances, row.miou, row.medium, row.ap) == (2, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("side", [120.0, "120"])
+def test_image_sizes_may_be_floats_or_text(score: Callable[..., SamTable], side: object) -> None:
+    images = [{"id": n, "file_name": f"{n}.png", "height": side, "width": 160} for n in (1, 2)]
+    assert score([annotation(n, *box) for n, box in enumerate(BOXES)], images=images).rows[0].ap == 1.0
+    with pytest.raises(EvalError, match="image 1 has no height"):
+        score([annotation(1, *BOXES[0])], images=[{"id": 1, "file_name": "1.png", "width": 160}])
+    with pytest.raises(EvalError, match=r"the height 120\.5: no number of pixels"):
+        score([annotation(1, *BOXES[0])], images=[{**images[0], "height": 120.5}])
+
+
+@pytest.mark.parametrize("bbox", [[60, 20, 110, 70], [0.375, 0.17, 0.31, 0.42]], ids=["corners", "shares"])
+def test_boxes_that_do_not_fit_their_outlines_are_said(score: Callable[..., SamTable], bbox: list[float]) -> None:
+    result = score([annotation(1, *BOXES[0]), annotation(2, *BOXES[1], bbox=bbox)])
+    assert "The box and the outline of 1 instance overlaps by less than half" in result.notes[0]
+
+
+def test_outlines_in_shares_of_the_image_are_said(score: Callable[..., SamTable]) -> None:
+    small = [value / 160 for value in outline_of(*BOXES[0][1:])]
+    assert "by less than half" in score([annotation(1, *BOXES[0], segmentation=[small])]).notes[0]
+
+
+def test_images_turned_by_their_tag_are_said(score: Callable[..., SamTable], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 3
+    Image.new("RGB", (160, 120)).save(tmp_path / "turned.jpg", exif=exif)
+    images = [{"id": 1, "file_name": "turned.jpg", "height": 120, "width": 160}]
+    assert score([annotation(1, *BOXES[0])], images=images).notes[0].startswith("1 image is turned by an orientation tag")

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from evals.errors import EvalError
 from evals.segmentation.masks import IGNORED, MaskFormat, ade20k, class_list, mask_folders, split, voc2012
+from evals.segmentation.table import SegmentConfig, masked_images
 from radio_cache.errors import ConfigError
 
 
@@ -212,3 +214,35 @@ def test_turned_images_and_masks_of_any_format_fit_each_other(
         7: lambda a: np.rot90(a, 2).T, 8: np.rot90,
     }[orientation]  # fmt: skip
     assert pairs.classes(0, (2, 3)).tolist() == back(np.arange(6).reshape(hw)).tolist()
+
+
+@pytest.mark.parametrize("names", [(), ("x", "y")])
+def test_ids_beyond_any_list_are_refused_and_never_wrap_round(tmp_path: Path, names: tuple[str, ...]) -> None:
+    save_pair(tmp_path, "a", np.array([[0, 1, 65535], [40000, 1, 0]]), mode="I;16")
+    with pytest.raises(EvalError, match=r"a\.png holds the id"):
+        _ = folders(tmp_path, class_names=names).classes(0, (2, 3))
+    with pytest.raises(EvalError, match=r"a\.png holds the id 40000; classes are at most 4,096"):
+        folders(tmp_path).largest_class()
+
+
+def test_pixels_without_a_class_are_counted(tmp_path: Path) -> None:
+    save_pair(tmp_path, "a", IDS)
+    assert folders(tmp_path).unlabelled_share() == pytest.approx(1 / 6)
+    assert folders(tmp_path, first_id=1).unlabelled_share() == pytest.approx(3 / 6)
+
+
+def test_masks_of_0_and_255_are_no_single_class_that_anybody_gets_right(tmp_path: Path) -> None:
+    for name in "ab":
+        save_pair(tmp_path, name, np.array([[0, 255], [255, 0]]))
+    config = SegmentConfig(train=(tmp_path / "images", tmp_path / "masks"), cache="unused")
+    with pytest.raises(EvalError, match="every pixel that counts is of class 0, so that any answer is right"):
+        masked_images(config)
+    assert masked_images(replace(config, ignore=-1))[0].format.class_names[-1] == "class 255"
+
+
+def test_a_list_with_a_byte_order_mark_and_windows_line_ends_is_the_same_list(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfsky\r\ngrass\r\n")
+    assert class_list(str(tmp_path / "names.txt")) == ("sky", "grass")
+    (tmp_path / "names.txt").write_bytes("café\nsky\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        class_list(str(tmp_path / "names.txt"))

@@ -61,3 +61,40 @@ def test_the_papers_80_templates_or_the_users(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=match):
             templates_from(file)
+
+
+def test_lists_from_windows_are_read_without_their_mark(tmp_path: Path) -> None:
+    images, file = folder(tmp_path / "i", "a", "b"), tmp_path / "names.txt"
+    for text in ("one\r\ntwo\r\n\r\n", "a\tone\r\n\r\nb\ttwo"):
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert class_phrases(images, file) == ("one", "two")
+    file.write_bytes("one {}\r\n".encode("utf-8-sig"))
+    assert templates_from(file) == ("one {}",)
+    file.write_bytes("café\n".encode("latin-1"))
+    for read in (lambda: class_phrases(images, file), lambda: templates_from(file)):
+        with pytest.raises(ConfigError, match="is not UTF-8 text"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("cat house\n\ndog house\nowl house\n", "line 2 is empty"),
+        ("dog\ncat\nbig owl\n", "line 1 is 'dog', which names class 3"),
+        ("big_owl: owl\ncat cat one\ndog, dog one\n", "every line begins with its class"),
+        ("cat\tone\ndog two\nbig_owl\tthree\n", "some lines have a tab"),
+        ("cat\tone\ndog\t\nbig_owl\tthree\n", "'dog' has no phrase"),
+        ("cat\tone\ndog\ttwo\nbig_owl\tthree\ncat\tfour\n", "calls class 'cat' both 'one' and 'four'"),
+    ],
+)
+def test_lists_that_would_give_classes_wrong_names_are_refused(tmp_path: Path, text: str, match: str) -> None:
+    images, file = folder(tmp_path / "i", "big_owl", "cat", "dog"), tmp_path / "names.txt"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        class_phrases(images, file)
+
+
+def test_names_in_the_order_of_the_classes_may_be_the_classes_themselves(tmp_path: Path) -> None:
+    images, file = folder(tmp_path / "i", "big_owl", "cat", "dog"), tmp_path / "names.txt"
+    file.write_text("big owl\nCat\na dog\n")
+    assert class_phrases(images, file) == ("big owl", "Cat", "a dog")

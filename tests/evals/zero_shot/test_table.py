@@ -19,6 +19,7 @@ from evals.cli import main
 from evals.errors import EvalError
 from evals.zero_shot import ZeroShotConfig, run_zero_shot, text_tower
 from evals.zero_shot.classifier import text_classifier
+from evals.zero_shot.table import likeliest
 from evals.zero_shot.text_tower import TextTower
 from radio_cache.errors import ConfigError, ShapeError, TeacherWeightsError
 from radio_cache.testing import write_images
@@ -180,3 +181,9 @@ def test_a_class_is_the_mean_of_unit_vectors(tmp_path: Path) -> None:
     )
     found = text_classifier(tower, ["x"], ["{} one", "{} two"], tmp_path, device=torch.device("cpu"))
     np.testing.assert_allclose(found, [[2**-0.5, 2**-0.5]], rtol=1e-6)
+
+
+def test_summaries_that_are_not_finite_are_never_ranked() -> None:
+    summaries = np.array([[1.0, 0.0], [np.nan, 0.0]], np.float32)
+    with pytest.raises(EvalError, match="x gives summaries that are not finite for 1 of 2 images"):
+        likeliest(summaries, np.eye(2, dtype=np.float32), whose="x")
