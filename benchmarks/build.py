@@ -37,27 +37,27 @@ from safetensors.torch import save as safetensors_bytes
 from stages_apart import stages_apart
 from torch import Tensor
 
-from cache_builder.allocator import keep_blocks
-from cache_builder.batch_size import CPU_BATCH
 from cache_builder.build import BuildConfig, build_cache
-from cache_builder.calibrate import wanted_codec
-from cache_builder.cluster import local_crew
-from cache_builder.device_work import CodeBatch, DeviceWork, streams_of
-from cache_builder.shard_work import run_shards
-from cache_builder.shown import Shown, shown
-from cache_builder.stages import StageSeconds
+from cache_builder.pipeline.batch_size import CPU_BATCH
+from cache_builder.pipeline.calibrate import wanted_codec
+from cache_builder.pipeline.device import CodeBatch, DeviceWork, streams_of
+from cache_builder.pipeline.shards import run_shards
+from cache_builder.pipeline.timing import StageSeconds
+from cache_builder.pipeline.views import Shown, shown
 from cache_builder.teachers import FAMILIES, TEACHERS, ComputeDtype, TeacherOptions, load_teacher
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import file_sha256
+from cache_builder.workers.allocator import keep_blocks
+from cache_builder.workers.cluster import local_crew
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecName, CodecRequest
-from radio_cache.crops import patch_geometry
-from radio_cache.prefetch import ahead
+from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.geometry.crops import patch_geometry
+from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_receipt
-from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
-from radio_cache.shards import crc32c
+from radio_cache.shards.encoding import crc32c
 from radio_cache.writer import compressed
 
 BAR = 1.05

@@ -26,20 +26,20 @@ import zstandard
 from numpy.typing import NDArray
 
 import radio_cache
-from cache_builder.demo_images import DemoImagesConfig, bundled_photos, make_demo_images
-from cache_builder.preprocess import teacher_input, view_pixels
+from cache_builder.demo.images import DemoImagesConfig, bundled_photos, make_demo_images
+from cache_builder.pipeline.preprocess import teacher_input, view_pixels
 from cache_builder.sources.folder import walk_folder
 from cache_builder.teachers import load_teacher
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.codecs.klt_zstd import split
-from radio_cache.crops import valid_hw
 from radio_cache.errors import CodecError
-from radio_cache.fidelity import measure
-from radio_cache.images import decode_image
-from radio_cache.moments import Moments
-from radio_cache.phi_s import Affine, phi_s
-from radio_cache.shards import encode_shard
+from radio_cache.geometry.crops import valid_hw
+from radio_cache.images.decode import decode_image
+from radio_cache.shards.encoding import encode_shard
+from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.moments import Moments
+from radio_cache.statistics.phi_s import Affine, phi_s
 
 Maps = NDArray[np.float32]
 """(images, h, w, c)"""

@@ -20,7 +20,7 @@ import torch
 import zstandard
 
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.moments import Moments
+from radio_cache.statistics.moments import Moments
 from radio_cache.torch.encode import MapEncoder
 
 BAR = 0.05

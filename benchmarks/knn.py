@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 import radio_cache
-from evals.neighbours import NeighbourSearch
+from evals.knn.search import NeighbourSearch
 
 K = 20
 PIECE_ROWS = 1 << 14

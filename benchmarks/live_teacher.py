@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_builder.preprocess import teacher_input
+from cache_builder.pipeline.preprocess import teacher_input
 from cache_builder.teachers import load_recorded
-from radio_cache.crops import crop_weights, rescaled_box_xyxy
+from radio_cache.geometry.crops import crop_weights, rescaled_box_xyxy
 from radio_cache.reader import Cache
 from radio_cache.torch import crop_maps
-from trainer.batch import LevelPart, TeacherPart
-from trainer.data import CodeReader, CropData, Crops, student_pixels
-from trainer.targets import TargetMaker, Targets
+from trainer.data.batch import LevelPart, TeacherPart
+from trainer.data.crops import CodeReader, CropData, Crops, student_pixels
+from trainer.objective.targets import TargetMaker, Targets
 
 
 class LiveData(CropData):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from radio_cache.local_storage import LocalStorage
+from radio_cache.format.schema import CacheMeta, Container, Failure, Receipt, StoredFile
 from radio_cache.receipts import write_log
-from radio_cache.schema import CacheMeta, Container, Failure, Receipt, StoredFile
+from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import fake_spec
 from radio_cache.writer import ImageIndex, add_teacher, create_cache
 

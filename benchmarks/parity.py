@@ -24,11 +24,11 @@ from segment_anything import SamPredictor, sam_model_registry
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
-from cache_builder.preprocess import teacher_input, view_pixels
+from cache_builder.pipeline.preprocess import teacher_input, view_pixels
 from cache_builder.teachers import TeacherOptions, TeacherPreset, find_teacher, find_weights, load_teacher
 from cache_builder.teachers.random_weights import random_weights
 from cache_builder.teachers.state_dict import read_state_dict
-from radio_cache.crops import valid_hw
+from radio_cache.geometry.crops import valid_hw
 
 NAMES = (
     "openai-clip-vit-l-14-336", "open_clip:ViT-B-16-SigLIP2-256/webli", "dinov2-vit-b-14-reg", "dinov3-vit-b-16",

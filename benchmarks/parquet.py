@@ -27,7 +27,7 @@ import sys, time
 import numpy as np
 from cache_builder.sources import list_images
 from radio_cache import parquet_images
-from radio_cache.image_files import read_image
+from radio_cache.images.containers import read_image
 
 place, order, how, most = sys.argv[1:]
 started = time.perf_counter()

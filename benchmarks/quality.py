@@ -37,24 +37,24 @@ from live_teacher import LiveData, LiveTargets
 from PIL import Image
 from torch import Tensor
 
-from cache_builder.allocator import keep_blocks
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
-from cache_builder.calibrate import wanted_codec
+from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import TeacherOptions
+from cache_builder.workers.allocator import keep_blocks
 from radio_cache.codecs.calibrate import CodecRequest
-from radio_cache.crops import BoxXYXY
-from radio_cache.extra_views import ViewSampling
+from radio_cache.geometry.crops import BoxXYXY
+from radio_cache.geometry.views import ViewSampling
 from radio_cache.reader import Cache
-from trainer.batch import Batch, student_images
-from trainer.data import CropData, student_pixels
-from trainer.order import FullOrder
-from trainer.processes import Processes
-from trainer.recipe import Recipe, everywhere
-from trainer.recipes import quick
-from trainer.targets import TargetMaker
+from trainer.data.batch import Batch, student_images
+from trainer.data.crops import CropData, student_pixels
+from trainer.data.sampler import FullOrder
+from trainer.distributed.processes import Processes
+from trainer.objective.targets import TargetMaker
+from trainer.recipes.presets import quick
+from trainer.recipes.recipe import Recipe, everywhere
+from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
-from trainer.training_run import TrainingRun
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 TEACHER, SIZES, STUDENT_PX, BATCH = "efficientnet-lite0", (96, 128, 192), 64, 64

@@ -20,8 +20,8 @@ import zarr
 
 import radio_cache
 from radio_cache.codecs import Half
+from radio_cache.format.schema import CacheMeta, Container
 from radio_cache.reader import Cache
-from radio_cache.schema import CacheMeta, Container
 from radio_cache.testing import fake_spec
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 

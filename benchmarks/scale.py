@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cache_builder.teachers import TEACHERS
-from radio_cache.cli_support import human_bytes
+from radio_cache.terminal.output import human_bytes
 
 IMAGES = (1_000_000, 100_000_000, 1_000_000_000)
 BITS = {"half": 16.0, "packed 0.99": 3.8, "zstd 0.99": 3.0}

@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from segment_anything import sam_model_registry
 
-from cache_builder.demo_images import DemoImagesConfig, bundled_photos, make_demo_images, own_photos
+from cache_builder.demo.images import DemoImagesConfig, bundled_photos, make_demo_images, own_photos
 
 LONG_SIDE_PX, TONES = 256, 3
 TRAINING_PARTS = 2 / 3

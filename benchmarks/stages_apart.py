@@ -9,11 +9,11 @@ from multiprocessing.synchronize import Barrier
 
 import torch
 
-from cache_builder.allocator import keep_blocks
-from cache_builder.device_work import DeviceWork
-from cache_builder.shown import shown
-from cache_builder.stages import StageSeconds
+from cache_builder.pipeline.device import DeviceWork
+from cache_builder.pipeline.timing import StageSeconds
+from cache_builder.pipeline.views import shown
 from cache_builder.teachers import TeacherOptions, load_teacher
+from cache_builder.workers.allocator import keep_blocks
 from radio_cache.reader import Cache
 
 

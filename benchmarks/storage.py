@@ -38,12 +38,12 @@ from numpy.typing import NDArray
 from storage_peers import PEERS, Layout, Reader, Rows
 from storage_report import BATCHES, COLLATE, LIBRARY, LIBRARY_READ, RING, RING_COPYING, Figure, keep, write_report
 
-from radio_cache import native_batch
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.hadamard import hadamard
-from radio_cache.moments import Moments
+from radio_cache.prefetch.buffers import Ring
 from radio_cache.reader import Cache
-from radio_cache.ring import Ring
+from radio_cache.shards import native as native_batch
+from radio_cache.statistics.hadamard import hadamard
+from radio_cache.statistics.moments import Moments
 from radio_cache.testing import fake_spec
 
 BATCH = 32

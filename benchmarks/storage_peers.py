@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.codecs import Codec
-from radio_cache.local_storage import LocalStorage
-from radio_cache.page_memory import page_array
+from radio_cache.format.schema import CacheMeta, Container, TeacherSpec
+from radio_cache.prefetch.page_memory import page_array
 from radio_cache.reader import Cache
-from radio_cache.schema import CacheMeta, Container, TeacherSpec
-from radio_cache.shard_batches import Verify
+from radio_cache.shards.batch import Verify
+from radio_cache.storage.local import LocalStorage
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
 Array = NDArray[Any]

@@ -34,15 +34,15 @@ from live_teacher import LiveData, LiveTargets
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
-from radio_cache.stored_pixels import PixelStore
-from trainer.batch import TeacherPart
-from trainer.data import CodeReader, CropData, Crops
-from trainer.feed import Fed, Waits
-from trainer.processes import Processes
-from trainer.recipe import everywhere
-from trainer.recipes import quick
+from radio_cache.images.stored import PixelStore
+from trainer.data.batch import TeacherPart
+from trainer.data.crops import CodeReader, CropData, Crops
+from trainer.data.loader import Fed, Waits
+from trainer.distributed.processes import Processes
+from trainer.recipes.presets import quick
+from trainer.recipes.recipe import everywhere
+from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
-from trainer.training_run import TrainingRun
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.jsonl"
 PLOT = Path("docs/assets/train-speed.png")

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache_builder.batch_size import with_batch, with_shared_batch
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_log import BuildLog
 from cache_builder.build_output import (
     Say,
     as_recorded,
@@ -22,12 +20,10 @@ from cache_builder.build_output import (
     unless_another_was_faster,
 )
 from cache_builder.computed_with import begun_batch, notes_on_rest, recorded_batch, refuse_other_batch
-from cache_builder.crew import Crew
-from cache_builder.image_access import ImageAccess
-from cache_builder.shard_task import ShardTask, build_shard
-from cache_builder.sources import Listing, list_for, record_listing
-from cache_builder.sources.listing import with_recorded_prefixes
-from cache_builder.teacher_run import (
+from cache_builder.pipeline.batch_size import with_batch, with_shared_batch
+from cache_builder.pipeline.image_access import ImageAccess
+from cache_builder.pipeline.log import BuildLog
+from cache_builder.pipeline.passes import (
     TeacherResult,
     join_teacher,
     missing_shards,
@@ -36,11 +32,15 @@ from cache_builder.teacher_run import (
     scan_images,
     tell_unusable,
 )
+from cache_builder.sources import Listing, list_for, record_listing
+from cache_builder.sources.listing import with_recorded_prefixes
 from cache_builder.teachers import find_teacher, find_weights, load_found
 from cache_builder.teachers.base import Teacher
-from radio_cache.files_there import FilesThere, refuse_missing_files
+from cache_builder.workers.pool import Crew
+from cache_builder.workers.worker import ShardTask, build_shard
+from radio_cache.checks.presence import FilesThere, refuse_missing_files
+from radio_cache.format.schema import IMAGES_UNIT, TeacherSpec, unit_group
 from radio_cache.reader import Cache, is_cache
-from radio_cache.schema import IMAGES_UNIT, TeacherSpec, unit_group
 from radio_cache.writer import refuse_occupied
 
 

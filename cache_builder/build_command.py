@@ -9,9 +9,9 @@ from cache_builder.sources.recorded import recorded_request
 from cache_builder.teachers import ALIASES, TEACHERS, recorded_name
 from cache_builder.teachers.preset import COMPILED
 from radio_cache.codecs.calibrate import CodecRequest
-from radio_cache.images import MAX_PIXELS
+from radio_cache.images.decode import MAX_PIXELS
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.storage import is_url
+from radio_cache.storage.base import is_url
 
 
 def build_commands(cache: Cache, out: str | None = None) -> list[list[str]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from cache_builder.sources import Request, Selection
 from cache_builder.teachers import TeacherOptions, cache_group
 from radio_cache.errors import ConfigError
-from radio_cache.images import MAX_PIXELS
-from radio_cache.schema import level_name
-from radio_cache.stored_pixels import PixelStore
+from radio_cache.format.schema import level_name
+from radio_cache.images.decode import MAX_PIXELS
+from radio_cache.images.stored import PixelStore
 
 SHARD_IMAGES = 128
 """Images in a shard, unless somebody asks for another number."""
@@ -24,7 +24,7 @@ class BuildConfig:
 
     shard_images: images in a shard, the unit of work and of retry. batch_images: images in one forward pass; None takes what a
     teacher was begun with, or BATCH_IMAGES; auto_batch: have that found for each new teacher on its device instead
-    (`cache_builder.batch_size`).
+    (`cache_builder.pipeline.batch_size`).
     filters, shuffle_seed, limit: which images, in what order (`Selection`). member: which member of a sample in a tar is the
     photo. rescan: list the sources even if they look unchanged since the cache was made. max_pixels: larger images are refused.
     threads: for reading and decoding.

@@ -14,8 +14,8 @@ from cache_builder.teachers import cache_group
 from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
 from radio_cache.errors import NotACacheError, StaleCacheError
+from radio_cache.format.schema import CacheMeta, Container, TeacherSpec
 from radio_cache.reader import Cache, is_cache
-from radio_cache.schema import CacheMeta, Container, TeacherSpec
 from radio_cache.writer import create_cache, grow_cache, refuse_remains
 
 Say = Callable[[str], None]

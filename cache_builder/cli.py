@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from cache_builder.align_error_cli import align_error
-from cache_builder.copy_cli import copy
-from cache_builder.plan_cli import human_seconds, plan_command
-from cache_builder.verify_cli import repair, verify
-from cache_builder.view_cli import view
+from cache_builder.commands.align_error import align_error
+from cache_builder.commands.copy import copy
+from cache_builder.commands.plan import human_seconds, plan_command
+from cache_builder.commands.verify import repair, verify
+from cache_builder.commands.view import view
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup, SectionedCommand
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable_lines, say, table
-from radio_cache.images import MAX_PIXELS
+from radio_cache.images.decode import MAX_PIXELS
 from radio_cache.reader import Cache
+from radio_cache.terminal.help import HELP_SETTINGS, OrderedGroup, SectionedCommand
+from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable_lines, say, table
 
 if TYPE_CHECKING:
     from cache_builder.build import BuildReport
-    from cache_builder.crew import Crew
+    from cache_builder.workers.pool import Crew
 
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
@@ -269,11 +269,11 @@ def build(
     are left out and named; they never stop a build. Where none can be read, or too many cannot, the build stops, and the same
     command goes on. More teachers can be added to a cache later.
     """
-    from cache_builder.allocator import keep_blocks
     from cache_builder.build import build_cache
-    from cache_builder.cluster import workplace
-    from cache_builder.options import build_config
-    from radio_cache.drift import drifts
+    from cache_builder.commands.build_options import build_config
+    from cache_builder.workers.allocator import keep_blocks
+    from cache_builder.workers.cluster import workplace
+    from radio_cache.checks.fidelity_loss import drifts
 
     options |= {"out": out, "teachers": teachers}
     build_config(**options, device="cpu", threads=threads)  # errors, before anybody waits
@@ -316,7 +316,7 @@ main.add_command(plan_command(build, BUILD_SECTIONS))
 def _build_table(report: "BuildReport") -> Table:
     """What a build did: a line a teacher."""
     from radio_cache.codecs import codec_label
-    from radio_cache.info import cosine
+    from radio_cache.view.info import cosine
 
     cache = report.cache
     usable = cache.num_images - report.unusable
@@ -341,7 +341,7 @@ def _build_table(report: "BuildReport") -> Table:
 @plain_errors(on_interrupt="")
 def info(cache: str | Path, failures: bool, commands: bool) -> None:
     """Say what is in CACHE: teachers, sizes, bytes per image, how complete it is."""
-    from radio_cache.info import describe, describe_failures
+    from radio_cache.view.info import describe, describe_failures
 
     opened = Cache(cache)
     if commands:
@@ -382,7 +382,7 @@ def relocate(cache: str | Path, images: tuple[str, ...]) -> None:
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def drop(cache: str | Path, teacher: str, yes: bool) -> None:
     """Remove one TEACHER and all it wrote from CACHE. The others stay as they are."""
-    from radio_cache.verify import drop_teacher, teacher_bytes
+    from radio_cache.checks.verify import drop_teacher, teacher_bytes
 
     opened = Cache(cache)
     stored = teacher_bytes(opened, teacher)
@@ -408,7 +408,7 @@ def teachers(names: tuple[str, ...], as_json: str | None) -> None:
     NAME: teachers of any library (timm:MODEL, open_clip:MODEL/WEIGHTS) to list instead: input, how much of a photo each sees,
     licence.
     """
-    from cache_builder.teacher_table import named_table, photo_shares, size_table, teachers_json, weights_table
+    from cache_builder.commands.teachers import named_table, photo_shares, size_table, teachers_json, weights_table
 
     if names:
         if as_json is not None:
@@ -454,7 +454,7 @@ def demo(images: Path | None, out: Path) -> None:
     Cuts photographs into crops, runs three ImageNet-trained teachers over them once, trains a small student from the
     cache alone, compares all of them by k-NN, and writes one HTML page with the table, the losses and pictures.
     """
-    from cache_builder.demo import DemoConfig, run_demo
+    from cache_builder.demo.run import DemoConfig, run_demo
 
     report = run_demo(DemoConfig(out=out, images=images), say=lambda text: click.echo(printable_lines(text)))
     spent = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in report.seconds.items())

@@ -12,9 +12,9 @@ import torch
 
 from cache_builder.build_config import BuildConfig
 from radio_cache.errors import StaleCacheError
+from radio_cache.format.schema import TeacherSpec
 from radio_cache.reader import Cache
 from radio_cache.receipts import unfinished_shards
-from radio_cache.schema import TeacherSpec
 
 BATCH = "batch_images"
 DEVICE = "device"

@@ -8,11 +8,11 @@ import numpy as np
 from cache_builder.sources.places import named_places, sources_at
 from cache_builder.sources.recorded import note_moved
 from radio_cache.errors import ConfigError, ImageError, StaleCacheError
-from radio_cache.image_files import read_image
-from radio_cache.layout import root_document
+from radio_cache.format.documents import root_document
+from radio_cache.format.schema import Container
+from radio_cache.format.zarr_json import DOCUMENT
+from radio_cache.images.containers import read_image
 from radio_cache.reader import Cache, digest
-from radio_cache.schema import Container
-from radio_cache.zarr_documents import DOCUMENT
 
 COMPARED_IMAGES = 64
 """Images whose digests are compared, spread over the cache; a build compares every image that it reads."""

@@ -11,8 +11,8 @@ from evals.commands.throughput import throughput
 from evals.commands.vlm import vlm
 from evals.commands.zero_shot import zero_shot
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS, OrderedGroup
-from radio_cache.cli_support import allow_module_option
+from radio_cache.terminal.help import HELP_SETTINGS, OrderedGroup
+from radio_cache.terminal.output import allow_module_option
 
 
 @click.group(

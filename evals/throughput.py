@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from evals.charts import Point, scatter_chart
 from evals.encoders.base import LiveEncoder, Measurable
 from evals.encoders.gathered import live_encoders
 from evals.errors import EvalError
-from evals.neighbours import Device
-from evals.progress import Progress
+from evals.knn.search import Device
+from evals.shared.charts import Point, scatter_chart
+from evals.shared.progress import Progress
 from radio_cache.errors import ConfigError
 from radio_cache.torch import pick_device
 

@@ -1,8 +1,8 @@
 """radio-cache: the store of teacher features, its codecs and its crop geometry. Needs no torch, dask or faiss."""
 
 from radio_cache.errors import RadioCacheError
+from radio_cache.format.schema import CacheMeta, TeacherSpec
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.schema import CacheMeta, TeacherSpec
 
 __all__ = ["Cache", "CacheMeta", "CachedTeacher", "RadioCacheError", "TeacherSpec"]
 __distribution__ = "radio-cache"  # by which `radio_cache.start` knows our packages

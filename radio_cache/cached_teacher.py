@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.arrays.group import group_attributes
+from radio_cache.arrays.plain import PlainArray
+from radio_cache.arrays.verified import damaged_file, unit_array
 from radio_cache.codecs import Codec, codec_from_json, refuse_unknown
-from radio_cache.conversion import Conversion, conversion_of
-from radio_cache.crops import valid_hw
 from radio_cache.errors import (
     CorruptShardError,
     MissingRowsError,
@@ -20,11 +21,7 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.extra_views import View, whole_view
-from radio_cache.fidelity import Fidelity, after, combined
-from radio_cache.group_attributes import group_attributes
-from radio_cache.known_shards import ShardLayout
-from radio_cache.layout import (
+from radio_cache.format.documents import (
     crop_document,
     flipped_document,
     spatial_document,
@@ -32,9 +29,7 @@ from radio_cache.layout import (
     stats_widths,
     summary_document,
 )
-from radio_cache.plain_arrays import PlainArray
-from radio_cache.receipts import read_receipt
-from radio_cache.schema import (
+from radio_cache.format.schema import (
     ARRAYS_CRC32C,
     MAX_ROW_BYTES,
     TRANSFORM,
@@ -43,11 +38,16 @@ from radio_cache.schema import (
     check_limit,
     unit_group,
 )
-from radio_cache.shard_batches import Verify
-from radio_cache.shard_reader import ShardReader
-from radio_cache.shards import crc32c
-from radio_cache.unit_arrays import damaged_file, unit_array
-from radio_cache.zarr_documents import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference
+from radio_cache.format.transcoding import Conversion, conversion_of
+from radio_cache.format.zarr_json import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference
+from radio_cache.geometry.crops import valid_hw
+from radio_cache.geometry.views import View, whole_view
+from radio_cache.receipts import read_receipt
+from radio_cache.shards.batch import Verify
+from radio_cache.shards.encoding import crc32c
+from radio_cache.shards.index_cache import ShardLayout
+from radio_cache.shards.reader import ShardReader
+from radio_cache.statistics.fidelity import Fidelity, after, combined
 
 if TYPE_CHECKING:
     from radio_cache.reader import Cache

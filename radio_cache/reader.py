@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.arrays.group import NoGroupError, group_attributes
+from radio_cache.arrays.verified import unit_array
 from radio_cache.cached_teacher import CachedTeacher, Teachers
 from radio_cache.errors import (
     ConfigError,
@@ -23,16 +25,14 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.group_attributes import NoGroupError, group_attributes
-from radio_cache.image_files import read_image
-from radio_cache.image_index import ImageIndex, refuse_unfounded
-from radio_cache.layout import images_documents
+from radio_cache.format.documents import images_documents
+from radio_cache.format.schema import IMAGES_UNIT, MAX_IMAGE_PIXELS, CacheMeta, Failure, Receipt
+from radio_cache.format.zarr_json import DOCUMENT
+from radio_cache.images.containers import read_image
+from radio_cache.images.index import ImageIndex, refuse_unfounded
+from radio_cache.images.stored import StoredPixels
 from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows
-from radio_cache.schema import IMAGES_UNIT, MAX_IMAGE_PIXELS, CacheMeta, Failure, Receipt
-from radio_cache.storage import Storage, open_storage
-from radio_cache.stored_pixels import StoredPixels
-from radio_cache.unit_arrays import unit_array
-from radio_cache.zarr_documents import DOCUMENT
+from radio_cache.storage.base import Storage, open_storage
 
 if TYPE_CHECKING:
     import zarr
@@ -177,7 +177,7 @@ class Cache:
 
         least_px: as of `decode_image`. Raises ImageError as that does.
         """
-        from radio_cache.images import decode_image
+        from radio_cache.images.decode import decode_image
 
         own = max_pixels_of_any_cache()
         try:
@@ -254,7 +254,7 @@ def max_pixels_of_any_cache() -> int:
 
     Raises ConfigError if the environment says something else than a number.
     """
-    from radio_cache.images import MAX_PIXELS
+    from radio_cache.images.decode import MAX_PIXELS
 
     text = os.environ.get(MAX_PIXELS_VARIABLE, str(MAX_PIXELS))
     if not text.isdecimal() or not 0 < int(text) <= MAX_IMAGE_PIXELS:

@@ -11,12 +11,20 @@ from PIL import Image
 
 from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.crops import Fit, ViewGeometry, patch_geometry
-from radio_cache.fidelity import Fidelity
-from radio_cache.images import decode_image
-from radio_cache.moments import Moments
+from radio_cache.format.schema import (
+    IMAGENET_PIXELS,
+    IMAGES_UNIT,
+    CacheMeta,
+    Container,
+    Failure,
+    ImageStatus,
+    TeacherSpec,
+)
+from radio_cache.geometry.crops import Fit, ViewGeometry, patch_geometry
+from radio_cache.images.decode import decode_image
 from radio_cache.reader import Cache, digest
-from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus, TeacherSpec
+from radio_cache.statistics.fidelity import Fidelity
+from radio_cache.statistics.moments import Moments
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
 FakeTeachers = Mapping[str, tuple[int | None, int]]

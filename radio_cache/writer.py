@@ -16,13 +16,17 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from radio_cache.arrays.plain import stored_bytes
 from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import CorruptShardError, NotACacheError, StaleCacheError
-from radio_cache.image_index import ImageIndex, index_columns, index_group
-from radio_cache.layout import INDEX_CHUNK, images_documents, index_documents, root_document, teacher_documents
-from radio_cache.local_storage import TEMPORARY, sync_folder, write_atomically
-from radio_cache.plain_arrays import stored_bytes
-from radio_cache.schema import (
+from radio_cache.format.documents import (
+    INDEX_CHUNK,
+    images_documents,
+    index_documents,
+    root_document,
+    teacher_documents,
+)
+from radio_cache.format.schema import (
     ARRAYS_CRC32C,
     ATTRIBUTES_KEY,
     IMAGES_UNIT,
@@ -35,9 +39,11 @@ from radio_cache.schema import (
     receipts_folder,
     unit_group,
 )
-from radio_cache.shards import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
-from radio_cache.storage import Storage, open_storage
-from radio_cache.zarr_documents import DOCUMENT, attributes_of, group_document, shape_of, with_shape
+from radio_cache.format.zarr_json import DOCUMENT, attributes_of, group_document, shape_of, with_shape
+from radio_cache.images.index import ImageIndex, index_columns, index_group
+from radio_cache.shards.encoding import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
+from radio_cache.storage.base import Storage, open_storage
+from radio_cache.storage.local import TEMPORARY, sync_folder, write_atomically
 
 Place = Storage | str | Path
 """Where a cache lies: an open storage, a path or a URL."""

@@ -109,8 +109,8 @@ AsStudent = Callable[..., nn.Module]
 @pytest.fixture
 def as_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsStudent:
     """Students whose network is a big model's own encoder, and whose heads do nothing: nothing must tell them from it."""
-    from trainer.adaptors import TeacherWidths
-    from trainer.distilled import StudentConfig, build_distilled
+    from trainer.model.adaptors import TeacherWidths
+    from trainer.model.student import StudentConfig, build_distilled
 
     (tmp_path / "library_encoder.py").write_text(OWN_FILE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,9 +1,9 @@
 """Stage 2: students, adaptor heads, losses, recipes, and the trainer that reads cached features."""
 
-from trainer.distilled import DistilledStudent, StudentConfig
-from trainer.export import load_student
 from trainer.loop import TrainReport, train
-from trainer.recipe import Recipe
+from trainer.model.files import load_student
+from trainer.model.student import DistilledStudent, StudentConfig
+from trainer.recipes.recipe import Recipe
 from trainer.train_config import TrainConfig
 
 __all__ = ["DistilledStudent", "Recipe", "StudentConfig", "TrainConfig", "TrainReport", "load_student", "train"]

@@ -13,8 +13,10 @@ import click
 from rich.console import RenderableType
 
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS, SectionedCommand
-from radio_cache.cli_support import (
+from radio_cache.errors import ConfigError
+from radio_cache.reader import Cache
+from radio_cache.terminal.help import HELP_SETTINGS, SectionedCommand
+from radio_cache.terminal.output import (
     INTERRUPTED,
     PLACE,
     allow_module_option,
@@ -24,12 +26,10 @@ from radio_cache.cli_support import (
     say,
     table,
 )
-from radio_cache.errors import ConfigError
-from radio_cache.reader import Cache
 
 if TYPE_CHECKING:
-    from trainer.distilled import StudentConfig
-    from trainer.recipe import Recipe
+    from trainer.model.student import StudentConfig
+    from trainer.recipes.recipe import Recipe
 
 TERMINATED = 143
 """Exit code after SIGTERM or Ctrl-C with a checkpoint saved; schedulers requeue on it."""
@@ -38,7 +38,7 @@ TERMINATED = 143
 def _help_on_names(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
     """`--student help` and `--recipe help`, before anything else is asked for."""
     if name == "help":
-        from trainer import names
+        from trainer.recipes import help as names
 
         for part in names.students() if option.name == "student" else names.recipes():
             console().print(part, soft_wrap=isinstance(part, str))
@@ -215,11 +215,11 @@ class RecipeFlags(TypedDict):
 
 
 def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "RecipeFlags") -> "Recipe":
-    from trainer.defaults import suited
-    from trainer.distilled import STARTING_SETTINGS
-    from trainer.recipe import everywhere
-    from trainer.recipes import find_recipe, quick
-    from trainer.settings import with_settings
+    from trainer.model.student import STARTING_SETTINGS
+    from trainer.recipes.auto import suited
+    from trainer.recipes.overrides import with_settings
+    from trainer.recipes.presets import find_recipe, quick
+    from trainer.recipes.recipe import everywhere
     from trainer.students import is_of_timm
 
     pairs = [text.partition("=") for text in asked["settings"]]
@@ -262,7 +262,7 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
 
 def _start(folder: Path, *, pretrained: bool) -> "StudentConfig":
     """What the finished student of --init is."""
-    from trainer.export import holds_student, read_config
+    from trainer.model.files import holds_student, read_config
 
     if pretrained:
         raise ConfigError("--init and --pretrained exclude each other: a student starts with one set of weights")
@@ -292,8 +292,8 @@ def _own_gpu(device: str) -> str:
 
 def loss_table(out: Path) -> RenderableType | None:
     """Losses per teacher at the first and at the last log line; None where the log was lost."""
-    from trainer.metrics import read_lines
-    from trainer.run_folder import METRICS_FILE
+    from trainer.monitoring.metrics import read_lines
+    from trainer.run.folder import METRICS_FILE
 
     lines = read_lines(out / METRICS_FILE)
     if not lines:
@@ -321,8 +321,8 @@ def _saying_where_it_stands(out: Path) -> Generator[None]:
 
 
 def _standing(out: Path) -> str:
-    from trainer.checkpoint import checkpoints
-    from trainer.run_folder import CHECKPOINTS, RUN_FILE
+    from trainer.run.checkpoint import checkpoints
+    from trainer.run.folder import CHECKPOINTS, RUN_FILE
 
     try:
         saved = checkpoints(out / CHECKPOINTS)

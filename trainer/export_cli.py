@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from radio_cache import __version__
-from radio_cache.cli_help import HELP_SETTINGS, Command
-from radio_cache.cli_support import allow_module_option, plain_errors, printable
+from radio_cache.terminal.help import HELP_SETTINGS, Command
+from radio_cache.terminal.output import allow_module_option, plain_errors, printable
 
 FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
 

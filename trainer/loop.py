@@ -11,18 +11,18 @@ from types import FrameType
 
 import torch
 
-from radio_cache.cli_support import ProgressLine
-from trainer.checkpoint import Progress, restore_last, save_checkpoint, telling_what_is_whole
-from trainer.export import holds_student
-from trainer.memory import telling_what_to_turn_down
-from trainer.metrics import Log
-from trainer.processes import Processes
-from trainer.recipe_text import described
-from trainer.run_folder import CHECKPOINTS, refuse_lost
+from radio_cache.terminal.output import ProgressLine
+from trainer.distributed.processes import Processes
+from trainer.model.files import holds_student
+from trainer.monitoring.metrics import Log
+from trainer.monitoring.wandb_log import WandbLog, refuse_missing_package
+from trainer.recipes.summary import described
+from trainer.run.checkpoint import Progress, restore_last, save_checkpoint, telling_what_is_whole
+from trainer.run.evaluation import Watch
+from trainer.run.folder import CHECKPOINTS, refuse_lost
+from trainer.run.memory import telling_what_to_turn_down
+from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
-from trainer.training_run import TrainingRun
-from trainer.wandb_log import WandbLog, refuse_missing_package
-from trainer.watch import Watch
 
 
 @dataclass(frozen=True)

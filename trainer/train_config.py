@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.recipe import Recipe
-from trainer.shard_cache import DEFAULT_BYTES
+from trainer.data.shard_cache import DEFAULT_BYTES
+from trainer.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from cache_builder.build import BuildConfig, build_cache
-from cache_builder.cluster import local_crew
-from cache_builder.crew import Crew
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
+from cache_builder.workers.cluster import local_crew
+from cache_builder.workers.pool import Crew
 from radio_cache import __version__
 
 TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")

@@ -36,15 +36,15 @@ from damage import FOLDER, Changes, Damage, accident, forgery, kind_of_file, two
 from rich.console import Console
 
 from radio_cache import Cache, RadioCacheError
+from radio_cache.checks.verify import VerifyReport, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ImageError
-from radio_cache.info import describe, describe_failures
-from radio_cache.local_storage import LocalStorage
-from radio_cache.object_storage import ObjectStorage
 from radio_cache.receipts import compact_receipts
-from radio_cache.storage import Storage
+from radio_cache.storage.base import Storage
+from radio_cache.storage.buckets import ObjectStorage
+from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
-from radio_cache.verify import VerifyReport, verify_cache
+from radio_cache.view.info import describe, describe_failures
 
 SHARD_IMAGES = 4
 TEACHERS: dict[str, tuple[int | None, int]] = {"half": (6, 8), "int8": (None, 5), "packed": (4, 20), "zstd": (None, 10)}

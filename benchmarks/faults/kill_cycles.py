@@ -42,10 +42,10 @@ from small_writer import (
 from steps import Steps
 
 from radio_cache import Cache
-from radio_cache.local_storage import LocalStorage
+from radio_cache.checks.verify import repair_cache, verify_cache
+from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.reader import is_cache
-from radio_cache.schema import IMAGES_UNIT
-from radio_cache.verify import repair_cache, verify_cache
+from radio_cache.storage.local import LocalStorage
 
 # ---------------------------------------------------------------- looking at what is left
 

@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache import Cache, TeacherSpec
+from radio_cache.checks.verify import drop_teacher
 from radio_cache.codecs import Codec, Half, KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.errors import NotACacheError
-from radio_cache.local_storage import LocalStorage
+from radio_cache.format.schema import IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus
 from radio_cache.reader import is_cache
 from radio_cache.receipts import compact_receipts, drop_outdated_receipt, drop_receipt, unfinished_shards
-from radio_cache.schema import IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus
+from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import fake_spec
-from radio_cache.verify import drop_teacher
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache, grow_cache
 
 SHARD_IMAGES = 6

@@ -10,7 +10,7 @@ from typing import Any
 
 from damage import kind_of_file
 
-from radio_cache.local_storage import TEMPORARY
+from radio_cache.storage.local import TEMPORARY
 
 
 class Steps:

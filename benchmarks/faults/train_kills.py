@@ -26,9 +26,9 @@ import torch
 from safetensors.torch import load_file
 
 from radio_cache import __version__
-from trainer.checkpoint import checkpoints
-from trainer.recipe import Group, Recipe, Stage
-from trainer.recipes import am_radio
+from trainer.recipes.presets import am_radio
+from trainer.recipes.recipe import Group, Recipe, Stage
+from trainer.run.checkpoint import checkpoints
 
 FIRST = ("efficientnet-lite0", "efficientnet-lite1")
 SECOND = ("efficientnet-lite2",)

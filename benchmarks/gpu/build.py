@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from build import BAR, Measured, RandomViT, bare, built, listed, prepared, random_preset, shares, verdict
 
-from cache_builder.shown import shown
+from cache_builder.pipeline.views import shown
 from cache_builder.teachers import FAMILIES, TEACHERS
-from radio_cache.cli_support import human_bytes
+from radio_cache.terminal.output import human_bytes
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from cache_builder.copying.config import CopyConfig
 from cache_builder.copying.repack import Repacking, choose_codec, repacking_of
 from cache_builder.copying.shard import Copying, copy_shard
 from radio_cache import __version__
-from radio_cache.cli_support import ProgressLine, human_bytes
 from radio_cache.codecs import codec_label
 from radio_cache.errors import (
     ConfigError,
@@ -21,12 +20,13 @@ from radio_cache.errors import (
     UnsupportedFormatError,
     unknown_name,
 )
-from radio_cache.image_index import ImageIndex, index_columns, index_group
-from radio_cache.prefetch import ahead
+from radio_cache.format.schema import ARRAYS_CRC32C, IMAGES_UNIT, CacheMeta
+from radio_cache.images.index import ImageIndex, index_columns, index_group
+from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache, CachedTeacher, is_cache
 from radio_cache.receipts import compact_receipts, unfinished_shards
-from radio_cache.schema import ARRAYS_CRC32C, IMAGES_UNIT, CacheMeta
-from radio_cache.storage import absolute_place
+from radio_cache.storage.base import absolute_place
+from radio_cache.terminal.output import ProgressLine, human_bytes
 from radio_cache.writer import add_teacher, create_cache
 
 Say = Callable[[str], None]

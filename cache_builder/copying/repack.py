@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.calibrate import sample_rows
+from cache_builder.pipeline.calibrate import sample_rows
 from radio_cache.codecs import KltPacked, KltZstd, codec_label
 from radio_cache.codecs.calibrate import CodecRequest, Packing, calibrate_klt
-from radio_cache.conversion import CONVERSION, Conversion
-from radio_cache.crops import valid_tokens
 from radio_cache.errors import CodecError, MissingRowsError
-from radio_cache.fidelity import token_errors
+from radio_cache.format.transcoding import CONVERSION, Conversion
+from radio_cache.geometry.crops import valid_tokens
 from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.statistics.fidelity import token_errors
 
 EXTRA_LOSS = 0.25
 """Encoding again may lose this part of what was lost before, unless a fidelity is asked for."""

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.copying.repack import Klt, repack, tokens_on_images
+from radio_cache.checks.verify import file_difference
 from radio_cache.codecs import Half
 from radio_cache.errors import CorruptShardError
-from radio_cache.fidelity import PERFECT, Fidelity, combined, from_cosines
-from radio_cache.layout import PIXELS
-from radio_cache.moments import power_sums
+from radio_cache.format.documents import PIXELS
+from radio_cache.format.schema import IMAGES_UNIT, Failure, Receipt, StoredFile, unit_group
+from radio_cache.images.stored import chunk_of
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.schema import IMAGES_UNIT, Failure, Receipt, StoredFile, unit_group
-from radio_cache.stored_pixels import chunk_of
-from radio_cache.verify import file_difference
+from radio_cache.statistics.fidelity import PERFECT, Fidelity, combined, from_cosines
+from radio_cache.statistics.moments import power_sums
 from radio_cache.writer import ShardWriter
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.found import Found, nowhere
+from cache_builder.sources.columns import Found, nowhere
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.image_files import listed_place
-from radio_cache.storage import is_url
+from radio_cache.images.containers import listed_place
+from radio_cache.storage.base import is_url
 
 CSV, TSV = ".csv", ".tsv"
 TABLES = (CSV, TSV)

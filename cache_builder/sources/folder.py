@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_builder.sources.found import Found, PassedFiles, nowhere, numbered
+from cache_builder.sources.columns import Found, PassedFiles, nowhere, numbered
 from radio_cache.errors import SourceError
-from radio_cache.file_bytes import kind_of_file
-from radio_cache.images import EXTENSIONS
-from radio_cache.remote_files import Tell
+from radio_cache.images.decode import EXTENSIONS
+from radio_cache.images.files import kind_of_file
+from radio_cache.images.remote import Tell
 
 _LONGEST_NAME = 256
 _USUAL_PATH_MAX = 4096

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.found import numbered
+from cache_builder.sources.columns import numbered
 
 MAX_LABEL = 2**31 - 1
 """The highest class number that an index can hold."""

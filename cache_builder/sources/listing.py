@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_builder.sources.columns import Found, joined_labels, sparse_numbers_named, without_empty_classes
 from cache_builder.sources.file_list import list_file_list
 from cache_builder.sources.folder import found_in, listed_tree, walk_folder
-from cache_builder.sources.found import Found, joined_labels, sparse_numbers_named, without_empty_classes
-from cache_builder.sources.opened import read_source
+from cache_builder.sources.open_file import read_source
 from cache_builder.sources.parquet import list_parquet
 from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at, with_member
 from cache_builder.sources.recorded import (
@@ -26,14 +26,14 @@ from cache_builder.sources.recorded import (
 )
 from cache_builder.sources.selection import Selection
 from cache_builder.sources.webdataset import list_tar
-from radio_cache.cli_support import CountLine
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.images import EXTENSIONS
-from radio_cache.prefetch import ahead
+from radio_cache.format.schema import CacheMeta, Container
+from radio_cache.images.decode import EXTENSIONS
+from radio_cache.images.remote import Tell
+from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
-from radio_cache.remote_files import Tell
-from radio_cache.schema import CacheMeta, Container
-from radio_cache.storage import is_url
+from radio_cache.storage.base import is_url
+from radio_cache.terminal.output import CountLine
 from radio_cache.writer import ImageIndex
 
 _EVERYTHING = Selection()

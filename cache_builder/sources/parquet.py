@@ -13,12 +13,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_builder.sources.columns import Found, nowhere, unique_names
 from cache_builder.sources.file_list import LABEL_NAMES, PATH_NAMES, found_at_places, is_there
-from cache_builder.sources.found import Found, nowhere, unique_names
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.parquet_images import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet, path_column
-from radio_cache.storage import is_url
+from radio_cache.images.parquet import MAX_GROUP_BYTES, is_plain, leaf_array, open_parquet, path_column
+from radio_cache.storage.base import is_url
 
 _IMAGE_NAMES = ("image.bytes", "image", "img.bytes", "img", "jpg.bytes", "jpg", "png.bytes", "png", "bytes")
 """Columns that are taken for the images where there are several of bytes and no other sign; the first of them counts."""

@@ -12,8 +12,8 @@ from cache_builder.sources import file_list
 from cache_builder.sources.folder import has_image_name
 from cache_builder.sources.samples import member_endings
 from radio_cache.errors import ConfigError, SourceError
-from radio_cache.remote_files import WEB, Tell, list_remote
-from radio_cache.storage import is_url
+from radio_cache.images.remote import WEB, Tell, list_remote
+from radio_cache.storage.base import is_url
 
 Kind = Literal["folder", "tar", "list", "parquet"]
 

@@ -17,12 +17,12 @@ from typing import Any, cast
 from cache_builder.sources.places import named_places
 from cache_builder.sources.selection import Selection
 from radio_cache.errors import ConfigError, SourceError, StoreError
-from radio_cache.prefetch import ahead
+from radio_cache.format.strict_json import parse_json
+from radio_cache.format.zarr_json import MAX_DOCUMENT_BYTES
+from radio_cache.images.remote import remote_status
+from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
-from radio_cache.remote_files import remote_status
-from radio_cache.storage import is_url
-from radio_cache.strict_json import parse_json
-from radio_cache.zarr_documents import MAX_DOCUMENT_BYTES
+from radio_cache.storage.base import is_url
 
 FILE = "listing.json"
 """Below the root of a cache; whoever removes it makes the next build list again."""

@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple, Self, cast, final
 
 from cache_builder.sources.folder import has_image_name
 from radio_cache.errors import SourceError
-from radio_cache.sparse_members import HEADER_ERRORS, expanded
+from radio_cache.images.sparse_members import HEADER_ERRORS, expanded
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE_BYTES = 2 * _BLOCK_BYTES
@@ -40,7 +40,7 @@ _OTHER_FORMATS = (
 
 class TarMember(NamedTuple):
     """A file in a tar. offset, length: of its bytes; of a sparse file the range from its first header on, length negated
-    (`radio_cache.sparse_members`)."""
+    (`radio_cache.images.sparse_members`)."""
 
     name: str
     offset: int

@@ -11,14 +11,14 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_builder.sources.columns import Found, PassedFiles, counted, unique_names
 from cache_builder.sources.folder import has_image_name
-from cache_builder.sources.found import Found, PassedFiles, counted, unique_names
 from cache_builder.sources.labels import parse_label, parse_labels
-from cache_builder.sources.opened import open_source
+from cache_builder.sources.open_file import open_source
 from cache_builder.sources.samples import Samples, stem_of
 from cache_builder.sources.tar_members import PassedOver, TarMember, read_member, tar_members
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.remote_files import Tell
+from radio_cache.images.remote import Tell
 
 _MAX_CLS_BYTES = 64
 _MAX_JSON_BYTES = 1 << 24

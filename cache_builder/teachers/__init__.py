@@ -12,7 +12,7 @@ from cache_builder.teachers.presets import ALIASES, TEACHERS, TRUNK
 from cache_builder.teachers.weights import find_weights, first_line
 from radio_cache.allowed_modules import refuse_unless_allowed
 from radio_cache.errors import ConfigError, RadioCacheError, TeacherWeightsError, UnknownTeacherError, unknown_name
-from radio_cache.schema import TeacherSpec, level_name
+from radio_cache.format.schema import TeacherSpec, level_name
 
 if TYPE_CHECKING:
     from cache_builder.teachers.base import Teacher

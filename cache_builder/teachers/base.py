@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from radio_cache.schema import TeacherSpec
+from radio_cache.format.schema import TeacherSpec
 
 
 class Features(NamedTuple):

@@ -29,8 +29,8 @@ from cache_builder.teachers.probe import probe
 from cache_builder.teachers.state_dict import load_exactly
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import looks_like
-from radio_cache.crops import patch_geometry
-from radio_cache.schema import TeacherSpec
+from radio_cache.format.schema import TeacherSpec
+from radio_cache.geometry.crops import patch_geometry
 
 
 @final

@@ -24,9 +24,9 @@ from cache_builder.teachers.state_dict import (
 )
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
-from radio_cache.crops import patch_geometry
 from radio_cache.errors import TeacherWeightsError
-from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.geometry.crops import patch_geometry
 
 _HEAD_WIDTH = 64  # of every DINOv2
 _PATCH_PX = 14  # of the published ones

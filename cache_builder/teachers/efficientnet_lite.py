@@ -15,8 +15,8 @@ from cache_builder.teachers.presets import EFFICIENTNET_LITES
 from cache_builder.teachers.state_dict import SETS_BEFORE, TIMM_SETS, load_exactly, read_weights_file
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import looks_like, published_twin
-from radio_cache.crops import ViewGeometry
-from radio_cache.schema import Normalisation, TeacherSpec
+from radio_cache.format.schema import Normalisation, TeacherSpec
+from radio_cache.geometry.crops import ViewGeometry
 
 _CROP_SHARE = {224: 0.875, 240: 0.882, 260: 0.89}  # timm's crop_pct of the three models at their own sizes
 _HALVINGS = 5

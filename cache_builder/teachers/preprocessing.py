@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
-from radio_cache.crops import Fit, Interpolation, ViewGeometry
 from radio_cache.errors import ConfigError
-from radio_cache.schema import Normalisation
+from radio_cache.format.schema import Normalisation
+from radio_cache.geometry.crops import Fit, Interpolation, ViewGeometry
 
 _TIMM_FITS: dict[str, Fit] = {"center": "crop", "squash": "squash"}
 _MAX_SIDE_PX = 1 << 14

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from radio_cache.crops import Fit
-from radio_cache.extra_views import ViewSampling
+from radio_cache.geometry.crops import Fit
+from radio_cache.geometry.views import ViewSampling
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -102,7 +102,7 @@ class TeacherOptions:
     """What a user may change about a teacher; None keeps the preset's value.
 
     weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
-    codec: what goes into the spec until the codec is calibrated (`cache_builder.calibrate.wanted_codec`); empty leaves
+    codec: what goes into the spec until the codec is calibrated (`cache_builder.pipeline.calibrate.wanted_codec`); empty leaves
     the choice to the build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
     views: of each image, the whole one among them; extra ones are drawn as view_sampling says. compiled: by torch.compile.
     as_before: load as it was done while specs did not say what was loaded, for a cache whose spec has no `loaded`.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from cache_builder.teachers.preset import OutputShape, TeacherPreset, TimmChoices, WeightsSource
-from radio_cache.crops import Fit
+from radio_cache.geometry.crops import Fit
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")

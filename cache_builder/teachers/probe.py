@@ -10,8 +10,8 @@ from cache_builder.teachers.base import Features
 from cache_builder.teachers.preprocessing import Preprocessing
 from cache_builder.teachers.token_centres import token_centres
 from cache_builder.teachers.weights import first_line
-from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError
+from radio_cache.geometry.crops import ViewGeometry
 
 
 class Probed(NamedTuple):

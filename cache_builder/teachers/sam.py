@@ -25,9 +25,9 @@ from cache_builder.teachers.state_dict import (
 )
 from cache_builder.teachers.weights import describe_source, file_sha256
 from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
-from radio_cache.crops import patch_geometry
 from radio_cache.errors import ConfigError, TeacherWeightsError
-from radio_cache.schema import Normalisation, TeacherSpec
+from radio_cache.format.schema import Normalisation, TeacherSpec
+from radio_cache.geometry.crops import patch_geometry
 
 _PUBLISHED = {
     "vit_h": (1280, 32),

@@ -37,7 +37,7 @@ from cache_builder.teachers.traced_conversion import is_position_table, resized_
 from cache_builder.teachers.weights import describe_source, file_sha256, first_line
 from cache_builder.teachers.wrong_weights import looks_like
 from radio_cache.errors import ConfigError, TeacherWeightsError
-from radio_cache.schema import TeacherSpec
+from radio_cache.format.schema import TeacherSpec
 
 _SUMMARY_TOKENS = "radio_model.summary_idxs"
 

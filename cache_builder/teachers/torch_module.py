@@ -20,9 +20,9 @@ from cache_builder.teachers.state_dict import TIMM_SETS, below_prefix, load_exac
 from cache_builder.teachers.token_centres import TokenCentres, token_centres
 from cache_builder.teachers.weights import describe_source, file_sha256, first_line
 from radio_cache.allowed_modules import import_class
-from radio_cache.crops import ViewGeometry
 from radio_cache.errors import ConfigError
-from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.geometry.crops import ViewGeometry
 
 
 @final

@@ -19,9 +19,9 @@ from evals.encoders import recorded_teacher
 from radio_cache.reader import Cache
 from radio_cache.view import PcaColours
 from trainer import DistilledStudent, StudentConfig, load_student
-from trainer.adaptors import TeacherWidths
-from trainer.distilled import backbone_and_heads, build_distilled
 from trainer.dropins import sam_with_student
+from trainer.model.adaptors import TeacherWidths
+from trainer.model.student import backbone_and_heads, build_distilled
 from trainer.students.base import CLIP_MEAN, CLIP_STD
 
 HERE = Path(__file__).parent

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from evals.commands.shared import AGAIN, IMAGES, Drawn, ProgressLines, compared, drawn, json_option, write_record
-from radio_cache.cli_support import PLACE, console, plain_errors, table
+from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
-    from evals.knn_table import KnnTable
+    from evals.knn.table import KnnTable
 
 PAPER_K, PAPER_TEMPERATURE = 20, 0.07
-"""Defaults of `evals.knn`, repeated for the help; a test compares them."""
+"""Defaults of `evals.knn.vote`, repeated for the help; a test compares them."""
 
 
 @click.command()
@@ -40,7 +40,7 @@ def knn(
 
     Nothing is trained: every image is classified by the labels of the k images whose summaries are most like its own.
     """
-    from evals.knn_table import KnnConfig, run_knn
+    from evals.knn.table import KnnConfig, run_knn
 
     config = KnnConfig(bank=bank, queries=queries, k=k, sweep=sweep, temperature=temperature, **encoders)
     with ProgressLines() as progress:

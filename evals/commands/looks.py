@@ -21,13 +21,13 @@ from evals.commands.shared import (
     seed_option,
     write_record,
 )
-from radio_cache.cli_support import PLACE, console, plain_errors, table
-from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture, write_output
+from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture, write_output
+from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
-    from evals.mode_switch import ModeSwitchTable
-    from evals.neighbours import Device
-    from evals.rank import RankTable
+    from evals.features.mode_switch import ModeSwitchTable
+    from evals.features.rank import RankTable
+    from evals.knn.search import Device
     from radio_cache.view.picture_grid import Pane
 
 _images = click.option(
@@ -47,7 +47,7 @@ _picture = click.option(
 @plain_errors(on_interrupt=AGAIN)
 def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[Drawn]) -> None:
     """RankMe of summaries, and their linear CKA with every teacher: how rich, and how alike. Needs no labels."""
-    from evals.rank import RankConfig, run_rank
+    from evals.features.rank import RankConfig, run_rank
 
     config = RankConfig(images=images, **encoders)
     with ProgressLines() as progress:
@@ -74,7 +74,7 @@ def mode_switch(
     json_file: Path | None, device: "Device",
 ) -> None:  # fmt: skip
     """How well a student follows each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
-    from evals.mode_switch import ModeSwitchConfig, run_mode_switch
+    from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 
     config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, seed=seed, device=device)
     with ProgressLines() as progress:
@@ -96,7 +96,7 @@ def mode_switch(
 @plain_errors(on_interrupt=AGAIN)
 def retrieve(images: str | Path | None, queries: int, k: int, out: Path, **encoders: Unpack[Drawn]) -> None:
     """The nearest images of a few, by every encoder, as a picture: the query left, green borders for its class."""
-    from evals.retrieve import RetrieveConfig, run_retrieve
+    from evals.features.retrieve import RetrieveConfig, run_retrieve
 
     config = RetrieveConfig(images=images, queries=queries, k=k, **encoders)
     with ProgressLines() as progress:
@@ -116,7 +116,7 @@ def similarity(
     images: str | Path | None, shown: int, anchors: int, seed: int, out: Path, **encoders: Unpack[Compared]
 ) -> None:
     """Which parts of an image are alike: cosine of all tokens with a few, chosen to be unlike each other, as heat maps."""
-    from evals.similarity import SimilarityConfig, run_similarity
+    from evals.features.similarity import SimilarityConfig, run_similarity
 
     config = SimilarityConfig(images=images, shown=shown, anchors=anchors, seed=seed, **encoders)
     with ProgressLines() as progress:

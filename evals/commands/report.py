@@ -7,15 +7,15 @@ import click
 
 from evals.commands.knn import PAPER_K, print_knn
 from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, drawn, write_record
-from radio_cache.cli_support import PLACE, console, human_bytes, plain_errors, printable
 from radio_cache.errors import ConfigError, unknown_name
-from radio_cache.output_files import OutputFile
+from radio_cache.terminal.files import OutputFile
+from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
+    from evals.knn.search import Device
 
 EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-switch", "throughput")
-"""Names of `evals.sections.SECTIONS`, repeated for the help; a test compares them."""
+"""Names of `evals.report.sections.SECTIONS`, repeated for the help; a test compares them."""
 
 
 @click.command()
@@ -43,7 +43,7 @@ def report(
 
     The page is a single file that needs no network: mail it, or open it on a phone.
     """
-    from evals.report import ReportConfig, write_report
+    from evals.report.page import ReportConfig, write_report
 
     config = ReportConfig(
         run=run, cache=cache, queries=queries, out=out, shown=shown, k=k, limit=limit, seed=seed, device=device
@@ -84,7 +84,7 @@ def everything(
 
     What cannot be evaluated for this run (no labels, no masks, no CLIP head) is listed there with the reason.
     """
-    from evals.report import ReportConfig, headline, page_record, write_report
+    from evals.report.page import ReportConfig, headline, page_record, write_report
 
     for name in skip:
         if name not in EVALUATIONS:

@@ -15,11 +15,11 @@ from evals.commands.shared import (
     runs_option,
     write_record,
 )
-from radio_cache.cli_support import console, plain_errors, table
-from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture
+from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
+from radio_cache.terminal.output import console, plain_errors, table
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
+    from evals.knn.search import Device
     from evals.sam.protocol import ProtocolName
     from evals.sam.table import Prompt
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from evals.commands.shared import PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
-from radio_cache.cli_support import PLACE, console, plain_errors, table
-from radio_cache.output_files import PICTURE_ENDINGS, OutputFile, save_picture
+from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
+from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.segmentation import SegmentTable

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, final
 
 import click
 
-from radio_cache.cli_support import ProgressLine
-from radio_cache.output_files import OutputFile, write_output
+from radio_cache.terminal.files import OutputFile, write_output
+from radio_cache.terminal.output import ProgressLine
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
+    from evals.knn.search import Device
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,7 +81,7 @@ def drawn(limit: int | None = None) -> Callable[[F], F]:
 def write_record(file: Path | None, record: dict[str, Any], config: Any = None) -> None:
     """Write a result with its settings (a dataclass) and the software that made it; nothing without a file."""
     if file is not None:
-        from evals.versions import hardware, software_versions
+        from evals.shared.versions import hardware, software_versions
 
         settings = {} if config is None else {"settings": dataclasses.asdict(config)}
         full = {**record, **settings, "versions": software_versions(), "hardware": hardware()}

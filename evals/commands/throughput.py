@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Unpack, cast
 import click
 
 from evals.commands.shared import AGAIN, PATH, Compared, ProgressLines, compared, json_option, write_record
-from radio_cache.cli_support import console, plain_errors, table
 from radio_cache.errors import ConfigError
-from radio_cache.output_files import OutputFile, write_output
+from radio_cache.terminal.files import OutputFile, write_output
+from radio_cache.terminal.output import console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.throughput import Mode, Precision, ThroughputTable

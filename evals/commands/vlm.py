@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from evals.commands.shared import AGAIN, PATH, device_option, json_option, write_record
-from radio_cache.cli_support import console, plain_errors, printable, table
 from radio_cache.errors import ConfigError
+from radio_cache.terminal.output import console, plain_errors, printable, table
 
 if TYPE_CHECKING:
-    from evals.neighbours import Device
+    from evals.knn.search import Device
 
 VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
 """Names of `evals.vlm.TASKS`, repeated for the help; a test compares them."""
@@ -70,7 +70,7 @@ def vlm(
 
 def _check(run: Path, head: str | None, json_file: Path | None) -> None:
     from evals.vlm import check_wiring
-    from trainer.adaptors import BACKBONE
+    from trainer.model.adaptors import BACKBONE
 
     wiring = check_wiring(run, teacher=head or BACKBONE)
     write_record(json_file, wiring.to_json())

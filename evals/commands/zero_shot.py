@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from evals.commands.shared import AGAIN, IMAGES, PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
-from radio_cache.cli_support import PLACE, console, plain_errors, table
+from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.zero_shot import ZeroShotTable

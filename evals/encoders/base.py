@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from evals.errors import EvalError
-from evals.image_set import ImageSet
-from evals.pixels import PixelBatch, pixel_batches
-from radio_cache.crops import BoxXYXY, ViewGeometry
+from evals.shared.image_set import ImageSet
+from evals.shared.pixels import PixelBatch, pixel_batches
+from radio_cache.geometry.crops import BoxXYXY, ViewGeometry
 
 Kind = Literal["teacher", "student", "untrained", "model"]
 OnImages = Callable[[int], None]

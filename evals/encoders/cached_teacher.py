@@ -7,7 +7,7 @@ import numpy as np
 
 from evals.encoders.base import OWN, Block, Encoder, LiveEncoder, OnImages, size_phrase
 from evals.errors import EvalError
-from evals.image_set import ImageSet
+from evals.shared.image_set import ImageSet
 from radio_cache.reader import CachedTeacher
 
 _BLOCK_ROWS = 1 << 14

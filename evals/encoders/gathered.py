@@ -9,9 +9,9 @@ from evals.encoders.base import Encoder, LiveEncoder
 from evals.encoders.cached_teacher import CachedTeacherEncoder
 from evals.encoders.named import load_model, load_runs, parse_models
 from evals.encoders.student import StudentEncoder
+from evals.encoders.trained_on import held_out_of
 from evals.errors import EvalError
-from evals.image_set import ImageSet, image_set, open_source
-from evals.trained_on import held_out_of
+from evals.shared.image_set import ImageSet, image_set, open_source
 from radio_cache.errors import ConfigError
 
 

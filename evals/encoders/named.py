@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 
-from cache_builder.options import per_teacher
+from cache_builder.commands.build_options import per_teacher
 from cache_builder.teachers import TeacherOptions, find_teacher
 from evals.encoders.base import LiveEncoder
 from evals.encoders.student import StudentEncoder
-from radio_cache.cli_support import say
 from radio_cache.errors import ConfigError, RadioCacheError
-from trainer.export import CONFIG_FILE
+from radio_cache.terminal.output import say
+from trainer.model.files import CONFIG_FILE
 
 Family = Literal["student", "teacher", "timm", "open_clip", "onnx"]
 

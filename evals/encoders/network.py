@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cache_builder.preprocess import teacher_input, view_pixels
+from cache_builder.pipeline.preprocess import teacher_input, view_pixels
 from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from evals.encoders.base import OWN, Kind, LiveEncoder, Measurable, Outputs, size_phrase
-from radio_cache.crops import BoxXYXY, ViewGeometry, valid_hw, visible_box_xyxy
-from radio_cache.schema import Normalisation, TeacherSpec
+from radio_cache.format.schema import Normalisation, TeacherSpec
+from radio_cache.geometry.crops import BoxXYXY, ViewGeometry, valid_hw, visible_box_xyxy
 
 
 class NetworkOutput(NamedTuple):

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from evals.encoders.base import OWN, LiveEncoder, Outputs, size_phrase
 from evals.errors import EvalError
-from radio_cache.crops import BoxXYXY, ViewGeometry
 from radio_cache.errors import ConfigError
-from radio_cache.strict_json import from_json, parse_json
-from trainer.data import eval_box_xyxy
-from trainer.eval_view import StudentFit, eval_pixels
+from radio_cache.format.strict_json import from_json, parse_json
+from radio_cache.geometry.crops import BoxXYXY, ViewGeometry
+from trainer.data.crops import eval_box_xyxy
 from trainer.exports.graphs import VIEW_KEY
+from trainer.model.eval_view import StudentFit, eval_pixels
 
 
 class OnnxSession(Protocol):
@@ -32,7 +32,7 @@ class OnnxSession(Protocol):
 
 @dataclass(frozen=True)
 class View:
-    """What a file's student is shown of an image (`trainer.eval_view.eval_pixels`)."""
+    """What a file's student is shown of an image (`trainer.model.eval_view.eval_pixels`)."""
 
     image_hw: tuple[int, int] = (0, 0)
     fit: StudentFit = "squash"

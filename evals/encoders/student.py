@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from evals.encoders.base import OWN, LiveEncoder, Measurable, Outputs, size_phrase
-from radio_cache.crops import BoxXYXY, ViewGeometry
 from radio_cache.errors import ConfigError
+from radio_cache.geometry.crops import BoxXYXY, ViewGeometry
 from trainer import DistilledStudent, load_student
-from trainer.data import eval_box_xyxy
-from trainer.distilled import backbone_and_heads
-from trainer.eval_view import eval_pixels
+from trainer.data.crops import eval_box_xyxy
+from trainer.model.eval_view import eval_pixels
+from trainer.model.student import backbone_and_heads
 
 
 @final

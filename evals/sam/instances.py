@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as run_length
 
 from evals.errors import EvalError
-from evals.paper import is_coco_validation
 from evals.sam.coco_file import CocoFile, checked_outline, read_coco
 from evals.sam.protocol import PROTOCOLS, Protocol
+from evals.shared.published import is_coco_validation
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from evals.encoders import OWN, LiveEncoder
 from evals.encoders.base import size_phrase
 from evals.errors import EvalError
-from evals.progress import Progress
 from evals.segmentation.masks import MaskedImages
 from evals.segmentation.windows import Window, sliding_windows, teacher_window, window_pixels
+from evals.shared.progress import Progress
 from radio_cache.codecs import Half
-from radio_cache.crops import ViewGeometry, crop_weights
 from radio_cache.errors import ConfigError
-from radio_cache.prefetch import ahead
+from radio_cache.format.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, ImageStatus, TeacherSpec
+from radio_cache.geometry.crops import ViewGeometry, crop_weights
+from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache, CachedTeacher, digest, is_cache
-from radio_cache.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, ImageStatus, TeacherSpec
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
 _SHARD_WINDOWS = 32

@@ -14,7 +14,7 @@ from PIL import Image
 from evals.errors import EvalError
 from evals.text_files import text_lines
 from radio_cache.errors import ConfigError, ImageError
-from radio_cache.images import EXTENSIONS, MAX_PIXELS, decode_image, open_image, upright, upright_hw
+from radio_cache.images.decode import EXTENSIONS, MAX_PIXELS, decode_image, open_image, upright, upright_hw
 from radio_cache.reader import digest
 
 IGNORED = -1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from evals.errors import EvalError
 from evals.segmentation.masks import IGNORED
 from radio_cache.errors import ConfigError
-from radio_cache.prefetch import ahead
+from radio_cache.prefetch.ordered import ahead
 
 PAPER_STEPS, PAPER_WARMUP, PAPER_BATCH, PAPER_LR = 80_000, 1_500, 16, 1e-3
 _WARMUP_FROM = 1e-6

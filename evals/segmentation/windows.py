@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evals.segmentation.masks import IGNORED
-from radio_cache.crops import ViewGeometry, crop_offset_yx, resized_hw
+from radio_cache.geometry.crops import ViewGeometry, crop_offset_yx, resized_hw
 
 STRIDE_SHARE = 2 / 3
 """Of a window's side from one window to the next, as in AM-RADIO's paper (512 px, every 341)."""

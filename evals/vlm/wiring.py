@@ -19,9 +19,9 @@ from transformers import (
 
 from evals.errors import EvalError
 from trainer import load_student
-from trainer.adaptors import BACKBONE
 from trainer.dropins.llava import IMAGE_TOKEN, llava_processor, llava_with_student
 from trainer.exports.libraries import no_progress_bar
+from trainer.model.adaptors import BACKBONE
 
 QUESTION: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it ?"}]}

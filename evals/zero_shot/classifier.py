@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from evals.progress import Progress
+from evals.shared.progress import Progress
 from evals.zero_shot.prompts import sentences
 from evals.zero_shot.text_tower import TextTower, embedded
-from radio_cache.local_storage import write_atomically
+from radio_cache.storage.local import write_atomically
 
 _VECTORS = "vectors"
 

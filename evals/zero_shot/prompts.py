@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 from timm.data.imagenet_info import ImageNetInfo
 
-from evals.image_set import ImageSet
+from evals.shared.image_set import ImageSet
 from evals.text_files import text_lines
 from radio_cache.errors import ConfigError
 

@@ -9,25 +9,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache_builder.options import per_teacher
+from cache_builder.commands.build_options import per_teacher
 from cache_builder.teachers import find_teacher, find_weights, recorded_name
 from evals.encoders import OWN, CachedTeacherEncoder, Encoder, LiveEncoder, ModelName, StudentEncoder, parse_models
 from evals.encoders.gathered import learned_from, live_encoders, refuse_namesakes
 from evals.encoders.library import Weights
+from evals.encoders.trained_on import held_out_of
 from evals.errors import EvalError
-from evals.image_set import CacheImages, ImageSet, ImageSource, image_set, is_cache, open_source
-from evals.knn import Accuracy, accuracy
-from evals.neighbours import Device
-from evals.notes import counted, left_out_notes, sampling_note
-from evals.paper import ROWS, PaperRow, is_imagenet_validation
-from evals.progress import CountedImages, Progress
-from evals.trained_on import held_out_of
+from evals.knn.search import Device
+from evals.knn.vote import Accuracy, accuracy
+from evals.shared.image_set import CacheImages, ImageSet, ImageSource, image_set, is_cache, open_source
+from evals.shared.notes import counted, left_out_notes, sampling_note
+from evals.shared.progress import CountedImages, Progress
+from evals.shared.published import ROWS, PaperRow, is_imagenet_validation
 from evals.zero_shot.classifier import default_classifiers, text_classifier
 from evals.zero_shot.prompts import PAPER_TEMPLATES, class_phrases, templates_from
 from evals.zero_shot.text_tower import TextTower, open_clip_text_tower, teacher_text_tower
 from radio_cache.errors import ConfigError, ShapeError, TeacherError, UnknownTeacherError
+from radio_cache.format.schema import TeacherSpec
 from radio_cache.reader import Cache
-from radio_cache.schema import TeacherSpec
 from radio_cache.torch import pick_device
 
 CLIP_FAMILY = "clip"

@@ -16,8 +16,8 @@ from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_packed import MAX_WIDTH, PackedPlan
 from radio_cache.codecs.klt_zstd import KltZstd, fits_nibbles
 from radio_cache.errors import CodecError, ConfigError, unknown_name
-from radio_cache.fidelity import Fidelity, measure
-from radio_cache.moments import Moments
+from radio_cache.statistics.fidelity import Fidelity, measure
+from radio_cache.statistics.moments import Moments
 
 CodecName = Literal["half", "int8", "klt"]
 Packing = Literal["packed", "zstd"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import CodecError, StoreError
-from radio_cache.moments import Moments
+from radio_cache.statistics.moments import Moments
 
 _EIGENVALUE_FLOOR = 1e-6
 

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from radio_cache.cached_teacher import CachedTeacher
-from radio_cache.crops import BoxXYXY, box_to_grid, crop_weights
 from radio_cache.errors import ImageError, MissingRowsError
-from radio_cache.images import as_array
+from radio_cache.geometry.crops import BoxXYXY, box_to_grid, crop_weights
+from radio_cache.images.decode import as_array
 from radio_cache.reader import Cache
 from radio_cache.view.pca import PcaColours
 from radio_cache.view.picture_grid import Pane

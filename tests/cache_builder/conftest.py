@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from cache_builder.build import BuildConfig, BuildReport, build_cache
-from cache_builder.preprocess import teacher_input, view_pixels
+from cache_builder.pipeline.preprocess import teacher_input, view_pixels
 from cache_builder.teachers import FAMILIES, TEACHERS
 from cache_builder.teachers.base import Teacher
-from radio_cache.crops import valid_hw
+from radio_cache.geometry.crops import valid_hw
 from radio_cache.testing import write_images
 
 torch.set_num_threads(1)  # the machines that run this have few cores, and share them

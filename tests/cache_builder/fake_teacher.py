@@ -15,8 +15,8 @@ from cache_builder.teachers import FAMILIES, TEACHERS
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import describe_source, file_sha256
-from radio_cache.crops import patch_geometry
-from radio_cache.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
+from radio_cache.geometry.crops import patch_geometry
 
 PATCH_PX = 8
 CALL_SECONDS = 0.0

@@ -20,16 +20,16 @@ import zarr
 from PIL import Image
 
 import cache_builder.build
-import cache_builder.shard_task
-import cache_builder.shard_work
+import cache_builder.pipeline.shards
+import cache_builder.workers.worker
 from cache_builder.build import BuildConfig, BuildReport, ShardTask, build_cache, build_shard
-from cache_builder.calibrate import wanted_codec
-from cache_builder.device_work import DeviceWork
+from cache_builder.pipeline.calibrate import wanted_codec
+from cache_builder.pipeline.device import DeviceWork
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
 from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
-from radio_cache.crops import valid_tokens
 from radio_cache.errors import (
     CodecError,
     ConfigError,
@@ -42,12 +42,12 @@ from radio_cache.errors import (
     TeacherWeightsError,
     UnknownTeacherError,
 )
-from radio_cache.fidelity import measure
-from radio_cache.local_storage import LocalStorage
+from radio_cache.format.schema import receipt_path
+from radio_cache.geometry.crops import valid_tokens
 from radio_cache.receipts import read_receipt
-from radio_cache.schema import receipt_path
+from radio_cache.statistics.fidelity import measure
+from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
-from radio_cache.verify import verify_cache
 
 Build = Callable[..., BuildReport]
 
@@ -234,7 +234,7 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
     build: Build, reference: Path, tmp_path: Path, threads: int, stop_after: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if stop_after is not None:
-        original, written = cache_builder.shard_work.write_shard, 0
+        original, written = cache_builder.pipeline.shards.write_shard, 0
 
         def fail_later(*args: Any) -> Any:
             nonlocal written
@@ -244,7 +244,7 @@ def test_bytes_do_not_depend_on_threads_or_on_what_was_done_before(
             return original(*args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(cache_builder.shard_work, "write_shard", fail_later)
+            patched.setattr(cache_builder.pipeline.shards, "write_shard", fail_later)
             with pytest.raises(OSError, match="No space left"):
                 build(threads=threads)
         usable = Cache(tmp_path / "out.zarr").usable_rows(["fake-a"])
@@ -273,8 +273,8 @@ def test_a_failed_shard_is_not_taken_for_done_by_its_receipt_from_before_the_cac
         raise CodecError("what no codec keeps")
         yield
 
-    monkeypatch.setattr(cache_builder.shard_task, "read_receipt", lambda *_: replace(whole, num_rows=2))
-    monkeypatch.setattr(cache_builder.shard_task, "run_shards", fails)
+    monkeypatch.setattr(cache_builder.workers.worker, "read_receipt", lambda *_: replace(whole, num_rows=2))
+    monkeypatch.setattr(cache_builder.workers.worker, "run_shards", fails)
     config = BuildConfig(**fake_module.settings(ten_images, built.path))
     with pytest.raises(CodecError, match="what no codec keeps"):
         build_shard(ShardTask(build="short", config=config, unit="fake-a", shard=2))
@@ -287,7 +287,7 @@ def test_a_worker_lets_go_of_one_teacher_before_it_loads_the_next(
     for name in ("fake-a", "fake-maps"):
         (built.path / receipt_path(name, 3)).unlink()
     build_shard(ShardTask(build="two", config=config, unit="fake-a", shard=3))
-    first = weakref.ref(cache_builder.shard_task._last[0].teacher)
+    first = weakref.ref(cache_builder.workers.worker._last[0].teacher)
     build_shard(ShardTask(build="two", config=config, unit="fake-maps", shard=3))
     assert first() is None
 

@@ -19,8 +19,8 @@ from PIL import Image
 from cache_builder.cli import main
 from cache_builder.teachers import ALIASES
 from radio_cache import Cache, __version__
-from radio_cache.cli_support import human_bytes
 from radio_cache.codecs import calibrate
+from radio_cache.terminal.output import human_bytes
 from radio_cache.testing import write_images
 
 Run = Callable[..., Result]

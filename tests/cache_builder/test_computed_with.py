@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-import cache_builder.shard_work
-import cache_builder.teacher_run
+import cache_builder.pipeline.passes
+import cache_builder.pipeline.shards
 from cache_builder.build import BuildReport, build_cache
 from cache_builder.build_config import BuildConfig
-from cache_builder.calibrate import wanted_codec
 from cache_builder.computed_with import BATCH, DEVICE, device_name, recorded_batch
+from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
+from radio_cache.checks.verify import drop_teacher, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import StaleCacheError, StoreError
-from radio_cache.local_storage import locked
+from radio_cache.format.schema import ATTRIBUTES_KEY
+from radio_cache.format.strict_json import parse_json
 from radio_cache.receipts import drop_receipt
-from radio_cache.schema import ATTRIBUTES_KEY
-from radio_cache.strict_json import parse_json
+from radio_cache.storage.local import locked
 from radio_cache.testing import write_images
-from radio_cache.verify import drop_teacher, verify_cache
 
 Build = Callable[..., BuildReport]
 ONE = {"fake-a": TeacherOptions()}
@@ -157,16 +157,16 @@ def test_a_build_that_comes_second_takes_the_batches_of_the_first(
     build: Build, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both found no teacher in the cache; the other one has made it while this one chose its codec."""
-    choose, said = cache_builder.teacher_run.choose_codec, list[str]()
+    choose, said = cache_builder.pipeline.passes.choose_codec, list[str]()
 
     def slower(*arguments: Any) -> Any:
-        monkeypatch.setattr(cache_builder.teacher_run, "choose_codec", choose)
+        monkeypatch.setattr(cache_builder.pipeline.passes, "choose_codec", choose)
         begun = build(teachers=ONE, batch_images=3, say=lambda _: None).cache
         drop_receipt(begun.storage, "fake-a", 0)
         batches.clear()
         return choose(*arguments)
 
-    monkeypatch.setattr(cache_builder.teacher_run, "choose_codec", slower)
+    monkeypatch.setattr(cache_builder.pipeline.passes, "choose_codec", slower)
     build(teachers=ONE, batch_images=2, say=said.append)
     assert batches == [3]
     assert "fake-a: batches of 3 images, as another build has just begun it with" in said
@@ -174,14 +174,14 @@ def test_a_build_that_comes_second_takes_the_batches_of_the_first(
 
 def test_a_shard_is_committed_under_a_lock(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[bool] = []
-    write = cache_builder.shard_work.write_shard
+    write = cache_builder.pipeline.shards.write_shard
 
     def watched(cache: Cache, spec: Any, *rest: Any) -> Any:
         with locked(cache.storage.local_path(f"teachers/{spec.name}/spatial"), wait=False) as held:
             free.append(held)
         return write(cache, spec, *rest)
 
-    monkeypatch.setattr(cache_builder.shard_work, "write_shard", watched)
+    monkeypatch.setattr(cache_builder.pipeline.shards, "write_shard", watched)
     build(teachers=ONE)
     assert free == [False] * 4
 

@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 from cache_builder.cli import main
 from cache_builder.teachers import FAMILIES, TEACHERS
 from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.errors import StoreError
-from radio_cache.local_storage import LocalStorage
 from radio_cache.receipts import compact_receipts
-from radio_cache.verify import verify_cache
+from radio_cache.storage.local import LocalStorage
 
 SHARD = "teachers/fake-a/spatial/c/0/1/0/0/0"
 RECEIPT = "receipts/fake-a/000001.json"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.testing import write_images
-from radio_cache.verify import verify_cache
 
 FAKE_TEACHER = Path(__file__).with_name("fake_teacher.py")
 

@@ -14,10 +14,10 @@ from PIL import Image
 from cache_builder.build import BuildReport
 from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher
 from radio_cache import Cache
+from radio_cache.checks.verify import drop_teacher, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, CorruptShardError, StaleCacheError
-from radio_cache.info import teacher_infos
-from radio_cache.verify import drop_teacher, verify_cache
+from radio_cache.view.info import teacher_infos
 
 Build = Callable[..., BuildReport]
 

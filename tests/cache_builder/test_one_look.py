@@ -10,20 +10,20 @@ import pytest
 from PIL import Image
 
 import cache_builder.build
-import cache_builder.scan
-import cache_builder.shard_work
-import cache_builder.shown
+import cache_builder.pipeline.scan
+import cache_builder.pipeline.shards
+import cache_builder.pipeline.views
 from cache_builder.build import BuildReport
-from cache_builder.build_log import BuildLog
-from cache_builder.calibrate import wanted_codec
-from cache_builder.options import view_sampling
+from cache_builder.commands.build_options import view_sampling
+from cache_builder.pipeline.calibrate import wanted_codec
+from cache_builder.pipeline.log import BuildLog
+from cache_builder.pipeline.passes import missing_shards, scan_images, usable_sample
 from cache_builder.sources.recorded import FILE as LISTING
-from cache_builder.teacher_run import missing_shards, scan_images, usable_sample
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import SourceError
-from radio_cache.schema import IMAGES_UNIT
+from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.testing import write_images
 
 Build = Callable[..., BuildReport]
@@ -46,14 +46,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of each file that is decoded, one by one."""
     sizes: list[int] = []
-    original = cache_builder.scan.decode_image
+    original = cache_builder.pipeline.scan.decode_image
 
     def count(data: bytes, **options: Any) -> Image.Image:
         sizes.append(len(data))
         return original(data, **options)
 
-    monkeypatch.setattr(cache_builder.scan, "decode_image", count)
-    monkeypatch.setattr(cache_builder.shown, "decode_image", count)
+    monkeypatch.setattr(cache_builder.pipeline.scan, "decode_image", count)
+    monkeypatch.setattr(cache_builder.pipeline.views, "decode_image", count)
     return sizes
 
 
@@ -113,7 +113,7 @@ def test_a_build_that_was_stopped_goes_on_where_each_unit_is(
     build: Build, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build(images=(str(many),), teachers={"fake-a": half()}).cache
-    original, scanned = cache_builder.shard_work.write_looks, 0
+    original, scanned = cache_builder.pipeline.shards.write_looks, 0
 
     def fail_later(*arguments: Any) -> Any:
         nonlocal scanned
@@ -124,7 +124,7 @@ def test_a_build_that_was_stopped_goes_on_where_each_unit_is(
 
     out = tmp_path / "stopped.zarr"
     with monkeypatch.context() as patched:
-        patched.setattr(cache_builder.shard_work, "write_looks", fail_later)
+        patched.setattr(cache_builder.pipeline.shards, "write_looks", fail_later)
         with pytest.raises(OSError, match="No space left"):
             build(images=(str(many),), teachers={"fake-a": half()}, out=out)
     assert missing_shards(Cache(out), IMAGES_UNIT) == missing_shards(Cache(out), "fake-a") == list(range(5, 34))

@@ -13,18 +13,18 @@ import zarr
 from PIL import Image
 
 from cache_builder.build import BuildReport
-from cache_builder.calibrate import wanted_codec
+from cache_builder.commands.build_options import view_sampling
 from cache_builder.copying import CopyConfig, copy_cache
-from cache_builder.options import view_sampling
+from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
+from radio_cache.checks.verify import repair_cache, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, CorruptShardError, ImageError, StaleCacheError
-from radio_cache.images import decode_image
-from radio_cache.storage import Storage
-from radio_cache.stored_pixels import PixelFormat, PixelStore, encoded_pixels
-from radio_cache.verify import repair_cache, verify_cache
+from radio_cache.images.decode import decode_image
+from radio_cache.images.stored import PixelFormat, PixelStore, encoded_pixels
+from radio_cache.storage.base import Storage
 
 Build = Callable[..., BuildReport]
 

@@ -11,15 +11,15 @@ import zarr
 from PIL import Image
 
 from cache_builder.build import BuildReport
-from cache_builder.options import view_sampling
+from cache_builder.commands.build_options import view_sampling
 from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher
 from radio_cache import Cache
-from radio_cache.crops import valid_tokens
+from radio_cache.checks.verify import repair_cache, verify_cache
 from radio_cache.errors import CorruptShardError, MissingRowsError, ShapeError, StaleCacheError
-from radio_cache.extra_views import whole_view
-from radio_cache.images import cut_view
-from radio_cache.schema import receipt_path
-from radio_cache.verify import repair_cache, verify_cache
+from radio_cache.format.schema import receipt_path
+from radio_cache.geometry.crops import valid_tokens
+from radio_cache.geometry.views import whole_view
+from radio_cache.images.decode import cut_view
 
 Build = Callable[..., BuildReport]
 

@@ -11,17 +11,17 @@ from PIL import Image
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
-from cache_builder.preprocess import teacher_input
+from cache_builder.pipeline.preprocess import teacher_input
 from cache_builder.teachers import TeacherOptions, load_teacher
 from radio_cache.errors import ConfigError
-from radio_cache.extra_views import ViewSampling
+from radio_cache.geometry.views import ViewSampling
 from radio_cache.reader import Cache
-from trainer.data import CropData
+from trainer.data.crops import CropData
+from trainer.data.sampler import FullOrder
 from trainer.loop import train
-from trainer.order import FullOrder
-from trainer.recipe import Recipe, everywhere
-from trainer.recipes import quick
-from trainer.targets import TargetMaker
+from trainer.objective.targets import TargetMaker
+from trainer.recipes.presets import quick
+from trainer.recipes.recipe import Recipe, everywhere
 from trainer.train_config import TrainConfig
 
 

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from radio_cache.codecs import Half
-from radio_cache.crops import patch_geometry
+from radio_cache.format.schema import IMAGENET_PIXELS, CacheMeta, Container, Failure, TeacherSpec
+from radio_cache.geometry.crops import patch_geometry
 from radio_cache.reader import Cache, digest
-from radio_cache.schema import IMAGENET_PIXELS, CacheMeta, Container, Failure, TeacherSpec
 from radio_cache.testing import Features, write_images_shard, write_teacher_shard
 from radio_cache.writer import ImageIndex, add_teacher, create_cache
-from trainer.adaptors import TeacherWidths
-from trainer.distilled import StudentConfig, build_distilled
-from trainer.export import save_student
-from trainer.image_split import ImageSplit
+from trainer.model.adaptors import TeacherWidths
+from trainer.model.files import save_student
+from trainer.model.image_split import ImageSplit
+from trainer.model.student import StudentConfig, build_distilled
 
 CLASSES = ("ant", "bee", "cat")
 GRID, WIDTH, SUMMARY_WIDTH = 4, 6, 8

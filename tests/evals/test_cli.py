@@ -7,9 +7,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from evals import knn
 from evals.cli import main
 from evals.commands import knn as command
+from evals.knn import vote as knn
 
 
 def test_knn_prints_protocol_table_and_notes(make_cache, make_run) -> None:

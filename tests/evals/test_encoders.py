@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cache_builder.preprocess import view_pixels
+from cache_builder.pipeline.preprocess import view_pixels
 from cache_builder.teachers import TeacherOptions, load_teacher
 from evals.encoders import (
     OWN,
@@ -23,12 +23,12 @@ from evals.encoders import (
 )  # fmt: skip
 from evals.encoders import base as encoder_base
 from evals.errors import EvalError
-from evals.image_set import CacheImages, ImageSet, image_set, open_source
-from evals.pixels import pixel_batches
+from evals.shared.image_set import CacheImages, ImageSet, image_set, open_source
+from evals.shared.pixels import pixel_batches
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
-from trainer.data import student_pixels
-from trainer.distilled import backbone_and_heads
-from trainer.export import load_student
+from trainer.data.crops import student_pixels
+from trainer.model.files import load_student
+from trainer.model.student import backbone_and_heads
 
 CPU = torch.device("cpu")
 

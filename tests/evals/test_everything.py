@@ -13,7 +13,7 @@ from PIL import Image
 
 from evals.cli import main
 from evals.commands.report import EVALUATIONS
-from evals.sections import SECTIONS
+from evals.report.sections import SECTIONS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from evals.charts import Point, line_chart, scatter_chart
 from evals.cli import main
 from evals.commands.looks import print_rank
 from evals.errors import EvalError
-from evals.mode_switch import ModeSwitchConfig, run_mode_switch
-from evals.rank import RankConfig, RankRow, RankTable, linear_cka, rank_me, run_rank
-from evals.retrieve import RetrieveConfig, run_retrieve
-from evals.similarity import distinct_places, similarity_to
+from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
+from evals.features.rank import RankConfig, RankRow, RankTable, linear_cka, rank_me, run_rank
+from evals.features.retrieve import RetrieveConfig, run_retrieve
+from evals.features.similarity import distinct_places, similarity_to
+from evals.shared.charts import Point, line_chart, scatter_chart
 from radio_cache.errors import ConfigError
 
 

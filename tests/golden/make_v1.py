@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from radio_cache.codecs import Half
-from radio_cache.crops import ViewGeometry
-from radio_cache.schema import (
+from radio_cache.format.schema import (
     IMAGENET_PIXELS,
     CacheMeta,
     Container,
     Failure,
     TeacherSpec,
 )
+from radio_cache.geometry.crops import ViewGeometry
 from radio_cache.testing import write_images_shard, write_teacher_shard
 from radio_cache.writer import ImageIndex, add_teacher, create_cache
 

@@ -17,16 +17,16 @@ import numpy as np
 from radio_cache.codecs import Codec, Int8, KltPacked, KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_zstd import LARGEST
-from radio_cache.crops import ViewGeometry
-from radio_cache.fidelity import Fidelity
-from radio_cache.hadamard import hadamard
-from radio_cache.schema import (
+from radio_cache.format.schema import (
     IMAGENET_PIXELS,
     CacheMeta,
     Container,
     Failure,
     TeacherSpec,
 )
+from radio_cache.geometry.crops import ViewGeometry
+from radio_cache.statistics.fidelity import Fidelity
+from radio_cache.statistics.hadamard import hadamard
 from radio_cache.testing import write_images_shard, write_teacher_shard
 from radio_cache.writer import ImageIndex, add_teacher, create_cache
 

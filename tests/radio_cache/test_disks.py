@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from radio_cache import Cache
+from radio_cache.checks.verify import drop_teacher, repair_cache, verify_cache
 from radio_cache.errors import StorageError
-from radio_cache.local_storage import LocalStorage
+from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.reader import is_cache
-from radio_cache.schema import IMAGES_UNIT
-from radio_cache.shards import LABEL_BYTES, index_bytes
-from radio_cache.verify import drop_teacher, repair_cache, verify_cache
+from radio_cache.shards.encoding import LABEL_BYTES, index_bytes
+from radio_cache.storage.local import LocalStorage
 from radio_cache.writer import ShardWriter
 
 

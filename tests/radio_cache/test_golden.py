@@ -13,8 +13,8 @@ import pytest
 import zarr
 
 from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.errors import MissingRowsError
-from radio_cache.verify import verify_cache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

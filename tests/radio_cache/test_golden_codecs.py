@@ -18,11 +18,11 @@ from click.testing import CliRunner
 
 from cache_builder.cli import main
 from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.errors import UnsupportedFormatError
+from radio_cache.format.schema import CacheMeta, TeacherSpec
 from radio_cache.reader import CachedTeacher
-from radio_cache.schema import CacheMeta, TeacherSpec
 from radio_cache.torch.decode import decode_codes
-from radio_cache.verify import verify_cache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATH, GAINS_PATH = GOLDEN / "v1-codecs.zarr", GOLDEN / "v1-gains.zarr"

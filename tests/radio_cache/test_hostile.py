@@ -25,6 +25,7 @@ from rich.console import Console
 import radio_cache
 from cache_builder.cli import main
 from radio_cache import Cache
+from radio_cache.checks.verify import drop_teacher, repair_cache, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import (
     ConfigError,
@@ -36,13 +37,12 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.image_index import ImageIndex
-from radio_cache.info import describe, describe_failures
-from radio_cache.local_storage import LocalStorage
-from radio_cache.schema import CacheMeta, Container
-from radio_cache.shards import crc32c, file_crc32c, index_bytes
+from radio_cache.format.schema import CacheMeta, Container
+from radio_cache.images.index import ImageIndex
+from radio_cache.shards.encoding import crc32c, file_crc32c, index_bytes
+from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
-from radio_cache.verify import drop_teacher, repair_cache, verify_cache
+from radio_cache.view.info import describe, describe_failures
 from radio_cache.writer import ShardWriter, create_cache
 
 SHARD = "teachers/fake-a/spatial/c/0/1/0/0/0"

@@ -16,7 +16,8 @@ import pytest
 import torch
 import zarr
 
-from radio_cache import Cache, known_shards
+from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.errors import (
     CorruptShardError,
     ImageError,
@@ -26,12 +27,12 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from radio_cache.format.schema import receipt_path
 from radio_cache.reader import is_cache
-from radio_cache.schema import receipt_path
-from radio_cache.shard_batches import Verify
-from radio_cache.shards import CRC_BYTES, index_bytes
+from radio_cache.shards import index_cache as known_shards
+from radio_cache.shards.batch import Verify
+from radio_cache.shards.encoding import CRC_BYTES, index_bytes
 from radio_cache.testing import make_tiny_cache, write_images
-from radio_cache.verify import verify_cache
 
 USABLE = [0, 1, 2, 3, 4, 5, 7, 8, 9]
 UNUSABLE_ROW = 6

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from radio_cache.errors import CorruptShardError, StorageError
-from radio_cache.local_storage import LocalStorage
+from radio_cache.format.schema import Failure, Receipt, StoredFile, receipt_path
 from radio_cache.receipts import (
     UnitReceipts,
     compact_receipts,
@@ -17,8 +17,8 @@ from radio_cache.receipts import (
     read_receipt,
     unfinished_shards,
 )
-from radio_cache.schema import Failure, Receipt, StoredFile, receipt_path
-from radio_cache.storage import Part, Storage
+from radio_cache.storage.base import Part, Storage
+from radio_cache.storage.local import LocalStorage
 
 
 def made(shard: int, *, num_rows: int = 4, tag: int = 0) -> Receipt:

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
-from trainer.data import CropData
-from trainer.order import FullOrder
-from trainer.recipe import Group, Recipe, Stage, everywhere
-from trainer.recipes import quick
+from trainer.data.crops import CropData
+from trainer.data.sampler import FullOrder
+from trainer.recipes.presets import quick
+from trainer.recipes.recipe import Group, Recipe, Stage, everywhere
 
 
 @pytest.fixture

@@ -12,19 +12,19 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from evals.encoders import StudentEncoder
-from radio_cache.crops import Fit, ViewGeometry, patch_geometry, visible_box_xyxy
 from radio_cache.errors import ConfigError
+from radio_cache.geometry.crops import Fit, ViewGeometry, patch_geometry, visible_box_xyxy
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
-from trainer.assembly import student_config
 from trainer.cli import main as train_main
-from trainer.data import eval_box_xyxy, student_pixels
-from trainer.distilled import StudentConfig
-from trainer.eval_view import eval_pixels
-from trainer.export import load_student
+from trainer.data.crops import eval_box_xyxy, student_pixels
 from trainer.export_cli import main as export_main
 from trainer.exports.preprocessing import image_processor_settings
-from trainer.recipe import Recipe
+from trainer.model.eval_view import eval_pixels
+from trainer.model.files import load_student
+from trainer.model.student import StudentConfig
+from trainer.recipes.recipe import Recipe
+from trainer.run.build import student_config
 from trainer.train_config import TrainConfig
 
 SMALL = ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--set", "adaptor_width=8", "--device", "cpu"]

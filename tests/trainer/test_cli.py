@@ -6,10 +6,12 @@ from click.testing import CliRunner
 
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
-from trainer import export, loop, training_run
+from trainer import loop
 from trainer.cli import main
-from trainer.defaults import suited
-from trainer.recipes import RECIPES, quick
+from trainer.model import files as export
+from trainer.recipes.auto import suited
+from trainer.recipes.presets import RECIPES, quick
+from trainer.run import step as training_run
 from trainer.students import STUDENTS, create_student
 
 SMALL = ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--set", "adaptor_width=8", "--device", "cpu"]

@@ -17,14 +17,14 @@ from radio_cache.allowed_modules import allowing_modules
 from radio_cache.errors import ConfigError, RadioCacheError
 from radio_cache.reader import Cache
 from trainer import load_student
-from trainer.adaptors import TeacherWidths
 from trainer.cli import main as train_main
-from trainer.distilled import StudentConfig, build_distilled
-from trainer.export import save_student
 from trainer.export_cli import main as export_main
 from trainer.exports import Card, export_student
-from trainer.recipe import Recipe
-from trainer.recipes import find_recipe
+from trainer.model.adaptors import TeacherWidths
+from trainer.model.files import save_student
+from trainer.model.student import StudentConfig, build_distilled
+from trainer.recipes.presets import find_recipe
+from trainer.recipes.recipe import Recipe
 from trainer.students import create_student
 
 SENT = """

@@ -12,9 +12,9 @@ from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 from trainer import TrainConfig, load_student, train
 from trainer.cli import main as train_main
-from trainer.export import start_from
 from trainer.exports import Card, export_student
-from trainer.recipe import Recipe, everywhere
+from trainer.model.files import start_from
+from trainer.recipes.recipe import Recipe, everywhere
 from trainer.students import create_student
 
 SMALL_VIT = {"width": 24, "depth": 2, "heads": 2, "num_summary_tokens": 1}

@@ -23,18 +23,18 @@ from radio_cache.errors import (
     TrainingError,
 )
 from radio_cache.reader import Cache
-from trainer.batch import Targets
 from trainer.cli import loss_table
-from trainer.export import load_student
-from trainer.feed import Waits
+from trainer.data.batch import Targets
+from trainer.data.loader import Waits
+from trainer.data.schedule import lr_at
+from trainer.distributed.processes import Processes
 from trainer.loop import train
-from trainer.metrics import Log, Values
-from trainer.plan import lr_at
-from trainer.processes import Processes
-from trainer.recipe import Recipe, everywhere
-from trainer.run_folder import held, owned
+from trainer.model.files import load_student
+from trainer.monitoring.metrics import Log, Values
+from trainer.recipes.recipe import Recipe, everywhere
+from trainer.run.folder import held, owned
+from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
-from trainer.training_run import TrainingRun
 
 
 def losses_of(run: Path) -> list[dict[str, object]]:

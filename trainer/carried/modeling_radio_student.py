@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from trainer.adaptors import BACKBONE
-from trainer.distilled import Features, StudentConfig, build_distilled
+from trainer.model.adaptors import BACKBONE
+from trainer.model.student import Features, StudentConfig, build_distilled
 from trainer.students.base import FeatureFormat, StudentOutput
 
 

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError
-from trainer.distilled import DistilledStudent
 from trainer.dropins.part import StudentAsTeacher, widths, with_part
+from trainer.model.student import DistilledStudent
 
 
 @final

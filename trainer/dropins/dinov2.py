@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError
-from trainer.adaptors import BACKBONE
-from trainer.distilled import DistilledStudent
 from trainer.dropins.part import StudentAsTeacher, widths
+from trainer.model.adaptors import BACKBONE
+from trainer.model.student import DistilledStudent
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -22,11 +22,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from trainer.adaptors import BACKBONE
 from trainer.carried.modeling_radio_student import save_constants, take_weights
-from trainer.distilled import STARTING_SETTINGS, DistilledStudent, StudentConfig, build_distilled
 from trainer.dropins.part import StudentAsTeacher, widths
 from trainer.exports.preprocessing import image_processor_settings
+from trainer.model.adaptors import BACKBONE
+from trainer.model.student import STARTING_SETTINGS, DistilledStudent, StudentConfig, build_distilled
 
 IMAGE_TOKEN = "<image>"
 """The word that stands for a picture in LLaVA's prompts."""

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError, unknown_name
-from trainer.adaptors import BACKBONE, AdaptorOutput, TeacherWidths
-from trainer.distilled import DistilledStudent
+from trainer.model.adaptors import BACKBONE, AdaptorOutput, TeacherWidths
+from trainer.model.student import DistilledStudent
 from trainer.students import StudentOutput
 
 _Model = TypeVar("_Model", bound=nn.Module)

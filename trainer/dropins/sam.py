@@ -8,8 +8,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError
-from trainer.distilled import DistilledStudent
 from trainer.dropins.part import StudentAsTeacher, widths, with_part
+from trainer.model.student import DistilledStudent
 
 
 @final

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from radio_cache.allowed_modules import allowing_modules
 from radio_cache.errors import NotACacheError, RadioCacheError, unknown_name
-from radio_cache.local_storage import TEMPORARY, refused_by_system, write_atomically
-from trainer.distilled import DistilledStudent, Heads, with_centre_share
-from trainer.export import deployable, load_student, save_student
+from radio_cache.storage.local import TEMPORARY, refused_by_system, write_atomically
 from trainer.exports.graphs import write_onnx, write_program
 from trainer.exports.hugging_face import write_hugging_face
 from trainer.exports.model_card import CARD_FILE, Card, model_card
 from trainer.exports.timm_folder import write_timm
 from trainer.exports.written import PLACE, TOLERANCE, ExportError, FlatFeatures, Written, flat_features, largest_change
+from trainer.model.files import deployable, load_student, save_student
+from trainer.model.student import DistilledStudent, Heads, with_centre_share
+from trainer.run.unfinished import student_of_checkpoint
 from trainer.students import ERadio, foreign_module
-from trainer.unfinished import student_of_checkpoint
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
 

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from radio_cache.local_storage import write_atomically
-from trainer.distilled import DistilledStudent
+from radio_cache.storage.local import write_atomically
 from trainer.exports.libraries import library
 from trainer.exports.preprocessing import view_settings, write_prepare_file
 from trainer.exports.written import (
@@ -28,10 +27,11 @@ from trainer.exports.written import (
     flat_features,
     largest_change,
 )
+from trainer.model.student import DistilledStudent
 
 ONNX_FILE, PROGRAM_FILE = "student.onnx", "student.pt2"
 VIEW_KEY = "radio_cache.view"
-"""Key of the ONNX file's metadata whose value is JSON: the arguments of `trainer.eval_view.prepare`."""
+"""Key of the ONNX file's metadata whose value is JSON: the arguments of `trainer.model.eval_view.prepare`."""
 
 
 def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False) -> Written:

@@ -9,13 +9,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from radio_cache.local_storage import write_atomically
-from trainer.distilled import STARTING_SETTINGS, DistilledStudent
-from trainer.export import save_tensors
+from radio_cache.storage.local import write_atomically
 from trainer.exports.carried_code import carried_files
 from trainer.exports.libraries import library, no_progress_bar
 from trainer.exports.preprocessing import image_processor_settings, timm_pretrained_cfg
 from trainer.exports.written import PLACE, ExportError, FlatFeatures, Written, flat_features
+from trainer.model.files import save_tensors
+from trainer.model.student import STARTING_SETTINGS, DistilledStudent
 from trainer.students import foreign_module
 
 _CARRIED = "trainer.carried.modeling_radio_student"

@@ -13,15 +13,15 @@ from PIL import Image
 
 from radio_cache import __version__
 from radio_cache.errors import ConfigError, ImageError, RadioCacheError
-from radio_cache.images import decode_image
-from radio_cache.local_storage import write_atomically
+from radio_cache.format.schema import TeacherSpec
+from radio_cache.format.strict_json import parse_json
+from radio_cache.images.decode import decode_image
 from radio_cache.reader import Cache
-from radio_cache.schema import TeacherSpec
-from radio_cache.strict_json import parse_json
+from radio_cache.storage.local import write_atomically
 from radio_cache.view import PcaColours, png_bytes
-from trainer.distilled import DistilledStudent, backbone_and_heads
-from trainer.eval_view import eval_pixels
 from trainer.exports.written import PLACE
+from trainer.model.eval_view import eval_pixels
+from trainer.model.student import DistilledStudent, backbone_and_heads
 
 CARD_FILE, PICTURE_FILE = "README.md", "features.png"
 _CELL_PX, _GAP_PX = 192, 4

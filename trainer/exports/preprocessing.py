@@ -1,14 +1,14 @@
-"""How other libraries prepare photos for an exported student, so that all of them see the pixels of `trainer.eval_view`."""
+"""How other libraries prepare photos for an exported student, so that all of them see the pixels of `trainer.model.eval_view`."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-from radio_cache.local_storage import write_atomically
-from trainer.distilled import DistilledStudent, StudentConfig
-from trainer.eval_view import resized_px
+from radio_cache.storage.local import write_atomically
 from trainer.exports.carried_code import carried_source
+from trainer.model.eval_view import resized_px
+from trainer.model.student import DistilledStudent, StudentConfig
 
 PREPARE_FILE = "prepare_photos.py"
 
@@ -44,14 +44,14 @@ def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
 
 
 def view_settings(config: StudentConfig) -> dict[str, Any]:
-    """The arguments of `trainer.eval_view.prepare`, as JSON holds them."""
+    """The arguments of `trainer.model.eval_view.prepare`, as JSON holds them."""
     return {"image_hw": list(config.image_hw), "fit": config.fit, "centre_share": config.centre_share}
 
 
 def write_prepare_file(model: DistilledStudent, folder: Path) -> tuple[str, ...]:
-    """Put `trainer.eval_view` into a folder, for formats that are a graph alone. Returns the lines that show its use."""
+    """Put `trainer.model.eval_view` into a folder, for formats that are a graph alone. Returns the lines that show its use."""
     config = model.config
-    write_atomically(folder / PREPARE_FILE, carried_source("trainer.eval_view").encode())
+    write_atomically(folder / PREPARE_FILE, carried_source("trainer.model.eval_view").encode())
     write_atomically(folder / "preprocessor_config.json", json.dumps(image_processor_settings(model), indent=1).encode())
     arguments = f"image_hw={config.image_hw}, fit={config.fit!r}, centre_share={config.centre_share!r}"
     return (

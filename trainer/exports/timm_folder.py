@@ -13,13 +13,13 @@ import timm
 from jaxtyping import Float
 from torch import Tensor
 
-from radio_cache.local_storage import write_atomically
-from trainer.distilled import STARTING_SETTINGS, DistilledStudent
-from trainer.export import save_tensors
+from radio_cache.storage.local import write_atomically
 from trainer.exports.carried_code import carried_files
 from trainer.exports.hugging_face import refuse_torch_module
 from trainer.exports.preprocessing import timm_pretrained_cfg
 from trainer.exports.written import PLACE, FlatFeatures, Written
+from trainer.model.files import save_tensors
+from trainer.model.student import STARTING_SETTINGS, DistilledStudent
 
 _CARRIED = "trainer.carried.timm_radio_student"
 _PACKAGE = "radio_student_for_timm"

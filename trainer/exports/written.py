@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from radio_cache.errors import RadioCacheError
-from trainer.adaptors import AdaptorOutput
-from trainer.distilled import DistilledStudent, Features, backbone_and_heads
+from trainer.model.adaptors import AdaptorOutput
+from trainer.model.student import DistilledStudent, Features, backbone_and_heads
 from trainer.students import StudentOutput
 
 

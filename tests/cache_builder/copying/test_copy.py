@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from cache_builder.cli import main
 from cache_builder.copying import CopyConfig, CopyReport, copy_cache
 from radio_cache import Cache
+from radio_cache.checks.verify import verify_cache
 from radio_cache.errors import (
     ConfigError,
     CorruptShardError,
@@ -24,9 +25,8 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.info import teacher_infos
 from radio_cache.testing import make_tiny_cache, write_images
-from radio_cache.verify import verify_cache
+from radio_cache.view.info import teacher_infos
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from cache_builder.sources import list_images
+from cache_builder.sources.columns import Found
 from cache_builder.sources.file_list import list_file_list
-from cache_builder.sources.found import Found
 from radio_cache.errors import SourceError
-from radio_cache.image_files import read_image
+from radio_cache.images.containers import read_image
 
 
 def write_list(folder: Path, content: str | bytes, *, names: tuple[str, ...] = ("a.jpg", "b.jpg", "sub/c.jpg")) -> Path:

@@ -24,7 +24,7 @@ REVISION = "0" * 40
 LISTED = """
 import json, sys
 from cache_builder.sources import list_images
-from radio_cache.image_files import read_image
+from radio_cache.images.containers import read_image
 from radio_cache.errors import RadioCacheError
 try:
     listing = list_images(sys.argv[1:])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache_builder.sources import list_images
-from cache_builder.sources.found import FEW_NUMBERS, sparse_numbers_named
+from cache_builder.sources.columns import FEW_NUMBERS, sparse_numbers_named
 from cache_builder.sources.labels import parse_label, parse_labels
 
 

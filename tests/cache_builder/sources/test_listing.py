@@ -11,7 +11,7 @@ import pytest
 from cache_builder.sources import Listing, Selection, list_images
 from cache_builder.sources.listing import same_images
 from radio_cache.errors import SourceError
-from radio_cache.image_files import read_image
+from radio_cache.images.containers import read_image
 from radio_cache.writer import ImageIndex
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from cache_builder.sources import Listing, Selection, list_images, parquet
 from cache_builder.sources.parquet import list_parquet
-from radio_cache import parquet_images
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.image_files import read_image
+from radio_cache.images import parquet as parquet_images
+from radio_cache.images.containers import read_image
 
 IMAGES = [b"first", b"second", b"third", b"fourth"]
 

@@ -22,11 +22,12 @@ from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.sources import Listing, Request, Selection, list_for, list_images, record_listing
 from cache_builder.teachers import TeacherOptions
-from radio_cache import Cache, CacheMeta, remote_files
+from radio_cache import Cache, CacheMeta
 from radio_cache.errors import ConfigError, ImageError, SourceError, StorageError
-from radio_cache.image_files import read_image
-from radio_cache.object_storage import ObjectStorage
-from radio_cache.storage import Storage
+from radio_cache.images import remote as remote_files
+from radio_cache.images.containers import read_image
+from radio_cache.storage.base import Storage
+from radio_cache.storage.buckets import ObjectStorage
 from radio_cache.writer import create_cache
 
 
@@ -345,7 +346,7 @@ def test_odd_addresses_in_a_list_are_unusable_images_by_name(
     ten_images: Path, tmp_path: Path, fake_teachers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0,))
-    monkeypatch.setattr("radio_cache.object_storage.RETRIES", 0)
+    monkeypatch.setattr("radio_cache.storage.buckets.RETRIES", 0)
     files = sorted(ten_images.rglob("*.png"))
     data = dict(enumerate(file.read_bytes() for file in files))
     codes = {"/gone.png": 410, "/bad.png": 400, "/law.png": 451, "/none.png": 404, "/broken.png": 500}

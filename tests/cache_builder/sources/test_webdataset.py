@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cache_builder.sources import list_images
-from cache_builder.sources.found import Found
+from cache_builder.sources.columns import Found
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
-from radio_cache.file_bytes import read_local
+from radio_cache.images.files import read_local
 
 Members = list[tuple[str, bytes]]
 

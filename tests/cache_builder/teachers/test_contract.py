@@ -18,8 +18,8 @@ from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.clip_tower import published_tower
 from cache_builder.teachers.state_dict import WeightsFile
 from cache_builder.teachers.weights import file_sha256
-from radio_cache.crops import photo_share, valid_tokens
-from radio_cache.schema import TeacherSpec
+from radio_cache.format.schema import TeacherSpec
+from radio_cache.geometry.crops import photo_share, valid_tokens
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
 StandIn = Callable[..., tuple[Teacher, Any]]

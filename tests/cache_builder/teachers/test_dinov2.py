@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
 from cache_builder.build import BuildConfig, build_cache
-from cache_builder.recompute import RecomputeConfig, recompute
+from cache_builder.checks.recompute import RecomputeConfig, recompute
 from cache_builder.teachers import TeacherOptions, TeacherPreset, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.presets import DINOV2S

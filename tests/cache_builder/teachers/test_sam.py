@@ -15,8 +15,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from cache_builder.teachers import TeacherOptions, TeacherPreset, load_recorded, load_teacher
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.presets import SAMS
-from radio_cache.crops import valid_hw
 from radio_cache.errors import ConfigError, TeacherWeightsError
+from radio_cache.geometry.crops import valid_hw
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
 

@@ -17,11 +17,11 @@ from torch import nn
 
 from evals.cli import main
 from evals.errors import EvalError
-from evals.paper import is_coco_validation
 from evals.sam import SamConfig, run_sam, table
 from evals.sam.instances import Instances, inner_points, next_point
 from evals.sam.protocol import PROTOCOLS
 from evals.sam.table import iou
+from evals.shared.published import is_coco_validation
 from radio_cache.errors import ConfigError
 
 WIDTH = 8
@@ -133,8 +133,8 @@ def test_the_papers_rows_stand_beside_true_boxes_on_all_of_coco_only(
 ) -> None:
     assert is_coco_validation(categories=80, images=5000)
     assert run_sam(config(place)).paper == ()
-    monkeypatch.setattr("evals.paper.COCO_CATEGORIES", 1)
-    monkeypatch.setattr("evals.paper.COCO_VALIDATION", 2)
+    monkeypatch.setattr("evals.shared.published.COCO_CATEGORIES", 1)
+    monkeypatch.setattr("evals.shared.published.COCO_VALIDATION", 2)
     comparable = config(place, protocol="efficientvit-sam")
     assert [row.sam_coco for row in run_sam(comparable).paper if row.name.startswith("SAM-H")] == [77.18]
     assert run_sam(replace(comparable, prompt="1-point")).paper == ()

@@ -6,7 +6,7 @@ from PIL import Image
 
 from evals.segmentation.masks import IGNORED
 from evals.segmentation.windows import Window, sliding_windows, teacher_window, window_classes, window_pixels
-from radio_cache.crops import patch_geometry
+from radio_cache.geometry.crops import patch_geometry
 
 
 @pytest.mark.parametrize("image_hw", [(30, 30), (30, 100), (200, 60), (7, 1000), (1, 1)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.image_set import image_set, open_source
+from evals.shared.image_set import image_set, open_source
 from evals.zero_shot.prompts import PAPER_TEMPLATES, class_phrases, sentences, templates_from
 from radio_cache.errors import ConfigError
 

@@ -7,8 +7,8 @@ import zstandard
 from radio_cache.codecs import KltZstd
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.errors import CodecError, ConfigError
-from radio_cache.fidelity import measure
-from radio_cache.moments import Moments
+from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.moments import Moments
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(24, 24)) * np.geomspace(3, 0.05, 24)[:, None]

@@ -15,7 +15,7 @@ from radio_cache.codecs import CODECS, Codec, KltZstd, codec_from_json, codec_la
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.codecs.klt_zstd import Layout
 from radio_cache.errors import CodecError, RadioCacheError, StoreError, UnsupportedFormatError
-from radio_cache.moments import Moments
+from radio_cache.statistics.moments import Moments
 
 FEATURES = (np.random.default_rng(0).standard_t(3, size=(2, 5, 4, 32)) * 3).astype(np.float32)
 TOKENS = (np.random.default_rng(1).standard_t(3, size=(2000, 32)) * 3).astype(np.float32)

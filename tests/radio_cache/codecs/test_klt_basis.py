@@ -3,8 +3,8 @@ import pytest
 
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.errors import CodecError
-from radio_cache.hadamard import hadamard
-from radio_cache.moments import Moments
+from radio_cache.statistics.hadamard import hadamard
+from radio_cache.statistics.moments import Moments
 
 RNG = np.random.default_rng(0)
 TOKENS = (RNG.normal(size=(4000, 12)) @ RNG.normal(size=(12, 12)) + RNG.normal(size=12) * 5).astype(np.float32)

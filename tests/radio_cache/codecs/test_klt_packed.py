@@ -15,7 +15,7 @@ from radio_cache.codecs.klt_packed import (
     lloyd,
 )  # fmt: skip
 from radio_cache.errors import CodecError, StoreError
-from radio_cache.moments import Moments
+from radio_cache.statistics.moments import Moments
 
 RNG = np.random.default_rng(0)
 TOKENS = (RNG.standard_t(3, size=(3000, 20)) @ np.diag(np.linspace(0.05, 3, 20))).astype(np.float32)

@@ -7,7 +7,7 @@ from radio_cache.codecs import KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_zstd import LARGEST, Layout, fits_nibbles, joined, split
 from radio_cache.errors import CodecError, StoreError
-from radio_cache.moments import Moments
+from radio_cache.statistics.moments import Moments
 
 TOKENS = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
 BASIS = KltBasis.fit(Moments.of(TOKENS))

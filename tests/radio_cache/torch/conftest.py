@@ -9,7 +9,7 @@ import pytest
 from radio_cache.codecs import CODECS, Codec, KltZstd
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.codecs.klt_zstd import Layout
-from radio_cache.moments import Moments
+from radio_cache.statistics.moments import Moments
 
 TOKENS = (np.random.default_rng(1).standard_t(3, size=(2000, 32)) * 3).astype(np.float32)
 REQUESTS = {

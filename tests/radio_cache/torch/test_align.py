@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from radio_cache.crops import crop_weights, patch_geometry
+from radio_cache.geometry.crops import crop_weights, patch_geometry
 from radio_cache.torch import crop_maps
 
 

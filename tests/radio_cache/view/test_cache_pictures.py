@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from radio_cache.crops import patch_geometry
 from radio_cache.errors import MissingRowsError
+from radio_cache.geometry.crops import patch_geometry
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.view.cache_pictures import cache_pictures

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.adaptors import TeacherWidths
-from trainer.distilled import DistilledStudent, StudentConfig, build_distilled
+from trainer.model.adaptors import TeacherWidths
+from trainer.model.student import DistilledStudent, StudentConfig, build_distilled
 
 
 @pytest.fixture

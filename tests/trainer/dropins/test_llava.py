@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainer.distilled import backbone_and_heads
 from trainer.dropins.llava import llava_processor, llava_with_student
+from trainer.model.student import backbone_and_heads
 
 IMAGE_TOKEN, VOCABULARY = 60, 64
 PIXELS = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.adaptors import TeacherWidths
-from trainer.distilled import StudentConfig, build_distilled
-from trainer.export import save_student
+from trainer.model.adaptors import TeacherWidths
+from trainer.model.files import save_student
+from trainer.model.student import StudentConfig, build_distilled
 
 SMALL_E_RADIO = {"width": 8, "stem_width": 8, "depths": (1, 1, 1, 1), "heads": (2, 2), "windows": (2, 2), "bias_hidden": 8}
 SMALL_VIT = {"width": 24, "depth": 3, "heads": 2, "num_summary_tokens": 1, "spectral_reparam": True}

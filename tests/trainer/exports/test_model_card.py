@@ -10,7 +10,7 @@ from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 from trainer import TrainConfig, train
 from trainer.exports import Card, export_student
-from trainer.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, everywhere
 
 
 def test_a_card_names_teachers_licences_recipe_results_and_shows_what_the_student_sees(

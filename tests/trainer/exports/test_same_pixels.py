@@ -18,8 +18,8 @@ from evals.encoders.onnx_model import OnnxEncoder, open_onnx
 from evals.encoders.student import StudentEncoder
 from evals.errors import EvalError
 from trainer import load_student
-from trainer.eval_view import eval_pixels, prepare, resized_px
 from trainer.exports import Card, export_student
+from trainer.model.eval_view import eval_pixels, prepare, resized_px
 
 # Widths and heights whose centre crop lies at a whole, an even half, and an odd half of a pixel.
 SIZES = [(640, 427), (451, 300), (300, 451), (512, 512), (97, 640), (64, 64), (50, 40), (131, 100), (133, 100), (135, 100)]

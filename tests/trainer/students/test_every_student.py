@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.adaptors import TeacherWidths
-from trainer.distilled import StudentConfig, backbone_and_heads, build_distilled
-from trainer.export import save_student
 from trainer.exports import Card, export_student
+from trainer.model.adaptors import TeacherWidths
+from trainer.model.files import save_student
+from trainer.model.student import StudentConfig, backbone_and_heads, build_distilled
 from trainer.students import STUDENTS, create_student
 
 GIANTS = ("vit-h", "vit-so400m", "vit-g", "vit-l")

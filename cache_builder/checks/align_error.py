@@ -1,0 +1,178 @@
+"""How far a cached map, sampled under a crop, is from what the teacher says of the crop: by scale, by level, mirrored or not.
+
+The price of training on crops of what was computed once. Maps are compared on the teacher's own grid over the crop, token by
+token, by the cosine of what is left when the teacher's mean token is taken away from both: what all tokens share would make any
+two maps look alike. Geometry is that of training (`radio_cache.geometry.crops`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cache_builder.pipeline.preprocess import teacher_input, view_pixels
+from cache_builder.teachers import load_recorded
+from cache_builder.teachers.base import Teacher
+from radio_cache.errors import ConfigError
+from radio_cache.geometry.crops import BoxXYXY, crop_weights, valid_hw, visible_box_xyxy
+from radio_cache.reader import Cache, CachedTeacher
+
+SCALES = (1.0, 0.9, 0.7, 0.5, 0.35)
+"""Sides of crops, as shares of what the teacher saw."""
+
+
+@dataclass(frozen=True)
+class AlignError:
+    """Mean and standard error of the centred cosine over crops. level_px: input size of the cached map."""
+
+    teacher: str
+    level_px: int
+    mirrored: bool
+    scale: float
+    cosine: float
+    standard_error: float
+    crops: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignRequest:
+    """teachers: names, or all. limit: images of the cache at most, a seeded sample. scales: of crops, one an image and scale."""
+
+    teachers: tuple[str, ...] = ()
+    limit: int = 64
+    scales: tuple[float, ...] = SCALES
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1, not {self.limit}")
+        for scale in self.scales:
+            if not 0 < scale <= 1:
+                raise ConfigError(f"a crop's scale lies above 0 and is at most 1, not {scale}")
+
+
+def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = lambda _: None) -> list[AlignError]:
+    """Runs every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
+    if not cache.teachers.names():
+        raise ConfigError(f"{cache.url} has no teacher yet: add one with `radio-cache build --teacher`")
+    found: list[AlignError] = []
+    for name in request.teachers or cache.teachers.names():
+        levels = cache.teachers.levels(name)
+        teacher = load_recorded(levels[0].spec)
+        teacher.to(torch.device(request.device))
+        rows = cache.usable_rows([level.name for level in levels])
+        if len(rows) == 0:
+            raise ConfigError(f"{cache.url} has no image that is complete for {name}: run the build to its end")
+        rng = np.random.default_rng(request.seed)
+        chosen = np.sort(rng.permutation(rows)[: request.limit])
+        say(f"{name}: {len(chosen)} images, {len(request.scales)} scales")
+        found += _of_teacher(cache, teacher, levels, chosen, request)
+    return found
+
+
+def _of_teacher(
+    cache: Cache, teacher: Teacher, levels: Sequence[CachedTeacher], rows: NDArray[np.int64], request: AlignRequest
+) -> Iterator[AlignError]:
+    mean = levels[0].spatial_mean_std()[0]
+    cosines: dict[tuple[int, bool, float], list[float]] = {}
+    for row in rows.tolist():
+        image = cache.decode(cache.read_file(row))
+        maps = [level.maps([row])[0] for level in levels]
+        rng = np.random.default_rng((request.seed, row))
+        for scale in request.scales:
+            box = _box(rng, visible_box_xyxy((image.height, image.width), levels[0].spec.geometry), scale)
+            for mirrored in (False, True):
+                live, valid = _live(teacher, image.crop(box), mirrored, request.device)
+                for number, level in enumerate(levels):
+                    cached, seen = _cached(maps[number], level, box, (image.height, image.width), live.shape[:2])
+                    if mirrored:
+                        cached, seen = cached[:, ::-1], seen[:, ::-1]
+                    value = _cosine(cached - mean, live - mean, valid & seen)
+                    cosines.setdefault((number, mirrored, scale), []).append(value)
+    for (number, mirrored, scale), values in cosines.items():
+        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+        side = levels[number].spec.geometry.input_hw[0]
+        yield AlignError(levels[0].name, side, mirrored, scale, float(np.mean(values)), error, len(values))
+
+
+def _box(rng: np.random.Generator, seen: BoxXYXY, scale: float) -> tuple[int, int, int, int]:
+    """A random box of whole pixels, so that the teacher sees just these."""
+    x0, y0, x1, y1 = seen
+    w, h = max(1, round(scale * (x1 - x0))), max(1, round(scale * (y1 - y0)))
+    left, top = round(x0 + rng.uniform() * (x1 - x0 - w)), round(y0 + rng.uniform() * (y1 - y0 - h))
+    return (left, top, left + w, top + h)
+
+
+def _live(
+    teacher: Teacher, crop: Image.Image, mirrored: bool, device: str
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """What the teacher says of the crop, on a grid laid evenly over it (grid_h, grid_w, c), and where it sees it."""
+    geometry, hw = teacher.spec.geometry, (crop.height, crop.width)
+    if geometry.fit == "crop":  # a crop of what the teacher saw is shown to it whole, not its middle
+        geometry = replace(geometry, fit="squash")
+    pixels = view_pixels(ImageOps.mirror(crop) if mirrored else crop, geometry)
+    with torch.inference_mode():
+        batch = teacher_input(
+            torch.from_numpy(pixels.copy())[None].to(device), [valid_hw(hw, geometry)], teacher.spec.normalisation
+        )
+        features = teacher(batch).spatial[0].float().cpu().numpy()
+    return _sampled(features, geometry, (0.0, 0.0, float(crop.width), float(crop.height)), hw, geometry.grid_hw)
+
+
+def _cached(
+    features: NDArray[np.float32], level: CachedTeacher, box: BoxXYXY, image_hw: tuple[int, int], out_hw: tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    return _sampled(features, level.spec.geometry, box, image_hw, (out_hw[0], out_hw[1]))
+
+
+def _sampled(
+    features: NDArray[np.float32], geometry: Any, box: BoxXYXY, image_hw: tuple[int, int], out_hw: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    weights = crop_weights([box], [image_hw], geometry, out_hw=out_hw)
+    return weights.sample(features[None])[0].astype(np.float64), weights.valid[0]
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64], valid: NDArray[np.bool_]) -> float:
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    products = (a * b).sum(-1) / np.maximum(lengths, 1e-12)
+    return float(products[valid].mean())
+
+
+def save_plot(errors: Sequence[AlignError], path: str) -> None:
+    """A panel a teacher: cosine by scale, a line a level, dashed for mirrored crops. Raises ConfigError without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as exc:
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib, or use --json") from exc
+    teachers = list(dict.fromkeys(error.teacher for error in errors))
+    figure, axes = plt.subplots(1, len(teachers), figsize=(5 * len(teachers), 4), sharey=True, squeeze=False)
+    for axis, teacher in zip(axes[0], teachers, strict=True):
+        mine = [error for error in errors if error.teacher == teacher]
+        for number, level in enumerate(sorted({error.level_px for error in mine})):
+            for mirrored in (False, True):
+                line = sorted(
+                    (e for e in mine if (e.level_px, e.mirrored) == (level, mirrored)), key=lambda error: error.scale
+                )
+                axis.errorbar(
+                    [e.scale for e in line], [e.cosine for e in line], [e.standard_error for e in line], color=f"C{number}",
+                    linestyle="--" if mirrored else "-", marker="o", markersize=3,
+                    label=f"{level} px" + (", mirrored" if mirrored else ""),
+                )  # fmt: skip
+        axis.set(title=teacher, xlabel="side of the crop, share of the image", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0][0].set_ylabel("centred cosine, cached map and live teacher")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

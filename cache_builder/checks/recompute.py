@@ -1,0 +1,217 @@
+"""Does a cache hold what its teachers say? Runs them again on a sample of the images, and compares.
+
+Checksums tell that what is stored is what was written. This tells that what was written is right: of that image, by that
+teacher, through that preprocessing.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_builder.pipeline.calibrate import sample_rows
+from cache_builder.pipeline.device import DeviceWork
+from cache_builder.pipeline.timing import StageSeconds
+from cache_builder.pipeline.views import shown_ahead
+from cache_builder.teachers import load_recorded
+from cache_builder.teachers.base import Teacher
+from radio_cache.errors import (
+    ConfigError,
+    ImageError,
+    MissingRowsError,
+    SourceError,
+    StaleCacheError,
+    StoreError,
+    unknown_name,
+)
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.statistics.fidelity import PERFECT, token_errors
+from radio_cache.terminal.output import ProgressLine
+
+SLACK, SLACK_SHARE = 0.001, 0.5
+"""The mean cosine may be below the recorded one by this, and by this share of what the codec lost: a sample varies, and other
+hardware rounds in other ways."""
+
+IMAGE_SLACK, IMAGE_SLACK_TIMES = 0.01, 3.0
+"""One image's mean may be off by this, and by this many times what the recorded worst percentile of tokens lost."""
+
+SUMMARY_FLOOR = 0.99
+"""Of summaries, which are kept in half precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """count: images, a sample that follows from the seed. teachers: names of the groups to run. weights: files that are not
+    where the build found them, by teacher. device, batch_images, threads: as in a build."""
+
+    count: int
+    teachers: tuple[str, ...]
+    weights: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    seed: int = 0
+    device: str = "cpu"
+    batch_images: int = 16
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"--recompute {self.count}: at least 1 image is needed")
+
+
+@dataclass(frozen=True)
+class ImageCosine:
+    """Mean cosine over one image's tokens of what is stored and what the teacher says now."""
+
+    key: str
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputed:
+    """One teacher on the sample: mean cosine over all tokens, of every image, and the lowest of the summaries (None without).
+
+    recorded: the mean cosine that the cache claims. floor, image_floor: what the mean and every image must reach.
+    """
+
+    name: str
+    images: int
+    recorded: float
+    floor: float
+    image_floor: float
+    cosine: float
+    by_image: tuple[ImageCosine, ...]
+    summary: float | None
+
+    @property
+    def worst(self) -> ImageCosine:
+        return min(self.by_image, key=lambda image: image.cosine)
+
+    def complaints(self) -> list[str]:
+        """What is not as it should be, a sentence each."""
+        found: list[str] = []
+        if not self.cosine >= self.floor:
+            found.append(
+                f"{self.name}: a mean cosine of {self.cosine:.4f} is below {self.floor:.4f}: these are not this teacher's "
+                "features of these images, or less was kept than recorded: radio-cache drop-teacher, and build it again"
+            )
+        far = sorted((one for one in self.by_image if not one.cosine >= self.image_floor), key=lambda one: one.cosine)
+        found += [
+            f"{self.name}: {one.key} has {one.cosine:.4f}: what is stored for it is not what the teacher says of it"
+            for one in far[:5]
+        ]
+        if len(far) > 5:
+            found.append(f"{self.name}: ... and {len(far) - 5} more images")
+        if self.summary is not None and not self.summary >= SUMMARY_FLOOR:
+            found.append(f"{self.name}: a summary has a cosine of {self.summary:.4f}, below {SUMMARY_FLOOR}")
+        return found
+
+
+@dataclass(frozen=True)
+class RecomputeReport:
+    """teachers: in the order asked for. unreadable: key -> why an image of the sample could not be compared."""
+
+    teachers: tuple[Recomputed, ...]
+    unreadable: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        return not any(one.complaints() for one in self.teachers)
+
+
+def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
+    """Run teachers again on a sample of the images that all of them have.
+
+    Raises StoreError for a teacher that is not there, TeacherError if its weights are gone or other ones,
+    StaleCacheError if this radio-cache runs it in another way, SourceError if no image of the sample is there as it was.
+    """
+    for name in config.teachers:
+        if name not in cache.teachers:
+            raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
+    cache.refuse_large_images()
+    usable = cache.usable_rows(config.teachers)
+    if not config.teachers or not len(usable):
+        raise MissingRowsError(f"{cache.url}: nothing to recompute: no image has its features yet")
+    # All teachers at once, before the first runs: weights that are gone must not surface at the end.
+    teachers = [_load(cache.teachers[name], config) for name in config.teachers]
+    rows, unreadable = _readable(cache, sorted(sample_rows(usable, config.count, f"recompute {config.seed}")))
+    if not rows:
+        key, reason = next(iter(unreadable.items()))
+        raise SourceError(
+            f"{cache.url}: none of the {len(unreadable)} images of the sample can be compared, the first is {key}: {reason}. "
+            "The images must be where they were when the cache was built"
+        )
+    found: list[Recomputed] = []
+    with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
+        while teachers:
+            found.append(_run(cache, teachers.pop(0), rows, config, pool))
+    return RecomputeReport(tuple(found), unreadable)
+
+
+def _load(cached: CachedTeacher, config: RecomputeConfig) -> Teacher:
+    teacher = load_recorded(cached.spec, config.weights.get(cached.name))
+    differences = cached.spec.differences(teacher.spec)
+    if differences:
+        raise StaleCacheError(
+            f"teacher '{cached.name}': {'; '.join(differences)}: it cannot be compared with what this radio-cache makes"
+        )
+    return teacher
+
+
+def _readable(cache: Cache, rows: list[int]) -> tuple[list[int], dict[str, str]]:
+    """Rows whose files are there and have the digest they had; and why the others cannot be used, by key."""
+    good: list[int] = []
+    unreadable: dict[str, str] = {}
+    for row in rows:
+        try:
+            cache.read_file(row)
+        except ImageError as exc:
+            unreadable[cache.index.key(row)] = str(exc)
+        else:
+            good.append(row)
+    return good, unreadable
+
+
+def _run(
+    cache: Cache, teacher: Teacher, rows: list[int], config: RecomputeConfig, pool: ThreadPoolExecutor
+) -> Recomputed:
+    spec, device, stages = teacher.spec, torch.device(config.device), StageSeconds()
+    name, cached = spec.name, cache.teachers[spec.name]
+    teacher.to(device)
+    work = DeviceWork(teacher, device, stages)
+    views = {row: number % spec.views for number, row in enumerate(rows)}
+    by_image: list[ImageCosine] = []
+    cosines: list[NDArray[np.float64]] = []
+    summaries: list[NDArray[np.float64]] = []
+    jobs = [(row, (view,)) for row, view in views.items()]
+    seen = shown_ahead(cache, spec, jobs, pool, stages, depth=2 * config.batch_images)
+    with ProgressLine(f"{name}, recomputing", len(rows)) as line:
+        while batch := list(islice(seen, config.batch_images)):
+            for part in work.features(batch):
+                now, summary = part.spatial.cpu().numpy(), None if part.summary is None else part.summary.cpu().numpy()
+                for number, one in enumerate(part.shown):
+                    view, on_image = views[one.row], one.valid_tokens(spec.geometry)
+                    own, _ = token_errors(now[number][on_image], cached.maps([one.row], view=view)[0][on_image])
+                    # An image so thin that no token's centre lies on it has no token to differ in.
+                    by_image.append(ImageCosine(cache.index.key(one.row), float(own.mean()) if len(own) else 1.0))
+                    cosines.append(own)
+                    if summary is not None:
+                        stored = cached.summaries([one.row], view=view)
+                        summaries.append(token_errors(summary[number : number + 1], stored)[0])
+                line.advance(len(part.shown))
+    recorded = cached.fidelity() or PERFECT  # the first caches recorded nothing, and lost nothing but half precision
+    tokens = np.concatenate(cosines)
+    return Recomputed(
+        name=name, images=len(rows), recorded=recorded.cosine,
+        floor=recorded.cosine - SLACK - SLACK_SHARE * (1 - recorded.cosine),
+        image_floor=1 - IMAGE_SLACK - IMAGE_SLACK_TIMES * (1 - recorded.cosine_worst),
+        cosine=float(tokens.mean()) if len(tokens) else PERFECT.cosine, by_image=tuple(by_image),
+        summary=float(np.concatenate(summaries).min()) if summaries else None,
+    )  # fmt: skip
+
+
+__all__ = ["ImageCosine", "RecomputeConfig", "RecomputeReport", "Recomputed", "recompute"]

@@ -1,0 +1,252 @@
+"""What `radio-cache build` is asked of its teachers: `NAME=VALUE` options, one value for all of them, or one for each."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
+
+from cache_builder.build_config import SHARD_IMAGES, BuildConfig
+from cache_builder.pipeline.calibrate import wanted_codec
+from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher, trunk_of
+from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.errors import ConfigError
+from radio_cache.format.schema import MAX_VIEWS, level_name
+from radio_cache.geometry.crops import Fit
+from radio_cache.geometry.views import ViewSampling
+from radio_cache.images.decode import MAX_PIXELS
+from radio_cache.images.stored import PixelFormat, PixelStore
+from radio_cache.reader import Cache, is_cache, max_pixels_of_any_cache
+from radio_cache.torch import pick_device
+
+Value = TypeVar("Value")
+
+FITS: tuple[Fit, ...] = get_args(Fit)
+FEATURES = ("neck", "trunk")
+"""Which map of a teacher that has both: what stands behind its neck, or before."""
+
+JPEG_QUALITY = 90
+"""Of kept images, colours at full resolution: docs/build.md has what other settings cost and keep."""
+
+
+class TeacherFlags(TypedDict):
+    """The options of `radio-cache build` that say something about teachers, as click hands them over."""
+
+    weights: tuple[str, ...]
+    size: tuple[str, ...]
+    fit: tuple[str, ...]
+    features: tuple[str, ...]
+    dtype: str
+    codec: tuple[str, ...]
+    packing: tuple[str, ...]
+    fidelity: tuple[str, ...]
+    step: tuple[str, ...]
+    views: tuple[str, ...]
+    flip_views: bool
+    compiled: bool
+
+
+def build_config(
+    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str | None,
+    shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, member: str, rescan: bool,
+    max_pixels: int | None, retry_unusable: bool = False, leave_out_unreadable: bool = False,
+    store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
+    **flags: Unpack[TeacherFlags],
+) -> BuildConfig:  # fmt: skip
+    """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
+
+    shard_images, max_pixels: None for those of the cache that is there, or else the usual ones.
+    elsewhere: the device is that of other processes, and need not be here.
+    """
+    device = device if elsewhere else pick_device(device)
+    there = Cache(out).meta if None in (shard_images, max_pixels) and is_cache(out) else None
+    if shard_images is None:
+        shard_images = there.shard_images if there else SHARD_IMAGES
+    if max_pixels is None:
+        max_pixels = there.max_pixels if there else MAX_PIXELS
+        usual = max_pixels_of_any_cache()
+        if max_pixels > usual:
+            raise ConfigError(
+                f"{out} states that an image may have {max_pixels} pixels, and {usual} are usual: say --max-pixels {max_pixels} "
+                "if you trust it"
+            )
+    return BuildConfig(
+        images=images, out=out, device=device, shard_images=shard_images, filters=filters,
+        shuffle_seed=shuffle_seed, limit=limit, member=member, rescan=rescan, max_pixels=max_pixels,
+        retry_unusable=retry_unusable, leave_out_unreadable=leave_out_unreadable,
+        pixels=pixel_store(store_pixels, pixels_as), log_json=log_json,
+        threads=(os.cpu_count() or 1) if threads is None else threads,
+        teachers=teacher_options(teachers, device, **flags), **batch_fields(batch_size),
+    )  # fmt: skip
+
+
+class BatchFields(TypedDict, total=False):
+    """Of BuildConfig."""
+
+    batch_images: int
+    auto_batch: bool
+
+
+def batch_fields(text: str | None) -> BatchFields:
+    """How many images a forward pass takes, from the command line; None where that says nothing."""
+    if text is None:
+        return {}
+    if text == "auto":
+        return {"auto_batch": True}
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--batch-size {text}: a whole number of images, or auto")
+    return {"batch_images": int(text)}
+
+
+def pixel_store(side_px: int | None, pixels_as: PixelFormat) -> PixelStore | None:
+    """How images are kept, from the command line."""
+    quality = JPEG_QUALITY if pixels_as == "jpeg" else 0
+    return None if side_px is None else PixelStore(side_px=side_px, format=pixels_as, quality=quality)
+
+
+def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:
+    """Group in the cache -> what the command line asks of it: a teacher's name for its first size, then its levels.
+
+    device: where it will run; decides what --dtype auto means.
+
+    Raises UnknownTeacherError, or ConfigError naming the flag.
+    """
+    for name in teachers:
+        find_teacher(name)
+    given = per_teacher("--features", flags["features"], teachers, one_of("--features", FEATURES), shared=True)
+    names = [trunk_of(name) if given.get(name) == "trunk" else name for name in teachers]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--teacher {next(name for name in names if names.count(name) > 1)} is given twice")
+    files = per_teacher("--weights", flags["weights"], teachers, lambda text: Path(text).expanduser(), shared=False)
+    sizes = several_per_teacher("--size", flags["size"], teachers, pixels)
+    fits: dict[str, Fit] = per_teacher("--fit", flags["fit"], teachers, one_of("--fit", FITS), shared=True)
+    codecs = codec_requests(
+        teachers, codec=flags["codec"], packing=flags["packing"], fidelity=flags["fidelity"], step=flags["step"]
+    )
+    extra_views = per_teacher("--views", flags["views"], teachers, view_count, shared=True)
+    automatic = "float32" if device == "cpu" else "bfloat16"
+    dtype = cast(ComputeDtype, automatic if flags["dtype"] == "auto" else flags["dtype"])
+    options: dict[str, TeacherOptions] = {}
+    for asked, name in zip(teachers, names, strict=True):
+        own = sizes.get(asked, [])
+        options[name] = TeacherOptions(
+            weights=files.get(asked), size_px=own[0] if own else None, fit=fits.get(asked), dtype=dtype,
+            codec=wanted_codec(codecs[asked]), views=1 + extra_views.get(asked, 0),
+            view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(asked) else None,
+            compiled=flags["compiled"],
+        )  # fmt: skip
+        for px in own[1:]:
+            options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)
+    return options
+
+
+def per_teacher(
+    flag: str, given: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool
+) -> dict[str, Value]:
+    """Teacher name -> value. `given` holds `VALUE` (for every teacher) or `NAME=VALUE`.
+
+    shared: whether a bare value may stand for several teachers; one weights file cannot.
+    Raises ConfigError for a name that is not among `teachers`, a bare value where a name is needed, or a second value.
+    """
+    found = several_per_teacher(flag, given, teachers, parse, shared=shared)
+    for name, values in found.items():
+        if len(values) > 1:
+            raise ConfigError(f"{flag} is given {len(values)} times for {name}: one value is possible")
+    return {name: values[0] for name, values in found.items()}
+
+
+def several_per_teacher(
+    flag: str, given: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool = True
+) -> dict[str, list[Value]]:
+    """Teacher name -> values in the order given; those with a name count more than those without.
+
+    Raises ConfigError as `per_teacher`, and for the same value twice.
+    """
+    bare: list[Value] = []
+    named: dict[str, list[Value]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if equals and name in teachers:
+            own, one = named.setdefault(name, []), parse(value)
+        elif equals and not Path(text).exists():
+            raise ConfigError(
+                f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
+            )
+        elif not shared and len(teachers) > 1:
+            raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
+        else:
+            own, one = bare, parse(text)
+        if one in own:
+            raise ConfigError(f"{flag} {text}: {name if own is not bare else ', '.join(teachers)} has that already")
+        own.append(one)
+    return (dict.fromkeys(teachers, bare) if bare else {}) | named
+
+
+def pixels(text: str) -> int:
+    """A size in pixels from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--size {text}: a size is a whole number of pixels")
+    return int(text)
+
+
+def view_count(text: str) -> int:
+    """A number of extra views from the command line."""
+    if not text.isdecimal() or int(text) >= MAX_VIEWS:
+        raise ConfigError(f"--views {text}: how many extra views of each image, 0 to {MAX_VIEWS - 1}")
+    return int(text)
+
+
+def view_sampling(*, flipped: bool) -> ViewSampling:
+    """How extra views are drawn: a quarter of the image or more, about as wide as it is. flipped: half of them mirrored."""
+    return ViewSampling(seed=0, area=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip_share=0.5 if flipped else 0.0)
+
+
+def one_of(flag: str, choices: tuple[Value, ...]) -> Callable[[str], Value]:
+    """What reads one of some words from the command line."""
+
+    def read(text: str) -> Value:
+        for choice in choices:
+            if text == choice:
+                return choice
+        raise ConfigError(f"{flag} {text}: one of {', '.join(map(str, choices))}")
+
+    return read
+
+
+def codec_requests(
+    teachers: Sequence[str],
+    *,
+    codec: Sequence[str],
+    packing: Sequence[str],
+    fidelity: Sequence[str],
+    step: Sequence[str],
+) -> dict[str, CodecRequest | None]:
+    """What the command line asks of every teacher's codec; None where it says nothing.
+
+    Raises ConfigError for a setting of klt beside another codec, or both a fidelity and a step.
+    """
+    codecs = per_teacher("--codec", codec, teachers, str, shared=True)
+    settings: dict[str, dict[str, Any]] = {
+        "packing": per_teacher("--packing", packing, teachers, str, shared=True),
+        "fidelity": per_teacher("--fidelity", fidelity, teachers, lambda text: number("--fidelity", text), shared=True),
+        "step": per_teacher("--step", step, teachers, lambda text: number("--step", text), shared=True),
+    }
+    requests: dict[str, CodecRequest | None] = {}
+    for teacher in teachers:
+        own = {name: values[teacher] for name, values in settings.items() if teacher in values}
+        name = codecs.get(teacher, "klt")
+        if own and name != "klt":
+            raise ConfigError(f"--{next(iter(own))} is a setting of klt, and {teacher} is to be stored as {name}")
+        if "fidelity" in own and "step" in own:
+            raise ConfigError(f"{teacher} has both --fidelity and --step: one follows from the other, give one")
+        asked = teacher in codecs or own
+        requests[teacher] = CodecRequest(name=cast(Any, name), **own) if asked else None
+    return requests
+
+
+def number(flag: str, text: str) -> float:
+    """A number from the command line."""
+    try:
+        return float(text)
+    except ValueError as exc:
+        raise ConfigError(f"{flag} {text}: that is not a number") from exc

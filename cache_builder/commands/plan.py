@@ -1,0 +1,197 @@
+"""`radio-cache plan`: what the build of the same options would cost, before it is started."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.table import Table
+
+from radio_cache.terminal.files import OutputFile, write_output
+from radio_cache.terminal.help import SectionedCommand
+from radio_cache.terminal.output import console, human_bytes, in_width, plain_errors, say, table
+
+if TYPE_CHECKING:
+    from cache_builder.planning.plan import Plan
+    from radio_cache.codecs.calibrate import CodecRequest
+
+_OF_BUILD_ALONE = ("workers", "scheduler", "cluster", "log_json")
+
+
+def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) -> click.Command:
+    """The command, with the options of `radio-cache build` that say what is built, under its headings."""
+    shared = [option for option in build.params if option.name not in _OF_BUILD_ALONE]
+    headings = {heading: names for heading, names in sections.items() if not set(names) <= set(_OF_BUILD_ALONE)}
+    return SectionedCommand(
+        "plan", params=[*shared, *_own_options()], callback=_plan, help=_HELP, sections={**_SECTIONS, **headings},
+        examples=_EXAMPLES,
+    )  # fmt: skip
+
+
+_SECTIONS = {
+    "What it would cost": ("devices", "dollars_per_hour", "student_steps", "student_batch"),
+    "How it is measured": ("probe_images", "probe_s", "no_weights", "as_json"),
+}
+
+_EXAMPLES = (
+    "radio-cache plan --images photos/ --teacher efficientnet-lite0 --out c.zarr",
+    "radio-cache plan --images photos/ --teacher clip --out c.zarr --no-weights",
+    "radio-cache plan ... --devices 8 --dollars-per-hour 2.5 --steps 300000",
+)
+
+
+_HELP = """Say what a build would cost: time, money, bytes, and when it pays. Writes nothing.
+
+Takes the options of `radio-cache build`, runs a few of the images through every teacher on this device, and measures
+decoding, the teacher, encoding and the bytes of every codec.
+
+\b
+Caching pays from student run
+    build device-seconds / (steps x batch x teacher seconds per image)
+on, rounded up: without a cache, every run pays for its teachers. docs/plan.md
+has the whole arithmetic.
+"""
+
+
+def _own_options() -> list[click.Option]:
+    return [
+        click.Option(["--devices"], default=1, show_default=True, metavar="N", help="Plan also for N devices like this one, "
+                     "each with cores like these."),
+        click.Option(["--dollars-per-hour"], type=float, metavar="X", help="What one device costs."),
+        click.Option(["--steps", "student_steps"], type=int, metavar="N",
+                     help="Steps of one student run. [default: as radio-train: thirty epochs, or 25,600 images]"),
+        click.Option(["--student-batch-size", "student_batch"], type=int, metavar="N",
+                     help="Images a step of the student. [default: as radio-train]"),
+        click.Option(["--probe-images"], default=64, show_default=True, metavar="N",
+                     help="Images to measure on, drawn from all of them."),
+        click.Option(["--probe-seconds", "probe_s"], default=20.0, show_default=True, metavar="S",
+                     help="About how many seconds each teacher may run; slow ones see fewer images."),
+        click.Option(["--no-weights"], is_flag=True, help="Take random weights for teachers whose file is not here: times "
+                     "do not depend on them."),
+        click.Option(["--json", "as_json"], type=OutputFile(), metavar="FILE",
+                     help="Also write everything measured as JSON."),
+    ]  # fmt: skip
+
+
+@plain_errors(on_interrupt="Nothing was written.")
+def _plan(
+    devices: int, dollars_per_hour: float | None, student_steps: int | None, student_batch: int | None, probe_images: int,
+    probe_s: float, no_weights: bool, as_json: Path | None, **options: Any,
+) -> None:  # fmt: skip
+    from cache_builder.commands.build_options import build_config
+    from cache_builder.planning.plan import PlanConfig, plan_build
+    from cache_builder.workers.allocator import keep_blocks
+
+    config = PlanConfig(
+        build=build_config(**options), devices=devices, dollars_per_hour=dollars_per_hour, student_steps=student_steps,
+        student_batch=student_batch, probe_images=probe_images, probe_s=probe_s, no_weights=no_weights,
+    )  # fmt: skip
+    if config.build.device == "cpu":
+        keep_blocks()  # as a build does
+    plan = plan_build(config, say=say)
+    for note in plan.notes:
+        say(note)
+    console().print(times(plan))
+    click.echo()
+    console().print(bytes_per_image(plan))
+    click.echo()
+    for line in conclusions(plan):
+        click.echo(in_width(line, indent=9))
+    if as_json is not None:
+        write_output(as_json, json.dumps(plan.to_json(), indent=1, default=str).encode() + b"\n")
+
+
+def times(plan: "Plan") -> Table:
+    """A line a teacher: milliseconds per image by stage, and how long all images take."""
+    build, devices = plan.config.build, plan.config.devices
+    rows = table(
+        f"Time, measured on {build.device} with {build.threads} thread{'s' * (build.threads > 1)}", "teacher", "px", "probed",
+        "decode ms", "teacher ms", "encode ms", "images left", "1 device", *([f"{devices} devices"] if devices > 1 else []),
+    )  # fmt: skip
+    for teacher in plan.teachers:
+        probe = teacher.probe
+        own_s = teacher.seconds - teacher.calibration_s
+        shared = [human_seconds(teacher.calibration_s + own_s / min(devices, plan.num_shards))] if devices > 1 else []
+        rows.add_row(
+            probe.name + (" (random weights)" if teacher.random_weights else ""), str(probe.input_hw[0]), str(probe.images),
+            *(f"{1000 * seconds:.1f}" for seconds in (probe.decode_s, probe.forward_s)),
+            f"{1000 * (probe.encode_s + probe.pack_s / build.threads):.1f}", str(teacher.images_left),
+            human_seconds(teacher.seconds), *shared,
+        )  # fmt: skip
+    return rows
+
+
+def bytes_per_image(plan: "Plan") -> Table:
+    """A line a teacher: bytes of an image's map and summary in every codec; all images in the codec asked for."""
+    from cache_builder.planning.measure import COMPARED
+
+    rows = table(
+        "Bytes per view: map and summary, measured on the same images", "teacher", *map(_label, COMPARED), "all images",
+    )  # fmt: skip
+    for teacher in plan.teachers:
+        costs = [teacher.probe.cost_of(request).bytes_per_image for request in COMPARED]
+        most = "at most " if teacher.is_upper_bound else ""
+        rows.add_row(
+            teacher.probe.name,
+            *("-" if cost is None else human_bytes(cost + teacher.probe.summary_bytes) for cost in costs),
+            f"{most}{human_bytes(plan.num_images * teacher.bytes_per_image)} in {_label(teacher.stored.request)}",
+        )  # fmt: skip
+    return rows
+
+
+def _label(request: "CodecRequest") -> str:
+    if request.name != "klt":
+        return request.name
+    return f"{request.packing} " + (f"{request.fidelity:g}" if request.step is None else f"step {request.step:g}")
+
+
+def conclusions(plan: "Plan") -> list[str]:
+    """The sentences below the tables: size, space, time, money, and when a cache pays."""
+    config, runs = plan.config, plan.runs_to_break_even
+    bound = "at most " if any(teacher.is_upper_bound for teacher in plan.teachers) else ""
+    lines = [
+        f"images   {plan.num_images:,} in {plan.num_shards:,} shard{'s' * (plan.num_shards > 1)} of {config.build.shard_images}",
+        f"bytes    {bound}{human_bytes(plan.stored_bytes)} in all, the list of images included; {_space(plan)}",
+    ]
+    if plan.pixel_bytes:
+        stored = human_bytes(plan.num_images * plan.pixel_bytes)
+        lines.append(f"pixels   {stored} of them are the images themselves, {human_bytes(plan.pixel_bytes)} each")
+    wall = f"{human_seconds(plan.wall_s(1))} on 1 device"
+    if config.devices > 1:
+        wall += f", {human_seconds(plan.wall_s(config.devices))} on {config.devices}"
+        if plan.num_shards < config.devices:
+            wall += f" (of which {plan.num_shards} have a shard to do)"
+    lines.append(f"time     {wall}, looking at every image once included ({human_seconds(plan.scan_s)})")
+    if plan.dollars is not None:
+        lines.append(
+            f"dollars  {plan.dollars:,.2f} for {config.devices} x {human_seconds(plan.wall_s(config.devices))}"
+        )
+    per_run = f"{plan.student_run.steps:,} steps x {plan.student_run.batch_images} images"
+    lines.append(
+        f"pays     from student run {max(1, math.ceil(runs)):,} on: the build costs {human_seconds(plan.device_s)} of one "
+        f"device, running the teachers online {human_seconds(plan.online_s)} in every run ({per_run}), "
+        f"{1 / runs:,.{0 if runs < 0.1 else 2}f} times that"
+    )
+    for teacher in plan.teachers:
+        if teacher.is_upper_bound:
+            why = teacher.probe.cost_of(teacher.probe.asked).why
+            lines.append(f"unknown  {teacher.probe.name}, {_label(teacher.probe.asked)}: {why}; counted as half")
+    return lines
+
+
+def _space(plan: "Plan") -> str:
+    out = plan.config.build.out
+    if plan.free_bytes is None:
+        return f"{out} is a bucket, whose free space nobody can ask for"
+    fits = "fits" if plan.fits else "DOES NOT FIT"
+    return f"{human_bytes(plan.bytes_to_write)} to write, {human_bytes(plan.free_bytes)} free at {out}: {fits}"
+
+
+def human_seconds(seconds: float) -> str:
+    """1234 -> '21 min'."""
+    for unit, size in (("days", 172_800), ("h", 7_200), ("min", 120)):
+        if seconds >= size:
+            return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,142 @@
+"""`radio-cache verify` and `repair`: is a cache right, and how to mend it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from radio_cache.reader import Cache
+from radio_cache.terminal.output import PLACE, allow_module_option, console, plain_errors, printable, table
+
+if TYPE_CHECKING:
+    from cache_builder.checks.recompute import RecomputeReport
+    from radio_cache.checks.verify import VerifyReport
+
+
+@click.command()
+@click.argument("cache", type=PLACE)
+@click.option("--deep", is_flag=True, help="Also decode every map and summary.")
+@click.option(
+    "--recompute",
+    "count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also run the teachers again on N images, a random sample, and compare with what is stored.",
+)
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Recompute only this one. Repeatable.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample that --recompute takes.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Where a teacher's weights are for --recompute, if they are not where the build found them.",
+)
+@click.option("--device", default="auto", show_default=True, help="That recomputes: cpu, cuda, cuda:1 ...")
+@allow_module_option
+@plain_errors(on_interrupt="")
+def verify(
+    cache: str | Path, deep: bool, count: int | None, teachers: tuple[str, ...], seed: int, weights: tuple[str, ...],
+    device: str,
+) -> None:  # fmt: skip
+    """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing.
+
+    With --recompute also with the teachers themselves, from the source images: exit code 1 if a mean cosine is lower than
+    the recorded one allows, or a single image is far from what is stored for it.
+    """
+    from radio_cache.checks.verify import verify_cache
+
+    if count is None and (teachers or weights):
+        raise click.UsageError("--teacher and --weights say what to recompute: add --recompute N")
+    opened = Cache(cache)
+    report = verify_cache(opened, deep=deep)
+    rows = table("", "unit", "shards right", "damaged", "not built yet")
+    for unit, there in report.shards.items():
+        own = [d for d in report.damages if d.unit == unit and d.shard is not None]
+        damaged, wrong = len({d.shard for d in own if not d.is_unread}), len({d.shard for d in own})
+        rows.add_row(unit, str(there - wrong), str(damaged or "-"), str(report.missing[unit] or "-"))
+    console().print(rows)
+    for damage in report.damages:
+        click.echo(printable(f"{damage.place}: {damage.what}"))
+    if not report.ok:
+        click.echo(f"\n{_cure(report, str(cache))}")
+        raise SystemExit(1)
+    click.echo(f"\n{cache}: all that is there is right" + (", decoded to the last map" if deep else ""))
+    if count is not None:
+        from cache_builder.checks.recompute import RecomputeConfig, recompute
+        from cache_builder.commands.build_options import per_teacher
+        from radio_cache.torch import pick_device
+
+        names = teachers or tuple(opened.teachers)
+        files = per_teacher("--weights", weights, names, lambda text: Path(text).expanduser(), shared=False)
+        config = RecomputeConfig(count=count, teachers=names, weights=files, seed=seed, device=pick_device(device))
+        if note := opened.web_note():
+            click.echo(note, err=True)
+        _print_recomputed(recompute(opened, config))
+
+
+def _cure(report: "VerifyReport", cache: str) -> str:
+    """What to do about the damages, which the lines above name."""
+    unread = sum(damage.is_unread for damage in report.damages)
+    damaged, mendable = len(report.damages) - unread, sum(damage.mendable for damage in report.damages)
+    blocked = f"{unread} could not be read, which is no damage: make them readable, and verify again" if unread else ""
+    if damaged == 0:
+        return blocked
+    if blocked:
+        blocked = f". {blocked}"
+    if mendable == 0:
+        return f"{damaged} damaged. No build can make that again: the lines above say what to do{blocked}"
+    left = f", and what the lines above say about the other {damaged - mendable}" if mendable < damaged else ""
+    return f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}{blocked}"
+
+
+def _print_recomputed(report: "RecomputeReport") -> None:
+    """The table, what is not as it should be, and the exit code."""
+    rows = table("", "recomputed", "images", "recorded", "now", "at least", "worst image", "at least", "summary")
+    for one in report.teachers:
+        summary = "-" if one.summary is None else f"{one.summary:.4f}"
+        rows.add_row(
+            one.name, str(one.images), f"{one.recorded:.4f}", f"{one.cosine:.4f}", f"{one.floor:.4f}",
+            f"{one.worst.cosine:.4f}", f"{one.image_floor:.4f}", summary,
+        )  # fmt: skip
+    click.echo()
+    console().print(rows)
+    for key, reason in report.unreadable.items():
+        click.echo(printable(f"{key} could not be compared: {reason}"))
+    for one in report.teachers:
+        for complaint in one.complaints():
+            click.echo(printable(complaint))
+    if not report.ok:
+        raise SystemExit(1)
+    left_out = (
+        f" (without {len(report.unreadable)} of the sample that could not be compared)" if report.unreadable else ""
+    )
+    click.echo(f"\nthe teachers say again what is stored, within what its codec was recorded to lose{left_out}")
+
+
+@click.command()
+@click.argument("cache", type=PLACE)
+@plain_errors(on_interrupt="Nothing is lost: the same command goes on where this one stopped.")
+def repair(cache: str | Path) -> None:
+    """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""
+    from radio_cache.checks.verify import repair_cache, verify_cache
+
+    opened = Cache(cache)
+    report = verify_cache(opened, deep=True)
+    for line in repair_cache(opened, report):
+        click.echo(printable(line))
+    if report.ok:
+        click.echo("nothing to repair")
+        return
+    unread = sum(damage.is_unread for damage in report.damages)
+    left = sum(not damage.mendable for damage in report.damages) - unread
+    if left + unread < len(report.damages):
+        click.echo(f"\nNow run the build command of {cache} again")
+    if left:
+        click.echo(f"\n{left} left alone, which no build can make again: the lines above say what to do")
+    if unread:
+        click.echo(f"\n{unread} could not be read, which is no damage: make them readable, and run repair again")
+    if left or unread:
+        raise SystemExit(1)
+
+
+__all__ = ["repair", "verify"]

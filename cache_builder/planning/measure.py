@@ -1,0 +1,249 @@
+"""What a teacher costs on this device: a few batches of the user's own images, every stage measured by itself.
+
+The images go through the code of a build, from a cache of nothing but them in a temporary folder that is gone afterwards.
+"""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache_builder.build_config import BuildConfig
+from cache_builder.pipeline.calibrate import calibrated_on, enough_tokens, too_few
+from cache_builder.pipeline.device import DeviceWork, streams_of
+from cache_builder.pipeline.scan import scan_shard
+from cache_builder.pipeline.timing import StageSeconds
+from cache_builder.pipeline.views import Shown, shown_ahead
+from cache_builder.sources import Listing
+from cache_builder.teachers.base import Teacher
+from radio_cache import __version__
+from radio_cache.codecs import Codec, Half
+from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.errors import CodecError, SourceError
+from radio_cache.format.documents import PIXELS
+from radio_cache.format.schema import CacheMeta
+from radio_cache.prefetch.ordered import ahead
+from radio_cache.reader import Cache
+from radio_cache.shards.encoding import shard_parts
+from radio_cache.torch import MapEncoder
+from radio_cache.writer import ImageIndex, compressed, create_cache
+
+FIDELITIES = (0.99, 0.999)
+COMPARED = (
+    CodecRequest(name="half"), CodecRequest(name="int8"),
+    *(CodecRequest(packing=packing, fidelity=fidelity) for packing in ("packed", "zstd") for fidelity in FIDELITIES),
+)  # fmt: skip
+"""What a user can choose from."""
+
+_SEED = 0
+_TIMED_BATCHES = 3
+_WARM_UP_IMAGES = 2
+_MAX_MAP_BYTES = 1 << 30
+"""Of maps kept in memory, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecCost:
+    """What one image's map takes in one codec, with checksum and index entry.
+
+    cosine: mean, on images held out of the probe; None for half. Both None where they could not be measured; `why` says
+    why.
+    """
+
+    request: CodecRequest
+    bytes_per_image: float | None
+    cosine: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherProbe:
+    """Seconds per image of one teacher on this device, and bytes per image by codec.
+
+    images: how many went through the teacher. decode_s: reading, decoding and resizing with all threads. forward_s:
+    the teacher. encode_s: encoding in `asked`, on the device. pack_s: compression and checksums, one thread.
+    """
+
+    name: str
+    input_hw: tuple[int, int]
+    grid_hw: tuple[int, int]
+    spatial_dim: int
+    summary_dim: int | None
+    images: int
+    decode_s: float
+    forward_s: float
+    encode_s: float
+    pack_s: float
+    asked: CodecRequest
+    codecs: tuple[CodecCost, ...]
+
+    @property
+    def summary_bytes(self) -> int:
+        """Of one image: float16."""
+        return 2 * (self.summary_dim or 0)
+
+    def cost_of(self, request: CodecRequest) -> CodecCost:
+        return next(cost for cost in self.codecs if cost.request == request)
+
+
+@contextlib.contextmanager
+def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Generator[Cache]:
+    """A cache of a seeded sample of the images, without a teacher, in a folder that is removed afterwards."""
+    index = listing.index
+    chosen = np.sort(np.random.default_rng(_SEED).permutation(len(index))[:num_images])
+    sample = ImageIndex(
+        [index.key(int(row)) for row in chosen], index.labels[chosen], index.container[chosen], index.offset[chosen],
+        index.length[chosen],
+    )  # fmt: skip
+    meta = CacheMeta(
+        num_images=len(chosen), shard_images=len(chosen), creator=f"radio-cache {__version__}", max_pixels=config.max_pixels,
+        containers=listing.containers, class_names=listing.class_names, pixels=config.pixels,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="radio-cache-plan-") as folder:
+        place = Path(folder) / "probe.zarr"
+        create_cache(place, meta, sample)
+        yield Cache(place)
+
+
+def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, float]:
+    """Look at every image of a probe cache; seconds an image took, all threads together, and bytes it takes where pixels
+    are kept. Raises SourceError if none is usable."""
+    started = time.perf_counter()
+    receipt = scan_shard(cache, 0, pool)
+    seconds = (time.perf_counter() - started) / cache.num_images
+    if len(receipt.failures) == cache.num_images:
+        first = receipt.failures[0]
+        raise SourceError(
+            f"none of {cache.num_images} images of the probe can be used: {cache.index.key(first.row)}: {first.reason}"
+        )
+    pixel_bytes = sum(file.num_bytes for file in receipt.files if file.path.startswith(PIXELS)) / cache.num_images
+    return Cache(cache.storage), seconds, pixel_bytes
+
+
+def probe_teacher(
+    cache: Cache, teacher: Teacher, asked: CodecRequest, config: BuildConfig, pool: ThreadPoolExecutor, *,
+    seconds: float, values_mean_something: bool = True,
+) -> TeacherProbe:  # fmt: skip
+    """Run the images of a probe cache through a teacher that is on its device.
+
+    asked: the codec whose encoding is timed. seconds: about how long the teacher may run; a slow one sees fewer images.
+    values_mean_something: False for random weights, whose maps say nothing about what calibrated codecs take.
+    """
+    spec = teacher.spec
+    map_bytes = 4 * int(np.prod(spec.geometry.grid_hw)) * spec.spatial_dim
+    rows = cache.usable_rows().tolist()[: max(1, _MAX_MAP_BYTES // map_bytes)]
+    started = time.perf_counter()
+    jobs = [(row, (0,)) for row in rows]
+    seen = list(shown_ahead(cache, spec, jobs, pool, StageSeconds(), depth=2 * config.threads))
+    decode_s = (time.perf_counter() - started) / len(rows)
+    maps, forward_s = _forward(seen, teacher, config, seconds)
+    shown = np.stack([one.valid_tokens(spec.geometry) for one in seen[: len(maps)]])
+    requests = dict.fromkeys((*COMPARED, asked))
+    costs: list[CodecCost] = []
+    timed: Codec = Half()
+    for request in requests:
+        codec, cost = _measured(request, teacher, maps, shown, values_mean_something=values_mean_something)
+        costs.append(cost)
+        if request == asked and codec is not None:
+            timed = codec
+    encode_s, pack_s = _encode(timed, maps, torch.device(config.device))
+    return TeacherProbe(
+        name=spec.name, input_hw=spec.geometry.input_hw, grid_hw=spec.geometry.grid_hw, spatial_dim=spec.spatial_dim,
+        summary_dim=spec.summary_dim, images=len(maps), decode_s=decode_s, forward_s=forward_s, encode_s=encode_s,
+        pack_s=pack_s, asked=asked, codecs=tuple(costs),
+    )  # fmt: skip
+
+
+def _forward(
+    seen: list[Shown], teacher: Teacher, config: BuildConfig, seconds: float
+) -> tuple[NDArray[np.float32], float]:
+    """Maps (n, h, w, c) of as many images as the time allows, and seconds per image on the whole device."""
+    device = torch.device(config.device)
+    work = DeviceWork(teacher, device, StageSeconds())
+    with streams_of(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
+
+        def run(images: list[Shown], batch: int) -> Generator[NDArray[np.float32]]:
+            parts = (images[first : first + batch] for first in range(0, len(images), batch))
+            for done in ahead(streams, work.features, parts, depth=num_streams + 1):
+                yield from (part.spatial.cpu().numpy() for part in done)
+
+        def timed(images: list[Shown], batch: int) -> float:
+            started = time.perf_counter()
+            for _ in run(images, batch):
+                pass
+            return (time.perf_counter() - started) / len(images)
+
+        # The first call loads kernels and allocates; a second one of the same size says how many images fit the time.
+        warm = [timed(seen[: _WARM_UP_IMAGES * num_streams], _WARM_UP_IMAGES) for _ in range(2)][-1]
+        batch = max(1, min(config.batch, int(seconds / _TIMED_BATCHES / warm / num_streams)))
+        fitting = seen[: max(batch, int(seconds / warm))]
+        deadline = time.perf_counter() + seconds
+        maps = np.concatenate(list(run(fitting, batch)))
+        rounds: list[float] = []
+        while not rounds or (len(rounds) < _TIMED_BATCHES and time.perf_counter() < deadline):
+            rounds.append(timed(fitting, batch))
+    return maps, float(np.median(rounds))
+
+
+def _measured(
+    request: CodecRequest, teacher: Teacher, maps: NDArray[np.float32], shown: NDArray[np.bool_], *,
+    values_mean_something: bool,
+) -> tuple[Codec | None, CodecCost]:  # fmt: skip
+    """A codec calibrated on the maps' tokens that show the image, and what it takes of the maps."""
+    spec = teacher.spec
+    if not request.needs_calibration:
+        return Half(), CodecCost(request=request, bytes_per_image=_stored_bytes(Half(), maps))
+    if request.name == "klt":
+        if not values_mean_something:
+            return None, CodecCost(request=request, bytes_per_image=None, why="random weights say nothing about it")
+        if not enough_tokens(spec, len(maps)):
+            why = f"{too_few(len(maps))} to calibrate klt for {spec.spatial_dim} channels"
+            return None, CodecCost(request=request, bytes_per_image=None, why=why)
+    try:
+        chosen = calibrated_on(request, list(range(len(maps))), lambda rows: (maps[row][shown[row]] for row in rows))
+    except CodecError as exc:
+        return None, CodecCost(request=request, bytes_per_image=None, why=str(exc))
+    stored = _stored_bytes(chosen.codec, maps)
+    return chosen.codec, CodecCost(
+        request=request, bytes_per_image=stored, cosine=chosen.recorded["calibration"]["cosine"]
+    )
+
+
+def _stored_bytes(codec: Codec, maps: NDArray[np.float32]) -> float:
+    """Of one image's map in a full shard."""
+    return sum(map(len, _parts(codec, codec.encode(maps)))) / len(maps)
+
+
+def _parts(codec: Codec, codes: NDArray[np.generic]) -> list[bytes | memoryview]:
+    chunks = [np.ascontiguousarray(image).reshape(-1).view(np.uint8).data for image in codes]
+    level = codec.zstd_level
+    return shard_parts([chunk if level is None else compressed(chunk, level=level) for chunk in chunks], len(chunks))
+
+
+def _encode(codec: Codec, maps: NDArray[np.float32], device: torch.device) -> tuple[float, float]:
+    """Seconds per image of encoding on the device, and of compression and checksums."""
+    encoder = MapEncoder(codec, device)
+    batch = torch.from_numpy(maps[:32]).to(device)
+    with torch.inference_mode():
+        encoder(batch[:1])
+        _wait_for(device)
+        started = time.perf_counter()
+        codes = encoder(batch).codes.cpu().numpy()
+    encoded = time.perf_counter()
+    _parts(codec, codes)
+    return (encoded - started) / len(batch), (time.perf_counter() - encoded) / len(batch)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+__all__ = ["COMPARED", "CodecCost", "TeacherProbe", "probe_cache", "probe_teacher", "time_scan"]

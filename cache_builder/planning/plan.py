@@ -1,0 +1,311 @@
+"""What a build would cost, before it is started: time, money and bytes, from a short measured probe. Writes nothing.
+
+The arithmetic, per teacher and image: on a CPU, decoding, the teacher and encoding share the cores, so their times add up;
+beside a GPU they overlap, and the slower of decoding and (teacher + encoding) counts. Every image is also looked at
+once, and a codec that is calibrated sees its sample once more.
+
+Caching against running the teachers online: a cache costs its build once. Without it every student run costs
+steps x batch x (the teachers' seconds per image) on top of its own time. So the cache is cheaper from run
+
+    build device-seconds / (steps x batch x teacher seconds)
+
+on, rounded up. The student's own time is the same either way, and does not matter for that.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache_builder.build_config import BuildConfig
+from cache_builder.build_output import Say, as_recorded, check_same, open_cache
+from cache_builder.computed_with import begun_batch
+from cache_builder.pipeline.batch_size import with_batch
+from cache_builder.pipeline.calibrate import fewest_images, sample_size
+from cache_builder.pipeline.passes import missing_shards
+from cache_builder.planning.measure import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
+from cache_builder.sources import list_for
+from cache_builder.teachers import TeacherOptions, find_teacher, find_weights, load_found
+from cache_builder.teachers.base import Teacher
+from cache_builder.teachers.random_weights import random_weights
+from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.errors import ConfigError, TeacherWeightsError
+from radio_cache.format.schema import IMAGES_UNIT, TeacherSpec
+from radio_cache.images.index import index_columns
+from radio_cache.reader import Cache, is_cache
+from radio_cache.storage.base import is_url
+from radio_cache.usual_run import UsualRun, usual_run
+
+SCAN_BYTES = 1 + 8 + 16
+"""Of an image in the columns status, size and digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What to plan for. devices: workers like this machine's device, each with cores like these. student_steps,
+    student_batch: of one student run; None for what `radio-train` would take by itself. probe_images, probe_s: how many images
+    a teacher is measured on, for how long.
+    no_weights: take random weights where a teacher's file is not here; the time does not depend on them.
+    """
+
+    build: BuildConfig
+    devices: int = 1
+    dollars_per_hour: float | None = None
+    student_steps: int | None = None
+    student_batch: int | None = None
+    probe_images: int = 64
+    probe_s: float = 20.0
+    no_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "student_steps", "student_batch", "probe_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+        if self.probe_s <= 0:
+            raise ConfigError(f"probe seconds must be more than 0, not {self.probe_s:g}")
+        if self.dollars_per_hour is not None and not 0 <= self.dollars_per_hour < math.inf:
+            raise ConfigError(f"dollars per hour must be 0 or more, not {self.dollars_per_hour:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPlan:
+    """One teacher of a plan. images_left: not in the cache yet. seconds: of one device, calibration included;
+    calibration_s: the part of it that is done once, on one device. random_weights: whether it was measured with them.
+    views: of each image, the whole one among them.
+    """
+
+    probe: TeacherProbe
+    views: int
+    images_left: int
+    seconds: float
+    calibration_s: float
+    random_weights: bool
+
+    @property
+    def stored(self) -> CodecCost:
+        """In the codec that was asked for; in half, as an upper bound, where that could not be measured."""
+        asked = self.probe.cost_of(self.probe.asked)
+        return asked if asked.bytes_per_image is not None else self.probe.cost_of(CodecRequest(name="half"))
+
+    @property
+    def is_upper_bound(self) -> bool:
+        return self.stored.request != self.probe.asked
+
+    @property
+    def bytes_per_image(self) -> float:
+        assert self.stored.bytes_per_image is not None, "half is always measured"
+        return self.views * (self.stored.bytes_per_image + self.probe.summary_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a build would cost. scan_s: looking at the images that were not looked at yet, on one device's cores.
+
+    images_unseen: how many those are. pixel_bytes: of an image as --store-pixels keeps it; 0 without.
+    free_bytes: where the cache shall lie; None in a bucket.
+    """
+
+    config: PlanConfig
+    num_images: int
+    num_shards: int
+    index_bytes: float
+    free_bytes: int | None
+    scan_s: float
+    images_unseen: int
+    pixel_bytes: float
+    teachers: tuple[TeacherPlan, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def stored_bytes(self) -> float:
+        """Of the whole cache, once it is complete."""
+        of_image = self.pixel_bytes + sum(teacher.bytes_per_image for teacher in self.teachers)
+        return self.index_bytes + self.num_images * of_image
+
+    @property
+    def bytes_to_write(self) -> float:
+        """By the build that is planned: less than the whole if part of it is there."""
+        features = sum(teacher.images_left * teacher.bytes_per_image for teacher in self.teachers)
+        return features + self.images_unseen * self.pixel_bytes + self.index_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        return None if self.free_bytes is None else self.bytes_to_write <= self.free_bytes
+
+    @property
+    def device_s(self) -> float:
+        """Of all devices together."""
+        return self.scan_s + sum(teacher.seconds for teacher in self.teachers)
+
+    def wall_s(self, devices: int) -> float:
+        """On so many devices: calibration is done once, the rest is shared out."""
+        once = sum(teacher.calibration_s for teacher in self.teachers)
+        return once + (self.device_s - once) / min(devices, self.num_shards)
+
+    @property
+    def dollars(self) -> float | None:
+        """Of all devices while the build runs."""
+        rate = self.config.dollars_per_hour
+        return None if rate is None else self.wall_s(self.config.devices) * self.config.devices / 3600 * rate
+
+    @property
+    def student_run(self) -> UsualRun:
+        """Steps and batch of one student run."""
+        config = self.config
+        return usual_run(
+            self.num_images, config.build.device, steps=config.student_steps, batch_images=config.student_batch
+        )
+
+    @property
+    def online_s(self) -> float:
+        """What the teachers of one student run cost without a cache, in device-seconds."""
+        return self.student_run.crops * sum(teacher.probe.forward_s for teacher in self.teachers)
+
+    @property
+    def runs_to_break_even(self) -> float:
+        """Student runs whose teachers, online, cost as much as the build; below 1: the first run is cheaper already."""
+        return self.device_s / self.online_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was measured and concluded, for machines: seconds, bytes."""
+        return {
+            "images": self.num_images, "shards": self.num_shards, "device": self.config.build.device,
+            "threads": self.config.build.threads, "devices": self.config.devices, "scan_seconds": self.scan_s,
+            "pixel_bytes_per_image": self.pixel_bytes, "images_unseen": self.images_unseen,
+            "teachers": [_teacher_json(teacher) for teacher in self.teachers], "index_bytes": self.index_bytes,
+            "stored_bytes": self.stored_bytes, "bytes_to_write": self.bytes_to_write, "free_bytes": self.free_bytes,
+            "fits": self.fits, "seconds_on_one_device": self.wall_s(1), "seconds": self.wall_s(self.config.devices),
+            "device_seconds": self.device_s, "dollars": self.dollars, "student_steps": self.student_run.steps,
+            "student_batch": self.student_run.batch_images, "online_seconds_per_run": self.online_s,
+            "runs_to_break_even": self.runs_to_break_even, "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def _teacher_json(teacher: TeacherPlan) -> dict[str, Any]:
+    return {
+        **asdict(teacher.probe), "images_left": teacher.images_left, "seconds": teacher.seconds,
+        "calibration_seconds": teacher.calibration_s, "views": teacher.views, "random_weights": teacher.random_weights,
+        "bytes_per_image": teacher.bytes_per_image, "is_upper_bound": teacher.is_upper_bound,
+    }  # fmt: skip
+
+
+def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
+    """List the images, run a few of them through every teacher, and say what the build would cost.
+
+    say: told one sentence at a time about what is going on. Raises what `build_cache` raises before it writes anything.
+    """
+    build = config.build
+    there = Cache(build.out) if is_cache(build.out) else None
+    if there is not None and build.pixels is None:
+        build = replace(build, pixels=there.meta.pixels)
+    build = as_recorded(build, there)
+    listing = list_for(build.request(), there, rescan=build.rescan)
+    cache = open_cache(build, listing) if there is not None else None
+    num_images = len(listing.index)
+    notes = list(listing.notes)
+    plans: list[TeacherPlan] = []
+    with (
+        ThreadPoolExecutor(build.threads, thread_name_prefix="decode") as pool,
+        probe_cache(listing, min(config.probe_images, num_images), build) as sample,
+    ):
+        sample, scan_s, pixel_bytes = time_scan(sample, pool)
+        for name, options in build.teachers.items():
+            say(f"{name}: measuring on {len(sample.usable_rows())} of {num_images} images")
+            with _loaded(options.level_of or name, options, no_weights=config.no_weights) as (teacher, is_random):
+                teacher.to(torch.device(build.device))
+                group = teacher.spec.name
+                notes += [f"{name}: {note}" for note in teacher.notes]
+                if is_random:
+                    notes.append(
+                        f"{name}: measured with random weights (--no-weights): times hold, bytes of klt do not"
+                    )
+                elif cache is not None:
+                    check_same(cache, [teacher.spec])
+                begun = build if cache is None else begun_batch(build, cache, group)
+                probe = probe_teacher(
+                    sample, teacher, _request(options, teacher.spec, num_images, cache), with_batch(begun, teacher, say), pool,
+                    seconds=config.probe_s, values_mean_something=not is_random,
+                )  # fmt: skip
+                sample_images = min(num_images, sample_size(teacher.spec))
+            left = _images_left(cache, group, num_images)
+            plans.append(teacher_plan(probe, left, sample_images, cache, build, is_random, views=options.views))
+    unseen = _images_left(cache, IMAGES_UNIT, num_images)
+    columns = index_columns(listing.index).values()
+    return Plan(
+        config=config, num_images=num_images, num_shards=-(-num_images // build.shard_images),
+        index_bytes=sum(column.nbytes for column in columns) + SCAN_BYTES * num_images, free_bytes=free_bytes(build.out),
+        scan_s=scan_s * unseen, images_unseen=unseen, pixel_bytes=pixel_bytes, teachers=tuple(plans), notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
+    """The codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
+    there = cache is not None and spec.name in cache.teachers
+    codec = cache.teachers[spec.name].spec.codec if cache is not None and there else options.codec
+    if asked := codec.get("asked"):
+        return CodecRequest(**asked)
+    if there:
+        return CodecRequest(name=codec["name"])
+    return CodecRequest() if num_images >= fewest_images(spec) else CodecRequest(name="half")
+
+
+def teacher_plan(
+    probe: TeacherProbe, images_left: int, sample_images: int, cache: Cache | None, build: BuildConfig, is_random: bool,
+    *, views: int = 1,
+) -> TeacherPlan:  # fmt: skip
+    """From what was measured to how long the images left take. sample_images: what its codec is calibrated on.
+
+    views: each is counted as an image of its own, its decoding, too: a little more than it takes.
+    """
+    on_device = probe.forward_s + probe.encode_s
+    beside = probe.decode_s + probe.pack_s / build.threads
+    seconds = views * (on_device + beside if build.device == "cpu" else max(on_device, beside))
+    calibrates = probe.asked.needs_calibration and (cache is None or probe.name not in cache.teachers)
+    calibration_s = sample_images * (probe.forward_s + probe.decode_s) if calibrates else 0.0
+    return TeacherPlan(
+        probe=probe, views=views, images_left=images_left, seconds=images_left * seconds + calibration_s,
+        calibration_s=calibration_s, random_weights=is_random,
+    )  # fmt: skip
+
+
+def _images_left(cache: Cache | None, unit: str, num_images: int) -> int:
+    if cache is None or (unit != IMAGES_UNIT and unit not in cache.teachers):
+        return num_images
+    missing = sum(len(cache.meta.shard_rows(shard)) for shard in missing_shards(cache, unit))
+    return missing + num_images - cache.num_images
+
+
+@contextmanager
+def _loaded(name: str, options: TeacherOptions, *, no_weights: bool) -> Generator[tuple[Teacher, bool]]:
+    """A teacher on the CPU, and whether its weights are random."""
+    preset = find_teacher(name)
+    try:
+        path = find_weights(preset, options.weights)
+    except TeacherWeightsError as exc:
+        if not no_weights:
+            raise TeacherWeightsError(
+                f"{exc}\nTo plan without it: --no-weights, for times do not depend on weights"
+            ) from exc
+        with random_weights(preset) as path:
+            yield load_found(name, path, options), True
+        return
+    yield load_found(name, path, options), False
+
+
+def free_bytes(place: str | Path) -> int | None:
+    """Free space where a cache shall lie, whose folder need not be there yet; None in a bucket."""
+    if is_url(place):
+        return None
+    path = Path(place).absolute()
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110  # never raises
+    return shutil.disk_usage(existing).free
+
+
+__all__ = ["Plan", "PlanConfig", "TeacherPlan", "free_bytes", "plan_build", "teacher_plan"]

@@ -1,0 +1,400 @@
+"""Worker processes that do a build's shards, through a Dask scheduler: what is handed out, and what becomes of it.
+
+The cache is the only truth: a shard is done when its receipt is there. So workers may die, come and go, and the
+scheduler may be started again; what has no receipt is handed out again, and stores the same bytes.
+"""
+
+import concurrent.futures
+import contextlib
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
+
+from cache_builder.build_config import BuildConfig
+from cache_builder.build_output import Say
+from cache_builder.computed_with import recorded_batch
+from cache_builder.pipeline.image_access import ImageAccess, known_witnesses
+from cache_builder.pipeline.log import BuildLog, UnitLog
+from cache_builder.pipeline.passes import TeacherResult, missing_shards, tell_unusable, told_if_stopped
+from cache_builder.pipeline.timing import StageSeconds
+from cache_builder.workers.heartbeats import HUNG_S, NOTICED_S, Heartbeats
+from cache_builder.workers.task_queue import GivenUp, TaskBook
+from cache_builder.workers.worker import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
+from radio_cache.errors import BlindWorkerError, ClusterError
+from radio_cache.format.schema import IMAGES_UNIT, unit_group
+from radio_cache.reader import Cache
+from radio_cache.receipts import compact_receipts, read_receipt
+from radio_cache.storage.base import absolute_place
+from radio_cache.terminal.output import ProgressLine
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+_T = TypeVar("_T")
+
+_POLL_S = 0.02
+_COUNT_EVERY_S = 2.0
+_LISTEN_EVERY_S = 5.0
+_REMIND_S = 60.0
+"""Until a wait is mentioned again, then twice as long, and so on: a queue may take a day."""
+
+_NAMED_IMAGES = 5
+_REPORT_S = 5
+_ANSWER_S = 20
+_FACTS_S = 120  # workers load PyTorch before they answer
+_COMPACT_EVERY = 4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
+
+Done = Callable[[ShardTask | None, TaskReport], object]
+"""Told each task that is done and what came of it; now and then None, so that a progress line is alive."""
+
+_NOTHING = TaskReport()
+
+
+@final
+class Crew:
+    """The workers of one Dask scheduler. Close it when done.
+
+    connect: makes a client; called again when the scheduler was lost. wait_s: how long to wait for the scheduler to
+    come back, or for a worker where there is none, before giving up; first_s: for a scheduler that has never answered, if that
+    is less. revive: called every few seconds, to start workers again that nobody else does. kill: ends the worker at an address,
+    which has hung; None where the scheduler does that.
+    Raises ClusterError if there is no scheduler, no worker, or the workers differ in what decides the stored bytes.
+    """
+
+    def __init__(
+        self, connect: "Callable[[], Client]", *, wait_s: float, say: Say = lambda _: None,
+        revive: Callable[[], None] = lambda: None, kill: Callable[[str], None] | None = None, first_s: float | None = None,
+    ) -> None:  # fmt: skip
+        self._connect, self._wait_s, self._say, self._revive, self._kill = connect, wait_s, say, revive, kill
+        self._client = self._connected(wait_s if first_s is None else min(wait_s, first_s))
+        self._blind: set[str] = set()
+        self._num_workers, self._counted, self._missed_since, self._remind_s = 0, 0.0, 0.0, _REMIND_S
+        self._heartbeats, self._listened, self._silent = Heartbeats(), time.monotonic(), set[str]()
+        while self._num_workers == 0:
+            self._count_workers()
+            time.sleep(_POLL_S)
+        self.facts = self._agreed_facts()
+
+    @property
+    def num_workers(self) -> int:
+        return self._num_workers
+
+    @property
+    def device(self) -> str:
+        """What `--device auto` means to these workers."""
+        return "cuda" if self.facts.has_gpu else "cpu"
+
+    def worker_facts(self) -> list[WorkerFacts]:
+        """Of the workers that are alive and answer."""
+        return list(cast(dict[str, WorkerFacts], self._client.run(worker_facts, on_error="ignore")).values())
+
+    def close(self) -> None:
+        """Let go of the scheduler; workers finish what they are at."""
+        _close(self._client)
+
+    def build(self, cache: Cache, config: BuildConfig, say: Say, log: BuildLog) -> list[TeacherResult]:
+        """Everything of a build but making the cache: a look at all images, then teacher after teacher.
+
+        Raises ClusterError, listing the shards that could not be made, after all others are done.
+        """
+        config = replace(config, out=absolute_place(config.out))
+        access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
+        task = ShardTask(
+            build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0, witnesses=known_witnesses(cache, access)
+        )
+        scan = UnitLog(log, IMAGES_UNIT)
+        _refuse_failed(cache, self._all_shards("checking images", cache, task, scan))
+        if scan.images or scan.failures:
+            scan.end("scan")
+        cache = Cache(cache.storage)
+        tell_unusable(cache, say)
+        results: list[TeacherResult] = []
+        failed: list[GivenUp] = []
+        for name in config.groups:
+            started = time.perf_counter()
+            task = replace(task, unit=name)
+            if name not in cache.teachers:
+                say(f"{name}: calibrating on one worker")
+                join = replace(task, shard=JOIN)
+                _refuse_failed(cache, self._run([join], lambda _, report: [say(note) for note in report.notes]))
+                cache = Cache(cache.storage)
+                if (batch := recorded_batch(cache, name)) not in (None, config.batch):
+                    say(f"{name}: batches of {batch} images, as another build has just begun it with")
+            before = len(cache.usable_rows([name]))
+            stages = StageSeconds()
+            unit = UnitLog(log, name, stages)
+            with cache.storage.locked(unit_group(name), shared=True):
+                failed += self._all_shards(name, cache, task, unit, stages)
+            compact_receipts(cache.storage, name)
+            unit.end("teacher")
+            cache = Cache(cache.storage)
+            made = len(cache.usable_rows([name])) - before
+            results.append(TeacherResult(name, made, before, time.perf_counter() - started, stages))
+        cache.storage.remove_leftovers()  # of workers on this machine that were killed while they wrote
+        _refuse_failed(cache, failed)
+        return results
+
+    def _all_shards(
+        self, title: str, cache: Cache, task: ShardTask, unit: UnitLog, stages: StageSeconds | None = None
+    ) -> list[GivenUp]:
+        """Make what is missing of a unit; returns what was given up, and why. stages: what workers spent is added there."""
+        todo = missing_shards(cache, task.unit)
+        if not todo:
+            return []
+        rows = {shard: len(cache.meta.shard_rows(shard)) for shard in todo}
+        landed = itertools.count(1)
+        with (
+            ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line,
+            told_if_stopped(unit, cache, task.unit, self._say),
+        ):
+
+            def advance(done: ShardTask | None, report: TaskReport) -> None:
+                workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
+                workers += f", {len(self._silent)} of them silent" if self._silent else ""
+                if stages is not None:
+                    stages.add(report.stage_seconds)
+                if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
+                    unit.shard(receipt)
+                    if next(landed) % _COMPACT_EVERY == 0:
+                        compact_receipts(cache.storage, done.unit, from_files=1)
+                told = (stages.bottleneck() if stages else "", workers, unit.note)
+                line.advance(rows[done.shard] if done else 0, ", ".join(filter(None, told)))
+
+            return self._run([replace(task, shard=shard) for shard in todo], advance)
+
+    def _run(self, tasks: list[ShardTask], tell: Done) -> list[GivenUp]:
+        """Do all tasks; returns those that were given up, and why. Raises what another worker would not cure."""
+        book = TaskBook.of(tasks)
+        flying: dict[Future[TaskReport], ShardTask] = {}
+        try:
+            while flying or not book.is_empty:
+                try:
+                    self._round(book, flying, tell)
+                except (OSError, TimeoutError) as exc:  # distributed's CommClosedError is one, too
+                    book.put_back(flying.values())
+                    flying.clear()
+                    self._reconnect(exc)
+        finally:
+            for future in flying:
+                with contextlib.suppress(Exception):
+                    future.cancel()
+        return book.given_up
+
+    def _round(self, book: TaskBook, flying: "dict[Future[TaskReport], ShardTask]", tell: Done) -> None:
+        """Hand out what there is room for, and take in what has landed."""
+        self._count_workers()
+        was_alone = len(flying) == 1
+        room = book.room(flying=len(flying), workers=self._num_workers)
+        for task in book.take(flying=len(flying), room=room):
+            key = f"radio-cache-{task.unit}-{task.shard}-{uuid.uuid4().hex}"
+            # Loosely: workers that see the images may be gone by then, and those that come later are not known yet.
+            where: dict[str, Any] = {"workers": self._seeing(), "allow_other_workers": True} if self._blind else {}
+            flying[self._client.submit(do_task, task, key=key, pure=False, **where)] = task
+        landed = [future for future in flying if future.status != "pending"]
+        for future in landed:
+            task = flying.pop(future)
+            if future.status == "finished":
+                tell(task, _report(future))
+            elif future.status == "error" and isinstance(error := future.exception(), BlindWorkerError):
+                self._note_blind(error)
+                book.put_back([task])
+            elif future.status == "error":
+                _note_error(book, task, future, was_alone=was_alone)
+            else:
+                book.put_back([task])  # the scheduler has forgotten it
+        if self._client.status != "running":
+            raise OSError("the connection broke")
+        if not landed:
+            tell(None, _NOTHING)
+            time.sleep(_POLL_S)
+
+    def _seeing(self) -> list[str]:
+        """Addresses of the workers that are not known to be blind."""
+        there = cast(dict[str, int], self._client.nthreads())
+        return [address for address in there if address not in self._blind]
+
+    def _note_blind(self, error: BlindWorkerError) -> None:
+        """Leave a worker that does not see the images without tasks. Raises the error if there is no other one, or if it does
+        not say which one it is: whoever took the tasks again might be the same."""
+        if not error.worker:
+            raise error
+        if error.worker not in self._blind:
+            self._blind.add(error.worker)
+            self._say(f"{error}; others do its work")
+        if not self._seeing():
+            raise error
+
+    def _count_workers(self) -> None:
+        now = time.monotonic()
+        if now - self._counted < _COUNT_EVERY_S and self._num_workers > 0:
+            return
+        self._counted = now
+        self._revive()
+        self._num_workers = len(cast(dict[str, int], self._client.nthreads()))
+        if self._num_workers > 0:
+            self._missed_since = 0.0
+            self._listen(now)
+            return
+        if self._missed_since == 0.0:
+            self._missed_since, self._remind_s = now, _REMIND_S
+            self._say("no worker is there yet, or any more: waiting")
+        if now - self._missed_since > self._remind_s:
+            self._say(f"no worker has come to {self._address} for {self._remind_s:.0f} s: still waiting")
+            self._remind_s *= 2
+        if now - self._missed_since > self._wait_s:
+            raise ClusterError(
+                f"no worker came to {self._address} within {self._wait_s:.0f} s: start some (dask worker {self._address}); "
+                "the same command goes on"
+            )
+
+    def _listen(self, now: float) -> None:
+        """Name workers whose heartbeat has stopped; end those of this machine, which go on being waited for otherwise."""
+        if now - self._listened < _LISTEN_EVERY_S:
+            return
+        self._listened = now
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        last_seen = {address: about["last_seen"] for address, about in workers.items() if "last_seen" in about}
+        silent = self._heartbeats.silent_s(last_seen)
+        late = {address for address, seconds in silent.items() if seconds > NOTICED_S}
+        for address in sorted(late - self._silent):
+            then = f"; it is started again if that lasts {HUNG_S} s" if self._kill else ""
+            self._say(f"the worker at {address} has not been heard of for {silent[address]:.0f} s{then}")
+        for address in sorted(self._silent - late):
+            self._say(f"the worker at {address} {'is back' if address in silent else 'is gone'}")
+        self._silent = late
+        for address in late:
+            if self._kill is not None and silent[address] > HUNG_S:
+                self._say(f"the worker at {address} hangs: it is ended, and its shards are handed out again")
+                self._kill(address)
+
+    @property
+    def _address(self) -> str:
+        scheduler = self._client.scheduler
+        return str(scheduler.address) if scheduler is not None else "the scheduler"
+
+    def _connected(self, wait_s: float) -> "Client":
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return _in_time(self._connect, _ANSWER_S)
+            except (OSError, TimeoutError) as exc:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the scheduler does not answer ({(str(exc).splitlines() or [repr(exc)])[0]}): start it, or give the "
+                        "address that `dask scheduler` prints; the same command goes on"
+                    ) from exc
+                time.sleep(0.5)
+
+    def _reconnect(self, cause: Exception) -> None:
+        self._say(f"the scheduler is lost ({cause}): waiting for it to come back")
+        _close(self._client)
+        self._client = self._connected(self._wait_s)
+        self._num_workers, self._missed_since = 0, 0.0
+        while self._num_workers == 0:
+            self._count_workers()
+            time.sleep(_POLL_S)
+        self._say("the scheduler is back: going on with what has no receipt")
+
+    def _facts_by_address(self) -> dict[str, WorkerFacts | BaseException]:
+        return cast(dict[str, WorkerFacts | BaseException], self._client.run(worker_facts, on_error="return"))
+
+    def _agreed_facts(self) -> WorkerFacts:
+        """What all workers have in common with this process, and with each other."""
+        try:
+            found = _in_time(self._facts_by_address, _FACTS_S)
+        except _NoAnswerError as exc:
+            raise ClusterError(
+                f"not all of the {self._num_workers} workers at {self._address} answer within {_FACTS_S} s: one of them hangs, "
+                "or cannot be reached from here. End it, and run the same command again"
+            ) from exc
+        own, first = worker_facts(), None
+        for address, facts in found.items():
+            if not isinstance(facts, WorkerFacts):
+                raise ClusterError(
+                    f"worker {address} cannot load radio-cache {own.radio_cache} ({type(facts).__name__}: {facts}): install the "
+                    "same version there as here"
+                )
+            for what in ("radio_cache", "torch"):
+                theirs, ours = getattr(facts, what), getattr(own, what)
+                if theirs != ours:
+                    raise ClusterError(
+                        f"worker {address} on {facts.host} has {what.replace('_', '-')} {theirs}, this command {ours}: install "
+                        "the same there"
+                    )
+            first = first or facts
+            if facts.has_gpu != first.has_gpu:
+                raise ClusterError(
+                    f"workers {address} on {facts.host} and the one on {first.host} would not store the same bytes: one has "
+                    "a GPU, one has none. Take workers of one kind"
+                )
+        assert first is not None, "there is a worker"
+        return first
+
+
+class _NoAnswerError(TimeoutError):
+    """Something is there, and says nothing."""
+
+
+def _in_time(ask: Callable[[], _T], seconds: float) -> _T:
+    """What a call returns or raises. Raises _NoAnswerError if it does neither in time: Dask waits for ever for a worker that
+    hangs, and for whatever listens at an address and is no scheduler, such as its web page."""
+    answer = concurrent.futures.Future[_T]()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as exc:  # for the thread that waits
+            answer.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    done, _ = concurrent.futures.wait([answer], timeout=seconds)
+    if not done:
+        raise _NoAnswerError("something listens there and does not speak as a scheduler: the port of its web page?")
+    return answer.result()
+
+
+def _report(future: "Future[TaskReport]") -> TaskReport:
+    """What a task that is done told; nothing if its worker has died since. It is done all the same: the receipt is there."""
+    try:
+        return future.result(timeout=_REPORT_S)
+    except Exception:  # whatever Dask makes of it; a scheduler that is lost is noticed right after
+        return _NOTHING
+
+
+def _note_error(book: TaskBook, task: ShardTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
+    from distributed import KilledWorker
+
+    error = cast(BaseException | None, future.exception())
+    if isinstance(error, KilledWorker):
+        book.died(task, error.allowed_failures + 1, was_alone=was_alone)
+    elif error is not None:
+        book.failed(task, error)
+
+
+def _refuse_failed(cache: Cache, failed: list[GivenUp]) -> None:
+    """Raise ClusterError with every shard that was given up, its images and the reason."""
+    if not failed:
+        return
+    lines: list[str] = []
+    for one in failed:
+        task, why = one.task, one.why
+        if task.shard == JOIN:
+            lines.append(f"{task.unit}, choosing its codec: {why}")
+            continue
+        rows = cache.meta.shard_rows(task.shard)
+        keys = [cache.index.key(row) for row in rows[:_NAMED_IMAGES]]
+        more = f" and {len(rows) - len(keys)} more" if len(rows) > len(keys) else ""
+        lines.append(f"{task.unit}, shard {task.shard} (rows {rows[0]} to {rows[-1]}: {', '.join(keys)}{more}): {why}")
+    raise ClusterError(
+        f"{cache.url}: {len(failed)} task{'s' if len(failed) > 1 else ''} could not be done, all others are; the same "
+        "command tries again:\n  " + "\n  ".join(lines)
+    )
+
+
+def _close(client: "Client") -> None:
+    with contextlib.suppress(Exception):  # of a scheduler that is gone
+        client.close(timeout=2)

@@ -1,0 +1,165 @@
+"""Does a student see the same at every resolution? Its guesses at its teachers, at several sizes of its input.
+
+A student may follow one teacher at low and another at high resolution: the mode switch of RADIOv2.5 (arXiv 2412.07679).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evals.encoders import StudentEncoder, load_runs
+from evals.encoders.trained_on import held_out_of
+from evals.errors import EvalError
+from evals.knn.search import Device
+from evals.shared.charts import line_chart
+from evals.shared.image_set import CacheImages, ImageSet, image_set
+from evals.shared.notes import left_out_notes
+from evals.shared.progress import Progress
+from radio_cache.errors import ConfigError
+from radio_cache.geometry.crops import crop_weights
+from radio_cache.reader import Cache
+from radio_cache.torch import pick_device
+
+PAPER_IMAGES = 100
+_SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeSwitchConfig:
+    """run: whose student. cache: holds its teachers; None takes the one it learned from. sizes: of its input, pixels; by default
+    half to twice what it was trained at. limit: images at most, drawn at random by seed."""
+
+    run: Path
+    cache: str | Path | None = None
+    sizes: tuple[int, ...] = ()
+    limit: int | None = PAPER_IMAGES
+    seed: int = 0
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeSwitchRow:
+    """One teacher at one size of the student's input.
+
+    cosine: mean over tokens, after the teacher's mean token was subtracted from both. fidelity: variance of the teacher's
+    tokens over the mean squared error; 1 is no better than the mean token. summary_cosine: None without summaries.
+    """
+
+    teacher: str
+    size_px: int
+    cosine: float
+    fidelity: float
+    summary_cosine: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeSwitchTable:
+    """What was measured and how."""
+
+    protocol: str
+    images: dict[str, str | int]
+    trained_px: int
+    rows: tuple[ModeSwitchRow, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def chart(self) -> str:
+        """Cosine over sizes, a line per teacher, as SVG."""
+        sizes = sorted({row.size_px for row in self.rows})
+        by = {(row.teacher, row.size_px): row.cosine for row in self.rows}
+        teachers = list(dict.fromkeys(row.teacher for row in self.rows))
+        lines = {teacher: [by.get((teacher, size), float("nan")) for size in sizes] for teacher in teachers}
+        places = [f"{size}" for size in sizes]
+        return line_chart(lines, places, x_title="student's input, pixels", y_title="cosine with the teacher")
+
+
+def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = None) -> ModeSwitchTable:
+    """The student's maps at every size, compared with the teachers' as the cache holds them. Raises RadioCacheError."""
+    if config.limit is not None and config.limit < 1:
+        raise ConfigError(f"--limit needs at least 1 image, got {config.limit}")
+    device = torch.device(pick_device(config.device))
+    (student,) = load_runs((config.run,), device=device, untrained=False)
+    cache = Cache(config.cache or student.config.cache)
+    teachers = [name for name in student.map_spaces[1:] if name in cache.teachers]
+    if not teachers:
+        raise EvalError(f"{cache.url} holds none of the student's teachers ({', '.join(student.map_spaces[1:])})")
+    images, held_out = held_out_of(image_set(CacheImages(cache), teachers=teachers), [student])
+    images = images.sampled(config.limit, config.seed)
+    rows: list[ModeSwitchRow] = []
+    trained_px = student.geometry.input_hw[0]
+    sizes, notes = _sizes(student, config.sizes)
+    for number, size in enumerate(sizes):
+        sized = student.at_size(size)
+        rows += _compared(sized, cache, images, teachers, size)
+        if progress is not None:
+            progress("sizes", number + 1, len(sizes), unit="sizes")
+    protocol = (
+        f"{len(images):,} images at {', '.join(map(str, sizes))} px, trained at {trained_px} px; the student's heads against its "
+        "teachers' cached maps, sampled where the student has its tokens"
+    )
+    return ModeSwitchTable(
+        protocol=protocol, images=images.identity(), trained_px=trained_px, rows=tuple(rows),
+        notes=(*held_out, *left_out_notes(images), *notes),
+    )
+
+
+def _sizes(student: StudentEncoder, asked: Sequence[int]) -> tuple[list[int], list[str]]:
+    trained = student.geometry.input_hw[0]
+    wanted = list(asked) or [round(trained * share) for share in _SHARES]
+    if bad := [size for size in wanted if size < 1]:
+        raise ConfigError(f"--size {bad[0]}: a size is at least one pixel")
+    taken = [student.model.nearest_supported_resolution(size, size)[0] for size in wanted]
+    moved = [f"{size} to {near}" for size, near in zip(wanted, taken, strict=True) if size != near and asked]
+    notes = [f"Sizes moved to the nearest that the student takes: {', '.join(moved)}."] if moved else []
+    if len(set(taken)) == 1:
+        notes.append("The student takes one size only: there is no curve.")
+    return sorted(set(taken)), notes
+
+
+def _compared(
+    student: StudentEncoder, cache: Cache, images: ImageSet, teachers: Sequence[str], size: int
+) -> list[ModeSwitchRow]:
+    sums = {name: np.zeros(4) for name in teachers}
+    likeness: dict[str, list[NDArray[np.float64]]] = {name: [] for name in teachers}
+    for first in range(0, len(images), _BATCH):
+        part = images.at(np.arange(first, min(first + _BATCH, len(images))))
+        shown = [part.decoded(position) for position in range(len(part))]
+        decoded = [image for image in shown if image is not None]
+        pixels = np.stack([student.pixels_of(image) for image in decoded])
+        with torch.inference_mode():
+            out = student.outputs(torch.from_numpy(pixels))
+        hws = [(image.height, image.width) for image in decoded]
+        boxes = [student.seen_box_xyxy(hw) for hw in hws]
+        for name in teachers:
+            teacher = cache.teachers[name]
+            guess = out.maps[name].float().cpu().numpy()
+            weights = crop_weights(boxes, hws, teacher.spec.geometry, out_hw=(guess.shape[1], guess.shape[2]))
+            target = weights.sample(teacher.maps(part.rows))
+            mean = teacher.spatial_mean_std()[0]
+            a, b = guess[weights.valid] - mean, target[weights.valid] - mean
+            cosines = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+            sums[name] += [cosines.sum(), (b**2).sum(), ((a - b) ** 2).sum(), len(cosines)]
+            if name in out.summaries:
+                likeness[name].append(
+                    _row_cosines(out.summaries[name].float().cpu().numpy(), teacher.summaries(part.rows))
+                )
+    return [
+        ModeSwitchRow(
+            teacher=name, size_px=size, cosine=float(total[0] / total[3]), fidelity=float(total[1] / max(total[2], 1e-12)),
+            summary_cosine=float(np.concatenate(likeness[name]).mean()) if likeness[name] else None,
+        )
+        for name, total in sums.items()
+    ]  # fmt: skip
+
+
+def _row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return (a * b).sum(axis=1).astype(np.float64) / np.maximum(scale, 1e-12)

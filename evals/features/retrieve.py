@@ -1,0 +1,91 @@
+"""Which images does an encoder find alike? The nearest images of a few, as pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from evals.encoders import OWN
+from evals.encoders.gathered import images_and_encoders, learned_from, live_encoders
+from evals.errors import EvalError
+from evals.knn.search import NO_ROW, Device, NeighbourSearch
+from evals.shared.image_set import ImageSet
+from evals.shared.progress import CountedImages, Progress
+from radio_cache.errors import ConfigError
+from radio_cache.torch import pick_device
+from radio_cache.view.picture_grid import Pane
+
+_SIDE_PX, _BORDER_PX = 112, 4
+_RIGHT, _WRONG, _PLAIN = (60, 150, 80), (200, 80, 70), (255, 255, 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveConfig:
+    """images: any place; None takes the first run's cache. queries: how many images are asked for; k: how many are shown."""
+
+    images: str | Path | None = None
+    runs: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    queries: int = 4
+    k: int = 6
+    seed: int = 0
+    limit: int | None = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.k < 1:
+            raise ConfigError(f"--queries and -k are at least 1, not {self.queries} and {self.k}")
+
+
+def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) -> list[list[Pane]]:
+    """A row of pictures per query and encoder: the query, then its nearest images by cosine of summaries, itself left out.
+
+    Neighbours of the query's class have a green border, others a red one; without classes, or
+    with no other image of the query's, none has.
+    """
+    device = torch.device(pick_device(config.device))
+    live = live_encoders(config.runs, config.models, config.weights, device=device)
+    fallback = learned_from(live)
+    images, encoders, _ = images_and_encoders(config.images, live, fallback, limit=config.limit, seed=config.seed)
+    grids: dict[str, list[list[Pane]]] = {}
+    for encoder in encoders:
+        block = encoder.summaries(images, on_images=CountedImages(encoder, len(images), progress))
+        if len(block.positions) < 2:
+            raise EvalError(f"{images.place}: there is nothing to find, it takes two images that can be read")
+        order = np.random.default_rng(config.seed).permutation(len(block.positions))
+        asked = np.sort(order[: config.queries])
+        features = block.summaries[OWN]
+        search = NeighbourSearch(features[asked], config.k, own_rows=asked, device=config.device)
+        search.add(np.arange(len(features)), features)
+        found = search.result()
+        grids[encoder.name] = [
+            _row(images, encoder.name, int(block.positions[query]), block.positions[rows[rows != NO_ROW]])
+            for query, rows in zip(asked, found.rows, strict=True)
+        ]
+    return [rows[number] for number in range(len(next(iter(grids.values())))) for rows in grids.values()]
+
+
+def _row(images: ImageSet, name: str, query: int, rows: NDArray[np.int64]) -> list[Pane]:
+    label = int(images.labels[query])
+    alone = (images.labels == label).sum() < 2
+    panes: list[Pane] = [(name, _square(images, query, _PLAIN))]
+    for position in rows.tolist():
+        other = int(images.labels[position])
+        colour = _PLAIN if label < 0 or alone else _RIGHT if other == label else _WRONG
+        panes.append((images.name_of(other) if other >= 0 else "", _square(images, position, colour)))
+    return panes
+
+
+def _square(images: ImageSet, position: int, border: tuple[int, int, int]) -> NDArray[np.uint8]:
+    image = images.decoded(position)
+    assert image is not None, "it was decoded before, for its summary, or lies in a cache"
+    side = min(image.width, image.height)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    small = image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    framed = np.full((_SIDE_PX + 2 * _BORDER_PX, _SIDE_PX + 2 * _BORDER_PX, 3), border, np.uint8)
+    framed[_BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX] = np.asarray(small)
+    return framed

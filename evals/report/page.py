@@ -1,0 +1,318 @@
+"""One self-contained HTML page about a run: k-NN beside its teachers, losses, feature maps, the cache, how to repeat.
+
+`write_report` gathers, `render` turns what was gathered into HTML; the page needs no network and no scripts.
+"""
+
+import base64
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from cache_builder.build_command import build_commands, short_place
+from evals.encoders import StudentEncoder
+from evals.encoders.trained_on import count_trained_on, divided, split_of
+from evals.errors import EvalError
+from evals.knn.search import Device
+from evals.knn.table import KnnConfig, KnnRow, KnnTable, run_knn
+from evals.knn.vote import PAPER_K, PAPER_TEMPERATURE
+from evals.report.losses import Chart, Metrics, loss_charts, read_metrics
+from evals.report.pictures import ImagePictures, feature_pictures, live_maps
+from evals.report.sections import NotRun, Section, SectionsConfig, make_sections
+from evals.shared.image_set import CacheImages, ImageSet, image_set
+from evals.shared.progress import Progress
+from evals.shared.versions import hardware, software_versions
+from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, TeacherError
+from radio_cache.reader import Cache, is_cache
+from radio_cache.terminal.files import write_output
+from radio_cache.terminal.output import human_bytes
+from radio_cache.torch import pick_device
+from radio_cache.view import png_bytes
+from radio_cache.view.info import TeacherInfo, teacher_infos
+from trainer import StudentConfig
+
+_JPEG_QUALITY = 85
+_SECTION_IMAGES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
+
+    cache: the bank; None takes the one the run was trained on. shown: how many images of each cache are shown as feature maps.
+    sections: evaluations beside k-NN, names of `evals.report.sections.SECTIONS`; with some, what cannot be done is told on the page, and
+    without, it is an error. masks, classes: for segmentation, see `SectionsConfig`. limit: images of each place, at
+    most, drawn by seed.
+    """
+
+    run: Path
+    out: Path
+    cache: str | Path | None = None
+    queries: str | Path | None = None
+    shown: int = 4
+    k: int = PAPER_K
+    temperature: float = PAPER_TEMPERATURE
+    sections: tuple[str, ...] = ()
+    masks: tuple[Path, Path] | None = None
+    classes: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.shown < 0:
+            raise ConfigError(f"--shown is how many images are shown, 0 or more, not {self.shown}")
+
+
+@dataclass(frozen=True)
+class PictureGroup:
+    """Images shown together, in colours that may be compared. title: what kind of images. note: why something is missing."""
+
+    title: str
+    note: str
+    pictures: tuple[ImagePictures, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that the page says.
+
+    commands: to make all of it again. table: None where k-NN cannot be done; not_run then says why.
+    """
+
+    student: StudentConfig
+    table: KnnTable | None
+    metrics: Metrics | None
+    groups: tuple[PictureGroup, ...]
+    sections: tuple[Section, ...]
+    not_run: tuple[NotRun, ...]
+    cache: str
+    cache_images: int
+    teachers: tuple[TeacherInfo, ...]
+    commands: tuple[str, ...]
+    versions: dict[str, str]
+    hardware: str
+
+
+def write_report(config: ReportConfig, *, progress: Progress | None = None) -> Page:
+    """Evaluate the run, write the page to `config.out`, return what it says. Raises RadioCacheError."""
+    device = torch.device(pick_device(config.device))
+    student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
+    table, groups, not_run = None, list[PictureGroup](), list[NotRun]()
+    bank = _bank(config, student)
+    try:
+        table = _knn(config, progress)
+    except RadioCacheError as exc:
+        if not config.sections:
+            raise
+        not_run.append(NotRun("knn", str(exc)))
+    if config.shown and config.queries is not None and is_cache(config.queries):
+        title, cache = _queries_group(config.queries, student)
+        groups.append(picture_group(title, cache, student, config.shown, device))
+    if config.shown:
+        images = image_set(CacheImages(bank))
+        parts = divided(images, split_of([student]))
+        kinds = [("Images it was trained on", images)]
+        if parts is not None:
+            kinds = [("Images that were held out of training", parts[1]), ("Images it was trained on", parts[0])]
+        for title, part in kinds:
+            groups.append(picture_group(title, bank, student, config.shown, device, rows=part.rows))
+    about = SectionsConfig(
+        run=config.run, cache=bank.url, images=config.queries or bank.url, masks=config.masks, classes=config.classes,
+        crop_px=student.geometry.input_hw[0],
+        limit=config.limit or _SECTION_IMAGES, seed=config.seed, device=config.device,
+    )  # fmt: skip
+    sections, others = make_sections(about, config.sections, progress=progress)
+    page = Page(
+        student=student.config,
+        table=table,
+        metrics=read_metrics(config.run),
+        groups=tuple(groups),
+        sections=tuple(sections),
+        not_run=(*not_run, *others),
+        cache=bank.url,
+        cache_images=bank.num_images,
+        teachers=tuple(teacher_infos(bank)),
+        commands=tuple(_commands(config, bank, student.config)),
+        versions=software_versions(),
+        hardware=hardware(),
+    )
+    write_output(config.out, render(page).encode())
+    return page
+
+
+def _bank(config: ReportConfig, student: StudentEncoder) -> Cache:
+    """The cache that the page is about. Raises ConfigError if the run's own is no longer where it was."""
+    if config.cache is not None:
+        return Cache(config.cache)
+    try:
+        return Cache(student.config.cache)
+    except NotACacheError as exc:
+        raise ConfigError(
+            f"the cache that {config.run} learned from is not at {student.config.cache} now: if it was moved, say where it is: "
+            "--cache NEW"
+        ) from exc
+
+
+def _queries_group(place: str | Path, student: StudentEncoder) -> tuple[str, Cache]:
+    """The title of the pictures of the queries, which says whether the student was trained on them, and their cache."""
+    cache = Cache(place)
+    images = image_set(CacheImages(cache))
+    count = count_trained_on(student.config, images)
+    titles = {None: "Images to classify", 0: "Images it never saw", len(images): "Images it was trained on, as queries"}
+    return titles.get(count, f"Images to classify, {count} of which it was trained on"), cache
+
+
+def _knn(config: ReportConfig, progress: Progress | None) -> KnnTable:
+    return run_knn(
+        KnnConfig(
+            bank=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
+            limit=config.limit, seed=config.seed, device=config.device,
+        ),
+        progress=progress,
+    )  # fmt: skip
+
+
+def page_record(page: Page) -> dict[str, Any]:
+    """The figures of a page, for `report.json`: one entry per evaluation, and what was not run."""
+    return {
+        "student": page.student.to_json(),
+        "knn": None if page.table is None else page.table.to_json(),
+        **{section.name: dict(section.record) for section in page.sections if section.record is not None},
+        "not_run": {one.name: one.reason for one in page.not_run},
+        "commands": page.commands,
+    }
+
+
+def picture_group(
+    title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device,
+    *, rows: NDArray[np.int64] | None = None,
+) -> PictureGroup:  # fmt: skip
+    """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why.
+
+    rows: the images to choose from; None for all.
+    """
+    taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
+    usable = image_set(CacheImages(cache), teachers=taught_by)
+    chosen = varied_rows(usable if rows is None else usable.at(np.flatnonzero(np.isin(usable.rows, rows))), count)
+    chosen_rows = chosen.rows.tolist()
+    live: dict[str, NDArray[np.float32]] = {}
+    notes: list[str] = []
+    for name in taught_by:
+        try:
+            live[name] = live_maps(cache, name, chosen_rows, device=device)
+        except TeacherError as exc:
+            # The page is about the student: without the teacher's weights it shows less, and says why.
+            notes.append(f"The live maps of {name} are missing: {exc}.")
+    names = [chosen.name_of(int(label)) if label >= 0 else "" for label in chosen.labels]
+    return PictureGroup(title, " ".join(notes), feature_pictures(cache, chosen_rows, names, student, live))
+
+
+def render(page: Page) -> str:
+    """The page as HTML. The same `Page` gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("evals"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "png": _png_uri, "jpeg": _jpeg_uri, "human_bytes": human_bytes}
+    charts: Sequence[Chart] = loss_charts(page.metrics) if page.metrics else ()
+    text: dict[str, Any] = {
+        "page": page,
+        "headline": headline(page.student, page.table)
+        if page.table
+        else f"{page.student.student}, without labels to judge it by.",
+        "charts": charts,
+    }
+    return environment.get_template("report.html").render(text)
+
+
+def headline(student: StudentConfig, table: KnnTable) -> str:
+    """What the page found, in two sentences."""
+    own = _first(table.rows, "student")
+    untrained = _first(table.rows, "untrained")
+    best = max((row for row in table.rows if row.kind == "teacher"), key=lambda row: row.top1, default=None)
+    if own is None:
+        raise EvalError("a report is about a student, and the table has none")
+    total = table.queries["images"]
+    memorised = table.trained_on.get(own.name, 0)
+    if memorised == total:
+        what = f"the {total:,} images it was trained on"
+    elif memorised:
+        what = f"{total:,} images, {memorised:,} of which it was trained on,"
+    else:
+        what = f"{total:,} {'images' if table.leave_one_out else 'test images'}"
+    said = (
+        f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {what} right, among {table.classes:,} classes."
+    )
+    others = [f"its best teacher, {best.name}, gets {best.top1:.1%}"] if best else []
+    others += [f"the same network untrained {untrained.top1:.1%}"] if untrained else []
+    compared = "; ".join(others)
+    return f"{said} {compared[0].upper()}{compared[1:]}." if compared else said
+
+
+def varied_rows(images: ImageSet, count: int) -> ImageSet:
+    """`count` of the images, drawn with seed 0: one of each class, in random order, then second ones, and so on."""
+    order = np.random.default_rng(0).permutation(len(images))
+    seen: dict[int, int] = {}
+    turn = np.empty(len(images), dtype=np.int64)
+    for position in order:
+        label = int(images.labels[position])
+        turn[position] = seen.get(label, 0)
+        seen[label] = int(turn[position]) + 1
+    chosen = np.sort(order[np.argsort(turn[order], kind="stable")][:count])
+    return images.at(chosen)
+
+
+def _first(rows: Sequence[KnnRow], kind: str) -> KnnRow | None:
+    return next((row for row in rows if row.kind == kind), None)
+
+
+def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list[str]:
+    """The commands that make caches, run and page again, from what caches and run recorded about themselves."""
+    held = config.queries is not None and is_cache(config.queries)
+    caches = [bank, Cache(config.queries)] if config.queries is not None and held else [bank]
+    commands = [command for cache in caches for command in build_commands(cache)]
+    train = ["radio-train", "--cache", short_place(student.cache), "--recipe", short_place(config.run / "recipe.json")]
+    if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
+        train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
+    commands.append([*train, "--out", "another-run"])
+    report = [
+        "radio-eval",
+        "all" if config.sections else "report",
+        "--run",
+        short_place(config.run),
+        "--cache",
+        short_place(bank.url),
+    ]
+    if config.queries is not None:
+        report += ["--queries", short_place(config.queries)]
+    defaults = ReportConfig(run=config.run, out=config.out)
+    for name in ("k", "shown", "limit", "seed", "device"):
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            report += [f"--{name}", str(value)]
+    if config.masks is not None:
+        report += ["--masks", *map(short_place, config.masks), *(["--classes", config.classes] if config.classes else [])]
+    commands.append([*report, "--out", short_place(config.out)])
+    return [shlex.join(command) for command in commands]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _png_uri(picture: NDArray[np.uint8]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(picture)).decode()}"
+
+
+def _jpeg_uri(picture: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

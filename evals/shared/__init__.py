@@ -1,0 +1,1 @@
+"""What several evaluations share: image sets, progress, notes, charts, devices, published figures."""

@@ -1,0 +1,84 @@
+"""Small charts as SVG text, for pages and files: points with names, and lines over a few places."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from evals.report.losses import nice_ticks
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 46, 550, 12, 258
+_COLOURS = ("#1f6f8b", "#c2703d", "#6a8f3c", "#7a5aa6", "#b04a6f", "#808080")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named point of a scatter chart."""
+
+    name: str
+    x: float
+    y: float
+
+
+def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> str:
+    """Points by name over a logarithmic x axis (x > 0), as the papers plot quality over speed. Complete SVG."""
+    logs = [float(np.log10(point.x)) for point in points]
+    low, high = np.floor(min(logs) * 2) / 2, np.ceil(max(logs) * 2) / 2
+    high = high if high > low else low + 0.5
+    ticks = nice_ticks(max(max(point.y for point in points), 1e-9), at_most=5)
+    parts = _frame(x_title, y_title, [(value, _y(value, ticks[-1])) for value in ticks])
+    for power in np.arange(low, high + 0.01, 0.5):
+        x = _LEFT + (_RIGHT - _LEFT) * (power - low) / (high - low)
+        parts.append(_text(x, _BOTTOM + 16, f"{10.0**power:,.3g}", "middle"))
+    for number, (point, log) in enumerate(zip(points, logs, strict=True)):
+        x, y = _LEFT + (_RIGHT - _LEFT) * (log - low) / (high - low), _y(point.y, ticks[-1])
+        right = x < (_LEFT + _RIGHT) / 2
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_COLOURS[number % len(_COLOURS)]}"/>')
+        parts.append(_text(x + (8 if right else -8), y + 4, point.name, "start" if right else "end"))
+    return _svg(parts)
+
+
+def line_chart(lines: Mapping[str, Sequence[float]], places: Sequence[str], *, x_title: str, y_title: str) -> str:
+    """One line per name over places that stand at equal distances. Complete SVG. Values lie at or above 0, or are NaN."""
+    largest = max((value for line in lines.values() for value in line if np.isfinite(value)), default=1.0)
+    ticks = nice_ticks(max(largest, 1e-9), at_most=5)
+    step = (_RIGHT - _LEFT - 40) / max(1, len(places) - 1)
+    xs = [_LEFT + 20 + step * number for number in range(len(places))]
+    parts = _frame(x_title, y_title, [(value, _y(value, ticks[-1])) for value in ticks])
+    parts += [_text(x, _BOTTOM + 16, place, "middle") for x, place in zip(xs, places, strict=True)]
+    for number, (name, line) in enumerate(lines.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        points = [(x, _y(max(0.0, value), ticks[-1])) for x, value in zip(xs, line, strict=True) if np.isfinite(value)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        parts.append(f'<rect x="{_LEFT + 8}" y="{_BOTTOM - 16 - 15 * number}" width="9" height="9" fill="{colour}"/>')
+        parts.append(_text(_LEFT + 22, _BOTTOM - 8 - 15 * number, name, "start"))
+    return _svg(parts)
+
+
+def _frame(x_title: str, y_title: str, ticks: Sequence[tuple[float, float]]) -> list[str]:
+    parts = [
+        f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#888" stroke-opacity=".3"/>'
+        for _, y in ticks
+    ]
+    parts += [_text(_LEFT - 6, y + 4, f"{value:g}", "end") for value, y in ticks]
+    parts.append(_text((_LEFT + _RIGHT) / 2, _BOTTOM + 34, x_title, "middle"))
+    parts.append(_text(_LEFT + 4, _TOP + 10, y_title, "start"))
+    return parts
+
+
+def _y(value: float, highest: float) -> float:
+    return _BOTTOM - (_BOTTOM - _TOP - 16) * value / highest
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="11" fill="#777">{escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
+    )

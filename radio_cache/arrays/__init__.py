@@ -1,0 +1,1 @@
+"""Zarr arrays beside the sharded maps: plain, verified, and the attributes of groups."""

@@ -1,0 +1,172 @@
+"""Arrays of a cache without shards: uncompressed chunks, each followed by its crc32c. Read without a Zarr library."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import CorruptShardError, LimitError, StoreError
+from radio_cache.format.strict_json import parse_json
+from radio_cache.format.zarr_json import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, shape_of
+from radio_cache.shards.encoding import CRC_BYTES, crc32c
+from radio_cache.storage.base import Storage
+
+MAX_CHUNK_BYTES = 1 << 31
+MAX_CHUNKS = 1 << 24
+"""Larger chunks than this, and more of them, are nobody's."""
+
+_NO_NEED_TO_LOOK = 1 << 22
+"""Bytes for which there is memory on any machine."""
+
+_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)}  # fmt: skip
+_CODECS = (["bytes"], ["bytes", "crc32c"])
+
+Damaged = Callable[[str, str], StoreError]
+"""Makes the error for a damaged file: its path below the array, and what is wrong with it."""
+
+
+@final
+class PlainArray:
+    """One array, opened. Chunks that are not there hold the fill value. Safe to share between threads.
+
+    Raises StoreError if there is no array at `path`, or one that was not written by this library; LimitError if its
+    chunks are too large to be true.
+
+    document: what its own should say; any other is damage. grows_along: the axis along which the stored array may be
+    longer all the same, because a cache that grows has its arrays enlarged first. Without, any array will do.
+    """
+
+    def __init__(
+        self, storage: Storage, path: str, *, document: bytes | None = None, grows_along: int | None = None,
+        damaged: Damaged | None = None,
+    ) -> None:  # fmt: skip
+        self._storage, self._path = storage, path
+        self._damaged = damaged or self._damaged_file
+        place = storage.at(f"{path}/{DOCUMENT}")
+        try:
+            found = storage.read_at_most(f"{path}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
+        except FileNotFoundError as exc:
+            raise self._damaged(DOCUMENT, "it is gone") from exc
+        difference = document and array_difference(found, document, grows_along=grows_along)
+        if difference:
+            raise self._damaged(DOCUMENT, f"it {difference}")
+        document = document or found
+        self.shape = shape_of(document, place)
+        try:
+            data = parse_json(document)
+            codecs = [codec["name"] for codec in data["codecs"]]
+            self.chunks = tuple(data["chunk_grid"]["configuration"]["chunk_shape"])
+            self.dtype = _DTYPES[data["data_type"]]
+            fill = data["fill_value"]
+            self.fill_value = np.nan if fill == "NaN" else np.array(fill, self.dtype)[()]
+            big = self.dtype.itemsize > 1 and data["codecs"][0].get("configuration", {}).get("endian") != "little"
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as exc:
+            raise StoreError(f"{place} does not describe an array of a cache: {exc!r}") from exc
+        sides_fit = len(self.chunks) == len(self.shape) and all(type(side) is int and side > 0 for side in self.chunks)
+        if codecs not in _CODECS or not sides_fit or big:
+            raise StoreError(f"{place} does not describe an array of a cache: codecs {codecs}, chunks {self.chunks}")
+        self._crc_bytes = CRC_BYTES if "crc32c" in codecs else 0
+        if math.prod(self.chunks) * self.dtype.itemsize > MAX_CHUNK_BYTES:
+            raise LimitError(
+                f"{place} declares chunks of {self.chunks} {self.dtype}, more than {MAX_CHUNK_BYTES} bytes"
+            )
+        if math.prod(self.grid) > MAX_CHUNKS:
+            raise LimitError(f"{place} declares {self.grid} chunks, more than {MAX_CHUNKS}")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of chunks along each axis."""
+        return tuple(-(-side // chunk) for side, chunk in zip(self.shape, self.chunks, strict=True))
+
+    def expect(self, shape: tuple[int, ...], dtype: str) -> "PlainArray":
+        """Itself. Raises the error of damage if it has another shape or type: nothing was allocated yet."""
+        if self.shape != shape or self.dtype != _DTYPES[dtype]:
+            what = f"it declares {self.shape} {self.dtype}, and the cache needs {shape} {dtype}"
+            raise self._damaged(DOCUMENT, what)
+        return self
+
+    def refuse_unfounded(self) -> None:
+        """Raise the error of damage if less is stored than is declared, before anything is allocated for it: a document of a
+        hundred bytes can declare terabytes. Small arrays pass."""
+        declared = math.prod(self.shape) * self.dtype.itemsize
+        if declared <= _NO_NEED_TO_LOOK:
+            return
+        stored = sum(size for _, size in self._storage.list_files(f"{self._path}/c"))
+        if stored < declared:
+            raise self._damaged(DOCUMENT, f"it declares {self.shape} {self.dtype}, and only {stored} bytes are stored")
+
+    def read(self, *, holes: bool = True, vouched: Mapping[str, int] | None = None) -> NDArray[Any]:
+        """The whole array.
+
+        holes: whether chunks may be missing, and hold the fill value; otherwise they are damage.
+        vouched: path of a chunk below the array -> the `shards.file_crc32c` that its receipt knows. Chunks that are
+        missing or other ones are damage, even if they are right in themselves.
+        """
+        if not holes:
+            self.refuse_unfounded()
+        try:
+            out = np.full(self.shape, self.fill_value, self.dtype) if holes else np.empty(self.shape, self.dtype)
+        except (MemoryError, ValueError) as exc:
+            raise LimitError(
+                f"{self._storage.at(self._path)} declares {self.shape} {self.dtype}: more than this machine's memory holds"
+            ) from exc
+        for grid in np.ndindex(self.grid):
+            file = _chunk_key(grid)
+            known = (vouched or {}).get(file)
+            found = self.chunk(grid, holes=False) if known is not None or not holes else self.stored_chunk(grid)
+            if found is None:
+                continue
+            if known is not None and crc32c(found.reshape(-1).view(np.uint8).data) != known:
+                raise self._damaged(file, "it is another file than its receipt vouches for")
+            places = tuple(
+                slice(at * side, min((at + 1) * side, end))
+                for at, side, end in zip(grid, self.chunks, self.shape, strict=True)
+            )
+            out[places] = found[tuple(slice(0, place.stop - place.start) for place in places)]
+        return out
+
+    def chunk(self, grid: tuple[int, ...], *, holes: bool = True) -> NDArray[Any]:
+        """One chunk in its full shape, also at the array's end. holes: whether it may be missing."""
+        found = self.stored_chunk(grid)
+        if found is not None:
+            return found
+        if not holes:
+            raise self._damaged(_chunk_key(grid), "it is gone")
+        return np.full(self.chunks, self.fill_value, self.dtype)
+
+    def stored_chunk(self, grid: tuple[int, ...]) -> NDArray[Any] | None:
+        """One chunk in its full shape, or None if it is not stored. Raises what `damaged` makes, for one that is damaged."""
+        file = _chunk_key(grid)
+        expected = math.prod(self.chunks) * self.dtype.itemsize
+        try:
+            data, size = self._storage.read_tail(f"{self._path}/{file}", expected + self._crc_bytes)
+        except FileNotFoundError:
+            return None
+        if size != expected + self._crc_bytes:
+            raise self._damaged(file, f"it has {size} bytes instead of {expected + self._crc_bytes}")
+        body = memoryview(data)[:expected]
+        if self._crc_bytes and crc32c(body) != int.from_bytes(data[expected:], "little"):
+            raise self._damaged(file, "it does not match its checksum")
+        return np.frombuffer(body, self.dtype).reshape(self.chunks)
+
+    def damage(self, what: str) -> StoreError:
+        """The error for contents that cannot be right although the checksums fit."""
+        return self._damaged(DOCUMENT, what)
+
+    def _damaged_file(self, file: str, what: str) -> StoreError:
+        return CorruptShardError(
+            f"{self._storage.at(f'{self._path}/{file}')} is damaged ({what}): restore it from a copy, or build the cache again"
+        )
+
+
+def stored_bytes(array: NDArray[Any]) -> bytes:
+    """Little-endian, in C order, on any machine."""
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _chunk_key(grid: tuple[int, ...]) -> str:
+    return "/".join(("c", *map(str, grid)))

@@ -1,0 +1,1 @@
+"""Checks of a store: checksums, presence of files, shards of low fidelity."""

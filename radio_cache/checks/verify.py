@@ -1,0 +1,354 @@
+"""Is a cache right? Every receipt against its files, every document against what the spec says, and how to mend it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import (
+    CorruptShardError,
+    RadioCacheError,
+    StorageError,
+    StoreError,
+    UnsupportedFormatError,
+    unknown_name,
+)
+from radio_cache.format.documents import (
+    PIXELS,
+    Documents,
+    grows_along,
+    images_documents,
+    index_documents,
+    teacher_documents,
+)
+from radio_cache.format.schema import (
+    ATTRIBUTES_KEY,
+    IMAGES_UNIT,
+    TRANSFORM,
+    Receipt,
+    StoredFile,
+    receipt_path,
+    receipts_folder,
+    unit_group,
+)
+from radio_cache.format.strict_json import parse_json
+from radio_cache.format.zarr_json import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, group_document
+from radio_cache.images.index import StoredKeys, index_columns, index_group
+from radio_cache.reader import Cache, CachedTeacher
+from radio_cache.receipts import drop_receipt, each_receipt
+from radio_cache.shards.encoding import CRC_BYTES, crc32c, file_crc32c
+from radio_cache.storage.base import Storage
+
+_INDEX_CURE = "restore images/ from a copy, or build a new cache"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong. place: path below the cache. shard: of `unit`, None where it is the unit's as a whole.
+
+    mendable: whether `repair` can bring it to a state from which a build restores it. is_unread: it could not be read now, so
+    that nothing is known of it; it is left as it is.
+    """
+
+    unit: str
+    shard: int | None
+    place: str
+    what: str
+    mendable: bool
+    is_unread: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """damages: everything found. shards: receipts there are, by unit; missing: shards that were never finished, by unit."""
+
+    damages: tuple[Damage, ...]
+    shards: dict[str, int]
+    missing: dict[str, int]
+
+    @property
+    def ok(self) -> bool:
+        return not self.damages
+
+
+def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
+    """Compare every receipt with its files, byte by byte, and every document with what the cache's spec says it is.
+
+    deep: also decode every map and summary, and compare which rows there are with what the images say.
+    """
+    damages = [*_index_damages(cache), *_lost_teachers(cache)]
+    shards: dict[str, int] = {}
+    missing: dict[str, int] = {}
+    for unit in (IMAGES_UNIT, *cache.teachers):
+        shards[unit] = missing[unit] = 0
+        unit_damages = [*_transform_damages(cache, unit), *_document_damages(cache, unit)]
+        decodable = not unit_damages
+        for shard, receipt in each_receipt(cache.storage, unit, cache.meta.num_shards):
+            if receipt is None:
+                missing[unit] += 1
+                continue
+            shards[unit] += 1
+            if isinstance(receipt, StoreError):
+                unit_damages.append(Damage(unit, shard, receipt_path(unit, shard), str(receipt), mendable=True))
+                continue
+            found = list(_shard_damages(cache, unit, shard, receipt))
+            if deep and decodable and not found and unit != IMAGES_UNIT:
+                found = list(_deep_damages(cache, cache.teachers[unit], shard, receipt))
+            unit_damages += found
+        damages += unit_damages
+    return VerifyReport(tuple(damages), shards, missing)
+
+
+def repair_cache(cache: Cache, report: VerifyReport) -> list[str]:
+    """Drop what `verify_cache` condemned, so that a build makes just that again; returns what was done, in words.
+
+    Nothing else is touched. What cannot be mended is left, and named.
+    """
+    done: list[str] = []
+    for damage in report.damages:
+        if damage.is_unread:
+            done.append(f"not read, and left alone: {damage.place}: {damage.what}")
+        elif not damage.mendable:
+            done.append(f"left alone: {damage.place}: {damage.what}")
+        elif damage.shard is None:
+            _rewrite_document(cache, damage)
+            done.append(f"{damage.place}: written again from the spec")
+        else:
+            if drop_receipt(cache.storage, damage.unit, damage.shard):
+                done.append(f"{damage.unit}, shard {damage.shard}: dropped, the next build makes it again")
+    return done
+
+
+def drop_teacher(cache: Cache, name: str) -> int:
+    """Remove one teacher and all it wrote; returns the bytes freed. The images and the other teachers stay as they are.
+
+    Receipts go first: killed at any moment, what is left is a teacher that is not finished. Raises StoreError for a
+    teacher that is not there, or that another process on this machine is building.
+    """
+    known = _names_below(cache)
+    if name not in known:
+        raise StoreError(f"{cache.url}: " + unknown_name("cached teacher", name, known))
+    with cache.storage.locked(unit_group(name), wait=False) as held:
+        if not held:
+            raise StoreError(
+                f"{cache.url}: teacher '{name}' is being built by another process: stop that build first; it keeps what is done"
+            )
+        freed = teacher_bytes(cache, name)
+        cache.storage.delete_tree(receipts_folder(name))
+        cache.storage.delete_tree(unit_group(name))
+    return freed
+
+
+def teacher_bytes(cache: Cache, name: str) -> int:
+    """What a teacher takes on the disk, whether it can be read or not."""
+    folders = (unit_group(name), receipts_folder(name))
+    return sum(size for folder in folders for _, size in cache.storage.list_files(folder))
+
+
+def _names_below(cache: Cache) -> set[str]:
+    """Of all teachers that left anything, whether they can be read or not."""
+    found = {*cache.teachers, *cache.storage.list_folders("teachers"), *cache.storage.list_folders("receipts")}
+    return found - {IMAGES_UNIT}
+
+
+def _index_damages(cache: Cache) -> Iterator[Damage]:
+    group = cache.meta.index
+    try:
+        cache.refuse_unfounded()
+        index = cache.index
+        columns = index_columns(index)
+        if group not in (IMAGES_UNIT, index_group(columns)):  # the first caches' was not named by what it holds
+            what = f"its columns are not those that its name was made from: {_INDEX_CURE}"
+            yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
+        if not 0 <= int(index.container.min()) <= int(index.container.max()) < len(cache.meta.containers):
+            what = (
+                f"images lie in places that the cache does not name (it names {len(cache.meta.containers)}): {_INDEX_CURE}"
+            )
+            yield Damage(IMAGES_UNIT, None, f"{group}/container", what, mendable=False)
+    except RadioCacheError as exc:
+        if _is_unread(exc) or (isinstance(exc, StorageError | UnsupportedFormatError) and not cache.storage.is_local):
+            raise
+        what = f"the image index cannot be read ({exc}): {_INDEX_CURE}"
+        yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
+
+
+def _lost_teachers(cache: Cache) -> Iterator[Damage]:
+    """Teachers that cannot be read at all, and those of which only other files than the document are left."""
+    cure = "restore it from a copy, or drop the teacher and build it again: radio-cache drop-teacher"
+    for name, error in cache.teachers.unreadable.items():
+        place = f"{unit_group(name)}/{DOCUMENT}"
+        blocked = _is_unread(error)
+        told = str(error) if blocked or isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
+        yield Damage(name, None, place, told, mendable=False, is_unread=blocked)
+    # Receipts are the last thing a teacher gets, and the first it loses.
+    for name in cache.storage.list_folders("receipts"):
+        if name not in (IMAGES_UNIT, *cache.teachers, *cache.teachers.unreadable):
+            place = f"{unit_group(name)}/{DOCUMENT}"
+            what = f"gone, although there are receipts: {cure} {cache.url} {name}"
+            yield Damage(name, None, place, what, mendable=False)
+
+
+def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Iterator[Damage]:
+    rows = cache.meta.shard_rows(shard)
+    place = receipt_path(unit, shard)
+    said = (receipt.unit, receipt.shard, receipt.first_row, receipt.num_rows)
+    # It may speak of fewer rows, from before the cache grew: then the next build makes the shard again.
+    if said[:3] != (unit, shard, rows.start) or not 0 < receipt.num_rows <= len(rows):
+        yield Damage(unit, shard, place, f"it is the receipt of another shard: {said}", mendable=True)
+        return
+    for file in receipt.files:
+        path = f"{unit_group(unit)}/{file.path}"
+        try:
+            data = cache.storage.read(path)
+        except FileNotFoundError:
+            yield Damage(unit, shard, path, "gone, although there is a receipt for it", mendable=True)
+            continue
+        except StorageError as exc:
+            if not cache.storage.is_local:  # a bucket that cannot be reached is not damaged
+                raise
+            yield Damage(unit, shard, path, str(exc), mendable=not _is_unread(exc), is_unread=_is_unread(exc))
+            continue
+        what = file_difference(file, data, cache.meta.shard_images)
+        if what:
+            yield Damage(unit, shard, path, what, mendable=True)
+
+
+def file_difference(file: StoredFile, data: bytes, shard_images: int) -> str | None:
+    """How the bytes of a file differ from those its receipt vouches for, in words; None if they do not."""
+    if len(data) != file.num_bytes:
+        return f"{len(data)} bytes long, the receipt says {file.num_bytes}"
+    # The last four bytes are no part of the receipt's checksum: they are one themselves, of a chunk or of an index.
+    covered = memoryview(data)[:-CRC_BYTES]
+    if file.path.startswith(("spatial/", f"{PIXELS}/")):
+        covered = covered[-16 * shard_images :]
+    closing_fits = crc32c(covered) == int.from_bytes(data[-CRC_BYTES:], "little")
+    return None if file_crc32c(data) == file.crc32c and closing_fits else "does not match its checksum"
+
+
+def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Receipt) -> Iterator[Damage]:
+    bad = {failure.row for failure in receipt.failures}
+    rows = [row for row in cache.meta.shard_rows(shard)[: receipt.num_rows] if row not in bad]
+    place = f"{unit_group(teacher.name)}, shard {shard}"
+    spec = teacher.spec
+    try:
+        for some in teacher.batches(rows):
+            with np.errstate(all="ignore"):
+                finite = all(np.isfinite(teacher.maps(some, view=view)).all() for view in range(spec.views))
+            if not finite:
+                yield Damage(teacher.name, shard, place, "a map decodes to values that are not finite", mendable=True)
+    except StoreError as exc:
+        yield Damage(teacher.name, shard, place, str(exc), mendable=not _is_unread(exc), is_unread=_is_unread(exc))
+        return
+    if spec.summary_dim is not None and rows:
+        yield from _summary_damages(cache, teacher.name, shard, np.array(rows), spec.views, spec.summary_dim)
+
+
+def _summary_damages(
+    cache: Cache, name: str, shard: int, rows: NDArray[np.int64], views: int, channels: int
+) -> Iterator[Damage]:
+    """From the shard's own files: `CachedTeacher.summaries` reads those of all shards, and would condemn this one for another."""
+    meta = cache.meta
+    for view in range(views):
+        place = f"{unit_group(name)}/summary/c/{view}/{shard}/0"
+        try:
+            stored = cache.storage.read(place)[:-CRC_BYTES]
+        except FileNotFoundError:
+            yield Damage(name, shard, place, "gone", mendable=True)
+            continue
+        except StorageError as exc:
+            yield Damage(name, shard, place, str(exc), mendable=not _is_unread(exc), is_unread=_is_unread(exc))
+            continue
+        if len(stored) != meta.shard_images * channels * 2:
+            yield Damage(name, shard, place, "does not hold the summaries of a shard", mendable=True)
+            continue
+        summaries = np.frombuffer(stored, "<f2").reshape(meta.shard_images, channels)
+        if np.isnan(summaries[rows - shard * meta.shard_images]).any():
+            yield Damage(name, shard, place, "an image that is usable has no summary", mendable=True)
+
+
+def _transform_damages(cache: Cache, unit: str) -> Iterator[Damage]:
+    if unit == IMAGES_UNIT:
+        return
+    try:
+        cache.teachers[unit].codec  # noqa: B018
+    except UnsupportedFormatError:
+        raise
+    except RadioCacheError as exc:
+        if _is_unread(exc):
+            yield Damage(unit, None, f"{unit_group(unit)}/{TRANSFORM}", str(exc), mendable=False, is_unread=True)
+            return
+        what = f"{exc}; or drop the teacher: radio-cache drop-teacher {cache.url} {unit}"
+        yield Damage(unit, None, f"{unit_group(unit)}/{TRANSFORM}", what, mendable=False)
+
+
+def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
+    """The metadata of every group and array of a unit, beside what the cache's spec would make."""
+    for place, expected in _documents(cache, unit):
+        below = place.removeprefix(f"{unit_group(unit)}/")
+        try:
+            what = _document_difference(expected, cache.storage, place, grows_along(below))
+        except StorageError as exc:
+            if not _is_unread(exc):
+                raise
+            yield Damage(unit, None, place, str(exc), mendable=False, is_unread=True)
+            continue
+        if what:
+            yield Damage(unit, None, place, what, mendable=True)
+
+
+def _documents(cache: Cache, unit: str) -> Documents:
+    """(path below the cache, content) of the documents of a unit; none where its codec is lost, which says what they are."""
+    if unit == IMAGES_UNIT:
+        made = [(f"{IMAGES_UNIT}/{path}", data) for path, data in images_documents(cache.meta)]
+        yield from [("teachers/" + DOCUMENT, group_document()), *made]
+        try:
+            keys = cache.index.keys
+            length = keys.num_bytes if isinstance(keys, StoredKeys) else 0
+        except RadioCacheError:
+            return
+        if cache.meta.index != IMAGES_UNIT:  # the first caches' had no checksums
+            for path, data in index_documents(cache.num_images, length):
+                yield f"{cache.meta.index}/{path}", data
+        return
+    teacher = cache.teachers[unit]
+    try:
+        codec = teacher.codec
+    except RadioCacheError:
+        return
+    for path, data in teacher_documents(cache.meta, teacher.spec, codec):
+        yield f"{unit_group(unit)}/{path}", data
+
+
+def _document_difference(expected: bytes, storage: Storage, path: str, axis: int | None) -> str | None:
+    try:
+        found = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
+        ours: Any = parse_json(found)
+        sealed = "crc32c" in dict(ours["attributes"].get(ATTRIBUTES_KEY, {}))
+    except FileNotFoundError:
+        return "gone"
+    except (StoreError, ValueError, TypeError, KeyError, AttributeError) as exc:
+        if _is_unread(exc) or (isinstance(exc, StorageError) and not storage.is_local):
+            raise
+        return f"cannot be read ({exc})"
+    theirs: Any = json.loads(expected)
+    if not sealed:
+        theirs["attributes"].get(ATTRIBUTES_KEY, {}).pop("crc32c", None)  # the first caches had none
+    if ours == theirs:
+        return None
+    # A cache that was about to grow has longer arrays than it says.
+    longer = theirs["node_type"] == "array" and theirs["attributes"] == ours["attributes"]
+    fits = longer and array_difference(found, expected, grows_along=axis) is None
+    return None if fits else "is not what the cache's spec says"
+
+
+def _is_unread(error: Exception) -> bool:
+    """Whether the system refused to read something of a local cache: no permission, no descriptor, a failing disk. That says
+    nothing about what is stored. (Symbolic links and other things that are no files are refused by us: those are damage.)"""
+    return isinstance(error, StorageError) and isinstance(error.__cause__, OSError)
+
+
+def _rewrite_document(cache: Cache, damage: Damage) -> None:
+    cache.storage.write(damage.place, [dict(_documents(cache, damage.unit))[damage.place]])

@@ -1,0 +1,1 @@
+"""The format on disk: schema, documents, checksums, paths. A promise; see docs/format.md."""

@@ -1,0 +1,144 @@
+"""Which documents a cache of format version 1 has, and what each says: a pure function of its meta and its specs.
+
+The writer stores them, the reader refuses arrays that say something else, `verify` compares and `repair` restores them.
+"""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from radio_cache.codecs import Codec
+from radio_cache.format.schema import ATTRIBUTES_KEY, TRANSFORM, CacheMeta, TeacherSpec
+from radio_cache.format.zarr_json import DOCUMENT, group_document, plain_array_document, sharded_array_document
+from radio_cache.images.stored import pixels_document
+
+INDEX_CHUNK = 1 << 20
+"""Rows of the image index in one chunk: it is written once, as a whole."""
+
+INDEX_DTYPES = {"key_ends": "uint64", "label": "int32", "container": "int32", "offset": "int64", "length": "int64"}
+"""The columns of the image index that have a row per image; `key_bytes` has as many as the keys are long."""
+
+Documents = Iterator[tuple[str, bytes]]
+"""(path below the group, content)."""
+
+
+def root_document(meta: CacheMeta) -> bytes:
+    """The document that makes a folder a cache."""
+    return group_document({ATTRIBUTES_KEY: meta.to_json()})
+
+
+def images_documents(meta: CacheMeta) -> Documents:
+    """Of the images' group, but for those of the index."""
+    yield DOCUMENT, group_document()
+    for name, (dtype, row) in IMAGES_COLUMNS.items():
+        shape, chunks = (meta.num_images, *row), (meta.shard_images, *row)
+        yield f"{name}/{DOCUMENT}", plain_array_document(shape, chunks, dtype, 0, ("image", *_COLUMN_AXES.get(name, ())))
+    if meta.pixels is not None:
+        document = pixels_document(meta.num_images, meta.shard_images)
+        yield f"{PIXELS}/{DOCUMENT}", json.dumps(document, indent=2).encode()
+
+
+PIXELS = "pixels"
+"""The array of the images themselves, below their group."""
+
+IMAGES_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "status": ("uint8", ()), "size_hw": ("int32", (2,)), "digest": ("uint8", (16,)),
+}  # fmt: skip
+"""Name -> type and shape of an image's entry."""
+
+_COLUMN_AXES = {"size_hw": ("height_width",), "digest": ("digest_byte",)}
+
+_TRANSFORM_AXES = {"basis": ("channel", "component"), "eigenvalues": ("component",), "levels": ("level",)}
+"""Of the arrays that a codec decodes with; the others have one entry a channel, widths and scales in the order of components."""
+
+
+def index_documents(num_images: int, num_key_bytes: int) -> Documents:
+    """Of the group of an image index."""
+    yield DOCUMENT, group_document()
+    yield f"key_bytes/{DOCUMENT}", index_document("uint8", num_key_bytes, "key_byte")
+    for name, dtype in INDEX_DTYPES.items():
+        yield f"{name}/{DOCUMENT}", index_document(dtype, num_images)
+
+
+def index_document(dtype: str, length: int, axis: str = "image") -> bytes:
+    """Of one column of an image index."""
+    return plain_array_document((length,), (max(1, min(length, INDEX_CHUNK)),), dtype, 0, (axis,))
+
+
+def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Documents:
+    """Of a teacher's group."""
+    yield DOCUMENT, group_document({ATTRIBUTES_KEY: spec.to_json()})
+    yield f"spatial/{DOCUMENT}", spatial_document(meta, spec, codec)
+    if codec.arrays():
+        yield f"{TRANSFORM}/{DOCUMENT}", group_document()
+    for name, array in codec.arrays().items():
+        axes = _TRANSFORM_AXES.get(name, ("channel" if name in ("mean", "scale") else "component",))
+        yield f"{TRANSFORM}/{name}/{DOCUMENT}", plain_array_document(array.shape, array.shape, array.dtype, 0, axes)
+    if spec.summary_dim is not None:
+        yield f"summary/{DOCUMENT}", summary_document(meta, spec)
+    if spec.view_sampling is not None:
+        yield f"crop_xyxy/{DOCUMENT}", crop_document(meta, spec)
+        yield f"flipped/{DOCUMENT}", flipped_document(meta, spec)
+    yield f"stats/{DOCUMENT}", group_document()
+    for name, width in stats_widths(spec).items():
+        yield f"stats/{name}/{DOCUMENT}", stats_document(meta, width, name)
+
+
+def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
+    """Of a teacher's maps."""
+    row = codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim)
+    axes = tuple(f"code_{number}" for number in range(len(row)))  # rows and columns of tokens among other things
+    if row[:2] == tuple(spec.geometry.grid_hw) and len(row) == 3:
+        axes = ("token_row", "token_column", "channel" if codec.name == "half" else "code")
+    return sharded_array_document(
+        (spec.views, meta.num_images, *row), (1, meta.shard_images, *row), (1, 1, *row), codec.dtype, codec.fill_value,
+        codec.zstd_level, ("view", "image", *axes),
+    )  # fmt: skip
+
+
+def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
+    """Of a teacher's summaries."""
+    width = spec.summary_dim or 0
+    return plain_array_document((spec.views, meta.num_images, width), (1, meta.shard_images, width), "float16", np.nan,
+                                ("view", "image", "summary_channel"))  # fmt: skip
+
+
+def crop_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
+    """Of the boxes that a teacher's views show; a chunk has all views of a shard."""
+    return plain_array_document((spec.views, meta.num_images, 4), (spec.views, meta.shard_images, 4), "int32", 0,
+                                ("view", "image", "xyxy"))  # fmt: skip
+
+
+def flipped_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
+    """Of which views are mirrored."""
+    return plain_array_document((spec.views, meta.num_images), (spec.views, meta.shard_images), "uint8", 0,
+                                ("view", "image"))  # fmt: skip
+
+
+def stats_document(meta: CacheMeta, width: int, name: str = "spatial") -> bytes:
+    """Of the statistics of maps ("spatial") or summaries ("summary")."""
+    axes = ("shard", "power_sum", f"{name}_channel")
+    return plain_array_document((meta.num_shards, 2, width), (1, 2, width), "float64", np.nan, axes)
+
+
+def stats_widths(spec: TeacherSpec) -> dict[str, int]:
+    """Of what there are statistics, and its channels."""
+    widths = {"spatial": spec.spatial_dim}
+    return widths if spec.summary_dim is None else {**widths, "summary": spec.summary_dim}
+
+
+def grows_along(path: str) -> int | None:
+    """The axis of an array that gets longer when the cache does; None for those that do not. path: of its document, below
+    the unit's group."""
+    head = path.split("/")[0]
+    if head in ("spatial", "summary", "crop_xyxy", "flipped"):
+        return 1
+    return 0 if head in (*IMAGES_COLUMNS, PIXELS, "stats") and path.count("/") else None
+
+
+__all__ = [
+    "IMAGES_COLUMNS", "INDEX_CHUNK", "INDEX_DTYPES", "PIXELS", "crop_document", "flipped_document", "grows_along",
+    "images_documents", "index_document", "index_documents", "root_document", "spatial_document", "stats_document",
+    "stats_widths", "summary_document", "teacher_documents",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Read images: decode, containers, local and remote files, Parquet, the index, kept pixels."""

@@ -1,0 +1,118 @@
+"""The bytes of files, whole or by range, wherever they lie: on a local disk, or at a URL.
+
+The places come from a cache, which may come from anybody: nothing but regular files of a sensible size is read.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Generator
+from pathlib import Path
+
+from radio_cache.errors import ImageError, LimitError, StorageError, UnreadableImageError
+from radio_cache.images.remote import fetch, fetch_range
+from radio_cache.storage.base import is_url
+
+MAX_IMAGE_FILE_BYTES = 1 << 30
+"""Larger image files are refused: nobody's, or no images."""
+
+
+def read_place(place: str, offset: int = -1, length: int = -1) -> bytes:
+    """A whole file (offset -1), or a range of its bytes. place: a path or a URL.
+
+    Raises:
+        UnreadableImageError: there is nothing at this place now, access is refused, or the file ends inside the range.
+        ImageError: no image can lie there: the place is no regular file, too large, or no possible path.
+        StorageError: no file can be read now: a bucket or a server cannot be reached, or there is no memory or descriptor left.
+    """
+    if not is_url(place):
+        return read_local(Path(place), offset, length)
+    try:
+        if offset < 0:
+            return fetch(place, most=MAX_IMAGE_FILE_BYTES)
+        refuse_large(length)
+        data = fetch_range(place, offset, length) if length >= 0 else b""
+    except FileNotFoundError as exc:
+        raise UnreadableImageError(f"cannot be read: there is nothing at {place:.200}") from exc
+    except PermissionError as exc:
+        raise UnreadableImageError(f"cannot be read: the server refuses {place:.200}") from exc
+    except LimitError as exc:
+        raise ImageError(f"cannot be read: {exc}") from exc
+    if len(data) != length:  # tars and Parquet files are listed as a whole: it became shorter since
+        raise UnreadableImageError(f"cannot be read: {place:.200} ends inside it")
+    return data
+
+
+def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
+    """A whole regular file (offset -1), or a range of its bytes. Never waits for the other end of a named pipe.
+
+    Raises as `read_place` does.
+    """
+    with open_local(path) as (descriptor, size):
+        whole = offset < 0
+        if whole:
+            offset, length = 0, size
+        elif not 0 <= length <= size - offset:
+            raise UnreadableImageError(f"cannot be read: {path} ends inside it")
+        refuse_large(length)
+        data = os.pread(descriptor, length, offset)
+    if len(data) != length:
+        raise UnreadableImageError(f"cannot be read: {path} became shorter while it was read")
+    return data
+
+
+@contextlib.contextmanager
+def open_local(path: Path) -> Generator[tuple[int, int]]:
+    """The descriptor and the size of a regular file. What goes wrong, also in the body, is an error as of `read_place`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"cannot be read: {path} is {kind_of_file(status.st_mode)}, not a file")
+            yield descriptor, status.st_size
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        raise reading_error(path, exc) from exc
+    except MemoryError as exc:
+        raise StorageError(f"cannot read {path}: {_CURES[errno.ENOMEM]}") from exc
+    except ValueError as exc:  # a path with a NUL
+        raise ImageError(f"cannot be read: {exc}") from exc
+
+
+_CURES = {
+    errno.EMFILE: "too many files are open: raise `ulimit -n`, and run the same command again",
+    errno.ENFILE: "too many files are open on this machine: close some, and run the same command again",
+    errno.ENOMEM: "not enough memory: free some, or take fewer --threads, and run the same command again",
+    errno.ENOBUFS: "not enough memory: free some, or take fewer --threads, and run the same command again",
+}
+"""What is wrong with the process or the machine, whichever file is asked for."""
+
+_IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""No file can have such a path."""
+
+
+def reading_error(path: Path | str, error: OSError) -> ImageError | StorageError:
+    """Return the error to raise for what the system said about a file."""
+    number = error.errno or 0
+    if number in _CURES:
+        return StorageError(f"cannot read {path}: {_CURES[number]}")
+    reason = f"cannot be read: {error.strerror or error}"
+    return ImageError(reason) if number in _IMPOSSIBLE else UnreadableImageError(reason)
+
+
+def refuse_large(num_bytes: int) -> None:
+    """Raise ImageError for a file that is too large to be an image, before it is read."""
+    if num_bytes > MAX_IMAGE_FILE_BYTES:
+        raise ImageError(f"cannot be read: {num_bytes} bytes are more than an image file has ({MAX_IMAGE_FILE_BYTES})")
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file is that is not regular, in words, from its mode."""
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "something special")

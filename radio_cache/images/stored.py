@@ -1,0 +1,162 @@
+"""The images themselves, kept in the cache: re-encoded once, the shorter side bounded, so that training needs no other file.
+
+They lie in `images/pixels`, one image a chunk of one shard file, in Zarr's variable-length bytes: any Zarr library that knows
+those hands out image files. A chunk is the number of its elements (1), the length of the file, the file, and a crc32c.
+"""
+
+import io
+import struct
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from radio_cache.errors import ConfigError, CorruptShardError, ImageError
+from radio_cache.format.zarr_json import VARIABLE_BYTES
+from radio_cache.shards.encoding import (
+    ABSENT,
+    CRC_BYTES,
+    LABEL_BYTES,
+    crc32c,
+    decode_index,
+    index_bytes,
+    is_mislabelled,
+)
+from radio_cache.storage.base import Storage
+
+PixelFormat = Literal["jpeg", "webp-lossless"]
+
+FOLDER = "images/pixels"
+"""Of the array, below the cache."""
+
+MAX_SIDE_PX = 1 << 16
+
+_LONGEST_PX: dict[PixelFormat, int] = {"jpeg": 65_500, "webp-lossless": 16_383}
+_HEAD = struct.Struct("<II")
+_KEPT_INDEXES = 4096
+_CURE = "radio-cache repair, then run the build again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelStore:
+    """How images are kept. side_px: the shorter side is at most that. quality: of JPEG, 1 to 100; 0 for lossless."""
+
+    side_px: int
+    format: PixelFormat
+    quality: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.side_px <= MAX_SIDE_PX:
+            raise ConfigError(f"--store-pixels {self.side_px}: a shorter side of 1 to {MAX_SIDE_PX} pixels")
+        if not (1 <= self.quality <= 100 if self.format == "jpeg" else self.quality == 0):
+            raise ConfigError(f"pixels as {self.format} have no quality {self.quality}")
+
+    def __str__(self) -> str:
+        return f"{self.side_px} as {self.format}" + (f" of quality {self.quality}" if self.quality else "")
+
+
+def encoded_pixels(image: Image.Image, original: bytes, store: PixelStore) -> bytes:
+    """The file that is kept of an upright RGB image: the original, where that is small enough and no longer."""
+    scale = store.side_px / min(image.size)
+    kept = image
+    if scale < 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        kept = image.resize(size, Image.Resampling.LANCZOS)
+    made = io.BytesIO()
+    if max(kept.size) > _LONGEST_PX[store.format]:
+        kept.save(made, "PNG")  # what the format has no room for: long strips
+    elif store.format == "jpeg":
+        kept.save(made, "JPEG", quality=store.quality, subsampling=0)
+    else:
+        kept.save(made, "WEBP", lossless=True, method=4)
+    return original if scale >= 1 and len(original) <= made.tell() else made.getvalue()
+
+
+def chunk_of(file: bytes) -> NDArray[np.uint8]:
+    """An image file as the chunk that is stored, without its checksum."""
+    return np.frombuffer(_HEAD.pack(1, len(file)) + file, np.uint8)
+
+
+class StoredPixels:
+    """Reads image files out of a cache. Safe to share between threads and to pickle."""
+
+    def __init__(self, storage: Storage, shard_images: int) -> None:
+        self._storage, self._shard_images = storage, shard_images
+        self._lock = Lock()
+        self._indexes: OrderedDict[int, NDArray[np.uint64]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["StoredPixels"], tuple[Storage, int]]:
+        return (StoredPixels, (self._storage, self._shard_images))
+
+    def file(self, row: int) -> bytes:
+        """The image file of a row. Raises ImageError where none is kept, CorruptShardError for what is damaged."""
+        shard, number = divmod(row, self._shard_images)
+        path = f"{FOLDER}/c/{shard}"
+        place = f"{self._storage.at(path)}: row {row}"
+        for attempt in range(2):
+            offset, length = (int(value) for value in self._index(shard, path, anew=attempt > 0)[number])
+            if offset == int(ABSENT):
+                raise ImageError(f"its pixels are not kept: {place} is a hole: the image is unusable, or not built yet")
+            chunk = bytes(self._storage.read_ranges(path, [(offset, length)])[0])
+            body, crc = chunk[:-CRC_BYTES], int.from_bytes(chunk[-CRC_BYTES:], "little")
+            if len(chunk) == length > _HEAD.size + CRC_BYTES and crc32c(body) == crc:
+                count, size = _HEAD.unpack_from(body)
+                if (count, size) == (1, len(body) - _HEAD.size):
+                    return body[_HEAD.size :]
+        raise CorruptShardError(f"{place} does not match its checksum: {_CURE}")
+
+    def _index(self, shard: int, path: str, *, anew: bool) -> NDArray[np.uint64]:
+        with self._lock:
+            known = self._indexes.get(shard)
+        if known is not None and not anew:
+            return known
+        length = index_bytes(self._shard_images)
+        try:
+            tail, size = self._storage.read_tail(path, LABEL_BYTES + length)
+        except FileNotFoundError as exc:
+            raise ImageError(f"its pixels are not kept: {self._storage.at(path)} is not there: {_CURE}") from exc
+        if size < length or is_mislabelled(tail[:-length], path):
+            raise CorruptShardError(f"{self._storage.at(path)} is another shard's file, or cut short: {_CURE}")
+        try:
+            index = decode_index(tail[-length:], self._storage.at(path))
+        except CorruptShardError as exc:
+            raise CorruptShardError(f"{exc}: {_CURE}") from exc
+        inside = (index[:, 0] <= size) & (index[:, 1] <= size)
+        if not (inside | (index == ABSENT).all(axis=1)).all():
+            raise CorruptShardError(f"{self._storage.at(path)}: its index places a chunk outside the file: {_CURE}")
+        with self._lock:
+            self._indexes[shard] = index
+            while len(self._indexes) > _KEPT_INDEXES:
+                self._indexes.popitem(last=False)
+        return index
+
+
+def pixels_document(num_images: int, shard_images: int) -> dict[str, Any]:
+    """What `zarr.json` says of the array."""
+    crc: dict[str, Any] = {"name": "crc32c"}
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [1],
+            "codecs": [{"name": "vlen-bytes", "configuration": {}}, crc],
+            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc],
+            "index_location": "end",
+        },
+    }
+    return {
+        "shape": [num_images],
+        "data_type": VARIABLE_BYTES,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_images]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "",
+        "codecs": [sharding],
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+        "dimension_names": ["image"],
+    }

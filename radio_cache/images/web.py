@@ -1,0 +1,375 @@
+"""Files on web servers: whole, by range, and their size. Addresses go out as they were written.
+
+Through urllib3. obstore, which reads buckets, rewrites addresses (an empty folder, `%2F`, a dot), wants a length in every
+answer, and keeps the status of an answer to itself.
+"""
+
+import ipaddress
+import os
+import random
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from http.client import responses
+from typing import Any, final
+from urllib.parse import quote, unquote, urljoin
+from urllib.request import getproxies, proxy_bypass
+
+from radio_cache.errors import ImageError, LimitError, StorageError
+from radio_cache.storage import buckets as object_storage
+
+WEB = ("http", "https")
+
+_ADDRESS = re.compile(r"(https?)://([^/?#\\]*)([^#]*)", re.IGNORECASE | re.DOTALL)
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)\Z")
+
+_MOVED = (301, 302, 303, 307, 308)
+_MAX_REDIRECTS = 10
+
+_GONE = (404, 410)
+_PASSING = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
+"""What a server answers in trouble, or when it is asked too often."""
+
+_PATIENCE_S = 9.0
+"""Tries of one request end after so long, as those of a bucket's."""
+
+_MAX_RETRY_AFTER_S = 30.0
+"""A server that asks for a longer pause is taken at its word only so far."""
+
+_INSIDE = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+            "::/128", "::1/128", "fc00::/7", "fe80::/10",
+        ),
+    )
+)  # fmt: skip
+"""Addresses of this machine, of its network, and of the services that clouds keep beside a machine."""
+
+_CONNECT_S, _SILENCE_S = 4.0, 20.0
+_PIECE_BYTES = 1 << 20
+_CONNECTIONS = 64
+
+_TARGET = "X-Target-As-Written"  # never sent: see _connections
+
+
+class RefusedError(PermissionError):
+    """A server answers, and does not give this one page."""
+
+
+class ServerError(StorageError):
+    """A server answers with an error of its own, however often it is asked."""
+
+
+class UnreachableError(StorageError):
+    """A server does not answer, or not in HTTP, or cannot show who it is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a request for a page. num_bytes: of the whole page; None where the server does not say.
+
+    changed_ns: when it was changed last, since 1970; None where the server does not say.
+    """
+
+    data: bytes
+    num_bytes: int | None
+    changed_ns: int | None
+
+
+def fetch_page(url: str, most: int) -> bytes:
+    """Return a whole page.
+
+    Raises:
+        LimitError: it has more than `most` bytes; no more than that are read.
+        FileNotFoundError, RefusedError: the server gives no such page.
+        ImageError: the address is none.
+        StorageError: the server cannot be reached, or breaks off. ServerError: it is in trouble itself.
+    """
+    return _ask(url, {}, most).data
+
+
+def fetch_page_range(url: str, offset: int, length: int) -> bytes:
+    """Return `length` bytes from `offset` on, fewer where the page ends. Raises as `fetch_page` does."""
+    return _ask(url, {"Range": f"bytes={offset}-{offset + length - 1}"}, length, offset=offset).data
+
+
+def page_status(url: str) -> Answer:
+    """Return the size and the age of a page, without its data. Raises as `fetch_page` does."""
+    try:
+        answer = _ask(url, {}, 0, method="HEAD")
+        if answer.num_bytes is not None:
+            return answer
+    except (OSError, ServerError):
+        pass  # an address that was signed for GET, or a server that does not know HEAD
+    return _ask(url, {"Range": "bytes=0-0"}, 0, method="GET")
+
+
+def can_connect(url: str) -> bool:
+    """Whether the server of a page, or the proxy before it, takes a new connection; those that are kept prove little."""
+    try:
+        host, port = _host_port(url)
+        proxy = "" if proxy_bypass(host) else getproxies().get(url.partition(":")[0].lower(), "")
+        if proxy:
+            host, port = _host_port(proxy if "://" in proxy else f"http://{proxy}")
+        socket.create_connection((host.strip("[]"), port), _CONNECT_S).close()
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def _ask(url: str, headers: dict[str, str], most: int, *, offset: int = -1, method: str = "GET") -> Answer:
+    """Ask until there is an answer, with a limit. offset: of the range asked for; -1 for the whole page."""
+    began, pause_s = time.monotonic(), 0.1
+    for tries_left in range(object_storage.RETRIES, -1, -1):
+        wait_s = pause_s * (0.5 + random.random())  # so that threads do not come all at once
+        try:
+            return _asked_once(url, headers, most, offset, method)
+        except _PassingError as exc:
+            wait_s = wait_s if exc.retry_after_s is None else min(exc.retry_after_s, _MAX_RETRY_AFTER_S)
+            over = exc.retry_after_s is None and time.monotonic() - began + wait_s > _PATIENCE_S
+            if not tries_left or over:
+                raise exc.error from exc.__cause__
+        time.sleep(wait_s)
+        pause_s *= 2
+    raise AssertionError
+
+
+class _PassingError(Exception):
+    """It may help to ask again. error: what to raise otherwise. retry_after_s: the pause that the server asks for."""
+
+    def __init__(self, error: StorageError | RefusedError, retry_after_s: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error, self.retry_after_s = error, retry_after_s
+
+
+def _asked_once(url: str, headers: dict[str, str], most: int, offset: int, method: str) -> Answer:
+    from urllib3 import exceptions
+
+    followed = _Followed(url, method, headers)
+    try:
+        with followed as response:
+            return _answer(url, response, most, offset, method)
+    except (exceptions.LocationValueError, UnicodeError) as exc:  # also LocationParseError
+        raise ImageError(f"cannot be read: {url!r:.200} is no address of a web page ({exc})") from exc
+    except exceptions.DecodeError as exc:
+        raise ImageError(f"cannot be read: the server sends {url:.200} compressed, and wrongly ({exc})") from exc
+    except exceptions.HTTPError as exc:
+        host = "/".join(url.split("/", 3)[:3])
+        reason = " ".join(str(exc).split())[:200]
+        if not _same_server(url, followed.url):
+            raise _PassingError(
+                RefusedError(f"{url} is redirected to {followed.url:.200}, which cannot be reached ({reason})")
+            ) from exc
+        raise _PassingError(
+            UnreachableError(
+                f"cannot read {url}: {host} cannot be reached: check the address and the network, and run the same command "
+                f"again. ({type(exc).__name__}: {reason})"
+            )
+        ) from exc
+
+
+def _answer(url: str, response: Any, most: int, offset: int, method: str) -> Answer:
+    status = int(response.status)
+    headers: Mapping[str, str] = response.headers
+    if status == 416:  # the range begins behind the end
+        first = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        return Answer(b"", int(first[2]) if first and first[2] != "*" else 0, None)
+    if status not in (200, 203, 206):
+        raise _refusal(url, status, headers)
+    num_bytes = _whole_size(headers, status)
+    changed_ns = _changed_ns(headers.get("Last-Modified", ""))
+    if method == "HEAD" or (offset < 0 and most == 0):
+        return Answer(b"", num_bytes, changed_ns)
+    if offset >= 0:
+        first = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        if status != 206 or first is None or int(first[1] or -1) != offset:
+            raise StorageError(
+                f"cannot read {url}: its server gives whole files only (it ignores Range): fetch it, and name the copy"
+            )
+    elif num_bytes is not None and num_bytes > most:
+        raise LimitError(f"{url} has {num_bytes} bytes; the longest that can be true has {most}")
+    data = bytearray()
+    while piece := response.read(min(_PIECE_BYTES, most + 1 - len(data))):
+        data += piece
+        if len(data) > most:
+            if offset >= 0:
+                break
+            raise LimitError(f"{url} has more than {most} bytes, and nothing longer can be true")
+    return Answer(bytes(data[:most]), num_bytes, changed_ns)
+
+
+def _refusal(url: str, status: int, headers: Mapping[str, str]) -> Exception:
+    said = f"{status} {responses.get(status, '')}".strip()
+    if status in _GONE:
+        return FileNotFoundError(f"{url}: {said}")
+    if status in _PASSING:
+        return _PassingError(
+            ServerError(
+                f"cannot read {url}: the server answers {said}, however often it is asked: run the same command again when it "
+                "is well"
+            ),
+            _retry_after_s(headers.get("Retry-After", "")),
+        )
+    return RefusedError(f"the server answers {said} for {url}")
+
+
+def _whole_size(headers: Mapping[str, str], status: int) -> int | None:
+    if status == 206:
+        ranges = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+        return None if ranges is None or ranges[2] == "*" else int(ranges[2])
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and headers.get("Content-Encoding", "identity") == "identity" else None
+
+
+def _changed_ns(date: str) -> int | None:
+    try:
+        return round(parsedate_to_datetime(date).timestamp() * 1e9) or None
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _retry_after_s(seconds: str) -> float | None:
+    return float(seconds) if seconds.isdecimal() and len(seconds) < 9 else None
+
+
+@final
+class _Followed:
+    """The answer at the end of all redirects, to be read inside `with`. Raises RefusedError where they lead nowhere."""
+
+    def __init__(self, url: str, method: str, headers: dict[str, str]) -> None:
+        self._first, self._method, self._headers = url, method, headers
+        self.url = url
+        self._response: Any = None
+
+    def __enter__(self) -> Any:
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._response = _sent(self.url, self._method, self._headers)
+            location = self._response.headers.get("Location", "")
+            if self._response.status not in _MOVED or not location:
+                return self._response
+            self.__exit__()
+            # Servers write them in UTF-8, and http.client reads them in Latin-1.
+            following = urljoin(self.url, location.encode("latin-1", "replace").decode("utf-8", "replace"))
+            _refuse_odd_redirect(self._first, self.url, following)
+            self.url = following
+        raise RefusedError(f"{self._first} is redirected more than {_MAX_REDIRECTS} times, to {self.url:.200} at last")
+
+    def __exit__(self, *_: object) -> None:
+        # Small answers of servers that go on are read to their end, so that the connection can be used again.
+        length = self._response.headers.get("Content-Length", "")
+        if self._method == "HEAD" or (length.isdecimal() and int(length) < 1 << 16):
+            self._response.drain_conn()
+        else:
+            self._response.close()
+        self._response.release_conn()
+
+
+def _sent(url: str, method: str, headers: dict[str, str]) -> Any:
+    """One request, answered by headers; the body is still to come."""
+    from urllib3.exceptions import LocationValueError
+    from urllib3.util import Timeout, make_headers
+
+    address = _ADDRESS.match(url)
+    if address is None or not address[2]:
+        raise LocationValueError("no host")
+    scheme, authority, target = address.groups()
+    login, _, host = authority.rpartition("@")
+    target = quote(target.encode("utf-8", "surrogateescape"), safe=_PRINTABLE)
+    target = target if target.startswith("/") else f"/{target}"
+    more = {"Accept-Encoding": "identity", "User-Agent": "radio-cache", **headers}
+    if login:
+        more |= make_headers(basic_auth=unquote(login))
+    bare = f"{scheme.lower()}://{host}"
+    proxy = "" if proxy_bypass(host) else getproxies().get(scheme.lower(), "")
+    return _connections(proxy).request(
+        method, f"{bare}/", headers={**more, _TARGET: target}, preload_content=False, redirect=False, retries=False,
+        timeout=Timeout(connect=_CONNECT_S, read=_SILENCE_S),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _connections_of(proxy: str, process: int) -> Any:  # connections do not survive a fork
+    """urllib3's connections to any server, kept open; the target of a request goes out as it was written."""
+    import urllib3
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    def as_written(kind: Any) -> Any:
+        class Connection(kind):
+            def request(self, method: str, url: str, body: Any = None, headers: Any = None, **more: Any) -> None:
+                headers = dict(headers or {})
+                target: str = headers.pop(_TARGET, "/")
+                # A proxy that passes plain requests on is given the whole address.
+                super().request(method, url.rstrip("/") + target, body=body, headers=headers, **more)
+
+        return Connection
+
+    if proxy:
+        manager: Any = urllib3.ProxyManager(
+            proxy if "://" in proxy else f"http://{proxy}", num_pools=64, maxsize=_CONNECTIONS
+        )
+    else:
+        manager = urllib3.PoolManager(num_pools=64, maxsize=_CONNECTIONS)
+    pools = {
+        "http": type("HttpPool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": as_written(HTTPConnection)}),
+        "https": type("HttpsPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": as_written(HTTPSConnection)}),
+    }
+    manager.pool_classes_by_scheme = pools
+    return manager
+
+
+def _connections(proxy: str) -> Any:
+    return _connections_of(proxy, os.getpid())
+
+
+def _refuse_odd_redirect(first: str, url: str, following: str) -> None:
+    """Raise RefusedError for a redirect that a page from elsewhere may not ask of this machine.
+
+    Other hosts are followed to where everybody may go, not into the network that this machine stands in: a cache that
+    somebody sent names addresses, and should not reach what it does not name.
+    """
+    match = _ADDRESS.match(following)
+    if match is None or not match[2]:
+        raise RefusedError(f"{first} is redirected to {following:.200}, which is no web page")
+    if _same_server(url, following):
+        return
+    host, port = _host_port(following)
+    if not _is_public(host, port):
+        raise RefusedError(
+            f"{first} is redirected to {following:.200}, a server inside this network: name that address itself if it is meant"
+        )
+
+
+def _same_server(one: str, other: str) -> bool:
+    (host, port), (other_host, other_port) = _host_port(one), _host_port(other)
+    return host == other_host and (port == other_port or {port, other_port} <= {80, 443})
+
+
+def _host_port(url: str) -> tuple[str, int]:
+    from urllib3.util import parse_url
+
+    parsed = parse_url(url)
+    return (parsed.host or "").lower(), parsed.port or (443 if parsed.scheme == "https" else 80)
+
+
+def _is_public(host: str, port: int, resolve: Callable[..., Any] = socket.getaddrinfo) -> bool:
+    """Whether all addresses of a host are outside this network; also of one that only a proxy can find."""
+    try:
+        addresses = {
+            str(entry[4][0]).partition("%")[0] for entry in resolve(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        }
+    except OSError:
+        return True  # a request to it fails by itself, or goes through a proxy
+    return not any(_is_inside(ipaddress.ip_address(address)) for address in addresses)
+
+
+def _is_inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in _INSIDE)

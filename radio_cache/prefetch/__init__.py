@@ -1,0 +1,1 @@
+"""Read ahead: ordered maps over threads, a ring of reused buffers, page-aligned memory."""

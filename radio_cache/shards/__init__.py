@@ -1,0 +1,1 @@
+"""Shards: encoding, reading, batched reads, native reads, the cache of shard indexes."""

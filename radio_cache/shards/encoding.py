@@ -1,0 +1,107 @@
+"""The bytes of a shard: Zarr v3's `sharding_indexed` codec, inner codecs `bytes` (little endian) and `crc32c`.
+
+Layout: the chunks one after the other, each followed by its own crc32c; then the index (offset and length of every
+chunk as two little-endian uint64, both 2^64 - 1 for a chunk that is not there), then the index's crc32c. Before the index
+lies a label that no chunk covers, which says whose shard it is; the first caches have none. Any Zarr v3 library reads it;
+we write and read it ourselves because that is several times faster (docs/design/001-store.md).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from radio_cache.errors import CorruptShardError
+from radio_cache.native import rows as compiled
+
+CRC_BYTES = 4
+ABSENT = np.uint64(2**64 - 1)
+
+_LABEL = b"rc-shard"
+LABEL_BYTES = len(_LABEL) + CRC_BYTES
+
+Chunk = bytes | memoryview
+"""Stored bytes of a chunk; a memoryview is flat and counts bytes."""
+
+
+def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
+    """CRC-32C (Castagnoli) of the bytes, without copying them. crc: of the bytes before these."""
+    if compiled is not None:  # several times faster, and other threads go on meanwhile
+        return compiled.crc32c(data, crc)
+    return google_crc32c.extend(crc, np.frombuffer(data, dtype=np.uint8))
+
+
+def file_crc32c(data: bytes) -> int:
+    """What a receipt records of a file: the crc32c of all but its last four bytes.
+
+    Those are a checksum already, of a plain chunk or of a shard's index. Over a plain chunk with its checksum the
+    result would be the same constant for every chunk.
+    """
+    return crc32c(memoryview(data)[:-CRC_BYTES])
+
+
+def parts_crc32c(parts: Sequence[Chunk]) -> int:
+    """`file_crc32c` of the file these parts make; the last part is its last four bytes."""
+    crc = 0
+    for part in parts[:-1]:
+        crc = crc32c(part, crc)
+    return crc
+
+
+def with_crc(data: bytes) -> bytes:
+    """The bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
+    return data + _closing_crc(data)
+
+
+def index_bytes(chunks_per_shard: int) -> int:
+    """Size of the index at the end of a shard."""
+    return 16 * chunks_per_shard + CRC_BYTES
+
+
+def shard_label(path: str) -> bytes:
+    """What stands before the index of the shard at a path below the cache. Chunks do not say where they belong."""
+    return _LABEL + crc32c(path.encode()).to_bytes(CRC_BYTES, "little")
+
+
+def is_mislabelled(label: bytes, path: str) -> bool:
+    """Whether the bytes before an index are a label, and that of another shard than the one at `path`."""
+    return label.startswith(_LABEL) and label != shard_label(path)
+
+
+def encode_shard(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> bytes:
+    """A whole shard. None is a chunk that is not there; so are chunks beyond the end of a short last shard."""
+    return b"".join(shard_parts(chunks, chunks_per_shard))
+
+
+def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str | None = None) -> list[Chunk]:
+    """The parts that make a whole shard when written one after the other: the chunks themselves, nothing is copied.
+
+    path: below the cache, for the shard's label.
+    """
+    index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
+    parts: list[Chunk] = []
+    offset = 0
+    for number, chunk in enumerate(chunks):
+        if chunk is None:
+            continue
+        parts += (chunk, _closing_crc(chunk))
+        index[number] = (offset, len(chunk) + CRC_BYTES)
+        offset += len(chunk) + CRC_BYTES
+    last = index.tobytes()
+    if path is not None:
+        parts.append(shard_label(path))
+    return [*parts, last, _closing_crc(last)]
+
+
+def _closing_crc(data: Chunk) -> bytes:
+    return crc32c(data).to_bytes(CRC_BYTES, "little")
+
+
+def decode_index(data: bytes, path: Path | str) -> NDArray[np.uint64]:
+    """The (chunks, 2) offsets and lengths from the last bytes of a shard. Raises CorruptShardError naming `path`."""
+    body, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
+    if crc32c(body) != stored:
+        raise CorruptShardError(f"{path}: the index at the end of this shard does not match its checksum")
+    return np.frombuffer(body, dtype="<u8").reshape(-1, 2)

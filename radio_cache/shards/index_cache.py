@@ -1,0 +1,134 @@
+"""What a process knows of an array's shards: their indexes, and a bounded number of open files."""
+
+import os
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from radio_cache.shards.encoding import CRC_BYTES
+
+Key = tuple[int, int]
+"""View and shard."""
+
+MAX_OPEN_FILES = 256
+"""Descriptors one array keeps open, of a process's 1,024 or so."""
+
+MAX_KEPT_SHARDS = 1 << 15
+"""Indexes kept of one array: of shards of 128 images at most 64 MB."""
+
+ABSENT_CHUNK, OUTSIDE = -1, -2
+"""In place of an offset: the chunk is not there; the index places it where it cannot be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardLayout:
+    """What is the same for all shards of an array of shape (views, n, *row), whose inner chunk is one row of one view.
+
+    row_axes: how many axes a row has. row_bytes: its size, decoded. zstd: whether chunks are compressed.
+    """
+
+    row_axes: int
+    row_bytes: int
+    shard_images: int
+    zstd: bool
+
+    @property
+    def max_chunk_bytes(self) -> int:
+        """The longest chunk there can be, with its checksum. What zstd cannot compress grows a little."""
+        return self.row_bytes + ((self.row_bytes >> 7) + 64 if self.zstd else 0) + CRC_BYTES
+
+    def key(self, view: int, shard: int) -> str:
+        """Path of a shard file below the array."""
+        return f"c/{view}/{shard}" + "/0" * self.row_axes
+
+
+class OpenFile:
+    """An open descriptor, closed when nobody uses it any more: eviction cannot close it under a reading thread."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+@dataclass(slots=True)
+class KnownShard:
+    """A shard's index: where each chunk begins (or ABSENT_CHUNK, OUTSIDE), its length with checksum, and who was checked.
+
+    identity: of the file the index is of; lengths: None where all are row_bytes + CRC_BYTES.
+    """
+
+    offsets: "array[int]"  # not NumPy's: whose elements cost five times as much to look at
+    lengths: "array[int] | None"
+    checked: bytearray
+    identity: tuple[int, ...]
+
+
+class KnownShards:
+    """What a process keeps of an array: indexes, and descriptors, least recently used first.
+
+    opened: both of them, of the shards that have both.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.lock = threading.Lock()
+        self.shards: OrderedDict[Key, KnownShard] = OrderedDict()
+        self.files: OrderedDict[Key, OpenFile] = OrderedDict()
+        self.opened: dict[Key, tuple[OpenFile, KnownShard]] = {}
+
+    @property
+    def crowded(self) -> bool:
+        """Whether who was used last matters soon."""
+        return 2 * len(self.files) > MAX_OPEN_FILES or 2 * len(self.shards) > MAX_KEPT_SHARDS
+
+    def shard(self, key: Key) -> KnownShard | None:
+        if self.crowded:
+            self.use([key])
+        return self.shards.get(key)
+
+    def use(self, keys: Iterable[Key]) -> None:
+        """These were used last."""
+        with self.lock:
+            for key in keys:
+                for kept in (self.files, self.shards):
+                    if key in kept:
+                        kept.move_to_end(key)
+
+    def forget(self, key: Key) -> None:
+        """Look at the file anew next time: it may be repaired, or finished, by then."""
+        with self.lock:
+            self.shards.pop(key, None)
+            file = self.files.pop(key, None)
+            opened = self.opened.pop(key, None)
+        del file, opened  # closed here, outside the lock
+
+    def keep_shard(self, key: Key, shard: KnownShard) -> KnownShard:
+        with self.lock:
+            self._keep_shard(key, shard)
+        return shard
+
+    def keep_opened(self, key: Key, file: OpenFile, shard: KnownShard) -> tuple[OpenFile, KnownShard]:
+        with self.lock:
+            self._keep_shard(key, shard)
+            replaced = self.opened.get(key)
+            self.files[key] = file
+            self.opened[key] = (file, shard)
+            evicted = None
+            if len(self.files) > MAX_OPEN_FILES:
+                oldest, _ = self.files.popitem(last=False)
+                evicted = self.opened.pop(oldest, None)
+        del evicted, replaced  # closes them, outside the lock, unless somebody reads from them
+        return file, shard
+
+    def _keep_shard(self, key: Key, shard: KnownShard) -> None:
+        self.shards[key] = shard
+        if len(self.shards) > MAX_KEPT_SHARDS:
+            oldest, _ = self.shards.popitem(last=False)
+            self.files.pop(oldest, None)
+            self.opened.pop(oldest, None)

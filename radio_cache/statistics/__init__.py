@@ -1,0 +1,1 @@
+"""Statistics of features: moments, fidelity, PHI-S and Hadamard matrices."""

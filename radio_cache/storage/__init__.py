@@ -1,0 +1,1 @@
+"""Where a cache lies: a local disk or a bucket."""

@@ -1,0 +1,166 @@
+"""Where the bytes of a cache lie: named byte strings under one root, a folder or the prefix of a bucket.
+
+`open_storage` picks by the look of the place. Every write is whole and atomic; what a power cut or a killed process
+leaves behind is the old content or the new one. Object stores are reached through obstore, imported when one is opened.
+"""
+
+import contextlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from radio_cache.errors import ConfigError, LimitError, StorageError
+
+Part = bytes | bytearray | memoryview
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_ODD = re.compile("[\0-\x1f\x7f\\\\\ud800-\udfff]")  # control characters, backslashes, what no encoding has
+BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is written as a URL rather than as a path."""
+    return isinstance(place, str) and _URL.match(place) is not None
+
+
+def absolute_place(place: str | Path) -> str:
+    """How to find a place again from anywhere: a URL as it is, a path from the root."""
+    return str(place) if is_url(place) else str(Path(place).resolve())
+
+
+def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | None = None) -> "Storage":
+    """The storage at a path, or at a URL: s3://bucket/prefix, gs://, az://, file://.
+
+    options: settings of obstore's store for URLs, such as {"endpoint": "http://127.0.0.1:8333"}; what is not given comes
+    from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; docs/cloud.md). Nothing is read yet.
+    Raises ConfigError for a URL of a kind nobody knows.
+    """
+    if isinstance(place, Storage):
+        return place
+    from radio_cache.storage.local import LocalStorage  # which imports this module, as the other does
+
+    found = _URL.match(place) if isinstance(place, str) else None
+    if found is None:
+        return LocalStorage(place)
+    if found[1].lower() == "file":
+        return LocalStorage(str(place)[len(found[0]) :])
+    if found[1].lower() not in BUCKETS:
+        raise ConfigError(f"{place}: a cache lies in a folder, or at a URL with one of {', '.join(BUCKETS)}, file")
+    from radio_cache.storage.buckets import ObjectStorage
+
+    return ObjectStorage(str(place), options=options)
+
+
+class Storage(ABC):
+    """Named byte strings under one root. Paths are relative to it, separated by '/', and never climb out of it.
+
+    Missing files raise FileNotFoundError. Everything else the system or the bucket says becomes a StorageError that names
+    the place and the cure. Safe to share between threads and to pickle.
+    """
+
+    url: str
+    """What the user typed, for messages; of local storage a plain path."""
+    is_local: ClassVar[bool]
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+
+    @abstractmethod
+    def zarr_store(self) -> Any:
+        """What zarr-python reads the same files through: a path, or a store of its own."""
+
+    @abstractmethod
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        """The bytes of each (offset, length); fewer where the file ends. Coalesced and parallel on object stores."""
+
+    @abstractmethod
+    def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
+        """The last `length` bytes, all of them if the file is shorter, and the size of the file."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Bytes in a file, None if it is not there."""
+
+    @abstractmethod
+    def write(self, path: str, parts: Sequence[Part]) -> None:
+        """A file made of these parts, whole and atomic: after a crash it has its old content or the new one."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> bool:
+        """Like `write`, but only if there is no such file: False if there is. Of several writers exactly one gets True.
+
+        Where an answer of a bucket was lost and the request repeated, the winner may get False too.
+        """
+
+    @abstractmethod
+    def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
+        """A new folder of (path below it, content), all or nothing for whoever looks for `last` first.
+
+        False, and nothing changed that counts, if somebody was faster.
+        """
+
+    @abstractmethod
+    def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """(path below the root, bytes) of every file below a folder, sorted by path; none if it is not there."""
+
+    @abstractmethod
+    def list_folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly below one, sorted."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file; no error if it is gone already."""
+
+    @abstractmethod
+    def delete_tree(self, folder: str) -> None:
+        """Remove a folder with everything in it; no error if it is gone already."""
+
+    @abstractmethod
+    def remove_leftovers(self) -> int:
+        """Delete what killed processes of this machine left half-written; returns how many there were."""
+
+    @contextlib.contextmanager
+    def locked(self, folder: str, *, shared: bool = False, wait: bool = True) -> Generator[bool]:
+        """Hold a folder against other processes of this machine; yields whether this one has it. Buckets have no such lock,
+        nor has a folder that is not there: everybody has those.
+
+        Args:
+            shared: hold it beside others that hold it so.
+            wait: until others let go of it; else yield False at once.
+        """
+        del folder, shared, wait
+        yield True
+
+    def read_at_most(self, path: str, most: int) -> bytes:
+        """The whole file. Raises LimitError for one of more than `most` bytes, which are not read."""
+        data, size = self.read_tail(path, most)
+        if size > most:
+            raise self._too_large(path, size, most)
+        return data
+
+    def _too_large(self, path: str, size: int, most: int) -> LimitError:
+        return LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {most}")
+
+    def exists(self, path: str) -> bool:
+        return self.size(path) is not None
+
+    def local_path(self, path: str = "") -> Path:
+        """The file in the file system. Raises StorageError for storage that is not local."""
+        raise StorageError(f"{self.at(path)} is not on a local disk, and this works on local files only: copy it first")
+
+    def at(self, path: str = "") -> str:
+        """How to name a file in a message."""
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+
+def checked_path(path: str) -> str:
+    """The path itself. Raises StorageError if it is absolute or climbs out of the root, as a hostile cache might ask."""
+    if path and (_ODD.search(path) or any(part in ("", ".", "..") for part in path.split("/"))):
+        raise StorageError(f"{path!r} is not a path inside a cache: the cache that asks for it is not to be trusted")
+    return path

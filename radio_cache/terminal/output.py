@@ -1,0 +1,394 @@
+"""What all four commands share: errors as one message, a table style, and progress that works in a terminal and in a log."""
+
+import errno
+import functools
+import io
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from textwrap import fill
+from types import TracebackType
+from typing import IO, Any, ParamSpec, TypeVar, cast, final
+
+import click
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from radio_cache.allowed_modules import allowing_modules
+from radio_cache.errors import RadioCacheError
+from radio_cache.storage.base import is_url
+
+DATA_ON_STANDARD_OUTPUT = "radio_cache.data_on_standard_output"
+"""Key of a command's `click.Context.meta`: what is read by machines goes to standard output, and tables to standard error."""
+
+
+class PlaceType(click.ParamType[str | Path]):
+    """Where a cache lies, or shall: a path, or a URL such as s3://bucket/cache.zarr, which `click.Path` would break."""
+
+    name = "place"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        return value if is_url(value) else Path(value)
+
+
+PLACE = PlaceType()
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+_LOG_EVERY_S = 10.0
+_STALLED_S = 30.0
+
+_PADDING = re.compile(r"[ \t]+(?=\n)")
+
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of writing, and halves of characters."""
+
+
+def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a command: our errors and the system's are one message without a traceback, and it exits with 1.
+
+    Also makes compute threads sleep while they wait, so that a command leaves room for others on the machine.
+
+    on_interrupt: what Ctrl-C tells the user to do next.
+    """
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            # Read when torch loads OpenMP, which a command does after this. Waiting threads that spin cost 7 % less on an
+            # idle machine, and make everything five times slower beside one other busy process (docs/log.md).
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes have any characters
+            try:
+                return command(*args, **kwargs)
+            except RadioCacheError as exc:
+                _say_error(printable_lines(str(exc)))
+                sys.exit(1)
+            except OSError as exc:
+                # Disk full, no permission, no such device: the user's to cure. A closed pipe is click's business.
+                if exc.errno is None or exc.errno == errno.EPIPE:
+                    raise
+                where = f": '{exc.filename}'" if exc.filename is not None else ""
+                _say_error(f"{exc.strerror}{where}. {on_interrupt}".rstrip())
+                sys.exit(1)
+            except MemoryError as exc:
+                asked = f" ({exc})" if str(exc) else ""
+                _say_error(f"there is not enough memory{asked}: free some, or ask for less at once. {on_interrupt}".rstrip())
+                sys.exit(1)
+            except RuntimeError as exc:
+                if "can't start new thread" not in str(exc):
+                    raise
+                _say_error(
+                    "the system starts no more threads for this process: raise `ulimit -u`, free memory, or take fewer threads. "
+                    f"{on_interrupt}".rstrip()
+                )
+                sys.exit(1)
+            except KeyboardInterrupt:
+                click.echo(f"\nstopped. {on_interrupt}", err=True)
+                sys.exit(INTERRUPTED)
+
+        return run
+
+    return decorate
+
+
+def allow_module_option(command: F) -> F:
+    """Add --allow-module to a command: what it names is allowed to all that the command loads."""
+
+    def allow(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> None:
+        del option
+        context.with_resource(allowing_modules(names))
+
+    return click.option(
+        "--allow-module",
+        multiple=True,
+        metavar="NAME",
+        expose_value=False,
+        callback=allow,
+        help="Let files name this module, or package, as code of a student or teacher (torch-module); importing it runs it. "
+        "Repeatable. [default: none]",
+    )(command)
+
+
+def _say_error(message: str) -> None:
+    """In a terminal broken between words, but never within a `command`, which is there to be copied."""
+    lines = f"error: {message}".split("\n")
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        kept = [_COMMAND.sub(lambda found: found[0].replace(" ", _UNBROKEN), line) for line in lines]
+        lines = [
+            fill(line, width, break_long_words=False, break_on_hyphens=False).replace(_UNBROKEN, " ") for line in kept
+        ]
+    click.echo("\n".join(lines), err=True)
+
+
+_COMMAND = re.compile(r"`[^`]+`")
+_UNBROKEN = "\N{NO-BREAK SPACE}"
+
+
+def console() -> Console:
+    """Where results go: standard output, as wide as the terminal; in a file 110 columns, without padding.
+
+    Standard error instead, where an option put data on standard output (`--json -`).
+    """
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(DATA_ON_STANDARD_OUTPUT):
+        return _PlainConsole(stderr=True, highlight=False)
+    if sys.stdout.isatty():
+        return _PlainConsole(highlight=False)
+    return _PlainConsole(file=cast("IO[str]", _Unpadded(sys.stdout)), width=110, highlight=False)
+
+
+@final
+class _PlainConsole(Console):
+    """Takes text, in sentences and in cells of tables, as it is: no markup in brackets, nothing that steers a terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        plain: dict[str, Any] = options | {"markup": False, "emoji": False}
+        return super().render_str(printable_lines(text), **plain)
+
+
+def say(sentence: str) -> None:
+    """Write a sentence about what goes on to standard error. Names of files in it are shown escaped."""
+    click.echo(printable_lines(sentence), err=True)
+
+
+class _Unpadded:
+    """A text file that loses the blanks with which rich fills up the lines of a table."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(_PADDING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """An empty table; the first `left` columns are text, the others numbers aligned right.
+
+    A terminal of fewer than 100 columns gets one space between columns, and a line for each word of a number's header.
+    """
+    narrow = is_narrow()
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
+        collapse_padding=narrow,
+    )  # fmt: skip
+    for position, name in enumerate(columns):
+        # Numbers are never broken, and what names the row is not while there is room; other text folds.
+        number = position >= left
+        made.add_column(
+            _HEADER_BREAKS.sub("\n", name) if narrow and number else name, justify="right" if number else "left",
+            overflow="ellipsis" if number else "fold", no_wrap=number or (position == 0 and not narrow),
+        )  # fmt: skip
+    return made
+
+
+def is_narrow() -> bool:
+    """Whether results go to a terminal of fewer than 100 columns."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
+
+
+_WIDE = 100
+_HEADER_BREAKS = re.compile(r" |(?<=\w)(?=/\w)")
+"""Between words, and before the unit that something is divided by."""
+
+
+def in_width(line: str, *, indent: int = 0) -> str:
+    """The line broken between words where standard output is a terminal; lines after the first are indented."""
+    if not sys.stdout.isatty():
+        return line
+    return fill(line, shutil.get_terminal_size().columns, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what steers a terminal, and what no encoding has, written as escapes.
+
+    A cache that somebody sent holds names and notes of their choice.
+    """
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_lines(text: str) -> str:
+    """The text with its lines as they are, each as `printable` has it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def human_bytes(num_bytes: float) -> str:
+    """1234567 -> '1.2 MB' (decimal units, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable: the last unit always returns")
+
+
+@final
+class _Bar(Progress):
+    """A bar, and below it what there is to say besides, which would leave no room for it on its line."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(f"  {self.note}", style="dim")
+
+
+@final
+class _TimeColumn(ProgressColumn):
+    """How long it will take yet; how long it took, once it is done."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"{task.finished_time or 0:.1f} s")
+        if task.fields.get("stalled"):
+            return Text(task.fields["stalled"])
+        remaining = task.time_remaining
+        return Text("" if remaining is None else f"{timedelta(seconds=int(remaining))} left")
+
+
+class ProgressLine:
+    """Progress on standard error: a live bar in a terminal, a line every ten seconds in a log. A context manager.
+
+    name: what is being worked on. unit: what is counted ("images").
+    """
+
+    def __init__(self, name: str, total: int, *, unit: str = "images", done: int = 0) -> None:
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._done_before = done
+        self._note = ""
+        self._started = self._logged = self._moved = time.monotonic()
+        self._longest_gap = 0.0
+        self._bar: _Bar | None = None
+        self._task = TaskID(0)
+        if sys.stderr.isatty():
+            self._bar = _Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=max(8, min(30, shutil.get_terminal_size().columns - 60))),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                _TimeColumn(),
+                console=Console(stderr=True),
+            )
+
+    def __enter__(self) -> "ProgressLine":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, rate="", stalled="")
+        return self
+
+    def advance(self, count: int, note: str | None = None) -> None:
+        """So many more are done. note: what the line says besides the rate from now on; None leaves it."""
+        self._done += count
+        self._note = self._note if note is None else note
+        now = time.monotonic()
+        if count:
+            self._longest_gap, self._moved = max(self._longest_gap, now - self._moved), now
+        if self._bar:
+            self._bar.note = self._note
+            rate = f"{self.rate:.1f} {self._unit}/s"
+            self._bar.update(self._task, completed=self._done, rate=rate, stalled=self._stalled(now))
+        elif now - self._logged >= _LOG_EVERY_S:
+            self._log(now)
+
+    @property
+    def rate(self) -> float:
+        """Items a second since the start, not counting what was done before."""
+        return (self._done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
+
+    def _stalled(self, now: float) -> str:
+        """In place of the time left, where nothing has come for much longer than ever before: the rate says nothing then."""
+        silent = now - self._moved
+        if self._done >= self._total or silent < max(_STALLED_S, 3 * self._longest_gap):
+            return ""
+        return f"nothing done for {timedelta(seconds=int(silent))}"
+
+    def _text(self, now: float) -> str:
+        rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
+        return f"{rate:.1f} {self._unit}/s" + (f", {self._note}" if self._note else "")
+
+    def _log(self, now: float) -> None:
+        self._logged = now
+        rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
+        if stalled := self._stalled(now):
+            left = f", {stalled}"
+        click.echo(f"{self._name}: {self._done}/{self._total} {self._unit}, {self._text(now)}{left}", err=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            self._log(time.monotonic())
+
+
+@final
+class CountLine:
+    """What comes in while nobody knows how much there is, on standard error: nothing for ten seconds, then a live line in a
+    terminal, and a line every ten seconds in a log. A context manager.
+
+    It speaks by itself, so that one long request is no silence. name: what is being done. unit: what is counted ("files").
+    """
+
+    def __init__(self, name: str, unit: str) -> None:
+        self._name, self._unit, self._count = name, unit, 0
+        self._counting = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="count line", daemon=True)
+
+    def __enter__(self) -> "CountLine":
+        self._started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def advance(self, count: int) -> None:
+        """So many more; from any thread."""
+        with self._counting:
+            self._count += count
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def _text(self) -> str:
+        return f"{self._name}: {self._count} {self._unit} in {time.monotonic() - self._started:.0f} s"
+
+    def _speak(self) -> None:
+        if self._done.wait(_LOG_EVERY_S):
+            return
+        if sys.stderr.isatty():
+            with Console(stderr=True).status(self._text) as line:
+                while not self._done.wait(1.0):
+                    line.update(self._text)
+            return
+        click.echo(self._text, err=True)
+        while not self._done.wait(_LOG_EVERY_S):
+            click.echo(self._text, err=True)

@@ -1,0 +1,1 @@
+"""Training data: crops, batches, loader, sampler, levels, schedule, selection."""

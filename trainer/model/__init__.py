@@ -1,0 +1,1 @@
+"""The student with its heads: adaptors, EMA, mosaics, files."""

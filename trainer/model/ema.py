@@ -1,0 +1,45 @@
+"""The moving average of a student's weights, which is what leaves the run where a recipe has one."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from trainer.distributed.fsdp import divided
+
+
+@final
+class Ema:
+    """ema <- decay * ema + (1 - decay) * weights, for all parameters; buffers, such as a norm's statistics, stay as they are.
+
+    C-RADIOv4 (arXiv 2601.17237) uses 0.9996. In the first steps the decay is (1 + n) / (10 + n), if that is less.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
+        self._parameters = [p for module in modules for p in module.parameters()]
+        self._decay, self._updates = decay, 0
+        self._average = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After an optimiser step."""
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        self._updates += 1
+        for average, parameter in zip(self._average, self._parameters, strict=True):
+            average.lerp_(parameter, 1 - decay)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the average into the modules."""
+        for parameter, average in zip(self._parameters, self._average, strict=True):
+            parameter.copy_(average)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self._updates, "average": self._average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._updates = int(state["updates"])
+        loaded: list[Tensor] = state["average"]
+        for mine, saved in zip(self._average, loaded, strict=True):
+            mine.copy_(divided(saved, mine))

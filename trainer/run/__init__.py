@@ -1,0 +1,1 @@
+"""A training run: step, checkpoint, folder, evaluation, memory, learning-rate schedule."""

@@ -1,0 +1,312 @@
+"""One optimiser step after the other: the student, its optimiser, and the images and targets of every group."""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radio_cache.errors import ConfigError, NonFiniteLossError
+from radio_cache.reader import Cache
+from radio_cache.storage.base import absolute_place
+from trainer.data.batch import Batch, Targets, TeacherPart, student_images
+from trainer.data.crops import CropData
+from trainer.data.holdout import split_rows
+from trainer.data.loader import Fed, Feed, Waits
+from trainer.data.schedule import Plan, lr_at
+from trainer.data.selection import cached_teachers, teachers_by_group, usable_rows
+from trainer.distributed.fsdp import clip_gradients, is_sharded, shard_student
+from trainer.distributed.processes import Processes
+from trainer.model.ema import Ema
+from trainer.model.files import save_student, start_from
+from trainer.model.mosaic import cut, joined
+from trainer.model.student import DistilledStudent, build_distilled
+from trainer.monitoring.metrics import Values
+from trainer.objective.objective import Objective, TeacherLoss, teacher_loss
+from trainer.objective.target_statistics import RunStatistics
+from trainer.objective.targets import TargetMaker, fold_targets
+from trainer.run.build import crop_data, optimizer_of, student_config
+from trainer.run.checkpoint import Trainee, checkpoints
+from trainer.run.folder import CHECKPOINTS, owned
+from trainer.run.layout import memory_layout
+from trainer.run.memory import checkpoint_activations
+from trainer.run.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
+from trainer.train_config import TrainConfig
+
+_DRAWS = 2
+"""A stream of random numbers drawn from the recipe's seed: positions, dropped paths and noise of each step."""
+
+_TOLD = 3
+"""Numbers of a step that are no term's."""
+
+
+class _Seen(NamedTuple):
+    """The images of a pass, and what each teacher's losses of them were."""
+
+    rows: NDArray[np.int64]
+    losses: dict[str, TeacherLoss]
+
+
+@final
+class TrainingRun:
+    """Everything of a run that is made once: the student, its optimiser, the images and targets of every group."""
+
+    def __init__(
+        self, config: TrainConfig, processes: Processes, say: Callable[[str], object] = lambda _: None
+    ) -> None:
+        self.config, self.processes = config, processes
+        recipe, self.device = config.recipe, torch.device(config.device)
+        self.plan = Plan(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
+        self.cache = Cache(config.cache)
+        if note := self.cache.web_note():
+            say(note)
+        by_group = teachers_by_group(recipe, cached_teachers(self.cache, config.teachers, recipe))
+        asked = {name for names in by_group.values() for name in names}
+        self.teachers = tuple(name for name in self.cache.teachers.names() if name in asked)
+        rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
+        self.rows, self.held_out_rows, split = split_rows(self.cache, rows, recipe.holdout)
+        self.model = build_distilled(student_config(config, self.cache, self.teachers, split))
+        if recipe.init is not None and not checkpoints(config.out / CHECKPOINTS):
+            start_from(self.model.student, Path(recipe.init))
+        self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
+        next(iter(self.groups.values())).refuse_unreadable_pixels()
+        self.layout = memory_layout(self.model.student, recipe, self.device)
+        self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
+        self.statistics = RunStatistics.of_run(
+            config.out, self.cache, self.teachers, recipe, self.rows, self.device, processes
+        )
+        self.targets = {
+            name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device, statistics)
+            for name, statistics in self.statistics.by_teacher.items()
+        }
+        self.makes_targets_ahead = self.device.type == "cpu"
+        summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
+        self.objective = Objective(summaries, self.model.student.summary_dim, recipe)
+        if not any(self.objective.weight(*term) for term in self.objective.terms):
+            raise ConfigError(
+                f"recipe '{recipe.name}': all losses of {', '.join(self.teachers)} weigh 0, so that nothing is trained: give "
+                "one of summary_weight, spatial_weight, teacher_weights a weight"
+            )
+        self.objective.balancing.to(self.device)
+        self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and self.device.type == "cuda")
+        if recipe.checkpoint_activations:
+            checkpoint_activations(self.model.student)
+        if recipe.fsdp:
+            shard_student(self.model.student, processes, self.device)
+        if self.device.type == "cpu" and not recipe.fsdp:
+            self._refuse_too_large_steps()
+        if recipe.compile:
+            self.model.student.compile()
+            self.model.adaptors.compile()
+        optimizer = optimizer_of(self.model, self.objective.balancing, recipe)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        ema = None if recipe.ema is None else Ema([self.model.student, self.model.adaptors], recipe.ema)
+        self.trainee = Trainee(self.model.student, self.model.adaptors, self.objective.balancing, optimizer, ema)
+
+    @contextlib.contextmanager
+    def owned(self) -> Generator[None]:
+        """Make the run's folder, or check that it is this run's; the first process keeps it to itself meanwhile."""
+        images: dict[str, str | int] = {
+            "list": self.cache.meta.index, "in_cache": self.cache.num_images, "used": len(self.rows),
+        }  # fmt: skip
+        if len(self.held_out_rows):
+            images["held_out"] = len(self.held_out_rows)
+        with contextlib.ExitStack() as stack:
+            if self.processes.is_first:
+                place = absolute_place(self.config.cache)
+                stack.enter_context(owned(self.config.out, self.config.recipe, place, self.teachers, images))
+                if not self.statistics.kept:
+                    self.statistics.save(self.config.out)
+            self.processes.wait_for_all()
+            yield
+
+    def _refuse_too_large_steps(self) -> None:
+        """Raise TrainingError before anything is written, if a pass of any group needs more memory than there is.
+
+        Passes of one image and of two are made and counted, in evaluation, where it draws nothing and leaves no statistics.
+        """
+        recipe, parameters = self.config.recipe, list(self.model.parameters())
+        size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        fixed = size * (3 if recipe.ema is None else 4)  # gradients and two moments; an average
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        balancing = {name: value.clone() for name, value in self.objective.balancing.state_dict().items()}
+        self.model.eval()
+        for (stage, group), data in self.groups.items():
+            images = recipe.stages[stage].groups[group].batch_images
+            images //= self.plan.slices(stage, group) * recipe.accumulate
+            unit = data.mosaic**2
+            if images < 2 * unit:
+                continue  # no more of a batch can be drawn, and nothing smaller can be proposed
+            one, two = (
+                kept_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters) for count in (1, 2)
+            )
+            refuse_too_large_a_step(
+                per_image=(two - one) / unit, images=images, fixed=fixed + 2 * one - two, path=f"stages.{stage}.groups.{group}",
+                processes=processes, accumulate=recipe.accumulate, available=available_bytes(),
+            )  # fmt: skip
+        self.model.train()
+        self.objective.balancing.load_state_dict(balancing)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the images that it is trained on have at least two classes."""
+        labels = np.unique(self.cache.index.labels[self.rows])
+        return bool(np.count_nonzero(labels >= 0) > 1)
+
+    def feed(self, done: int) -> Feed:
+        """The batches of the steps that are left."""
+        return Feed(
+            self.plan, self.groups, done, self.config.recipe.steps, device=self.device, threads=self.config.data_threads,
+            read=self._read, targets=self.targets if self.makes_targets_ahead else None,
+        )  # fmt: skip
+
+    def lr_of(self, step: int) -> float:
+        place = self.plan.place(step)
+        return lr_at(place.step, self.config.recipe.stages[place.stage])
+
+    def step(self, step: int, fed: Iterator[Fed], stop: bool = False) -> tuple[Values, Waits, int, bool]:
+        """One optimiser step over all passes of all processes.
+
+        Returns the losses before it, what this process waited for data, images over all processes, and whether any process
+        was asked to stop. Raises NonFiniteLossError instead of stepping.
+        """
+        recipe, trainee = self.config.recipe, self.trainee
+        seeds = np.random.SeedSequence((recipe.seed, _DRAWS, step, self.processes.rank))
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = self.lr_of(step)
+        trainee.optimizer.zero_grad(set_to_none=True)
+        waits, seen = Waits(), list[_Seen]()
+        terms = self.objective.terms
+        # In one tensor, so that one copy from the device tells all: total, stop, images; of each term its sum and its weight.
+        told = torch.zeros(_TOLD + 2 * len(terms), device=self.device)
+        told[1] = float(stop)
+        for _ in self.plan.parts(step):
+            part, batch, waited = next(fed)
+            for cause in ("pixels", "codes", "transfer"):
+                setattr(waits, cause, getattr(waits, cause) + getattr(waited, cause))
+            total, losses = self._pass(self.groups[part.stage, part.group], batch)
+            (total * part.weight).backward()
+            seen.append(_Seen(batch.rows, losses))
+            means = {(name, kind): mean for name, loss in losses.items() for kind, mean in loss.means().items()}
+            share = (part.last - part.first) / recipe.stages[part.stage].groups[part.group].batch_images
+            told[0] += total.detach() * part.weight
+            for number, term in enumerate(terms):
+                if term in means:
+                    told[_TOLD + number] += means[term] * share
+                    told[_TOLD + len(terms) + number] += share
+            told[2] += part.last - part.first
+        sums = self.processes.sum(told.clone()).tolist()
+        values = _values(sums, terms)
+        self._refuse_non_finite(step, values, seen)
+        self._update((told[_TOLD + len(terms) :] > 0).float())
+        return values, waits, round(sums[2]), sums[1] > 0
+
+    def _pass(self, data: CropData, batch: Batch) -> tuple[Tensor, dict[str, TeacherLoss]]:
+        """The loss of a batch, and every teacher's, detached."""
+        names = tuple(data.levels)
+        images = student_images(batch, self.layout)
+        if data.mosaic > 1:
+            images = joined(images, data.mosaic).contiguous(memory_format=self.layout)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            features = self.model.student(images)
+            if data.mosaic > 1:
+                features = cut(features, data.grid_hw, data.mosaic)
+            guesses = self.model.adaptors(features, data.grid_hw, names)
+        recipe = self.config.recipe
+        shift_yx = data.head_shift_yx(batch.shift_yx)
+        losses = {
+            name: teacher_loss(guesses[name], self.targets_of(name, part, shift_yx), recipe, data.head_hw)
+            for name, part in zip(names, batch.teachers, strict=True)
+        }
+        total = self.objective(losses, features.summary)
+        return total, {name: loss.detached() for name, loss in losses.items()}
+
+    def targets_of(self, name: str, part: TeacherPart | Targets, shift_yx: Tensor | None = None) -> Targets:
+        """A teacher's targets in a batch, made now unless they were ahead of time."""
+        return part if isinstance(part, Targets) else self.targets[name](part, shift_yx)
+
+    def _update(self, present: Tensor) -> None:
+        recipe, trainee = self.config.recipe, self.trainee
+        self.processes.sum_gradients([p for p in self.parameters if not is_sharded(p)])
+        for buffer in trainee.balancing.buffers():
+            self.processes.average_present(buffer, present)
+        clip_gradients(list(self.model.parameters()), recipe.clip_grad_norm)
+        trainee.optimizer.step()
+        if trainee.ema:
+            trainee.ema.update()
+
+    def _refuse_non_finite(self, step: int, values: Values, seen: Sequence[_Seen]) -> None:
+        if math.isfinite(values.total):
+            return
+        sums = {name: sum(parts.values()) for name, parts in values.teachers.items()}
+        named = next(((name, value) for name, value in sums.items() if not math.isfinite(value)), None)
+        mine = [(one.rows, one.losses[named[0]].is_finite()) for one in seen if named and named[0] in one.losses]
+        keys = [self.cache.index.key(row) for rows, finite in mine for row in rows[~finite]]
+        what = f"the loss of teacher '{named[0]}' is {named[1]}" if named else f"all losses together are {values.total}"
+        if keys:
+            of = sum(len(rows) for rows, _ in mine)
+            what += f", on {len(keys)} of {of} images: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
+        # A student out of bounds is wrong about all images; what is stored amiss is of one or two.
+        raise NonFiniteLossError(
+            f"step {step}: {what}. The last checkpoint is whole; try a lower --lr, or, where it is few images, "
+            f"radio-cache verify {self.cache.url}"
+        )
+
+    def headline(self) -> str:
+        """What is about to be trained, on how much."""
+        recipe, model = self.config.recipe, self.model
+        millions = sum(p.numel() for p in model.student.parameters()) / 1e6
+        heads = sum(p.numel() for p in model.adaptors.parameters()) / 1e6
+        images = str(len(self.rows))
+        if len(self.rows) < self.cache.num_images:
+            images += f" of {self.cache.num_images}"
+        images += " images"
+        if len(self.held_out_rows):
+            images += f" ({len(self.held_out_rows)} held out)"
+        return (
+            f"student {recipe.student}: {millions:.1f} M parameters, adaptor heads {heads:.1f} M; teachers "
+            f"{', '.join(self.teachers)}\n{images}, {recipe.steps} steps, {recipe.images_seen} fresh "
+            f"crops ({recipe.images_seen / len(self.rows):.1f} epochs)"
+        )
+
+    def finish(self) -> None:
+        """Fold the statistics into the heads, so that they speak the teachers' units, and save what the user takes home.
+
+        The first process writes; where the student is divided, all of them call this.
+        """
+        if self.trainee.ema:
+            self.trainee.ema.apply()
+        model = self._whole_model()
+        if not self.processes.is_first:
+            return
+        fold_targets(model, self.targets)
+        save_student(model.to("cpu").eval(), self.config.out)
+
+    def _whole_model(self) -> DistilledStudent:
+        """The model, put together from its parts where it is divided."""
+        if not self.trainee.is_divided:
+            return self.model
+        state = self.trainee.state(keep=self.processes.is_first)
+        model = build_distilled(self.model.config)
+        if self.processes.is_first:
+            model.student.load_state_dict(state["student"])
+            model.adaptors.load_state_dict(state["adaptors"])
+        return model.to(self.device)
+
+
+def _values(sums: list[float], terms: tuple[tuple[str, str], ...]) -> Values:
+    """Means over the step's images, of the terms that were asked."""
+    teachers: dict[str, dict[str, float]] = {}
+    for number, (name, part) in enumerate(terms):
+        total, weight = sums[_TOLD + number], sums[_TOLD + len(terms) + number]
+        if weight > 0:
+            teachers.setdefault(name, {})[part] = total / weight
+    return Values(sums[0], teachers)
