@@ -41,6 +41,7 @@ from cache_builder.build import BuildConfig, build_cache
 from cache_builder.pipeline.batch_size import CPU_BATCH
 from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.pipeline.device import CodeBatch, DeviceWork, streams_of
+from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.shards import run_shards
 from cache_builder.pipeline.timing import StageSeconds
 from cache_builder.pipeline.views import Shown, shown
@@ -52,12 +53,12 @@ from cache_builder.workers.allocator import keep_blocks
 from cache_builder.workers.cluster import local_crew
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecName, CodecRequest
+from radio_cache.format.checksums import crc32c
 from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
 from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_receipt
-from radio_cache.shards.encoding import crc32c
 from radio_cache.writer import compressed
 
 BAR = 1.05
@@ -162,11 +163,12 @@ def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) 
     spec, device, stages = teacher.spec, torch.device("cpu"), StageSeconds()
     seconds: dict[str, float] = {}
     seen: list[Shown] = []
+    access = ImageAccess(cache)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         _, seconds["decode"] = timed(
-            lambda: seen.extend(one for row in rows for one in shown(cache, spec, (row, (0,))))
+            lambda: seen.extend(one for row in rows for one in shown(cache, access, spec, (row, (0,))))
         )
         parts = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
         codes: list[CodeBatch] = []
@@ -194,8 +196,9 @@ def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *,
         archive = tarfile.open(folder / "features.tar", "w") if tar else None  # noqa: SIM115  # closed by the stack
         if archive is not None:
             stack.enter_context(archive)
+        access = ImageAccess(cache)
         for first in range(0, len(rows), BATCH):
-            batch = [one for row in rows[first : first + BATCH] for one in shown(cache, teacher.spec, (row, (0,)))]
+            batch = [one for row in rows[first : first + BATCH] for one in shown(cache, access, teacher.spec, (row, (0,)))]
             for part in work.features(batch):
                 for one, image in zip(part.shown, part.spatial, strict=True):
                     kept = {"spatial": image.half().contiguous()}
@@ -279,7 +282,8 @@ def large(args: argparse.Namespace, folder: Path) -> list[str]:
     }
     cache, teacher, config = places[CODECS[0]]
     rows = cache.usable_rows().tolist()
-    seen = [one for row in rows for one in shown(cache, teacher.spec, (row, (0,)))]
+    access = ImageAccess(cache)
+    seen = [one for row in rows for one in shown(cache, access, teacher.spec, (row, (0,)))]
     whole: dict[str, list[Measured]] = {name: [] for name in CODECS}
     one_pass, side = [], []
     for _ in range(args.rounds):

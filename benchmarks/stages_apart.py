@@ -10,6 +10,7 @@ from multiprocessing.synchronize import Barrier
 import torch
 
 from cache_builder.pipeline.device import DeviceWork
+from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.timing import StageSeconds
 from cache_builder.pipeline.views import shown
 from cache_builder.teachers import TeacherOptions, load_teacher
@@ -52,9 +53,11 @@ def _work(
     work = DeviceWork(teacher, torch.device("cpu"), StageSeconds(), codec=cache.teachers[name].codec)
     rows = cache.usable_rows().tolist()[number::processes]
 
+    access = ImageAccess(cache)
+
     def batch(first: int) -> None:
         work.codes(
-            [one for row in rows[first : first + batch_images] for one in shown(cache, teacher.spec, (row, (0,)))]
+            [one for row in rows[first : first + batch_images] for one in shown(cache, access, teacher.spec, (row, (0,)))]
         )
 
     batch(0)

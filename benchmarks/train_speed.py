@@ -34,7 +34,7 @@ from live_teacher import LiveData, LiveTargets
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
-from radio_cache.images.stored import PixelStore
+from radio_cache.format.pixels import PixelStore
 from trainer.data.batch import TeacherPart
 from trainer.data.crops import CodeReader, CropData, Crops
 from trainer.data.loader import Fed, Waits

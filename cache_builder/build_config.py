@@ -7,9 +7,9 @@ from pathlib import Path
 from cache_builder.sources import Request, Selection
 from cache_builder.teachers import TeacherOptions, cache_group
 from radio_cache.errors import ConfigError
+from radio_cache.format.pixels import PixelStore
 from radio_cache.format.schema import level_name
 from radio_cache.images.decode import MAX_PIXELS
-from radio_cache.images.stored import PixelStore
 
 SHARD_IMAGES = 128
 """Images in a shard, unless somebody asks for another number."""

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from evals.encoders.base import LiveEncoder, Measurable
 from evals.encoders.gathered import live_encoders
 from evals.errors import EvalError
-from evals.knn.search import Device
 from evals.shared.charts import Point, scatter_chart
+from evals.shared.devices import Device
 from evals.shared.progress import Progress
 from radio_cache.errors import ConfigError
 from radio_cache.torch import pick_device

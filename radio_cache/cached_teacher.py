@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from radio_cache.arrays.group import group_attributes
 from radio_cache.arrays.plain import PlainArray
 from radio_cache.arrays.verified import damaged_file, unit_array
+from radio_cache.cache_files import CacheFiles
 from radio_cache.codecs import Codec, codec_from_json, refuse_unknown
 from radio_cache.errors import (
     CorruptShardError,
@@ -21,6 +22,7 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from radio_cache.format.checksums import crc32c
 from radio_cache.format.documents import (
     crop_document,
     flipped_document,
@@ -44,13 +46,9 @@ from radio_cache.geometry.crops import valid_hw
 from radio_cache.geometry.views import View, whole_view
 from radio_cache.receipts import read_receipt
 from radio_cache.shards.batch import Verify
-from radio_cache.shards.encoding import crc32c
 from radio_cache.shards.index_cache import ShardLayout
 from radio_cache.shards.reader import ShardReader
 from radio_cache.statistics.fidelity import Fidelity, after, combined
-
-if TYPE_CHECKING:
-    from radio_cache.reader import Cache
 
 Rows = NDArray[np.int64] | Sequence[int] | range
 
@@ -101,15 +99,15 @@ class Teachers(dict[str, "CachedTeacher"]):
 class CachedTeacher:
     """One teacher's features in a cache. Get it from `Cache.teachers`."""
 
-    def __init__(self, cache: "Cache", name: str) -> None:
-        self._cache = cache
+    def __init__(self, files: CacheFiles, name: str) -> None:
+        self._files = files
         self._group = unit_group(name)
         self.name = name
-        place = cache.storage.at(f"{self._group}/{DOCUMENT}")
+        place = files.storage.at(f"{self._group}/{DOCUMENT}")
         try:
-            self.spec = TeacherSpec.from_json(group_attributes(cache.storage, self._group), place)
+            self.spec = TeacherSpec.from_json(group_attributes(files.storage, self._group), place)
         except CorruptShardError as exc:
-            cure = f"or drop the teacher and build it again: radio-cache drop-teacher {cache.url} {name}"
+            cure = f"or drop the teacher and build it again: radio-cache drop-teacher {files.url} {name}"
             raise CorruptShardError(f"{exc}; {cure}") from exc
         if self.spec.name != name:
             raise CorruptShardError(
@@ -118,14 +116,14 @@ class CachedTeacher:
             )
         refuse_unknown(self.spec.codec, place)
 
-    def __reduce__(self) -> tuple[type["CachedTeacher"], tuple["Cache", str]]:
-        return (CachedTeacher, (self._cache, self.name))
+    def __reduce__(self) -> tuple[type["CachedTeacher"], tuple[CacheFiles, str]]:
+        return (CachedTeacher, (self._files, self.name))
 
     @cached_property
     def _shards(self) -> ShardReader:
-        cache, codec = self._cache, self.codec
-        storage, folder, shape = cache.storage, f"{self._group}/spatial", self.row_shape
-        expected = spatial_document(cache.meta, self.spec, codec)
+        files, codec = self._files, self.codec
+        storage, folder, shape = files.storage, f"{self._group}/spatial", self.row_shape
+        expected = spatial_document(files.meta, self.spec, codec)
         try:
             found = storage.read_at_most(f"{folder}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
             difference = array_difference(found, expected, grows_along=1)
@@ -133,11 +131,11 @@ class CachedTeacher:
             difference = "is gone"
         if difference:
             raise CorruptShardError(
-                f"{storage.at(folder)}/{DOCUMENT} {difference}: radio-cache repair {cache.url}, then run the build again"
+                f"{storage.at(folder)}/{DOCUMENT} {difference}: radio-cache repair {files.url}, then run the build again"
             )
         row_bytes = math.prod(shape) * codec.dtype.itemsize
         layout = ShardLayout(
-            row_axes=len(shape), row_bytes=row_bytes, shard_images=cache.meta.shard_images,
+            row_axes=len(shape), row_bytes=row_bytes, shard_images=files.meta.shard_images,
             zstd=codec.zstd_level is not None,
         )  # fmt: skip
         return ShardReader(storage, folder, layout)
@@ -145,7 +143,7 @@ class CachedTeacher:
     @cached_property
     def codec(self) -> Codec:
         """What the stored codes mean."""
-        storage, folder = self._cache.storage, f"{self._group}/{TRANSFORM}"
+        storage, folder = self._files.storage, f"{self._group}/{TRANSFORM}"
         names = storage.list_folders(folder)
         try:
             arrays = {name: PlainArray(storage, f"{folder}/{name}").read(holes=False) for name in names}
@@ -182,13 +180,13 @@ class CachedTeacher:
     def summaries(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
         """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
         if self.spec.summary_dim is None:
-            raise StoreError(f"{self._cache.url}: teacher '{self.name}' has no summary, only maps")
+            raise StoreError(f"{self._files.url}: teacher '{self.name}' has no summary, only maps")
         self._refuse_view(view)
         wanted = self._existing(rows)
         stored = self._summaries[view][wanted]
         if np.isnan(stored).any():
             holes = wanted[np.isnan(stored).any(axis=1)]
-            raise self._missing(holes, f"summary/c/{view}/{holes[0] // self._cache.meta.shard_images}/0")
+            raise self._missing(holes, f"summary/c/{view}/{holes[0] // self._files.meta.shard_images}/0")
         return stored.astype(np.float32)
 
     def codes(
@@ -233,11 +231,11 @@ class CachedTeacher:
         wanted = self._existing(rows)
         self._refuse_view(view)
         if view == 0:
-            return [whole_view((int(h), int(w))) for h, w in self._cache.sizes_hw[wanted]]
+            return [whole_view((int(h), int(w))) for h, w in self._files.sizes_hw[wanted]]
         boxes, flipped = self._boxes[view, wanted], self._flipped[view, wanted]
         holes = wanted[boxes[:, 2] == 0]
         if len(holes):
-            raise self._missing(holes, f"crop_xyxy/c/0/{holes[0] // self._cache.meta.shard_images}/0")
+            raise self._missing(holes, f"crop_xyxy/c/0/{holes[0] // self._files.meta.shard_images}/0")
         return [View((x0, y0, x1, y1), bool(f)) for (x0, y0, x1, y1), f in zip(boxes.tolist(), flipped, strict=True)]
 
     def spatial_mean_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -262,7 +260,7 @@ class CachedTeacher:
     @property
     def conversion(self) -> Conversion | None:
         """What the maps were encoded from, if it was not the teacher's own: a copy in another packing."""
-        return conversion_of(self.spec.codec, self._cache.storage.at(f"{self._group}/{DOCUMENT}"))
+        return conversion_of(self.spec.codec, self._files.storage.at(f"{self._group}/{DOCUMENT}"))
 
     def stored_bytes(self) -> int:
         """Bytes on disk of the finished shards of this teacher."""
@@ -270,28 +268,28 @@ class CachedTeacher:
 
     def valid_hw(self, row: int) -> tuple[int, int]:
         """Height and width in input pixels of the part of this teacher's input that shows the image."""
-        h, w = self._cache.sizes_hw[row]
+        h, w = self._files.sizes_hw[row]
         return valid_hw((int(h), int(w)), self.spec.geometry)
 
     def _done(self) -> list[Receipt]:
-        return [receipt for receipt in self._cache.receipts(self.name) if receipt]
+        return [receipt for receipt in self._files.receipts(self.name) if receipt]
 
     @cached_property
     def _summaries(self) -> NDArray[Any]:
         # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
-        self._cache.refuse_unfounded()
-        document = summary_document(self._cache.meta, self.spec)
-        return unit_array(self._cache.storage, self.name, "summary", document, grows_along=1)
+        self._files.refuse_unfounded()
+        document = summary_document(self._files.meta, self.spec)
+        return unit_array(self._files.storage, self.name, "summary", document, grows_along=1)
 
     @cached_property
     def _boxes(self) -> NDArray[Any]:
-        document = crop_document(self._cache.meta, self.spec)
-        return unit_array(self._cache.storage, self.name, "crop_xyxy", document, grows_along=1)
+        document = crop_document(self._files.meta, self.spec)
+        return unit_array(self._files.storage, self.name, "crop_xyxy", document, grows_along=1)
 
     @cached_property
     def _flipped(self) -> NDArray[Any]:
-        document = flipped_document(self._cache.meta, self.spec)
-        return unit_array(self._cache.storage, self.name, "flipped", document, grows_along=1)
+        document = flipped_document(self._files.meta, self.spec)
+        return unit_array(self._files.storage, self.name, "flipped", document, grows_along=1)
 
     def _refuse_view(self, view: int) -> None:
         if not 0 <= view < self.spec.views:
@@ -303,31 +301,31 @@ class CachedTeacher:
             why = "has no finished shard yet: run the build"
             if shards:
                 why = "has finished shards, but none of their images is usable and has a token: there are no statistics"
-            raise MissingRowsError(f"{self._cache.url}: teacher '{self.name}' {why}")
-        document = stats_document(self._cache.meta, stats_widths(self.spec)[name])
-        by_shard = unit_array(self._cache.storage, self.name, f"stats/{name}", document, grows_along=0)
+            raise MissingRowsError(f"{self._files.url}: teacher '{self.name}' {why}")
+        document = stats_document(self._files.meta, stats_widths(self.spec)[name])
+        by_shard = unit_array(self._files.storage, self.name, f"stats/{name}", document, grows_along=0)
         holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]
         if holes:
-            raise damaged_file(self._cache.storage, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
+            raise damaged_file(self._files.storage, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
         sums = by_shard[shards].sum(axis=0)
         mean = sums[0] / sum(counts)
         return mean, np.sqrt(np.maximum(sums[1] / sum(counts) - mean**2, 0.0))
 
     def _existing(self, rows: Rows) -> NDArray[np.int64]:
         wanted = np.asarray(rows, dtype=np.int64)
-        outside = (wanted < 0) | (wanted >= self._cache.num_images)
+        outside = (wanted < 0) | (wanted >= self._files.num_images)
         if outside.any():
             raise self._missing(wanted[outside])
         return wanted
 
     def _missing(self, rows: NDArray[np.int64], file: str | None = None) -> StoreError:
         """Why these rows are not there. file: the shard file of the first one, which a receipt may vouch for."""
-        shard = int(rows[0]) // self._cache.meta.shard_images
-        receipt = read_receipt(self._cache.storage, self.name, shard) if file else None
+        shard = int(rows[0]) // self._files.meta.shard_images
+        receipt = read_receipt(self._files.storage, self.name, shard) if file else None
         if receipt and rows[0] not in [failure.row for failure in receipt.failures]:
-            return damaged_file(self._cache.storage, self.name, str(file), shard)
+            return damaged_file(self._files.storage, self.name, str(file), shard)
         listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         return MissingRowsError(
-            f"{self._cache.url}: teacher '{self.name}' has nothing for row {listed}: the image is unusable or its "
+            f"{self._files.url}: teacher '{self.name}' has nothing for row {listed}: the image is unusable or its "
             "shard is not built yet; ask `usable_rows`, or run the build again"
         )

@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.arrays.group import NoGroupError, group_attributes
-from radio_cache.arrays.verified import unit_array
+from radio_cache.cache_files import CacheFiles
 from radio_cache.cached_teacher import CachedTeacher, Teachers
 from radio_cache.errors import (
     ConfigError,
@@ -25,14 +25,14 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
-from radio_cache.format.documents import images_documents
 from radio_cache.format.schema import IMAGES_UNIT, MAX_IMAGE_PIXELS, CacheMeta, Failure, Receipt
 from radio_cache.format.zarr_json import DOCUMENT
 from radio_cache.images.containers import read_image
-from radio_cache.images.index import ImageIndex, refuse_unfounded
+from radio_cache.images.index import ImageIndex
 from radio_cache.images.stored import StoredPixels
-from radio_cache.receipts import ReceiptColumns, UnitReceipts, finished_rows
-from radio_cache.storage.base import Storage, open_storage
+from radio_cache.receipts import ReceiptColumns, finished_rows
+from radio_cache.storage import open_storage
+from radio_cache.storage.base import Storage
 
 if TYPE_CHECKING:
     import zarr
@@ -42,10 +42,6 @@ MAX_PIXELS_VARIABLE = "RADIO_CACHE_MAX_PIXELS"
 """Of the environment: how many pixels an image of a cache may have, where its user trusts larger ones than usual."""
 
 _ROWS_FOR_HOSTS = 10_000
-
-_NO_NEED_TO_LOOK = 1 << 20
-"""Images for which there is memory on any machine."""
-
 
 class Cache:
     """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
@@ -59,11 +55,11 @@ class Cache:
         attributes = group_attributes(self.storage)
         if "format_version" not in attributes:
             raise NotACacheError(f"{self.url} is a part of a radio-cache store: open the store it belongs to")
-        self.meta = CacheMeta.from_json(attributes, self.storage.at(DOCUMENT))
+        self.files = CacheFiles(self.storage, CacheMeta.from_json(attributes, self.storage.at(DOCUMENT)))
         self.teachers = Teachers()
         for name in self.storage.list_folders("teachers"):
             try:
-                self.teachers[name] = CachedTeacher(self, name)
+                self.teachers[name] = CachedTeacher(self.files, name)
             except NoGroupError:
                 pass  # a teacher being dropped, or none
             except StoreError as exc:
@@ -85,8 +81,30 @@ class Cache:
         return self.storage.local_path()
 
     @property
+    def meta(self) -> CacheMeta:
+        """The root document."""
+        return self.files.meta
+
+    @property
     def num_images(self) -> int:
         return self.meta.num_images
+
+    @property
+    def sizes_hw(self) -> NDArray[np.int32]:
+        """(n, 2) height and width of every image in pixels, upright; 0 where the image is unusable or not seen yet."""
+        return self.files.sizes_hw
+
+    def receipts(self, unit: str) -> list[Receipt | None]:
+        """The receipts of a unit ("images" or a teacher) by shard; None where the shard has not been made."""
+        return self.files.receipts(unit)
+
+    def receipt_columns(self, unit: str) -> ReceiptColumns:
+        """What the receipts of a unit say, all together; the way for caches of millions of images."""
+        return self.files.receipt_columns(unit)
+
+    def refuse_unfounded(self) -> None:
+        """Raise CorruptShardError if the cache says it has more images than it lists."""
+        self.files.refuse_unfounded()
 
     def zarr_group(self) -> "zarr.Group":
         """Open the cache with zarr-python, for tools that take its arrays: here, or in a bucket with the same credentials.
@@ -105,29 +123,12 @@ class Cache:
     @cached_property
     def statuses(self) -> NDArray[np.uint8]:
         """(n,) `ImageStatus` of every image."""
-        return self._column("status")
-
-    @cached_property
-    def sizes_hw(self) -> NDArray[np.int32]:
-        """(n, 2) height and width of every image in pixels, upright; 0 where the image is unusable or not seen yet."""
-        return self._column("size_hw")
+        return self.files.column("status")
 
     @cached_property
     def digests(self) -> NDArray[np.uint8]:
         """(n, 16) BLAKE2b-128 of every image file's bytes; 0 where not seen yet."""
-        return self._column("digest")
-
-    def receipts(self, unit: str) -> list[Receipt | None]:
-        """The receipts of a unit ("images" or a teacher) by shard; None where the shard has not been made."""
-        found: list[Receipt | None] = [None] * self.meta.num_shards
-        for receipt in UnitReceipts(self.storage, unit).all():
-            if receipt.shard < len(found):
-                found[receipt.shard] = receipt
-        return found
-
-    def receipt_columns(self, unit: str) -> ReceiptColumns:
-        """What the receipts of a unit say, all together; the way for caches of millions of images."""
-        return UnitReceipts(self.storage, unit).columns()
+        return self.files.column("digest")
 
     def failures(self) -> list[Failure]:
         """The images that cannot be used, and why, as far as the build has come."""
@@ -234,20 +235,6 @@ class Cache:
             return read_image(containers[number], key, int(index.offset[row]), int(index.length[row]))
         except UnsupportedFormatError as exc:
             raise UnsupportedFormatError(f"{self.storage.at(DOCUMENT)}: {exc}") from exc
-
-    def refuse_unfounded(self) -> None:
-        """Raise CorruptShardError if the cache says it has more images than it lists."""
-        if not self._founded and self.num_images > _NO_NEED_TO_LOOK:
-            refuse_unfounded(self.storage, self.meta.index, self.num_images)
-            self._founded = True
-
-    _founded = False
-
-    def _column(self, name: str) -> NDArray[Any]:
-        self.refuse_unfounded()
-        document = dict(images_documents(self.meta))[f"{name}/{DOCUMENT}"]
-        return unit_array(self.storage, IMAGES_UNIT, name, document, grows_along=0)
-
 
 def max_pixels_of_any_cache() -> int:
     """Return how many pixels an image is decoded with, whatever the cache that it comes from states.

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError, StoreError
+from radio_cache.format.checksums import crc32c
 from radio_cache.format.schema import IMAGES_UNIT, MAX_SHARDS, Receipt, check_limit, receipt_path, receipts_folder
 from radio_cache.format.strict_json import MAX_INTEGER, parse_json
-from radio_cache.shards.encoding import crc32c
-from radio_cache.storage.base import Storage, open_storage
+from radio_cache.storage import open_storage
+from radio_cache.storage.base import Storage
 
 _TAIL_BYTES = 1 << 16
 _TRIES = 5

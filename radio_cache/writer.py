@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from radio_cache.arrays.plain import stored_bytes
 from radio_cache.codecs import Codec, codec_from_json
 from radio_cache.errors import CorruptShardError, NotACacheError, StaleCacheError
+from radio_cache.format.checksums import CRC_BYTES, Chunk, crc32c, parts_crc32c, with_crc
 from radio_cache.format.documents import (
     INDEX_CHUNK,
     images_documents,
@@ -41,8 +42,9 @@ from radio_cache.format.schema import (
 )
 from radio_cache.format.zarr_json import DOCUMENT, attributes_of, group_document, shape_of, with_shape
 from radio_cache.images.index import ImageIndex, index_columns, index_group
-from radio_cache.shards.encoding import CRC_BYTES, Chunk, crc32c, parts_crc32c, shard_parts, with_crc
-from radio_cache.storage.base import Storage, open_storage
+from radio_cache.shards.encoding import shard_parts
+from radio_cache.storage import open_storage
+from radio_cache.storage.base import Storage
 from radio_cache.storage.local import TEMPORARY, sync_folder, write_atomically
 
 Place = Storage | str | Path

@@ -292,8 +292,7 @@ def _own_gpu(device: str) -> str:
 
 def loss_table(out: Path) -> RenderableType | None:
     """Losses per teacher at the first and at the last log line; None where the log was lost."""
-    from trainer.monitoring.metrics import read_lines
-    from trainer.run.folder import METRICS_FILE
+    from trainer.monitoring.metrics import METRICS_FILE, read_lines
 
     lines = read_lines(out / METRICS_FILE)
     if not lines:

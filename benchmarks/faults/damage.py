@@ -13,7 +13,7 @@ from typing import Any
 
 import zstandard
 
-from radio_cache.shards.encoding import crc32c, file_crc32c
+from radio_cache.format.checksums import crc32c, file_crc32c
 
 FOLDER = object()
 """In place of a file's bytes: there is a folder of that name now."""

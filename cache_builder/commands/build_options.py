@@ -11,11 +11,11 @@ from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher, trunk_of
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError
+from radio_cache.format.pixels import PixelFormat, PixelStore
 from radio_cache.format.schema import MAX_VIEWS, level_name
 from radio_cache.geometry.crops import Fit
 from radio_cache.geometry.views import ViewSampling
 from radio_cache.images.decode import MAX_PIXELS
-from radio_cache.images.stored import PixelFormat, PixelStore
 from radio_cache.reader import Cache, is_cache, max_pixels_of_any_cache
 from radio_cache.torch import pick_device
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from radio_cache.errors import ImageError, RadioCacheError, SourceError, StorageError, UnreadableImageError
 from radio_cache.format.schema import Container
-from radio_cache.images.containers import listed_place
+from radio_cache.images.files import listed_place
 from radio_cache.reader import Cache, digest
 from radio_cache.storage.base import is_url
 

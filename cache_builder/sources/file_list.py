@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cache_builder.sources.columns import Found, nowhere
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.images.containers import listed_place
+from radio_cache.images.files import listed_place
 from radio_cache.storage.base import is_url
 
 CSV, TSV = ".csv", ".tsv"

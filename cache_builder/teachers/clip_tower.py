@@ -18,8 +18,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
-from cache_builder.teachers.libraries import FOLDER, HUB
-from cache_builder.teachers.preset import TeacherPreset
+from cache_builder.teachers.preset import FOLDER, HUB, TeacherPreset
 from cache_builder.teachers.presets import CLIPS
 from cache_builder.teachers.state_dict import (
     OPEN_CLIP_SETS,

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cache_builder.teachers.preprocessing import open_clip_preprocessing, timm_preprocessing
-from cache_builder.teachers.preset import TeacherPreset, WeightsSource
+from cache_builder.teachers.preset import FOLDER, HUB, TeacherPreset, WeightsSource
 from cache_builder.teachers.presets import OPEN_CLIP_FILES, TIMM_FILES
 from cache_builder.teachers.weights import check_network, first_line
 from radio_cache.allowed_modules import split_path
 from radio_cache.errors import UnknownTeacherError, nearest_names
 
 LIBRARIES = ("timm", "open_clip", "torch-module")
-
-HUB, FOLDER = "hf-hub:", "local-dir:"
-"""In front of what both libraries take in place of a model's name: a repository on huggingface.co, or a folder like one."""
 
 
 def is_library_name(name: str) -> bool:

@@ -118,3 +118,7 @@ class TeacherOptions:
     view_sampling: ViewSampling | None = None
     compiled: bool = False
     as_before: bool = False
+
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+"""In front of what both libraries take in place of a model's name: a repository on huggingface.co, or a folder like one."""

@@ -27,7 +27,7 @@ from radio_cache.terminal.output import PLACE, console, plain_errors, table
 if TYPE_CHECKING:
     from evals.features.mode_switch import ModeSwitchTable
     from evals.features.rank import RankTable
-    from evals.knn.search import Device
+    from evals.shared.devices import Device
     from radio_cache.view.picture_grid import Pane
 
 _images = click.option(

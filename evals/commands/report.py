@@ -12,7 +12,7 @@ from radio_cache.terminal.files import OutputFile
 from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable
 
 if TYPE_CHECKING:
-    from evals.knn.search import Device
+    from evals.shared.devices import Device
 
 EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-switch", "throughput")
 """Names of `evals.report.sections.SECTIONS`, repeated for the help; a test compares them."""

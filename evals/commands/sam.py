@@ -19,9 +19,9 @@ from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
 from radio_cache.terminal.output import console, plain_errors, table
 
 if TYPE_CHECKING:
-    from evals.knn.search import Device
     from evals.sam.protocol import ProtocolName
     from evals.sam.table import Prompt
+    from evals.shared.devices import Device
 
 
 @click.command()

@@ -13,7 +13,7 @@ from radio_cache.terminal.files import OutputFile, write_output
 from radio_cache.terminal.output import ProgressLine
 
 if TYPE_CHECKING:
-    from evals.knn.search import Device
+    from evals.shared.devices import Device
 
 F = TypeVar("F", bound=Callable[..., Any])
 

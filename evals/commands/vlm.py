@@ -10,7 +10,7 @@ from radio_cache.errors import ConfigError
 from radio_cache.terminal.output import console, plain_errors, printable, table
 
 if TYPE_CHECKING:
-    from evals.knn.search import Device
+    from evals.shared.devices import Device
 
 VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
 """Names of `evals.vlm.TASKS`, repeated for the help; a test compares them."""

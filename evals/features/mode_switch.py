@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from evals.encoders import StudentEncoder, load_runs
 from evals.encoders.trained_on import held_out_of
 from evals.errors import EvalError
-from evals.knn.search import Device
 from evals.shared.charts import line_chart
+from evals.shared.devices import Device
 from evals.shared.image_set import CacheImages, ImageSet, image_set
 from evals.shared.notes import left_out_notes
 from evals.shared.progress import Progress

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from evals.encoders import OWN
+from evals.encoders.counted import CountedImages
 from evals.encoders.gathered import images_and_encoders, learned_from, live_encoders
 from evals.errors import EvalError
-from evals.knn.search import Device
+from evals.shared.devices import Device
 from evals.shared.notes import counted, left_out_notes
-from evals.shared.progress import CountedImages, Progress
+from evals.shared.progress import Progress
 from radio_cache.errors import ConfigError, ShapeError
 from radio_cache.torch import pick_device
 

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evals.encoders import OWN
+from evals.encoders.counted import CountedImages
 from evals.encoders.gathered import images_and_encoders, learned_from, live_encoders
 from evals.errors import EvalError
-from evals.knn.search import NO_ROW, Device, NeighbourSearch
+from evals.knn.search import NO_ROW, NeighbourSearch
+from evals.shared.devices import Device
 from evals.shared.image_set import ImageSet
-from evals.shared.progress import CountedImages, Progress
+from evals.shared.progress import Progress
 from radio_cache.errors import ConfigError
 from radio_cache.torch import pick_device
 from radio_cache.view.picture_grid import Pane

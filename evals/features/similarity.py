@@ -13,7 +13,7 @@ from evals.encoders import OWN, LiveEncoder
 from evals.encoders.gathered import learned_from, live_encoders
 from evals.encoders.trained_on import held_out_of
 from evals.errors import EvalError
-from evals.knn.search import Device
+from evals.shared.devices import Device
 from evals.shared.image_set import image_set, open_source
 from evals.shared.progress import Progress
 from radio_cache.errors import ConfigError

@@ -7,16 +7,15 @@ searched in different processes or on different GPUs; `merged` makes one answer 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.errors import EvalError
+from evals.shared.devices import Device
 from radio_cache.errors import ConfigError, ShapeError
-
-Device = Literal["auto", "cpu", "cuda"]
 
 NO_ROW = -1
 """Stands in `Neighbours.rows` where the bank had fewer rows than were asked for; the similarity there is -inf."""

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 
 from evals.encoders import OWN, CachedTeacherEncoder, Encoder, Kind, LiveEncoder, StudentEncoder, recorded_teacher
+from evals.encoders.counted import CountedImages
 from evals.encoders.gathered import learned_from, live_encoders, refuse_namesakes
 from evals.encoders.trained_on import count_trained_on, divided, memory_note, split_of
 from evals.errors import EvalError
-from evals.knn.search import Device, NeighbourSearch
+from evals.knn.search import NeighbourSearch
 from evals.knn.vote import NOBODY, PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
+from evals.shared.devices import Device
 from evals.shared.image_set import CacheImages, ImageSet, ImageSource, image_set, in_classes_of, open_source
 from evals.shared.notes import counted, left_out_notes, sampling_note
-from evals.shared.progress import CountedImages, Progress
+from evals.shared.progress import Progress
 from evals.shared.published import ROWS, PaperRow, is_imagenet_validation
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.reader import Cache, is_cache

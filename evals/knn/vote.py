@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.errors import EvalError
-from evals.knn.search import NO_ROW, Device, Neighbours, NeighbourSearch
+from evals.knn.search import NO_ROW, Neighbours, NeighbourSearch
+from evals.shared.devices import Device
 from radio_cache.errors import ConfigError, ShapeError
 
 PAPER_K = 20

@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from evals.errors import EvalError
+from evals.shared.charts import nice_ticks
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -130,16 +130,6 @@ def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
             )
         )
     return tuple(charts)
-
-
-def nice_ticks(largest: float, *, at_most: int, whole: bool = False) -> Sequence[float]:
-    """Round numbers from 0 to just beyond or at `largest` (> 0): steps of 1, 2 or 5 times a power of ten."""
-    rough = largest / at_most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    if whole:
-        step = max(1.0, step)
-    return [round(number * step, 12) for number in range(math.ceil(largest / step - 1e-9) + 1)]
 
 
 def _drawable(value: float | None) -> TypeGuard[float]:

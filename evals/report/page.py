@@ -21,12 +21,12 @@ from cache_builder.build_command import build_commands, short_place
 from evals.encoders import StudentEncoder
 from evals.encoders.trained_on import count_trained_on, divided, split_of
 from evals.errors import EvalError
-from evals.knn.search import Device
 from evals.knn.table import KnnConfig, KnnRow, KnnTable, run_knn
 from evals.knn.vote import PAPER_K, PAPER_TEMPERATURE
 from evals.report.losses import Chart, Metrics, loss_charts, read_metrics
 from evals.report.pictures import ImagePictures, feature_pictures, live_maps
 from evals.report.sections import NotRun, Section, SectionsConfig, make_sections
+from evals.shared.devices import Device
 from evals.shared.image_set import CacheImages, ImageSet, image_set
 from evals.shared.progress import Progress
 from evals.shared.versions import hardware, software_versions
@@ -48,7 +48,8 @@ class ReportConfig:
     """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
 
     cache: the bank; None takes the one the run was trained on. shown: how many images of each cache are shown as feature maps.
-    sections: evaluations beside k-NN, names of `evals.report.sections.SECTIONS`; with some, what cannot be done is told on the page, and
+    sections: evaluations beside k-NN, names of `evals.report.sections.SECTIONS`; with some, what cannot be done is told
+    on the page, and
     without, it is an error. masks, classes: for segmentation, see `SectionsConfig`. limit: images of each place, at
     most, drawn by seed.
     """

@@ -13,9 +13,9 @@ from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 from evals.features.rank import RankConfig, run_rank
 from evals.features.retrieve import RetrieveConfig, run_retrieve
 from evals.features.similarity import SimilarityConfig, run_similarity
-from evals.knn.search import Device
 from evals.segmentation import SegmentConfig, run_segment
 from evals.segmentation.pictures import key_colours
+from evals.shared.devices import Device
 from evals.shared.progress import Progress
 from evals.throughput import ThroughputConfig, run_throughput
 from evals.zero_shot import ZeroShotConfig, run_zero_shot

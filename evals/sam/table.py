@@ -24,11 +24,11 @@ from cache_builder.teachers.state_dict import below_prefix, load_exactly, read_w
 from cache_builder.teachers.weights import file_sha256
 from evals.encoders.named import run_names
 from evals.errors import EvalError
-from evals.knn.search import Device
 from evals.sam.coco_file import identifier, image_path
 from evals.sam.instances import Instance, Instances, inner_points, next_point
 from evals.sam.protocol import PROTOCOLS, Protocol, ProtocolName
 from evals.segmentation.pictures import overlay, thumbnail
+from evals.shared.devices import Device
 from evals.shared.notes import counted
 from evals.shared.progress import Progress
 from evals.shared.published import SAM_ROWS, PaperRow

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from evals.encoders import LiveEncoder
 from evals.encoders.gathered import live_encoders, refuse_namesakes
 from evals.errors import EvalError
-from evals.knn.search import Device
 from evals.segmentation.features import CachedTeacherMaps, StoredMaps, WindowMaps, fitted
 from evals.segmentation.masks import MaskedImages, MaskFormat, ade20k, class_list, mask_folders, split, voc2012
 from evals.segmentation.pictures import MaskPictures, overlay, thumbnail
 from evals.segmentation.predict import Confusion, Scores, predicted_classes
 from evals.segmentation.probe import Batch, LinearProbe, ProbeConfig, train_probe
 from evals.segmentation.windows import window_classes
+from evals.shared.devices import Device
 from evals.shared.notes import counted
 from evals.shared.progress import Progress
 from evals.shared.published import ROWS, PaperRow

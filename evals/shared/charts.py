@@ -1,12 +1,11 @@
 """Small charts as SVG text, for pages and files: points with names, and lines over a few places."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-
-from evals.report.losses import nice_ticks
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 46, 550, 12, 258
 _COLOURS = ("#1f6f8b", "#c2703d", "#6a8f3c", "#7a5aa6", "#b04a6f", "#808080")
@@ -82,3 +81,13 @@ def _svg(parts: Sequence[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
     )
+
+
+def nice_ticks(largest: float, *, at_most: int, whole: bool = False) -> Sequence[float]:
+    """Round numbers from 0 to just beyond or at `largest` (> 0): steps of 1, 2 or 5 times a power of ten."""
+    rough = largest / at_most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    if whole:
+        step = max(1.0, step)
+    return [round(number * step, 12) for number in range(math.ceil(largest / step - 1e-9) + 1)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import EvalError
-from evals.knn.search import Device
+from evals.shared.devices import Device
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.torch import pick_device
 

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from cache_builder.commands.build_options import per_teacher
 from cache_builder.teachers import find_teacher, find_weights, recorded_name
 from evals.encoders import OWN, CachedTeacherEncoder, Encoder, LiveEncoder, ModelName, StudentEncoder, parse_models
+from evals.encoders.counted import CountedImages
 from evals.encoders.gathered import learned_from, live_encoders, refuse_namesakes
 from evals.encoders.library import Weights
 from evals.encoders.trained_on import held_out_of
 from evals.errors import EvalError
-from evals.knn.search import Device
 from evals.knn.vote import Accuracy, accuracy
+from evals.shared.devices import Device
 from evals.shared.image_set import CacheImages, ImageSet, ImageSource, image_set, is_cache, open_source
 from evals.shared.notes import counted, left_out_notes, sampling_note
-from evals.shared.progress import CountedImages, Progress
+from evals.shared.progress import Progress
 from evals.shared.published import ROWS, PaperRow, is_imagenet_validation
 from evals.zero_shot.classifier import default_classifiers, text_classifier
 from evals.zero_shot.prompts import PAPER_TEMPLATES, class_phrases, templates_from

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError, LimitError, StoreError
+from radio_cache.format.checksums import CRC_BYTES, crc32c
 from radio_cache.format.strict_json import parse_json
 from radio_cache.format.zarr_json import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference, shape_of
-from radio_cache.shards.encoding import CRC_BYTES, crc32c
 from radio_cache.storage.base import Storage
 
 MAX_CHUNK_BYTES = 1 << 31

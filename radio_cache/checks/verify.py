@@ -16,6 +16,7 @@ from radio_cache.errors import (
     UnsupportedFormatError,
     unknown_name,
 )
+from radio_cache.format.checksums import CRC_BYTES, crc32c, file_crc32c
 from radio_cache.format.documents import (
     PIXELS,
     Documents,
@@ -39,7 +40,6 @@ from radio_cache.format.zarr_json import DOCUMENT, MAX_DOCUMENT_BYTES, array_dif
 from radio_cache.images.index import StoredKeys, index_columns, index_group
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.receipts import drop_receipt, each_receipt
-from radio_cache.shards.encoding import CRC_BYTES, crc32c, file_crc32c
 from radio_cache.storage.base import Storage
 
 _INDEX_CURE = "restore images/ from a copy, or build a new cache"

@@ -27,7 +27,8 @@ class KltZstd:
 
     g = round(4 log2(rms of y)): loud tokens are rounded as finely as quiet ones, in proportion, which is what a cosine
     asks for; it takes an eighth off the bits (docs/log.md). Weak channels cost next to nothing: their codes are zero. PHI-S
-    targets are step a H q, without the basis (`radio_cache.statistics.phi_s`). Wide codes are there for the few that need them, and
+    targets are step a H q, without the basis (`radio_cache.statistics.phi_s`). Wide codes are there for the few that
+    need them, and
     nothing saturates: codes beyond `LARGEST` raise CodecError.
     Bound: |y' - y| <= step a / 2 in every coordinate, so a token is off by at most phi step a sqrt(c) / 2.
 

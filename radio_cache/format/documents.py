@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from radio_cache.codecs import Codec
+from radio_cache.format.pixels import pixels_document
 from radio_cache.format.schema import ATTRIBUTES_KEY, TRANSFORM, CacheMeta, TeacherSpec
 from radio_cache.format.zarr_json import DOCUMENT, group_document, plain_array_document, sharded_array_document
-from radio_cache.images.stored import pixels_document
 
 INDEX_CHUNK = 1 << 20
 """Rows of the image index in one chunk: it is written once, as a whole."""

@@ -13,13 +13,13 @@ from enum import IntEnum
 from typing import Any, Literal, TypeVar, cast
 
 from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
+from radio_cache.format.checksums import crc32c
+from radio_cache.format.paths import checked_path
+from radio_cache.format.pixels import PixelStore
 from radio_cache.format.strict_json import from_json
 from radio_cache.geometry.crops import ViewGeometry
 from radio_cache.geometry.views import ViewSampling
-from radio_cache.images.stored import PixelStore
-from radio_cache.shards.encoding import crc32c
 from radio_cache.statistics.fidelity import Fidelity
-from radio_cache.storage.base import checked_path
 
 FORMAT_VERSION = 1
 ATTRIBUTES_KEY = "radio_cache"

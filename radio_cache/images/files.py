@@ -6,12 +6,15 @@ The places come from a cache, which may come from anybody: nothing but regular f
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Generator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from radio_cache.errors import ImageError, LimitError, StorageError, UnreadableImageError
-from radio_cache.images.remote import fetch, fetch_range
+from radio_cache.images.remote import fetch, fetch_range, is_known_url
+from radio_cache.images.web import WEB
 from radio_cache.storage.base import is_url
 
 MAX_IMAGE_FILE_BYTES = 1 << 30
@@ -116,3 +119,42 @@ def kind_of_file(mode: int) -> str:
         stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "something special")
+
+
+_FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)
+
+
+def listed_place(list_file: str, entry: str) -> str:
+    """Where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder.
+
+    At a URL, too, "." and ".." lead through folders. Raises ImageError for a URL of a kind that nothing here reads, and for a
+    path that leads out of a bucket or a server.
+    """
+    local = _FILE_URL.match(entry)
+    if local is not None:
+        path = entry[local.end() :]
+        return path if Path(path).exists() else unquote(path, errors="surrogateescape")
+    if is_url(entry):
+        if not is_known_url(entry):
+            raise ImageError(f"cannot be read: nothing here reads URLs such as {entry!r:.200}")
+        return entry
+    if PurePosixPath(entry).is_absolute():
+        return entry
+    if is_url(list_file):
+        return _below_url(list_file, entry)
+    return f"{list_file.rpartition('/')[0]}/{entry}"
+
+
+def _below_url(list_file: str, entry: str) -> str:
+    scheme, _, rest = list_file.partition("://")
+    if scheme.lower() in WEB:
+        rest = rest.partition("#")[0].partition("?")[0]
+    host, *folders = rest.split("/")[:-1] or [rest]
+    for part in entry.split("/"):
+        if part == ".." and not folders:
+            raise ImageError(f"cannot be read: {entry!r:.200} leads out of {scheme}://{host}")
+        if part == "..":
+            folders.pop()
+        elif part != ".":
+            folders.append(part)
+    return f"{scheme}://{'/'.join([host, *folders])}"

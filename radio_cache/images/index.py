@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.arrays.plain import PlainArray, stored_bytes
+from radio_cache.format.checksums import crc32c
 from radio_cache.format.documents import INDEX_DTYPES
 from radio_cache.format.schema import IMAGES_UNIT
-from radio_cache.shards.encoding import crc32c
 from radio_cache.storage.base import Storage
 
 _KEPT_CHUNKS = 4

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import ImageError, UnreadableImageError
-from radio_cache.images.containers import listed_place
-from radio_cache.images.files import open_local, read_place, reading_error, refuse_large
+from radio_cache.images.files import listed_place, open_local, read_place, reading_error, refuse_large
 from radio_cache.images.parquet_pages import value_ranges
 from radio_cache.images.remote import RemoteFile
 from radio_cache.storage.base import is_url

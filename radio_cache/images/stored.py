@@ -7,56 +7,26 @@ those hands out image files. A chunk is the number of its elements (1), the leng
 import io
 import struct
 from collections import OrderedDict
-from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from radio_cache.errors import ConfigError, CorruptShardError, ImageError
-from radio_cache.format.zarr_json import VARIABLE_BYTES
-from radio_cache.shards.encoding import (
-    ABSENT,
-    CRC_BYTES,
-    LABEL_BYTES,
-    crc32c,
-    decode_index,
-    index_bytes,
-    is_mislabelled,
-)
+from radio_cache.errors import CorruptShardError, ImageError
+from radio_cache.format.checksums import CRC_BYTES, crc32c
+from radio_cache.format.pixels import PixelFormat, PixelStore
+from radio_cache.shards.encoding import ABSENT, LABEL_BYTES, decode_index, index_bytes, is_mislabelled
 from radio_cache.storage.base import Storage
-
-PixelFormat = Literal["jpeg", "webp-lossless"]
 
 FOLDER = "images/pixels"
 """Of the array, below the cache."""
 
-MAX_SIDE_PX = 1 << 16
 
 _LONGEST_PX: dict[PixelFormat, int] = {"jpeg": 65_500, "webp-lossless": 16_383}
 _HEAD = struct.Struct("<II")
 _KEPT_INDEXES = 4096
 _CURE = "radio-cache repair, then run the build again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelStore:
-    """How images are kept. side_px: the shorter side is at most that. quality: of JPEG, 1 to 100; 0 for lossless."""
-
-    side_px: int
-    format: PixelFormat
-    quality: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.side_px <= MAX_SIDE_PX:
-            raise ConfigError(f"--store-pixels {self.side_px}: a shorter side of 1 to {MAX_SIDE_PX} pixels")
-        if not (1 <= self.quality <= 100 if self.format == "jpeg" else self.quality == 0):
-            raise ConfigError(f"pixels as {self.format} have no quality {self.quality}")
-
-    def __str__(self) -> str:
-        return f"{self.side_px} as {self.format}" + (f" of quality {self.quality}" if self.quality else "")
 
 
 def encoded_pixels(image: Image.Image, original: bytes, store: PixelStore) -> bytes:
@@ -135,28 +105,3 @@ class StoredPixels:
         return index
 
 
-def pixels_document(num_images: int, shard_images: int) -> dict[str, Any]:
-    """What `zarr.json` says of the array."""
-    crc: dict[str, Any] = {"name": "crc32c"}
-    sharding = {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": [1],
-            "codecs": [{"name": "vlen-bytes", "configuration": {}}, crc],
-            "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc],
-            "index_location": "end",
-        },
-    }
-    return {
-        "shape": [num_images],
-        "data_type": VARIABLE_BYTES,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_images]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "",
-        "codecs": [sharding],
-        "attributes": {},
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-        "dimension_names": ["image"],
-    }

@@ -1,4 +1,6 @@
-"""The compiled code of `radio_cache.native._rows`: None where it was not built, or where RADIO_CACHE_PURE_PYTHON=1 does without."""
+"""The compiled code of `radio_cache.native._rows`: None where it was not built, or where
+RADIO_CACHE_PURE_PYTHON=1 does without.
+"""
 
 import os
 from typing import Any
@@ -10,7 +12,7 @@ def _found() -> Any:
     if os.environ.get("RADIO_CACHE_PURE_PYTHON"):
         return None
     try:
-        from radio_cache.native import _rows
+        from radio_cache.native import _rows  # pyright: ignore[reportAttributeAccessIssue]  # compiled
     except ImportError:
         return None
     # One built before the last update is no longer understood: Python does its work until the next `pip install`.

@@ -13,7 +13,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError, StorageError
-from radio_cache.shards.encoding import ABSENT, CRC_BYTES, LABEL_BYTES, decode_index, index_bytes, is_mislabelled
+from radio_cache.format.checksums import CRC_BYTES
+from radio_cache.shards.encoding import ABSENT, LABEL_BYTES, decode_index, index_bytes, is_mislabelled
 from radio_cache.shards.index_cache import ABSENT_CHUNK, OUTSIDE, KnownShard, KnownShards, OpenFile, ShardLayout
 from radio_cache.storage.base import Storage
 

@@ -9,50 +9,16 @@ we write and read it ourselves because that is several times faster (docs/design
 from collections.abc import Sequence
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError
-from radio_cache.native import rows as compiled
+from radio_cache.format.checksums import CRC_BYTES, Chunk, closing_crc, crc32c
 
-CRC_BYTES = 4
 ABSENT = np.uint64(2**64 - 1)
 
 _LABEL = b"rc-shard"
 LABEL_BYTES = len(_LABEL) + CRC_BYTES
-
-Chunk = bytes | memoryview
-"""Stored bytes of a chunk; a memoryview is flat and counts bytes."""
-
-
-def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
-    """CRC-32C (Castagnoli) of the bytes, without copying them. crc: of the bytes before these."""
-    if compiled is not None:  # several times faster, and other threads go on meanwhile
-        return compiled.crc32c(data, crc)
-    return google_crc32c.extend(crc, np.frombuffer(data, dtype=np.uint8))
-
-
-def file_crc32c(data: bytes) -> int:
-    """What a receipt records of a file: the crc32c of all but its last four bytes.
-
-    Those are a checksum already, of a plain chunk or of a shard's index. Over a plain chunk with its checksum the
-    result would be the same constant for every chunk.
-    """
-    return crc32c(memoryview(data)[:-CRC_BYTES])
-
-
-def parts_crc32c(parts: Sequence[Chunk]) -> int:
-    """`file_crc32c` of the file these parts make; the last part is its last four bytes."""
-    crc = 0
-    for part in parts[:-1]:
-        crc = crc32c(part, crc)
-    return crc
-
-
-def with_crc(data: bytes) -> bytes:
-    """The bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
-    return data + _closing_crc(data)
 
 
 def index_bytes(chunks_per_shard: int) -> int:
@@ -86,17 +52,13 @@ def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str
     for number, chunk in enumerate(chunks):
         if chunk is None:
             continue
-        parts += (chunk, _closing_crc(chunk))
+        parts += (chunk, closing_crc(chunk))
         index[number] = (offset, len(chunk) + CRC_BYTES)
         offset += len(chunk) + CRC_BYTES
     last = index.tobytes()
     if path is not None:
         parts.append(shard_label(path))
-    return [*parts, last, _closing_crc(last)]
-
-
-def _closing_crc(data: Chunk) -> bytes:
-    return crc32c(data).to_bytes(CRC_BYTES, "little")
+    return [*parts, last, closing_crc(last)]
 
 
 def decode_index(data: bytes, path: Path | str) -> NDArray[np.uint64]:

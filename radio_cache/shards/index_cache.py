@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from radio_cache.shards.encoding import CRC_BYTES
+from radio_cache.format.checksums import CRC_BYTES
 
 Key = tuple[int, int]
 """View and shard."""

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import CorruptShardError
+from radio_cache.format.checksums import CRC_BYTES
 from radio_cache.native import rows as compiled
 from radio_cache.shards.batch import LocalBatch, decompress, scratch
-from radio_cache.shards.encoding import CRC_BYTES
 from radio_cache.shards.index_cache import ABSENT_CHUNK, KnownShard, OpenFile
 
 AVAILABLE: bool = compiled is not None

@@ -7,50 +7,26 @@ leaves behind is the old content or the new one. Object stores are reached throu
 import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from radio_cache.errors import ConfigError, LimitError, StorageError
+from radio_cache.errors import LimitError, StorageError
 
 Part = bytes | bytearray | memoryview
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_ODD = re.compile("[\0-\x1f\x7f\\\\\ud800-\udfff]")  # control characters, backslashes, what no encoding has
+URL_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
 
 def is_url(place: str | Path) -> bool:
     """Whether a place is written as a URL rather than as a path."""
-    return isinstance(place, str) and _URL.match(place) is not None
+    return isinstance(place, str) and URL_PATTERN.match(place) is not None
 
 
 def absolute_place(place: str | Path) -> str:
     """How to find a place again from anywhere: a URL as it is, a path from the root."""
     return str(place) if is_url(place) else str(Path(place).resolve())
-
-
-def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | None = None) -> "Storage":
-    """The storage at a path, or at a URL: s3://bucket/prefix, gs://, az://, file://.
-
-    options: settings of obstore's store for URLs, such as {"endpoint": "http://127.0.0.1:8333"}; what is not given comes
-    from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; docs/cloud.md). Nothing is read yet.
-    Raises ConfigError for a URL of a kind nobody knows.
-    """
-    if isinstance(place, Storage):
-        return place
-    from radio_cache.storage.local import LocalStorage  # which imports this module, as the other does
-
-    found = _URL.match(place) if isinstance(place, str) else None
-    if found is None:
-        return LocalStorage(place)
-    if found[1].lower() == "file":
-        return LocalStorage(str(place)[len(found[0]) :])
-    if found[1].lower() not in BUCKETS:
-        raise ConfigError(f"{place}: a cache lies in a folder, or at a URL with one of {', '.join(BUCKETS)}, file")
-    from radio_cache.storage.buckets import ObjectStorage
-
-    return ObjectStorage(str(place), options=options)
 
 
 class Storage(ABC):
@@ -159,8 +135,3 @@ class Storage(ABC):
         return f"{type(self).__name__}({self.url!r})"
 
 
-def checked_path(path: str) -> str:
-    """The path itself. Raises StorageError if it is absolute or climbs out of the root, as a hostile cache might ask."""
-    if path and (_ODD.search(path) or any(part in ("", ".", "..") for part in path.split("/"))):
-        raise StorageError(f"{path!r} is not a path inside a cache: the cache that asks for it is not to be trusted")
-    return path

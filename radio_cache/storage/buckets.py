@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, final
 
 from radio_cache.errors import StorageError
-from radio_cache.storage.base import Part, Storage, checked_path
+from radio_cache.format.paths import checked_path
+from radio_cache.storage.base import Part, Storage
 
 RETRIES = 5
 """Of a request that failed for a moment, with growing pauses, within nine seconds."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import final
 
 from radio_cache.errors import StorageError
-from radio_cache.storage.base import Part, Storage, checked_path
+from radio_cache.format.paths import checked_path
+from radio_cache.storage.base import Part, Storage
 
 TEMPORARY = ".tmp-"
 """Names of files and folders in the making contain this; a killed process may leave some behind."""

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from radio_cache import Cache
-from radio_cache.storage.base import Storage, open_storage
+from radio_cache.storage import open_storage
+from radio_cache.storage.base import Storage
 from radio_cache.testing import write_images
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,9 @@ from radio_cache import Cache
 from radio_cache.checks.verify import repair_cache, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, CorruptShardError, ImageError, StaleCacheError
+from radio_cache.format.pixels import PixelFormat, PixelStore
 from radio_cache.images.decode import decode_image
-from radio_cache.images.stored import PixelFormat, PixelStore, encoded_pixels
+from radio_cache.images.stored import encoded_pixels
 from radio_cache.storage.base import Storage
 
 Build = Callable[..., BuildReport]

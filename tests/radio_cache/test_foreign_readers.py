@@ -15,9 +15,10 @@ from cache_builder.copying import CopyConfig, copy_cache
 from radio_cache import Cache
 from radio_cache.codecs import codec_from_json
 from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.format.pixels import pixels_document
 from radio_cache.format.zarr_json import array_difference
 from radio_cache.geometry.views import ViewSampling
-from radio_cache.images.stored import chunk_of, pixels_document
+from radio_cache.images.stored import chunk_of
 from radio_cache.testing import fake_spec, make_tiny_cache
 from radio_cache.writer import ShardWriter, add_teacher
 

@@ -37,9 +37,10 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from radio_cache.format.checksums import crc32c, file_crc32c
 from radio_cache.format.schema import CacheMeta, Container
 from radio_cache.images.index import ImageIndex
-from radio_cache.shards.encoding import crc32c, file_crc32c, index_bytes
+from radio_cache.shards.encoding import index_bytes
 from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.view.info import describe, describe_failures
@@ -358,7 +359,7 @@ def test_the_readers_own_limit_of_pixels_holds_whatever_the_cache_states(
     with pytest.raises(ImageError, match="limit of 12000, which is as many as an image of any cache may have"):
         cache.decode(large_png(121, 100))
     monkeypatch.setenv("RADIO_CACHE_MAX_PIXELS", "100000000")
-    cache.meta = replace(cache.meta, max_pixels=12000)
+    cache.files.meta = replace(cache.meta, max_pixels=12000)
     with pytest.raises(ImageError, match="121 x 100 pixels is more than the limit of 12000; raise --max-pixels"):
         cache.decode(large_png(121, 100))
     monkeypatch.setenv("RADIO_CACHE_MAX_PIXELS", "many")

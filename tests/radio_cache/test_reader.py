@@ -27,11 +27,12 @@ from radio_cache.errors import (
     StoreError,
     UnsupportedFormatError,
 )
+from radio_cache.format.checksums import CRC_BYTES
 from radio_cache.format.schema import receipt_path
 from radio_cache.reader import is_cache
 from radio_cache.shards import index_cache as known_shards
 from radio_cache.shards.batch import Verify
-from radio_cache.shards.encoding import CRC_BYTES, index_bytes
+from radio_cache.shards.encoding import index_bytes
 from radio_cache.testing import make_tiny_cache, write_images
 
 USABLE = [0, 1, 2, 3, 4, 5, 7, 8, 9]

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from radio_cache import Cache, TeacherSpec
 from radio_cache.errors import NotACacheError, StaleCacheError
+from radio_cache.format.checksums import CRC_BYTES, crc32c
 from radio_cache.format.schema import CacheMeta, Container, ImageStatus
 from radio_cache.reader import digest
-from radio_cache.shards.encoding import CRC_BYTES, crc32c
 from radio_cache.testing import fake_features, fake_spec, make_tiny_cache, write_images
 from radio_cache.view.info import describe_failures
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache, grow_cache

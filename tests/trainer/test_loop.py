@@ -26,13 +26,13 @@ from radio_cache.reader import Cache
 from trainer.cli import loss_table
 from trainer.data.batch import Targets
 from trainer.data.loader import Waits
-from trainer.data.schedule import lr_at
 from trainer.distributed.processes import Processes
 from trainer.loop import train
 from trainer.model.files import load_student
 from trainer.monitoring.metrics import Log, Values
 from trainer.recipes.recipe import Recipe, everywhere
 from trainer.run.folder import held, owned
+from trainer.run.lr_schedule import lr_at
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
 

@@ -46,7 +46,8 @@ _Pair = TypeVar("_Pair", StudentOutput, AdaptorOutput)
 class StudentConfig:
     """What a saved student is. Lies beside its weights as `student.json`.
 
-    image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image (`trainer.model.eval_view.eval_pixels`).
+    image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image
+    (`trainer.model.eval_view.eval_pixels`).
     adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
     seed: of its initial weights, so that the untrained student can be made again.
     init: folder of the finished student that it started from; None for fresh weights, or those of `overrides`.

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, cast, final
 from radio_cache.storage.local import write_atomically
 from trainer.data.loader import Waits
 from trainer.monitoring.tensorboard_log import EventFile
-from trainer.run.folder import METRICS_FILE
 
 LossSums = dict[str, list[float]]
 """Losses since the last log line, so that a resumed run logs what an uninterrupted one would have."""
@@ -146,3 +145,6 @@ def _drop_lines_after(path: Path, steps_done: int) -> None:
     if path.exists():
         kept = [record for record in read_lines(path) if record["step"] <= steps_done]
         write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in kept).encode())
+
+
+METRICS_FILE = "metrics.jsonl"

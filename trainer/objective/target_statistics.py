@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from radio_cache.errors import ConfigError
+from radio_cache.format.checksums import crc32c
 from radio_cache.reader import Cache
-from radio_cache.shards.encoding import crc32c
 from radio_cache.storage.local import write_atomically
 from trainer.distributed.processes import Processes
 from trainer.objective.losses import angular_dispersion

@@ -90,7 +90,8 @@ class Recipe:
         the loss is over the overlap (C-RADIOv4: 0.5); 0 for no shift.
     colour_jitter: most that brightness, contrast and saturation of the student's pixels are changed by, as a share; the
         targets stay what they are. 0 for none.
-    summary_loss, spatial_loss: by name, see `trainer.objective.losses`. "match" is `cos_weight` times cosine and `l1_weight` times
+    summary_loss, spatial_loss: by name, see `trainer.objective.losses`. "match" is `cos_weight` times cosine and
+    `l1_weight` times
         smooth-L1; "angle" is C-RADIOv4's.
     summary_weight, spatial_weight: of the two kinds of loss. teacher_weights: teacher -> weight of all its losses, 1 where
         not named; teacher_summary_weights: the same, of its summary loss alone, on top.
@@ -99,7 +100,8 @@ class Recipe:
         mean 0 and deviation 1 per channel by the statistics in the cache, the others see `radio_cache.statistics.phi_s`. Exported
         heads speak the teacher's own units either way.
     target_grid: where maps of different size meet: on the student's grid, or on the larger of the two, as in the paper.
-    adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: the heads, see `trainer.model.adaptors.HeadConfig`. "mlp" is the first
+    adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: the heads, see `trainer.model.adaptors.HeadConfig`. "mlp"
+    is the first
         paper's; "residual-mlp" the later one, with `adaptor_blocks` residual blocks, and `adaptor_upsample` times the student's
         tokens along each side. adaptor_width None takes the widest teacher's, as the paper does.
     channels_last: memory layout; faster for convolutions. On a CPU for E-RADIO alone (`trainer.run.layout`).
@@ -112,7 +114,8 @@ class Recipe:
         (`trainer.distributed.fsdp`); the same sums.
     ema: decay of a moving average of the weights, which is then what leaves the run; None for none.
     keep_checkpoints: of the last ones, beside the best.
-    knn_every: steps between two measurements by k-NN on a few labelled training images (`trainer.monitoring.online_knn`), whose best step
+    knn_every: steps between two measurements by k-NN on a few labelled training images
+    (`trainer.monitoring.online_knn`), whose best step
         is kept as `checkpoints/best.pt`; 0 for none.
     picture_every: steps between two pictures of image, cached maps and student's maps; 0 for none.
     centre_share: share of an image's shorter side that the finished student is shown, where its teachers see a centre crop;

@@ -14,7 +14,7 @@ from radio_cache.format.strict_json import parse_json
 from radio_cache.storage.local import TEMPORARY, sync_folder, write_atomically
 from trainer.recipes.recipe import Recipe
 
-RECIPE_FILE, METRICS_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "metrics.jsonl", "run.json", "checkpoints"
+RECIPE_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "run.json", "checkpoints"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from trainer.data.batch import Batch, Targets, TeacherPart, student_images
 from trainer.data.crops import CropData
 from trainer.data.holdout import split_rows
 from trainer.data.loader import Fed, Feed, Waits
-from trainer.data.schedule import Plan, lr_at
+from trainer.data.schedule import Plan
 from trainer.data.selection import cached_teachers, teachers_by_group, usable_rows
 from trainer.distributed.fsdp import clip_gradients, is_sharded, shard_student
 from trainer.distributed.processes import Processes
@@ -36,6 +36,7 @@ from trainer.run.build import crop_data, optimizer_of, student_config
 from trainer.run.checkpoint import Trainee, checkpoints
 from trainer.run.folder import CHECKPOINTS, owned
 from trainer.run.layout import memory_layout
+from trainer.run.lr_schedule import lr_at
 from trainer.run.memory import checkpoint_activations
 from trainer.run.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
 from trainer.train_config import TrainConfig

@@ -39,7 +39,7 @@ from radio_cache.view.info import describe, describe_failures
 
 Run = Callable[..., BuildReport]
 
-FAKE_TEACHER = Path(__file__).with_name("fake_teacher.py")
+FAKE_TEACHER = Path(__file__).parents[1] / "fake_teacher.py"
 
 
 @pytest.fixture(autouse=True)
@@ -283,7 +283,8 @@ def test_few_descriptors_condemn_no_image(run: Run, tmp_path: Path, photos: Path
     run("undisturbed.zarr")
     script = f"""
 import os, resource, runpy, sys
-import torch, cache_builder.cli, cache_builder.build, cache_builder.commands.build_options, PIL.Image, cache_builder.workers.cluster, radio_cache.checks.fidelity_loss
+import torch, cache_builder.cli, cache_builder.build
+import cache_builder.commands.build_options, PIL.Image, cache_builder.workers.cluster, radio_cache.checks.fidelity_loss
 sys.path.insert(0, {str(FAKE_TEACHER.parent)!r})
 import fake_teacher
 fake_teacher.register()
@@ -482,7 +483,7 @@ def test_a_teacher_that_is_not_asked_for_keeps_its_features_and_is_made_again_la
 
 
 def test_kept_pixels_and_broken_neighbours_stay_as_they_are(run: Run, tmp_path: Path, photos: Path) -> None:
-    from radio_cache.images.stored import PixelStore
+    from radio_cache.format.pixels import PixelStore
 
     (photos / "blue/1.png").write_bytes(b"no image")
     pixels = PixelStore(side_px=16, format="jpeg", quality=90)

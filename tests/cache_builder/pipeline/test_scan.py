@@ -50,4 +50,4 @@ def test_sizes_are_upright_digests_are_the_files_and_failures_have_reasons(tmp_p
     for row, name in enumerate("abcd"):
         (file,) = photos.glob(f"{name}.*")
         assert cache.digests[row].tobytes() == digest(file.read_bytes())
-    assert np.array_equal(cache._column("status"), [ImageStatus.OK] * 2 + [ImageStatus.UNUSABLE] * 2)
+    assert np.array_equal(cache.files.column("status"), [ImageStatus.OK] * 2 + [ImageStatus.UNUSABLE] * 2)

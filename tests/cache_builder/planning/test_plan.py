@@ -18,7 +18,7 @@ from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, SourceError, TeacherWeightsError
-from radio_cache.images.stored import PixelStore
+from radio_cache.format.pixels import PixelStore
 from radio_cache.testing import write_images
 
 HALF = CodecRequest(name="half")

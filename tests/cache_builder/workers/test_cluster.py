@@ -50,8 +50,8 @@ from radio_cache.errors import BlindWorkerError, ClusterError, ConfigError
 from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.testing import write_images
 
-WORKER = Path(__file__).with_name("fake_worker.py")
-FAKE = {"FAKE_TEACHER": str(Path(__file__).with_name("fake_teacher.py"))}
+WORKER = Path(__file__).parents[1] / "fake_worker.py"
+FAKE = {"FAKE_TEACHER": str(Path(__file__).parents[1] / "fake_teacher.py")}
 pytestmark = [
     # Sockets of processes that were killed are closed by the collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -586,7 +586,7 @@ def test_cluster_files_are_checked_key_by_key(tmp_path: Path) -> None:
         read_cluster_file(tmp_path / "missing.yaml")
 
 
-FILES = Path(__file__).parents[2] / "docs/cluster"
+FILES = Path(__file__).parents[3] / "docs/cluster"
 
 
 def test_the_file_for_slurm_in_the_docs_asks_for_what_it_says() -> None:

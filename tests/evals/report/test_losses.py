@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from evals.errors import EvalError
-from evals.report.losses import loss_charts, nice_ticks, read_metrics
+from evals.report.losses import loss_charts, read_metrics
+from evals.shared.charts import nice_ticks
 
 
 def log(run: Path, *lines: dict[str, object]) -> Path:

@@ -15,7 +15,7 @@ from evals.errors import EvalError
 from evals.shared.image_set import CacheImages, ImageSet, ListedImages, image_set, in_classes_of, open_source
 from evals.shared.notes import left_out_notes
 from radio_cache.errors import NotACacheError, SourceError
-from radio_cache.images.stored import PixelStore
+from radio_cache.format.pixels import PixelStore
 from radio_cache.reader import Cache, digest
 from radio_cache.testing import write_images
 

@@ -8,8 +8,8 @@ import pytest
 from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.format.schema import Container
 from radio_cache.images import files as file_bytes
-from radio_cache.images.containers import listed_place, read_image
-from radio_cache.images.files import read_local
+from radio_cache.images.containers import read_image
+from radio_cache.images.files import listed_place, read_local
 
 
 def read(kind: str, path: Path | str, key: str, offset: int = -1, length: int = -1) -> bytes:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from radio_cache.errors import CorruptShardError
-from radio_cache.shards.encoding import CRC_BYTES, crc32c, decode_index, encode_shard, index_bytes, with_crc
+from radio_cache.format.checksums import CRC_BYTES, crc32c, with_crc
+from radio_cache.shards.encoding import decode_index, encode_shard, index_bytes
 
 
 def test_crc32c_is_the_castagnoli_checksum() -> None:

@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radio_cache.errors import CorruptShardError, StorageError
+from radio_cache.format.checksums import CRC_BYTES, crc32c, with_crc
 from radio_cache.shards import batch as shard_batches
 from radio_cache.shards import index_cache as known_shards
 from radio_cache.shards import native as native_batch
 from radio_cache.shards.batch import Verify
-from radio_cache.shards.encoding import CRC_BYTES, crc32c, encode_shard, index_bytes, with_crc
+from radio_cache.shards.encoding import encode_shard, index_bytes
 from radio_cache.shards.index_cache import ShardLayout
 from radio_cache.shards.reader import ShardReader
 from radio_cache.storage.local import LocalStorage

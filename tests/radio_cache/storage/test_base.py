@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from radio_cache.errors import ConfigError, StorageError
-from radio_cache.storage.base import Storage, absolute_place, checked_path, is_url, open_storage
+from radio_cache.format.paths import checked_path
+from radio_cache.storage import open_storage
+from radio_cache.storage.base import Storage, absolute_place, is_url
 from radio_cache.storage.local import LocalStorage
 
 

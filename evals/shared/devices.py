@@ -1,0 +1,5 @@
+"""Where models run and neighbours are searched."""
+
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
