@@ -12,7 +12,7 @@ def _found() -> Any:
     if os.environ.get("RADIO_CACHE_PURE_PYTHON"):
         return None
     try:
-        from radio_cache.native import _rows  # pyright: ignore[reportAttributeAccessIssue]  # compiled
+        from radio_cache.native import _rows
     except ImportError:
         return None
     # One built before the last update is no longer understood: Python does its work until the next `pip install`.
