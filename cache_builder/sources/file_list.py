@@ -77,7 +77,9 @@ def found_at_places(
         entry, blank, label = entries[0].rpartition(" ")
         cure = (
             f"its lines end in a blank and a class ({label}): put a tab before the class instead"
-            if blank and is_there(path, entry)
+            if blank and entry.strip() and is_there(path, entry)
+            else "its paths begin with a blank: leave out the blanks behind the separators"
+            if entries[0] != entries[0].lstrip() and is_there(path, entries[0].lstrip())
             else "relative paths start from the list's own folder"
         )
         try:
@@ -138,6 +140,10 @@ def _table_rows(path: str, content: bytes, delimiter: str, image: str, label: st
             if len(row) != len(header) or not row[at]:
                 what = f"{len(row)} fields under {len(header)} columns" if len(row) != len(header) else "no path"
                 raise SourceError(f"{path}, line {rows.line_num}: {what}: {','.join(row)!r:.120}")
+            for value in (row[at], "" if labels_at is None else row[labels_at]):
+                if value.startswith(" ") and value.lstrip().startswith('"'):  # to the csv module a part of the value
+                    where = f"{path}, line {rows.line_num}"
+                    raise SourceError(f"{where}: a quote behind a blank, {value!r:.120}: leave out the blank")
             yield rows.line_num, row[at], None if labels_at is None else row[labels_at].strip() or None
     except csv.Error as exc:
         raise SourceError(f"{path}, line {rows.line_num}: {exc}") from exc
@@ -147,8 +153,13 @@ def _column(path: str, header: Sequence[str], asked: str, known: Sequence[str]) 
     """Where a column is, the one asked for or the first of those known. Raises SourceError if the one asked for is not there."""
     if asked and asked not in header:
         raise SourceError(f"{path}: column {asked} is not there; the columns are {', '.join(header)}")
-    lower = [name.lower() for name in header]
-    return header.index(asked) if asked else next((lower.index(name) for name in known if name in lower), None)
+    names = header if asked else [name.lower() for name in header]
+    name = asked or next((name for name in known if name in names), None)
+    if name is None:
+        return None
+    if names.count(name) > 1:
+        raise SourceError(f"{path}: {names.count(name)} columns are called {name}: give each a name of its own")
+    return names.index(name)
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:

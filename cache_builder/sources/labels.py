@@ -7,6 +7,7 @@ no class. Other text is a class name; one name makes all classes of a source nam
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,10 @@ def parse_label(value: object) -> int | str | None:
     """
     if value is None or isinstance(value, str):
         return _parse_text(value or "")
-    if isinstance(value, float):
+    if isinstance(value, float | Decimal):
         if math.isnan(value):
             return None
-        if not value.is_integer():
+        if not math.isfinite(value) or value != int(value):
             raise ValueError(f"{value}, which is no whole number")
         value = int(value)
     if not isinstance(value, int):

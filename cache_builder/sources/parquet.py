@@ -196,11 +196,14 @@ def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
             )
         return asked, ""
     known = [name for name, one in features.items() if one.get("_type") == "ClassLabel" and name in schema.names]
-    for name in (*(known if len(known) == 1 else ()), *LABEL_NAMES):
-        if name in schema.names and _is_class(schema.field(name).type):
+    likely = [name for word in LABEL_NAMES for name in schema.names if name.lower() == word]
+    for name in (*(known if len(known) == 1 else ()), *likely):
+        if _is_class(schema.field(name).type):
             return name, ""
     if known:
         return "", f"no classes: there are several columns of them ({', '.join(known)}); name one, as in '#,{known[0]}'"
+    if likely:
+        return "", f"no classes: column {likely[0]} is {schema.field(likely[0]).type}, and a class is a number or a name"
     return "", ""
 
 
@@ -209,7 +212,12 @@ def _is_class(kind: Any) -> bool:
 
     text, kind = is_text(kind), kind.value_type if types.is_dictionary(kind) else kind
     return bool(
-        text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
+        text
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_decimal(kind)
+        or types.is_boolean(kind)
+        or types.is_null(kind)
     )
 
 
@@ -225,7 +233,7 @@ def _labels(
     try:
         numbers, own_names = parse_labels(array.to_pylist())
     except ValueError as exc:
-        if asked or not types.is_floating(array.type):
+        if asked or not (types.is_floating(array.type) or types.is_decimal(array.type)):
             raise SourceError(f"{place}: column {column} holds {exc}: name another column, as in '#,OTHER'") from exc
         notes.append(f"no classes: column {column} holds {exc}")
         return np.full(len(array), -1, np.int32), None

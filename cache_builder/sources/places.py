@@ -196,6 +196,12 @@ def _shards(folder: str, names: Sequence[str], *, folders: bool) -> list[Source]
     kinds = [kind for kind, found in (("tars", tars), ("Parquet files", tables)) if found]
     if kinds and any(has_image_name(name) for name in there):
         kinds.append("images")
+    compressed = [name for name in there if name.lower().endswith(_COMPRESSED)]
+    if compressed and (tars or not (tables or folders or any(map(has_image_name, there)))):
+        raise SourceError(
+            f"{folder}/{compressed[0]} is a compressed tar, which has no random access: decompress it first, or name the "
+            f"files that are to be used, as in '{folder}/*.tar'"
+        )
     if len(kinds) > 1:
         ending = "tar" if tars else "parquet"
         raise SourceError(f"{folder} holds both {' and '.join(kinds)}: name the {kinds[0]} as '{folder}/*.{ending}'")

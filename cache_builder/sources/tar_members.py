@@ -187,8 +187,21 @@ def _check_end(place: str, file: BinaryIO, end: int) -> None:
         )
     if any(tail[:_END_OF_ARCHIVE_BYTES]):
         raise SourceError(f"{place} is damaged: there is no tar header at byte {end}: fetch it again")
-    if any(tail[at + 257 : at + 262] == b"ustar" for at in range(0, len(tail), _BLOCK_BYTES)):
+    while len(tail) == _TAIL_BYTES and not any(tail):  # tar -b pads with megabytes of zeros
+        tail = file.read(_TAIL_BYTES)
+    if any(_is_header(tail[at : at + _BLOCK_BYTES]) for at in range(0, len(tail), _BLOCK_BYTES)):
         raise SourceError(f"{place} holds another tar behind its end, which would be lost: pack it again as one tar")
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block is the header of a member, of any format: v7 has a checksum and no magic."""
+    if block[257:262] == b"ustar":
+        return True
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except HEADER_ERRORS:
+        return False
+    return True
 
 
 def _is_hidden(name: str) -> bool:

@@ -213,3 +213,18 @@ def test_a_list_with_blanks_for_tabs_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("val_1.JPEG 65\n")
     with pytest.raises(SourceError, match=r"its lines end in a blank and a class \(65\): put a tab before the class instead"):
         list_images([f"{tmp_path}/val.txt"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('path, label\na.jpg, "cat"\n', r"line 2: a quote behind a blank"),
+        ('label,path\n1, "a.jpg"\n', r"line 2: a quote behind a blank"),
+        ("path,label,label\na.jpg,1,0\n", r"2 columns are called label: give each a name of its own"),
+        ("label,path\n1, a.jpg\n0, b.jpg\n", r"its paths begin with a blank: leave out the blanks behind the separators"),
+    ],
+)
+def test_tables_that_say_two_things_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = write_list(tmp_path, content).rename(tmp_path / "list.csv")
+    with pytest.raises(SourceError, match=message):
+        listed(path)

@@ -163,6 +163,20 @@ def test_a_compressed_tar_is_refused_with_the_cure(tmp_path: Path, name: str) ->
         list_images([f"{tmp_path}/{name}"])
 
 
+def test_a_compressed_tar_among_tars_is_refused_and_the_others_can_be_named(tmp_path: Path) -> None:
+    write_tars(tmp_path, 1)
+    touch(tmp_path, "train-001.tar.gz")
+    with pytest.raises(SourceError, match=r"train-001\.tar\.gz is a compressed tar.*, or name .*/\*\.tar'"):
+        list_images([str(tmp_path)])
+    assert len(list_images([f"{tmp_path}/*.tar"]).index.keys) == 2
+
+
+def test_a_compressed_tar_beside_photos_is_passed_over_with_a_note(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "backup.tgz")
+    listing = list_images([str(tmp_path)])
+    assert (list(listing.index.keys), "backup.tgz" in listing.notes[0]) == (["a.jpg"], True)
+
+
 def test_an_empty_folder_holds_no_image(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=rf"{tmp_path} holds no image\. Images are files whose names end in .* \.jpg "):
         list_images([str(tmp_path)])

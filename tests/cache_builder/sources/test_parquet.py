@@ -1,6 +1,7 @@
 """Parquet files as sources: which column holds the images, what the classes are, and what is wrong with a file."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -484,3 +485,23 @@ def test_numbers_written_as_text_are_names_beside_a_shard_of_names(tmp_path: Pat
     listing = list_images([str(tmp_path)])
     assert listing.class_names == ("10", "3", "cat")
     assert listing.index.labels.tolist() == [1, 0, 2, -1]
+
+
+def test_whole_decimals_are_class_numbers_and_fractions_are_told(tmp_path: Path) -> None:
+    whole = pa.array([Decimal("1.0"), Decimal(0), None, Decimal(-1)], pa.decimal128(5, 1))
+    assert list_parquet(write(tmp_path / "a.parquet", image=IMAGES, label=whole)).labels.tolist() == [1, 0, -1, -1]
+    fractions = pa.array([Decimal("1.5")] * 4, pa.decimal128(5, 1))
+    found = list_parquet(write(tmp_path / "b.parquet", image=IMAGES, label=fractions))
+    assert found.notes == ("no classes: column label holds 1.5, which is no whole number",)
+
+
+@pytest.mark.parametrize("value", [b"cat", [1, 0], {"x": 1}], ids=["bytes", "list", "struct"])
+def test_a_column_called_label_that_can_be_no_class_is_told(tmp_path: Path, value: object) -> None:
+    found = list_parquet(write(tmp_path / "a.parquet", photo=pa.array(IMAGES), label=pa.array([value] * 4)), image="photo")
+    assert found.labels.tolist() == [-1] * 4
+    assert found.notes[0].startswith("no classes: column label is ")
+    assert found.notes[0].endswith(", and a class is a number or a name")
+
+
+def test_names_of_class_columns_count_in_upper_case_too(tmp_path: Path) -> None:
+    assert list_parquet(write(tmp_path / "a.parquet", Image=IMAGES, Label=[3, 1, 0, 2])).labels.tolist() == [3, 1, 0, 2]

@@ -171,6 +171,22 @@ def test_two_tars_one_after_the_other_in_a_file_are_refused_instead_of_losing_th
         list_tar(str(tmp_path / "both.tar"))
 
 
+@pytest.mark.parametrize("zeros", [0, 1 << 16, 3 << 18])
+@pytest.mark.parametrize("has_magic", [True, False], ids=["ustar", "v7"])
+def test_a_second_tar_behind_any_number_of_zeros_is_refused(tmp_path: Path, zeros: int, *, has_magic: bool) -> None:
+    one, two = (write_tar(tmp_path / f"{n}.tar", [(f"{n}.jpg", b"x")]).read_bytes() for n in (1, 2))
+    if not has_magic:
+        header = bytearray(two[:512])
+        header[257:265], header[148:156] = bytes(8), b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        two = bytes(header) + two[512:]
+    (tmp_path / "padded.tar").write_bytes(one + bytes(zeros))
+    assert list_tar(str(tmp_path / "padded.tar")).members == ["1.jpg"]
+    (tmp_path / "both.tar").write_bytes(one + bytes(zeros) + two)
+    with pytest.raises(SourceError, match=r"both\.tar holds another tar behind its end"):
+        list_tar(str(tmp_path / "both.tar"))
+
+
 def labels_of(path: Path, **options: str) -> dict[str, int | str]:
     """Member -> its class."""
     found = list_tar(str(path), **options)
