@@ -74,7 +74,7 @@ def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:
 
 
 def are_same_but_for_path(then: Sequence[Container], now: Sequence[Container]) -> bool:
-    """Whether containers differ in nothing but where they lie."""
+    """Return whether containers differ in nothing but where they lie."""
     return len(then) == len(now) and all(replace(new, path=old.path) == old for old, new in zip(then, now, strict=True))
 
 

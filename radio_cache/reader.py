@@ -257,7 +257,7 @@ def digest(data: bytes) -> bytes:
 
 
 def is_cache(place: str | Path | Storage) -> bool:
-    """Whether there is a radio-cache store at `place`, of any format version."""
+    """Return whether there is a radio-cache store at `place`, of any format version."""
     try:
         group_attributes(open_storage(place))
     except NotACacheError:

@@ -171,7 +171,8 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
 
 
 def is_finished(place: Storage | str | Path, receipt: Receipt | None, num_rows: int) -> bool:
-    """Whether nothing is left to do for a shard with this receipt: it did not grow since, and lacks no image which a later look
+    """Return whether nothing is left to do for a shard with this receipt: it did not grow since, and lacks no image
+    which a later look
     found readable."""
     if receipt is None or receipt.num_rows != num_rows:
         return False
@@ -440,7 +441,7 @@ def _salvaged(log: bytes, unit: str) -> tuple[dict[int, bytes], int]:
 
 
 def _is_whole(storage: Storage, log: str, data: bytes, unit: str) -> bool:
-    """Whether the last lines of a log are right, too, and say what the others do."""
+    """Return whether the last lines of a log are right, too, and say what the others do."""
     try:
         table, _ = _read_columns(storage, log, unit)
         body = data[: int(table[:, 5].sum())]

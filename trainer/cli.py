@@ -272,7 +272,7 @@ def _start(folder: Path, *, pretrained: bool) -> "StudentConfig":
 
 
 def _is_first() -> bool:
-    """Whether this process speaks, of those that torchrun started."""
+    """Return whether this process speaks, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -54,11 +54,11 @@ class Copying:
         return self.rows[own.start : own.stop]
 
     def keeps_rows(self, shard: int) -> bool:
-        """Whether a shard has the rows of the same shard of the source, all of them."""
+        """Return whether a shard has the rows of the same shard of the source, all of them."""
         return np.array_equal(self.rows_of(shard), np.array(self.source.meta.shard_rows(shard)))
 
     def is_kept(self, shard: int) -> bool:
-        """Whether a shard has the very files of the source's, and its receipt."""
+        """Return whether a shard has the very files of the source's, and its receipt."""
         return self.keeps_rows(shard) and not self.repacked
 
 

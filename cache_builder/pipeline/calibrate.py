@@ -101,7 +101,7 @@ def sample_size(spec: TeacherSpec) -> int:
 
 
 def enough_tokens(spec: TeacherSpec, images: int) -> bool:
-    """Whether so many images give a covariance that is worth its name."""
+    """Return whether so many images give a covariance that is worth its name."""
     return images >= max(2, _images_for(spec, _FEWEST_PER_CHANNEL))
 
 

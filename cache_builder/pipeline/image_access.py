@@ -273,7 +273,7 @@ def known_witnesses(cache: Cache, access: ImageAccess, count: int = 8) -> tuple[
 
 
 def is_listed_file(cache: Cache, row: int) -> bool:
-    """Whether an image was named by a list, which may name what is not there, rather than found where it lies."""
+    """Return whether an image was named by a list, which may name what is not there, rather than found where it lies."""
     return cache.meta.containers[int(cache.index.container[row])].kind == "list"
 
 

@@ -112,7 +112,9 @@ def _rows(path: str, content: bytes) -> Iterator[_Row]:
 
 
 def _has_header(path: str, content: bytes) -> bool:
-    """Whether the first line of a list with tabs names columns instead of a file: one of paths, and of classes if it has two."""
+    """Return whether the first line of a list with tabs names columns instead of a file: one of paths, and of classes
+    if it has two.
+    """
     first = next((line for _, line in _lines(content)), "")
     names = [name.strip().lower() for name in first.split("\t")]
     if path.lower().endswith(TSV) and len(names) > 1:
@@ -171,7 +173,7 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def is_there(path: str, entry: str) -> bool:
-    """Whether there is, or may be, an image where an entry of the list at `path` leads."""
+    """Return whether there is, or may be, an image where an entry of the list at `path` leads."""
     try:
         place = listed_place(path, entry)
         return is_url(place) or os.path.exists(place)  # noqa: PTH110  # a million entries: no Path for each

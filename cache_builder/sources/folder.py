@@ -125,7 +125,7 @@ def found_in(tree: Tree) -> Found:
 
 
 def has_image_name(name: str) -> bool:
-    """Whether a file counts as an image by the ending of its name."""
+    """Return whether a file counts as an image by the ending of its name."""
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 

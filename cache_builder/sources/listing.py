@@ -224,7 +224,7 @@ def same_images(stored: ImageIndex, listed: ImageIndex) -> str | None:
 
 
 def begins_with(listing: Listing, stored: ImageIndex, meta: CacheMeta) -> bool:
-    """Whether a listing is a cache's list of images and then more: nothing moved, renamed or in another class."""
+    """Return whether a listing is a cache's list of images and then more: nothing moved, renamed or in another class."""
     known, index = len(stored), listing.index
     if len(index) <= known or listing.containers[: len(meta.containers)] != meta.containers:
         return False

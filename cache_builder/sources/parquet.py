@@ -136,7 +136,7 @@ def _leaves(fields: Any, prefix: str = "", *, in_lists: bool = False) -> Iterato
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds text, of whichever length and layout, also in a dictionary."""
+    """Return whether a column of this Arrow type holds text, of whichever length and layout, also in a dictionary."""
     import pyarrow.types as types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -256,7 +256,7 @@ def _name_column(schema: Any, image: str) -> str:
 
 
 def _is_all_null(metadata: Any, column: str) -> bool:
-    """Whether a file says of a column that no row has a value in it."""
+    """Return whether a file says of a column that no row has a value in it."""
     number = _column_number(metadata, column)
     if number is None or str(metadata.schema.column(number).logical_type) == "Null":
         return number is not None

@@ -151,7 +151,7 @@ def note_moved(cache: Cache, sources: Sequence[str]) -> None:
 
 
 def listed_by_other_rules(cache: Cache) -> bool:
-    """Whether an earlier version listed a cache's images, which took other classes or places from the same sources."""
+    """Return whether an earlier version listed a cache's images, which took other classes or places from the same sources."""
     try:
         document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
         return document["index"] == cache.meta.index and document["request"].get("rules", 1) != _RULES
@@ -166,7 +166,7 @@ def _given(value: Any) -> str:
 
 
 def is_unchanged(cache: Cache, request: Request) -> bool:
-    """Whether listing again would surely find just what the cache has."""
+    """Return whether listing again would surely find just what the cache has."""
     try:
         document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
         stamps = {path: tuple(stamp) for path, stamp in document["stamps"].items()}

@@ -194,7 +194,7 @@ def _check_end(place: str, file: BinaryIO, end: int) -> None:
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether a block is the header of a member, of any format: v7 has a checksum and no magic."""
+    """Return whether a block is the header of a member, of any format: v7 has a checksum and no magic."""
     if block[257:262] == b"ustar":
         return True
     try:

@@ -106,7 +106,7 @@ def _spatial_note(net: Any, tower: Tower) -> str:
 
 
 def _has_norm(net: Any) -> bool:
-    """Whether the final norm is one of tokens; CoCa's comes after attentional pooling, and is as wide as the embedding."""
+    """Return whether the final norm is one of tokens; CoCa's comes after attentional pooling, and is as wide as the embedding."""
     return getattr(net, "attn_pool", None) is None
 
 

@@ -109,7 +109,7 @@ def published_tower(model: str) -> Tower:
 
 
 def trained_with_quick_gelu(model: str, tag: str) -> bool:
-    """Whether weights were trained with QuickGELU: open_clip's entry of the tag says it, or else that of the model.
+    """Return whether weights were trained with QuickGELU: open_clip's entry of the tag says it, or else that of the model.
 
     open_clip builds what the model's name says, and only warns where the weights were trained with the other one.
     """

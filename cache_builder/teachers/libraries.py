@@ -19,7 +19,7 @@ LIBRARIES = ("timm", "open_clip", "torch-module")
 
 
 def is_library_name(name: str) -> bool:
-    """Whether a name is one of a library's models."""
+    """Return whether a name is one of a library's models."""
     return name.partition(":")[0] in LIBRARIES and ":" in name
 
 

@@ -279,14 +279,14 @@ def _read_pickle(path: Path) -> Any:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do, whatever its name: files behind links often have none."""
+    """Return whether a file begins as safetensors do, whatever its name: files behind links often have none."""
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library says that there is too little memory."""
+    """Return whether a library says that there is too little memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     words = ("allocate memory", "out of memory", "not enough memory", "os error 12")

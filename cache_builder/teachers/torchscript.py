@@ -23,7 +23,7 @@ _DTYPES = {
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip file with constants beside its data."""
+    """Return whether a file is a TorchScript archive: a zip file with constants beside its data."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

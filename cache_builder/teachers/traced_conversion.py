@@ -57,7 +57,7 @@ def traced_conversion(
 
 
 def is_position_table(name: str) -> bool:
-    """Whether a tensor's name is that of a table of positions, which libraries resize for another input size."""
+    """Return whether a tensor's name is that of a table of positions, which libraries resize for another input size."""
     return bool(_POSITIONS.search(name))
 
 

@@ -76,7 +76,7 @@ class Instances:
         return [ids[number] for number in sorted(chosen.tolist())]
 
     def is_coco_validation(self) -> bool:
-        """Whether this is the file that the paper's figures are on, by its counts."""
+        """Return whether this is the file that the paper's figures are on, by its counts."""
         return is_coco_validation(categories=len(self.coco.getCatIds()), images=len(self.coco.getImgIds()))
 
     def file_name(self, image: int) -> str:
@@ -146,7 +146,7 @@ def _area_px(stated: Any, mask: NDArray[np.bool_]) -> float:
 
 
 def _far_from_its_box(mask: NDArray[np.bool_], box_xywh: tuple[float, float, float, float]) -> bool:
-    """Whether a box overlaps less than half with the box of the mask; tiny masks are left to rounding."""
+    """Return whether a box overlaps less than half with the box of the mask; tiny masks are left to rounding."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     drawn = np.zeros(4)
     if len(rows):

@@ -154,7 +154,7 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
 
 
 def _is_paper(config: SamConfig, instances: Instances) -> bool:
-    """Whether the paper's rows, true boxes by the script of EfficientViT-SAM on all of COCO, are comparable with ours."""
+    """Return whether the paper's rows, true boxes by the script of EfficientViT-SAM on all of COCO, are comparable with ours."""
     return (
         config.protocol == "efficientvit-sam" and config.prompt == "box" and config.limit is None
         and instances.is_coco_validation()

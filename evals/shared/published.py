@@ -48,10 +48,10 @@ SAM_ROWS = (
 
 
 def is_imagenet_validation(*, classes: int, images: int) -> bool:
-    """Whether a classification is on what the paper's figures are on, by its counts."""
+    """Return whether a classification is on what the paper's figures are on, by its counts."""
     return classes == IMAGENET_CLASSES and images == IMAGENET_VALIDATION
 
 
 def is_coco_validation(*, categories: int, images: int) -> bool:
-    """Whether annotations are those the paper's figures in SAM's place are on, by their counts."""
+    """Return whether annotations are those the paper's figures in SAM's place are on, by their counts."""
     return categories == COCO_CATEGORIES and images == COCO_VALIDATION

@@ -345,7 +345,8 @@ def _document_difference(expected: bytes, storage: Storage, path: str, axis: int
 
 
 def _is_unread(error: Exception) -> bool:
-    """Whether the system refused to read something of a local cache: no permission, no descriptor, a failing disk. That says
+    """Return whether the system refused to read something of a local cache: no permission, no descriptor, a failing
+    disk. That says
     nothing about what is stored. (Symbolic links and other things that are no files are refused by us: those are damage.)"""
     return isinstance(error, StorageError) and isinstance(error.__cause__, OSError)
 

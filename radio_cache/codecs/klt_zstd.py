@@ -174,5 +174,5 @@ def _flat(channels: NDArray[Any]) -> NDArray[Any]:
 
 
 def fits_nibbles(step: float, channels: int) -> bool:
-    """Whether no code can be too large: a channel is at most sqrt(c) times its token's root mean square."""
+    """Return whether no code can be too large: a channel is at most sqrt(c) times its token's root mean square."""
     return math.sqrt(channels) * 2 ** (1 / (2 * GAINS_PER_OCTAVE)) / step + 1 < LARGEST["nibbles"]

@@ -316,7 +316,7 @@ class Failure:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether the image itself may be fine: a build looks at it again."""
+        """Return whether the image itself may be fine: a build looks at it again."""
         return self.kind == "surroundings" or _UNREADABLE.match(self.reason) is not None
 
     def to_json(self) -> dict[str, Any]:

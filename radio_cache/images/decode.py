@@ -57,7 +57,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation turns or mirrors the image on its way to upright."""
+    """Return whether the EXIF orientation turns or mirrors the image on its way to upright."""
     return _orientation(image) != 1
 
 
@@ -81,7 +81,7 @@ def _other_format(magic: bytes) -> str:
 
 
 def _turns_itself(image: Image.Image) -> bool:
-    """Whether PIL turns an image when it loads it, as it does a TIFF, whose size is so from the beginning."""
+    """Return whether PIL turns an image when it loads it, as it does a TIFF, whose size is so from the beginning."""
     return isinstance(image, TiffImageFile)
 
 

@@ -171,7 +171,7 @@ class StoredKeys(Sequence[str]):
 
 
 def _may_have_holes(group: str) -> bool:
-    """Whether chunks of zeros may be missing: the first caches kept the index in `images`, written by zarr-python."""
+    """Return whether chunks of zeros may be missing: the first caches kept the index in `images`, written by zarr-python."""
     return group == IMAGES_UNIT
 
 

@@ -75,7 +75,7 @@ def path_column(column: str, names: Iterable[str]) -> str:
 
 
 def is_plain(chunk: Any) -> bool:
-    """Whether a column chunk (`ColumnChunkMetaData`) promises images that can be read one by one."""
+    """Return whether a column chunk (`ColumnChunkMetaData`) promises images that can be read one by one."""
     return chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page and "PLAIN" in chunk.encodings
 
 

@@ -55,7 +55,7 @@ class RemoteStatus:
 
 
 def is_known_url(url: str) -> bool:
-    """Whether anything here reads URLs of this kind."""
+    """Return whether anything here reads URLs of this kind."""
     scheme, _, rest = url.partition("://")
     return scheme.lower() in (*BUCKETS, *WEB) or (scheme.lower() in FILE_SYSTEMS and "::" not in rest)
 
@@ -183,7 +183,7 @@ class _Place(ABC):
         self._read_last, self._refusals = path, 0
 
     def others_are_read(self) -> bool:
-        """Whether other places of this kind can be read, so that the network is fine."""
+        """Return whether other places of this kind can be read, so that the network is fine."""
         return False
 
     def _blamed(self, path: str, error: Exception) -> Exception:

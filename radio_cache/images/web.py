@@ -112,7 +112,7 @@ def page_status(url: str) -> Answer:
 
 
 def can_connect(url: str) -> bool:
-    """Whether the server of a page, or the proxy before it, takes a new connection; those that are kept prove little."""
+    """Return whether the server of a page, or the proxy before it, takes a new connection; those that are kept prove little."""
     try:
         host, port = _host_port(url)
         proxy = "" if proxy_bypass(host) else getproxies().get(url.partition(":")[0].lower(), "")
@@ -359,7 +359,7 @@ def _host_port(url: str) -> tuple[str, int]:
 
 
 def _is_public(host: str, port: int, resolve: Callable[..., Any] = socket.getaddrinfo) -> bool:
-    """Whether all addresses of a host are outside this network; also of one that only a proxy can find."""
+    """Return whether all addresses of a host are outside this network; also of one that only a proxy can find."""
     try:
         addresses = {
             str(entry[4][0]).partition("%")[0] for entry in resolve(host.strip("[]"), port, type=socket.SOCK_STREAM)

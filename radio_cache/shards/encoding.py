@@ -32,7 +32,7 @@ def shard_label(path: str) -> bytes:
 
 
 def is_mislabelled(label: bytes, path: str) -> bool:
-    """Whether the bytes before an index are a label, and that of another shard than the one at `path`."""
+    """Return whether the bytes before an index are a label, and that of another shard than the one at `path`."""
     return label.startswith(_LABEL) and label != shard_label(path)
 
 

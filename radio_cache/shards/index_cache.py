@@ -84,7 +84,7 @@ class KnownShards:
 
     @property
     def crowded(self) -> bool:
-        """Whether who was used last matters soon."""
+        """Return whether who was used last matters soon."""
         return 2 * len(self.files) > MAX_OPEN_FILES or 2 * len(self.shards) > MAX_KEPT_SHARDS
 
     def shard(self, key: Key) -> KnownShard | None:

@@ -39,7 +39,7 @@ def hadamard(order: int) -> NDArray[np.float64]:
 
 @cache
 def has_hadamard(order: int) -> bool:
-    """Whether `hadamard(order)` returns a matrix. Quick: nothing is built."""
+    """Return whether `hadamard(order)` returns a matrix. Quick: nothing is built."""
     return order in (1, 2) or (order > 0 and order % 4 == 0 and _factors(order) is not None)
 
 
@@ -190,7 +190,7 @@ def _irreducible(prime: int, degree: int) -> tuple[int, ...]:
 
 
 def _divides(factor: tuple[int, ...], polynomial: tuple[int, ...], prime: int) -> bool:
-    """Whether a monic polynomial over the integers mod p divides another; coefficients, constant first."""
+    """Return whether a monic polynomial over the integers mod p divides another; coefficients, constant first."""
     rest = list(polynomial)
     while len(rest) >= len(factor):
         lead = rest.pop()

@@ -20,7 +20,7 @@ BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether a place is written as a URL rather than as a path."""
+    """Return whether a place is written as a URL rather than as a path."""
     return isinstance(place, str) and URL_PATTERN.match(place) is not None
 
 

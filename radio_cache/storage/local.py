@@ -382,7 +382,7 @@ _KERNEL_DIGITS = 8
 
 
 def _is_near(writer: re.Match[str]) -> bool:
-    """Whether a lock of the process that chose this temporary name would be seen here, if it lived."""
+    """Return whether a lock of the process that chose this temporary name would be seen here, if it lived."""
     if writer["kernel"] is None:
         return writer["host"] == socket.gethostname() and not _is_running(int(writer["process"]))
     return writer["kernel"] == _this_kernel()
@@ -478,7 +478,7 @@ def _is_running(process: int) -> bool:
 
 
 def _is_abandoned(leftover: Path, *, near: bool) -> bool:
-    """Whether no process writes it any more. near: a lock on it would be seen here."""
+    """Return whether no process writes it any more. near: a lock on it would be seen here."""
     try:
         if not near and time.time() - leftover.lstat().st_mtime < _FOREIGN_S:
             return False

@@ -209,7 +209,7 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 
 
 def is_narrow() -> bool:
-    """Whether results go to a terminal of fewer than 100 columns."""
+    """Return whether results go to a terminal of fewer than 100 columns."""
     return sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
 
 

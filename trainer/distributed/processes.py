@@ -41,7 +41,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Return whether this process writes files and speaks to the user."""
         return self.rank == 0
 
     def leave(self) -> None:

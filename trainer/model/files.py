@@ -59,7 +59,7 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
 
 
 def holds_student(folder: Path) -> bool:
-    """Whether a student was written there to its end: the weights come first, the configuration last."""
+    """Return whether a student was written there to its end: the weights come first, the configuration last."""
     return (folder / CONFIG_FILE).exists() and (folder / WEIGHTS_FILE).exists()
 
 

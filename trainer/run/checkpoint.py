@@ -40,7 +40,7 @@ class Trainee:
 
     @property
     def is_divided(self) -> bool:
-        """Whether its weights lie divided among the processes, so that all of them take part in looking at it."""
+        """Return whether its weights lie divided among the processes, so that all of them take part in looking at it."""
         return any(map(is_sharded, self.student.parameters()))
 
     def state(self, *, keep: bool = True) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _NO_THREAD = "can't start new thread"
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether an error says that memory is short, of a GPU or of the machine; torch has several ways of saying it."""
+    """Return whether an error says that memory is short, of a GPU or of the machine; torch has several ways of saying it."""
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(exc, RuntimeError) and any(words in str(exc) for words in _WORDS)

@@ -157,7 +157,7 @@ class TrainingRun:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the images that it is trained on have at least two classes."""
+        """Return whether the images that it is trained on have at least two classes."""
         labels = np.unique(self.cache.index.labels[self.rows])
         return bool(np.count_nonzero(labels >= 0) > 1)
 

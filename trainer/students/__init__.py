@@ -63,7 +63,7 @@ def refuse_foreign_code(name: str, allow_modules: Iterable[str] = ()) -> None:
 
 
 def is_of_timm(name: str) -> bool:
-    """Whether a student's name stands for a model of timm."""
+    """Return whether a student's name stands for a model of timm."""
     return name.startswith("timm:") or isinstance(STUDENTS.get(name), TimmConfig)
 
 

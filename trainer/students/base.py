@@ -155,7 +155,7 @@ class Student(nn.Module, ABC):
 
 
 def has_free_size(images: Tensor) -> bool:
-    """Whether a graph is made now whose images may have any size."""
+    """Return whether a graph is made now whose images may have any size."""
     return isinstance(images.shape[-1], torch.SymInt) or isinstance(images.shape[-2], torch.SymInt)
 
 
@@ -164,7 +164,7 @@ _SLACK = 0.25
 
 
 def _holds_values(images: Tensor) -> bool:
-    """Whether numbers can be read here: not where a compiler or an exporter looks on, and not without data."""
+    """Return whether numbers can be read here: not where a compiler or an exporter looks on, and not without data."""
     traced = torch.compiler.is_compiling() or is_tracing() or type(images) is not Tensor or images.is_meta
     captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
     return not (traced or captured or images.numel() == 0)
