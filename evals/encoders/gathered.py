@@ -65,7 +65,7 @@ def images_and_encoders(
     refuse_namesakes(one.name for one in encoders)
     if not encoders:
         raise EvalError(
-            f"nobody gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"
+            f"no encoder gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"
         )
     usable = image_set(source, teachers=[one.name for one in teachers], labelled=labelled)
     images, notes = held_out_of(usable, live)

@@ -52,7 +52,7 @@ def run_similarity(config: SimilarityConfig, *, progress: Progress | None = None
         one for one in live_encoders(config.runs, config.models, config.weights, device=device) if one.map_spaces
     ]
     if not encoders:
-        raise EvalError("nobody here has maps: name a --run, or a --model that has more than a summary")
+        raise EvalError("no encoder has feature maps: name a --run, or a --model that has more than a summary")
     fallback = learned_from(encoders)
     place = config.images if config.images is not None else fallback
     if place is None:

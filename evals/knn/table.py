@@ -294,6 +294,11 @@ def _refuse_hopeless(bank: ImageSet, queries: ImageSet | None) -> None:
             "(or a higher --limit)"
         )
     if queries is not None and not np.isin(queries.labels, bank.labels).any():
+        if queries.source is bank.source:
+            raise EvalError(
+                f"k-NN: the {len(queries):,} images of {queries.place} that were held out of training have none of the classes "
+                "of the others, so that every accuracy would be 0: give labelled --queries, or train with a larger --holdout"
+            )
         raise EvalError(
             f"k-NN: the images drawn of {bank.place} have none of the classes of those drawn of {queries.place}, so that every "
             "accuracy would be 0: give a higher --limit, or another --seed"

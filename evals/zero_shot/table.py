@@ -126,7 +126,7 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
         spaces += _head_spaces(student, towers)
     if not spaces:
         raise EvalError(
-            "nobody here speaks with a text tower: zero-shot needs a student of a CLIP-family teacher, such a teacher, or an "
+            "no encoder has a text tower: zero-shot needs a student of a CLIP-family teacher, such a teacher, or an "
             "open_clip model" + "".join(f"; {note}" for note in dict.fromkeys(notes))
         )
     return _compared(spaces, images, config, [*held_out, *notes], device, progress)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.errors import EvalError
 from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 from evals.features.rank import RankConfig, run_rank
 from evals.knn.table import KnnConfig, run_knn
@@ -59,3 +60,13 @@ def test_the_page_speaks_of_test_images_and_shows_both_kinds(run: Path, tmp_path
         "Images that were held out of training", "Images it was trained on",
     ]  # fmt: skip
     assert f"of {held_out_of(run)} test images right" in (tmp_path / "page.html").read_text()
+
+
+def test_held_out_images_of_other_classes_ask_for_queries(
+    make_cache: Callable[..., Cache], make_run: Callable[..., Path]
+) -> None:
+    bank = make_cache("alone", [0, 1])
+    _, held_out, split = split_rows(bank, bank.usable_rows(), 0.5)
+    assert len(held_out) == 1
+    with pytest.raises(EvalError, match="held out of training have none of the classes of the others"):
+        run_knn(KnnConfig(runs=(make_run("run", bank.path, images=split),)))
