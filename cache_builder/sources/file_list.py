@@ -63,14 +63,17 @@ def found_at_places(
     lines: where in the file at `path` each entry is; counted: what is counted there, such as lines.
     Raises SourceError for an image that comes twice, and if none of the files exists.
     """
-    line_of: dict[str, int] = {}
+    line_of: dict[str, tuple[int, str]] = {}
     missing: list[str] = []
     for line, entry in zip(lines, entries, strict=True):
-        if entry in line_of:
+        file = _file_of(path, entry)
+        if file in line_of:
+            first_line, first = line_of[file]
+            spelling = "" if first == entry else f", as {first}"
             raise SourceError(
-                f"{path}, {counted} {line}: {entry} is in {counted} {line_of[entry]} already: list every image once"
+                f"{path}, {counted} {line}: {entry} is in {counted} {first_line} already{spelling}: list every image once"
             )
-        line_of[entry] = line
+        line_of[file] = line, entry
         if not is_there(path, entry):
             missing.append(f"{counted} {line}: {entry}")
     if missing and len(missing) == len(entries):
@@ -170,6 +173,18 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
         text = line.rstrip(b"\r").decode("utf-8", "surrogateescape")
         if text.strip():
             yield number, text
+
+
+def _file_of(path: str, entry: str) -> str:
+    """Return the place that an entry of the list at `path` leads to, in one spelling: `./a.jpg` is `a.jpg`; a URL as it is.
+
+    `..` stays: behind a link it leads elsewhere than the text says.
+    """
+    try:
+        place = listed_place(path, entry)
+    except (ValueError, ImageError):  # named where the image is read
+        return entry
+    return place if is_url(place) else "/".join(part for part in place.split("/") if part not in ("", "."))
 
 
 def is_there(path: str, entry: str) -> bool:

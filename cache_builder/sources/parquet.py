@@ -44,7 +44,7 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
         if paths := _path_column(schema, image):
             return _listed_paths(place, parquet, paths, *_label_column(place, schema, features, label), asked=bool(label))
         column = _image_column(place, schema, features, image)
-        notes = _layout_notes(place, metadata, column)
+        notes = [*_layout_notes(place, metadata, column), *([] if image else _other_image_notes(schema, column))]
         asked = bool(label)
         label, note = _label_column(place, schema, features, label)
         notes += [note] if note else []
@@ -185,6 +185,12 @@ def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
     )
 
 
+def _other_image_notes(schema: Any, column: str) -> list[str]:
+    """Return a note on further columns of bytes, such as masks, which the choice of `column` leaves alone."""
+    others = [name for name in _byte_columns(dict(_leaves(schema))) if name != column]
+    return [f"images are those of column {column}; other columns of bytes are left alone: {', '.join(others)}"] if others else []
+
+
 def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> tuple[str, str]:
     """The column of classes, "" for none, and a sentence about it where there is something to say."""
     if asked:
@@ -204,6 +210,9 @@ def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
         return "", f"no classes: there are several columns of them ({', '.join(known)}); name one, as in '#,{known[0]}'"
     if likely:
         return "", f"no classes: column {likely[0]} is {schema.field(likely[0]).type}, and a class is a number or a name"
+    nested = [name for name, _ in _leaves(schema) if name.rpartition(".")[2].lower() in LABEL_NAMES]
+    if nested:
+        return "", f"no classes: {nested[0]} is a field within another column; copy it into a column of its own, such as label"
     return "", ""
 
 

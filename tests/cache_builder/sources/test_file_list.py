@@ -88,6 +88,13 @@ def test_an_image_that_comes_twice_is_named_with_both_lines(tmp_path: Path) -> N
         listed(write_list(tmp_path, "a.jpg\n\nb.jpg\na.jpg\n"))
 
 
+@pytest.mark.parametrize("again", ["./a.jpg", ".//a.jpg", "{folder}/a.jpg"])
+def test_another_spelling_of_one_file_is_named_with_both_lines(tmp_path: Path, again: str) -> None:
+    content = f"a.jpg\tcat\n{again.format(folder=tmp_path)}\tdog\n"
+    with pytest.raises(SourceError, match=r"line 2: \S+a\.jpg is in line 1 already, as a\.jpg: list every image once"):
+        listed(write_list(tmp_path, content))
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_empty_list_holds_no_image(tmp_path: Path, content: str) -> None:
     with pytest.raises(SourceError, match=r"list\.txt holds no image$"):

@@ -505,3 +505,13 @@ def test_a_column_called_label_that_can_be_no_class_is_told(tmp_path: Path, valu
 
 def test_names_of_class_columns_count_in_upper_case_too(tmp_path: Path) -> None:
     assert list_parquet(write(tmp_path / "a.parquet", Image=IMAGES, Label=[3, 1, 0, 2])).labels.tolist() == [3, 1, 0, 2]
+
+
+def test_further_image_columns_and_nested_classes_are_told(tmp_path: Path) -> None:
+    picture = pa.array([{"bytes": data} for data in IMAGES], pa.struct([("bytes", pa.binary())]))
+    meta = pa.array([{"label": 1}] * len(IMAGES), pa.struct([("label", pa.int64())]))
+    path = write(tmp_path / "t.parquet", image=picture, mask=picture, meta=meta)
+    notes = list_images([path]).notes
+    assert any("images are those of column image.bytes; other columns of bytes are left alone: mask.bytes" in n for n in notes)
+    assert any("no classes: meta.label is a field within another column" in n for n in notes)
+    assert not any("left alone" in n for n in list_images([f"{path}#mask"]).notes)
