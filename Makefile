@@ -25,6 +25,7 @@ test-slow: setup
 
 check: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/pyright
 	$(BIN)/pyright --project benchmarks
 	$(BIN)/lint-imports

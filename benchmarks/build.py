@@ -69,9 +69,15 @@ BATCH = CPU_BATCH  # what `--batch-size auto` takes on a CPU
 def random_preset(model: str) -> TeacherPreset:
     """A ViT of timm at 224 px, with random weights."""
     return TeacherPreset(
-        name=f"random-{model}".replace("_", "-"), family="random-vit", model=model, params="", licence="none", input_px=224,
-        fit="crop", weights=WeightsSource(size="none", package=("radio_cache", "__init__.py")),
-    )  # fmt: skip
+        name=f"random-{model}".replace("_", "-"),
+        family="random-vit",
+        model=model,
+        params="",
+        licence="none",
+        input_px=224,
+        fit="crop",
+        weights=WeightsSource(size="none", package=("radio_cache", "__init__.py")),
+    )
 
 
 RANDOM = random_preset("vit_base_patch16_224")
@@ -87,12 +93,23 @@ class RandomViT(Teacher):
         width, patch_px = int(self._net.embed_dim), int(self._net.patch_embed.patch_size[0])
         self._prefix, self._grid = int(self._net.num_prefix_tokens), (preset.input_px // patch_px,) * 2
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=preset.model, licence="none", weights="random",
-            weights_sha256=file_sha256(path), normalisation=IMAGENET_PIXELS,
+            name=preset.name,
+            family=preset.family,
+            model=preset.model,
+            licence="none",
+            weights="random",
+            weights_sha256=file_sha256(path),
+            normalisation=IMAGENET_PIXELS,
             geometry=patch_geometry(preset.input_px, patch_px, fit="crop", interpolation="bicubic"),
-            summary_dim=width, spatial_dim=width, summary_note="class token",
-            spatial_note="patch tokens", compute_dtype=options.dtype, codec=options.codec, views=1, software={},
-        )  # fmt: skip
+            summary_dim=width,
+            spatial_dim=width,
+            summary_note="class token",
+            spatial_note="patch tokens",
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
+            software={},
+        )
 
     def __call__(self, images: Tensor) -> Features:
         tokens = self._net.forward_features(images)
@@ -198,7 +215,9 @@ def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *,
             stack.enter_context(archive)
         access = ImageAccess(cache)
         for first in range(0, len(rows), BATCH):
-            batch = [one for row in rows[first : first + BATCH] for one in shown(cache, access, teacher.spec, (row, (0,)))]
+            batch = [
+                one for row in rows[first : first + BATCH] for one in shown(cache, access, teacher.spec, (row, (0,)))
+            ]
             for part in work.features(batch):
                 for one, image in zip(part.shown, part.spatial, strict=True):
                     kept = {"spatial": image.half().contiguous()}
@@ -227,16 +246,27 @@ def listed(images: Path, count: int, folder: Path) -> Path:
 
 
 def prepared(
-    name: str, images: Path, folder: Path, shard_images: int, *, batch_images: int = BATCH, device: str = "cpu",
-    dtype: ComputeDtype = "float32", request: CodecRequest | None = None,
-) -> tuple[Cache, Teacher, BuildConfig]:  # fmt: skip
+    name: str,
+    images: Path,
+    folder: Path,
+    shard_images: int,
+    *,
+    batch_images: int = BATCH,
+    device: str = "cpu",
+    dtype: ComputeDtype = "float32",
+    request: CodecRequest | None = None,
+) -> tuple[Cache, Teacher, BuildConfig]:
     """A complete cache of one teacher, the teacher on its device, and how it was built."""
     options = TeacherOptions(dtype=dtype, codec=wanted_codec(request))
     out = folder / f"{name}-{request.name if request else 'usual'}.zarr"
     config = BuildConfig(
-        images=(str(images),), teachers={name: options}, out=out, shard_images=shard_images,
-        batch_images=batch_images, device=device,
-    )  # fmt: skip
+        images=(str(images),),
+        teachers={name: options},
+        out=out,
+        shard_images=shard_images,
+        batch_images=batch_images,
+        device=device,
+    )
     cache = build_cache(config).cache
     teacher = load_teacher(name, options)
     teacher.to(torch.device(device))

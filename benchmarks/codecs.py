@@ -87,10 +87,15 @@ class Sample:
         )
         found = measure(_tokens(self.held_out), _tokens(decoded))
         return Row(
-            teacher=self.teacher, family=family, codec=codec, bits_per_value=8 * stored / self.held_out.size,
-            cosine=found.cosine, cosine_worst=found.cosine_worst, relative_mse=found.relative_mse,
+            teacher=self.teacher,
+            family=family,
+            codec=codec,
+            bits_per_value=8 * stored / self.held_out.size,
+            cosine=found.cosine,
+            cosine_worst=found.cosine_worst,
+            relative_mse=found.relative_mse,
             once_per_teacher_bytes=once_bytes,
-        )  # fmt: skip
+        )
 
 
 def _tokens(maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -283,11 +288,17 @@ def table(rows: list[Row]) -> str:
 
 
 STYLES = {
-    "klt zstd": ("#0b6e4f", "o", "-"), "klt packed": ("#37b385", "s", "-"), "PHI-S step + zstd": ("#b3541e", ".", ":"),
-    "PHI-S int8": ("#b3541e", "^", "none"), "PHI-S int4": ("#b3541e", "v", "none"), "absmax int8": ("#7a5195", "^", "none"),
-    "absmax int4": ("#7a5195", "v", "none"), "FAISS SQ": ("#2f6db5", "D", "--"), "FAISS PQ": ("#84b1e0", "D", "none"),
+    "klt zstd": ("#0b6e4f", "o", "-"),
+    "klt packed": ("#37b385", "s", "-"),
+    "PHI-S step + zstd": ("#b3541e", ".", ":"),
+    "PHI-S int8": ("#b3541e", "^", "none"),
+    "PHI-S int4": ("#b3541e", "v", "none"),
+    "absmax int8": ("#7a5195", "^", "none"),
+    "absmax int4": ("#7a5195", "v", "none"),
+    "FAISS SQ": ("#2f6db5", "D", "--"),
+    "FAISS PQ": ("#84b1e0", "D", "none"),
     "int8": ("#222222", "+", "none"),
-}  # fmt: skip
+}
 """Family -> colour, marker, line. half, at 16 bits and an error of 1e-8, would only squeeze the others together."""
 
 
@@ -340,8 +351,12 @@ def main() -> None:
     kept_in = Path(tempfile.gettempdir()) / "radio-cache-codecs"
     calibration, held_out = split_files(args.images, args.limit) if args.images else demo_files(kept_in / "demo")
     schemes: tuple[Callable[[Sample], Iterator[Row]], ...] = (
-        our_codecs, phi_s_uniform, phi_s_integers, absmax_integers, faiss_quantisers,
-    )  # fmt: skip
+        our_codecs,
+        phi_s_uniform,
+        phi_s_integers,
+        absmax_integers,
+        faiss_quantisers,
+    )
     rows: list[Row] = []
     text = [f"# Codecs, {datetime.now(UTC):%Y-%m-%d}\n"]
     source = f"photographs of {args.images.name}" if args.images else "crops of bundled photographs"

@@ -85,11 +85,14 @@ def main() -> None:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     lines = [
-        f"# Encoding, {datetime.now(UTC):%Y-%m-%d}", "",
+        f"# Encoding, {datetime.now(UTC):%Y-%m-%d}",
+        "",
         f"`benchmarks/encode.py --batch {args.batch}`, {where}, torch {torch.__version__}. Forward pass of ViT-B/16 at 224 px, "
-        f"{args.batch} images: {whole * 1e3:.0f} ms.", "",
-        "| codec | encoding, ms | of the forward pass | below 5 % |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"{args.batch} images: {whole * 1e3:.0f} ms.",
+        "",
+        "| codec | encoding, ms | of the forward pass | below 5 % |",
+        "|---|---|---|---|",
+    ]
     for name, taken in medians.items():
         lines.append(f"| {name} | {taken * 1e3:.2f} | {taken / whole:.2%} | {'yes' if taken < BAR * whole else 'NO'} |")
     print("\n".join(lines))

@@ -133,10 +133,15 @@ def main() -> None:
         make_shards(root, args.images)
         print(f"{args.images} images of each kind made in {time.perf_counter() - started:.0f} s", flush=True)
         loose = (
-            ("folder, nothing in the system's cache", root / "tree", "", True), ("folder", root / "tree", "", False),
-            ("folder, shuffled", root / "tree", "0", False), ("list with classes", root / "list.txt", "", False),
-        )  # fmt: skip
-        shards = (("100 tars, with .cls files", root / "tars", "", False), ("100 Parquet files", root / "parquets", "", False))
+            ("folder, nothing in the system's cache", root / "tree", "", True),
+            ("folder", root / "tree", "", False),
+            ("folder, shuffled", root / "tree", "0", False),
+            ("list with classes", root / "list.txt", "", False),
+        )
+        shards = (
+            ("100 tars, with .cls files", root / "tars", "", False),
+            ("100 Parquet files", root / "parquets", "", False),
+        )
         for title, source, seed, cold in shards if args.shards_only else (*loose, *shards):
             first: list[tuple[float, float, float]] = []
             again: list[tuple[float, float]] = []
@@ -163,13 +168,21 @@ def main() -> None:
     finally:
         shutil.rmtree(root)
     command = f"python benchmarks/list.py{' --shards-only' if args.shards_only else ''}"
-    text = "\n".join([
-        f"# Listing {args.images:,} files, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", "",
-        f"`{command}`, median of {args.repeats}; fresh processes, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores of a {platform.machine()} virtual machine, ext4 on a virtual disk.", "",
-        "| source | listed, s | with the index written, s | MB | taken up again, s | MB |", "|---|---|---|---|---|---|",
-        *rows, "", f"Bars: {MAX_LIST_S:.0f} s and {MAX_AGAIN_S:.0f} s: {'missed' if missed else 'met'}.", "",
-    ])  # fmt: skip
+    text = "\n".join(
+        [
+            f"# Listing {args.images:,} files, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
+            "",
+            f"`{command}`, median of {args.repeats}; fresh processes, Python {platform.python_version()}, "
+            f"{os.cpu_count()} cores of a {platform.machine()} virtual machine, ext4 on a virtual disk.",
+            "",
+            "| source | listed, s | with the index written, s | MB | taken up again, s | MB |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Bars: {MAX_LIST_S:.0f} s and {MAX_AGAIN_S:.0f} s: {'missed' if missed else 'met'}.",
+            "",
+        ]
+    )
     if args.out:
         args.out.write_text(text)
     sys.exit(1 if missed else 0)

@@ -40,7 +40,9 @@ class LiveData(CropData):
             out[0][place] = student_pixels(image, geometry.input_hw, box)
         whole = [(0.0, 0.0, float(geometry.input_hw[1]), float(geometry.input_hw[0]))] * len(crops.rows)
         weights = crop_weights(whole, [geometry.input_hw] * len(crops.rows), geometry, out_hw=self.grid_hw)
-        part = LevelPart(0, torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns)))
+        part = LevelPart(
+            0, torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns))
+        )
         return TeacherPart((part,), torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
 
 

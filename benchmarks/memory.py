@@ -82,26 +82,46 @@ def main() -> None:
         out = folder / "cache.zarr"
         pool = str(listed(args.images, args.count, folder / "images"))
         command = [
-            sys.executable, "-m", "cache_builder.cli", "build", "--images", pool,
-            "--teacher", TEACHER, "--size", str(args.size), "--shard-images", str(args.shard_images), "--out", str(out),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "cache_builder.cli",
+            "build",
+            "--images",
+            pool,
+            "--teacher",
+            TEACHER,
+            "--size",
+            str(args.size),
+            "--shard-images",
+            str(args.shard_images),
+            "--out",
+            str(out),
+        ]
         series = watched(command, out, 0.5)
     shards = -(-args.count // args.shard_images)
     quarter = [mb for _, done, mb in series if shards // 4 <= done < shards // 2]
     half = [mb for _, done, mb in series if done >= shards // 2]
     ratio = statistics.median(half) / statistics.median(quarter)
     verdict = "met" if ratio <= BAR else "MISSED"
-    text = "\n".join([
-        f"# Memory of a build over {args.count:,} images, {datetime.now(UTC):%Y-%m-%d}", "",
-        f"`{' '.join(['python', 'benchmarks/memory.py', *sys.argv[1:]])}`: `radio-cache build` with {TEACHER} at {args.size} px, "
-        f"shards of {args.shard_images}; {platform.machine()}, {os.cpu_count()} cores; {series[-1][0]:.0f} s.", "",
-        "| | MB resident |", "|---|---|",
-        f"| median, second quarter of the images | {statistics.median(quarter):.0f} |",
-        f"| median, second half | {statistics.median(half):.0f} |",
-        f"| largest, first half | {max(mb for _, done, mb in series if done < shards // 2):.0f} |",
-        f"| largest, second half | {max(half):.0f} |", "",
-        f"Second half over second quarter: {ratio:.3f}, bar {BAR}: {verdict}.", "",
-    ])  # fmt: skip
+    text = "\n".join(
+        [
+            f"# Memory of a build over {args.count:,} images, {datetime.now(UTC):%Y-%m-%d}",
+            "",
+            f"`{' '.join(['python', 'benchmarks/memory.py', *sys.argv[1:]])}`: `radio-cache build` with {TEACHER} "
+            f"at {args.size} px, shards of {args.shard_images}; "
+            f"{platform.machine()}, {os.cpu_count()} cores; {series[-1][0]:.0f} s.",
+            "",
+            "| | MB resident |",
+            "|---|---|",
+            f"| median, second quarter of the images | {statistics.median(quarter):.0f} |",
+            f"| median, second half | {statistics.median(half):.0f} |",
+            f"| largest, first half | {max(mb for _, done, mb in series if done < shards // 2):.0f} |",
+            f"| largest, second half | {max(half):.0f} |",
+            "",
+            f"Second half over second quarter: {ratio:.3f}, bar {BAR}: {verdict}.",
+            "",
+        ]
+    )
     print(text)
     if args.out:
         stem = args.out / f"{datetime.now(UTC):%Y-%m-%d}-memory"

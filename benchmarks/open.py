@@ -42,9 +42,13 @@ def synthesise(place: Path, num_images: int, shard_images: int = 128) -> CacheMe
     """The metadata of a finished cache; one image in a thousand is unusable."""
     storage = LocalStorage(place, fsync=False)
     meta = CacheMeta(
-        num_images=num_images, shard_images=shard_images, creator="benchmarks/open.py", class_names=(), max_pixels=10**8,
+        num_images=num_images,
+        shard_images=shard_images,
+        creator="benchmarks/open.py",
+        class_names=(),
+        max_pixels=10**8,
         containers=(Container(kind="folder", path="photos", prefix=""),),
-    )  # fmt: skip
+    )
     none = np.full(num_images, -1, np.int64)
     keys = [f"n{row // 1300:08d}/n{row // 1300:08d}_{row % 1300}.JPEG" for row in range(num_images)]
     meta = create_cache(
@@ -73,18 +77,26 @@ def receipt(meta: CacheMeta, unit: str, shard: int, arrays: tuple[str, ...]) -> 
     )
     failures = tuple(Failure(row=row, reason="the file is empty (0 bytes)") for row in rows if row % 1000 == 999)
     return Receipt(
-        unit=unit, shard=shard, first_row=rows[0], num_rows=len(rows), num_tokens=256 * len(rows), failures=failures,
+        unit=unit,
+        shard=shard,
+        first_row=rows[0],
+        num_rows=len(rows),
+        num_tokens=256 * len(rows),
+        failures=failures,
         files=files,
-    )  # fmt: skip
+    )
 
 
 def measure(place: Path) -> dict[str, float | int | str]:
     out = subprocess.run([sys.executable, "-c", MEASURE, str(place)], capture_output=True, text=True, check=True).stdout
     usable, key, imported, opened, megabytes = out.split()
     return {
-        "usable_rows": int(usable), "key": key, "import_seconds": round(float(imported), 3),
-        "open_seconds": round(float(opened), 3), "peak_rss_mb": round(float(megabytes), 1),
-    }  # fmt: skip
+        "usable_rows": int(usable),
+        "key": key,
+        "import_seconds": round(float(imported), 3),
+        "open_seconds": round(float(opened), 3),
+        "peak_rss_mb": round(float(megabytes), 1),
+    }
 
 
 def main() -> None:

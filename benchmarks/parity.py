@@ -31,9 +31,15 @@ from cache_builder.teachers.state_dict import read_state_dict
 from radio_cache.geometry.crops import valid_hw
 
 NAMES = (
-    "openai-clip-vit-l-14-336", "open_clip:ViT-B-16-SigLIP2-256/webli", "dinov2-vit-b-14-reg", "dinov3-vit-b-16",
-    "dinov3-convnext-t", "c-radio-v3-b", "sam-vit-b", "efficientnet-lite0",
-)  # fmt: skip
+    "openai-clip-vit-l-14-336",
+    "open_clip:ViT-B-16-SigLIP2-256/webli",
+    "dinov2-vit-b-14-reg",
+    "dinov3-vit-b-16",
+    "dinov3-convnext-t",
+    "c-radio-v3-b",
+    "sam-vit-b",
+    "efficientnet-lite0",
+)
 
 Own = Callable[[Image.Image], tuple[Tensor, Tensor]]
 """A photo -> the library's own input (1, 3, h, w) and its own map (1, h * w, c)."""

@@ -81,11 +81,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="radio-cache-parquet-") as place:
         write_sources(Path(place), args.images)
         for name, how, order in (
-            ("images.tar", "ours", "in order"), ("images.tar", "ours", "at random"),
-            ("plain.parquet", "ours", "in order"), ("plain.parquet", "ours", "at random"),
-            ("plain.parquet", "pyarrow", "at random"), ("default.parquet", "ours", "in order"),
-            ("default.parquet", "ours", "at random"), ("default.parquet", "pyarrow", "at random"),
-        ):  # fmt: skip
+            ("images.tar", "ours", "in order"),
+            ("images.tar", "ours", "at random"),
+            ("plain.parquet", "ours", "in order"),
+            ("plain.parquet", "ours", "at random"),
+            ("plain.parquet", "pyarrow", "at random"),
+            ("default.parquet", "ours", "in order"),
+            ("default.parquet", "ours", "at random"),
+            ("default.parquet", "pyarrow", "at random"),
+        ):
             slow = order == "at random" and (how == "pyarrow" or name.startswith("default"))
             command = [
                 sys.executable,
@@ -104,13 +108,20 @@ def main() -> None:
             )
             print(lines[-1], flush=True)
     machine = f"{os.cpu_count()} cores of a {platform.machine()} virtual machine"
-    text = "\n".join([
-        f"# Images from Parquet, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}", "",
-        f"`python benchmarks/parquet.py`, median of {args.repeats}; {args.images} images of 110 kB, one thread, Python "
-        f"{platform.python_version()}, pyarrow {pa.__version__}, {machine}, files in the system's cache. At random no "
-        "decoded row group is kept but the last, as of files much larger than what is kept.", "",
-        "| file | read by | order | images/s | MB/s | listed, ms | MB of memory |", "|---|---|---|---|---|---|---|", *lines, "",
-    ])  # fmt: skip
+    text = "\n".join(
+        [
+            f"# Images from Parquet, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",
+            "",
+            f"`python benchmarks/parquet.py`, median of {args.repeats}; {args.images} images of 110 kB, one thread, Python "
+            f"{platform.python_version()}, pyarrow {pa.__version__}, {machine}, files in the system's cache. At random no "
+            "decoded row group is kept but the last, as of files much larger than what is kept.",
+            "",
+            "| file | read by | order | images/s | MB/s | listed, ms | MB of memory |",
+            "|---|---|---|---|---|---|---|",
+            *lines,
+            "",
+        ]
+    )
     if args.out:
         args.out.write_text(text)
 

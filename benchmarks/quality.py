@@ -166,9 +166,11 @@ def held_out(work: Path, train: Path) -> HeldOut:
         for name, share in SHOWN.items()
     }
     return HeldOut(
-        pixels, torch.from_numpy(held.index.labels.astype(np.int64)), answers(whole, maker),
+        pixels,
+        torch.from_numpy(held.index.labels.astype(np.int64)),
+        answers(whole, maker),
         answers(data(LiveData, HELD_OUT_AREA, quick().crop_ratio), live),
-    )  # fmt: skip
+    )
 
 
 def _centre(image: Image.Image, share: float) -> BoxXYXY:
@@ -178,10 +180,14 @@ def _centre(image: Image.Image, share: float) -> BoxXYXY:
 
 @torch.inference_mode()
 def summaries(run: TrainingRun, pixels: Tensor) -> Tensor:
-    return torch.cat([
-        run.model.student(part.permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=torch.channels_last)).summary
-        for part in pixels.split(100)
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            run.model.student(
+                part.permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=torch.channels_last)
+            ).summary
+            for part in pixels.split(100)
+        ]
+    )
 
 
 def knn_of_others(features: Tensor, labels: Tensor) -> float:
@@ -238,11 +244,21 @@ def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> 
     run.model.eval()
     knn = {f"knn_{shown}": knn_of_others(summaries(run, pixels), held.labels) for shown, pixels in held.pixels.items()}
     return {
-        "setting": setting, "codec": codec, "seed": seed, "images": args.train_images, "epochs": args.epochs,
-        "area": args.least_area, "steps": recipe.steps, "held_out": len(held.labels), "cpu_s": round(cpu_s), **knn,
-        "cosine_whole": round(cosine(run, held.whole), 4), "cosine_crops": round(cosine(run, held.crops), 4),
-        "loss": round(statistics.fmean(losses[-every:]), 4), "curve": curve,
-    }  # fmt: skip
+        "setting": setting,
+        "codec": codec,
+        "seed": seed,
+        "images": args.train_images,
+        "epochs": args.epochs,
+        "area": args.least_area,
+        "steps": recipe.steps,
+        "held_out": len(held.labels),
+        "cpu_s": round(cpu_s),
+        **knn,
+        "cosine_whole": round(cosine(run, held.whole), 4),
+        "cosine_crops": round(cosine(run, held.crops), 4),
+        "loss": round(statistics.fmean(losses[-every:]), 4),
+        "curve": curve,
+    }
 
 
 def run(args: argparse.Namespace) -> None:
@@ -279,8 +295,12 @@ def report(args: argparse.Namespace) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 5))
     for number, (key, groups) in enumerate(sorted(runs.items(), key=lambda item: -len(item[1]))):
         images, epochs, area, steps, held = key
-        print(f"\n{images} images, {epochs} epochs ({steps} steps), crops of {area} of the area or more, {held} held-out ones\n")
-        print("| targets | codec | seeds | k-NN, whole | range | k-NN, centre | cosine, whole | cosine, crops | last loss |")
+        print(
+            f"\n{images} images, {epochs} epochs ({steps} steps), crops of {area} of the area or more, {held} held-out ones\n"
+        )
+        print(
+            "| targets | codec | seeds | k-NN, whole | range | k-NN, centre | cosine, whole | cosine, crops | last loss |"
+        )
         print("|---|---|---|---|---|---|---|---|---|")
         order = sorted(groups, key=lambda pair: (list(CODECS).index(pair[1]), SETTINGS.index(pair[0])))
         for place, pair in enumerate(order):
@@ -301,9 +321,11 @@ def report(args: argparse.Namespace) -> None:
                 axes[0].plot(whole, [place] * len(whole), "k.", markersize=4)
         if number == 0:
             axes[0].set(
-                yticks=range(len(order)), yticklabels=[f"{setting}, {codec}" for setting, codec in order],
-                xlabel=f"k-NN top-1 on {held} held-out images, %", title=f"{images} images, {epochs} epochs",
-            )  # fmt: skip
+                yticks=range(len(order)),
+                yticklabels=[f"{setting}, {codec}" for setting, codec in order],
+                xlabel=f"k-NN top-1 on {held} held-out images, %",
+                title=f"{images} images, {epochs} epochs",
+            )
             axes[0].invert_yaxis()
     longest = max(runs, key=lambda key: key[1])
     for (setting, codec), found in runs[longest].items():

@@ -38,13 +38,19 @@ class Prices:
 
     def rows(self) -> list[tuple[str, str]]:
         return [
-            ("device, dense bfloat16", f"{self.device_tflops:,.0f} TFLOP/s, of which {self.utilisation:.0%} are reached"),
+            (
+                "device, dense bfloat16",
+                f"{self.device_tflops:,.0f} TFLOP/s, of which {self.utilisation:.0%} are reached",
+            ),
             ("device-hour", f"{self.device_hour} $"),
-            ("object storage", f"{self.gigabyte_month} $ a GB and month, {self.thousand_puts} $ a thousand PUTs, "
-             f"{self.thousand_gets} $ a thousand GETs"),
+            (
+                "object storage",
+                f"{self.gigabyte_month} $ a GB and month, {self.thousand_puts} $ a thousand PUTs, "
+                f"{self.thousand_gets} $ a thousand GETs",
+            ),
             ("images in a shard", f"{self.shard_images:,}"),
             ("epochs of a student's training", f"{self.epochs}"),
-        ]  # fmt: skip
+        ]
 
 
 def map_bytes(name: str, codec: str) -> float:
@@ -60,9 +66,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def teachers_table() -> str:
-    rows = [
-        [name, f"{GFLOPS[name]:,.0f}", *(human_bytes(map_bytes(name, codec)) for codec in BITS)] for name in GFLOPS
-    ]
+    rows = [[name, f"{GFLOPS[name]:,.0f}", *(human_bytes(map_bytes(name, codec)) for codec in BITS)] for name in GFLOPS]
     rows.append(["all three", f"{sum(GFLOPS.values()):,.0f}", *(human_bytes(_all(codec)) for codec in BITS)])
     return table(["an image", "GFLOP", *BITS], rows)
 
@@ -117,7 +121,9 @@ def reading_table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in Prices().__dict__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="[default: %(default)s]")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=type(value), default=value, help="[default: %(default)s]"
+        )
     prices = Prices(**vars(parser.parse_args()))
     print(table(["assumed", ""], prices.rows()))
     print(teachers_table())

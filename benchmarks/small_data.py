@@ -61,7 +61,9 @@ def write_ade20k(pairs: list[Masked], folder: Path) -> None:
 
 
 def write_voc(pairs: list[Masked], folder: Path) -> None:
-    images, masks, lists = (made(folder / name) for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
+    images, masks, lists = (
+        made(folder / name) for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+    )
     names: dict[str, list[str]] = {"train": [], "val": []}
     for number, one in enumerate(pairs):
         name = f"2007_{number:06}"
@@ -83,15 +85,23 @@ def write_coco(pairs: list[Masked], folder: Path) -> None:
     instances: list[dict[str, Any]] = []
     for number, one in enumerate(pairs[:COCO_IMAGES]):
         one.photo.save(images / f"{number:012}.jpg")
-        listed.append({"id": number, "file_name": f"{number:012}.jpg", "height": one.photo.height, "width": one.photo.width})
+        listed.append(
+            {"id": number, "file_name": f"{number:012}.jpg", "height": one.photo.height, "width": one.photo.width}
+        )
         for tone in range(TONES):
             mask = np.asfortranarray(one.tones == tone).astype(np.uint8)
             region: Any = rle.encode(mask)
             instances.append(
-                {"id": len(instances) + 1, "image_id": number, "category_id": tone + 1, "iscrowd": int(not instances),
-                 "area": float(mask.sum()), "bbox": [float(side) for side in rle.toBbox(region)],
-                 "segmentation": {"size": region["size"], "counts": region["counts"].decode()}},
-            )  # fmt: skip
+                {
+                    "id": len(instances) + 1,
+                    "image_id": number,
+                    "category_id": tone + 1,
+                    "iscrowd": int(not instances),
+                    "area": float(mask.sum()),
+                    "bbox": [float(side) for side in rle.toBbox(region)],
+                    "segmentation": {"size": region["size"], "counts": region["counts"].decode()},
+                },
+            )
     categories = [{"id": tone + 1, "name": f"tone {tone}"} for tone in range(TONES)]
     record = {"images": listed, "annotations": instances, "categories": categories}
     (annotations / "instances_val2017.json").write_text(json.dumps(record))

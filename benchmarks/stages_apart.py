@@ -57,7 +57,11 @@ def _work(
 
     def batch(first: int) -> None:
         work.codes(
-            [one for row in rows[first : first + batch_images] for one in shown(cache, access, teacher.spec, (row, (0,)))]
+            [
+                one
+                for row in rows[first : first + batch_images]
+                for one in shown(cache, access, teacher.spec, (row, (0,)))
+            ]
         )
 
     batch(0)

@@ -57,9 +57,18 @@ CODECS = {
 PARTS = ("warm", "cold", "delivered", "zstd", "write")
 COLD_ROWS = 256
 COLD_PEERS = (
-    peers.PREAD, peers.PREAD_8, peers.MEMMAP, peers.OURS_8, peers.OURS_CHECKED_8, peers.NPY, "HDF5", peers.ONE_BY_ONE,
-    peers.TENSORSTORE, peers.LITDATA, peers.MOSAIC,
-)  # fmt: skip
+    peers.PREAD,
+    peers.PREAD_8,
+    peers.MEMMAP,
+    peers.OURS_8,
+    peers.OURS_CHECKED_8,
+    peers.NPY,
+    "HDF5",
+    peers.ONE_BY_ONE,
+    peers.TENSORSTORE,
+    peers.LITDATA,
+    peers.MOSAIC,
+)
 _NOT_WARM = (peers.PREAD_8, peers.OURS_8, peers.OURS_CHECKED_8)
 _ONE_PROCESS = (peers.OURS_2, peers.OURS_CHECKED_2, peers.FANCY, peers.MOSAIC)
 """Not measured in two processes: they use both cores already, are too slow to wait for, or cannot."""
@@ -379,7 +388,9 @@ def zstd(folder: Path, rows: Rows, plan: Plan) -> list[tuple[str, str, float]]:
     layout = layout_of(rows)
     found: list[tuple[str, str, float]] = []
     for threads in (1, 2):
-        runs = {name: [Turns(decoded_batches, name, folder, layout, threads)] for name in (LIBRARY, LIBRARY_READ, OUR_ZSTD)}
+        runs = {
+            name: [Turns(decoded_batches, name, folder, layout, threads)] for name in (LIBRARY, LIBRARY_READ, OUR_ZSTD)
+        }
         try:
             rates = interleaved(runs, replaced(plan, rounds=plan.rounds + 4))  # few readers: rounds are cheap
         finally:
@@ -404,10 +415,13 @@ def write(folder: Path, rows: Rows, plan: Plan) -> list[tuple[str, str, float]]:
         ZARR_WRITER: ("zarr.zarr", lambda path: peers.write_with_zarr(path, rows)),
     }
     ways |= {
-        f"{peer}, unsynced": (peers.PEERS[peer].files, lambda path, own=peers.WRITERS[peers.PEERS[peer].files]: own(path, rows))
+        f"{peer}, unsynced": (
+            peers.PEERS[peer].files,
+            lambda path, own=peers.WRITERS[peers.PEERS[peer].files]: own(path, rows),
+        )
         for peer in (peers.NPY, "HDF5", peers.LITDATA, peers.MOSAIC)
         if peers.PEERS[peer].installed
-    }  # fmt: skip
+    }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(min(plan.rounds, 5) + 1):
         for name, (file, run) in ways.items():

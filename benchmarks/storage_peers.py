@@ -195,9 +195,11 @@ class Tensorstore(Reader):
 
         self._library = tensorstore
         spec = {
-            "driver": "zarr3", "kvstore": {"driver": "file", "path": f"{_array(self.folder)}/"},
-            "recheck_cached_data": False, "recheck_cached_metadata": False,
-        }  # fmt: skip
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{_array(self.folder)}/"},
+            "recheck_cached_data": False,
+            "recheck_cached_metadata": False,
+        }
         context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 32 << 20}})
         self._rows = tensorstore.open(spec, context=context, read=True, open=True).result()[0]
 
@@ -336,9 +338,13 @@ def write_cache(path: Path, rows: Rows, *, fsync: bool = False) -> None:
     """A cache without images, whose one teacher has these codes."""
     storage = LocalStorage(path, fsync=fsync)
     meta = CacheMeta(
-        num_images=rows.num_rows, shard_images=SHARD_IMAGES, creator="benchmarks/storage.py", class_names=(),
-        max_pixels=1, containers=(Container(kind="folder", path="none", prefix=""),),
-    )  # fmt: skip
+        num_images=rows.num_rows,
+        shard_images=SHARD_IMAGES,
+        creator="benchmarks/storage.py",
+        class_names=(),
+        max_pixels=1,
+        containers=(Container(kind="folder", path="none", prefix=""),),
+    )
     none = np.full(rows.num_rows, -1, np.int64)
     keys = [f"{row:08d}.png" for row in range(rows.num_rows)]
     index = ImageIndex(keys, none.astype(np.int32), np.zeros(rows.num_rows, np.int32), none, none)
@@ -353,9 +359,12 @@ def write_shard(storage: LocalStorage, meta: CacheMeta, shard: int, rows: Rows) 
     held = meta.shard_rows(shard)
     grid = (0, shard, *(0 for _ in rows.distinct.shape[1:]))
     writer.write_sharded(
-        "spatial", [rows[row] for row in held], grid=grid, chunks_per_shard=meta.shard_images,
+        "spatial",
+        [rows[row] for row in held],
+        grid=grid,
+        chunks_per_shard=meta.shard_images,
         zstd_level=rows.codec.zstd_level,
-    )  # fmt: skip
+    )
     writer.commit({"first_row": held[0], "num_rows": len(held), "num_tokens": 0, "failures": ()})
 
 
@@ -405,8 +414,12 @@ def _write_tars(folder: Path, rows: Rows) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {
-    "npy": _write_npy, "rows.h5": _write_hdf5, "litdata": _write_litdata, "mds": _write_mds, "tars": _write_tars,
-}  # fmt: skip
+    "npy": _write_npy,
+    "rows.h5": _write_hdf5,
+    "litdata": _write_litdata,
+    "mds": _write_mds,
+    "tars": _write_tars,
+}
 
 
 def write_with_zarr(path: Path, rows: Rows) -> None:
@@ -416,9 +429,14 @@ def write_with_zarr(path: Path, rows: Rows) -> None:
 
     shape = rows.distinct.shape[1:]
     array: Any = zarr.create_array(
-        str(path), shape=(rows.num_rows, *shape), dtype=rows.distinct.dtype, chunks=(1, *shape),
-        shards=(SHARD_IMAGES, *shape), compressors=[Crc32cCodec()], filters=None,
-    )  # fmt: skip
+        str(path),
+        shape=(rows.num_rows, *shape),
+        dtype=rows.distinct.dtype,
+        chunks=(1, *shape),
+        shards=(SHARD_IMAGES, *shape),
+        compressors=[Crc32cCodec()],
+        filters=None,
+    )
     for first in range(0, rows.num_rows, SHARD_IMAGES):
         last = min(first + SHARD_IMAGES, rows.num_rows)
         array[first:last] = np.stack([rows[row] for row in range(first, last)])

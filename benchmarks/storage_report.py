@@ -23,9 +23,18 @@ RING, RING_COPYING, BATCHES, COLLATE = (
 )
 LIBRARY, LIBRARY_READ = "zstandard on chunks in memory, thrown away", "pread, zstandard into the batch"
 _LIBRARIES = (
-    "numpy", "zarr", "zarrs", "tensorstore", "h5py", "litdata", "mosaicml-streaming", "webdataset", "torch", "zstandard",
+    "numpy",
+    "zarr",
+    "zarrs",
+    "tensorstore",
+    "h5py",
+    "litdata",
+    "mosaicml-streaming",
+    "webdataset",
+    "torch",
+    "zstandard",
     "google-crc32c",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,11 @@ BARS = (
     *(
         Bar(WARM, ours, theirs, least)
         for theirs, least in (
-            (peers.ONE_BY_ONE, 15), (peers.FANCY, 400), (peers.TENSORSTORE, 3.0), (peers.NPY, 2.5), (peers.LITDATA, 2.0),
+            (peers.ONE_BY_ONE, 15),
+            (peers.FANCY, 400),
+            (peers.TENSORSTORE, 3.0),
+            (peers.NPY, 2.5),
+            (peers.LITDATA, 2.0),
             (peers.MOSAIC, 1.7),
         )
         for ours in (peers.OURS, peers.OURS_CHECKED_2)
@@ -81,7 +94,7 @@ BARS = (
     ),
     Bar("write", "radio-cache, unsynced", "zarr-python, unsynced", 4.0),
     Bar("write", "radio-cache, synced", "zarr-python, unsynced", 1.2),
-)  # fmt: skip
+)
 
 
 def ratios(figures: Sequence[Figure], part: str, ours: str, theirs: str) -> dict[str, float]:
@@ -183,9 +196,13 @@ def _plot(figures: Sequence[Figure], path: Path) -> None:
     parts = list(dict.fromkeys(figure.part for figure in figures))
     heights = [len({f.name for f in figures if f.part == part}) for part in parts]
     picture, axes = plt.subplots(
-        len(parts), 1, figsize=(9, 1.2 * len(parts) + 0.42 * sum(heights)), layout="constrained", squeeze=False,
+        len(parts),
+        1,
+        figsize=(9, 1.2 * len(parts) + 0.42 * sum(heights)),
+        layout="constrained",
+        squeeze=False,
         gridspec_kw={"height_ratios": [h + 1 for h in heights]},
-    )  # fmt: skip
+    )
     for axis, part in zip(axes[:, 0], parts, strict=True):
         _plot_part(axis, [f for f in figures if f.part == part], part)
     picture.savefig(path, dpi=110)

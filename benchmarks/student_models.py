@@ -16,7 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.students import STUDENTS, ERadio, create_student
 
-_INITS = ("trunc_normal_", "normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
+_INITS = (
+    "trunc_normal_",
+    "normal_",
+    "uniform_",
+    "kaiming_uniform_",
+    "kaiming_normal_",
+    "xavier_uniform_",
+    "xavier_normal_",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,9 @@ def timm_vit(model: str, image_px: int) -> Model:
 def openclip_h_14(image_px: int = 224) -> Model:
     def make() -> nn.Module:
         config: dict[str, Any] = dict(open_clip.get_model_config("ViT-H-14") or {})
-        return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**{**config["vision_cfg"], "image_size": image_px}))
+        return _build_vision_tower(
+            config["embed_dim"], CLIPVisionCfg(**{**config["vision_cfg"], "image_size": image_px})
+        )
 
     return Model(name="OpenCLIP ViT-H/14", kind="teacher", image_px=image_px, make=make)
 
@@ -57,12 +67,22 @@ def dinov2_g_14(image_px: int = 224) -> Model:
 def sam(letter: str) -> Model:
     """SAM's image encoder with its neck; width, depth, heads and global blocks from segment_anything/build_sam.py."""
     width, depth, heads, global_blocks = {
-        "b": (768, 12, 12, (2, 5, 8, 11)), "l": (1024, 24, 16, (5, 11, 17, 23)), "h": (1280, 32, 16, (7, 15, 23, 31)),
-    }[letter]  # fmt: skip
+        "b": (768, 12, 12, (2, 5, 8, 11)),
+        "l": (1024, 24, 16, (5, 11, 17, 23)),
+        "h": (1280, 32, 16, (7, 15, 23, 31)),
+    }[letter]
     make = partial(
-        ImageEncoderViT, img_size=1024, embed_dim=width, depth=depth, num_heads=heads, global_attn_indexes=global_blocks,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=14, out_chans=256,
-    )  # fmt: skip
+        ImageEncoderViT,
+        img_size=1024,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        global_attn_indexes=global_blocks,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        out_chans=256,
+    )
     return Model(name=f"SAM ViT-{letter.upper()}", kind="teacher", image_px=1024, make=make)
 
 

@@ -97,12 +97,16 @@ def print_sizes(models: Sequence[Model]) -> list[dict[str, Any]]:
 
 
 def print_times(found: Sequence[Timed], title: str) -> list[dict[str, Any]]:
-    print(f"\n{title}\n\n| model | px | batch | images/s | fastest, slowest pass, s | GFLOP/s |\n|---|---|---|---|---|---|")
+    print(
+        f"\n{title}\n\n| model | px | batch | images/s | fastest, slowest pass, s | GFLOP/s |\n|---|---|---|---|---|---|"
+    )
     rows: list[dict[str, Any]] = []
     for one in found:
         rate = one.images_per_s * size_of(one.model).gflops
         passes = f"{min(one.seconds):.3f}, {max(one.seconds):.3f}"
-        print(f"| {one.model.name} | {one.model.image_px} | {one.batch} | {one.images_per_s:.2f} | {passes} | {rate:.0f} |")
+        print(
+            f"| {one.model.name} | {one.model.image_px} | {one.batch} | {one.images_per_s:.2f} | {passes} | {rate:.0f} |"
+        )
         rows.append(
             {
                 "name": one.model.name,
@@ -165,10 +169,16 @@ def list_models(models: Sequence[Model], *, batch: int, rounds: int, compiled: b
             f"{eager.images_per_s * size.gflops:.0f} | {told}",
             flush=True,
         )
-        rows.append({
-            "name": model.name, "batch": batch, "image_px": model.image_px, "pass_bytes": added, "eager_s": eager.seconds,
-            "compiled_s": quick.seconds,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": model.name,
+                "batch": batch,
+                "image_px": model.image_px,
+                "pass_bytes": added,
+                "eager_s": eager.seconds,
+                "compiled_s": quick.seconds,
+            }
+        )
     return rows
 
 
@@ -191,7 +201,9 @@ def main() -> None:
     parser.add_argument("what", choices=("sizes", "bars", "students", "vit", "sam"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, help="images in a pass; by default 1 for bars, 2 for students, 4 for vit")
-    parser.add_argument("--only", action="append", metavar="NAME", help="of students and vit: this one; may be given again")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="of students and vit: this one; may be given again"
+    )
     parser.add_argument("--compiled", action="store_true", help="with torch.compile")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -204,8 +216,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     match args.what:
         case "sizes":
-            rows = print_sizes([*students_at(224), student("e-radio-l", 1024), student("e-radio-l-512", 512), openclip_h_14(),
-                                dinov2_g_14(), sam("b"), sam("l"), sam("h")])  # fmt: skip
+            rows = print_sizes(
+                [
+                    *students_at(224),
+                    student("e-radio-l", 1024),
+                    student("e-radio-l-512", 512),
+                    openclip_h_14(),
+                    dinov2_g_14(),
+                    sam("b"),
+                    sam("l"),
+                    sam("h"),
+                ]
+            )
         case "bars":
             models = [student("e-radio-l", 224), student("e-radio-l-512", 224), openclip_h_14(), dinov2_g_14()]
             found = time_interleaved(
@@ -221,8 +243,10 @@ def main() -> None:
         case "sam":
             found = time_interleaved(
                 [(model, 1) for model in (student("e-radio-l", 1024), sam("b"), sam("l"), sam("h"))],
-                rounds=args.rounds, compiled=args.compiled, warm_up=1,
-            )  # fmt: skip
+                rounds=args.rounds,
+                compiled=args.compiled,
+                warm_up=1,
+            )
             rows = print_times(found, f"1024 px, {how}")
             for encoder in ("SAM ViT-L", "SAM ViT-H"):
                 print_ratio(found, "e-radio-l", encoder)

@@ -79,9 +79,7 @@ class Setting:
     def __init__(self, cache: Path, out: Path, student: str, teachers: int) -> None:
         name, side, batch = STUDENTS[student]
         recipe = replace(everywhere(quick(), image_px=side, batch_images=batch, steps=10_000), student=name)
-        config = TrainConfig(
-            cache=cache, recipe=recipe, out=out, teachers=TEACHERS[:teachers], data_threads=1
-        )
+        config = TrainConfig(cache=cache, recipe=recipe, out=out, teachers=TEACHERS[:teachers], data_threads=1)
         self.run = TrainingRun(config, Processes())
         self.run.model.train()
         self._from_cache = dict(self.run.targets)
@@ -147,15 +145,22 @@ def run(args: argparse.Namespace) -> None:
             waited = {kind: statistics.fmean(waits for _, waits in values) for kind, values in times.items()}
             ceiling = 1 + (median["online"] - median["pixels"]) / median["constant"]
             result = {
-                "student": STUDENTS[student][0], "px": STUDENTS[student][1], "batch": STUDENTS[student][2], "teachers": teachers,
-                "store_pixels": args.store_pixels, "keeps_freed": "MALLOC_TRIM_THRESHOLD_" in os.environ,
-                "threads": torch.get_num_threads(), "cores": os.cpu_count(), "steps": {k: len(v) for k, v in times.items()},
+                "student": STUDENTS[student][0],
+                "px": STUDENTS[student][1],
+                "batch": STUDENTS[student][2],
+                "teachers": teachers,
+                "store_pixels": args.store_pixels,
+                "keeps_freed": "MALLOC_TRIM_THRESHOLD_" in os.environ,
+                "threads": torch.get_num_threads(),
+                "cores": os.cpu_count(),
+                "steps": {k: len(v) for k, v in times.items()},
                 "step_s": {kind: round(value, 4) for kind, value in median.items()},
                 "waited_s": {kind: round(value, 4) for kind, value in waited.items()},
                 "cache_over_constant": round(median["cache"] / median["constant"], 3),
                 "cache_over_pixels": round(median["cache"] / median["pixels"], 3),
-                "online_over_cache": round(median["online"] / median["cache"], 2), "ceiling": round(ceiling, 2),
-            }  # fmt: skip
+                "online_over_cache": round(median["online"] / median["cache"], 2),
+                "ceiling": round(ceiling, 2),
+            }
             with RESULTS.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(json.dumps(result), flush=True)
@@ -173,7 +178,11 @@ def report(args: argparse.Namespace) -> None:
         result = json.loads(line)
         found[tuple(result[name] for name in ("student", "px", "store_pixels", "teachers", "keeps_freed"))] = result
     kinds = ("constant", "pixels", "cache", "online")
-    print("| student | images | teachers | " + " | ".join(kinds) + " | cache / constant | online / cache | of the ceiling |")
+    print(
+        "| student | images | teachers | "
+        + " | ".join(kinds)
+        + " | cache / constant | online / cache | of the ceiling |"
+    )
     print("|---" * 10 + "|")
     figure, axes = plt.subplots(figsize=(9, 1 + 0.8 * len(found)))
     labels: list[str] = []
@@ -192,7 +201,11 @@ def report(args: argparse.Namespace) -> None:
             relative = times[kind] / times["constant"]
             axes.barh(place + (number - 1.5) / 5, relative, 0.18, color=colour, label=kind if place == 0 else None)
             axes.text(relative + 0.05, place + (number - 1.5) / 5, f"{relative:.2f}", va="center", fontsize=7)
-    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="a step's time, in steps with a constant batch and targets")
+    axes.set(
+        yticks=range(len(labels)),
+        yticklabels=labels,
+        xlabel="a step's time, in steps with a constant batch and targets",
+    )
     axes.invert_yaxis()
     axes.legend()
     figure.tight_layout()
@@ -207,7 +220,9 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("--work", type=Path, default=Path("speed-work"))
         command.add_argument("--images", type=Path, default=Path("photos"))
-        command.add_argument("--store-pixels", type=int, help="keep images in the cache, shorter sides of so many pixels")
+        command.add_argument(
+            "--store-pixels", type=int, help="keep images in the cache, shorter sides of so many pixels"
+        )
         command.add_argument("--only", default="", help="one setting, such as small-3")
         command.add_argument("--rounds", type=int, default=2)
         command.add_argument("--steps", type=int, default=8)

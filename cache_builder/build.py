@@ -85,9 +85,13 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
         say(note)
     cache = open_cache(config, listing) if there is not None else None
     if there is not None and cache is not None and len(there.meta.containers) <= len(cache.meta.containers):
-        moves = [(old, new) for old, new in zip(there.meta.containers, cache.meta.containers, strict=False) if old != new]
+        moves = [
+            (old, new) for old, new in zip(there.meta.containers, cache.meta.containers, strict=False) if old != new
+        ]
         if moves:
-            say(f"{cache.url}: the same images, by their digests, are in {moves[0][1].path} now (before: {moves[0][0].path})")
+            say(
+                f"{cache.url}: the same images, by their digests, are in {moves[0][1].path} now (before: {moves[0][0].path})"
+            )
     if cache is None:
         with unless_another_was_faster(config.out):
             refuse_occupied(config.out)
@@ -160,9 +164,14 @@ def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult])
     unreadable = [failure for failure in failures if failure.is_unreadable]
     few = len(unreadable) <= max(FEW_UNREADABLE, cache.num_images // 100)
     return BuildReport(
-        cache, listing.notes, tuple(results), len(failures), there, unreadable=len(unreadable),
+        cache,
+        listing.notes,
+        tuple(results),
+        len(failures),
+        there,
+        unreadable=len(unreadable),
         is_complete=few or config.leave_out_unreadable,
-    )  # fmt: skip
+    )
 
 
 __all__ = ["BuildConfig", "BuildReport", "Say", "ShardTask", "TeacherResult", "build_cache", "build_shard"]

@@ -42,10 +42,16 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
             difference = f"the same images elsewhere (then {meta.containers[0].path}, now {listing.containers[0].path})"
     if difference is not None:
         changes = selection_changes(cache, config.request())
-        back = "mount or put back what is missing, or " if difference.endswith(")") and " missing (" in difference else ""
-        cause = f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {(back + cure).capitalize()}"
+        back = (
+            "mount or put back what is missing, or " if difference.endswith(")") and " missing (" in difference else ""
+        )
+        cause = (
+            f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {(back + cure).capitalize()}"
+        )
         if listed_by_other_rules(cache):
-            cause = f". An earlier radio-cache listed it, and took some classes and places otherwise (CHANGELOG.md){cause}"
+            cause = (
+                f". An earlier radio-cache listed it, and took some classes and places otherwise (CHANGELOG.md){cause}"
+            )
         raise StaleCacheError(
             f"{config.out} was built from other images than this run asks for: now there are {difference}{cause}"
         )
@@ -76,10 +82,14 @@ def _places_of_moved(listing: Listing, cache: Cache) -> tuple[Container, ...] | 
 def create(config: BuildConfig, listing: Listing) -> Cache:
     """A new cache of these images, or the one that another process made a moment ago."""
     meta = CacheMeta(
-        num_images=len(listing.index.keys), shard_images=config.shard_images, creator=f"radio-cache {__version__}",
-        containers=listing.containers, class_names=listing.class_names, max_pixels=config.max_pixels,
+        num_images=len(listing.index.keys),
+        shard_images=config.shard_images,
+        creator=f"radio-cache {__version__}",
+        containers=listing.containers,
+        class_names=listing.class_names,
+        max_pixels=config.max_pixels,
         pixels=config.pixels,
-    )  # fmt: skip
+    )
     with unless_another_was_faster(config.out):
         create_cache(config.out, meta, listing.index)
     return open_cache(config, listing)

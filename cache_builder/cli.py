@@ -50,15 +50,30 @@ def main() -> None:
 
 BUILD_SECTIONS = {
     "Images": (
-        "images", "member", "filters", "limit", "shuffle_seed", "max_pixels", "rescan", "retry_unusable", "leave_out_unreadable",
+        "images",
+        "member",
+        "filters",
+        "limit",
+        "shuffle_seed",
+        "max_pixels",
+        "rescan",
+        "retry_unusable",
+        "leave_out_unreadable",
     ),
     "Teachers": ("teachers", "weights", "size", "fit", "features", "views", "flip_views"),
     "The cache, and what is kept": (
-        "out", "codec", "fidelity", "step", "packing", "store_pixels", "pixels_as", "shard_images",
+        "out",
+        "codec",
+        "fidelity",
+        "step",
+        "packing",
+        "store_pixels",
+        "pixels_as",
+        "shard_images",
     ),
     "Speed": ("device", "dtype", "batch_size", "compiled", "threads"),
     "Many processes and machines": ("workers", "scheduler", "cluster"),
-}  # fmt: skip
+}
 """Headings of the help, and the options below each."""
 
 BUILD_EXAMPLES = (
@@ -260,9 +275,15 @@ BUILD_EXAMPLES = (
 )
 @plain_errors(on_interrupt=_SAME_COMMAND)
 def build(
-    out: str | Path, teachers: tuple[str, ...], device: str, threads: int | None,
-    workers: int | None, scheduler: str | None, cluster: Path | None, **options: Any,
-) -> None:  # fmt: skip
+    out: str | Path,
+    teachers: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    workers: int | None,
+    scheduler: str | None,
+    cluster: Path | None,
+    **options: Any,
+) -> None:
     """Run teachers over images and write their features to a Zarr cache.
 
     Killed at any moment, started again with the same command, it loses at most the shards in flight. Images that are broken
@@ -280,9 +301,7 @@ def build(
     with workplace(
         workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=say
     ) as place:
-        config = build_config(
-            **options, device=place.device, threads=place.threads, elsewhere=place.crew is not None
-        )
+        config = build_config(**options, device=place.device, threads=place.threads, elsewhere=place.crew is not None)
         if place.crew is None and config.device == "cpu":
             keep_blocks()
         click.echo(f"building {out} with {', '.join(teachers)} on {_workers_name(place.crew, config.device)}", err=True)
@@ -296,7 +315,9 @@ def build(
     for drift in drifts(report.cache):
         click.echo(f"\nwarning: {drift.describe(str(out))}")
     count = f"{report.unreadable} image{'s' * (report.unreadable > 1)}"
-    without = f" but for {count} that could not be read, which the same command looks at again" if report.unreadable else ""
+    without = (
+        f" but for {count} that could not be read, which the same command looks at again" if report.unreadable else ""
+    )
     if not report.is_complete:
         click.echo(
             f"\n{out} is not complete: {count} could not be read. Make them readable, and the same command "
@@ -320,17 +341,22 @@ def _build_table(report: "BuildReport") -> Table:
 
     cache = report.cache
     usable = cache.num_images - report.unusable
-    rows = table(
-        "", "teacher", "images", "made now", "images/s", "time", "codec", "cosine", "bytes/image", "stored"
-    )
+    rows = table("", "teacher", "images", "made now", "images/s", "time", "codec", "cosine", "bytes/image", "stored")
     for result in report.results:
         teacher = cache.teachers[result.name]
         stored = teacher.stored_bytes()
         rate = f"{result.images / result.seconds:.1f}" if result.images else "-"
         rows.add_row(
-            result.name, str(usable), str(result.images), rate, human_seconds(result.seconds), codec_label(teacher.spec.codec),
-            cosine(teacher.fidelity()), human_bytes(stored / max(1, usable)), human_bytes(stored),
-        )  # fmt: skip
+            result.name,
+            str(usable),
+            str(result.images),
+            rate,
+            human_seconds(result.seconds),
+            codec_label(teacher.spec.codec),
+            cosine(teacher.fidelity()),
+            human_bytes(stored / max(1, usable)),
+            human_bytes(stored),
+        )
     return rows
 
 
@@ -362,9 +388,12 @@ main.add_command(repair)
 @main.command()
 @click.argument("cache", type=PLACE)
 @click.option(
-    "--images", multiple=True, required=True, metavar="SOURCE",
+    "--images",
+    multiple=True,
+    required=True,
+    metavar="SOURCE",
     help="Where the images are now, as `radio-cache build --images` takes it. Repeatable, in the order of the build.",
-)  # fmt: skip
+)
 @plain_errors(on_interrupt="Nothing was changed.")
 def relocate(cache: str | Path, images: tuple[str, ...]) -> None:
     """Tell CACHE where its images were moved to. A sample of them is compared with the recorded digests first."""
@@ -397,9 +426,13 @@ main.add_command(align_error)
 
 @main.command()
 @click.option(
-    "--json", "as_json", is_flag=False, flag_value="-", metavar="[FILE]",
+    "--json",
+    "as_json",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
     help="Write the same as JSON, to FILE or to standard output, instead of tables.",
-)  # fmt: skip
+)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @plain_errors(on_interrupt="")
 def teachers(names: tuple[str, ...], as_json: str | None) -> None:
@@ -423,7 +456,9 @@ def teachers(names: tuple[str, ...], as_json: str | None) -> None:
         return
     console().print(size_table())
     click.echo(f"\n{photo_shares()}")
-    click.echo("\nAt each teacher's own size; klt at --fidelity 0.99, an estimate: `radio-cache plan` measures yours.\n")
+    click.echo(
+        "\nAt each teacher's own size; klt at --fidelity 0.99, an estimate: `radio-cache plan` measures yours.\n"
+    )
     console().print(weights_table())
     click.echo(
         "\nNames with a slash are repositories on huggingface.co. Any model of timm and open_clip is a teacher too:\n"

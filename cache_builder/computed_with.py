@@ -65,7 +65,9 @@ def refuse_other_batch(cache: Cache, config: BuildConfig, num_images: int) -> No
         )
 
 
-def notes_on_rest(cache: Cache, spec: TeacherSpec, config: BuildConfig, num_images: int, *, elsewhere: bool) -> Iterator[str]:
+def notes_on_rest(
+    cache: Cache, spec: TeacherSpec, config: BuildConfig, num_images: int, *, elsewhere: bool
+) -> Iterator[str]:
     """What to tell about a teacher whose other shards are about to be computed.
 
     Args:
@@ -91,4 +93,13 @@ def _is_complete(cache: Cache, name: str, num_images: int) -> bool:
     return not left and num_images <= cache.num_images
 
 
-__all__ = ["BATCH", "DEVICE", "begun_batch", "device_name", "notes_on_rest", "recorded", "recorded_batch", "refuse_other_batch"]
+__all__ = [
+    "BATCH",
+    "DEVICE",
+    "begun_batch",
+    "device_name",
+    "notes_on_rest",
+    "recorded",
+    "recorded_batch",
+    "refuse_other_batch",
+]

@@ -16,7 +16,9 @@ from radio_cache.terminal.output import allow_module_option
 
 
 @click.group(
-    cls=OrderedGroup, order=("all", "report", "knn", "zero-shot", "segment", "sam", "vlm"), context_settings=HELP_SETTINGS
+    cls=OrderedGroup,
+    order=("all", "report", "knn", "zero-shot", "segment", "sam", "vlm"),
+    context_settings=HELP_SETTINGS,
 )
 @click.version_option(__version__, prog_name="radio-eval")
 def main() -> None:
@@ -24,8 +26,19 @@ def main() -> None:
 
 
 for command in (
-    knn, zero_shot, segment, sam, vlm, throughput, mode_switch, rank, retrieve, similarity, report, everything
-):  # fmt: skip
+    knn,
+    zero_shot,
+    segment,
+    sam,
+    vlm,
+    throughput,
+    mode_switch,
+    rank,
+    retrieve,
+    similarity,
+    report,
+    everything,
+):
     main.add_command(allow_module_option(command))
 
 

@@ -148,9 +148,14 @@ def gflops(encoder: LiveEncoder, network: Measurable, device: torch.device) -> f
 
 
 def _timed(
-    encoder: LiveEncoder, network: Measurable, mode: Mode, precision: Precision, config: ThroughputConfig,
-    device: torch.device, notes: list[str],
-) -> Iterator[ThroughputRow]:  # fmt: skip
+    encoder: LiveEncoder,
+    network: Measurable,
+    mode: Mode,
+    precision: Precision,
+    config: ThroughputConfig,
+    device: torch.device,
+    notes: list[str],
+) -> Iterator[ThroughputRow]:
     layout = torch.channels_last if mode == "channels-last" else torch.contiguous_format
     network.module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's overloads lack it alone
     call: Callable[[Tensor], object] = torch.compile(network.call) if mode == "compiled" else network.call
@@ -162,11 +167,20 @@ def _timed(
             notes.append(f"{encoder.name}, {mode}, {precision}, batch {batch}: {str(exc).strip().splitlines()[0]:.160}")
             continue
         yield ThroughputRow(
-            name=encoder.name, kind=encoder.kind, about=encoder.about, params_m=0.0, gflops=0.0,
-            input_px=encoder.geometry.input_hw[0], mode=mode, precision=precision, batch=batch,
-            images_per_s=batch / statistics.median(seconds), slowest=batch / max(seconds), fastest=batch / min(seconds),
+            name=encoder.name,
+            kind=encoder.kind,
+            about=encoder.about,
+            params_m=0.0,
+            gflops=0.0,
+            input_px=encoder.geometry.input_hw[0],
+            mode=mode,
+            precision=precision,
+            batch=batch,
+            images_per_s=batch / statistics.median(seconds),
+            slowest=batch / max(seconds),
+            fastest=batch / min(seconds),
             peak_mb=peak,
-        )  # fmt: skip
+        )
 
 
 def _seconds(

@@ -135,9 +135,11 @@ class CachedTeacher:
             )
         row_bytes = math.prod(shape) * codec.dtype.itemsize
         layout = ShardLayout(
-            row_axes=len(shape), row_bytes=row_bytes, shard_images=files.meta.shard_images,
+            row_axes=len(shape),
+            row_bytes=row_bytes,
+            shard_images=files.meta.shard_images,
             zstd=codec.zstd_level is not None,
-        )  # fmt: skip
+        )
         return ShardReader(storage, folder, layout)
 
     @cached_property

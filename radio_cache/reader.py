@@ -43,6 +43,7 @@ MAX_PIXELS_VARIABLE = "RADIO_CACHE_MAX_PIXELS"
 
 _ROWS_FOR_HOSTS = 10_000
 
+
 class Cache:
     """An open cache. Cheap to open, safe to share between threads, safe to fork and to pickle.
 
@@ -211,9 +212,12 @@ class Cache:
             rows = np.flatnonzero(np.isin(self.index.container, lists))
             chosen = rows[:: max(1, len(rows) // _ROWS_FOR_HOSTS)].tolist()
             places += [
-                self.index.key(row).removeprefix(self.meta.containers[int(self.index.container[row])].prefix) for row in chosen
+                self.index.key(row).removeprefix(self.meta.containers[int(self.index.container[row])].prefix)
+                for row in chosen
             ]
-        hosts = sorted({place.split("/", 3)[2] for place in places if place.lower().startswith(("http://", "https://"))})
+        hosts = sorted(
+            {place.split("/", 3)[2] for place in places if place.lower().startswith(("http://", "https://"))}
+        )
         if not hosts or self.meta.pixels is not None:
             return ""
         more = f" and {len(hosts) - 5} more" if len(hosts) > 5 else ""
@@ -235,6 +239,7 @@ class Cache:
             return read_image(containers[number], key, int(index.offset[row]), int(index.length[row]))
         except UnsupportedFormatError as exc:
             raise UnsupportedFormatError(f"{self.storage.at(DOCUMENT)}: {exc}") from exc
+
 
 def max_pixels_of_any_cache() -> int:
     """Return how many pixels an image is decoded with, whatever the cache that it comes from states.

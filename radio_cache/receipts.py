@@ -375,8 +375,11 @@ def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
     body = b"".join(ordered)
     second = json.dumps({"of": unit, "columns": columns}, separators=(",", ":")).encode() + b"\n"
     last = {
-        "lines": len(ordered), "columns_bytes": len(second), "columns_crc32c": crc32c(second), "crc32c": crc32c(body),
-    }  # fmt: skip
+        "lines": len(ordered),
+        "columns_bytes": len(second),
+        "columns_crc32c": crc32c(second),
+        "crc32c": crc32c(body),
+    }
     path = f"{receipts_folder(unit)}/log-{crc32c(body):08x}.jsonl"
     storage.write(path, [body, second, json.dumps(last).encode() + b"\n"])
     return path

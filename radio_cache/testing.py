@@ -56,11 +56,24 @@ def fake_spec(
     """The spec of a teacher that does not exist: square patches, `half` codec. A name such as "fake@64" is that of a level."""
     level_of = name.partition("@")[0] if "@" in name else None
     return TeacherSpec(
-        name=name, family="fake", model="colours", licence="CC0-1.0", weights="none", weights_sha256="0" * 64,
-        geometry=patch_geometry(size, patch, fit=fit, interpolation="bilinear"), normalisation=IMAGENET_PIXELS,
-        summary_dim=summary_dim, spatial_dim=spatial_dim, summary_note="mean colour", spatial_note="colour of the patch",
-        compute_dtype="float32", codec=Half().to_json(), views=1, software={}, level_of=level_of,
-    )  # fmt: skip
+        name=name,
+        family="fake",
+        model="colours",
+        licence="CC0-1.0",
+        weights="none",
+        weights_sha256="0" * 64,
+        geometry=patch_geometry(size, patch, fit=fit, interpolation="bilinear"),
+        normalisation=IMAGENET_PIXELS,
+        summary_dim=summary_dim,
+        spatial_dim=spatial_dim,
+        summary_note="mean colour",
+        spatial_note="colour of the patch",
+        compute_dtype="float32",
+        codec=Half().to_json(),
+        views=1,
+        software={},
+        level_of=level_of,
+    )
 
 
 def fake_features(
@@ -101,9 +114,13 @@ def make_tiny_cache(
     class_names = tuple(sorted({key.split("/")[0] for key in keys}))
     count = len(keys)
     meta = CacheMeta(
-        num_images=count, shard_images=shard_images, creator="radio-cache tests", class_names=class_names, max_pixels=10**6,
+        num_images=count,
+        shard_images=shard_images,
+        creator="radio-cache tests",
+        class_names=class_names,
+        max_pixels=10**6,
         containers=(Container(kind="folder", path=str(images.resolve()), prefix=""),),
-    )  # fmt: skip
+    )
     labels = np.array([class_names.index(key.split("/")[0]) for key in keys], np.int32)
     no_offset = np.full(count, -1, np.int64)
     create_cache(path, meta, ImageIndex(keys, labels, np.zeros(count, np.int32), no_offset, no_offset))
@@ -132,9 +149,13 @@ def _fitted(request: CodecRequest, spec: TeacherSpec, features: Mapping[int, Fea
 
 
 def write_images_shard(
-    path: Path, meta: CacheMeta, shard: int, sizes_hw: Mapping[int, tuple[int, int]], digests: Mapping[int, bytes],
+    path: Path,
+    meta: CacheMeta,
+    shard: int,
+    sizes_hw: Mapping[int, tuple[int, int]],
+    digests: Mapping[int, bytes],
     failures: Sequence[Failure] = (),
-) -> None:  # fmt: skip
+) -> None:
     """What a build notes of a shard's images. sizes_hw, digests: by row; 0 for rows that they do not have."""
     rows = meta.shard_rows(shard)
     unusable = tuple(failure for failure in failures if failure.row in rows)
@@ -153,9 +174,17 @@ def write_images_shard(
 
 
 def write_teacher_shard(
-    path: Path, meta: CacheMeta, shard: int, spec: TeacherSpec, codec: Codec, features: Mapping[int, Features], *,
-    codes: Mapping[int, NDArray[Any]] | None = None, failures: Sequence[Failure] = (), fidelity: Fidelity | None = None,
-) -> None:  # fmt: skip
+    path: Path,
+    meta: CacheMeta,
+    shard: int,
+    spec: TeacherSpec,
+    codec: Codec,
+    features: Mapping[int, Features],
+    *,
+    codes: Mapping[int, NDArray[Any]] | None = None,
+    failures: Sequence[Failure] = (),
+    fidelity: Fidelity | None = None,
+) -> None:
     """A shard of a teacher. features: by row; rows of the shard that it does not have are not there.
 
     codes: as they are stored; otherwise what the codec makes of the maps.
@@ -166,9 +195,12 @@ def write_teacher_shard(
     writer = ShardWriter(path, spec.name, shard)
     rest = (0,) * len(codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
     writer.write_sharded(
-        "spatial", [codes.get(row) for row in rows], grid=(0, shard, *rest), chunks_per_shard=meta.shard_images,
+        "spatial",
+        [codes.get(row) for row in rows],
+        grid=(0, shard, *rest),
+        chunks_per_shard=meta.shard_images,
         zstd_level=codec.zstd_level,
-    )  # fmt: skip
+    )
     tokens = np.concatenate([spatial.reshape(-1, spec.spatial_dim) for _, spatial in made.values()]).astype(np.float64)
     writer.write_plain("stats/spatial", _sums(tokens), grid=(shard, 0, 0))
     if spec.summary_dim is not None:
@@ -189,6 +221,12 @@ def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 __all__ = [
-    "FakeTeachers", "Features", "fake_features", "fake_spec", "make_tiny_cache", "write_images", "write_images_shard",
+    "FakeTeachers",
+    "Features",
+    "fake_features",
+    "fake_spec",
+    "make_tiny_cache",
+    "write_images",
+    "write_images_shard",
     "write_teacher_shard",
-]  # fmt: skip
+]

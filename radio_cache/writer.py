@@ -112,7 +112,9 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
         _grow_teacher(storage, unit_group(name), meta)
     storage.write(DOCUMENT, [root_document(meta)])
     if old.index == meta.index:
-        return meta  # another process has just made the cache as long: which index its readers still need, that one knew
+        return (
+            meta  # another process has just made the cache as long: which index its readers still need, that one knew
+        )
     # Whoever has the old cache open may still need its index; nobody needs those before.
     for name in storage.list_folders(IMAGES_UNIT):
         group = f"{IMAGES_UNIT}/{name}"
@@ -123,10 +125,13 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
 
 def _grow_teacher(storage: Storage, group: str, meta: CacheMeta) -> None:
     for name, axis, length in (
-        ("spatial", 1, meta.num_images), ("summary", 1, meta.num_images), ("crop_xyxy", 1, meta.num_images),
+        ("spatial", 1, meta.num_images),
+        ("summary", 1, meta.num_images),
+        ("crop_xyxy", 1, meta.num_images),
         ("flipped", 1, meta.num_images),
-        ("stats/spatial", 0, meta.num_shards), ("stats/summary", 0, meta.num_shards),
-    ):  # fmt: skip
+        ("stats/spatial", 0, meta.num_shards),
+        ("stats/summary", 0, meta.num_shards),
+    ):
         path = f"{group}/{name}/{DOCUMENT}"
         try:
             document = storage.read(path)
@@ -212,9 +217,15 @@ class ShardWriter:
         self._write(_chunk_path(array, grid), [data, crc32c(data).to_bytes(4, "little")])
 
     def write_sharded(
-        self, array: str, rows: Sequence[NDArray[Any] | None], *, grid: tuple[int, ...], chunks_per_shard: int,
-        zstd_level: int | None = None, pool: Executor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        array: str,
+        rows: Sequence[NDArray[Any] | None],
+        *,
+        grid: tuple[int, ...],
+        chunks_per_shard: int,
+        zstd_level: int | None = None,
+        pool: Executor | None = None,
+    ) -> None:
         """One shard whose inner chunks are `rows`; None leaves a hole.
 
         zstd_level: of the array's codec, if it has one. pool: threads to compress in; the bytes are the same without.
@@ -264,6 +275,16 @@ def compressed(chunk: Chunk, *, level: int) -> bytes:
 
 
 __all__ = [
-    "TEMPORARY", "ImageIndex", "Place", "ShardWriter", "add_teacher", "compressed", "create_cache", "grow_cache",
-    "refuse_occupied", "sync_folder", "teacher_documents", "write_atomically",
-]  # fmt: skip
+    "TEMPORARY",
+    "ImageIndex",
+    "Place",
+    "ShardWriter",
+    "add_teacher",
+    "compressed",
+    "create_cache",
+    "grow_cache",
+    "refuse_occupied",
+    "sync_folder",
+    "teacher_documents",
+    "write_atomically",
+]

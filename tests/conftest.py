@@ -121,9 +121,19 @@ def as_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsStudent:
 
         library_encoder.MADE["make"] = lambda: made
         overrides = {"preferred_resolution": image_hw, "fixed_resolution": True}
-        config = {"student": "torch-module:library_encoder:Encoder", "overrides": overrides, "image_hw": image_hw,
-                  "fit": "squash", "adaptor_width": 4, "seed": 0, "steps": 1, "images_seen": 1, "cache": "", "run": "",
-                  "recipe": ""}  # fmt: skip
+        config = {
+            "student": "torch-module:library_encoder:Encoder",
+            "overrides": overrides,
+            "image_hw": image_hw,
+            "fit": "squash",
+            "adaptor_width": 4,
+            "seed": 0,
+            "steps": 1,
+            "images_seen": 1,
+            "cache": "",
+            "run": "",
+            "recipe": "",
+        }
         probe = build_distilled(
             StudentConfig(teachers=(TeacherWidths(name="x", summary_dim=2, spatial_dim=2),), **config)
         )

@@ -152,9 +152,14 @@ def _help_on_names(context: click.Context, option: click.Parameter, name: str | 
 )
 @plain_errors(on_interrupt="")
 def main(
-    cache: str | Path, out: Path, teachers: tuple[str, ...], allow_partial: bool, device: str,
-    wandb: str | None, **asked: Unpack["RecipeFlags"],
-) -> None:  # fmt: skip
+    cache: str | Path,
+    out: Path,
+    teachers: tuple[str, ...],
+    allow_partial: bool,
+    device: str,
+    wandb: str | None,
+    **asked: Unpack["RecipeFlags"],
+) -> None:
     """Train a student on the cached features of its teachers, with fresh random crops. No teacher runs.
 
     Stopped at any moment, the same command goes on where the last checkpoint was, and gives the same weights as a run
@@ -169,13 +174,20 @@ def main(
         device = _own_gpu(pick_device(device))
         recipe = _recipe(cache, teachers, device, asked)
         config = TrainConfig(
-            cache=cache, recipe=recipe, out=out, teachers=teachers, device=device, allow_partial=allow_partial,
+            cache=cache,
+            recipe=recipe,
+            out=out,
+            teachers=teachers,
+            device=device,
+            allow_partial=allow_partial,
             wandb=wandb,
-        )  # fmt: skip
+        )
         report = train(config, say=say)
     if report.stopped:
         if _is_first():
-            click.echo(f"stopped at step {report.steps} with a checkpoint saved. Go on with: {_this_command()}", err=True)
+            click.echo(
+                f"stopped at step {report.steps} with a checkpoint saved. Go on with: {_this_command()}", err=True
+            )
         sys.exit(TERMINATED)
     if _is_first():
         losses = loss_table(out)
@@ -267,7 +279,9 @@ def _start(folder: Path, *, pretrained: bool) -> "StudentConfig":
     if pretrained:
         raise ConfigError("--init and --pretrained exclude each other: a student starts with one set of weights")
     if not holds_student(folder):
-        raise ConfigError(f"--init {folder} holds no finished student: give the folder of a finished run, or of radio-export")
+        raise ConfigError(
+            f"--init {folder} holds no finished student: give the folder of a finished run, or of radio-export"
+        )
     return read_config(folder)[0]
 
 

@@ -15,8 +15,12 @@ _path = click.Path(path_type=Path)
 
 @click.command(cls=Command, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="radio-export")
-@click.option("--run", required=True, type=_path, metavar="RUN", help="A run of radio-train, unfinished with --checkpoint.")
-@click.option("--out", required=True, type=_path, metavar="DIR", help="Folder to make; several formats get one each in it.")
+@click.option(
+    "--run", required=True, type=_path, metavar="RUN", help="A run of radio-train, unfinished with --checkpoint."
+)
+@click.option(
+    "--out", required=True, type=_path, metavar="DIR", help="Folder to make; several formats get one each in it."
+)
 @click.option(
     "--format",
     "formats",
@@ -69,9 +73,17 @@ _path = click.Path(path_type=Path)
 @allow_module_option
 @plain_errors(on_interrupt="")
 def main(
-    run: Path, out: Path, formats: tuple[str, ...], adaptors: tuple[str, ...], pictures: tuple[Path, ...], no_picture: bool,
-    results: tuple[Path, ...], centre_share: float | None, checkpoint: str | None, any_size: bool,
-) -> None:  # fmt: skip
+    run: Path,
+    out: Path,
+    formats: tuple[str, ...],
+    adaptors: tuple[str, ...],
+    pictures: tuple[Path, ...],
+    no_picture: bool,
+    results: tuple[Path, ...],
+    centre_share: float | None,
+    checkpoint: str | None,
+    any_size: bool,
+) -> None:
     """Write a trained student in the formats of other tools, read each back and compare it. Heads speak the teachers' units."""
     from trainer.exports import Card, export_student
 
@@ -80,13 +92,22 @@ def main(
     heads = () if adaptors == ("none",) else adaptors or "all"
     card = Card(pictures=() if no_picture else pictures or "cache", results=results)
     report = export_student(
-        run, out, formats=formats, adaptors=heads, card=card, centre_share=centre_share, checkpoint=checkpoint,
-        any_size=any_size, say=lambda text: click.echo(printable(text), err=True),
-    )  # fmt: skip
+        run,
+        out,
+        formats=formats,
+        adaptors=heads,
+        card=card,
+        centre_share=centre_share,
+        checkpoint=checkpoint,
+        any_size=any_size,
+        say=lambda text: click.echo(printable(text), err=True),
+    )
     if report.checkpoint is not None:
         click.echo(report.checkpoint)
     if report.folding is not None:
-        click.echo(f"batch norms and position biases folded: features change by at most {report.folding:.1e} of the largest")
+        click.echo(
+            f"batch norms and position biases folded: features change by at most {report.folding:.1e} of the largest"
+        )
     for one in report.exported:
         size = f"{one.num_bytes / 1e6:.1f} MB"
         click.echo(f"\n{one.folder}: {one.format}, {size}; read back, features differ by at most {one.change:.1e}")

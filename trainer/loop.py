@@ -107,9 +107,12 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
                 state = run.trainee.state(keep=first)
                 if log:
                     save_checkpoint(
-                        config.out / CHECKPOINTS, state, replace(progress, step=step, losses=log.sums),
-                        keep=recipe.keep_checkpoints, is_best=is_best,
-                    )  # fmt: skip
+                        config.out / CHECKPOINTS,
+                        state,
+                        replace(progress, step=step, losses=log.sums),
+                        keep=recipe.keep_checkpoints,
+                        is_best=is_best,
+                    )
         run.processes.wait_for_all()
     if not stopped and (first or run.trainee.is_divided):
         run.finish()

@@ -66,9 +66,12 @@ def files(cache: Path) -> dict[str, bytes]:
 
 def config(images: str, out: Path, shard_images: int) -> BuildConfig:
     return BuildConfig(
-        images=(images,), teachers={name: TeacherOptions() for name in TEACHERS}, out=out, shard_images=shard_images,
+        images=(images,),
+        teachers={name: TeacherOptions() for name in TEACHERS},
+        out=out,
+        shard_images=shard_images,
         batch_images=16,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -92,7 +95,9 @@ def main() -> None:
         out = folder / f"crew{run}.zarr"
         started = time.perf_counter()
         with (
-            local_crew(arguments.workers, device="cpu", threads=max(1, (os.cpu_count() or 1) // arguments.workers)) as crew,
+            local_crew(
+                arguments.workers, device="cpu", threads=max(1, (os.cpu_count() or 1) // arguments.workers)
+            ) as crew,
             Killer(crew, arguments.every, rng) as killer,
         ):
             build_cache(config(arguments.images, out, arguments.shard_images), crew=crew)
@@ -107,15 +112,23 @@ def main() -> None:
         if differing:
             sys.exit(f"{out} differs from {folder / 'one.zarr'}: {differing[:10]}")
     shutil.rmtree(folder)
-    text = "\n".join([
-        f"# Workers killed every {arguments.every:g} s, {time.strftime('%Y-%m-%d')}", "",
-        f"`python {' '.join(sys.argv)}`: {reference.cache.num_images} photos in shards of {arguments.shard_images}, "
-        f"{', '.join(TEACHERS)}. {os.cpu_count()} cores ({platform.machine()}) that other work shared, radio-cache "
-        f"{__version__}, PyTorch {torch.__version__}. A worker is a process with Dask, killed by SIGKILL; Dask's nanny starts "
-        "it again.", "",
-        "| build | seconds | workers killed | files | files that differ |", "|---|---|---|---|---|", *rows, "",
-        f"{killed} workers killed; every file of every build is bit for bit that of the one process.", "",
-    ])  # fmt: skip
+    text = "\n".join(
+        [
+            f"# Workers killed every {arguments.every:g} s, {time.strftime('%Y-%m-%d')}",
+            "",
+            f"`python {' '.join(sys.argv)}`: {reference.cache.num_images} photos in shards of {arguments.shard_images}, "
+            f"{', '.join(TEACHERS)}. {os.cpu_count()} cores ({platform.machine()}) that other work shared, radio-cache "
+            f"{__version__}, PyTorch {torch.__version__}. A worker is a process with Dask, killed by SIGKILL; "
+            "Dask's nanny starts it again.",
+            "",
+            "| build | seconds | workers killed | files | files that differ |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"{killed} workers killed; every file of every build is bit for bit that of the one process.",
+            "",
+        ]
+    )
     print(text)
     if arguments.result:
         arguments.result.write_text(text)

@@ -43,8 +43,13 @@ def kind_of_file(path: str) -> str:
         return "teacher document" if path.startswith("teachers/") and path.count("/") == 2 else "array document"
     for part in ("spatial/c", "summary/c", "stats", "transform", "index-"):
         if f"/{part}" in path:
-            return {"spatial/c": "maps", "summary/c": "summaries", "stats": "statistics", "transform": "transform",
-                    "index-": "image index"}[part]  # fmt: skip
+            return {
+                "spatial/c": "maps",
+                "summary/c": "summaries",
+                "stats": "statistics",
+                "transform": "transform",
+                "index-": "image index",
+            }[part]
     return "image columns"
 
 
@@ -160,10 +165,54 @@ def two_accidents(rng: random.Random, files: Files) -> Damage:
 # ---------------------------------------------------------------- forgeries
 
 WEIRD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 255, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64, -(2**63), 10**30, 10**4000, 0.5, -0.0,
-    1e308, float("nan"), float("inf"), "", "x", "..", "../..", "/", "/etc/passwd", "a\0b", "a\\b", "\ud800", "\x1b[2J", "nan",
-    "NaN", "9" * 400, "x" * 100_000, [], {}, [[]], [1], [0, 0], [-1], [2**40], [2**40, 2**40], {"name": "x"}, {"": 0},
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    7,
+    255,
+    2**31,
+    2**32,
+    2**53,
+    2**62,
+    2**63,
+    2**64,
+    -(2**63),
+    10**30,
+    10**4000,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "..",
+    "../..",
+    "/",
+    "/etc/passwd",
+    "a\0b",
+    "a\\b",
+    "\ud800",
+    "\x1b[2J",
+    "nan",
+    "NaN",
+    "9" * 400,
+    "x" * 100_000,
+    [],
+    {},
+    [[]],
+    [1],
+    [0, 0],
+    [-1],
+    [2**40],
+    [2**40, 2**40],
+    {"name": "x"},
+    {"": 0},
+)
 """Values nobody expects."""
 
 
@@ -211,14 +260,28 @@ def _edit(rng: random.Random, value: Any) -> Any:
 
 def _forged_text(rng: random.Random, text: bytes) -> bytes:
     """JSON that parsers stumble over."""
-    return rng.choice((
-        lambda: b"[" * 100_000, lambda: b'{"a":' * 100_000, lambda: b"\xef\xbb\xbf" + text,
-        lambda: text.decode(errors="replace").encode("utf-16"), lambda: text.decode(errors="replace").encode("utf-32"),
-        lambda: text.replace(b"{", b'{"shape": [1], "shape": [2], ', 1), lambda: text.replace(b":", b": NaN, ", 1),
-        lambda: b"1" * 100_000, lambda: b'"' + b"x" * 5_000_000 + b'"', lambda: text + text, lambda: b"null", lambda: b"[]",
-        lambda: b"{}", lambda: b'{"attributes": []}', lambda: b'{"attributes": {"radio_cache": []}}',
-        lambda: b'{"attributes": {"radio_cache": {}}}', lambda: text.replace(b"1", b"1" * 5000, 1), lambda: b"\0" * 64,
-    ))()  # fmt: skip
+    return rng.choice(
+        (
+            lambda: b"[" * 100_000,
+            lambda: b'{"a":' * 100_000,
+            lambda: b"\xef\xbb\xbf" + text,
+            lambda: text.decode(errors="replace").encode("utf-16"),
+            lambda: text.decode(errors="replace").encode("utf-32"),
+            lambda: text.replace(b"{", b'{"shape": [1], "shape": [2], ', 1),
+            lambda: text.replace(b":", b": NaN, ", 1),
+            lambda: b"1" * 100_000,
+            lambda: b'"' + b"x" * 5_000_000 + b'"',
+            lambda: text + text,
+            lambda: b"null",
+            lambda: b"[]",
+            lambda: b"{}",
+            lambda: b'{"attributes": []}',
+            lambda: b'{"attributes": {"radio_cache": []}}',
+            lambda: b'{"attributes": {"radio_cache": {}}}',
+            lambda: text.replace(b"1", b"1" * 5000, 1),
+            lambda: b"\0" * 64,
+        )
+    )()
 
 
 def _forged_json(rng: random.Random, text: bytes) -> bytes:
@@ -268,7 +331,22 @@ def _forged_shard(rng: random.Random, data: bytes, shard_images: int, row_bytes:
     there = offset < len(body)
     match rng.randrange(4):
         case 0:
-            numbers = (0, 1, 4, 5, len(body), len(body) + 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, offset, length)
+            numbers = (
+                0,
+                1,
+                4,
+                5,
+                len(body),
+                len(body) + 1,
+                2**31,
+                2**32,
+                2**62,
+                2**63 - 1,
+                2**63,
+                2**64 - 1,
+                offset,
+                length,
+            )
             struct.pack_into("<QQ", index, 16 * number, rng.choice(numbers), rng.choice(numbers))
         case 1 if there:
             chunk = bytearray(body[offset : offset + length - 4])
@@ -296,11 +374,17 @@ def zstd_frame(declared: int, blocks: tuple[int, ...], window_log: int = 17) -> 
 def _bombs(row_bytes: int) -> tuple[bytes, ...]:
     gigabyte = (1 << 17,) * (1 << 13)  # 32 kB
     return (
-        zstd_frame(1 << 30, gigabyte), zstd_frame(row_bytes, gigabyte), zstd_frame(row_bytes, (row_bytes,), window_log=31),
-        zstd_frame(row_bytes, (row_bytes,), window_log=27), zstd_frame(2**64 - 1, (row_bytes,)),
-        zstd_frame(row_bytes, (row_bytes - 1,)), zstd_frame(row_bytes, ()), b"", b"\x28\xb5\x2f\xfd",
+        zstd_frame(1 << 30, gigabyte),
+        zstd_frame(row_bytes, gigabyte),
+        zstd_frame(row_bytes, (row_bytes,), window_log=31),
+        zstd_frame(row_bytes, (row_bytes,), window_log=27),
+        zstd_frame(2**64 - 1, (row_bytes,)),
+        zstd_frame(row_bytes, (row_bytes - 1,)),
+        zstd_frame(row_bytes, ()),
+        b"",
+        b"\x28\xb5\x2f\xfd",
         zstandard.compress(bytes(row_bytes)) * 1000,
-    )  # fmt: skip
+    )
 
 
 def _forged_plain(rng: random.Random, data: bytes) -> bytes:

@@ -324,8 +324,11 @@ def work(folder: Path, seed: int, cases: range, results: int) -> None:
         place, truth = places[case % 2], truths[case % 2]
         kinds = sorted({kind_of_file(path) for path in damage.changes})
         told: dict[str, Any] = {
-            "case": case, "kind": damage.kind, "files": kinds[0] if len(kinds) == 1 else "several", "where": case % 2,
-        }  # fmt: skip
+            "case": case,
+            "kind": damage.kind,
+            "files": kinds[0] if len(kinds) == 1 else "several",
+            "where": case % 2,
+        }
         before = _peak_reset()
         try:
             with warnings.catch_warnings():
@@ -335,9 +338,11 @@ def work(folder: Path, seed: int, cases: range, results: int) -> None:
             if _status("VmHWM") - before > MAX_MEGABYTES:
                 raise Failed(f"{_status('VmHWM') - before:.0f} MB were allocated")
         except Exception as exc:
-            told["failure"] = f"{list(damage.changes)[:3]}: {exc}" if isinstance(exc, Failed) else (
-                f"{list(damage.changes)[:3]}\n{''.join(traceback.format_exception(exc)[-4:])}"
-            )  # fmt: skip
+            told["failure"] = (
+                f"{list(damage.changes)[:3]}: {exc}"
+                if isinstance(exc, Failed)
+                else (f"{list(damage.changes)[:3]}\n{''.join(traceback.format_exception(exc)[-4:])}")
+            )
         told["megabytes"] = _status("VmHWM") - before
         os.write(results, json.dumps(told).encode() + b"\n")
 

@@ -90,16 +90,19 @@ def finished(place: Path) -> set[tuple[str, int, int]]:
     cache = Cache(place)
     return {
         (unit, receipt.shard, receipt.num_rows)
-        for unit in (IMAGES_UNIT, *cache.teachers) for receipt in cache.receipts(unit) if receipt
-    }  # fmt: skip
+        for unit in (IMAGES_UNIT, *cache.teachers)
+        for receipt in cache.receipts(unit)
+        if receipt
+    }
 
 
 def data_files(place: Path) -> dict[str, bytes]:
     """All files but receipts, which may lie in files of their own or in a log; of what is left over none."""
     return {
         path: (place / path).read_bytes()
-        for path, _ in LocalStorage(place).list_files() if not path.startswith("receipts/")
-    }  # fmt: skip
+        for path, _ in LocalStorage(place).list_files()
+        if not path.startswith("receipts/")
+    }
 
 
 @dataclass

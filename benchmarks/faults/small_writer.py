@@ -55,9 +55,13 @@ def features(name: str, row: int) -> tuple[NDArray[np.float32], NDArray[np.float
 
 def meta_of(num_images: int) -> CacheMeta:
     return CacheMeta(
-        num_images=num_images, shard_images=SHARD_IMAGES, creator="kill_cycles.py", class_names=("a", "b"), max_pixels=10**6,
+        num_images=num_images,
+        shard_images=SHARD_IMAGES,
+        creator="kill_cycles.py",
+        class_names=("a", "b"),
+        max_pixels=10**6,
         containers=(Container(kind="folder", path="photos", prefix=""),),
-    )  # fmt: skip
+    )
 
 
 def index_of(num_images: int) -> ImageIndex:

@@ -39,22 +39,36 @@ def scaled_down(student: str, steps: int) -> Recipe:
     half = steps // 2
     stages = (
         Stage(
-            name="low resolution", steps=half, lr=1e-3, warmup_steps=4,
+            name="low resolution",
+            steps=half,
+            lr=1e-3,
+            warmup_steps=4,
             groups=(Group(teachers=FIRST, image_px=64, batch_images=16),),
         ),
         Stage(
-            name="with the third", steps=steps - half, lr=1e-3, warmup_steps=4,
+            name="with the third",
+            steps=steps - half,
+            lr=1e-3,
+            warmup_steps=4,
             groups=(
                 Group(teachers=FIRST, image_px=96, batch_images=16),
                 Group(teachers=SECOND, image_px=128, batch_images=8),
             ),
         ),
-    )  # fmt: skip
+    )
     overrides = {"spectral_reparam": True, "train_windows": [2, 4], "window_probability": 0.5}
     return replace(
-        am_radio(), name="am-radio-small", student=student, student_overrides=overrides if student.startswith("vit") else {},
-        stages=stages, ema=0.99, checkpoint_every=5, log_every=5, knn_every=0, picture_every=0,
-    )  # fmt: skip
+        am_radio(),
+        name="am-radio-small",
+        student=student,
+        student_overrides=overrides if student.startswith("vit") else {},
+        stages=stages,
+        ema=0.99,
+        checkpoint_every=5,
+        log_every=5,
+        knn_every=0,
+        picture_every=0,
+    )
 
 
 def start(cache: Path, recipe: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -62,7 +76,18 @@ def start(cache: Path, recipe: Path, out: Path) -> subprocess.Popen[bytes]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    command += ["-m", "trainer.cli", "--cache", str(cache), "--recipe", str(recipe), "--out", str(out), "--device", "cpu"]
+    command += [
+        "-m",
+        "trainer.cli",
+        "--cache",
+        str(cache),
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True
@@ -85,7 +110,9 @@ def killed_run(args: argparse.Namespace, recipe: Path, out: Path, steps: int) ->
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 3))
         if process.poll() is not None:
-            sys.exit(f"the run ended before kill {number + 1}: more --steps\n{out.with_suffix('.log').read_text()[-2000:]}")
+            sys.exit(
+                f"the run ended before kill {number + 1}: more --steps\n{out.with_suffix('.log').read_text()[-2000:]}"
+            )
         # The trainer's processes have sessions of their own: who kills torchrun alone leaves them at work.
         started = [process, *psutil.Process(process.pid).children(recursive=True)]
         if len(started) != 3:
@@ -136,10 +163,13 @@ def main() -> None:
                 f"| {len(one)} tensors and {len(logged)} logged losses, bit by bit |"
             )
             print(rows[-1], flush=True)
-    table = "\n".join([
-        "| student | steps | last checkpoints at the kills | first loss | last | equal to the uninterrupted run |",
-        "|---|---|---|---|---|---|", *rows,
-    ])  # fmt: skip
+    table = "\n".join(
+        [
+            "| student | steps | last checkpoints at the kills | first loss | last | equal to the uninterrupted run |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
     text = (
         "# A two-stage am-radio on two processes, killed twice\n\n`python benchmarks/faults/train_kills.py`, radio-cache "
         f"{__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}, {os.cpu_count()} cores.\n\n{table}\n"

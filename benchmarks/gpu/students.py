@@ -99,7 +99,9 @@ def run(models: Sequence[Model], batch: int, rounds: int, rows: list[dict[str, A
         tflops = one.images_per_s * size_of(one.model).gflops / 1e3
         speed = f"{one.images_per_s:.0f} | {min(one.ms):.2f}, {max(one.ms):.2f}"
         print(f"| {name} | {one.model.image_px} | {batch} | {speed} | {one.peak_mb:.0f} | {tflops:.0f} |", flush=True)
-        rows.append({"name": name, "image_px": one.model.image_px, "batch": batch, "ms": one.ms, "peak_mb": one.peak_mb})
+        rows.append(
+            {"name": name, "image_px": one.model.image_px, "batch": batch, "ms": one.ms, "peak_mb": one.peak_mb}
+        )
     return ready
 
 
@@ -157,7 +159,9 @@ def measured(rounds: int, rows: list[dict[str, Any]], *, quick: bool) -> list[st
     bars += [bar(ready, "e-radio-l", teacher, 6) for teacher in ("OpenCLIP ViT-H/14", "DINOv2 ViT-g/14-reg")]
     del ready
     forget()
-    ready = run([student("e-radio-l", 1024), student("e-radio-l-512", 1024), sam("b"), sam("l"), sam("h")], 4, rounds, rows)
+    ready = run(
+        [student("e-radio-l", 1024), student("e-radio-l-512", 1024), sam("b"), sam("l"), sam("h")], 4, rounds, rows
+    )
     bars += [bar(ready, "e-radio-l", "SAM ViT-L", 5.9), bar(ready, "e-radio-l", "SAM ViT-H", 10.3)]
     del ready
     forget()

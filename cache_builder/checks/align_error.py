@@ -128,7 +128,11 @@ def _live(
 
 
 def _cached(
-    features: NDArray[np.float32], level: CachedTeacher, box: BoxXYXY, image_hw: tuple[int, int], out_hw: tuple[int, ...]
+    features: NDArray[np.float32],
+    level: CachedTeacher,
+    box: BoxXYXY,
+    image_hw: tuple[int, int],
+    out_hw: tuple[int, ...],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return _sampled(features, level.spec.geometry, box, image_hw, (out_hw[0], out_hw[1]))
 
@@ -165,10 +169,15 @@ def save_plot(errors: Sequence[AlignError], path: str) -> None:
                     (e for e in mine if (e.level_px, e.mirrored) == (level, mirrored)), key=lambda error: error.scale
                 )
                 axis.errorbar(
-                    [e.scale for e in line], [e.cosine for e in line], [e.standard_error for e in line], color=f"C{number}",
-                    linestyle="--" if mirrored else "-", marker="o", markersize=3,
+                    [e.scale for e in line],
+                    [e.cosine for e in line],
+                    [e.standard_error for e in line],
+                    color=f"C{number}",
+                    linestyle="--" if mirrored else "-",
+                    marker="o",
+                    markersize=3,
                     label=f"{level} px" + (", mirrored" if mirrored else ""),
-                )  # fmt: skip
+                )
         axis.set(title=teacher, xlabel="side of the crop, share of the image", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

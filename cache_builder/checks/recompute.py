@@ -206,12 +206,15 @@ def _run(
     recorded = cached.fidelity() or PERFECT  # the first caches recorded nothing, and lost nothing but half precision
     tokens = np.concatenate(cosines)
     return Recomputed(
-        name=name, images=len(rows), recorded=recorded.cosine,
+        name=name,
+        images=len(rows),
+        recorded=recorded.cosine,
         floor=recorded.cosine - SLACK - SLACK_SHARE * (1 - recorded.cosine),
         image_floor=1 - IMAGE_SLACK - IMAGE_SLACK_TIMES * (1 - recorded.cosine_worst),
-        cosine=float(tokens.mean()) if len(tokens) else PERFECT.cosine, by_image=tuple(by_image),
+        cosine=float(tokens.mean()) if len(tokens) else PERFECT.cosine,
+        by_image=tuple(by_image),
         summary=float(np.concatenate(summaries).min()) if summaries else None,
-    )  # fmt: skip
+    )
 
 
 __all__ = ["ImageCosine", "RecomputeConfig", "RecomputeReport", "Recomputed", "recompute"]

@@ -32,9 +32,15 @@ from radio_cache.terminal.output import PLACE, allow_module_option, console, pla
 @allow_module_option
 @plain_errors(on_interrupt="Nothing was written.")
 def align_error(
-    cache: str | Path, teachers: tuple[str, ...], limit: int, scales: str, seed: int, json_file: Path | None,
-    plot: Path | None, device: str,
-) -> None:  # fmt: skip
+    cache: str | Path,
+    teachers: tuple[str, ...],
+    limit: int,
+    scales: str,
+    seed: int,
+    json_file: Path | None,
+    plot: Path | None,
+    device: str,
+) -> None:
     """Compare cached maps under crops with what the teachers themselves say of the crops.
 
     Cosine of tokens less the teacher's mean token: 1 is the same. Teachers run at their first size; each of their levels in

@@ -47,12 +47,28 @@ class TeacherFlags(TypedDict):
 
 
 def build_config(
-    *, images: tuple[str, ...], teachers: tuple[str, ...], out: str | Path, device: str, batch_size: str | None,
-    shard_images: int | None, filters: tuple[str, ...], limit: int | None, shuffle_seed: int | None, member: str, rescan: bool,
-    max_pixels: int | None, retry_unusable: bool = False, leave_out_unreadable: bool = False,
-    store_pixels: int | None, pixels_as: PixelFormat, threads: int | None, log_json: Path | None = None, elsewhere: bool = False,
+    *,
+    images: tuple[str, ...],
+    teachers: tuple[str, ...],
+    out: str | Path,
+    device: str,
+    batch_size: str | None,
+    shard_images: int | None,
+    filters: tuple[str, ...],
+    limit: int | None,
+    shuffle_seed: int | None,
+    member: str,
+    rescan: bool,
+    max_pixels: int | None,
+    retry_unusable: bool = False,
+    leave_out_unreadable: bool = False,
+    store_pixels: int | None,
+    pixels_as: PixelFormat,
+    threads: int | None,
+    log_json: Path | None = None,
+    elsewhere: bool = False,
     **flags: Unpack[TeacherFlags],
-) -> BuildConfig:  # fmt: skip
+) -> BuildConfig:
     """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
 
     shard_images, max_pixels: None for those of the cache that is there, or else the usual ones.
@@ -71,13 +87,24 @@ def build_config(
                 "if you trust it"
             )
     return BuildConfig(
-        images=images, out=out, device=device, shard_images=shard_images, filters=filters,
-        shuffle_seed=shuffle_seed, limit=limit, member=member, rescan=rescan, max_pixels=max_pixels,
-        retry_unusable=retry_unusable, leave_out_unreadable=leave_out_unreadable,
-        pixels=pixel_store(store_pixels, pixels_as), log_json=log_json,
+        images=images,
+        out=out,
+        device=device,
+        shard_images=shard_images,
+        filters=filters,
+        shuffle_seed=shuffle_seed,
+        limit=limit,
+        member=member,
+        rescan=rescan,
+        max_pixels=max_pixels,
+        retry_unusable=retry_unusable,
+        leave_out_unreadable=leave_out_unreadable,
+        pixels=pixel_store(store_pixels, pixels_as),
+        log_json=log_json,
         threads=(os.cpu_count() or 1) if threads is None else threads,
-        teachers=teacher_options(teachers, device, **flags), **batch_fields(batch_size),
-    )  # fmt: skip
+        teachers=teacher_options(teachers, device, **flags),
+        **batch_fields(batch_size),
+    )
 
 
 class BatchFields(TypedDict, total=False):
@@ -130,11 +157,15 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     for asked, name in zip(teachers, names, strict=True):
         own = sizes.get(asked, [])
         options[name] = TeacherOptions(
-            weights=files.get(asked), size_px=own[0] if own else None, fit=fits.get(asked), dtype=dtype,
-            codec=wanted_codec(codecs[asked]), views=1 + extra_views.get(asked, 0),
+            weights=files.get(asked),
+            size_px=own[0] if own else None,
+            fit=fits.get(asked),
+            dtype=dtype,
+            codec=wanted_codec(codecs[asked]),
+            views=1 + extra_views.get(asked, 0),
             view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(asked) else None,
             compiled=flags["compiled"],
-        )  # fmt: skip
+        )
         for px in own[1:]:
             options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)
     return options

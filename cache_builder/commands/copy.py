@@ -81,9 +81,11 @@ def _table(report: "CopyReport") -> Table:
         info = infos.get(unit.name)
         told = ("", "", "") if info is None else (info.codec, cosine(info.fidelity), f"{info.bits_per_value:.2f}")
         counts = {
-            "as they are": unit.kept, "of chosen rows": unit.assembled, "encoded again": unit.repacked,
+            "as they are": unit.kept,
+            "of chosen rows": unit.assembled,
+            "encoded again": unit.repacked,
             "there before": unit.before,
-        }  # fmt: skip
+        }
         shards = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
         rows.add_row(unit.name, shards, *told, human_bytes(unit.num_bytes))
     return rows

@@ -25,9 +25,13 @@ def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) ->
     shared = [option for option in build.params if option.name not in _OF_BUILD_ALONE]
     headings = {heading: names for heading, names in sections.items() if not set(names) <= set(_OF_BUILD_ALONE)}
     return SectionedCommand(
-        "plan", params=[*shared, *_own_options()], callback=_plan, help=_HELP, sections={**_SECTIONS, **headings},
+        "plan",
+        params=[*shared, *_own_options()],
+        callback=_plan,
+        help=_HELP,
+        sections={**_SECTIONS, **headings},
         examples=_EXAMPLES,
-    )  # fmt: skip
+    )
 
 
 _SECTIONS = {
@@ -57,37 +61,77 @@ has the whole arithmetic.
 
 def _own_options() -> list[click.Option]:
     return [
-        click.Option(["--devices"], default=1, show_default=True, metavar="N", help="Plan also for N devices like this one, "
-                     "each with cores like these."),
+        click.Option(
+            ["--devices"],
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Plan also for N devices like this one, each with cores like these.",
+        ),
         click.Option(["--dollars-per-hour"], type=float, metavar="X", help="What one device costs."),
-        click.Option(["--steps", "student_steps"], type=int, metavar="N",
-                     help="Steps of one student run. [default: as radio-train: thirty epochs, or 25,600 images]"),
-        click.Option(["--student-batch-size", "student_batch"], type=int, metavar="N",
-                     help="Images a step of the student. [default: as radio-train]"),
-        click.Option(["--probe-images"], default=64, show_default=True, metavar="N",
-                     help="Images to measure on, drawn from all of them."),
-        click.Option(["--probe-seconds", "probe_s"], default=20.0, show_default=True, metavar="S",
-                     help="About how many seconds each teacher may run; slow ones see fewer images."),
-        click.Option(["--no-weights"], is_flag=True, help="Take random weights for teachers whose file is not here: times "
-                     "do not depend on them."),
-        click.Option(["--json", "as_json"], type=OutputFile(), metavar="FILE",
-                     help="Also write everything measured as JSON."),
-    ]  # fmt: skip
+        click.Option(
+            ["--steps", "student_steps"],
+            type=int,
+            metavar="N",
+            help="Steps of one student run. [default: as radio-train: thirty epochs, or 25,600 images]",
+        ),
+        click.Option(
+            ["--student-batch-size", "student_batch"],
+            type=int,
+            metavar="N",
+            help="Images a step of the student. [default: as radio-train]",
+        ),
+        click.Option(
+            ["--probe-images"],
+            default=64,
+            show_default=True,
+            metavar="N",
+            help="Images to measure on, drawn from all of them.",
+        ),
+        click.Option(
+            ["--probe-seconds", "probe_s"],
+            default=20.0,
+            show_default=True,
+            metavar="S",
+            help="About how many seconds each teacher may run; slow ones see fewer images.",
+        ),
+        click.Option(
+            ["--no-weights"],
+            is_flag=True,
+            help="Take random weights for teachers whose file is not here: times do not depend on them.",
+        ),
+        click.Option(
+            ["--json", "as_json"], type=OutputFile(), metavar="FILE", help="Also write everything measured as JSON."
+        ),
+    ]
 
 
 @plain_errors(on_interrupt="Nothing was written.")
 def _plan(
-    devices: int, dollars_per_hour: float | None, student_steps: int | None, student_batch: int | None, probe_images: int,
-    probe_s: float, no_weights: bool, as_json: Path | None, **options: Any,
-) -> None:  # fmt: skip
+    devices: int,
+    dollars_per_hour: float | None,
+    student_steps: int | None,
+    student_batch: int | None,
+    probe_images: int,
+    probe_s: float,
+    no_weights: bool,
+    as_json: Path | None,
+    **options: Any,
+) -> None:
     from cache_builder.commands.build_options import build_config
     from cache_builder.planning.plan import PlanConfig, plan_build
     from cache_builder.workers.allocator import keep_blocks
 
     config = PlanConfig(
-        build=build_config(**options), devices=devices, dollars_per_hour=dollars_per_hour, student_steps=student_steps,
-        student_batch=student_batch, probe_images=probe_images, probe_s=probe_s, no_weights=no_weights,
-    )  # fmt: skip
+        build=build_config(**options),
+        devices=devices,
+        dollars_per_hour=dollars_per_hour,
+        student_steps=student_steps,
+        student_batch=student_batch,
+        probe_images=probe_images,
+        probe_s=probe_s,
+        no_weights=no_weights,
+    )
     if config.build.device == "cpu":
         keep_blocks()  # as a build does
     plan = plan_build(config, say=say)
@@ -107,19 +151,31 @@ def times(plan: "Plan") -> Table:
     """A line a teacher: milliseconds per image by stage, and how long all images take."""
     build, devices = plan.config.build, plan.config.devices
     rows = table(
-        f"Time, measured on {build.device} with {build.threads} thread{'s' * (build.threads > 1)}", "teacher", "px", "probed",
-        "decode ms", "teacher ms", "encode ms", "images left", "1 device", *([f"{devices} devices"] if devices > 1 else []),
-    )  # fmt: skip
+        f"Time, measured on {build.device} with {build.threads} thread{'s' * (build.threads > 1)}",
+        "teacher",
+        "px",
+        "probed",
+        "decode ms",
+        "teacher ms",
+        "encode ms",
+        "images left",
+        "1 device",
+        *([f"{devices} devices"] if devices > 1 else []),
+    )
     for teacher in plan.teachers:
         probe = teacher.probe
         own_s = teacher.seconds - teacher.calibration_s
         shared = [human_seconds(teacher.calibration_s + own_s / min(devices, plan.num_shards))] if devices > 1 else []
         rows.add_row(
-            probe.name + (" (random weights)" if teacher.random_weights else ""), str(probe.input_hw[0]), str(probe.images),
+            probe.name + (" (random weights)" if teacher.random_weights else ""),
+            str(probe.input_hw[0]),
+            str(probe.images),
             *(f"{1000 * seconds:.1f}" for seconds in (probe.decode_s, probe.forward_s)),
-            f"{1000 * (probe.encode_s + probe.pack_s / build.threads):.1f}", str(teacher.images_left),
-            human_seconds(teacher.seconds), *shared,
-        )  # fmt: skip
+            f"{1000 * (probe.encode_s + probe.pack_s / build.threads):.1f}",
+            str(teacher.images_left),
+            human_seconds(teacher.seconds),
+            *shared,
+        )
     return rows
 
 
@@ -128,8 +184,11 @@ def bytes_per_image(plan: "Plan") -> Table:
     from cache_builder.planning.measure import COMPARED
 
     rows = table(
-        "Bytes per view: map and summary, measured on the same images", "teacher", *map(_label, COMPARED), "all images",
-    )  # fmt: skip
+        "Bytes per view: map and summary, measured on the same images",
+        "teacher",
+        *map(_label, COMPARED),
+        "all images",
+    )
     for teacher in plan.teachers:
         costs = [teacher.probe.cost_of(request).bytes_per_image for request in COMPARED]
         most = "at most " if teacher.is_upper_bound else ""
@@ -137,7 +196,7 @@ def bytes_per_image(plan: "Plan") -> Table:
             teacher.probe.name,
             *("-" if cost is None else human_bytes(cost + teacher.probe.summary_bytes) for cost in costs),
             f"{most}{human_bytes(plan.num_images * teacher.bytes_per_image)} in {_label(teacher.stored.request)}",
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -25,15 +25,17 @@ def size_table() -> Table:
     """A line a teacher: what it takes, what it gives, what that costs; in a narrow terminal with the usual codec alone."""
     codecs = ["klt"] if is_narrow() else list(_BITS)
     labels = ["klt about" if codec == "klt" else codec for codec in codecs]
-    rows = table(
-        "Bytes of an image, by codec", "teacher", "parameters", "input", "tokens", "summary", "map", *labels
-    )  # fmt: skip
+    rows = table("Bytes of an image, by codec", "teacher", "parameters", "input", "tokens", "summary", "map", *labels)
     for preset, output in _known():
         rows.add_row(
-            _shown(preset.name), preset.params, f"{preset.input_px} px", f"{output.tokens} x {output.tokens}",
-            str(output.summary_dim or "-"), str(output.spatial_dim),
+            _shown(preset.name),
+            preset.params,
+            f"{preset.input_px} px",
+            f"{output.tokens} x {output.tokens}",
+            str(output.summary_dim or "-"),
+            str(output.spatial_dim),
             *(human_bytes(image_bytes(preset, codec)) for codec in codecs),
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -74,15 +76,24 @@ def teachers_json() -> list[dict[str, Any]]:
     """The same for machines, one object a teacher."""
     return [
         {
-            "name": preset.name, "aliases": [alias for alias, name in ALIASES.items() if name == preset.name],
-            "family": preset.family, "model": preset.model, "parameters": preset.params, "input_px": preset.input_px,
-            "fit": preset.fit, "photo_share_4_3": round(preset.photo_share, 4),
-            "tokens": [output.tokens, output.tokens], "summary_dim": output.summary_dim, "spatial_dim": output.spatial_dim,
+            "name": preset.name,
+            "aliases": [alias for alias, name in ALIASES.items() if name == preset.name],
+            "family": preset.family,
+            "model": preset.model,
+            "parameters": preset.params,
+            "input_px": preset.input_px,
+            "fit": preset.fit,
+            "photo_share_4_3": round(preset.photo_share, 4),
+            "tokens": [output.tokens, output.tokens],
+            "summary_dim": output.summary_dim,
+            "spatial_dim": output.spatial_dim,
             "image_bytes": {codec: round(image_bytes(preset, codec)) for codec in _BITS},
-            "licence": preset.licence, "weights": preset.weights.describe(), "download": preset.weights.size,
+            "licence": preset.licence,
+            "weights": preset.weights.describe(),
+            "download": preset.weights.size,
         }
         for preset, output in _known()
-    ]  # fmt: skip
+    ]
 
 
 def _known() -> list[tuple[TeacherPreset, OutputShape]]:

@@ -35,9 +35,14 @@ if TYPE_CHECKING:
 @allow_module_option
 @plain_errors(on_interrupt="")
 def verify(
-    cache: str | Path, deep: bool, count: int | None, teachers: tuple[str, ...], seed: int, weights: tuple[str, ...],
+    cache: str | Path,
+    deep: bool,
+    count: int | None,
+    teachers: tuple[str, ...],
+    seed: int,
+    weights: tuple[str, ...],
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing.
 
     With --recompute also with the teachers themselves, from the source images: exit code 1 if a mean cosine is lower than
@@ -86,7 +91,9 @@ def _cure(report: "VerifyReport", cache: str) -> str:
     if mendable == 0:
         return f"{damaged} damaged. No build can make that again: the lines above say what to do{blocked}"
     left = f", and what the lines above say about the other {damaged - mendable}" if mendable < damaged else ""
-    return f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}{blocked}"
+    return (
+        f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}{blocked}"
+    )
 
 
 def _print_recomputed(report: "RecomputeReport") -> None:
@@ -95,9 +102,15 @@ def _print_recomputed(report: "RecomputeReport") -> None:
     for one in report.teachers:
         summary = "-" if one.summary is None else f"{one.summary:.4f}"
         rows.add_row(
-            one.name, str(one.images), f"{one.recorded:.4f}", f"{one.cosine:.4f}", f"{one.floor:.4f}",
-            f"{one.worst.cosine:.4f}", f"{one.image_floor:.4f}", summary,
-        )  # fmt: skip
+            one.name,
+            str(one.images),
+            f"{one.recorded:.4f}",
+            f"{one.cosine:.4f}",
+            f"{one.floor:.4f}",
+            f"{one.worst.cosine:.4f}",
+            f"{one.image_floor:.4f}",
+            summary,
+        )
     click.echo()
     console().print(rows)
     for key, reason in report.unreadable.items():

@@ -19,7 +19,13 @@ from radio_cache.terminal.output import PLACE, plain_errors
     help="PNG or JPEG to write. [default: the cache's name with -view.png, here]",
 )
 @click.option(
-    "--images", "count", type=click.IntRange(1, 100), default=6, show_default=True, metavar="N", help="How many to show."
+    "--images",
+    "count",
+    type=click.IntRange(1, 100),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="How many to show.",
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Show only this teacher. Repeatable.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Which images are drawn.")

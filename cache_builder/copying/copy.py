@@ -101,9 +101,13 @@ def _copy_unit(copying: Copying, pool: ThreadPoolExecutor, threads: int) -> Unit
                 line.advance(receipt.num_rows, f"{human_bytes(written)} written")
     compact_receipts(target.storage, unit)
     return UnitCopied(
-        name=unit, before=target.meta.num_shards - len(todo), kept=kept, assembled=assembled,
-        repacked=len(todo) - kept - assembled, num_bytes=written,
-    )  # fmt: skip
+        name=unit,
+        before=target.meta.num_shards - len(todo),
+        kept=kept,
+        assembled=assembled,
+        repacked=len(todo) - kept - assembled,
+        num_bytes=written,
+    )
 
 
 def _refuse_overlap(config: CopyConfig) -> None:

@@ -76,9 +76,7 @@ def copy_shard(copying: Copying, shard: int) -> Receipt:
     return _teacher_shard(copying, shard, writer)
 
 
-def _copy_files(
-    copying: Copying, shard: int, writer: ShardWriter, wanted: Callable[[StoredFile], bool]
-) -> Receipt:  # fmt: skip
+def _copy_files(copying: Copying, shard: int, writer: ShardWriter, wanted: Callable[[StoredFile], bool]) -> Receipt:
     """The files of the same shard of the source, bytes unchanged; returns the source's receipt."""
     source, receipt = copying.source, copying.receipts[shard]
     assert receipt is not None, "rows were asked for before"
@@ -114,9 +112,12 @@ def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt
     made = _Made(copying, shard)
     new = copying.target.teachers[copying.unit]
     writer.write_sharded(
-        "spatial", made.chunks, grid=(0, shard, *(0 for _ in new.row_shape)),
-        chunks_per_shard=copying.target.meta.shard_images, zstd_level=new.codec.zstd_level,
-    )  # fmt: skip
+        "spatial",
+        made.chunks,
+        grid=(0, shard, *(0 for _ in new.row_shape)),
+        chunks_per_shard=copying.target.meta.shard_images,
+        zstd_level=new.codec.zstd_level,
+    )
     if copying.keeps_rows(shard):
         # Sums of what the teacher said are better than sums of what was decoded.
         receipt = _copy_files(copying, shard, writer, lambda file: not file.path.startswith("spatial/"))
@@ -195,5 +196,9 @@ def _fields(copying: Copying, shard: int, num_tokens: int, fidelity: Fidelity | 
         if old in copying.failures
     )
     return {
-        "first_row": own.start, "num_rows": len(own), "num_tokens": num_tokens, "failures": failures, "fidelity": fidelity,
-    }  # fmt: skip
+        "first_row": own.start,
+        "num_rows": len(own),
+        "num_tokens": num_tokens,
+        "failures": failures,
+        "fidelity": fidelity,
+    }

@@ -18,11 +18,23 @@ from radio_cache.images.decode import decode_image
 
 BUNDLED = {
     "skimage.data": (
-        "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
-        "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "retina.jpg",
+        "rocket.jpg",
     ),
     "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
-}  # fmt: skip
+}
 """Photographs that ship inside scikit-image and scikit-learn, by package: 16 in all."""
 
 MIN_PHOTO_SIDE_PX = 128
@@ -76,8 +88,7 @@ def own_photos(folder: Path, config: DemoImagesConfig) -> dict[str, bytes]:
     images = walk_folder(folder).images
     order = np.random.default_rng(config.seed).permutation(len(images))[: config.max_photos]
     return {
-        str(Path(images[i]).with_suffix("")).replace("/", "-"): (folder / images[i]).read_bytes()
-        for i in sorted(order)
+        str(Path(images[i]).with_suffix("")).replace("/", "-"): (folder / images[i]).read_bytes() for i in sorted(order)
     }
 
 

@@ -31,7 +31,6 @@ T = TypeVar("T")
 _CUDA_STREAMS = 2
 
 
-
 @dataclass(frozen=True)
 class MapBatch:
     """Features of some images, on the device: spatial (b, h, w, c) in float32; summary (b, c) or None."""
@@ -79,9 +78,14 @@ class DeviceWork:
     """
 
     def __init__(
-        self, teacher: Teacher, device: torch.device, stages: StageSeconds, *, codec: Codec | None = None,
+        self,
+        teacher: Teacher,
+        device: torch.device,
+        stages: StageSeconds,
+        *,
+        codec: Codec | None = None,
         say: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._teacher, self._device, self._stages, self._say = teacher, device, stages, say
         self._dtype = getattr(torch, teacher.spec.compute_dtype)
         self._encoder = MapEncoder(codec, device) if codec else None

@@ -55,9 +55,13 @@ class ImageAccess:
     """
 
     def __init__(
-        self, cache: Cache, *, leave_out: bool = False, witnesses: Sequence[Witness] = (),
+        self,
+        cache: Cache,
+        *,
+        leave_out: bool = False,
+        witnesses: Sequence[Witness] = (),
         blind: Callable[[str], RadioCacheError] = SourceError,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.cache, self._leave_out, self._blind = cache, leave_out, blind
         self._lock, self._alone = threading.Lock(), threading.RLock()
         self._witnesses: dict[str, deque[Witness]] = {}

@@ -81,7 +81,10 @@ class UnitLog:
             self.num_bytes += num_bytes
             since = spent and {name: round(spent[name] - (self._spent or {})[name], 3) for name in spent}
             self._log.write(
-                "shard", unit=self._unit, shard=receipt.shard, **_counts(images, failures, num_bytes, now - self._last, since)
+                "shard",
+                unit=self._unit,
+                shard=receipt.shard,
+                **_counts(images, failures, num_bytes, now - self._last, since),
             )
             self._last, self._spent = now, spent
 
@@ -106,6 +109,10 @@ def _counts(
     images: int, failures: int, num_bytes: int, seconds: float, stages: dict[str, float] | None
 ) -> dict[str, Any]:
     return {
-        "images": images, "failures": failures, "bytes": num_bytes, "seconds": round(seconds, 3),
-        "images_per_s": round(images / seconds, 2) if seconds > 0 else None, "stage_seconds": stages,
-    }  # fmt: skip
+        "images": images,
+        "failures": failures,
+        "bytes": num_bytes,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(images / seconds, 2) if seconds > 0 else None,
+        "stage_seconds": stages,
+    }

@@ -47,9 +47,14 @@ class TeacherResult:
 
 
 def scan_images(
-    cache: Cache, pool: ThreadPoolExecutor, say: Say, log: BuildLog, *, leave: Collection[int] = (),
+    cache: Cache,
+    pool: ThreadPoolExecutor,
+    say: Say,
+    log: BuildLog,
+    *,
+    leave: Collection[int] = (),
     access: ImageAccess | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Look once at every image that was not looked at yet, but those of the shards to leave. Raises SourceError if all have
     been looked at, and none can be used; and as `ImageAccess` does."""
     todo = [shard for shard in missing_shards(cache, IMAGES_UNIT) if shard not in leave]
@@ -91,9 +96,7 @@ def tell_unusable(cache: Cache, say: Say) -> None:
         raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.url} --failures")
 
 
-def retry_failures(
-    cache: Cache, config: BuildConfig, pool: ThreadPoolExecutor, access: ImageAccess, say: Say
-) -> Cache:
+def retry_failures(cache: Cache, config: BuildConfig, pool: ThreadPoolExecutor, access: ImageAccess, say: Say) -> Cache:
     """Look again at images that could not be read, or with --retry-unusable at all that could not be used; return the cache
     with what was found.
 
@@ -112,9 +115,14 @@ def retry_failures(
 
 
 def join_teacher(
-    cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say,
-    scan: Callable[[], None] = lambda: None, access: ImageAccess | None = None,
-) -> Cache:  # fmt: skip
+    cache: Cache,
+    teacher: Teacher,
+    config: BuildConfig,
+    pool: ThreadPoolExecutor,
+    say: Say,
+    scan: Callable[[], None] = lambda: None,
+    access: ImageAccess | None = None,
+) -> Cache:
     """Choose the codec of a teacher that is new, and make its group. Raises StaleCacheError if it is another's now.
 
     scan: called if all images have to be looked at first, to know which there are to choose by.
@@ -147,9 +155,14 @@ def join_teacher(
 
 
 def usable_sample(
-    cache: Cache, name: str, count: int, pool: ThreadPoolExecutor, access: ImageAccess | None = None, *,
+    cache: Cache,
+    name: str,
+    count: int,
+    pool: ThreadPoolExecutor,
+    access: ImageAccess | None = None,
+    *,
     leave_out: bool = True,
-) -> list[int] | None:  # fmt: skip
+) -> list[int] | None:
     """The first `count` usable rows, or as many as there are, of a seeded order of all images; another order for every
     teacher. The same whether they were scanned already or not: then they are decoded for it.
 
@@ -198,9 +211,14 @@ def _recorded_as_unreadable(cache: Cache, row: int) -> str | None:
 
 
 def tokens_of(
-    cache: Cache, teacher: Teacher, rows: list[int], config: BuildConfig, pool: ThreadPoolExecutor, say: Say,
+    cache: Cache,
+    teacher: Teacher,
+    rows: list[int],
+    config: BuildConfig,
+    pool: ThreadPoolExecutor,
+    say: Say,
     access: ImageAccess | None = None,
-) -> Generator[NDArray[np.float32]]:  # fmt: skip
+) -> Generator[NDArray[np.float32]]:
     """For each row its tokens (n, c) that show the image: of one of its views, each in turn."""
     spec, device, stages = teacher.spec, torch.device(config.device), StageSeconds()
     work = DeviceWork(teacher, device, stages, say=say)
@@ -222,9 +240,14 @@ def tokens_of(
 
 
 def run_teacher(
-    cache: Cache, teacher: Teacher, config: BuildConfig, pool: ThreadPoolExecutor, say: Say, log: BuildLog,
+    cache: Cache,
+    teacher: Teacher,
+    config: BuildConfig,
+    pool: ThreadPoolExecutor,
+    say: Say,
+    log: BuildLog,
     access: ImageAccess | None = None,
-) -> TeacherResult:  # fmt: skip
+) -> TeacherResult:
     """Compute what is missing of a teacher that has joined the cache, and look at images that nobody has looked at yet."""
     name = teacher.spec.name
     todo, unseen = missing_shards(cache, name), missing_shards(cache, IMAGES_UNIT)
@@ -244,9 +267,18 @@ def run_teacher(
                 line.advance(count, ", ".join(filter(None, (stages.bottleneck(), unit.note))))
 
             receipts = run_shards(
-                cache, teacher, todo, config, pool, stages, say=say, step=step, committed=unit.shard, looked=scan.shard,
+                cache,
+                teacher,
+                todo,
+                config,
+                pool,
+                stages,
+                say=say,
+                step=step,
+                committed=unit.shard,
+                looked=scan.shard,
                 access=access,
-            )  # fmt: skip
+            )
             with contextlib.closing(receipts):
                 for _ in receipts:
                     step(0)  # its images are counted already, what was written of them is not

@@ -47,10 +47,19 @@ Committed = Callable[[Receipt], object]
 
 
 def run_shards(
-    cache: Cache, teacher: Teacher, shards: Iterable[int], config: BuildConfig, pool: ThreadPoolExecutor,
-    stages: StageSeconds, *, step: Step = lambda _: None, say: Callable[[str], None] = lambda _: None,
-    committed: Committed = lambda _: None, looked: Committed = lambda _: None, access: ImageAccess | None = None,
-) -> Generator[Receipt]:  # fmt: skip
+    cache: Cache,
+    teacher: Teacher,
+    shards: Iterable[int],
+    config: BuildConfig,
+    pool: ThreadPoolExecutor,
+    stages: StageSeconds,
+    *,
+    step: Step = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+    committed: Committed = lambda _: None,
+    looked: Committed = lambda _: None,
+    access: ImageAccess | None = None,
+) -> Generator[Receipt]:
     """Compute and commit shards of a teacher that is on its device, one after the other; each is finished when its receipt
     comes. Closed early, it finishes the shard that is being written and abandons those that are being computed.
 
@@ -82,9 +91,7 @@ def run_shards(
         batches = (
             batch
             for shard in to_compute
-            for batch in begun.setdefault(shard, ShardImages()).batches(
-                seen, len(rows_of(shard)), config.batch, stages
-            )
+            for batch in begun.setdefault(shard, ShardImages()).batches(seen, len(rows_of(shard)), config.batch, stages)
         )
         results = ahead(streams, lambda batch: _codes(cache, work, spec, batch), batches, depth=num_streams + 1)
         stack.callback(results.close)
@@ -96,7 +103,17 @@ def run_shards(
             if last is not None:
                 yield _awaited(last, stages)
             last = writer.submit(
-                _timed_write, cache, spec, shard, images, features, pool, stages, document, looked=looked, committed=committed
+                _timed_write,
+                cache,
+                spec,
+                shard,
+                images,
+                features,
+                pool,
+                stages,
+                document,
+                looked=looked,
+                committed=committed,
             )
         if last is not None:
             yield _awaited(last, stages)
@@ -142,9 +159,13 @@ class ShardFeatures:
 
 
 def _gathered(
-    cache: Cache, spec: TeacherSpec, shard: int, results: Iterator[tuple[list[CodeBatch], bool]], stages: StageSeconds,
+    cache: Cache,
+    spec: TeacherSpec,
+    shard: int,
+    results: Iterator[tuple[list[CodeBatch], bool]],
+    stages: StageSeconds,
     step: Step,
-) -> ShardFeatures:  # fmt: skip
+) -> ShardFeatures:
     """The codes of one shard, batch by batch: full-precision maps never pile up."""
     cached = cache.teachers[spec.name]
     most = len(cache.meta.shard_rows(shard)) * spec.views
@@ -169,9 +190,11 @@ def _gathered(
     by_view = (done // spec.views, spec.views)
     return ShardFeatures(
         codes[:done].reshape(*by_view, *codes.shape[1:]),
-        None if summary is None else summary[:done].reshape(*by_view, summary.shape[1]), sums, np.concatenate(cosines),
+        None if summary is None else summary[:done].reshape(*by_view, summary.shape[1]),
+        sums,
+        np.concatenate(cosines),
         squared_errors,
-    )  # fmt: skip
+    )
 
 
 def _next(results: Iterator[tuple[list[CodeBatch], bool]], stages: StageSeconds) -> tuple[list[CodeBatch], bool]:
@@ -183,9 +206,18 @@ def _next(results: Iterator[tuple[list[CodeBatch], bool]], stages: StageSeconds)
 
 
 def _timed_write(
-    cache: Cache, spec: TeacherSpec, shard: int, images: ShardImages, features: ShardFeatures, pool: ThreadPoolExecutor,
-    stages: StageSeconds, document: bytes, *, looked: Committed, committed: Committed,
-) -> Receipt:  # fmt: skip
+    cache: Cache,
+    spec: TeacherSpec,
+    shard: int,
+    images: ShardImages,
+    features: ShardFeatures,
+    pool: ThreadPoolExecutor,
+    stages: StageSeconds,
+    document: bytes,
+    *,
+    looked: Committed,
+    committed: Committed,
+) -> Receipt:
     with Stopwatch(stages, "write"):
         if images.looks:
             looked(write_looks(cache, shard, images.looks))
@@ -243,9 +275,13 @@ def write_shard(
         for place, codes in zip(places, features.codes[:, view], strict=True):
             chunks[place] = codes
         writer.write_sharded(
-            "spatial", chunks, grid=(view, shard, *(0 for _ in range(row_axes))), chunks_per_shard=meta.shard_images,
-            zstd_level=codec.zstd_level, pool=pool,
-        )  # fmt: skip
+            "spatial",
+            chunks,
+            grid=(view, shard, *(0 for _ in range(row_axes))),
+            chunks_per_shard=meta.shard_images,
+            zstd_level=codec.zstd_level,
+            pool=pool,
+        )
     writer.write_plain("stats/spatial", features.sums[None], grid=(shard, 0, 0))
     if features.summary is not None:
         _write_summaries(writer, cache, spec, shard, places, features.summary)
@@ -255,10 +291,15 @@ def write_shard(
     if len(features.cosines):
         variance = float((features.sums[1] - np.square(features.sums[0]) / len(features.cosines)).sum())
         fidelity = from_cosines(features.cosines, features.squared_errors, variance)
-    return writer.commit({
-        "first_row": shard_rows[0], "num_rows": len(shard_rows), "num_tokens": len(features.cosines),
-        "failures": failures, "fidelity": fidelity,
-    })  # fmt: skip
+    return writer.commit(
+        {
+            "first_row": shard_rows[0],
+            "num_rows": len(shard_rows),
+            "num_tokens": len(features.cosines),
+            "failures": failures,
+            "fidelity": fidelity,
+        }
+    )
 
 
 def _write_summaries(

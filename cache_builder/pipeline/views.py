@@ -83,9 +83,16 @@ def _views(spec: TeacherSpec, job: Job, image: Image.Image) -> list[Shown]:
 
 
 def shown_ahead(
-    cache: Cache, spec: TeacherSpec, jobs: Iterable[Job], pool: ThreadPoolExecutor, stages: StageSeconds, *, depth: int,
-    unseen: Collection[int] = (), access: ImageAccess | None = None,
-) -> Generator[Shown]:  # fmt: skip
+    cache: Cache,
+    spec: TeacherSpec,
+    jobs: Iterable[Job],
+    pool: ThreadPoolExecutor,
+    stages: StageSeconds,
+    *,
+    depth: int,
+    unseen: Collection[int] = (),
+    access: ImageAccess | None = None,
+) -> Generator[Shown]:
     """What the teacher is shown of these images, in order, made ahead in the pool. depth: images, about. unseen: shards that
     were not scanned yet."""
 

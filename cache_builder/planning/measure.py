@@ -37,9 +37,10 @@ from radio_cache.writer import ImageIndex, compressed, create_cache
 
 FIDELITIES = (0.99, 0.999)
 COMPARED = (
-    CodecRequest(name="half"), CodecRequest(name="int8"),
+    CodecRequest(name="half"),
+    CodecRequest(name="int8"),
     *(CodecRequest(packing=packing, fidelity=fidelity) for packing in ("packed", "zstd") for fidelity in FIDELITIES),
-)  # fmt: skip
+)
 """What a user can choose from."""
 
 _SEED = 0
@@ -99,13 +100,21 @@ def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Gener
     index = listing.index
     chosen = np.sort(np.random.default_rng(_SEED).permutation(len(index))[:num_images])
     sample = ImageIndex(
-        [index.key(int(row)) for row in chosen], index.labels[chosen], index.container[chosen], index.offset[chosen],
+        [index.key(int(row)) for row in chosen],
+        index.labels[chosen],
+        index.container[chosen],
+        index.offset[chosen],
         index.length[chosen],
-    )  # fmt: skip
+    )
     meta = CacheMeta(
-        num_images=len(chosen), shard_images=len(chosen), creator=f"radio-cache {__version__}", max_pixels=config.max_pixels,
-        containers=listing.containers, class_names=listing.class_names, pixels=config.pixels,
-    )  # fmt: skip
+        num_images=len(chosen),
+        shard_images=len(chosen),
+        creator=f"radio-cache {__version__}",
+        max_pixels=config.max_pixels,
+        containers=listing.containers,
+        class_names=listing.class_names,
+        pixels=config.pixels,
+    )
     with tempfile.TemporaryDirectory(prefix="radio-cache-plan-") as folder:
         place = Path(folder) / "probe.zarr"
         create_cache(place, meta, sample)
@@ -128,9 +137,15 @@ def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, flo
 
 
 def probe_teacher(
-    cache: Cache, teacher: Teacher, asked: CodecRequest, config: BuildConfig, pool: ThreadPoolExecutor, *,
-    seconds: float, values_mean_something: bool = True,
-) -> TeacherProbe:  # fmt: skip
+    cache: Cache,
+    teacher: Teacher,
+    asked: CodecRequest,
+    config: BuildConfig,
+    pool: ThreadPoolExecutor,
+    *,
+    seconds: float,
+    values_mean_something: bool = True,
+) -> TeacherProbe:
     """Run the images of a probe cache through a teacher that is on its device.
 
     asked: the codec whose encoding is timed. seconds: about how long the teacher may run; a slow one sees fewer images.
@@ -155,10 +170,19 @@ def probe_teacher(
             timed = codec
     encode_s, pack_s = _encode(timed, maps, torch.device(config.device))
     return TeacherProbe(
-        name=spec.name, input_hw=spec.geometry.input_hw, grid_hw=spec.geometry.grid_hw, spatial_dim=spec.spatial_dim,
-        summary_dim=spec.summary_dim, images=len(maps), decode_s=decode_s, forward_s=forward_s, encode_s=encode_s,
-        pack_s=pack_s, asked=asked, codecs=tuple(costs),
-    )  # fmt: skip
+        name=spec.name,
+        input_hw=spec.geometry.input_hw,
+        grid_hw=spec.geometry.grid_hw,
+        spatial_dim=spec.spatial_dim,
+        summary_dim=spec.summary_dim,
+        images=len(maps),
+        decode_s=decode_s,
+        forward_s=forward_s,
+        encode_s=encode_s,
+        pack_s=pack_s,
+        asked=asked,
+        codecs=tuple(costs),
+    )
 
 
 def _forward(
@@ -193,9 +217,13 @@ def _forward(
 
 
 def _measured(
-    request: CodecRequest, teacher: Teacher, maps: NDArray[np.float32], shown: NDArray[np.bool_], *,
+    request: CodecRequest,
+    teacher: Teacher,
+    maps: NDArray[np.float32],
+    shown: NDArray[np.bool_],
+    *,
     values_mean_something: bool,
-) -> tuple[Codec | None, CodecCost]:  # fmt: skip
+) -> tuple[Codec | None, CodecCost]:
     """A codec calibrated on the maps' tokens that show the image, and what it takes of the maps."""
     spec = teacher.spec
     if not request.needs_calibration:

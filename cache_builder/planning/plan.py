@@ -176,24 +176,43 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Everything that was measured and concluded, for machines: seconds, bytes."""
         return {
-            "images": self.num_images, "shards": self.num_shards, "device": self.config.build.device,
-            "threads": self.config.build.threads, "devices": self.config.devices, "scan_seconds": self.scan_s,
-            "pixel_bytes_per_image": self.pixel_bytes, "images_unseen": self.images_unseen,
-            "teachers": [_teacher_json(teacher) for teacher in self.teachers], "index_bytes": self.index_bytes,
-            "stored_bytes": self.stored_bytes, "bytes_to_write": self.bytes_to_write, "free_bytes": self.free_bytes,
-            "fits": self.fits, "seconds_on_one_device": self.wall_s(1), "seconds": self.wall_s(self.config.devices),
-            "device_seconds": self.device_s, "dollars": self.dollars, "student_steps": self.student_run.steps,
-            "student_batch": self.student_run.batch_images, "online_seconds_per_run": self.online_s,
-            "runs_to_break_even": self.runs_to_break_even, "notes": list(self.notes),
-        }  # fmt: skip
+            "images": self.num_images,
+            "shards": self.num_shards,
+            "device": self.config.build.device,
+            "threads": self.config.build.threads,
+            "devices": self.config.devices,
+            "scan_seconds": self.scan_s,
+            "pixel_bytes_per_image": self.pixel_bytes,
+            "images_unseen": self.images_unseen,
+            "teachers": [_teacher_json(teacher) for teacher in self.teachers],
+            "index_bytes": self.index_bytes,
+            "stored_bytes": self.stored_bytes,
+            "bytes_to_write": self.bytes_to_write,
+            "free_bytes": self.free_bytes,
+            "fits": self.fits,
+            "seconds_on_one_device": self.wall_s(1),
+            "seconds": self.wall_s(self.config.devices),
+            "device_seconds": self.device_s,
+            "dollars": self.dollars,
+            "student_steps": self.student_run.steps,
+            "student_batch": self.student_run.batch_images,
+            "online_seconds_per_run": self.online_s,
+            "runs_to_break_even": self.runs_to_break_even,
+            "notes": list(self.notes),
+        }
 
 
 def _teacher_json(teacher: TeacherPlan) -> dict[str, Any]:
     return {
-        **asdict(teacher.probe), "images_left": teacher.images_left, "seconds": teacher.seconds,
-        "calibration_seconds": teacher.calibration_s, "views": teacher.views, "random_weights": teacher.random_weights,
-        "bytes_per_image": teacher.bytes_per_image, "is_upper_bound": teacher.is_upper_bound,
-    }  # fmt: skip
+        **asdict(teacher.probe),
+        "images_left": teacher.images_left,
+        "seconds": teacher.seconds,
+        "calibration_seconds": teacher.calibration_s,
+        "views": teacher.views,
+        "random_weights": teacher.random_weights,
+        "bytes_per_image": teacher.bytes_per_image,
+        "is_upper_bound": teacher.is_upper_bound,
+    }
 
 
 def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
@@ -230,19 +249,31 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
                     check_same(cache, [teacher.spec])
                 begun = build if cache is None else begun_batch(build, cache, group)
                 probe = probe_teacher(
-                    sample, teacher, _request(options, teacher.spec, num_images, cache), with_batch(begun, teacher, say), pool,
-                    seconds=config.probe_s, values_mean_something=not is_random,
-                )  # fmt: skip
+                    sample,
+                    teacher,
+                    _request(options, teacher.spec, num_images, cache),
+                    with_batch(begun, teacher, say),
+                    pool,
+                    seconds=config.probe_s,
+                    values_mean_something=not is_random,
+                )
                 sample_images = min(num_images, sample_size(teacher.spec))
             left = _images_left(cache, group, num_images)
             plans.append(teacher_plan(probe, left, sample_images, cache, build, is_random, views=options.views))
     unseen = _images_left(cache, IMAGES_UNIT, num_images)
     columns = index_columns(listing.index).values()
     return Plan(
-        config=config, num_images=num_images, num_shards=-(-num_images // build.shard_images),
-        index_bytes=sum(column.nbytes for column in columns) + SCAN_BYTES * num_images, free_bytes=free_bytes(build.out),
-        scan_s=scan_s * unseen, images_unseen=unseen, pixel_bytes=pixel_bytes, teachers=tuple(plans), notes=tuple(notes),
-    )  # fmt: skip
+        config=config,
+        num_images=num_images,
+        num_shards=-(-num_images // build.shard_images),
+        index_bytes=sum(column.nbytes for column in columns) + SCAN_BYTES * num_images,
+        free_bytes=free_bytes(build.out),
+        scan_s=scan_s * unseen,
+        images_unseen=unseen,
+        pixel_bytes=pixel_bytes,
+        teachers=tuple(plans),
+        notes=tuple(notes),
+    )
 
 
 def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
@@ -257,9 +288,15 @@ def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache:
 
 
 def teacher_plan(
-    probe: TeacherProbe, images_left: int, sample_images: int, cache: Cache | None, build: BuildConfig, is_random: bool,
-    *, views: int = 1,
-) -> TeacherPlan:  # fmt: skip
+    probe: TeacherProbe,
+    images_left: int,
+    sample_images: int,
+    cache: Cache | None,
+    build: BuildConfig,
+    is_random: bool,
+    *,
+    views: int = 1,
+) -> TeacherPlan:
     """From what was measured to how long the images left take. sample_images: what its codec is calibrated on.
 
     views: each is counted as an image of its own, its decoding, too: a little more than it takes.
@@ -270,9 +307,13 @@ def teacher_plan(
     calibrates = probe.asked.needs_calibration and (cache is None or probe.name not in cache.teachers)
     calibration_s = sample_images * (probe.forward_s + probe.decode_s) if calibrates else 0.0
     return TeacherPlan(
-        probe=probe, views=views, images_left=images_left, seconds=images_left * seconds + calibration_s,
-        calibration_s=calibration_s, random_weights=is_random,
-    )  # fmt: skip
+        probe=probe,
+        views=views,
+        images_left=images_left,
+        seconds=images_left * seconds + calibration_s,
+        calibration_s=calibration_s,
+        random_weights=is_random,
+    )
 
 
 def _images_left(cache: Cache | None, unit: str, num_images: int) -> int:

@@ -13,7 +13,23 @@ from radio_cache.errors import SourceError
 _TOLD_ENDINGS = 6
 
 _PHOTO_ENDINGS = frozenset(
-    {".heic", ".heif", ".jxl", ".jp2", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".raf", ".rw2", ".raw", ".psd", ".svg"}
+    {
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".jp2",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".dng",
+        ".orf",
+        ".raf",
+        ".rw2",
+        ".raw",
+        ".psd",
+        ".svg",
+    }
 )
 """Photos that nothing here decodes; named first among what is passed over, because they are missed."""
 
@@ -65,9 +81,7 @@ class PassedFiles:
         endings = sorted(self._endings.items(), key=lambda one: (one[0] not in _PHOTO_ENDINGS, -one[1], one[0]))
         first = [f"{count} {ending or 'without an ending'}" for ending, count in endings[:_TOLD_ENDINGS]]
         more = [f"{len(endings) - _TOLD_ENDINGS} more endings"] if len(endings) > _TOLD_ENDINGS else []
-        return (
-            f"{counted(self.count, 'file')} passed over (no image by name): {', '.join(first + more)}, such as {self.example}"
-        )
+        return f"{counted(self.count, 'file')} passed over (no image by name): {', '.join(first + more)}, such as {self.example}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -23,7 +23,19 @@ TABLES = (CSV, TSV)
 ENDINGS = (".txt", ".lst", ".list", *TABLES)
 """Names of files that are taken for lists."""
 
-PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path", "url")
+PATH_NAMES = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "img_path",
+    "url",
+)
 LABEL_NAMES = ("label", "cls", "class", "labels")
 """Columns that are taken for the places of images and their classes where nobody says; the first of them counts."""
 
@@ -55,9 +67,14 @@ def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "
 
 
 def found_at_places(
-    path: str, entries: list[str], lines: Sequence[int], labels: NDArray[np.int32], class_names: tuple[str, ...] | None, *,
+    path: str,
+    entries: list[str],
+    lines: Sequence[int],
+    labels: NDArray[np.int32],
+    class_names: tuple[str, ...] | None,
+    *,
     counted: str,
-) -> Found:  # fmt: skip
+) -> Found:
     """The images at these places. Whether there is anything at a URL is found out when the image is read.
 
     lines: where in the file at `path` each entry is; counted: what is counted there, such as lines.
@@ -97,9 +114,14 @@ def found_at_places(
             "left out"
         )
     return Found(
-        members=entries, labels=labels, class_names=class_names, offset=nowhere(len(entries)), length=nowhere(len(entries)),
-        notes=tuple(notes), kind="list",
-    )  # fmt: skip
+        members=entries,
+        labels=labels,
+        class_names=class_names,
+        offset=nowhere(len(entries)),
+        length=nowhere(len(entries)),
+        notes=tuple(notes),
+        kind="list",
+    )
 
 
 _Row = tuple[int, str, str | None]

@@ -66,7 +66,11 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
                         continue
                     path = f"{below}/{name}" if below else name
                     kind = _kind(entry)
-                    if room < _LONGEST_NAME and len(os.fsencode(name)) > room and (kind == "a folder" or has_image_name(name)):
+                    if (
+                        room < _LONGEST_NAME
+                        and len(os.fsencode(name)) > room
+                        and (kind == "a folder" or has_image_name(name))
+                    ):
                         too_deep.append(path)
                     elif kind == "a folder":
                         inner.append(path)
@@ -119,9 +123,13 @@ def found_in(tree: Tree) -> Found:
         )
     count = len(tree.images)
     return Found(
-        members=tree.images, labels=labels, class_names=names or None, offset=nowhere(count), length=nowhere(count),
+        members=tree.images,
+        labels=labels,
+        class_names=names or None,
+        offset=nowhere(count),
+        length=nowhere(count),
         notes=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 def has_image_name(name: str) -> bool:

@@ -68,9 +68,7 @@ def list_for(request: Request, cache: Cache | None, *, rescan: bool = False) -> 
         if cache is not None and not rescan and is_unchanged(cache, request):
             note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
             return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), recorded=True)
-        return list_images(
-            request.sources, selection=request.selection, member=request.member, tell=line.advance
-        )  # fmt: skip
+        return list_images(request.sources, selection=request.selection, member=request.member, tell=line.advance)
 
 
 def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
@@ -106,7 +104,11 @@ def list_images(
     for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places, tell), strict=True):
         if not one.members:
             more = f": {one.notes[0]}" if one.notes else ""
-            names = f". Images are files whose names end in {' '.join(sorted(EXTENSIONS))}" if source.kind == "folder" else ""
+            names = (
+                f". Images are files whose names end in {' '.join(sorted(EXTENSIONS))}"
+                if source.kind == "folder"
+                else ""
+            )
             empty[source.path] = f"{source.path} holds no image{more}{names}"
         stamps |= seen
         containers.append(Container(kind=one.kind or source.kind, path=source.path, prefix=prefix, column=one.column))
@@ -125,16 +127,21 @@ def list_images(
     if names is None:
         labels, names = sparse_numbers_named(labels)
         if names is not None:
-            notes.append(f"class numbers go up to {names[-1]}, of {len(names)} classes: the numbers are kept as names of classes")
+            notes.append(
+                f"class numbers go up to {names[-1]}, of {len(names)} classes: the numbers are kept as names of classes"
+            )
     else:
         labels, names = without_empty_classes(labels, names)
     numbers = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.members) for one in found])
     index = ImageIndex(
-        keys=keys if len(rows) == len(keys) and selection.shuffle_seed is None else [keys[row] for row in rows.tolist()],
-        labels=labels, container=numbers[rows],
+        keys=keys
+        if len(rows) == len(keys) and selection.shuffle_seed is None
+        else [keys[row] for row in rows.tolist()],
+        labels=labels,
+        container=numbers[rows],
         offset=np.concatenate([one.offset for one in found])[rows],
         length=np.concatenate([one.length for one in found])[rows],
-    )  # fmt: skip
+    )
     return Listing(index, tuple(containers), names or (), tuple(notes), stamps, listed_at_ns)
 
 

@@ -39,10 +39,14 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
     with _named(place), open_parquet(place) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if not metadata.num_rows:  # which may say nothing of the types of its columns either
-            return Found(members=[], labels=np.zeros(0, np.int32), class_names=None, offset=nowhere(0), length=nowhere(0))
+            return Found(
+                members=[], labels=np.zeros(0, np.int32), class_names=None, offset=nowhere(0), length=nowhere(0)
+            )
         features = _features(schema)
         if paths := _path_column(schema, image):
-            return _listed_paths(place, parquet, paths, *_label_column(place, schema, features, label), asked=bool(label))
+            return _listed_paths(
+                place, parquet, paths, *_label_column(place, schema, features, label), asked=bool(label)
+            )
         column = _image_column(place, schema, features, image)
         notes = [*_layout_notes(place, metadata, column), *([] if image else _other_image_notes(schema, column))]
         asked = bool(label)
@@ -65,9 +69,15 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
                 members, repeated = unique_names(found)
                 notes += repeated
     return Found(
-        members=members, labels=numbers, class_names=classes, offset=np.arange(rows, dtype=np.int64), length=nowhere(rows),
-        notes=tuple(notes), column=column, text_labels=bool(label) and is_text(schema.field(label).type),
-    )  # fmt: skip
+        members=members,
+        labels=numbers,
+        class_names=classes,
+        offset=np.arange(rows, dtype=np.int64),
+        length=nowhere(rows),
+        notes=tuple(notes),
+        column=column,
+        text_labels=bool(label) and is_text(schema.field(label).type),
+    )
 
 
 def _path_column(schema: Any, asked: str) -> str:
@@ -188,7 +198,11 @@ def _image_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
 def _other_image_notes(schema: Any, column: str) -> list[str]:
     """Return a note on further columns of bytes, such as masks, which the choice of `column` leaves alone."""
     others = [name for name in _byte_columns(dict(_leaves(schema))) if name != column]
-    return [f"images are those of column {column}; other columns of bytes are left alone: {', '.join(others)}"] if others else []
+    return (
+        [f"images are those of column {column}; other columns of bytes are left alone: {', '.join(others)}"]
+        if others
+        else []
+    )
 
 
 def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], asked: str) -> tuple[str, str]:
@@ -209,10 +223,16 @@ def _label_column(place: str, schema: Any, features: dict[str, dict[str, Any]], 
     if known:
         return "", f"no classes: there are several columns of them ({', '.join(known)}); name one, as in '#,{known[0]}'"
     if likely:
-        return "", f"no classes: column {likely[0]} is {schema.field(likely[0]).type}, and a class is a number or a name"
+        return (
+            "",
+            f"no classes: column {likely[0]} is {schema.field(likely[0]).type}, and a class is a number or a name",
+        )
     nested = [name for name, _ in _leaves(schema) if name.rpartition(".")[2].lower() in LABEL_NAMES]
     if nested:
-        return "", f"no classes: {nested[0]} is a field within another column; copy it into a column of its own, such as label"
+        return (
+            "",
+            f"no classes: {nested[0]} is a field within another column; copy it into a column of its own, such as label",
+        )
     return "", ""
 
 
@@ -284,7 +304,9 @@ def _missing_files(place: str, paths: list[str | None], column: str) -> list[str
         )
     if not missing:
         return []
-    return [f"{len(missing)} of the {named} files that it names do not exist ({missing[0]!r:.200}) and will be left out"]
+    return [
+        f"{len(missing)} of the {named} files that it names do not exist ({missing[0]!r:.200}) and will be left out"
+    ]
 
 
 def _column_number(metadata: Any, column: str) -> int | None:

@@ -111,8 +111,12 @@ def sources_at(place: str, tell: Tell = lambda _: None) -> list[Source]:
     found = _file_at(place)
     if found is None:
         found = _at_prefix(place, tell) if is_url(place) else _in_folder(Path(place))
-    if columns and not all(one.kind in ("parquet", "tar") or one.path.lower().endswith(file_list.TABLES) for one in found):
-        raise SourceError(f"{place} has no columns such as '{columns}': only Parquet, CSV and TSV files, and tars, have")
+    if columns and not all(
+        one.kind in ("parquet", "tar") or one.path.lower().endswith(file_list.TABLES) for one in found
+    ):
+        raise SourceError(
+            f"{place} has no columns such as '{columns}': only Parquet, CSV and TSV files, and tars, have"
+        )
     return [Source(one.kind, one.path, image, label, one.files) for one in found]
 
 
@@ -124,7 +128,9 @@ def with_member(sources: Sequence[Source], member: str) -> list[Source]:
     if not member_endings(member):
         raise ConfigError(f"--member '{member}': the endings of photos, such as 'jpg;png'")
     if all(source.kind != "tar" for source in sources):
-        raise ConfigError(f"--member '{member}' names members of samples in tars, and no --images is a tar: leave it out")
+        raise ConfigError(
+            f"--member '{member}' names members of samples in tars, and no --images is a tar: leave it out"
+        )
     return [
         replace(source, image_column=member) if source.kind == "tar" and not source.image_column else source
         for source in sources

@@ -101,6 +101,7 @@ def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int)
 
 _FLAGS = {"shuffle_seed": "--shuffle-seed", "limit": "--limit", "filters": "--filter", "member": "--member"}
 
+
 def _settings(request: dict[str, Any]) -> dict[str, Any]:
     return {"member": request.get("member") or None, **request["selection"]}
 
@@ -132,7 +133,9 @@ def recorded_request(cache: Cache) -> Request | None:
         selection = request["selection"]
         sources = tuple(str(place) for places in request["places"] for place in places)
         chosen = Selection(
-            filters=tuple(map(str, selection["filters"])), shuffle_seed=selection["shuffle_seed"], limit=selection["limit"]
+            filters=tuple(map(str, selection["filters"])),
+            shuffle_seed=selection["shuffle_seed"],
+            limit=selection["limit"],
         )
         return Request(sources=sources, selection=chosen, member=str(request.get("member") or ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError, ConfigError):

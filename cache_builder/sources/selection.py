@@ -44,8 +44,10 @@ class Selection:
             )
         if self.shuffle_seed is not None:
             salt = str(self.shuffle_seed).encode()
-            draws = [hashlib.blake2b(keys[row].encode("utf-8", "surrogateescape"), digest_size=8, key=salt).digest()
-                     for row in rows.tolist()]  # fmt: skip
+            draws = [
+                hashlib.blake2b(keys[row].encode("utf-8", "surrogateescape"), digest_size=8, key=salt).digest()
+                for row in rows.tolist()
+            ]
             rows = rows[np.argsort(np.frombuffer(b"".join(draws), ">u8"), kind="stable")]
         return rows[: self.limit], len(rows)
 

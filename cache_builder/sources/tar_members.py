@@ -19,8 +19,10 @@ _MAX_HEADER_BYTES = 1 << 24
 """Of the headers of one member; the map of a sparse file may take megabytes. tarfile reads a header at once, of any size."""
 
 _KINDS = {
-    tarfile.FIFOTYPE: "a named pipe", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
-}  # fmt: skip
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+}
 
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "compressed with gzip, which has no random access: decompress it first"),
@@ -139,7 +141,11 @@ class _TarInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         info = super().frombuf(buf, encoding, errors)
-        if buf[257:265] == _GNU_MAGIC and buf[345] and info.type in (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE):
+        if (
+            buf[257:265] == _GNU_MAGIC
+            and buf[345]
+            and info.type in (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE)
+        ):
             info.name = bytes(buf[:100]).partition(b"\0")[0].decode(encoding, errors)
         return info
 

@@ -73,10 +73,13 @@ def list_tar(place: str, tell: Tell = lambda _: None, *, member: str = "", class
     numbers, names = parse_labels(labels)
     members, repeated = unique_names([one.name for one in images])
     return Found(
-        members=members, labels=numbers, class_names=names, offset=np.array([one.offset for one in images], np.int64),
+        members=members,
+        labels=numbers,
+        class_names=names,
+        offset=np.array([one.offset for one in images], np.int64),
         length=np.array([one.length for one in images], np.int64),
         notes=(*notes, *apart, *_folder_note(images, numbers), *repeated),
-    )  # fmt: skip
+    )
 
 
 def _labels_from_afar(samples: Samples) -> list[str]:
@@ -115,9 +118,11 @@ def _labels_from_afar(samples: Samples) -> list[str]:
 def _notes(samples: Samples, passed: PassedOver, others: PassedFiles, member: str) -> list[str]:
     """What a user should hear of what the tar holds besides the images."""
     notes = samples.notes
-    sentences = [
-        f"{counted(len(notes.left_out), 'image')} left out, not the member {member} of a sample ({notes.left_out[0]})"
-    ] if notes.left_out else []  # fmt: skip
+    sentences = (
+        [f"{counted(len(notes.left_out), 'image')} left out, not the member {member} of a sample ({notes.left_out[0]})"]
+        if notes.left_out
+        else []
+    )
     if notes.companions:
         sentences.append(
             f"{counted(notes.companions, 'image')} beside another one of the same sample, such as {notes.companion}: cached as "
@@ -182,7 +187,9 @@ def _json_label(
     try:
         return parse_label(value), True
     except ValueError as exc:
-        raise SourceError(f"{place}: field {field} of {member.name} holds {exc}: a class is a whole number or a name") from exc
+        raise SourceError(
+            f"{place}: field {field} of {member.name} holds {exc}: a class is a whole number or a name"
+        ) from exc
 
 
 def _content(file: BinaryIO, member: TarMember, place: str, most: int) -> bytes:

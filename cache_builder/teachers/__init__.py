@@ -18,10 +18,22 @@ if TYPE_CHECKING:
     from cache_builder.teachers.base import Teacher
 
 __all__ = [
-    "ALIASES", "FAMILIES", "TEACHERS", "ComputeDtype", "TeacherOptions", "TeacherPreset", "cache_group", "find_teacher",
-    "find_weights", "group_name", "load_found", "load_recorded", "load_teacher", "recorded_name",
+    "ALIASES",
+    "FAMILIES",
+    "TEACHERS",
+    "ComputeDtype",
+    "TeacherOptions",
+    "TeacherPreset",
+    "cache_group",
+    "find_teacher",
+    "find_weights",
+    "group_name",
+    "load_found",
+    "load_recorded",
+    "load_teacher",
+    "recorded_name",
     "trunk_of",
-]  # fmt: skip
+]
 
 MODULE = "torch-module:"
 """In front of the import path of a teacher that is somebody's own module."""
@@ -151,11 +163,15 @@ def load_recorded(spec: TeacherSpec, weights: Path | None = None, *, size_px: in
             f"{spec.weights_sha256[:12]}...): bring them back, or say where they are now with --weights"
         )
     options = TeacherOptions(
-        weights=recorded if weights or recorded.is_absolute() else None, size_px=size_px or spec.geometry.input_hw[0],
-        fit=spec.geometry.fit, dtype=cast(ComputeDtype, spec.compute_dtype),
+        weights=recorded if weights or recorded.is_absolute() else None,
+        size_px=size_px or spec.geometry.input_hw[0],
+        fit=spec.geometry.fit,
+        dtype=cast(ComputeDtype, spec.compute_dtype),
         level_of=name if spec.level_of and size_px is None else None,
-        views=spec.views, view_sampling=spec.view_sampling, as_before=not spec.loaded and size_px is None,
-    )  # fmt: skip
+        views=spec.views,
+        view_sampling=spec.view_sampling,
+        as_before=not spec.loaded and size_px is None,
+    )
     teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:
         raise TeacherWeightsError(

@@ -80,15 +80,24 @@ class Clip(Teacher):
         sizes = f" ({spatial_dim} wide, {tower.config.layers} deep)" if tower.patch_px is not None else ""
         free = f"open_clip:{preset.model}" + (f"/{preset.tag}" if preset.tag else "")
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=f"{preset.model}{sizes}" if preset.output else free,
-            licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
-            weights_sha256=file_sha256(path), geometry=geometry, normalisation=prepared.normalisation,
-            summary_dim=summary_dim, spatial_dim=spatial_dim,
+            name=preset.name,
+            family=preset.family,
+            model=f"{preset.model}{sizes}" if preset.output else free,
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
+            geometry=geometry,
+            normalisation=prepared.normalisation,
+            summary_dim=summary_dim,
+            spatial_dim=spatial_dim,
             summary_note="image embedding (text-aligned), not normalised",
             spatial_note=_spatial_note(self._net, tower),
-            compute_dtype=options.dtype, codec=options.codec, views=1,
-            software={"open_clip": version("open_clip_torch"), "torch": version("torch")}, loaded=loaded,
-        )  # fmt: skip
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
+            software={"open_clip": version("open_clip_torch"), "torch": version("torch")},
+            loaded=loaded,
+        )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         return _features(self._net, images)

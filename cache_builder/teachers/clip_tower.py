@@ -34,7 +34,12 @@ from cache_builder.teachers.wrong_weights import first_differences, published_tw
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
 
 _PREFIX = "visual."
-_OF_TEXT = ("transformer.", "text.", "token_embedding.", "text_decoder.")  # what is done to the text tower changes no image
+_OF_TEXT = (
+    "transformer.",
+    "text.",
+    "token_embedding.",
+    "text_decoder.",
+)  # what is done to the text tower changes no image
 _CONFIG_FILE = "open_clip_config.json"
 
 

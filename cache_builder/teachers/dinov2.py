@@ -67,14 +67,24 @@ class DinoV2(Teacher):
         patches = "" if patch == _PATCH_PX else f", patches of {patch} px"
         sizes = f"{width} wide, {len(self._net.blocks)} deep{patches}"
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=f"{preset.model} ({sizes})",
-            licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
-            weights_sha256=file_sha256(path), geometry=geometry, normalisation=IMAGENET_PIXELS,
-            summary_dim=width, spatial_dim=width,
-            summary_note="class token after the final norm", spatial_note="patch tokens after the final norm",
-            compute_dtype=options.dtype, codec=options.codec, views=1,
-            software={"timm": timm.__version__, "torch": version("torch")}, loaded=loaded,
-        )  # fmt: skip
+            name=preset.name,
+            family=preset.family,
+            model=f"{preset.model} ({sizes})",
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
+            geometry=geometry,
+            normalisation=IMAGENET_PIXELS,
+            summary_dim=width,
+            spatial_dim=width,
+            summary_note="class token after the final norm",
+            spatial_note="patch tokens after the final norm",
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
+            software={"timm": timm.__version__, "torch": version("torch")},
+            loaded=loaded,
+        )
 
     def _architecture(
         self, preset: TeacherPreset, state: dict[str, Tensor], path: Path, options: TeacherOptions, whose: str
@@ -121,15 +131,21 @@ class DinoV2(Teacher):
             f"{patches}; {heads} attention head{'s' if heads > 1 else ''} assumed, {_HEAD_WIDTH} wide as in every DINOv2",
         )
         arguments: dict[str, Any] = {
-            "embed_dim": int(width), "depth": layers, "num_heads": heads, "patch_size": int(patch),
-            "reg_tokens": registers, "no_embed_class": registers > 0, "mlp_ratio": first.shape[0] / width,
-        }  # fmt: skip
+            "embed_dim": int(width),
+            "depth": layers,
+            "num_heads": heads,
+            "patch_size": int(patch),
+            "reg_tokens": registers,
+            "no_embed_class": registers > 0,
+            "mlp_ratio": first.shape[0] / width,
+        }
         if gated != ("giant" in preset.model):
             from timm.layers.mlp import Mlp, SwiGLUPacked
 
             arguments |= {
-                "mlp_layer": SwiGLUPacked if gated else Mlp, "act_layer": torch.nn.SiLU if gated else torch.nn.GELU
-            }  # fmt: skip
+                "mlp_layer": SwiGLUPacked if gated else Mlp,
+                "act_layer": torch.nn.SiLU if gated else torch.nn.GELU,
+            }
         if not any("ls1" in key for key in state):
             arguments["init_values"] = None
         return arguments
@@ -190,7 +206,9 @@ def _with_metas_positions(
     scales = tuple((tokens + _OFFSET) / side for tokens in grid_hw)
     resized = torch.nn.functional.interpolate(patches, scale_factor=scales, mode="bicubic", antialias=False)
     assert resized.shape[2:] == grid_hw, "an offset of a tenth of a token does not change how many there are"
-    rows = resized.permute(0, 2, 3, 1).flatten(1, 2)  # in float32, as Meta's network has them, whatever the file's precision
+    rows = resized.permute(0, 2, 3, 1).flatten(
+        1, 2
+    )  # in float32, as Meta's network has them, whatever the file's precision
     how = f"{sizes} as Meta: bicubic, offset {_OFFSET}, not antialiased"
     return {**state, "pos_embed": torch.cat([table[:, :1].float(), rows], dim=1)}, how
 

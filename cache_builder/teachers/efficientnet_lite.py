@@ -39,16 +39,24 @@ class EfficientNetLite(Teacher):
         load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
         self._net.to(memory_format=torch.channels_last)
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=preset.model, licence=preset.licence,
-            weights=describe_source(preset.weights, path, options.weights), weights_sha256=file_sha256(path),
+            name=preset.name,
+            family=preset.family,
+            model=preset.model,
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
             geometry=_geometry(preset, options),
             normalisation=Normalisation(scale=255.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-            summary_dim=int(self._net.num_features), spatial_dim=int(self._net.feature_info[-1]["num_chs"]),
-            summary_note="global average pool before the classifier", spatial_note="last bottleneck, before the head",
-            compute_dtype=options.dtype, codec=options.codec, views=1,
+            summary_dim=int(self._net.num_features),
+            spatial_dim=int(self._net.feature_info[-1]["num_chs"]),
+            summary_note="global average pool before the classifier",
+            spatial_note="last bottleneck, before the head",
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
             software={"timm": timm.__version__, "torch": version("torch")},
             loaded={"tensors": file.chosen} if file.chosen else {},
-        )  # fmt: skip
+        )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         net = self._net
@@ -81,9 +89,14 @@ def _geometry(preset: TeacherPreset, options: TeacherOptions) -> ViewGeometry:
     tokens, offset_px = same_padding_grid(size, _HALVINGS)
     resize_px = int(size / _CROP_SHARE.get(size, _CROP_SHARE[preset.input_px])) if fit == "crop" else size
     return ViewGeometry(
-        fit=fit, input_hw=(size, size), resize_px=resize_px, interpolation="bicubic",
-        grid_hw=(tokens, tokens), stride_px=float(2**_HALVINGS), offset_px=offset_px,
-    )  # fmt: skip
+        fit=fit,
+        input_hw=(size, size),
+        resize_px=resize_px,
+        interpolation="bicubic",
+        grid_hw=(tokens, tokens),
+        stride_px=float(2**_HALVINGS),
+        offset_px=offset_px,
+    )
 
 
 def same_padding_grid(size_px: int, halvings: int) -> tuple[int, float]:

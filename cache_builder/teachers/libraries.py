@@ -43,9 +43,15 @@ def library_preset(name: str) -> TeacherPreset:
     if library == "torch-module":
         split_path(model, what=f"teacher '{name}'")
         return TeacherPreset(
-            name=group_name(name), family="torch-module", model=model, params="", licence="your own", input_px=224, fit="crop",
+            name=group_name(name),
+            family="torch-module",
+            model=model,
+            params="",
+            licence="your own",
+            input_px=224,
+            fit="crop",
             weights=WeightsSource(size=""),
-        )  # fmt: skip
+        )
     if model.startswith(FOLDER):
         model = FOLDER + str(Path(model.removeprefix(FOLDER)).expanduser().absolute())
     return _timm_preset(name, model) if library == "timm" else _open_clip_preset(name, model)
@@ -101,10 +107,16 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
         published = timm_pretrained_config(model)
         prepared = timm_preprocessing(f"teacher '{name}'", resolve_data_config(pretrained_cfg=published))
         return TeacherPreset(
-            name=group_name(name), family="timm", model=model, params="", licence=published.get("license") or _ask(model),
-            input_px=prepared.size_px, fit=prepared.fit, crop_share=prepared.size_px / prepared.resize_px,
+            name=group_name(name),
+            family="timm",
+            model=model,
+            params="",
+            licence=published.get("license") or _ask(model),
+            input_px=prepared.size_px,
+            fit=prepared.fit,
+            crop_share=prepared.size_px / prepared.resize_px,
             weights=_source_of(model, TIMM_FILES),
-        )  # fmt: skip
+        )
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
         raise UnknownTeacherError(_unknown(name, f"timm {timm.__version__}", model, timm.list_models()))
@@ -118,13 +130,20 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
     prepared = timm_preprocessing(f"teacher '{name}'", resolve_data_config(pretrained_cfg=config.to_dict()))
     hub, url = config.hf_hub_id, config.url
     return TeacherPreset(
-        name=group_name(name), family="timm", model=model, params="", licence=config.license or _ask(hub or url),
-        input_px=prepared.size_px, fit=prepared.fit, crop_share=prepared.size_px / prepared.resize_px,
+        name=group_name(name),
+        family="timm",
+        model=model,
+        params="",
+        licence=config.license or _ask(hub or url),
+        input_px=prepared.size_px,
+        fit=prepared.fit,
+        crop_share=prepared.size_px / prepared.resize_px,
         weights=WeightsSource(
-            size="", hub=(hub, (config.hf_hub_filename,) if config.hf_hub_filename else TIMM_FILES) if hub else None,
+            size="",
+            hub=(hub, (config.hf_hub_filename,) if config.hf_hub_filename else TIMM_FILES) if hub else None,
             url=url if url and not hub else None,
         ),
-    )  # fmt: skip
+    )
 
 
 def _open_clip_preset(name: str, model: str) -> TeacherPreset:
@@ -137,9 +156,15 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
             f"teacher '{name}'", preprocessing_fields(model, "", published_tower(model).size_px)
         )
         return TeacherPreset(
-            name=group_name(name), family="clip", model=model, params="", licence=_ask(model), input_px=prepared.size_px,
-            fit=prepared.fit, weights=_source_of(model, OPEN_CLIP_FILES),
-        )  # fmt: skip
+            name=group_name(name),
+            family="clip",
+            model=model,
+            params="",
+            licence=_ask(model),
+            input_px=prepared.size_px,
+            fit=prepared.fit,
+            weights=_source_of(model, OPEN_CLIP_FILES),
+        )
     architecture, _, tag = model.partition("/")
     if architecture not in open_clip.list_models():
         raise UnknownTeacherError(_unknown(name, "open_clip", architecture, open_clip.list_models()))
@@ -156,10 +181,16 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
     files = (file,) if file else OPEN_CLIP_FILES
     url = published.get("url") or None
     return TeacherPreset(
-        name=group_name(name), family="clip", model=architecture, tag=tag, params="", licence=_ask(hub or url or ""),
-        input_px=prepared.size_px, fit=prepared.fit,
+        name=group_name(name),
+        family="clip",
+        model=architecture,
+        tag=tag,
+        params="",
+        licence=_ask(hub or url or ""),
+        input_px=prepared.size_px,
+        fit=prepared.fit,
         weights=WeightsSource(size="", hub=(hub, files) if hub else None, url=None if hub else url),
-    )  # fmt: skip
+    )
 
 
 def _unknown(name: str, library: str, model: str, known: list[str]) -> str:

@@ -27,9 +27,14 @@ class Preprocessing:
     def geometry(self, tokens: int, stride_px: float, offset_px: float) -> ViewGeometry:
         """Of a network whose first token is centred at offset_px, and every other one stride_px further."""
         return ViewGeometry(
-            fit=self.fit, input_hw=(self.size_px, self.size_px), resize_px=self.resize_px,
-            interpolation=self.interpolation, grid_hw=(tokens, tokens), stride_px=stride_px, offset_px=offset_px,
-        )  # fmt: skip
+            fit=self.fit,
+            input_hw=(self.size_px, self.size_px),
+            resize_px=self.resize_px,
+            interpolation=self.interpolation,
+            grid_hw=(tokens, tokens),
+            stride_px=stride_px,
+            offset_px=offset_px,
+        )
 
 
 def timm_preprocessing(
@@ -48,9 +53,12 @@ def timm_preprocessing(
             f"{what} wants its images fitted by '{config['crop_mode']}' with crop_pct {share}, which is not done here"
         )
     return Preprocessing(
-        fit=chosen, size_px=size, resize_px=math.floor(size / share) if chosen == "crop" else size,
-        interpolation=_known_interpolation(what, config["interpolation"]), normalisation=_pixels(what, config),
-    )  # fmt: skip
+        fit=chosen,
+        size_px=size,
+        resize_px=math.floor(size / share) if chosen == "crop" else size,
+        interpolation=_known_interpolation(what, config["interpolation"]),
+        normalisation=_pixels(what, config),
+    )
 
 
 def open_clip_preprocessing(
@@ -63,9 +71,12 @@ def open_clip_preprocessing(
     own = config["size"]
     size = size_px or _square(what, [own, own] if isinstance(own, int) else own)
     return Preprocessing(
-        fit=fit or _known_fit(what, str(config["resize_mode"]), _OPEN_CLIP_FITS), size_px=size, resize_px=size,
-        interpolation=_known_interpolation(what, config["interpolation"]), normalisation=_pixels(what, config),
-    )  # fmt: skip
+        fit=fit or _known_fit(what, str(config["resize_mode"]), _OPEN_CLIP_FITS),
+        size_px=size,
+        resize_px=size,
+        interpolation=_known_interpolation(what, config["interpolation"]),
+        normalisation=_pixels(what, config),
+    )
 
 
 def _square(what: str, input_hw: Any) -> int:
@@ -73,7 +84,9 @@ def _square(what: str, input_hw: Any) -> int:
         case [int() as h, int() as w] if 1 <= h <= _MAX_SIDE_PX and 1 <= w <= _MAX_SIDE_PX:
             pass
         case _:
-            raise ConfigError(f"{what} says that its input is {input_hw!r:.80}; needed is a height and a width in pixels")
+            raise ConfigError(
+                f"{what} says that its input is {input_hw!r:.80}; needed is a height and a width in pixels"
+            )
     if h != w:
         raise ConfigError(f"{what} takes input of {h} x {w} pixels; teachers take square input")
     return int(h)

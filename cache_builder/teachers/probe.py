@@ -23,8 +23,13 @@ class Probed(NamedTuple):
 
 
 def probe(
-    build: Callable[[], Any], call: Callable[[Any, Tensor], Features], prepared: Preprocessing, *, what: str, native_px: int
-) -> Probed:  # fmt: skip
+    build: Callable[[], Any],
+    call: Callable[[Any, Tensor], Features],
+    prepared: Preprocessing,
+    *,
+    what: str,
+    native_px: int,
+) -> Probed:
     """Build a network of no weights, run it once, and follow its tokens back to the input.
 
     what: the teacher in words, for messages. native_px: the size that surely works.

@@ -80,18 +80,25 @@ class Sam(Teacher):
         if (width, depth) != _PUBLISHED.get(preset.model):
             self.notes += (f"these weights are not the published SAM {preset.model}: width {width}, {depth} blocks",)
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=f"{preset.model} ({width} wide, {depth} deep)",
-            licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
+            name=preset.name,
+            family=preset.family,
+            model=f"{preset.model} ({width} wide, {depth} deep)",
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
             weights_sha256=file_sha256(path),
             geometry=patch_geometry(size, patch, fit="pad", interpolation="bilinear"),
             # segment_anything/build_sam.py works on 0 to 255; dividing by 255 first would round differently.
             normalisation=Normalisation(scale=1.0, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
-            summary_dim=None, spatial_dim=width if preset.trunk else int(state["neck.0.weight"].shape[0]),
-            summary_note="SAM has none", spatial_note=_TRUNK_NOTE if preset.trunk else _NECK_NOTE,
-            compute_dtype=options.dtype, codec=options.codec, views=1,
+            summary_dim=None,
+            spatial_dim=width if preset.trunk else int(state["neck.0.weight"].shape[0]),
+            summary_note="SAM has none",
+            spatial_note=_TRUNK_NOTE if preset.trunk else _NECK_NOTE,
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
             software={"segment_anything": version("segment_anything"), "torch": version("torch")},
             loaded={"tensors": weights.chosen} if weights.chosen else {},
-        )  # fmt: skip
+        )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         return Features(None, self._maps(images).permute(0, 2, 3, 1))
@@ -190,10 +197,16 @@ def _encoder(state: dict[str, Tensor]) -> ImageEncoderViT:
     sides = [(int(table.shape[0]) + 1) // 2 for table in tables]
     windows = {side for side in sides if side != grid}
     return ImageEncoderViT(
-        img_size=grid * patch, patch_size=patch, embed_dim=width, depth=depth, num_heads=width // int(tables[0].shape[1]),
-        mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / width, out_chans=int(state["neck.0.weight"].shape[0]),
+        img_size=grid * patch,
+        patch_size=patch,
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // int(tables[0].shape[1]),
+        mlp_ratio=state["blocks.0.mlp.lin1.weight"].shape[0] / width,
+        out_chans=int(state["neck.0.weight"].shape[0]),
         norm_layer=cast(type[torch.nn.Module], partial(torch.nn.LayerNorm, eps=1e-6)),
-        qkv_bias="blocks.0.attn.qkv.bias" in state, use_rel_pos=True,
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        use_rel_pos=True,
         window_size=windows.pop() if windows else 0,
         global_attn_indexes=tuple(block for block, side in enumerate(sides) if side == grid),
-    )  # fmt: skip
+    )

@@ -27,9 +27,26 @@ SETS_BEFORE = ("state_dict", "model")
 """What was taken, one within the other, while a spec did not say what was loaded."""
 
 _OTHER_SETS = (
-    "state_dict", "model", "model_state_dict", "model_state", "teacher", "net", "network", "module", "state_dict_ema",
-    "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "params", "backbone", "encoder", "student", "weights",
-)  # fmt: skip
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "teacher",
+    "net",
+    "network",
+    "module",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema_model",
+    "ema",
+    "params_ema",
+    "params",
+    "backbone",
+    "encoder",
+    "student",
+    "weights",
+)
 """Other names of such sets, tried in this order after those of the library."""
 
 _OF_THE_OPTIMISER = re.compile(r"optim|sched|scaler|rng|loss|amp|hyper|callback|loop|buffer|meta|args|config")

@@ -70,7 +70,12 @@ class TimmModel(Teacher):
         )
         self._net = _network(preset)
         named = _in_timms_names(self._net, state, preset, path, options)
-        if named.resized and prepared.size_px != native and not options.as_before and hasattr(self._net, "set_input_size"):
+        if (
+            named.resized
+            and prepared.size_px != native
+            and not options.as_before
+            and hasattr(self._net, "set_input_size")
+        ):
             # A file of another size is brought to the size that is asked for at once, not by way of the model's own.
             self._net, native = _network(preset), prepared.size_px
             self._net.set_input_size(img_size=(native, native))
@@ -82,14 +87,24 @@ class TimmModel(Teacher):
         loaded = ({"tensors": file.chosen} if file.chosen else {}) | resized
         loaded |= {"left_out": ", ".join(named.left_out)[:200]} if named.left_out else {}
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=preset.model if preset.output else f"timm:{preset.model}",
-            licence=preset.licence, weights=describe_source(preset.weights, path, options.weights),
-            weights_sha256=file_sha256(path), geometry=geometry, normalisation=prepared.normalisation,
-            summary_dim=summary_dim, spatial_dim=spatial_dim,
-            summary_note=_summary_note(preset), spatial_note=_spatial_note(preset),
-            compute_dtype=options.dtype, codec=options.codec, views=1,
-            software={"timm": timm.__version__, "torch": version("torch")}, loaded=loaded,
-        )  # fmt: skip
+            name=preset.name,
+            family=preset.family,
+            model=preset.model if preset.output else f"timm:{preset.model}",
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
+            geometry=geometry,
+            normalisation=prepared.normalisation,
+            summary_dim=summary_dim,
+            spatial_dim=spatial_dim,
+            summary_note=_summary_note(preset),
+            spatial_note=_spatial_note(preset),
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
+            software={"timm": timm.__version__, "torch": version("torch")},
+            loaded=loaded,
+        )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         return _features(self._net, images, self._choices)
@@ -215,10 +230,15 @@ def _in_timms_names(
             notes.append(f"timm fills in {_some(done.filled)}, which the file has not")
         if len(done.unused) < len(state):
             left_out = [
-                name for name in done.unused
-                if name.split(".", 1)[-1] not in heads and name not in heads and not _NOT_FOR_FEATURES.search(name)
-                and name not in _classifiers(net) and state[name].is_floating_point() and bool(state[name].any())
-            ]  # fmt: skip
+                name
+                for name in done.unused
+                if name.split(".", 1)[-1] not in heads
+                and name not in heads
+                and not _NOT_FOR_FEATURES.search(name)
+                and name not in _classifiers(net)
+                and state[name].is_floating_point()
+                and bool(state[name].any())
+            ]
         if left_out:
             notes.append(f"timm leaves out {_some(left_out)} of the file")
         state = done.tensors

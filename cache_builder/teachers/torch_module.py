@@ -49,17 +49,32 @@ class TorchModule(Teacher):
         assert out.summary is not None
         fit, tokens = options.fit or preset.fit, int(out.spatial.shape[1])
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=f"torch-module:{preset.model}", licence=preset.licence,
-            weights=describe_source(preset.weights, path, options.weights), weights_sha256=file_sha256(path),
+            name=preset.name,
+            family=preset.family,
+            model=f"torch-module:{preset.model}",
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
             geometry=ViewGeometry(
-                fit=fit, input_hw=(size, size), resize_px=size, interpolation="bicubic", grid_hw=(tokens, tokens),
-                stride_px=centres.stride_px, offset_px=centres.offset_px,
+                fit=fit,
+                input_hw=(size, size),
+                resize_px=size,
+                interpolation="bicubic",
+                grid_hw=(tokens, tokens),
+                stride_px=centres.stride_px,
+                offset_px=centres.offset_px,
             ),
-            normalisation=IMAGENET_PIXELS, summary_dim=int(out.summary.shape[1]), spatial_dim=int(out.spatial.shape[3]),
-            summary_note="the module's own summary, or the mean of its map", spatial_note="the module's map",
-            compute_dtype=options.dtype, codec=options.codec, views=1, software={"torch": version("torch")},
+            normalisation=IMAGENET_PIXELS,
+            summary_dim=int(out.summary.shape[1]),
+            spatial_dim=int(out.spatial.shape[3]),
+            summary_note="the module's own summary, or the mean of its map",
+            spatial_note="the module's map",
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
+            software={"torch": version("torch")},
             loaded={"code": _code_digest(network)} | ({"tensors": file.chosen} if file.chosen else {}),
-        )  # fmt: skip
+        )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
         return _features(self._net(images))

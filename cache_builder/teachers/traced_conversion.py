@@ -53,7 +53,7 @@ def traced_conversion(
         resampled=[name for name, origin in origins.items() if any(_RESAMPLES.search(op) for op in origin.operations)],
         filled=[name for name, origin in origins.items() if not origin.sources],
         unused=[name for name in state if name not in sources],
-    )  # fmt: skip
+    )
 
 
 def is_position_table(name: str) -> bool:

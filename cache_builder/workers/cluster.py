@@ -61,9 +61,14 @@ class Workplace:
 
 @contextlib.contextmanager
 def workplace(
-    *, workers: int | None, scheduler: str | None, cluster: Path | None, device: str, threads: int | None,
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    cluster: Path | None,
+    device: str,
+    threads: int | None,
     say: Say = lambda _: None,
-) -> Generator[Workplace]:  # fmt: skip
+) -> Generator[Workplace]:
     """This process, or the workers that were asked for by one of the first three.
 
     device: "auto" is a GPU wherever the work is done, if there is one. threads: None is as many as there are cores
@@ -122,27 +127,38 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
         number: {
             "cls": Nanny,
             "options": {
-                "security": keys, "protocol": "tls://",
-                "nthreads": TASKS_IN_LINE, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False,
-                "silence_logs": logging.CRITICAL, "preload": preload, "preload_argv": [[] for _ in preload],
+                "security": keys,
+                "protocol": "tls://",
+                "nthreads": TASKS_IN_LINE,
+                "memory_limit": 0,
+                "host": "127.0.0.1",
+                "dashboard": False,
+                "silence_logs": logging.CRITICAL,
+                "preload": preload,
+                "preload_argv": [[] for _ in preload],
                 "env": environment | ({"CUDA_VISIBLE_DEVICES": on_gpus[number]} if on_gpus else {}),
             },
         }
         for number in range(num_workers)
-    }  # fmt: skip
+    }
     scheduler = {
         "cls": Scheduler,
         "options": {
-            "security": keys, "protocol": "tls://", "host": "127.0.0.1", "port": 0, "dashboard": False,
+            "security": keys,
+            "protocol": "tls://",
+            "host": "127.0.0.1",
+            "port": 0,
+            "dashboard": False,
             "dashboard_address": "127.0.0.1:0",
         },
-    }  # fmt: skip
+    }
     with (
-        _quiet(), dask.config.set(settings),
+        _quiet(),
+        dask.config.set(settings),
         SpecCluster(
             workers=workers, scheduler=scheduler, security=keys, silence_logs=cast(Any, logging.CRITICAL)
         ) as made,
-    ):  # fmt: skip
+    ):
         cluster: Any = made
 
         def revive() -> None:
@@ -159,7 +175,11 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
                     os.kill(nanny.pid, signal.SIGKILL)
 
         crew = Crew(
-            lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=120, say=say, revive=revive, kill=kill
+            lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False),
+            wait_s=120,
+            say=say,
+            revive=revive,
+            kill=kill,
         )
         try:
             yield crew
@@ -181,7 +201,7 @@ def scheduler_crew(address: str, *, wait_s: float = 600, say: Say = lambda _: No
     with _quiet():
         crew = Crew(
             lambda: Client(address, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, first_s=_FIRST_S, say=say
-        )  # fmt: skip
+        )
         try:
             yield crew
         finally:
@@ -321,7 +341,9 @@ def ask_for_workers(cluster: Any, settings: Mapping[str, Any]) -> None:
 
     async def submit() -> None:
         cluster.scale(settings["workers"])
-        if hasattr(cluster, "_correct_state"):  # of dask-jobqueue: hands in the jobs, whose errors nobody sees otherwise
+        if hasattr(
+            cluster, "_correct_state"
+        ):  # of dask-jobqueue: hands in the jobs, whose errors nobody sees otherwise
             await cluster._correct_state()
 
     try:

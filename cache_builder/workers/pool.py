@@ -46,7 +46,9 @@ _NAMED_IMAGES = 5
 _REPORT_S = 5
 _ANSWER_S = 20
 _FACTS_S = 120  # workers load PyTorch before they answer
-_COMPACT_EVERY = 4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
+_COMPACT_EVERY = (
+    4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
+)
 
 Done = Callable[[ShardTask | None, TaskReport], object]
 """Told each task that is done and what came of it; now and then None, so that a progress line is alive."""
@@ -66,9 +68,15 @@ class Crew:
     """
 
     def __init__(
-        self, connect: "Callable[[], Client]", *, wait_s: float, say: Say = lambda _: None,
-        revive: Callable[[], None] = lambda: None, kill: Callable[[str], None] | None = None, first_s: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        connect: "Callable[[], Client]",
+        *,
+        wait_s: float,
+        say: Say = lambda _: None,
+        revive: Callable[[], None] = lambda: None,
+        kill: Callable[[str], None] | None = None,
+        first_s: float | None = None,
+    ) -> None:
         self._connect, self._wait_s, self._say, self._revive, self._kill = connect, wait_s, say, revive, kill
         self._client = self._connected(wait_s if first_s is None else min(wait_s, first_s))
         self._blind: set[str] = set()

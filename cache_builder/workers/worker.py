@@ -53,9 +53,12 @@ class WorkerFacts:
 def worker_facts() -> WorkerFacts:
     """Of this process."""
     return WorkerFacts(
-        radio_cache=__version__, torch=version("torch"), has_gpu=torch.cuda.is_available(), host=socket.gethostname(),
+        radio_cache=__version__,
+        torch=version("torch"),
+        has_gpu=torch.cuda.is_available(),
+        host=socket.gethostname(),
         pid=os.getpid(),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,9 @@ def build_shard(task: ShardTask) -> Receipt:
     kept = _kept(task)
     cache = kept.cache
     if task.unit != IMAGES_UNIT and task.unit not in cache.teachers:
-        raise ClusterError(f"{here()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?")
+        raise ClusterError(
+            f"{here()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?"
+        )
     there = kept.there(task.shard)
     if there is not None:
         return there
@@ -132,7 +137,10 @@ class _Kept:
         self.pool = ThreadPoolExecutor(task.config.threads, thread_name_prefix="decode")
         self.cache = _visible_cache(task.config)
         self.access = ImageAccess(
-            self.cache, leave_out=task.config.leave_out_unreadable, witnesses=task.witnesses, blind=_blind_at(_own_address())
+            self.cache,
+            leave_out=task.config.leave_out_unreadable,
+            witnesses=task.witnesses,
+            blind=_blind_at(_own_address()),
         )
         self.access.prove_sight()
         self.line = ShardLine(self._run, self.there)
@@ -161,9 +169,15 @@ class _Kept:
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
         config = begun_batch(self._task.config, self.cache, self._task.unit)
         made = run_shards(
-            self.cache, self.teacher, shards, config, self.pool, self._stages, committed=committed,
+            self.cache,
+            self.teacher,
+            shards,
+            config,
+            self.pool,
+            self._stages,
+            committed=committed,
             access=self.access,
-        )  # fmt: skip
+        )
         with contextlib.closing(made):
             for _ in made:
                 pass

@@ -35,7 +35,16 @@ TEACHER = "efficientnet-lite0"
 TEACHER_PX, STUDENT_PX = 320, 224
 CELL_PX, WORDS_PX, LETTER_PX = 150, 320, 13
 
-ASKED = ("tabby cat", "golden retriever", "espresso", "pizza", "missile", "lighthouse", "military uniform", "sports car")
+ASKED = (
+    "tabby cat",
+    "golden retriever",
+    "espresso",
+    "pizza",
+    "missile",
+    "lighthouse",
+    "military uniform",
+    "sports car",
+)
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}.")
 CONTEXT, TEXT_WIDTH, TEXT_STEPS, TEXT_BATCH = 16, 64, 300, 128
 
@@ -51,9 +60,17 @@ def text_tower_for(directions: Tensor, names: Sequence[str]) -> Any:
     text = CLIPTextCfg(context_length=CONTEXT, width=TEXT_WIDTH, heads=2, layers=2)
     clip: Any = open_clip.CLIP(directions.shape[1], vision, text)
     set_model_preprocess_cfg(
-        clip, {"size": STUDENT_PX, "mode": "RGB", "mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
-               "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 0},
-    )  # fmt: skip
+        clip,
+        {
+            "size": STUDENT_PX,
+            "mode": "RGB",
+            "mean": open_clip.OPENAI_DATASET_MEAN,
+            "std": open_clip.OPENAI_DATASET_STD,
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+            "fill_color": 0,
+        },
+    )
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     sentences = torch.stack([tokenizer([template.format(name) for name in names]) for template in TEMPLATES])
     rows = F.normalize(directions, dim=1)
@@ -88,7 +105,10 @@ def draw_zero_shot(model: DistilledStudent, teacher: LiveEncoder) -> None:
             theirs = F.normalize(next(iter(teacher.outputs(seen).summaries.values())), dim=1)
         panes = [("the student", ours), ("its teacher", theirs)]
         rows.append(
-            [("", square(photo, CELL_PX)), *((title, bars((100 * one @ classifier)[0].softmax(0))) for title, one in panes)]
+            [
+                ("", square(photo, CELL_PX)),
+                *((title, bars((100 * one @ classifier)[0].softmax(0))) for title, one in panes),
+            ]
         )
     picture_grid(rows).save(HERE / "clip-drop-in.jpg", quality=88)
 
@@ -128,10 +148,12 @@ def draw_nearest(model: DistilledStudent, crops: Path) -> None:
         side = round(len(patches) ** 0.5)
         patch = patches[int(at[0] * side) * side + int(at[1] * side)]
         row: list[Pane] = [
-            ("a photo, mirrored", crossed(square(asked[number], 180), at)), ("its patches", grey(patches @ patch)),
-            (f"nearest crop, {alike[first]:.2f}", bank[first]), ("patches of that crop", grey(there @ patch)),
+            ("a photo, mirrored", crossed(square(asked[number], 180), at)),
+            ("its patches", grey(patches @ patch)),
+            (f"nearest crop, {alike[first]:.2f}", bank[first]),
+            ("patches of that crop", grey(there @ patch)),
             *((f"next, {alike[one]:.2f}", bank[one]) for one in others),
-        ]  # fmt: skip
+        ]
         rows.append([(title, square(picture, CELL_PX)) for title, picture in row])
     picture_grid(rows).save(HERE / "dinov2-drop-in.jpg", quality=88)
 
@@ -158,17 +180,21 @@ def draw_llava(model: DistilledStudent) -> None:
     with torch.inference_mode():
         tokens = torch.cat([llava.model.vision_tower(one["pixel_values"]).last_hidden_state for one in asked])
         logits = [llava(**one).logits for one in asked]
-        answers = [llava.generate(**one, max_new_tokens=3, do_sample=False)[0, one["input_ids"].shape[1] :] for one in asked]
+        answers = [
+            llava.generate(**one, max_new_tokens=3, do_sample=False)[0, one["input_ids"].shape[1] :] for one in asked
+        ]
     side = round(tokens.shape[1] ** 0.5)
     maps = tokens.unflatten(1, (side, side)).numpy()
     colours = PcaColours.fit(maps)
     rows: list[list[Pane]] = []
     for photo, one, made, said in zip(photos, maps, logits, answers, strict=True):
         lines = [
-            f"in: {' '.join(question.split())}", f"<image> becomes {tokens.shape[1]} tokens, {tokens.shape[2]} wide",
+            f"in: {' '.join(question.split())}",
+            f"<image> becomes {tokens.shape[1]} tokens, {tokens.shape[2]} wide",
             f"logits {tuple(made.shape)}, all finite" if bool(made.isfinite().all()) else "LOGITS ARE NOT FINITE",
-            f"out: {words.decode(said)}", "(a random language model: the words mean nothing)",
-        ]  # fmt: skip
+            f"out: {words.decode(said)}",
+            "(a random language model: the words mean nothing)",
+        ]
         large = np.asarray(Image.fromarray(colours.colours(one)).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST))
         rows.append([("", square(photo, CELL_PX)), (f"{side} x {side} tokens", large), ("", written(lines))])
     picture_grid(rows).save(HERE / "llava-drop-in.jpg", quality=88)
@@ -185,10 +211,39 @@ def written(lines: Sequence[str]) -> Picture:
 def main() -> None:
     work = Path(sys.argv[1])
     cache, crops = work / "drop-ins.zarr", photos_in(work / "photos")
-    run("radio-cache", "build", "--images", crops, "--teacher", TEACHER, "--size", TEACHER_PX, "--fit", "squash",
-        "--codec", "half", "--out", cache)  # fmt: skip
-    run("radio-train", "--cache", cache, "--student", "e-radio-tiny", "--image-size", STUDENT_PX, "--batch-size", 8,
-        "--steps", 300, "--set", "crop_area=0.6,1", "--out", work / "drop-ins")  # fmt: skip
+    run(
+        "radio-cache",
+        "build",
+        "--images",
+        crops,
+        "--teacher",
+        TEACHER,
+        "--size",
+        TEACHER_PX,
+        "--fit",
+        "squash",
+        "--codec",
+        "half",
+        "--out",
+        cache,
+    )
+    run(
+        "radio-train",
+        "--cache",
+        cache,
+        "--student",
+        "e-radio-tiny",
+        "--image-size",
+        STUDENT_PX,
+        "--batch-size",
+        8,
+        "--steps",
+        300,
+        "--set",
+        "crop_area=0.6,1",
+        "--out",
+        work / "drop-ins",
+    )
     model = load_student(work / "drop-ins", adaptors="all")
     draw_nearest(model, crops)
     draw_llava(model)

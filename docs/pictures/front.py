@@ -47,10 +47,39 @@ def run(*command: object) -> None:
 def main() -> None:
     work = Path(sys.argv[1])
     cache = work / "photos.zarr"
-    run("radio-cache", "build", "--images", photos_in(work / "photos"), "--teacher", TEACHER, "--size", SIDE_PX, "--fit",
-        "squash", "--codec", "klt", "--out", cache)  # fmt: skip
-    run("radio-train", "--cache", cache, "--student", "e-radio-tiny", "--image-size", STUDENT_PX, "--batch-size", 8,
-        "--steps", 300, "--set", "crop_area=0.6,1", "--out", work / "run")  # fmt: skip
+    run(
+        "radio-cache",
+        "build",
+        "--images",
+        photos_in(work / "photos"),
+        "--teacher",
+        TEACHER,
+        "--size",
+        SIDE_PX,
+        "--fit",
+        "squash",
+        "--codec",
+        "klt",
+        "--out",
+        cache,
+    )
+    run(
+        "radio-train",
+        "--cache",
+        cache,
+        "--student",
+        "e-radio-tiny",
+        "--image-size",
+        STUDENT_PX,
+        "--batch-size",
+        8,
+        "--steps",
+        300,
+        "--set",
+        "crop_area=0.6,1",
+        "--out",
+        work / "run",
+    )
     cached = Cache(cache)
     teacher = recorded_teacher(cached.teachers[TEACHER].spec, device=torch.device("cpu"))
     rows = [cached.index.keys.index(f"{make.__name__}-0.png") for make in PHOTOS]
@@ -58,7 +87,9 @@ def main() -> None:
     with torch.inference_mode():
         live = next(iter(teacher.outputs(pixels).maps.values())).numpy()
     stored = cached.teachers[TEACHER].maps(rows)
-    small = torch.from_numpy(np.stack([square(make(), STUDENT_PX) for make in PHOTOS])).permute(0, 3, 1, 2).float() / 255
+    small = (
+        torch.from_numpy(np.stack([square(make(), STUDENT_PX) for make in PHOTOS])).permute(0, 3, 1, 2).float() / 255
+    )
     model = load_student(work / "run", adaptors=[TEACHER])
     with torch.inference_mode():
         student = model(small, feature_fmt="NCHW")[TEACHER].spatial.permute(0, 2, 3, 1).numpy()

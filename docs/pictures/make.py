@@ -51,7 +51,9 @@ def table(rows: Sequence[Sequence[Picture]]) -> Image.Image:
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
             how = Image.Resampling.NEAREST if cell.shape[0] < 64 else Image.Resampling.LANCZOS
-            sheet.paste(Image.fromarray(cell).resize((CELL_PX, CELL_PX), how), (x * (CELL_PX + gap), y * (CELL_PX + gap)))
+            sheet.paste(
+                Image.fromarray(cell).resize((CELL_PX, CELL_PX), how), (x * (CELL_PX + gap), y * (CELL_PX + gap))
+            )
     return sheet
 
 
@@ -124,11 +126,20 @@ def random_sam() -> Sam:
     """SAM's architecture, small, with random weights: always the same."""
     torch.manual_seed(5)
     encoder = ImageEncoderViT(
-        img_size=SAM_PX, embed_dim=SAM_WIDTH, depth=2, num_heads=2, out_chans=SAM_WIDTH, use_rel_pos=True, window_size=4,
-        global_attn_indexes=(1,), norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
+        img_size=SAM_PX,
+        embed_dim=SAM_WIDTH,
+        depth=2,
+        num_heads=2,
+        out_chans=SAM_WIDTH,
+        use_rel_pos=True,
+        window_size=4,
+        global_attn_indexes=(1,),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
     grid, size = SAM_PX // 16, (SAM_PX, SAM_PX)
-    prompts = PromptEncoder(embed_dim=SAM_WIDTH, image_embedding_size=(grid, grid), input_image_size=size, mask_in_chans=4)
+    prompts = PromptEncoder(
+        embed_dim=SAM_WIDTH, image_embedding_size=(grid, grid), input_image_size=size, mask_in_chans=4
+    )
     transformer = TwoWayTransformer(depth=2, embedding_dim=SAM_WIDTH, mlp_dim=64, num_heads=2)
     return Sam(encoder, prompts, MaskDecoder(transformer_dim=SAM_WIDTH, transformer=transformer)).eval()
 
@@ -137,11 +148,20 @@ def draw_masks(photos: Sequence[Picture]) -> None:
     sam = random_sam()
     student = build_distilled(
         StudentConfig(
-            student="torch-module:make:SamAsStudent", image_hw=(SAM_PX, SAM_PX), fit="squash", adaptor_width=4, seed=0,
-            overrides={"preferred_resolution": (SAM_PX, SAM_PX), "fixed_resolution": True}, steps=0, images_seen=0, cache="",
-            run="", recipe="", teachers=(TeacherWidths(name="sam", summary_dim=None, spatial_dim=SAM_WIDTH),),
+            student="torch-module:make:SamAsStudent",
+            image_hw=(SAM_PX, SAM_PX),
+            fit="squash",
+            adaptor_width=4,
+            seed=0,
+            overrides={"preferred_resolution": (SAM_PX, SAM_PX), "fixed_resolution": True},
+            steps=0,
+            images_seen=0,
+            cache="",
+            run="",
+            recipe="",
+            teachers=(TeacherWidths(name="sam", summary_dim=None, spatial_dim=SAM_WIDTH),),
         )
-    )  # fmt: skip
+    )
     student.adaptors.spatial_heads[0] = nn.Identity()
     rows: list[list[Picture]] = []
     for photo in photos:

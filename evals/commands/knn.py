@@ -17,9 +17,13 @@ PAPER_K, PAPER_TEMPERATURE = 20, 0.07
 
 @click.command()
 @click.option(
-    "--bank", "--cache", "bank", type=PLACE, metavar="PLACE",
+    "--bank",
+    "--cache",
+    "bank",
+    type=PLACE,
+    metavar="PLACE",
     help=f"Labelled images to compare with: {IMAGES}. Default: the cache the run learned from.",
-)  # fmt: skip
+)
 @click.option(
     "--queries", type=PLACE, metavar="PLACE", help="Labelled images to classify. Default: each of the bank's in turn."
 )
@@ -33,9 +37,14 @@ PAPER_K, PAPER_TEMPERATURE = 20, 0.07
 @json_option
 @plain_errors(on_interrupt=AGAIN)
 def knn(
-    bank: str | Path | None, queries: str | Path | None, k: int, sweep: tuple[int, ...], temperature: float,
-    json_file: Path | None, **encoders: Unpack[Drawn],
-) -> None:  # fmt: skip
+    bank: str | Path | None,
+    queries: str | Path | None,
+    k: int,
+    sweep: tuple[int, ...],
+    temperature: float,
+    json_file: Path | None,
+    **encoders: Unpack[Drawn],
+) -> None:
     """k-NN accuracy of the teachers in a cache, of students, of the same students untrained, and of any model.
 
     Nothing is trained: every image is classified by the labels of the k images whose summaries are most like its own.

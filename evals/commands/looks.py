@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from radio_cache.view.picture_grid import Pane
 
 _images = click.option(
-    "--images", "--cache", "images", type=PLACE, metavar="PLACE",
+    "--images",
+    "--cache",
+    "images",
+    type=PLACE,
+    metavar="PLACE",
     help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run learned from.",
-)  # fmt: skip
+)
 _picture = click.option(
     "--out", type=OutputFile(*PICTURE_ENDINGS), required=True, metavar="FILE.png", help="The picture to write."
 )
@@ -70,9 +74,15 @@ def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[D
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def mode_switch(
-    run: Path, cache: str | Path | None, sizes: tuple[int, ...], limit: int, seed: int, plot: Path | None,
-    json_file: Path | None, device: "Device",
-) -> None:  # fmt: skip
+    run: Path,
+    cache: str | Path | None,
+    sizes: tuple[int, ...],
+    limit: int,
+    seed: int,
+    plot: Path | None,
+    json_file: Path | None,
+    device: "Device",
+) -> None:
     """How well a student follows each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
     from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 

@@ -60,8 +60,9 @@ def report(
 @click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
 @click.option("--queries", type=PLACE, help="Images to evaluate on and to show. Default: the bank's own.")
 @click.option(
-    "--out", type=OutputFile(".html", ".htm"),
-    help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html."
+    "--out",
+    type=OutputFile(".html", ".htm"),
+    help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html.",
 )
 @click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
 @click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote in k-NN.")
@@ -76,10 +77,19 @@ def report(
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def everything(
-    run: Path, cache: str | Path | None, queries: str | Path | None, out: Path | None, shown: int, k: int,
-    masks: tuple[Path, Path] | None, classes: str | None, skip: tuple[str, ...], limit: int | None, seed: int,
+    run: Path,
+    cache: str | Path | None,
+    queries: str | Path | None,
+    out: Path | None,
+    shown: int,
+    k: int,
+    masks: tuple[Path, Path] | None,
+    classes: str | None,
+    skip: tuple[str, ...],
+    limit: int | None,
+    seed: int,
     device: "Device",
-) -> None:  # fmt: skip
+) -> None:
     """Everything about a run on one page: report.html, self-contained, and its figures in report.json.
 
     What cannot be evaluated for this run (no labels, no masks, no CLIP head) is listed there with the reason.
@@ -91,9 +101,19 @@ def everything(
             raise ConfigError("--skip: " + unknown_name("evaluation", name, EVALUATIONS))
     page_file = out or run / "report.html"
     config = ReportConfig(
-        run=run, cache=cache, queries=queries, out=page_file, shown=shown, k=k, masks=masks, classes=classes, limit=limit,
-        seed=seed, sections=tuple(name for name in EVALUATIONS if name not in skip), device=device,
-    )  # fmt: skip
+        run=run,
+        cache=cache,
+        queries=queries,
+        out=page_file,
+        shown=shown,
+        k=k,
+        masks=masks,
+        classes=classes,
+        limit=limit,
+        seed=seed,
+        sections=tuple(name for name in EVALUATIONS if name not in skip),
+        device=device,
+    )
     with ProgressLines() as progress:
         page = write_report(config, progress=progress)
     write_record(page_file.with_suffix(".json"), page_record(page), config)

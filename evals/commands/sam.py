@@ -33,33 +33,61 @@ if TYPE_CHECKING:
 )
 @click.option("--weights", type=PATH, metavar="FILE", help="Its weights, as segment-anything publishes them.")
 @click.option(
-    "--prompt", type=click.Choice(["box", "1-point", "3-points", "detections"]), default="box", show_default=True,
+    "--prompt",
+    type=click.Choice(["box", "1-point", "3-points", "detections"]),
+    default="box",
+    show_default=True,
     help="What asks for a mask: the true box, points within the true mask, or a detector's boxes.",
-)  # fmt: skip
+)
 @click.option(
-    "--protocol", type=click.Choice(["efficientvit-sam", "single-mask"]), default="efficientvit-sam", show_default=True,
+    "--protocol",
+    type=click.Choice(["efficientvit-sam", "single-mask"]),
+    default="efficientvit-sam",
+    show_default=True,
     help="How masks are asked for and counted: as the public script behind the papers' rows does (best of three masks, "
     "crowd regions included, sizes by the file's area, further points where the last mask is wrong), or one mask a prompt.",
-)  # fmt: skip
+)
 @click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
-@click.option("--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png", help="Draw the masks of a few images.")
+@click.option(
+    "--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png", help="Draw the masks of a few images."
+)
 @drawn()
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def sam(
-    annotations: Path, images: Path, runs: tuple[Path, ...], sam_name: str, weights: Path | None, prompt: str, protocol: str,
-    detections: Path | None, pictures: Path | None, seed: int, limit: int | None, json_file: Path | None, device: "Device",
-) -> None:  # fmt: skip
+    annotations: Path,
+    images: Path,
+    runs: tuple[Path, ...],
+    sam_name: str,
+    weights: Path | None,
+    prompt: str,
+    protocol: str,
+    detections: Path | None,
+    pictures: Path | None,
+    seed: int,
+    limit: int | None,
+    json_file: Path | None,
+    device: "Device",
+) -> None:
     """Masks of COCO instances by SAM, and by the same SAM with a student for its image encoder: mIoU by size, and AP."""
     from evals.sam import SamConfig, run_sam
     from radio_cache.view.picture_grid import picture_grid
 
     config = SamConfig(
-        annotations=annotations, images=images, runs=runs, sam=sam_name, weights=weights, prompt=cast("Prompt", prompt),
+        annotations=annotations,
+        images=images,
+        runs=runs,
+        sam=sam_name,
+        weights=weights,
+        prompt=cast("Prompt", prompt),
         protocol=cast("ProtocolName", protocol),
-        detections=detections, pictures=0 if pictures is None else 4, seed=seed, limit=limit, device=device,
-    )  # fmt: skip
+        detections=detections,
+        pictures=0 if pictures is None else 4,
+        seed=seed,
+        limit=limit,
+        device=device,
+    )
     with ProgressLines() as progress:
         result = run_sam(config, progress=progress)
     out = console()

@@ -19,9 +19,12 @@ _CLASSES_SHOWN = 30
 @click.option("--ade20k", type=PATH, metavar="DIR", help="ADE20K as the scene parsing benchmark ships it: 150 classes.")
 @click.option("--voc", type=PATH, metavar="DIR", help="Pascal VOC 2012: 21 classes.")
 @click.option(
-    "--train", type=PATH, nargs=2, metavar="IMAGES MASKS",
+    "--train",
+    type=PATH,
+    nargs=2,
+    metavar="IMAGES MASKS",
     help="Folders of images and of masks (palette or grey PNG) with the same names.",
-)  # fmt: skip
+)
 @click.option("--test", type=PATH, nargs=2, metavar="IMAGES MASKS", help="Likewise; without, a fifth of the pairs.")
 @click.option(
     "--classes",
@@ -41,19 +44,33 @@ _CLASSES_SHOWN = 30
     "--features", type=PATH, metavar="DIR", help="Where maps are kept. Default: ~/.cache/radio-cache/features."
 )
 @click.option(
-    "--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png",
+    "--pictures",
+    type=OutputFile(*PICTURE_ENDINGS),
+    metavar="FILE.png",
     help="Show a few test images: image, truth, prediction.",
-)  # fmt: skip
+)
 @click.option("--shown", default=6, show_default=True, help="How many images --pictures shows.")
 @drawn()
 @json_option
 @plain_errors(on_interrupt="The same command goes on: maps that were computed are kept.")
 def segment(
-    ade20k: Path | None, voc: Path | None, train: tuple[Path, Path] | None, test: tuple[Path, Path] | None,
-    classes: str | None, first_id: int, ignore: int, cache: str | Path | None, crop: int, steps: int | None,
-    batch_size: int, features: Path | None, pictures: Path | None, shown: int, json_file: Path | None,
+    ade20k: Path | None,
+    voc: Path | None,
+    train: tuple[Path, Path] | None,
+    test: tuple[Path, Path] | None,
+    classes: str | None,
+    first_id: int,
+    ignore: int,
+    cache: str | Path | None,
+    crop: int,
+    steps: int | None,
+    batch_size: int,
+    features: Path | None,
+    pictures: Path | None,
+    shown: int,
+    json_file: Path | None,
     **encoders: Unpack[Drawn],
-) -> None:  # fmt: skip
+) -> None:
     """Semantic segmentation by a linear probe on frozen maps: mIoU of students, teachers and any model, side by side.
 
     Maps are computed once and kept in a cache of their own; a run that was stopped goes on where it was.
@@ -62,10 +79,20 @@ def segment(
     from evals.segmentation.probe import ProbeConfig
 
     config = SegmentConfig(
-        ade20k=ade20k, voc=voc, train=train, test=test, classes=classes, first_id=first_id, ignore=ignore, cache=cache,
-        crop_px=crop, features=features, probe=ProbeConfig(steps=steps, batch=batch_size, seed=encoders["seed"]),
-        pictures=0 if pictures is None else shown, **encoders,
-    )  # fmt: skip
+        ade20k=ade20k,
+        voc=voc,
+        train=train,
+        test=test,
+        classes=classes,
+        first_id=first_id,
+        ignore=ignore,
+        cache=cache,
+        crop_px=crop,
+        features=features,
+        probe=ProbeConfig(steps=steps, batch=batch_size, seed=encoders["seed"]),
+        pictures=0 if pictures is None else shown,
+        **encoders,
+    )
     with ProgressLines() as progress:
         result = run_segment(config, progress=progress)
     print_segment(result)

@@ -23,21 +23,29 @@ IMAGES = "a cache, a folder with one subfolder per class, or tars such as 'train
 
 PATH = click.Path(path_type=Path)
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
     help="Where models run and neighbours are searched.",
-)  # fmt: skip
+)
 runs_option = click.option(
     "--run", "runs", type=PATH, multiple=True, help="Folder of a training run. May be given again."
 )
 _models = click.option(
-    "--model", "models", multiple=True, metavar="[NAME=]WHAT[@PX]",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]WHAT[@PX]",
     help="Anything else to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
     "FILE.onnx; @PX sets its input size. May be given again.",
-)  # fmt: skip
+)
 _weights = click.option(
-    "--weights", multiple=True, metavar="[NAME=]FILE",
+    "--weights",
+    multiple=True,
+    metavar="[NAME=]FILE",
     help="Local weights of a --model in its library's own format; 'random' for none.",
-)  # fmt: skip
+)
 json_option = click.option(
     "--json",
     "json_file",
@@ -72,9 +80,13 @@ def compared(command: F) -> F:
 def drawn(limit: int | None = None) -> Callable[[F], F]:
     """--limit, with its default, and --seed."""
     option = click.option(
-        "--limit", type=int, metavar="N", default=limit, show_default=limit is not None,
+        "--limit",
+        type=int,
+        metavar="N",
+        default=limit,
+        show_default=limit is not None,
         help="Use at most N images of each place, drawn at random.",
-    )  # fmt: skip
+    )
     return lambda command: option(seed_option(command))
 
 

@@ -18,31 +18,57 @@ if TYPE_CHECKING:
 @click.command()
 @compared
 @click.option(
-    "--batch-size", "batches", type=int, multiple=True, default=(1, 16), show_default=True, metavar="N",
+    "--batch-size",
+    "batches",
+    type=int,
+    multiple=True,
+    default=(1, 16),
+    show_default=True,
+    metavar="N",
     help="Images in a batch. May be given again.",
-)  # fmt: skip
+)
 @click.option(
-    "--mode", "modes", multiple=True, type=click.Choice(["eager", "channels-last", "compiled"]), default=("eager",),
-    show_default=True, help="How it runs. May be given again.",
-)  # fmt: skip
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(["eager", "channels-last", "compiled"]),
+    default=("eager",),
+    show_default=True,
+    help="How it runs. May be given again.",
+)
 @click.option(
-    "--dtype", "precisions", multiple=True, type=click.Choice(["float32", "bfloat16", "float16"]), default=("float32",),
-    show_default=True, help="What it computes in; 16 bits by autocast. May be given again.",
-)  # fmt: skip
+    "--dtype",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default=("float32",),
+    show_default=True,
+    help="What it computes in; 16 bits by autocast. May be given again.",
+)
 @click.option("--repeats", default=5, show_default=True, help="Timed batches, at least; the median counts.")
 @click.option("--warmup", default=2, show_default=True, help="Batches before the clock starts.")
 @click.option(
     "--quality", type=PATH, metavar="FILE.json", help="Of radio-eval knn, zero-shot or segment --json: for --plot."
 )
 @click.option(
-    "--plot", type=OutputFile(".svg"), metavar="FILE.svg", help="Draw quality over speed, as the papers do. Needs --quality."
+    "--plot",
+    type=OutputFile(".svg"),
+    metavar="FILE.svg",
+    help="Draw quality over speed, as the papers do. Needs --quality.",
 )
 @json_option
 @plain_errors(on_interrupt=AGAIN)
 def throughput(
-    batches: tuple[int, ...], modes: tuple[str, ...], precisions: tuple[str, ...], repeats: int, warmup: int,
-    quality: Path | None, plot: Path | None, json_file: Path | None, **encoders: Unpack[Compared],
-) -> None:  # fmt: skip
+    batches: tuple[int, ...],
+    modes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    repeats: int,
+    warmup: int,
+    quality: Path | None,
+    plot: Path | None,
+    json_file: Path | None,
+    **encoders: Unpack[Compared],
+) -> None:
     """Images a second, parameters, FLOPs and memory of students, teachers and any model, by mode, precision and batch."""
     from evals.throughput import ThroughputConfig, run_throughput
 
@@ -51,9 +77,13 @@ def throughput(
             "--plot FILE.svg and --quality FILE.json go together: one says where, the other how good they are"
         )
     config = ThroughputConfig(
-        batches=batches, modes=cast("tuple[Mode, ...]", modes), precisions=cast("tuple[Precision, ...]", precisions),
-        repeats=repeats, warmup=warmup, **encoders,
-    )  # fmt: skip
+        batches=batches,
+        modes=cast("tuple[Mode, ...]", modes),
+        precisions=cast("tuple[Precision, ...]", precisions),
+        repeats=repeats,
+        warmup=warmup,
+        **encoders,
+    )
     judged = None if quality is None else read_quality(quality)
     with ProgressLines() as progress:
         result = run_throughput(config, progress=progress)
@@ -85,9 +115,17 @@ def print_throughput(result: "ThroughputTable") -> None:
     for row in result.rows:
         peak = "–" if row.peak_mb is None else f"{row.peak_mb:,.0f}"
         shown.add_row(
-            row.name, f"{row.params_m:,.1f}", f"{row.gflops:,.2f}", str(row.input_px), row.mode, row.precision, str(row.batch),
-            f"{row.images_per_s:,.1f}", f"{row.slowest:,.0f}–{row.fastest:,.0f}", peak,
-        )  # fmt: skip
+            row.name,
+            f"{row.params_m:,.1f}",
+            f"{row.gflops:,.2f}",
+            str(row.input_px),
+            row.mode,
+            row.precision,
+            str(row.batch),
+            f"{row.images_per_s:,.1f}",
+            f"{row.slowest:,.0f}–{row.fastest:,.0f}",
+            peak,
+        )
     out.print(shown)
     for note in result.notes:
         out.print(f"note: {note}")

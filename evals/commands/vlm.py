@@ -40,9 +40,16 @@ VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def vlm(
-    check: bool, run: Path | None, head: str | None, llava: Path | None, tasks: tuple[str, ...], out: Path | None,
-    limit: int | None, json_file: Path | None, device: "Device",
-) -> None:  # fmt: skip
+    check: bool,
+    run: Path | None,
+    head: str | None,
+    llava: Path | None,
+    tasks: tuple[str, ...],
+    out: Path | None,
+    limit: int | None,
+    json_file: Path | None,
+    device: "Device",
+) -> None:
     """A student as LLaVA's vision tower: --check proves the wiring, --llava asks a trained one GQA, TextVQA, POPE, VQAv2."""
     if check == (llava is not None) or check != (run is not None):
         raise ConfigError("give --check and --run RUN, or --llava DIR")

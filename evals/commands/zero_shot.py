@@ -14,19 +14,27 @@ if TYPE_CHECKING:
 
 @click.command("zero-shot")
 @click.option(
-    "--images", "--cache", "images", type=PLACE, metavar="PLACE",
+    "--images",
+    "--cache",
+    "images",
+    type=PLACE,
+    metavar="PLACE",
     help=f"Labelled images: {IMAGES}. The CLIPs of a cache are compared, too. Default: the cache the run learned from.",
-)  # fmt: skip
+)
 @compared
 @click.option(
-    "--text-weights", multiple=True, metavar="[TEACHER=]FILE",
+    "--text-weights",
+    multiple=True,
+    metavar="[TEACHER=]FILE",
     help="The weights file, in open_clip's format, whose text tower belongs to a teacher.",
-)  # fmt: skip
+)
 @click.option(
-    "--classes", type=PATH, metavar="FILE",
+    "--classes",
+    type=PATH,
+    metavar="FILE",
     help="What classes are called: lines of class<TAB>phrase, or a phrase a line. "
     "Default: CLIP's names for ImageNet, else the folders'.",
-)  # fmt: skip
+)
 @click.option(
     "--templates", type=PATH, metavar="FILE", help="Sentences, one a line, {} for the class. Default: CLIP's 80."
 )
@@ -37,9 +45,14 @@ if TYPE_CHECKING:
 @json_option
 @plain_errors(on_interrupt=AGAIN)
 def zero_shot(
-    images: str | Path | None, text_weights: tuple[str, ...], classes: Path | None, templates: Path | None,
-    classifiers: Path | None, json_file: Path | None, **encoders: Unpack[Drawn],
-) -> None:  # fmt: skip
+    images: str | Path | None,
+    text_weights: tuple[str, ...],
+    classes: Path | None,
+    templates: Path | None,
+    classifiers: Path | None,
+    json_file: Path | None,
+    **encoders: Unpack[Drawn],
+) -> None:
     """Zero-shot accuracy of CLIP-family teachers, of students through their CLIP heads, and of open_clip models.
 
     Images are compared with sentences about the classes, by the text tower of the teacher's own CLIP.
@@ -47,8 +60,13 @@ def zero_shot(
     from evals.zero_shot import ZeroShotConfig, run_zero_shot
 
     config = ZeroShotConfig(
-        images=images, text_weights=text_weights, classes=classes, templates=templates, classifiers=classifiers, **encoders
-    )  # fmt: skip
+        images=images,
+        text_weights=text_weights,
+        classes=classes,
+        templates=templates,
+        classifiers=classifiers,
+        **encoders,
+    )
     with ProgressLines() as progress:
         result = run_zero_shot(config, progress=progress)
     print_zero_shot(result)

@@ -10,6 +10,21 @@ from evals.encoders.network import NetworkEncoder, live_teacher, recorded_teache
 from evals.encoders.student import StudentEncoder
 
 __all__ = [
-    "FORMS", "OWN", "Block", "CachedTeacherEncoder", "Encoder", "Kind", "LiveEncoder", "ModelName", "NetworkEncoder",
-    "OnImages", "Outputs", "StudentEncoder", "live_teacher", "load_model", "load_runs", "parse_models", "recorded_teacher",
-]  # fmt: skip
+    "FORMS",
+    "OWN",
+    "Block",
+    "CachedTeacherEncoder",
+    "Encoder",
+    "Kind",
+    "LiveEncoder",
+    "ModelName",
+    "NetworkEncoder",
+    "OnImages",
+    "Outputs",
+    "StudentEncoder",
+    "live_teacher",
+    "load_model",
+    "load_runs",
+    "parse_models",
+    "recorded_teacher",
+]

@@ -24,9 +24,12 @@ class CachedTeacherEncoder(Encoder):
         if teacher.spec.summary_dim is None:
             raise EvalError(f"teacher '{teacher.name}' has no summary, only maps: it cannot be compared by k-NN")
         super().__init__(
-            name=teacher.name, kind="teacher", spaces=(OWN,), runs_a_model=live is not None,
+            name=teacher.name,
+            kind="teacher",
+            spaces=(OWN,),
+            runs_a_model=live is not None,
             about=f"teacher, from the cache, {size_phrase(teacher.spec.geometry.input_hw)}",
-        )  # fmt: skip
+        )
         self._live = live
 
     def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:

@@ -18,9 +18,16 @@ Weights = Path | Literal["random"] | None
 
 
 def tiling_network(
-    library: str, model: str, weights: Weights, module: torch.nn.Module, call: Callable[[Tensor], NetworkOutput],
-    prepared: Preprocessing, *, device: torch.device, at_size: Callable[[int], Network],
-) -> Network:  # fmt: skip
+    library: str,
+    model: str,
+    weights: Weights,
+    module: torch.nn.Module,
+    call: Callable[[Tensor], NetworkOutput],
+    prepared: Preprocessing,
+    *,
+    device: torch.device,
+    at_size: Callable[[int], Network],
+) -> Network:
     """A network whose tokens tile its input evenly; it is run once to see how many there are.
 
     Raises ConfigError if it does not take input of this size.
@@ -35,9 +42,14 @@ def tiling_network(
     stride = size / tokens
     return Network(
         about=f"{library} {model}" + (", random weights" if weights == "random" else ""),
-        geometry=prepared.geometry(tokens, stride, stride / 2), normalisation=prepared.normalisation,
-        has_summary=True, has_map=probe is not None, module=module, call=call, at_size=at_size,
-    )  # fmt: skip
+        geometry=prepared.geometry(tokens, stride, stride / 2),
+        normalisation=prepared.normalisation,
+        has_summary=True,
+        has_map=probe is not None,
+        module=module,
+        call=call,
+        at_size=at_size,
+    )
 
 
 @contextlib.contextmanager

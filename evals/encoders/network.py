@@ -51,9 +51,11 @@ class NetworkEncoder(LiveEncoder):
 
     def __init__(self, network: Network, *, name: str, kind: Kind, device: torch.device) -> None:
         super().__init__(
-            name=name, kind=kind, spaces=(OWN,) if network.has_summary else (),
+            name=name,
+            kind=kind,
+            spaces=(OWN,) if network.has_summary else (),
             about=f"{network.about}, {size_phrase(network.geometry.input_hw)}",
-        )  # fmt: skip
+        )
         self.geometry, self.map_spaces = network.geometry, (OWN,) if network.has_map else ()
         self._network, self._device = network, device
 
@@ -91,9 +93,7 @@ def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncod
     """The teacher of a cache, with the weights and geometry recorded there, in float32 whatever the build used."""
 
     def load(size_px: int) -> Network:
-        return teacher_network(
-            load_recorded(spec, size_px=size_px), device=device, at_size=load
-        )
+        return teacher_network(load_recorded(spec, size_px=size_px), device=device, at_size=load)
 
     network = teacher_network(load_recorded(spec), device=device, at_size=load)
     return NetworkEncoder(network, name=spec.name, kind="teacher", device=device)
@@ -108,7 +108,12 @@ def teacher_network(teacher: Teacher, *, device: torch.device, at_size: Callable
         return NetworkOutput(out.summary, out.spatial)
 
     return Network(
-        about="teacher, run here", geometry=teacher.spec.geometry, normalisation=teacher.spec.normalisation,
-        has_summary=teacher.spec.summary_dim is not None, has_map=True, call=call, at_size=at_size,
+        about="teacher, run here",
+        geometry=teacher.spec.geometry,
+        normalisation=teacher.spec.normalisation,
+        has_summary=teacher.spec.summary_dim is not None,
+        has_map=True,
+        call=call,
+        at_size=at_size,
         module=next((part for part in vars(teacher).values() if isinstance(part, torch.nn.Module)), torch.nn.Module()),
-    )  # fmt: skip
+    )

@@ -66,7 +66,9 @@ def _recorded_view(session: OnnxSession, path: Path) -> View:
 def _refuse_size(path: Path, input_hw: tuple[int, int], step: int) -> None:
     h, w = input_hw
     if min(h, w) < 1 or h * w > _MAX_PIXELS:
-        raise EvalError(f"{path}: images of {size_phrase(input_hw)} are not evaluated, only of 1 to {_MAX_PIXELS} pixels in all")
+        raise EvalError(
+            f"{path}: images of {size_phrase(input_hw)} are not evaluated, only of 1 to {_MAX_PIXELS} pixels in all"
+        )
     if h % step or w % step:
         nearest = max(step, round(h / step) * step), max(step, round(w / step) * step)
         raise ConfigError(
@@ -126,9 +128,14 @@ class OnnxEncoder(LiveEncoder):
         grid_hw = (1, 1) if self._map is None else self._grid_hw(found[self._map], input_hw)
         stride = input_hw[0] / grid_hw[0]
         self.geometry = ViewGeometry(
-            fit="squash", input_hw=input_hw, resize_px=min(input_hw), interpolation="bicubic", grid_hw=grid_hw,
-            stride_px=stride, offset_px=stride / 2,
-        )  # fmt: skip
+            fit="squash",
+            input_hw=input_hw,
+            resize_px=min(input_hw),
+            interpolation="bicubic",
+            grid_hw=grid_hw,
+            stride_px=stride,
+            offset_px=stride / 2,
+        )
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
         view = self._view

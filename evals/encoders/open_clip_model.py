@@ -35,10 +35,15 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
         return NetworkOutput(out["image_features"], out["image_intermediates"][0].permute(0, 2, 3, 1))
 
     return tiling_network(
-        "open_clip", model, weights, net.visual, call, open_clip_preprocessing(f"open_clip model '{model}'", config),
+        "open_clip",
+        model,
+        weights,
+        net.visual,
+        call,
+        open_clip_preprocessing(f"open_clip model '{model}'", config),
         device=device,
         at_size=lambda px: open_clip_network(model, weights, size_px=px, device=device),
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager

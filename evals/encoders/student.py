@@ -46,9 +46,14 @@ class StudentEncoder(LiveEncoder):
         self.map_spaces = (OWN, *(t.name for t in heads))
         patch = model.student.patch_size
         self.geometry = ViewGeometry(
-            fit="squash", input_hw=input_hw, resize_px=min(input_hw), interpolation="bicubic",
-            grid_hw=(input_hw[0] // patch, input_hw[1] // patch), stride_px=float(patch), offset_px=patch / 2,
-        )  # fmt: skip
+            fit="squash",
+            input_hw=input_hw,
+            resize_px=min(input_hw),
+            interpolation="bicubic",
+            grid_hw=(input_hw[0] // patch, input_hw[1] // patch),
+            stride_px=float(patch),
+            offset_px=patch / 2,
+        )
         self.model, self._device, self._trained = model.to(device), device, trained
 
     @classmethod

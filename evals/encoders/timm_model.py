@@ -38,9 +38,15 @@ def timm_network(model: str, weights: Weights, *, size_px: int | None, device: t
         return NetworkOutput(net.forward_head(final, pre_logits=True), last.permute(0, 2, 3, 1))
 
     return tiling_network(
-        "timm", model, weights, net, call, timm_preprocessing(f"timm model '{model}'", config, size_px=size), device=device,
+        "timm",
+        model,
+        weights,
+        net,
+        call,
+        timm_preprocessing(f"timm model '{model}'", config, size_px=size),
+        device=device,
         at_size=lambda px: timm_network(model, weights, size_px=px, device=device),
-    )  # fmt: skip
+    )
 
 
 def _load(model: str, weights: Weights) -> Any:

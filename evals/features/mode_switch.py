@@ -106,7 +106,10 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
         "teachers' cached maps, sampled where the student has its tokens"
     )
     return ModeSwitchTable(
-        protocol=protocol, images=images.identity(), trained_px=trained_px, rows=tuple(rows),
+        protocol=protocol,
+        images=images.identity(),
+        trained_px=trained_px,
+        rows=tuple(rows),
         notes=(*held_out, *left_out_notes(images), *notes),
     )
 
@@ -153,11 +156,14 @@ def _compared(
                 )
     return [
         ModeSwitchRow(
-            teacher=name, size_px=size, cosine=float(total[0] / total[3]), fidelity=float(total[1] / max(total[2], 1e-12)),
+            teacher=name,
+            size_px=size,
+            cosine=float(total[0] / total[3]),
+            fidelity=float(total[1] / max(total[2], 1e-12)),
             summary_cosine=float(np.concatenate(likeness[name]).mean()) if likeness[name] else None,
         )
         for name, total in sums.items()
-    ]  # fmt: skip
+    ]
 
 
 def _row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -83,12 +83,15 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
     teachers = tuple(name for name, (encoder, _) in found.items() if encoder.kind == "teacher")
     rows = tuple(
         RankRow(
-            name=name, kind=encoder.kind, about=encoder.about if "→" not in name else "what it makes of that teacher",
-            width=features.shape[1], rank=rank_me(features),
+            name=name,
+            kind=encoder.kind,
+            about=encoder.about if "→" not in name else "what it makes of that teacher",
+            width=features.shape[1],
+            rank=rank_me(features),
             cka={teacher: linear_cka(features, found[teacher][1]) for teacher in teachers},
         )
         for name, (encoder, features) in found.items()
-    )  # fmt: skip
+    )
     notes = [*held_out, *left_out_notes(images)]
     narrow = [row.name for row in rows if row.width > len(seen)]
     if narrow:

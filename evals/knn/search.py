@@ -130,8 +130,9 @@ def merged(parts: Sequence[Neighbours], k: int) -> Neighbours:
     """The nearest rows of a whole bank from those of its parts, each searched for the same queries in the same order."""
     return _sorted(
         np.concatenate([part.similarity for part in parts], axis=1),
-        np.concatenate([part.rows for part in parts], axis=1), k,
-    )  # fmt: skip
+        np.concatenate([part.rows for part in parts], axis=1),
+        k,
+    )
 
 
 def unit_rows(rows: NDArray[np.floating[Any]], what: str) -> NDArray[np.float32]:
@@ -183,9 +184,7 @@ def _search(
     shares = [share for share in np.array_split(queries, len(gpus)) if len(share)]
 
     def on_gpu(number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return faiss.knn_gpu(
-            gpus[number], shares[number], block, k, metric=faiss.METRIC_INNER_PRODUCT, device=number
-        )  # fmt: skip
+        return faiss.knn_gpu(gpus[number], shares[number], block, k, metric=faiss.METRIC_INNER_PRODUCT, device=number)
 
     with ThreadPoolExecutor(len(shares)) as pool:  # FAISS lets other threads run while a GPU works
         found = list(pool.map(on_gpu, range(len(shares))))

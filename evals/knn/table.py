@@ -129,14 +129,18 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
     bank = bank.sampled(config.limit, config.seed)
     queries = None if queries is None else queries.sampled(config.limit, config.seed)
     table = knn_table(
-        [*teachers, *live], bank, queries,
-        k=config.k, sweep=config.sweep, temperature=config.temperature, device=config.device, progress=progress,
-    )  # fmt: skip
+        [*teachers, *live],
+        bank,
+        queries,
+        k=config.k,
+        sweep=config.sweep,
+        temperature=config.temperature,
+        device=config.device,
+        progress=progress,
+    )
     trained_on = _trained_on(live, bank if queries is None else queries)
     memory = [memory_note(name, count, len(bank if queries is None else queries)) for name, count in trained_on.items()]
-    return replace(
-        table, trained_on=trained_on, notes=(*memory, *table.notes, *notes, *_strangers(live, bank_source))
-    )
+    return replace(table, trained_on=trained_on, notes=(*memory, *table.notes, *notes, *_strangers(live, bank_source)))
 
 
 def _trained_on(live: Sequence[LiveEncoder], classified: ImageSet) -> dict[str, int]:
@@ -216,9 +220,16 @@ def _strangers(live: Sequence[LiveEncoder], bank: ImageSource) -> list[str]:
 
 
 def knn_table(
-    encoders: Sequence[Encoder], bank: ImageSet, queries: ImageSet | None,
-    *, k: int, temperature: float, sweep: Sequence[int] = (), device: Device = "auto", progress: Progress | None = None,
-) -> KnnTable:  # fmt: skip
+    encoders: Sequence[Encoder],
+    bank: ImageSet,
+    queries: ImageSet | None,
+    *,
+    k: int,
+    temperature: float,
+    sweep: Sequence[int] = (),
+    device: Device = "auto",
+    progress: Progress | None = None,
+) -> KnnTable:
     """Classify the queries by the bank in every feature space of every encoder; without queries, leave one out.
 
     The bank streams past the queries; only the queries' features are kept. An untrained student is shown by its own
@@ -261,12 +272,16 @@ def knn_table(
             unfilled = max(unfilled, int((ranked[k] == NOBODY).any(axis=1).sum()))
             rows.append(
                 KnnRow(
-                    name=encoder.name if space == OWN else f"{encoder.name} → {space}", kind=encoder.kind,
+                    name=encoder.name if space == OWN else f"{encoder.name} → {space}",
+                    kind=encoder.kind,
                     about=encoder.about if space == OWN else f"what it makes of {space}",
-                    width=asked.summaries[space].shape[1], top1=by_k[k].top1, top5=by_k[k].top5,
-                    share_of_best_teacher=None, by_k=by_k,
+                    width=asked.summaries[space].shape[1],
+                    top1=by_k[k].top1,
+                    top5=by_k[k].top5,
+                    share_of_best_teacher=None,
+                    by_k=by_k,
                 )
-            )  # fmt: skip
+            )
     seen_bank = bank.usable()
     seen = seen_bank if queries is None else matched.usable()
     classes = len(np.unique(np.concatenate([seen_bank.labels, seen.labels])))
@@ -278,11 +293,18 @@ def knn_table(
         )
     left_out = [note for images in ([bank] if queries is None else [bank, matched]) for note in left_out_notes(images)]
     return KnnTable(
-        k=used_k, temperature=temperature, leave_one_out=queries is None, classes=classes, bank=seen_bank.identity(),
-        queries=seen.identity(), rows=_with_shares(rows), notes=(*left_out, *alike, *notes),
+        k=used_k,
+        temperature=temperature,
+        leave_one_out=queries is None,
+        classes=classes,
+        bank=seen_bank.identity(),
+        queries=seen.identity(),
+        rows=_with_shares(rows),
+        notes=(*left_out, *alike, *notes),
         paper=tuple(row for row in ROWS if row.knn is not None)
-        if is_imagenet_validation(classes=classes, images=len(seen)) else (),
-    )  # fmt: skip
+        if is_imagenet_validation(classes=classes, images=len(seen))
+        else (),
+    )
 
 
 def _refuse_hopeless(bank: ImageSet, queries: ImageSet | None) -> None:

@@ -46,9 +46,15 @@ class Accuracy:
 
 
 def classify(
-    bank: NDArray[np.float32], bank_labels: NDArray[np.integer[Any]], queries: NDArray[np.float32],
-    *, k: int, temperature: float, leave_one_out: bool = False, device: Device = "auto",
-) -> KnnResult:  # fmt: skip
+    bank: NDArray[np.float32],
+    bank_labels: NDArray[np.integer[Any]],
+    queries: NDArray[np.float32],
+    *,
+    k: int,
+    temperature: float,
+    leave_one_out: bool = False,
+    device: Device = "auto",
+) -> KnnResult:
     """Let the k nearest rows of the bank vote for the class of every query.
 
     Shapes: bank (m, c), bank_labels (m,), queries (n, c). Rows need not be normalised. Computed in float32; votes are

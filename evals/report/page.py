@@ -127,10 +127,16 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
         for title, part in kinds:
             groups.append(picture_group(title, bank, student, config.shown, device, rows=part.rows))
     about = SectionsConfig(
-        run=config.run, cache=bank.url, images=config.queries or bank.url, masks=config.masks, classes=config.classes,
+        run=config.run,
+        cache=bank.url,
+        images=config.queries or bank.url,
+        masks=config.masks,
+        classes=config.classes,
         crop_px=student.geometry.input_hw[0],
-        limit=config.limit or _SECTION_IMAGES, seed=config.seed, device=config.device,
-    )  # fmt: skip
+        limit=config.limit or _SECTION_IMAGES,
+        seed=config.seed,
+        device=config.device,
+    )
     sections, others = make_sections(about, config.sections, progress=progress)
     page = Page(
         student=student.config,
@@ -175,11 +181,17 @@ def _queries_group(place: str | Path, student: StudentEncoder) -> tuple[str, Cac
 def _knn(config: ReportConfig, progress: Progress | None) -> KnnTable:
     return run_knn(
         KnnConfig(
-            bank=config.cache, queries=config.queries, runs=(config.run,), k=config.k, temperature=config.temperature,
-            limit=config.limit, seed=config.seed, device=config.device,
+            bank=config.cache,
+            queries=config.queries,
+            runs=(config.run,),
+            k=config.k,
+            temperature=config.temperature,
+            limit=config.limit,
+            seed=config.seed,
+            device=config.device,
         ),
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def page_record(page: Page) -> dict[str, Any]:
@@ -194,9 +206,14 @@ def page_record(page: Page) -> dict[str, Any]:
 
 
 def picture_group(
-    title: str, cache: Cache, student: StudentEncoder, count: int, device: torch.device,
-    *, rows: NDArray[np.int64] | None = None,
-) -> PictureGroup:  # fmt: skip
+    title: str,
+    cache: Cache,
+    student: StudentEncoder,
+    count: int,
+    device: torch.device,
+    *,
+    rows: NDArray[np.int64] | None = None,
+) -> PictureGroup:
     """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why.
 
     rows: the images to choose from; None for all.
@@ -249,9 +266,7 @@ def headline(student: StudentConfig, table: KnnTable) -> str:
         what = f"{total:,} images, {memorised:,} of which it was trained on,"
     else:
         what = f"{total:,} {'images' if table.leave_one_out else 'test images'}"
-    said = (
-        f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {what} right, among {table.classes:,} classes."
-    )
+    said = f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {what} right, among {table.classes:,} classes."
     others = [f"its best teacher, {best.name}, gets {best.top1:.1%}"] if best else []
     others += [f"the same network untrained {untrained.top1:.1%}"] if untrained else []
     compared = "; ".join(others)
@@ -300,7 +315,11 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
         if value != getattr(defaults, name):
             report += [f"--{name}", str(value)]
     if config.masks is not None:
-        report += ["--masks", *map(short_place, config.masks), *(["--classes", config.classes] if config.classes else [])]
+        report += [
+            "--masks",
+            *map(short_place, config.masks),
+            *(["--classes", config.classes] if config.classes else []),
+        ]
     commands.append([*report, "--out", short_place(config.out)])
     return [shlex.join(command) for command in commands]
 

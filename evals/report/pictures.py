@@ -63,9 +63,12 @@ def _maps(encoder: LiveEncoder, cache: Cache, rows: Sequence[int]) -> dict[str, 
 
 
 def feature_pictures(
-    cache: Cache, rows: Sequence[int], class_names: Sequence[str], student: StudentEncoder,
+    cache: Cache,
+    rows: Sequence[int],
+    class_names: Sequence[str],
+    student: StudentEncoder,
     live: Mapping[str, NDArray[np.float32]],
-) -> tuple[ImagePictures, ...]:  # fmt: skip
+) -> tuple[ImagePictures, ...]:
     """Pictures of these rows. class_names: one per row. live: teacher -> (n, h, w, c) maps as `live_maps` gives them.
 
     Every map shows the part of the image that the student is shown, teachers on their own grid. One basis per teacher,
@@ -91,9 +94,13 @@ def feature_pictures(
 
 
 def _teacher_pictures(
-    cache: Cache, rows: Sequence[int], teacher: CachedTeacher, student: StudentEncoder, guess: NDArray[np.float32],
+    cache: Cache,
+    rows: Sequence[int],
+    teacher: CachedTeacher,
+    student: StudentEncoder,
+    guess: NDArray[np.float32],
     live: NDArray[np.float32] | None,
-) -> list[TeacherPictures]:  # fmt: skip
+) -> list[TeacherPictures]:
     sizes = [(int(h), int(w)) for h, w in cache.sizes_hw[list(rows)]]
     boxes = [student.seen_box_xyxy(size) for size in sizes]
     grid_hw = teacher.spec.geometry.grid_hw
@@ -122,9 +129,13 @@ def _teacher_pictures(
 
 
 def _under_boxes(
-    maps: NDArray[np.float32], boxes: Sequence[BoxXYXY], sizes_hw: Sequence[tuple[int, int]], teacher: CachedTeacher,
-    *, out_hw: tuple[int, int],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
+    maps: NDArray[np.float32],
+    boxes: Sequence[BoxXYXY],
+    sizes_hw: Sequence[tuple[int, int]],
+    teacher: CachedTeacher,
+    *,
+    out_hw: tuple[int, int],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """(n, *out_hw, c) maps sampled under the boxes, and (n, *out_hw) which of those tokens the teacher saw."""
     weights = crop_weights(boxes, sizes_hw, teacher.spec.geometry, out_hw=out_hw)
     return weights.sample(maps), weights.valid

@@ -230,7 +230,12 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 SECTIONS: dict[str, Callable[[SectionsConfig, Progress | None], Section]] = {
-    "zero-shot": _zero_shot, "segment": _segment, "retrieve": _retrieve, "similarity": _similarity, "rank": _rank,
-    "mode-switch": _mode_switch, "throughput": _throughput,
-}  # fmt: skip
+    "zero-shot": _zero_shot,
+    "segment": _segment,
+    "retrieve": _retrieve,
+    "similarity": _similarity,
+    "rank": _rank,
+    "mode-switch": _mode_switch,
+    "throughput": _throughput,
+}
 """Evaluations beside k-NN, in the order of the page."""

@@ -87,7 +87,9 @@ def read_coco(file: Path) -> CocoFile:
                 raise EvalError(f"{file}: image {image.get('id')!r:.80} has no {missing[0]}; every image states it")
             for side in ("height", "width"):  # some writers use floats or text, which pycocotools cannot draw by
                 if (value := float(image[side])) < 1 or not value.is_integer():
-                    raise EvalError(f"{file}: {image['file_name']!r:.80} has the {side} {image[side]!r:.30}: no number of pixels")
+                    raise EvalError(
+                        f"{file}: {image['file_name']!r:.80} has the {side} {image[side]!r:.30}: no number of pixels"
+                    )
                 image[side] = int(value)
         image_numbers = _numbers((image["id"] for image in images), "image", file)
         categories = [dict(category) for category in dataset.get("categories") or ()]

@@ -38,12 +38,18 @@ class Protocol:
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "efficientvit-sam": Protocol(
-        best_of_three=True, crowds=True, file_area=True, interactive_points=True,
+        best_of_three=True,
+        crowds=True,
+        file_area=True,
+        interactive_points=True,
         description="best of three masks by predicted IoU, crowd regions included, sizes by the file's area",
     ),
     "single-mask": Protocol(
-        best_of_three=False, crowds=False, file_area=False, interactive_points=False,
+        best_of_three=False,
+        crowds=False,
+        file_area=False,
+        interactive_points=False,
         description="one mask a prompt, crowd regions left out, sizes by the pixels of the mask",
     ),
-}  # fmt: skip
+}
 """efficientvit-sam: the public script of EfficientViT-SAM (arXiv 2402.05008), the harness that AM-RADIO's table names."""

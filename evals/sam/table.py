@@ -147,18 +147,24 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     images = f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}"
     is_paper = _is_paper(config, instances)
     return SamTable(
-        protocol=f"{images}; {config.protocol}: {protocol.description}", images=len(ids),
-        annotations_sha256=file_sha256(config.annotations), rows=rows, notes=tuple(_notes(config, instances, judged, turned)),
-        paper=SAM_ROWS if is_paper else (), pictures=tuple(drawn),
-    )  # fmt: skip
+        protocol=f"{images}; {config.protocol}: {protocol.description}",
+        images=len(ids),
+        annotations_sha256=file_sha256(config.annotations),
+        rows=rows,
+        notes=tuple(_notes(config, instances, judged, turned)),
+        paper=SAM_ROWS if is_paper else (),
+        pictures=tuple(drawn),
+    )
 
 
 def _is_paper(config: SamConfig, instances: Instances) -> bool:
     """Return whether the paper's rows, true boxes by the script of EfficientViT-SAM on all of COCO, are comparable with ours."""
     return (
-        config.protocol == "efficientvit-sam" and config.prompt == "box" and config.limit is None
+        config.protocol == "efficientvit-sam"
+        and config.prompt == "box"
+        and config.limit is None
         and instances.is_coco_validation()
-    )  # fmt: skip
+    )
 
 
 def _notes(config: SamConfig, instances: Instances, judged: dict[str, _Judged], turned: int) -> Iterator[str]:
@@ -204,9 +210,14 @@ def _predictors(config: SamConfig) -> dict[str, SamPredictor]:
 
 
 def _judge(
-    predictor: SamPredictor, image: Image.Image, image_id: int, prompts: Sequence[Instance | Detection], prompt: Prompt,
-    protocol: Protocol, judged: _Judged,
-) -> list[NDArray[np.bool_]]:  # fmt: skip
+    predictor: SamPredictor,
+    image: Image.Image,
+    image_id: int,
+    prompts: Sequence[Instance | Detection],
+    prompt: Prompt,
+    protocol: Protocol,
+    judged: _Judged,
+) -> list[NDArray[np.bool_]]:
     """Return the masks of one image, and note them in `judged`."""
     if not prompts:
         return []
@@ -282,9 +293,14 @@ def _row(name: str, judged: _Judged, instances: Instances, ids: Sequence[int]) -
         return float(np.mean(values)) if values else None
 
     return SamRow(
-        name=name, instances=len(judged.results), miou=mean(None),
-        small=mean("small"), medium=mean("medium"), large=mean("large"), ap=_average_precision(judged.results, instances, ids),
-    )  # fmt: skip
+        name=name,
+        instances=len(judged.results),
+        miou=mean(None),
+        small=mean("small"),
+        medium=mean("medium"),
+        large=mean("large"),
+        ap=_average_precision(judged.results, instances, ids),
+    )
 
 
 def _average_precision(results: list[dict[str, Any]], instances: Instances, ids: Sequence[int]) -> float | None:

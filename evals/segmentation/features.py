@@ -64,9 +64,14 @@ class StoredMaps(WindowMaps):
     """
 
     def __init__(
-        self, encoder: LiveEncoder, images: MaskedImages, sizes_hw: Sequence[tuple[int, int]], folder: Path,
-        *, progress: Progress | None,
-    ) -> None:  # fmt: skip
+        self,
+        encoder: LiveEncoder,
+        images: MaskedImages,
+        sizes_hw: Sequence[tuple[int, int]],
+        folder: Path,
+        *,
+        progress: Progress | None,
+    ) -> None:
         h, w = encoder.geometry.input_hw
         if h != w:
             raise EvalError(f"{encoder.name} takes {size_phrase((h, w))}: windows are square, name a side by --crop")
@@ -105,24 +110,44 @@ class StoredMaps(WindowMaps):
         count = len(self.windows)
         folder = Path(os.path.commonpath([path.resolve().parent for path in self._images.images]))
         meta = CacheMeta(
-            num_images=count, shard_images=_SHARD_WINDOWS, creator="radio-eval segment", class_names=(),
+            num_images=count,
+            shard_images=_SHARD_WINDOWS,
+            creator="radio-eval segment",
+            class_names=(),
             max_pixels=max(1, int(np.prod(self.window_hw))),
             containers=(Container(kind="folder", path=str(folder), prefix=""),),
-        )  # fmt: skip
+        )
         none = np.full(count, -1, np.int64)
         keys = [f"{self._images.keys[w.position]}#{w.top},{w.left}" for w in self.windows]
         create_cache(place, meta, ImageIndex(keys, none.astype(np.int32), np.zeros(count, np.int32), none, none))
         h, w = self.window_hw
         geometry = ViewGeometry(
-            fit="squash", input_hw=(h, w), resize_px=h, interpolation="bicubic", grid_hw=self.grid_hw,
-            stride_px=h / self.grid_hw[0], offset_px=h / self.grid_hw[0] / 2,
-        )  # fmt: skip
+            fit="squash",
+            input_hw=(h, w),
+            resize_px=h,
+            interpolation="bicubic",
+            grid_hw=self.grid_hw,
+            stride_px=h / self.grid_hw[0],
+            offset_px=h / self.grid_hw[0] / 2,
+        )
         spec = TeacherSpec(
-            name=self._teacher, family="evaluated", model=self.about, licence="that of the model", weights=self.name,
-            weights_sha256=content, geometry=geometry, normalisation=IMAGENET_PIXELS, summary_dim=None,
-            spatial_dim=self.width, summary_note="not kept", spatial_note="windows of images, for radio-eval segment",
-            compute_dtype="float32", codec=Half().to_json(), views=1, software={},
-        )  # fmt: skip
+            name=self._teacher,
+            family="evaluated",
+            model=self.about,
+            licence="that of the model",
+            weights=self.name,
+            weights_sha256=content,
+            geometry=geometry,
+            normalisation=IMAGENET_PIXELS,
+            summary_dim=None,
+            spatial_dim=self.width,
+            summary_note="not kept",
+            spatial_note="windows of images, for radio-eval segment",
+            compute_dtype="float32",
+            codec=Half().to_json(),
+            views=1,
+            software={},
+        )
         add_teacher(place, meta, spec)
 
     def _compute(self, progress: Progress | None) -> None:

@@ -22,9 +22,28 @@ IGNORED = -1
 
 _MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 _VOC = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 _ADE_CLASSES = 150
 _MOST_CLASSES = 4096
 """Far above any list of classes: larger ids stand for nobody, or for instances."""
@@ -99,9 +118,11 @@ class MaskedImages:
         """Only these."""
         chosen = positions.tolist()
         return replace(
-            self, keys=tuple(self.keys[p] for p in chosen), images=tuple(self.images[p] for p in chosen),
+            self,
+            keys=tuple(self.keys[p] for p in chosen),
+            images=tuple(self.images[p] for p in chosen),
             masks=tuple(self.masks[p] for p in chosen),
-        )  # fmt: skip
+        )
 
     def limited(self, limit: int | None, seed: int) -> "MaskedImages":
         """At most so many, drawn at random."""
@@ -136,8 +157,10 @@ class MaskedImages:
         masks = [digest(path.read_bytes()) for path in self.masks]
         files = b"".join(one for pair in zip(self.image_digests, masks, strict=True) for one in pair)
         return {
-            "place": self.place, "images": len(self), "sha256_of_image_and_mask_digests": hashlib.sha256(files).hexdigest(),
-        }  # fmt: skip
+            "place": self.place,
+            "images": len(self),
+            "sha256_of_image_and_mask_digests": hashlib.sha256(files).hexdigest(),
+        }
 
     @cached_property
     def image_digests(self) -> tuple[bytes, ...]:
@@ -206,9 +229,13 @@ def mask_folders(images: Path, masks: Path, format: MaskFormat) -> MaskedImages:
             f"{masks} holds no masks ({', '.join(_MASK_EXTENSIONS)}) of the {len(pictures)} images in {images}"
         )
     return MaskedImages(
-        place=f"{images}, {masks}", keys=tuple(keys), images=tuple(pictures[key] for key in keys),
-        masks=tuple(drawn[key] for key in keys), format=format, left_out=len(pictures) - len(keys),
-    )  # fmt: skip
+        place=f"{images}, {masks}",
+        keys=tuple(keys),
+        images=tuple(pictures[key] for key in keys),
+        masks=tuple(drawn[key] for key in keys),
+        format=format,
+        left_out=len(pictures) - len(keys),
+    )
 
 
 def ade20k(root: Path) -> tuple[MaskedImages, MaskedImages]:

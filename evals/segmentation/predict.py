@@ -82,6 +82,8 @@ class Confusion:
         iou = tuple(float(hit / all_) if all_ else None for hit, all_ in zip(hits, union, strict=True))
         there = [value for value in iou if value is not None]
         return Scores(
-            mean_iou=float(np.mean(there)) if there else 0.0, iou=iou, pixels=tuple(self._counts.sum(axis=1).tolist()),
+            mean_iou=float(np.mean(there)) if there else 0.0,
+            iou=iou,
+            pixels=tuple(self._counts.sum(axis=1).tolist()),
             pixel_accuracy=float(hits.sum() / max(1, self._counts.sum())),
-        )  # fmt: skip
+        )

@@ -65,9 +65,15 @@ class LinearProbe(nn.Module):
 
 
 def train_probe(
-    read: Callable[[NDArray[np.int64]], Batch], windows: int, *, width: int, classes: int, config: ProbeConfig,
-    device: torch.device, on_step: Callable[[int, int], None] | None = None,
-) -> LinearProbe:  # fmt: skip
+    read: Callable[[NDArray[np.int64]], Batch],
+    windows: int,
+    *,
+    width: int,
+    classes: int,
+    config: ProbeConfig,
+    device: torch.device,
+    on_step: Callable[[int, int], None] | None = None,
+) -> LinearProbe:
     """A probe trained on `windows` windows, that `read` gives by their numbers; every one comes once a pass, shuffled.
 
     Returned in eval mode. Raises EvalError if the loss is not finite or no pixel has a class.

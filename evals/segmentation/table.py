@@ -142,10 +142,15 @@ def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> S
         pictures[name] = predictions
     notes = _notes(train, test, rows, config)
     return SegmentTable(
-        protocol=_protocol(config, train, test), class_names=train.format.class_names, train=train.identity(),
-        test=test.identity(), rows=tuple(rows), notes=notes, pictures=_pictures(test, shown, pictures),
+        protocol=_protocol(config, train, test),
+        class_names=train.format.class_names,
+        train=train.identity(),
+        test=test.identity(),
+        rows=tuple(rows),
+        notes=notes,
+        pictures=_pictures(test, shown, pictures),
         paper=_paper(config, test),
-    )  # fmt: skip
+    )
 
 
 def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
@@ -183,9 +188,15 @@ def _all_names(live: Sequence[LiveEncoder], cache: Cache | None) -> list[tuple[s
 
 
 def _row(
-    train_maps: WindowMaps, test_maps: WindowMaps, train: MaskedImages, test: MaskedImages, config: SegmentConfig,
-    shown: Sequence[int], device: torch.device, progress: Progress | None,
-) -> tuple[SegmentRow, list[NDArray[np.int16]]]:  # fmt: skip
+    train_maps: WindowMaps,
+    test_maps: WindowMaps,
+    train: MaskedImages,
+    test: MaskedImages,
+    config: SegmentConfig,
+    shown: Sequence[int],
+    device: torch.device,
+    progress: Progress | None,
+) -> tuple[SegmentRow, list[NDArray[np.int16]]]:
     """One encoder's row, and what its probe predicts for the images that are shown."""
     name = train_maps.name
 
@@ -195,9 +206,14 @@ def _row(
 
     count = len(train.format.class_names)
     probe = train_probe(
-        _reader(train_maps, train), len(train_maps.windows), width=train_maps.width, classes=count, config=config.probe,
-        device=device, on_step=told,
-    )  # fmt: skip
+        _reader(train_maps, train),
+        len(train_maps.windows),
+        width=train_maps.width,
+        classes=count,
+        config=config.probe,
+        device=device,
+        on_step=told,
+    )
     confusion, kept = Confusion(count), dict[int, NDArray[np.int16]]()
     for position, group in groupby(range(len(test_maps.windows)), key=lambda row: test_maps.windows[row].position):
         hw = test.size_hw(position)
@@ -208,10 +224,15 @@ def _row(
         if progress is not None:
             progress(f"{name}: test", position + 1, len(test))
     row = SegmentRow(
-        name=name, kind=train_maps.kind, about=train_maps.about, width=train_maps.width, window_px=train_maps.window_hw[0],
-        windows=len(train_maps.windows) + len(test_maps.windows), steps=config.probe.steps_for(len(train_maps.windows)),
+        name=name,
+        kind=train_maps.kind,
+        about=train_maps.about,
+        width=train_maps.width,
+        window_px=train_maps.window_hw[0],
+        windows=len(train_maps.windows) + len(test_maps.windows),
+        steps=config.probe.steps_for(len(train_maps.windows)),
         scores=confusion.scores(),
-    )  # fmt: skip
+    )
     return row, [kept[position] for position in shown]
 
 

@@ -232,9 +232,13 @@ def open_source(place: str | Path) -> ImageSource:
 
 
 def image_set(
-    source: ImageSource, *, teachers: Iterable[str] = (), labelled: bool = False, limit: int | None = None,
+    source: ImageSource,
+    *,
+    teachers: Iterable[str] = (),
+    labelled: bool = False,
+    limit: int | None = None,
     seed: int = 0,
-) -> ImageSet:  # fmt: skip
+) -> ImageSet:
     """The images of a source that are usable and, in a cache, whose features every teacher named has.
 
     labelled: only those with a class. limit: at most this many, drawn at random, so that images sorted by
@@ -292,5 +296,12 @@ def _digest_set(images: ImageSet) -> set[bytes]:
 
 
 __all__ = [
-    "CacheImages", "ImageSet", "ImageSource", "ListedImages", "image_set", "in_classes_of", "is_cache", "open_source",
-]  # fmt: skip
+    "CacheImages",
+    "ImageSet",
+    "ImageSource",
+    "ListedImages",
+    "image_set",
+    "in_classes_of",
+    "is_cache",
+    "open_source",
+]

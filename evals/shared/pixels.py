@@ -60,6 +60,7 @@ def pixel_batches(images: ImageSet, to_pixels: ToPixels, *, batch_images: int) -
 
 def _stacked(batch: list[_One]) -> PixelBatch:
     return PixelBatch(
-        np.array([one.position for one in batch], np.int64), np.stack([one.pixels for one in batch]),
+        np.array([one.position for one in batch], np.int64),
+        np.stack([one.pixels for one in batch]),
         [one.image_hw for one in batch],
-    )  # fmt: skip
+    )

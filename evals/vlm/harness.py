@@ -85,8 +85,9 @@ def run_harness(config: HarnessConfig) -> VlmTable:
     asked = "all questions" if config.limit is None else f"the first {config.limit:,} questions of each"
     return VlmTable(
         protocol=f"{config.llava} (vision tower: {vision}), {', '.join(config.tasks)}, {asked}, by lmms-eval's llava_hf",
-        rows=tuple(_rows(record, config.tasks)), record=str(record),
-    )  # fmt: skip
+        rows=tuple(_rows(record, config.tasks)),
+        record=str(record),
+    )
 
 
 def harness_command(config: HarnessConfig) -> list[str]:
@@ -105,7 +106,9 @@ def _vision_tower(folder: Path) -> str:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind, vision = config["model_type"], config["vision_config"]["model_type"]
     except FileNotFoundError as exc:
-        raise EvalError(f"--llava {folder} holds no config.json, so no model. docs/vlm.md says how to make a LLaVA") from exc
+        raise EvalError(
+            f"--llava {folder} holds no config.json, so no model. docs/vlm.md says how to make a LLaVA"
+        ) from exc
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise EvalError(
             f"--llava {folder} holds no LLaVA of transformers: {exc!r}. docs/vlm.md says how to make one"

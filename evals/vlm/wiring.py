@@ -72,9 +72,7 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     """
     student = load_student(run, adaptors="all")
     tokenizer, language_model = word_tokenizer(), random_language_model(seed)
-    built = llava_with_student(
-        student, language_model, image_token_id=IMAGE_ID, teacher=teacher
-    ).eval()
+    built = llava_with_student(student, language_model, image_token_id=IMAGE_ID, teacher=teacher).eval()
     tokens: int = built.config.image_seq_length
     with tempfile.TemporaryDirectory() as folder, no_progress_bar():
         built.save_pretrained(folder)
@@ -111,9 +109,13 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
         "the projector learns, and the student stays as it is",
     )
     return Wiring(
-        student=student.config.student, teacher=teacher, tokens=tokens, width=int(loaded.config.vision_config.hidden_size),
-        answer=str(processor.decode(answer)), held=tuple(held),
-    )  # fmt: skip
+        student=student.config.student,
+        teacher=teacher,
+        tokens=tokens,
+        width=int(loaded.config.vision_config.hidden_size),
+        answer=str(processor.decode(answer)),
+        held=tuple(held),
+    )
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -121,17 +123,27 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     known = Tokenizer(models.WordLevel({word: number for number, word in enumerate(_WORDS)}, unk_token="<unk>"))
     known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=known, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=known,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
         additional_special_tokens=[IMAGE_TOKEN],
-    )  # fmt: skip
+    )
 
 
 def random_language_model(seed: int) -> Any:
     """A Llama: what transformers declares of it is narrower than what a tower asks."""
     config = LlamaConfig(
-        vocab_size=len(_WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(_WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()

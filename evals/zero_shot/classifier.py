@@ -26,9 +26,14 @@ def default_classifiers() -> Path:
 
 
 def text_classifier(
-    tower: TextTower, phrases: Sequence[str], templates: Sequence[str], folder: Path,
-    *, device: torch.device, progress: Progress | None = None,
-) -> NDArray[np.float32]:  # fmt: skip
+    tower: TextTower,
+    phrases: Sequence[str],
+    templates: Sequence[str],
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
     """(classes, c) vectors of length 1: of every class, the mean of its sentences' vectors of length 1.
 
     Source: CLIP, arXiv 2103.00020, section 3.1.4. Read from `folder` if the same tower, phrases and templates were there before;

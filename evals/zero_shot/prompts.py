@@ -80,10 +80,14 @@ def _from_file(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     tabbed = ["\t" in line for line in lines if line.strip()]
     if any(tabbed):
         if not all(tabbed):
-            raise ConfigError(f"--classes {file}: some lines have a tab and some have none: class<TAB>phrase on each, or on none")
+            raise ConfigError(
+                f"--classes {file}: some lines have a tab and some have none: class<TAB>phrase on each, or on none"
+            )
         return _by_class(file, [line for line in lines if line.strip()], names)
     if blank := [number for number, line in enumerate(lines, start=1) if not line.strip()]:
-        raise ConfigError(f"--classes {file}: line {blank[0]} is empty; line n is the n-th class, so that none may be left out")
+        raise ConfigError(
+            f"--classes {file}: line {blank[0]} is empty; line n is the n-th class, so that none may be left out"
+        )
     if len(lines) != len(names):
         raise ConfigError(
             f"--classes {file} has {len(lines)} lines, the images have {len(names)} classes: one line for each, in their "
@@ -116,7 +120,9 @@ def _refuse_misplaced(file: Path, phrases: Sequence[str], names: Sequence[str]) 
             f"--classes {file}: every line begins with its class, such as '{phrases[0]}', and the class would be part of the "
             "sentence: put a tab behind it"
         )
-    number_of = {form: number for number, name in enumerate(names) for form in (name.casefold(), _phrase(name).casefold())}
+    number_of = {
+        form: number for number, name in enumerate(names) for form in (name.casefold(), _phrase(name).casefold())
+    }
     for number, phrase in enumerate(phrases):
         other = number_of.get(phrase.casefold(), number)
         if other != number and not names[other].isdecimal():

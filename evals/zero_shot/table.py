@@ -133,9 +133,13 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
 
 
 def _compared(
-    spaces: Sequence[_Space], images: ImageSet, config: ZeroShotConfig, notes: list[str], device: torch.device,
+    spaces: Sequence[_Space],
+    images: ImageSet,
+    config: ZeroShotConfig,
+    notes: list[str],
+    device: torch.device,
     progress: Progress | None,
-) -> ZeroShotTable:  # fmt: skip
+) -> ZeroShotTable:
     phrases, templates = class_phrases(images, config.classes), templates_from(config.templates)
     folder = config.classifiers or default_classifiers()
     classifiers = {
@@ -150,11 +154,16 @@ def _compared(
             f"{counted(alike, 'class shares', 'classes share')} its name with another: no sentence tells them apart."
         )
     return ZeroShotTable(
-        protocol=_protocol(templates, phrases, len(seen)), phrases=phrases, templates=templates, images=seen.identity(),
-        rows=tuple(rows), notes=(*left_out_notes(images), *sampling_note(len(seen)), *dict.fromkeys(notes)),
+        protocol=_protocol(templates, phrases, len(seen)),
+        phrases=phrases,
+        templates=templates,
+        images=seen.identity(),
+        rows=tuple(rows),
+        notes=(*left_out_notes(images), *sampling_note(len(seen)), *dict.fromkeys(notes)),
         paper=tuple(row for row in ROWS if row.zero_shot is not None)
-        if is_imagenet_validation(classes=classes, images=len(seen)) else (),
-    )  # fmt: skip
+        if is_imagenet_validation(classes=classes, images=len(seen))
+        else (),
+    )
 
 
 def _protocol(templates: Sequence[str], phrases: Sequence[str], tested: int) -> str:
@@ -259,10 +268,14 @@ def _rows(
             own = space.name == OWN
             rows.append(
                 ZeroShotRow(
-                    name=encoder.name if own else f"{encoder.name} → {space.name}", kind=encoder.kind,
-                    about=encoder.about, text=space.tower.about, top1=found.top1, top5=found.top5,
+                    name=encoder.name if own else f"{encoder.name} → {space.name}",
+                    kind=encoder.kind,
+                    about=encoder.about,
+                    text=space.tower.about,
+                    top1=found.top1,
+                    top5=found.top5,
                 )
-            )  # fmt: skip
+            )
     return rows
 
 

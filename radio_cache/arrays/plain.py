@@ -20,9 +20,23 @@ MAX_CHUNKS = 1 << 24
 _NO_NEED_TO_LOOK = 1 << 22
 """Bytes for which there is memory on any machine."""
 
-_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
-)}  # fmt: skip
+_DTYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    )
+}
 _CODECS = (["bytes"], ["bytes", "crc32c"])
 
 Damaged = Callable[[str, str], StoreError]
@@ -41,9 +55,14 @@ class PlainArray:
     """
 
     def __init__(
-        self, storage: Storage, path: str, *, document: bytes | None = None, grows_along: int | None = None,
+        self,
+        storage: Storage,
+        path: str,
+        *,
+        document: bytes | None = None,
+        grows_along: int | None = None,
         damaged: Damaged | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._storage, self._path = storage, path
         self._damaged = damaged or self._damaged_file
         place = storage.at(f"{path}/{DOCUMENT}")

@@ -164,9 +164,7 @@ def _index_damages(cache: Cache) -> Iterator[Damage]:
             what = f"its columns are not those that its name was made from: {_INDEX_CURE}"
             yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
         if not 0 <= int(index.container.min()) <= int(index.container.max()) < len(cache.meta.containers):
-            what = (
-                f"images lie in places that the cache does not name (it names {len(cache.meta.containers)}): {_INDEX_CURE}"
-            )
+            what = f"images lie in places that the cache does not name (it names {len(cache.meta.containers)}): {_INDEX_CURE}"
             yield Damage(IMAGES_UNIT, None, f"{group}/container", what, mendable=False)
     except RadioCacheError as exc:
         if _is_unread(exc) or (isinstance(exc, StorageError | UnsupportedFormatError) and not cache.storage.is_local):
@@ -181,7 +179,9 @@ def _lost_teachers(cache: Cache) -> Iterator[Damage]:
     for name, error in cache.teachers.unreadable.items():
         place = f"{unit_group(name)}/{DOCUMENT}"
         blocked = _is_unread(error)
-        told = str(error) if blocked or isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
+        told = (
+            str(error) if blocked or isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
+        )
         yield Damage(name, None, place, told, mendable=False, is_unread=blocked)
     # Receipts are the last thing a teacher gets, and the first it loses.
     for name in cache.storage.list_folders("receipts"):

@@ -92,9 +92,7 @@ class KltBasis:
 
 def too_few_tokens(count: int, codec: str) -> CodecError:
     """The error for a sample of images that has hardly a token: they are too thin for the teacher's grid."""
-    return CodecError(
-        f"{count} tokens are too few to calibrate the codec {codec} on: add images, or take --codec half"
-    )
+    return CodecError(f"{count} tokens are too few to calibrate the codec {codec} on: add images, or take --codec half")
 
 
 def not_finite(worst: float) -> CodecError:

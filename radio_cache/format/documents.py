@@ -33,7 +33,10 @@ def images_documents(meta: CacheMeta) -> Documents:
     yield DOCUMENT, group_document()
     for name, (dtype, row) in IMAGES_COLUMNS.items():
         shape, chunks = (meta.num_images, *row), (meta.shard_images, *row)
-        yield f"{name}/{DOCUMENT}", plain_array_document(shape, chunks, dtype, 0, ("image", *_COLUMN_AXES.get(name, ())))
+        yield (
+            f"{name}/{DOCUMENT}",
+            plain_array_document(shape, chunks, dtype, 0, ("image", *_COLUMN_AXES.get(name, ()))),
+        )
     if meta.pixels is not None:
         document = pixels_document(meta.num_images, meta.shard_images)
         yield f"{PIXELS}/{DOCUMENT}", json.dumps(document, indent=2).encode()
@@ -43,8 +46,10 @@ PIXELS = "pixels"
 """The array of the images themselves, below their group."""
 
 IMAGES_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "status": ("uint8", ()), "size_hw": ("int32", (2,)), "digest": ("uint8", (16,)),
-}  # fmt: skip
+    "status": ("uint8", ()),
+    "size_hw": ("int32", (2,)),
+    "digest": ("uint8", (16,)),
+}
 """Name -> type and shape of an image's entry."""
 
 _COLUMN_AXES = {"size_hw": ("height_width",), "digest": ("digest_byte",)}
@@ -92,28 +97,40 @@ def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
     if row[:2] == tuple(spec.geometry.grid_hw) and len(row) == 3:
         axes = ("token_row", "token_column", "channel" if codec.name == "half" else "code")
     return sharded_array_document(
-        (spec.views, meta.num_images, *row), (1, meta.shard_images, *row), (1, 1, *row), codec.dtype, codec.fill_value,
-        codec.zstd_level, ("view", "image", *axes),
-    )  # fmt: skip
+        (spec.views, meta.num_images, *row),
+        (1, meta.shard_images, *row),
+        (1, 1, *row),
+        codec.dtype,
+        codec.fill_value,
+        codec.zstd_level,
+        ("view", "image", *axes),
+    )
 
 
 def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
     """Of a teacher's summaries."""
     width = spec.summary_dim or 0
-    return plain_array_document((spec.views, meta.num_images, width), (1, meta.shard_images, width), "float16", np.nan,
-                                ("view", "image", "summary_channel"))  # fmt: skip
+    return plain_array_document(
+        (spec.views, meta.num_images, width),
+        (1, meta.shard_images, width),
+        "float16",
+        np.nan,
+        ("view", "image", "summary_channel"),
+    )
 
 
 def crop_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
     """Of the boxes that a teacher's views show; a chunk has all views of a shard."""
-    return plain_array_document((spec.views, meta.num_images, 4), (spec.views, meta.shard_images, 4), "int32", 0,
-                                ("view", "image", "xyxy"))  # fmt: skip
+    return plain_array_document(
+        (spec.views, meta.num_images, 4), (spec.views, meta.shard_images, 4), "int32", 0, ("view", "image", "xyxy")
+    )
 
 
 def flipped_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
     """Of which views are mirrored."""
-    return plain_array_document((spec.views, meta.num_images), (spec.views, meta.shard_images), "uint8", 0,
-                                ("view", "image"))  # fmt: skip
+    return plain_array_document(
+        (spec.views, meta.num_images), (spec.views, meta.shard_images), "uint8", 0, ("view", "image")
+    )
 
 
 def stats_document(meta: CacheMeta, width: int, name: str = "spatial") -> bytes:
@@ -138,7 +155,20 @@ def grows_along(path: str) -> int | None:
 
 
 __all__ = [
-    "IMAGES_COLUMNS", "INDEX_CHUNK", "INDEX_DTYPES", "PIXELS", "crop_document", "flipped_document", "grows_along",
-    "images_documents", "index_document", "index_documents", "root_document", "spatial_document", "stats_document",
-    "stats_widths", "summary_document", "teacher_documents",
-]  # fmt: skip
+    "IMAGES_COLUMNS",
+    "INDEX_CHUNK",
+    "INDEX_DTYPES",
+    "PIXELS",
+    "crop_document",
+    "flipped_document",
+    "grows_along",
+    "images_documents",
+    "index_document",
+    "index_documents",
+    "root_document",
+    "spatial_document",
+    "stats_document",
+    "stats_widths",
+    "summary_document",
+    "teacher_documents",
+]

@@ -292,13 +292,26 @@ _UNREADABLE = re.compile(
     + "|".join(
         re.escape(os.strerror(number))
         for number in (
-            errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-            errno.ETIMEDOUT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EBUSY,
+            errno.ENOENT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EIO,
+            errno.ESTALE,
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENOMEM,
+            errno.ETIMEDOUT,
+            errno.ENOTDIR,
+            errno.ENODEV,
+            errno.ENXIO,
+            errno.ENOTCONN,
+            errno.EHOSTDOWN,
+            errno.EBUSY,
             errno.EAGAIN,
         )
     )
     + r")\Z)"
-)  # fmt: skip
+)
 """Reasons that caches without kinds recorded for what was no fault of the image."""
 
 

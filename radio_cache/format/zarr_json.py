@@ -34,17 +34,25 @@ def group_document(attributes: Mapping[str, Any] | None = None) -> bytes:
 
 
 def plain_array_document(
-    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any] | str,
+    fill_value: float,
     names: Sequence[str] | None = None,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """An uncompressed array whose chunks end with their crc32c. names: of its dimensions."""
     return _array(shape, chunks, np.dtype(dtype), fill_value, [_bytes_codec(np.dtype(dtype)), _CRC32C], names)
 
 
 def sharded_array_document(
-    shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype[Any] | str, fill_value: float,
-    zstd_level: int | None, names: Sequence[str] | None = None,
-) -> bytes:  # fmt: skip
+    shape: tuple[int, ...],
+    shard: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: np.dtype[Any] | str,
+    fill_value: float,
+    zstd_level: int | None,
+    names: Sequence[str] | None = None,
+) -> bytes:
     """An array of shard files with the index at their end. chunk: the inner chunk's shape; each ends with its crc32c.
 
     zstd_level: None where chunks are plain bytes, otherwise what they were compressed with. names: of its dimensions.
@@ -55,10 +63,12 @@ def sharded_array_document(
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
-            "chunk_shape": list(chunk), "codecs": [*inner, _CRC32C], "index_codecs": [_BYTES, _CRC32C],
+            "chunk_shape": list(chunk),
+            "codecs": [*inner, _CRC32C],
+            "index_codecs": [_BYTES, _CRC32C],
             "index_location": "end",
         },
-    }  # fmt: skip
+    }
     return _array(shape, shard, np.dtype(dtype), fill_value, [sharding], names)
 
 
@@ -113,24 +123,30 @@ def shape_of(document: bytes, place: str) -> tuple[int, ...]:
 
 
 def _array(
-    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], fill_value: float, codecs: list[Any],
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill_value: float,
+    codecs: list[Any],
     names: Sequence[str] | None,
-) -> bytes:  # fmt: skip
+) -> bytes:
     whole = np.issubdtype(dtype, np.integer)
     assert names is None or len(names) == len(shape), (names, shape)
-    return _dumped({
-        "shape": list(shape),
-        "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": int(fill_value) if whole else _json_float(fill_value),
-        "codecs": codecs,
-        "attributes": {},
-        "zarr_format": 3,
-        "node_type": "array",
-        "storage_transformers": [],
-        **({} if names is None else {"dimension_names": list(names)}),
-    })  # fmt: skip
+    return _dumped(
+        {
+            "shape": list(shape),
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": int(fill_value) if whole else _json_float(fill_value),
+            "codecs": codecs,
+            "attributes": {},
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+            **({} if names is None else {"dimension_names": list(names)}),
+        }
+    )
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:

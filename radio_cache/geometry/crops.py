@@ -71,9 +71,14 @@ def patch_geometry(
         )
     tokens = size_px // patch_px
     return ViewGeometry(
-        fit=fit, input_hw=(size_px, size_px), resize_px=resize_px or size_px, interpolation=interpolation,
-        grid_hw=(tokens, tokens), stride_px=float(patch_px), offset_px=patch_px / 2,
-    )  # fmt: skip
+        fit=fit,
+        input_hw=(size_px, size_px),
+        resize_px=resize_px or size_px,
+        interpolation=interpolation,
+        grid_hw=(tokens, tokens),
+        stride_px=float(patch_px),
+        offset_px=patch_px / 2,
+    )
 
 
 def resized_hw(image_hw: tuple[int, int], geometry: ViewGeometry) -> tuple[int, int]:
@@ -175,14 +180,22 @@ def box_to_grid(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], geometry: ViewG
 
     x0, y0, x1, y1 = box_xyxy_px
     return (
-        to_grid(x0, rw / w, left), to_grid(y0, rh / h, top), to_grid(x1, rw / w, left), to_grid(y1, rh / h, top),
-    )  # fmt: skip
+        to_grid(x0, rw / w, left),
+        to_grid(y0, rh / h, top),
+        to_grid(x1, rw / w, left),
+        to_grid(y1, rh / h, top),
+    )
 
 
 def resample_weights(
-    lo: NDArray[np.float64], hi: NDArray[np.float64], valid_lo: NDArray[np.float64], valid_hi: NDArray[np.float64],
-    *, num_in: int, num_out: int,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
+    lo: NDArray[np.float64],
+    hi: NDArray[np.float64],
+    valid_lo: NDArray[np.float64],
+    valid_hi: NDArray[np.float64],
+    *,
+    num_in: int,
+    num_out: int,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Matrices that sample one axis of a map under an interval: bilinear up, area-averaging down.
 
     The filter is a triangle one output cell wide when shrinking and one input cell wide when enlarging, with
@@ -235,9 +248,12 @@ class CropWeights:
 
 
 def crop_weights(
-    boxes_xyxy_px: Sequence[BoxXYXY], images_hw: Sequence[tuple[int, int]], geometry: ViewGeometry,
-    *, out_hw: tuple[int, int],
-) -> CropWeights:  # fmt: skip
+    boxes_xyxy_px: Sequence[BoxXYXY],
+    images_hw: Sequence[tuple[int, int]],
+    geometry: ViewGeometry,
+    *,
+    out_hw: tuple[int, int],
+) -> CropWeights:
     """The matrices that sample a teacher's maps at the tokens of a student that sees these crops.
 
     boxes_xyxy_px: one crop per image, in image pixels. out_hw: the student's grid.
@@ -269,9 +285,11 @@ def rescaled_box_xyxy(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], kept_hw: 
     (h, w), (kept_h, kept_w) = image_hw, kept_hw
     x0, y0, x1, y1 = box_xyxy_px
     return (
-        max(0.0, x0 * kept_w / w), max(0.0, y0 * kept_h / h), min(float(kept_w), x1 * kept_w / w),
+        max(0.0, x0 * kept_w / w),
+        max(0.0, y0 * kept_h / h),
+        min(float(kept_w), x1 * kept_w / w),
         min(float(kept_h), y1 * kept_h / h),
-    )  # fmt: skip
+    )
 
 
 def intersect_xyxy(boxes: Sequence[BoxXYXY]) -> BoxXYXY:

@@ -1,6 +1,5 @@
 """The files that a cache's images came from: where each lies, and its bytes, whichever kind of container holds it."""
 
-
 from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.format.schema import Container
 from radio_cache.images.files import listed_place, read_place

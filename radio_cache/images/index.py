@@ -36,9 +36,13 @@ class ImageIndex:
     """
 
     def __init__(
-        self, keys: Sequence[str], labels: NDArray[np.int32], container: NDArray[np.int32],
-        offset: NDArray[np.int64], length: NDArray[np.int64],
-    ) -> None:  # fmt: skip
+        self,
+        keys: Sequence[str],
+        labels: NDArray[np.int32],
+        container: NDArray[np.int32],
+        offset: NDArray[np.int64],
+        length: NDArray[np.int64],
+    ) -> None:
         columns = {"label": labels, "container": container, "offset": offset, "length": length}
         self.keys: Sequence[str] = list(keys)
         self._column: Callable[[str], NDArray[Any]] = columns.__getitem__
@@ -179,10 +183,13 @@ def index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
     """An index as it is stored."""
     key_bytes, key_ends = encoded_keys(index.keys)
     return {
-        "key_bytes": key_bytes, "key_ends": key_ends, "label": np.asarray(index.labels, np.int32),
-        "container": np.asarray(index.container, np.int32), "offset": np.asarray(index.offset, np.int64),
+        "key_bytes": key_bytes,
+        "key_ends": key_ends,
+        "label": np.asarray(index.labels, np.int32),
+        "container": np.asarray(index.container, np.int32),
+        "offset": np.asarray(index.offset, np.int64),
         "length": np.asarray(index.length, np.int64),
-    }  # fmt: skip
+    }
 
 
 def index_group(columns: Mapping[str, NDArray[Any]]) -> str:

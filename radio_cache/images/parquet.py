@@ -205,7 +205,9 @@ class _File:
             metadata = parquet.metadata
             names = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
             if column not in names:
-                raise UnreadableImageError(f"cannot be read: {place} has no column {column} now; it has {', '.join(names)}")
+                raise UnreadableImageError(
+                    f"cannot be read: {place} has no column {column} now; it has {', '.join(names)}"
+                )
             number = names.index(column)
             declared = metadata.schema.column(number)
             self._path_column = path_column(column, names)
@@ -221,7 +223,9 @@ class _File:
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
             self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
             chunks = [group.column(number) for group in groups]
-            self._spans = [_span(chunk) if has_bytes and not self._in_list and is_plain(chunk) else None for chunk in chunks]
+            self._spans = [
+                _span(chunk) if has_bytes and not self._in_list and is_plain(chunk) else None for chunk in chunks
+            ]
             self._group_bytes = [chunk.total_uncompressed_size for chunk in chunks]
             self._encodings = [frozenset(chunk.encodings) for chunk in chunks]
             self._in_dictionary = [has_bytes and chunk.has_dictionary_page for chunk in chunks]

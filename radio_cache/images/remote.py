@@ -108,7 +108,9 @@ class RemoteFile(io.RawIOBase):
         super().__init__()
         num_bytes = remote_status(url).num_bytes
         if num_bytes is None:
-            raise StorageError(f"cannot read parts of {url}: its server does not say how long it is: fetch it, and name the copy")
+            raise StorageError(
+                f"cannot read parts of {url}: its server does not say how long it is: fetch it, and name the copy"
+            )
         self._url, self._at, self._size = url, 0, num_bytes
 
     def readable(self) -> bool:
@@ -366,12 +368,16 @@ def _listed_by_arrow(root: str, path: str, endpoint: str, error: StorageError) -
             files = fs.S3FileSystem(
                 anonymous=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
                 region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
-                endpoint_override=endpoint or None, connect_timeout=4, request_timeout=20,
-            )  # fmt: skip
+                endpoint_override=endpoint or None,
+                connect_timeout=4,
+                request_timeout=20,
+            )
         elif scheme == "gs":
             files = fs.GcsFileSystem(retry_time_limit=timedelta(seconds=20))
         else:
-            raise StorageError(f"{error}: copy the object of that key to another one, or name the images in a list (.txt)")
+            raise StorageError(
+                f"{error}: copy the object of that key to another one, or name the images in a list (.txt)"
+            )
         listed: Any = files.get_file_info(fs.FileSelector(f"{bucket}/{path}".rstrip("/"), recursive=True))
     except (OSError, ValueError) as exc:
         raise StorageError(f"cannot list {root}/{path}: {_line(exc)}") from exc

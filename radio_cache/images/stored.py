@@ -103,5 +103,3 @@ class StoredPixels:
             while len(self._indexes) > _KEPT_INDEXES:
                 self._indexes.popitem(last=False)
         return index
-
-

@@ -45,11 +45,20 @@ _INSIDE = tuple(
     map(
         ipaddress.ip_network,
         (
-            "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
-            "::/128", "::1/128", "fc00::/7", "fe80::/10",
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "::/128",
+            "::1/128",
+            "fc00::/7",
+            "fe80::/10",
         ),
     )
-)  # fmt: skip
+)
 """Addresses of this machine, of its network, and of the services that clouds keep beside a machine."""
 
 _CONNECT_S, _SILENCE_S = 4.0, 20.0
@@ -289,9 +298,14 @@ def _sent(url: str, method: str, headers: dict[str, str]) -> Any:
     bare = f"{scheme.lower()}://{host}"
     proxy = "" if proxy_bypass(host) else getproxies().get(scheme.lower(), "")
     return _connections(proxy).request(
-        method, f"{bare}/", headers={**more, _TARGET: target}, preload_content=False, redirect=False, retries=False,
+        method,
+        f"{bare}/",
+        headers={**more, _TARGET: target},
+        preload_content=False,
+        redirect=False,
+        retries=False,
         timeout=Timeout(connect=_CONNECT_S, read=_SILENCE_S),
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=8)

@@ -39,9 +39,15 @@ class Ring(Generic[Item, Buffers, Made]):
     """
 
     def __init__(
-        self, items: Iterable[Item], fill: Callable[[Item, Buffers], Made], make_buffers: Callable[[], Buffers], *,
-        depth: int = 4, threads: int = 2, keep: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        items: Iterable[Item],
+        fill: Callable[[Item, Buffers], Made],
+        make_buffers: Callable[[], Buffers],
+        *,
+        depth: int = 4,
+        threads: int = 2,
+        keep: int = 1,
+    ) -> None:
         if depth < 1 or threads < 1 or keep < 1:
             raise ConfigError(f"a ring needs depth, threads and keep of at least 1, not {depth}, {threads} and {keep}")
         self._items, self._fill, self._make_buffers = iter(items), fill, make_buffers

@@ -45,9 +45,16 @@ class Batch:
     """One call of `ShardReader.read`, shared by its threads. Subclasses say how a job's bytes are had."""
 
     def __init__(
-        self, storage: Storage, folder: str, layout: ShardLayout, known: KnownShards, view: int,
-        numbers: NDArray[np.int64], out: Bytes, verify: Verify,
-    ) -> None:  # fmt: skip
+        self,
+        storage: Storage,
+        folder: str,
+        layout: ShardLayout,
+        known: KnownShards,
+        view: int,
+        numbers: NDArray[np.int64],
+        out: Bytes,
+        verify: Verify,
+    ) -> None:
         """numbers: (m,) of the rows in their shards. out: (m * row_bytes,)."""
         self._storage, self._folder, self._layout, self._known = storage, folder, layout, known
         self._view, self._numbers, self._out, self._verify = view, numbers.tolist(), out, verify
@@ -140,7 +147,9 @@ class Batch:
     def _must_check(self, shard: KnownShard, number: int) -> bool:
         return self._verify == "always" or (self._verify == "first" and not shard.checked[number])
 
-    def _compare(self, shard: KnownShard, job: Job, number: int, crc: int, stored: bytes | bytearray | memoryview) -> None:
+    def _compare(
+        self, shard: KnownShard, job: Job, number: int, crc: int, stored: bytes | bytearray | memoryview
+    ) -> None:
         if crc != int.from_bytes(stored, "little"):
             raise self._not_matching(job.shard, number)
         shard.checked[number] = 1

@@ -96,7 +96,9 @@ def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[Job]:
 def _shared(jobs: Sequence[Job], most: int) -> list[Job]:
     """Jobs of at most `most` rows, so that threads can share a batch evenly."""
     return [
-        Job(job.shard, job.positions[first : first + most]) for job in jobs for first in range(0, len(job.positions), most)
+        Job(job.shard, job.positions[first : first + most])
+        for job in jobs
+        for first in range(0, len(job.positions), most)
     ]
 
 

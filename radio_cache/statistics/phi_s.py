@@ -29,8 +29,15 @@ from radio_cache.statistics.hadamard import hadamard
 from radio_cache.statistics.moments import Moments
 
 __all__ = [
-    "NORMALISATIONS", "Affine", "global_standardise", "hadamard_whiten", "pca_whiten", "phi_s", "standardise", "zca_whiten",
-]  # fmt: skip
+    "NORMALISATIONS",
+    "Affine",
+    "global_standardise",
+    "hadamard_whiten",
+    "pca_whiten",
+    "phi_s",
+    "standardise",
+    "zca_whiten",
+]
 
 Matrix = NDArray[np.float64]
 

@@ -255,7 +255,9 @@ class ObjectStorage(Storage):
         status = _STATUS.search(text)
         code = int(status[1]) if status else 0
         if any(sign in text for sign in _EXPIRED):
-            return "the credentials are valid no longer: get new ones (or set the clock), and run the same command again"
+            return (
+                "the credentials are valid no longer: get new ones (or set the clock), and run the same command again"
+            )
         if isinstance(exc, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
             return (
                 "these credentials are not accepted or may not do this: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
@@ -293,9 +295,12 @@ def _get_ranges(store: Any, path: str, ranges: Sequence[tuple[int, int]]) -> lis
     import obstore
 
     found = obstore.get_ranges(
-        store, path, starts=[offset for offset, _ in ranges], lengths=[length for _, length in ranges],
+        store,
+        path,
+        starts=[offset for offset, _ in ranges],
+        lengths=[length for _, length in ranges],
         coalesce=_COALESCE_BYTES,
-    )  # fmt: skip
+    )
     return [memoryview(part) for part in found]
 
 

@@ -397,7 +397,9 @@ def _own_file(target: Path) -> tuple[Path, int]:
             return path, descriptor
         os.close(descriptor)
         path.unlink(missing_ok=True)
-    raise StorageError(f"cannot write {target}: what is written beside it disappears: another program cleans that folder")
+    raise StorageError(
+        f"cannot write {target}: what is written beside it disappears: another program cleans that folder"
+    )
 
 
 @contextlib.contextmanager
@@ -416,7 +418,9 @@ def _own_folder(target: Path) -> Generator[Path]:
         with contextlib.suppress(FileNotFoundError):
             path.rmdir()
     else:
-        raise StorageError(f"cannot write {target}: what is written beside it disappears: another program cleans that folder")
+        raise StorageError(
+            f"cannot write {target}: what is written beside it disappears: another program cleans that folder"
+        )
     try:
         yield path
     finally:

@@ -26,7 +26,9 @@ def with_quoting_hint(error: click.UsageError) -> click.UsageError:
     first = next((word for word in extra[1].split(" ") if os.path.exists(word)), "") if extra else ""  # noqa: PTH110
     if first:
         ending = os.path.splitext(first)[1]  # noqa: PTH122
-        return click.UsageError(f"{error.message.rstrip('.')}: {first} is there; {_QUOTES}, such as '*{ending}'.", error.ctx)
+        return click.UsageError(
+            f"{error.message.rstrip('.')}: {first} is there; {_QUOTES}, such as '*{ending}'.", error.ctx
+        )
     return error
 
 

@@ -95,7 +95,9 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
                 sys.exit(1)
             except MemoryError as exc:
                 asked = f" ({exc})" if str(exc) else ""
-                _say_error(f"there is not enough memory{asked}: free some, or ask for less at once. {on_interrupt}".rstrip())
+                _say_error(
+                    f"there is not enough memory{asked}: free some, or ask for less at once. {on_interrupt}".rstrip()
+                )
                 sys.exit(1)
             except RuntimeError as exc:
                 if "can't start new thread" not in str(exc):
@@ -195,16 +197,23 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     """
     narrow = is_narrow()
     made = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
         collapse_padding=narrow,
-    )  # fmt: skip
+    )
     for position, name in enumerate(columns):
         # Numbers are never broken, and what names the row is not while there is room; other text folds.
         number = position >= left
         made.add_column(
-            _HEADER_BREAKS.sub("\n", name) if narrow and number else name, justify="right" if number else "left",
-            overflow="ellipsis" if number else "fold", no_wrap=number or (position == 0 and not narrow),
-        )  # fmt: skip
+            _HEADER_BREAKS.sub("\n", name) if narrow and number else name,
+            justify="right" if number else "left",
+            overflow="ellipsis" if number else "fold",
+            no_wrap=number or (position == 0 and not narrow),
+        )
     return made
 
 

@@ -20,7 +20,7 @@ from radio_cache.codecs.klt_packed import (
     LARGEST_GAIN,
     LARGEST_RELATIVE,
     level_table,
-)  # fmt: skip
+)
 from radio_cache.codecs.klt_zstd import GAINS_PER_OCTAVE as ZSTD_GAINS_PER_OCTAVE
 from radio_cache.codecs.klt_zstd import LARGEST as KLT_LARGEST
 from radio_cache.codecs.klt_zstd import LARGEST_GAIN as ZSTD_LARGEST_GAIN
@@ -65,9 +65,10 @@ class MapEncoder:
             return self._encoded(features)
         parts = [self._encoded(some) for some in features.split(together)]
         return Encoded(
-            torch.cat([one.codes for one in parts]), torch.cat([one.cosines for one in parts]),
+            torch.cat([one.codes for one in parts]),
+            torch.cat([one.cosines for one in parts]),
             torch.cat([one.squared_errors for one in parts]),
-        )  # fmt: skip
+        )
 
     def _encoded(self, features: Tensor) -> Encoded:
         codec = self._codec

@@ -85,9 +85,7 @@ def _map_panes(
     return columns
 
 
-def _over_image(
-    cache: Cache, teacher: CachedTeacher, row: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _over_image(cache: Cache, teacher: CachedTeacher, row: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A teacher's tokens (h, w, c) over a whole image, about as many as it has there, and which of them it saw (h, w)."""
     hw, geometry = _image_hw(cache, row), teacher.spec.geometry
     whole: BoxXYXY = (0.0, 0.0, float(hw[1]), float(hw[0]))

@@ -111,16 +111,20 @@ def describe(cache: Cache) -> Group:
         + (f"\nimages kept in it, too: shorter side at most {meta.pixels}" if meta.pixels else "")
         + f"\nwritten by {printable(meta.creator)}\n",
     )
-    rows = table(
-        "", "teacher", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built"
-    )  # fmt: skip
+    rows = table("", "teacher", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built")
     infos = teacher_infos(cache)
     for info in infos:
         rows.add_row(
-            info.name, f"{info.grid_hw[0]}x{info.grid_hw[1]}x{info.spatial_dim}", str(info.summary_dim or "none"), info.codec,
-            cosine(info.fidelity), f"{info.bits_per_value:.2f}", human_bytes(info.bytes_per_image),
-            human_bytes(info.stored_bytes), f"{info.shards_done / info.num_shards:.0%}",
-        )  # fmt: skip
+            info.name,
+            f"{info.grid_hw[0]}x{info.grid_hw[1]}x{info.spatial_dim}",
+            str(info.summary_dim or "none"),
+            info.codec,
+            cosine(info.fidelity),
+            f"{info.bits_per_value:.2f}",
+            human_bytes(info.bytes_per_image),
+            human_bytes(info.stored_bytes),
+            f"{info.shards_done / info.num_shards:.0%}",
+        )
     scanned = sum(receipt is not None for receipt in cache.receipts("images"))
     notes = [f"images checked: {scanned} of {meta.num_shards} shards"] if scanned < meta.num_shards else []
     if any(info.shards_done < info.num_shards for info in infos):
@@ -136,7 +140,9 @@ def describe(cache: Cache) -> Group:
 def _unusable(failures: list[Failure]) -> str:
     """How many images cannot be used, and how many of those were never read."""
     unreadable = sum(failure.is_unreadable for failure in failures)
-    return f"{len(failures)} unusable" + (f" ({unreadable} of them could not be read, and may be fine)" if unreadable else "")
+    return f"{len(failures)} unusable" + (
+        f" ({unreadable} of them could not be read, and may be fine)" if unreadable else ""
+    )
 
 
 def _told_of(name: str, conversion: Conversion) -> str:

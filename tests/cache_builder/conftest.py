@@ -23,9 +23,14 @@ torch.set_num_threads(1)  # the machines that run this have few cores, and share
 FAKE_TEACHER = Path(__file__).with_name("fake_teacher.py")
 
 PHOTOS = {
-    "astronaut": (0, 0, 512, 512), "chelsea": (0, 0, 451, 300), "coffee": (0, 0, 600, 400),
-    "odd": (3, 5, 340, 486), "wide": (7, 100, 508, 233), "tall": (100, 1, 201, 400), "small": (200, 90, 261, 147),
-}  # fmt: skip
+    "astronaut": (0, 0, 512, 512),
+    "chelsea": (0, 0, 451, 300),
+    "coffee": (0, 0, 600, 400),
+    "odd": (3, 5, 340, 486),
+    "wide": (7, 100, 508, 233),
+    "tall": (100, 1, 201, 400),
+    "small": (200, 90, 261, 147),
+}
 """Name -> crop. The last four are odd in size, far from square, or smaller than any teacher's input."""
 
 

@@ -26,9 +26,15 @@ CALL_SECONDS = 0.0
 def preset(name: str) -> TeacherPreset:
     """Any file will do as weights: only its hash is used."""
     return TeacherPreset(
-        name=name, family="fake", model="colours", params="0 M", licence="CC0-1.0", input_px=32, fit="squash",
+        name=name,
+        family="fake",
+        model="colours",
+        params="0 M",
+        licence="CC0-1.0",
+        input_px=32,
+        fit="squash",
         weights=WeightsSource(size="1 kB", package=("radio_cache", "__init__.py")),
-    )  # fmt: skip
+    )
 
 
 PRESETS = (preset("fake-a"), preset("fake-maps"))
@@ -45,13 +51,23 @@ class FakeTeacher(Teacher):
         self.notes = (f"{preset.name} is made up",)
         size = options.size_px or preset.input_px
         self.spec = TeacherSpec(
-            name=preset.name, family=preset.family, model=preset.model, licence=preset.licence,
-            weights=describe_source(preset.weights, path, options.weights), weights_sha256=file_sha256(path),
+            name=preset.name,
+            family=preset.family,
+            model=preset.model,
+            licence=preset.licence,
+            weights=describe_source(preset.weights, path, options.weights),
+            weights_sha256=file_sha256(path),
             geometry=patch_geometry(size, PATCH_PX, fit=options.fit or preset.fit, interpolation="bilinear"),
-            normalisation=IMAGENET_PIXELS, summary_dim=4 if with_summary else None, spatial_dim=5,
-            summary_note="first four channels, averaged", spatial_note="colour of the patch",
-            compute_dtype=options.dtype, codec=options.codec, views=1, software={"torch": torch.__version__},
-        )  # fmt: skip
+            normalisation=IMAGENET_PIXELS,
+            summary_dim=4 if with_summary else None,
+            spatial_dim=5,
+            summary_note="first four channels, averaged",
+            spatial_note="colour of the patch",
+            compute_dtype=options.dtype,
+            codec=options.codec,
+            views=1,
+            software={"torch": torch.__version__},
+        )
 
     def __call__(self, images: Tensor) -> Features:
         time.sleep(CALL_SECONDS)
@@ -65,9 +81,13 @@ class FakeTeacher(Teacher):
 def settings(images: Path, out: Path) -> dict[str, Any]:
     """Of a build of the ten images, in shards of three, by both teachers."""
     return {
-        "images": (str(images),), "teachers": {one.name: TeacherOptions() for one in PRESETS}, "out": out,
-        "shard_images": 3, "batch_images": 2, "threads": 2,
-    }  # fmt: skip
+        "images": (str(images),),
+        "teachers": {one.name: TeacherOptions() for one in PRESETS},
+        "out": out,
+        "shard_images": 3,
+        "batch_images": 2,
+        "threads": 2,
+    }
 
 
 def register() -> None:

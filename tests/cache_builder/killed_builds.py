@@ -28,8 +28,26 @@ CALL_SECONDS = 0.015
 
 def start(out: Path, images: Path, log: Path, *more: str) -> int:
     """Fork a `radio-cache build` and return its process number."""
-    arguments = ["build", "--images", str(images), "--out", str(out), "--teacher", "fake-a", "--teacher", "fake-maps",
-                 "--shard-images", "1", "--batch-size", "2", "--threads", "2", "--device", "cpu", *more]  # fmt: skip
+    arguments = [
+        "build",
+        "--images",
+        str(images),
+        "--out",
+        str(out),
+        "--teacher",
+        "fake-a",
+        "--teacher",
+        "fake-maps",
+        "--shard-images",
+        "1",
+        "--batch-size",
+        "2",
+        "--threads",
+        "2",
+        "--device",
+        "cpu",
+        *more,
+    ]
     child = os.fork()
     if child == 0:
         # A job in the background of a script ignores Ctrl-C, and its children inherit that; a terminal's do not.

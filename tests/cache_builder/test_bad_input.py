@@ -65,7 +65,9 @@ def test_a_broken_member_of_a_tar_is_left_out_and_named(run: Run, tmp_path: Path
     assert Cache(tmp_path / "out.zarr").usable_rows(["fake-a"]).tolist() == [0, 2]
 
 
-def test_a_member_that_climbs_out_of_a_tar_is_passed_over_and_named(run: Run, tmp_path: Path, images: list[bytes]) -> None:
+def test_a_member_that_climbs_out_of_a_tar_is_passed_over_and_named(
+    run: Run, tmp_path: Path, images: list[bytes]
+) -> None:
     place = tar(tmp_path / "a.tar", {"0.png": images[0], "../../etc/1.png": images[1]})
     result = run("--images", place)
     assert result.exit_code == 0, result.output
@@ -77,7 +79,11 @@ def test_a_member_that_climbs_out_of_a_tar_is_passed_over_and_named(run: Run, tm
     ("columns", "asked", "message"),
     [
         ({"pixels": [[1]], "label": [1]}, "", "has no column with the bytes of images; its columns are pixels (list<"),
-        ({"jpg": [b"x"], "label": [1]}, "#image", "column image is not there; the columns are jpg (binary), label (int64)"),
+        (
+            {"jpg": [b"x"], "label": [1]},
+            "#image",
+            "column image is not there; the columns are jpg (binary), label (int64)",
+        ),
         ({"jpg": [b"x"], "label": [1]}, "#jpg,kind", "column kind is not there; the columns are jpg, label"),
     ],
 )
@@ -96,14 +102,22 @@ def test_a_path_missing_in_the_middle_of_a_list_is_left_out_and_named(
     (tmp_path / name).write_text("\n".join((["path"] if name.endswith(".csv") else []) + lines))
     result = run("--images", tmp_path / name)
     assert result.exit_code == 0, result.output
-    assert f"1 of 3 files does not exist (line {2 + name.endswith('.csv')}: {lines[1]}) and will be left out" in result.stderr
+    assert (
+        f"1 of 3 files does not exist (line {2 + name.endswith('.csv')}: {lines[1]}) and will be left out"
+        in result.stderr
+    )
     assert Cache(tmp_path / "out.zarr").usable_rows(["fake-a"]).tolist() == [0, 2]
 
 
-def test_an_image_larger_than_the_limit_is_left_out_with_both_numbers(run: Run, tmp_path: Path, ten_images: Path) -> None:
+def test_an_image_larger_than_the_limit_is_left_out_with_both_numbers(
+    run: Run, tmp_path: Path, ten_images: Path
+) -> None:
     result = run("--images", ten_images, "--max-pixels", "2000")
     assert result.exit_code == 0, result.output
-    assert "bee/photo0.png: 90 x 33 pixels is more than the limit of 2000; raise --max-pixels if you trust it" in result.stderr
+    assert (
+        "bee/photo0.png: 90 x 33 pixels is more than the limit of 2000; raise --max-pixels if you trust it"
+        in result.stderr
+    )
 
 
 def test_a_bucket_that_cannot_be_reached_is_named(
@@ -112,7 +126,9 @@ def test_a_bucket_that_cannot_be_reached_is_named(
     source, target = bucket("photos"), bucket("cache.zarr")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in error(run("--images", source), tmp_path / "out.zarr")
-    assert "http://127.0.0.1:9 cannot be reached" in error(run("--images", ten_images, "--out", target), tmp_path / "none")
+    assert "http://127.0.0.1:9 cannot be reached" in error(
+        run("--images", ten_images, "--out", target), tmp_path / "none"
+    )
 
 
 def test_the_member_of_samples_is_named_for_tars_alone(run: Run, tmp_path: Path, ten_images: Path) -> None:
@@ -125,7 +141,10 @@ def test_the_member_of_samples_is_named_for_tars_alone(run: Run, tmp_path: Path,
             tar.add(photo, f"{number}.png")
             tar.add(photo, f"{number}.seg.png")
     result = run("--images", tmp_path / "a.tar")
-    assert "3 images beside another one of the same sample, such as 0.seg.png: cached as photos of their own" in result.stderr
+    assert (
+        "3 images beside another one of the same sample, such as 0.seg.png: cached as photos of their own"
+        in result.stderr
+    )
     assert Cache(tmp_path / "out.zarr").num_images == 6
     refused = run("--images", tmp_path / "a.tar", "--member", "png")
     assert "--member was not given when the cache was made, and is png now" in refused.stderr
@@ -145,28 +164,31 @@ def lite1() -> Path:
 def test_the_checkpoint_of_another_model_is_refused_with_tensors_and_a_guess(
     run: Run, tmp_path: Path, ten_images: Path, lite1: Path
 ) -> None:
-    said = error(
-        run("--images", ten_images, "--weights", lite1, teacher="efficientnet-lite0"), tmp_path / "out.zarr"
-    )
+    said = error(run("--images", ten_images, "--weights", lite1, teacher="efficientnet-lite0"), tmp_path / "out.zarr")
     assert "teacher 'efficientnet-lite0': " in said
     assert f"{lite1.name} does not fit the network: " in said
     assert "tensors missing (such as " in said
     assert said.endswith("Its sizes are those of efficientnet-lite1: ask for --teacher efficientnet-lite1")
 
 
-def test_an_architecture_that_differs_names_the_first_differing_tensors(run: Run, tmp_path: Path, ten_images: Path) -> None:
+def test_an_architecture_that_differs_names_the_first_differing_tensors(
+    run: Run, tmp_path: Path, ten_images: Path
+) -> None:
     state = load_teacher("efficientnet-lite0")._net.state_dict()
     state["blocks.0.0.conv_dw.weight"] = torch.zeros(32, 1, 5, 5)
     torch.save(state, tmp_path / "other.pth")
     said = error(
-        run("--images", ten_images, "--weights", tmp_path / "other.pth", teacher="efficientnet-lite0"), tmp_path / "out.zarr"
+        run("--images", ten_images, "--weights", tmp_path / "other.pth", teacher="efficientnet-lite0"),
+        tmp_path / "out.zarr",
     )
     assert "blocks.0.0.conv_dw.weight" in said
     assert "(32, 1, 5, 5)" in said
     assert "(32, 1, 3, 3)" in said
 
 
-def test_a_half_downloaded_checkpoint_is_named_with_its_size(run: Run, tmp_path: Path, ten_images: Path, lite1: Path) -> None:
+def test_a_half_downloaded_checkpoint_is_named_with_its_size(
+    run: Run, tmp_path: Path, ten_images: Path, lite1: Path
+) -> None:
     half = tmp_path / "half.pth"
     half.write_bytes(lite1.read_bytes()[: lite1.stat().st_size // 2])
     said = error(run("--images", ten_images, "--weights", half, teacher="efficientnet-lite1"), tmp_path / "out.zarr")

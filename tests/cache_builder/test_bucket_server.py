@@ -83,17 +83,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     s3, master, volume, filer = free_ports(4)
     arguments = [
-        weed, f"-logdir={folder}", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
-        f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}", f"-volume.port={volume}",
-        f"-filer.port={filer}", "-master.volumeSizeLimitMB=64", "-volume.max=0",
-    ]  # fmt: skip
+        weed,
+        f"-logdir={folder}",
+        "server",
+        f"-dir={folder / 'data'}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-s3",
+        f"-s3.port={s3}",
+        f"-s3.config={folder / 's3.json'}",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        f"-filer.port={filer}",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=0",
+    ]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=folder, env=os.environ | {"TMPDIR": str(folder)})
+        process = subprocess.Popen(
+            arguments, stdout=log, stderr=log, cwd=folder, env=os.environ | {"TMPDIR": str(folder)}
+        )
     env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     env |= {
-        "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "something", "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-    }  # fmt: skip
+    }
     running = Server(folder, env, process, arguments)
     try:
         _make_bucket(running, filer)
@@ -170,8 +185,10 @@ def test_a_build_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_on
     for share in (0.0, 0.2, 0.5, 0.8):
         process = subprocess.Popen(
             [sys.executable, str(FAKE_TEACHER), *map(str, ["build", *options(photos), "--out", url])],
-            env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            env=server.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             made = [path for path, _ in storage_at(server, url).list_files()]
@@ -200,9 +217,19 @@ def test_info_verify_training_and_growth_work_as_on_a_disk(server: Server, photo
     told = server.radio_cache("verify", "--deep", url)
     assert "all that is there is right, decoded to the last map" in told.stdout, told.stdout + told.stderr
     done = server.radio_train(
-        "--cache", url, "--student", "e-radio-tiny", "--steps", 3, "--batch-size", 4, "--image-size", 64,
-        "--out", tmp_path / "run",
-    )  # fmt: skip
+        "--cache",
+        url,
+        "--student",
+        "e-radio-tiny",
+        "--steps",
+        3,
+        "--batch-size",
+        4,
+        "--image-size",
+        64,
+        "--out",
+        tmp_path / "run",
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/student.safetensors").exists()
     done = server.radio_cache("build", *options(photos, **{"--shard-images": 4}), "--out", url)

@@ -143,11 +143,12 @@ def test_the_notes_of_sources_and_teachers_reach_the_user(build: Build, tmp_path
     said: list[str] = []
     build(images=(str(tmp_path / "photos"),), say=said.append)
     assert said == [
-        f"{tmp_path}/photos: 1 file passed over (no image by name): 1 .txt, such as readme.txt", "fake-a: fake-a is made up",
+        f"{tmp_path}/photos: 1 file passed over (no image by name): 1 .txt, such as readme.txt",
+        "fake-a: fake-a is made up",
         "fake-maps: fake-maps is made up",
         "fake-a: 10 images are too few to calibrate the codec klt (it wants 64): keeping float16",
         "fake-maps: 10 images are too few to calibrate the codec klt (it wants 64): keeping float16",
-    ]  # fmt: skip
+    ]
 
 
 # ---------------------------------------------------------------- second runs
@@ -315,9 +316,10 @@ def test_images_that_cannot_be_used_are_holes_everywhere(build: Build, tmp_path:
     assert report.unusable == 3
     assert said[2:6] == [
         "3 of 11 images cannot be used and are left out:",
-        "  ant/1.png: the file is empty (0 bytes)", "  bee/0.png: not an image in a format PIL knows",
+        "  ant/1.png: the file is empty (0 bytes)",
+        "  bee/0.png: not an image in a format PIL knows",
         "  bee/strip.png: 600 x 3 pixels is too long and thin (more than 50 : 1)",
-    ]  # fmt: skip
+    ]
     bad = [1, 4, 10]
     assert cache.usable_rows(cache.teachers).tolist() == [row for row in range(11) if row not in bad]
     maps = np.asarray(zarr.open_array(cache.path / "teachers/fake-a/spatial", mode="r")[0])
@@ -422,7 +424,9 @@ def test_a_compiled_teacher_and_another_are_not_mixed(
     with pytest.raises(StaleCacheError, match=r"'fake-a' was built without --compile, and this run is with it"):
         build(teachers=compiled)
     build(teachers=compiled, out=tmp_path / "compiled.zarr")
-    with pytest.raises(StaleCacheError, match=r"was built with --compile, and this run is without it.*Run with --compile"):
+    with pytest.raises(
+        StaleCacheError, match=r"was built with --compile, and this run is without it.*Run with --compile"
+    ):
         build(out=tmp_path / "compiled.zarr")
     build(teachers=compiled, out=tmp_path / "compiled.zarr")
 
@@ -431,7 +435,10 @@ def test_a_compiled_teacher_and_another_are_not_mixed(
     ("damage", "message"),
     [
         (Path.unlink, r"c/0/2/0/0/0 is gone, and the receipt of its shard says \d+ bytes: radio-cache repair"),
-        (lambda file: file.write_bytes(b"short"), r"c/0/2/0/0/0 has 5 bytes, and the receipt of its shard says \d+ bytes"),
+        (
+            lambda file: file.write_bytes(b"short"),
+            r"c/0/2/0/0/0 has 5 bytes, and the receipt of its shard says \d+ bytes",
+        ),
     ],
 )
 def test_a_build_does_not_call_a_cache_complete_whose_files_are_gone(
@@ -532,9 +539,7 @@ def test_a_wrong_second_teacher_is_refused_before_any_work_is_done(build: Build,
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_one_teacher_at_a_time_is_in_memory(
-    build: Build, fake_module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_teacher_at_a_time_is_in_memory(build: Build, fake_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     at_once: list[int] = []
     original = fake_module.FakeTeacher.__init__
@@ -563,9 +568,12 @@ def test_a_second_teacher_unlike_the_cached_one_is_refused_before_the_first_comp
 
 FAULTS = {"nan": float("nan"), "inf": float("inf"), "minus inf": float("-inf"), "huge": 3e38}
 FAULTY_CODECS = {
-    "half": CodecRequest(name="half"), "int8": CodecRequest(name="int8"), "packed": CodecRequest(),
-    "zstd": CodecRequest(packing="zstd"), "step": CodecRequest(packing="zstd", step=0.5),
-}  # fmt: skip
+    "half": CodecRequest(name="half"),
+    "int8": CodecRequest(name="int8"),
+    "packed": CodecRequest(),
+    "zstd": CodecRequest(packing="zstd"),
+    "step": CodecRequest(packing="zstd", step=0.5),
+}
 
 
 @pytest.fixture
@@ -607,9 +615,11 @@ def test_features_that_cannot_be_stored_name_the_teacher_and_the_image(
     faulty(FAULTS[fault], "spatial")
     with pytest.raises(CodecError) as raised:
         build(
-            images=(str(images_with_a_white_one),), shard_images=16, batch_images=8,
+            images=(str(images_with_a_white_one),),
+            shard_images=16,
+            batch_images=8,
             teachers={"fake-a": TeacherOptions(codec=wanted_codec(FAULTY_CODECS[codec]))},
-        )  # fmt: skip
+        )
     assert re.search(r"out\.zarr, teacher 'fake-a', image bee/17\.png: .*--dtype float32", str(raised.value))
     assert "--filter '!bee/17.png'" in str(raised.value)
 

@@ -29,7 +29,18 @@ def invoke(words: list[str]) -> None:
         [],
         ["--codec", "int8", "--views", "2", "--flip-views", "--shard-images", "4", "--batch-size", "3"],
         ["--codec", "fake-a=half", "--fit", "fake-a=crop", "--size", "fake-a=48", "--size", "fake-a=64"],
-        ["--filter", "!*3*", "--shuffle-seed", "5", "--limit", "6", "--store-pixels", "24", "--pixels-as", "webp-lossless"],
+        [
+            "--filter",
+            "!*3*",
+            "--shuffle-seed",
+            "5",
+            "--limit",
+            "6",
+            "--store-pixels",
+            "24",
+            "--pixels-as",
+            "webp-lossless",
+        ],
         ["--dtype", "bfloat16", "--max-pixels", "5000000"],
     ],
 )
@@ -63,7 +74,9 @@ def test_teachers_of_different_builds_get_a_command_each(
     assert contents(first) == contents(second)
 
 
-def test_a_cache_that_lost_its_listing_names_its_images(fake_teachers: tuple[str, ...], ten_images: Path, tmp_path: Path) -> None:
+def test_a_cache_that_lost_its_listing_names_its_images(
+    fake_teachers: tuple[str, ...], ten_images: Path, tmp_path: Path
+) -> None:
     first = tmp_path / "first.zarr"
     invoke(["build", "--images", str(ten_images), "--teacher", fake_teachers[0], "--out", str(first)])
     (first / "listing.json").unlink()

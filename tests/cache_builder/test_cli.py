@@ -218,7 +218,9 @@ def test_a_teacher_added_later_takes_the_shards_that_the_cache_has(
     cache = Cache(tmp_path / "out.zarr")
     assert (cache.meta.shard_images, cache.meta.max_pixels) == (4, 1_000_000)
     assert set(cache.teachers) == set(fake_teachers)
-    assert_one_error(run("--shard-images", "5", teachers=(second,)), "was built with --shard-images 4, this run asks for 5")
+    assert_one_error(
+        run("--shard-images", "5", teachers=(second,)), "was built with --shard-images 4, this run asks for 5"
+    )
 
 
 def test_bad_images_never_stop_a_build_and_are_counted_and_listed(run: Run, tmp_path: Path, mixed_images: Path) -> None:
@@ -284,8 +286,21 @@ def test_version() -> None:
 
 
 def test_a_real_teacher_builds_a_cache_of_ten_images(tmp_path: Path, ten_images: Path) -> None:
-    result = command("build", "--images", str(ten_images), "--teacher", "efficientnet-lite0", "--size", "96",
-                     "--fit", "squash", "--shard-images", "4", "--out", str(tmp_path / "out.zarr"))  # fmt: skip
+    result = command(
+        "build",
+        "--images",
+        str(ten_images),
+        "--teacher",
+        "efficientnet-lite0",
+        "--size",
+        "96",
+        "--fit",
+        "squash",
+        "--shard-images",
+        "4",
+        "--out",
+        str(tmp_path / "out.zarr"),
+    )
     assert result.exit_code == 0, result.output
     cache = Cache(tmp_path / "out.zarr")
     teacher = cache.teachers["efficientnet-lite0"]
@@ -311,10 +326,13 @@ def test_a_zstd_build_in_nibbles_ends_well_and_everything_reads_it(
     again = run("--packing", "zstd", "--shard-images", shard_images, images=tmp_path / "many")
     assert again.exit_code == 0, again.output
     for arguments in (
-        ("info", str(out)), ("verify", str(out)), ("verify", str(out), "--recompute", "3"),
-        ("view", str(out), "--out", str(tmp_path / "view.png")), ("copy", str(out), str(copies), "--fraction", "0.4"),
+        ("info", str(out)),
+        ("verify", str(out)),
+        ("verify", str(out), "--recompute", "3"),
+        ("view", str(out), "--out", str(tmp_path / "view.png")),
+        ("copy", str(out), str(copies), "--fraction", "0.4"),
         ("verify", str(copies)),
-    ):  # fmt: skip
+    ):
         result = command(*arguments)
         assert result.exit_code == 0, (arguments, result.output)
 
@@ -323,9 +341,18 @@ def test_a_zstd_build_in_nibbles_ends_well_and_everything_reads_it(
 def test_the_installed_command_finishes_a_zstd_build_of_a_real_teacher(tmp_path: Path) -> None:
     write_images(tmp_path / "many", classes=("ant", "bee"), per_class=33, size=64)
     build = (
-        "build", "--images", str(tmp_path / "many"), "--teacher", "efficientnet-lite0", "--out", str(tmp_path / "c.zarr"),
-        "--packing", "zstd", "--fidelity", "0.9",
-    )  # fmt: skip
+        "build",
+        "--images",
+        str(tmp_path / "many"),
+        "--teacher",
+        "efficientnet-lite0",
+        "--out",
+        str(tmp_path / "c.zarr"),
+        "--packing",
+        "zstd",
+        "--fidelity",
+        "0.9",
+    )
     for _ in range(2):
         result = installed(*build)
         assert result.returncode == 0, result.stderr
@@ -350,8 +377,17 @@ def test_the_installed_command_answers_and_fails_without_a_traceback(tmp_path: P
 
 @pytest.mark.slow
 def test_the_installed_command_builds_with_a_real_teacher(tmp_path: Path, ten_images: Path) -> None:
-    done = installed("build", "--images", str(ten_images), "--teacher", "efficientnet-lite0", "--device", "cpu",
-                     "--out", str(tmp_path / "out.zarr"))  # fmt: skip
+    done = installed(
+        "build",
+        "--images",
+        str(ten_images),
+        "--teacher",
+        "efficientnet-lite0",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out.zarr"),
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"efficientnet-lite0 +10 +10 ", done.stdout)
     assert "Warning" not in done.stderr

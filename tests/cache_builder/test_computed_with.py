@@ -61,7 +61,9 @@ def test_the_batch_size_and_the_device_are_recorded_with_the_teacher(begun: Cach
     assert recorded_batch(begun, "fake-maps") is None
 
 
-@pytest.mark.parametrize("asked", [{"batch_images": None}, {"batch_images": None, "auto_batch": True}, {"batch_images": 2}])
+@pytest.mark.parametrize(
+    "asked", [{"batch_images": None}, {"batch_images": None, "auto_batch": True}, {"batch_images": 2}]
+)
 def test_a_teacher_goes_on_in_the_batches_it_was_begun_with(
     begun: Cache, build: Build, batches: list[int], asked: dict[str, Any]
 ) -> None:
@@ -75,17 +77,23 @@ def test_a_teacher_goes_on_in_the_batches_it_was_begun_with(
 def test_another_number_is_refused_with_both_until_the_teacher_is_complete(
     begun: Cache, build: Build, batches: list[int]
 ) -> None:
-    with pytest.raises(StaleCacheError, match=r"begun in batches of 2 images, this run asks for --batch-size 3: .*ask for 2"):
+    with pytest.raises(
+        StaleCacheError, match=r"begun in batches of 2 images, this run asks for --batch-size 3: .*ask for 2"
+    ):
         build(teachers=ONE, batch_images=3)
     assert batches == []
     build(teachers=ONE)
     batches.clear()
-    both = build(teachers=ONE | {"fake-maps": TeacherOptions()}, batch_images=3).cache  # nothing is left of the first one
+    both = build(
+        teachers=ONE | {"fake-maps": TeacherOptions()}, batch_images=3
+    ).cache  # nothing is left of the first one
     assert set(batches) == {3, 1}
     assert recorded_batch(both, "fake-maps") == 3
 
 
-def test_a_cache_that_grows_goes_on_in_the_batches_it_was_begun_with(build: Build, tmp_path: Path, batches: list[int]) -> None:
+def test_a_cache_that_grows_goes_on_in_the_batches_it_was_begun_with(
+    build: Build, tmp_path: Path, batches: list[int]
+) -> None:
     write_images(tmp_path / "photos", classes=("a",), per_class=4, size=41)
     config = {"images": (str(tmp_path / "photos"),), "teachers": ONE}
     build(**config, batch_images=2)
@@ -208,7 +216,9 @@ def test_a_teacher_that_is_being_built_is_not_dropped(
     refused: list[str] = []
 
     def drop() -> None:
-        with pytest.raises(StoreError, match="teacher 'fake-a' is being built by another process: stop that build") as told:
+        with pytest.raises(
+            StoreError, match="teacher 'fake-a' is being built by another process: stop that build"
+        ) as told:
             drop_teacher(Cache(tmp_path / "out.zarr"), "fake-a")
         refused.append(str(told.value))
 

@@ -27,8 +27,23 @@ RECEIPT = "receipts/fake-a/000001.json"
 
 def invoke(images: Path, command: str, path: Path, *more: str) -> Result:
     """The real command; "build" is always the same, of ten images in four shards."""
-    options = ["--images", str(images), "--teacher", "fake-a", "--teacher", "fake-maps", "--shard-images", "3",
-               "--batch-size", "2", "--threads", "1", "--device", "cpu", "--out"]  # fmt: skip
+    options = [
+        "--images",
+        str(images),
+        "--teacher",
+        "fake-a",
+        "--teacher",
+        "fake-maps",
+        "--shard-images",
+        "3",
+        "--batch-size",
+        "2",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+    ]
     return CliRunner().invoke(main, [command, *(options if command == "build" else []), str(path), *more])
 
 
@@ -118,39 +133,113 @@ CASES = (
     Case("a flipped bit in the data", SHARD, flip(0.3), codes),
     Case("a flipped bit in the index", SHARD, flip(-20), codes),
     Case("a flipped bit in the index's checksum", SHARD, flip(-1), codes),
-    Case("a flipped bit in a summary", "teachers/fake-a/summary/c/0/1/0", flip(0.5),
-         lambda cache: cache.teachers["fake-a"].summaries([4])),
+    Case(
+        "a flipped bit in a summary",
+        "teachers/fake-a/summary/c/0/1/0",
+        flip(0.5),
+        lambda cache: cache.teachers["fake-a"].summaries([4]),
+    ),
     Case("a flipped bit in a receipt", RECEIPT, flip(0.5), lambda cache: cache.usable_rows(["fake-a"])),
-    Case("a receipt cut short", RECEIPT, lambda file: os.truncate(file, 40), lambda cache: cache.usable_rows(["fake-a"])),
-    Case("a flipped bit in a log", RECEIPT, log_instead(flip(0.3)), lambda cache: cache.receipts("fake-a"),
-         named="receipts/fake-a/"),
-    Case("a flipped bit in the columns of a log", RECEIPT, log_instead(flip(-250)),
-         lambda cache: cache.usable_rows(["fake-a"]), named="receipts/fake-a/"),
+    Case(
+        "a receipt cut short", RECEIPT, lambda file: os.truncate(file, 40), lambda cache: cache.usable_rows(["fake-a"])
+    ),
+    Case(
+        "a flipped bit in a log",
+        RECEIPT,
+        log_instead(flip(0.3)),
+        lambda cache: cache.receipts("fake-a"),
+        named="receipts/fake-a/",
+    ),
+    Case(
+        "a flipped bit in the columns of a log",
+        RECEIPT,
+        log_instead(flip(-250)),
+        lambda cache: cache.usable_rows(["fake-a"]),
+        named="receipts/fake-a/",
+    ),
     Case("a flipped bit in the sizes", "images/size_hw/c/1/0", flip(0.5), lambda cache: cache.sizes_hw, computed=0),
     Case("a flipped bit in an array's metadata", "teachers/fake-a/spatial/zarr.json", flip(0.5, 1), codes, computed=0),
-    Case("a flipped bit in the metadata of the sizes", "images/size_hw/zarr.json", flip(0.5), lambda cache: cache.sizes_hw,
-         computed=0),
-    Case("a missing statistics array", "teachers/fake-a/stats/spatial", delete,
-         lambda cache: cache.teachers["fake-a"].spatial_mean_std(), computed=10),
-    Case("missing statistics of one shard", "teachers/fake-a/stats/summary/c/1/0/0", delete,
-         lambda cache: cache.teachers["fake-a"].summary_mean_std()),
+    Case(
+        "a flipped bit in the metadata of the sizes",
+        "images/size_hw/zarr.json",
+        flip(0.5),
+        lambda cache: cache.sizes_hw,
+        computed=0,
+    ),
+    Case(
+        "a missing statistics array",
+        "teachers/fake-a/stats/spatial",
+        delete,
+        lambda cache: cache.teachers["fake-a"].spatial_mean_std(),
+        computed=10,
+    ),
+    Case(
+        "missing statistics of one shard",
+        "teachers/fake-a/stats/summary/c/1/0/0",
+        delete,
+        lambda cache: cache.teachers["fake-a"].summary_mean_std(),
+    ),
     Case("half of the maps deleted", "teachers/fake-a/spatial/c", every_second_file, codes, computed=6),
-    Case("a flipped bit in a spec", "teachers/fake-a/zarr.json", flip(0.5), lambda cache: cache.teachers["fake-a"],
-         cure=("drop-teacher", "build"), computed=10),
-    Case("a missing spec", "teachers/fake-a/zarr.json", delete, lambda _: None, cure=("drop-teacher", "build"), computed=10),
-    Case("a flipped bit in a codec's array", "teachers/fake-a/transform/scale/c/0", flip(0.5),
-         lambda cache: cache.teachers["fake-a"].maps([0]), cure=("drop-teacher", "build"), computed=10,
-         named="teachers/fake-a/transform"),
-    Case("a codec's arrays deleted", "teachers/fake-a/transform", delete, lambda cache: cache.teachers["fake-a"].maps([0]),
-         cure=("drop-teacher", "build"), computed=10),
-    Case("a teacher's folder deleted", "teachers/fake-a", delete, lambda _: None, cure=("drop-teacher", "build"), computed=10),
+    Case(
+        "a flipped bit in a spec",
+        "teachers/fake-a/zarr.json",
+        flip(0.5),
+        lambda cache: cache.teachers["fake-a"],
+        cure=("drop-teacher", "build"),
+        computed=10,
+    ),
+    Case(
+        "a missing spec",
+        "teachers/fake-a/zarr.json",
+        delete,
+        lambda _: None,
+        cure=("drop-teacher", "build"),
+        computed=10,
+    ),
+    Case(
+        "a flipped bit in a codec's array",
+        "teachers/fake-a/transform/scale/c/0",
+        flip(0.5),
+        lambda cache: cache.teachers["fake-a"].maps([0]),
+        cure=("drop-teacher", "build"),
+        computed=10,
+        named="teachers/fake-a/transform",
+    ),
+    Case(
+        "a codec's arrays deleted",
+        "teachers/fake-a/transform",
+        delete,
+        lambda cache: cache.teachers["fake-a"].maps([0]),
+        cure=("drop-teacher", "build"),
+        computed=10,
+    ),
+    Case(
+        "a teacher's folder deleted",
+        "teachers/fake-a",
+        delete,
+        lambda _: None,
+        cure=("drop-teacher", "build"),
+        computed=10,
+    ),
     Case("all receipts of a teacher deleted", "receipts/fake-a", delete, lambda _: None, cure=("build",), computed=10),
     Case("a flipped bit in the root document", "zarr.json", flip(0.5), lambda _: None, cure=()),
-    Case("the list of images deleted", "images", lambda path: delete(next(path.glob("index-*"))),
-         lambda cache: cache.index.key(0), cure=(), named="images/index-"),
-    Case("a flipped bit in the list of images", "images", lambda path: flip(0.3)(next(path.glob("index-*/key_bytes/c/0"))),
-         lambda cache: cache.index.key(5), cure=(), named="images/index-"),
-)  # fmt: skip
+    Case(
+        "the list of images deleted",
+        "images",
+        lambda path: delete(next(path.glob("index-*"))),
+        lambda cache: cache.index.key(0),
+        cure=(),
+        named="images/index-",
+    ),
+    Case(
+        "a flipped bit in the list of images",
+        "images",
+        lambda path: flip(0.3)(next(path.glob("index-*/key_bytes/c/0"))),
+        lambda cache: cache.index.key(5),
+        cure=(),
+        named="images/index-",
+    ),
+)
 
 
 def data_files(path: Path) -> dict[str, bytes]:
@@ -278,7 +367,9 @@ def test_a_shard_of_another_teacher_under_this_name_is_told_apart(run: Callable[
     assert run("build", path, "--codec", "half").exit_code == 0
     whole = data_files(path)
     of_the_other_teacher(path / SHARD.replace("fake-a", "fake-maps"))
-    with pytest.raises(StoreError, match=r"fake-maps/spatial/c/0/1/0/0/0 is another shard's file: `radio-cache repair`"):
+    with pytest.raises(
+        StoreError, match=r"fake-maps/spatial/c/0/1/0/0/0 is another shard's file: `radio-cache repair`"
+    ):
         Cache(path).teachers["fake-maps"].codes([4])
     assert [damage.shard for damage in verify_cache(Cache(path)).damages] == [1]
     assert run("repair", path).exit_code == 0

@@ -32,8 +32,22 @@ def test_a_build_that_fills_the_disk_says_so_and_is_completed_when_there_is_room
     write_images(tmp_path / "photos", per_class=10, size=40)
     for folder in (tmp_path / "photos", *(tmp_path / "photos").iterdir()):
         os.utime(folder, (0, 0))  # or whether the listing is kept would depend on how fast the command starts
-    options = ["--images", tmp_path / "photos", "--teacher", "fake-a", "--teacher", "fake-maps", "--shard-images", "2",
-               "--batch-size", "2", "--device", "cpu", "--codec", "half"]  # fmt: skip
+    options = [
+        "--images",
+        tmp_path / "photos",
+        "--teacher",
+        "fake-a",
+        "--teacher",
+        "fake-maps",
+        "--shard-images",
+        "2",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--codec",
+        "half",
+    ]
     assert command("build", *options, "--out", tmp_path / "roomy.zarr").returncode == 0
     pages = sum(-(-file.stat().st_size // 4096) for file in (tmp_path / "roomy.zarr").rglob("*") if file.is_file())
     needed = pages * 4096
@@ -67,6 +81,8 @@ def test_a_build_that_fills_the_disk_says_so_and_is_completed_when_there_is_room
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", per_class=1)
     (tmp_path / "locked").mkdir(mode=0o500)
-    refused = command("build", "--images", tmp_path / "photos", "--teacher", "fake-a", "--out", tmp_path / "locked/c.zarr")
+    refused = command(
+        "build", "--images", tmp_path / "photos", "--teacher", "fake-a", "--out", tmp_path / "locked/c.zarr"
+    )
     assert refused.returncode == 1
     assert "Permission denied: choose a place that you may use" in refused.stderr

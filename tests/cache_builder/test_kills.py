@@ -12,6 +12,8 @@ def test_killed_interrupted_and_doubled_builds_end_with_the_bytes_of_an_uninterr
     (tmp_path / "caches").mkdir()
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("killed_builds.py"), tmp_path / "caches", tmp_path / "images"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr

@@ -82,7 +82,12 @@ def two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     "options", [TeacherOptions(), half(), half(views=3)], ids=["calibrated", "half", "several views"]
 )
 def test_one_look_stores_the_bytes_of_two_passes(
-    build: Build, many: Path, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch, options: TeacherOptions
+    build: Build,
+    many: Path,
+    tmp_path: Path,
+    decoded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    options: TeacherOptions,
 ) -> None:
     images, teachers = (str(many),), {"fake-a": options, "fake-maps": options}
     report = build(images=images, teachers=teachers)
@@ -96,7 +101,9 @@ def test_one_look_stores_the_bytes_of_two_passes(
     assert len(decoded) - once >= once + NUM_IMAGES - 3 - (80 if options.codec == {} else 2)
 
 
-def test_what_cannot_be_used_is_told_after_the_first_teacher_and_logged(build: Build, many: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_told_after_the_first_teacher_and_logged(
+    build: Build, many: Path, tmp_path: Path
+) -> None:
     said: list[str] = []
     log = tmp_path / "log.jsonl"
     report = build(images=(str(many),), teachers={"fake-a": half()}, say=said.append, log_json=log)

@@ -27,7 +27,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def relocated(cache: Path, *places: Path) -> Any:
-    return CliRunner().invoke(main, ["relocate", str(cache), *(word for one in places for word in ("--images", str(one)))])
+    return CliRunner().invoke(
+        main, ["relocate", str(cache), *(word for one in places for word in ("--images", str(one)))]
+    )
 
 
 def test_a_moved_folder_is_noted_and_a_build_goes_on_from_there(build: Build, photos: Path, tmp_path: Path) -> None:
@@ -54,9 +56,13 @@ def test_moved_tars_keep_their_order(build: Build, photos: Path, tmp_path: Path)
     assert [Path(one.path).parent.name for one in relocate(Cache(out), [str(moved)]).meta.containers] == ["moved"] * 2
 
 
-def test_another_number_or_kind_of_places_and_other_images_are_refused(build: Build, photos: Path, tmp_path: Path) -> None:
+def test_another_number_or_kind_of_places_and_other_images_are_refused(
+    build: Build, photos: Path, tmp_path: Path
+) -> None:
     cache = build(images=(str(photos),)).cache
-    with pytest.raises(ConfigError, match=r"has its images in 1 folder .*names 2 folders: name as many of the same kind"):
+    with pytest.raises(
+        ConfigError, match=r"has its images in 1 folder .*names 2 folders: name as many of the same kind"
+    ):
         relocate(cache, [str(photos / "blue"), str(photos / "red")])
     write_images(tmp_path / "other", per_class=4, seed=1)
     with pytest.raises(StaleCacheError, match="Nothing was changed"):
@@ -68,7 +74,9 @@ def test_another_number_or_kind_of_places_and_other_images_are_refused(build: Bu
     assert Cache(cache.path).meta == cache.meta
 
 
-def test_the_printed_command_names_the_place_where_the_images_are_now(build: Build, photos: Path, tmp_path: Path) -> None:
+def test_the_printed_command_names_the_place_where_the_images_are_now(
+    build: Build, photos: Path, tmp_path: Path
+) -> None:
     out = build(images=(str(photos),), limit=5, shuffle_seed=3).cache.path
     before = {path: path.read_bytes() for path in out.rglob("c/**/*") if path.is_file()}
     moved = photos.rename(tmp_path / "elsewhere")
@@ -130,7 +138,9 @@ def test_renamed_places_are_recognised_by_a_build_before_and_after_relocate(
 def test_what_is_missing_may_come_back(build: Build, photos: Path, tmp_path: Path) -> None:
     build(images=(str(photos),))
     (photos / "red").rename(tmp_path / "away")
-    with pytest.raises(StaleCacheError, match=r"4 missing \(such as red/0.png\)\. Mount or put back what is missing, or choose"):
+    with pytest.raises(
+        StaleCacheError, match=r"4 missing \(such as red/0.png\)\. Mount or put back what is missing, or choose"
+    ):
         build(images=(str(photos),))
 
 

@@ -81,9 +81,10 @@ def test_a_bucket_holds_the_same_kept_images_levels_and_views_as_a_folder(
     codec = wanted_codec(CodecRequest(name="half")) if first_look == "with the teacher" else {}
     whole = TeacherOptions(codec=codec, views=2, view_sampling=sampling)
     fields = {
-        "images": (str(photos),), "pixels": LOSSLESS,
+        "images": (str(photos),),
+        "pixels": LOSSLESS,
         "teachers": {"fake-a": whole, "fake-a@64": replace(whole, size_px=64, level_of="fake-a")},
-    }  # fmt: skip
+    }
     here = build(**fields).cache
     there = build(**fields, out=bucket("cache.zarr")).cache
     assert contents(there.storage) == contents(here.storage)

@@ -67,10 +67,13 @@ def test_all_teachers_are_shown_the_same_views_and_the_first_is_the_whole_image(
 
 def test_statistics_are_of_all_views_without_padding(viewed: Cache) -> None:
     teacher = viewed.teachers["fake-maps"]
-    tokens = np.concatenate([
-        teacher.maps([row], view=number)[0][valid_tokens(view.image_hw, teacher.spec.geometry)]
-        for number in range(3) for row, view in enumerate(teacher.views_of(range(10), view=number))
-    ]).astype(np.float64)  # fmt: skip
+    tokens = np.concatenate(
+        [
+            teacher.maps([row], view=number)[0][valid_tokens(view.image_hw, teacher.spec.geometry)]
+            for number in range(3)
+            for row, view in enumerate(teacher.views_of(range(10), view=number))
+        ]
+    ).astype(np.float64)
     mean, std = teacher.spatial_mean_std()
     np.testing.assert_allclose(mean, tokens.mean(axis=0), atol=2e-3)
     np.testing.assert_allclose(std, tokens.std(axis=0), atol=2e-3)

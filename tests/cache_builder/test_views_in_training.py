@@ -69,7 +69,9 @@ def test_a_stored_view_is_the_target_of_its_own_pixels(cache: Cache, recipe: Rec
     assert {flipped for _, flipped in seen} == {False, True}
 
 
-def test_a_part_of_the_images_may_be_views_and_the_rest_fresh_crops(cache: Cache, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_part_of_the_images_may_be_views_and_the_rest_fresh_crops(
+    cache: Cache, recipe: Recipe, tmp_path: Path
+) -> None:
     rows = cache.usable_rows(["fake-a"])
     mixed = replace(recipe, views=0.5)
     data = CropData(cache, ["fake-a"], mixed, rows, FullOrder(rows, (0,), 4), seed=(0,), image_px=32, grid_hw=(4, 4))

@@ -28,17 +28,34 @@ SMALLEST = {"width": 8, "stem_width": 4, "depths": (1, 1, 1, 1), "heads": (2, 2)
 
 def teacher_spec(name: str = "alpha", *, summary_dim: int | None = SUMMARY_WIDTH, weights: str = "00") -> TeacherSpec:
     return TeacherSpec(
-        name=name, family="fake", model="fake-4", licence="none", weights="fake.pt", weights_sha256=weights,
-        geometry=patch_geometry(32, 32 // GRID, fit="squash", interpolation="bilinear"), normalisation=IMAGENET_PIXELS,
-        summary_dim=summary_dim, spatial_dim=WIDTH, summary_note="", spatial_note="", compute_dtype="float32",
-        codec={"name": "half"}, views=1, software={},
-    )  # fmt: skip
+        name=name,
+        family="fake",
+        model="fake-4",
+        licence="none",
+        weights="fake.pt",
+        weights_sha256=weights,
+        geometry=patch_geometry(32, 32 // GRID, fit="squash", interpolation="bilinear"),
+        normalisation=IMAGENET_PIXELS,
+        summary_dim=summary_dim,
+        spatial_dim=WIDTH,
+        summary_note="",
+        spatial_note="",
+        compute_dtype="float32",
+        codec={"name": "half"},
+        views=1,
+        software={},
+    )
 
 
 def write_cache(
-    path: Path, labels: Sequence[int], *, seed: int = 0, class_names: Sequence[str] = CLASSES,
-    specs: Sequence[TeacherSpec] | None = None, unusable: Sequence[int] = (),
-) -> Cache:  # fmt: skip
+    path: Path,
+    labels: Sequence[int],
+    *,
+    seed: int = 0,
+    class_names: Sequence[str] = CLASSES,
+    specs: Sequence[TeacherSpec] | None = None,
+    unusable: Sequence[int] = (),
+) -> Cache:
     """A finished cache: coloured noise as images, and teachers whose features lie near their class's direction."""
     rng = np.random.default_rng(seed)
     folder = path.with_suffix(".images")
@@ -50,9 +67,13 @@ def write_cache(
         pixels = hues[label] + rng.normal(0, 25, (20, 28, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / key)
     meta = CacheMeta(
-        num_images=n, shard_images=shard, creator="test", class_names=tuple(class_names), max_pixels=10**6,
+        num_images=n,
+        shard_images=shard,
+        creator="test",
+        class_names=tuple(class_names),
+        max_pixels=10**6,
         containers=(Container(kind="folder", path=str(folder), prefix=""),),
-    )  # fmt: skip
+    )
     none = np.full(n, -1, np.int64)
     create_cache(path, meta, ImageIndex(keys, np.array(labels, np.int32), np.zeros(n, np.int32), none, none))
     failures = [Failure(row=row, reason="made up") for row in unusable]
@@ -82,27 +103,46 @@ def _write_teacher(
 
 
 def write_run(
-    path: Path, cache: Path, *, teachers: Sequence[str] = ("alpha",), steps: int = 12, summary_dim: int = SUMMARY_WIDTH,
-    spatial_dim: int = WIDTH, images: ImageSplit | None = None,
+    path: Path,
+    cache: Path,
+    *,
+    teachers: Sequence[str] = ("alpha",),
+    steps: int = 12,
+    summary_dim: int = SUMMARY_WIDTH,
+    spatial_dim: int = WIDTH,
+    images: ImageSplit | None = None,
 ) -> Path:
     """A finished run folder: a tiny student with weights unlike its first ones, and its metrics."""
     config = StudentConfig(
-        student="e-radio-tiny", overrides=SMALLEST, image_hw=(32, 32), fit="squash",
-        adaptor_width=16, seed=5, steps=steps,
+        student="e-radio-tiny",
+        overrides=SMALLEST,
+        image_hw=(32, 32),
+        fit="squash",
+        adaptor_width=16,
+        seed=5,
+        steps=steps,
         teachers=tuple(TeacherWidths(name=name, summary_dim=summary_dim, spatial_dim=spatial_dim) for name in teachers),
-        images_seen=steps * 4, cache=str(cache), run=path.name, recipe="test", images=images,
-    )  # fmt: skip
+        images_seen=steps * 4,
+        cache=str(cache),
+        run=path.name,
+        recipe="test",
+        images=images,
+    )
     model = build_distilled(config)
     for parameter in model.parameters():
         parameter.data.mul_(1.05)
     save_student(model, path)
     lines = [
         {
-            "step": step, "loss": 2.0 / step, "lr": 1e-3, "images_per_s": 100.0, "data_wait": 0.1,
+            "step": step,
+            "loss": 2.0 / step,
+            "lr": 1e-3,
+            "images_per_s": 100.0,
+            "data_wait": 0.1,
             "teachers": {name: {"summary": 0.9 / step, "spatial": 1.1 / step} for name in teachers},
         }
         for step in range(1, steps + 1)
-    ]  # fmt: skip
+    ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -20,7 +20,7 @@ from evals.encoders import (
     load_runs,
     parse_models,
     recorded_teacher,
-)  # fmt: skip
+)
 from evals.encoders import base as encoder_base
 from evals.errors import EvalError
 from evals.shared.image_set import CacheImages, ImageSet, image_set, open_source
@@ -265,8 +265,9 @@ def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two models are called timm:resnet18: name one"):
         parse_models(["timm:resnet18", "timm:resnet18"], [])
     assert [name.name for name, _ in parse_models(["timm:resnet18", "other=timm:resnet18"], [])] == [
-        "timm:resnet18", "other",
-    ]  # fmt: skip
+        "timm:resnet18",
+        "other",
+    ]
     with pytest.raises(ConfigError, match="there is no --model"):
         parse_models([], ["random"])
 

@@ -30,7 +30,9 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     run = make_run("run", make_cache("bank").path)
     said = " ".join(invoke("all", "--run", run, "--shown", 2).split())
-    assert re.search(r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of the 20 images it was trained on right, among", said)
+    assert re.search(
+        r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of the 20 images it was trained on right, among", said
+    )
     return run / "report.html"
 
 
@@ -40,7 +42,7 @@ def test_every_evaluation_is_on_the_page_or_its_reason(page: Path) -> None:
         assert f"<h2>{title}</h2>" in text
     assert re.search(r"<dt>zero-shot</dt><dd>no encoder has a text tower", text)
     assert re.search(r"<dt>segment</dt><dd>there are no masks: give --masks", text)
-    assert not re.search(r'https?://(?!www\.w3\.org/2000/svg)|<script|url\(|@import', text)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|<script|url\(|@import", text)
     record = json.loads(page.with_suffix(".json").read_text())
     assert set(record["not_run"]) == {"zero-shot", "segment"}
     assert {"knn", "rank", "mode-switch", "throughput", "versions", "hardware", "commands"} <= record.keys()
@@ -97,10 +99,22 @@ def test_a_phones_browser_shows_the_page_without_scrolling_sideways(page: Path, 
         encoding="utf-8",
     )
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--virtual-time-budget=8000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probe.as_uri()],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=8000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     found = re.search(r"<title>(\d+)\|(\d+)\|(\d+)\|(.*?)</title>", done.stdout)
     assert found is not None, done.stderr[-2000:]
     width, broken, images, heading = found.groups()

@@ -37,10 +37,16 @@ def test_rank_me_counts_equal_directions_and_cka_ignores_rotation_and_scale() ->
 def test_rows_and_teachers_keep_their_names_beside_three_teachers(capsys: pytest.CaptureFixture[str]) -> None:
     teachers = tuple(f"efficientnet-lite{number}" for number in range(3))
     rows = [
-        RankRow(name=f"student → {name}", kind="student", about=f"what it makes of {name}", width=1280, rank=18.5,
-                cka=dict.fromkeys(teachers, 0.5))
+        RankRow(
+            name=f"student → {name}",
+            kind="student",
+            about=f"what it makes of {name}",
+            width=1280,
+            rank=18.5,
+            cka=dict.fromkeys(teachers, 0.5),
+        )
         for name in teachers
-    ]  # fmt: skip
+    ]
     print_rank(RankTable(protocol="", images={}, teachers=teachers, rows=tuple(rows), notes=()))
     printed = capsys.readouterr().out
     assert "…" not in printed
@@ -52,8 +58,13 @@ def test_every_space_has_a_rank_and_its_likeness_with_every_teacher(make_cache, 
     run = make_run("run", cache.path, teachers=("alpha", "beta"))
     table = run_rank(RankConfig(runs=(run,)))
     assert [row.name for row in table.rows] == [
-        "alpha", "beta", "student", "student → alpha", "student → beta", "student, untrained",
-    ]  # fmt: skip
+        "alpha",
+        "beta",
+        "student",
+        "student → alpha",
+        "student → beta",
+        "student, untrained",
+    ]
     assert table.teachers == ("alpha", "beta")
     assert table.rows[0].cka["alpha"] == pytest.approx(1)
     assert all(1 <= row.rank <= row.width for row in table.rows)

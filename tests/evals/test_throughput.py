@@ -24,7 +24,9 @@ def test_parameters_and_flops_are_those_of_the_network(make_run, tmp_path: Path)
     dense = 12 * 12 * 192**2 * 5 + 4 * 3 * 16**2 * 192
     attention = 12 * 2 * 5 * 5 * 192
     assert gflops(encoder, network, CPU) == pytest.approx(2 * (dense + attention) / 1e9, rel=0.02)
-    table = run_throughput(ThroughputConfig(runs=(make_run("run", tmp_path / "c.zarr"),), batches=(1,), repeats=1, warmup=0))
+    table = run_throughput(
+        ThroughputConfig(runs=(make_run("run", tmp_path / "c.zarr"),), batches=(1,), repeats=1, warmup=0)
+    )
     (row,) = table.rows
     assert (row.name, row.batch, row.input_px) == ("student", 1, 32)
     assert row.slowest <= row.images_per_s <= row.fastest
@@ -33,8 +35,13 @@ def test_parameters_and_flops_are_those_of_the_network(make_run, tmp_path: Path)
 
 def test_every_mode_precision_and_batch_is_a_row() -> None:
     config = ThroughputConfig(
-        **MODEL, batches=(1, 2), modes=("eager", "channels-last"), precisions=("float32", "bfloat16"), repeats=1, warmup=0
-    )  # fmt: skip
+        **MODEL,
+        batches=(1, 2),
+        modes=("eager", "channels-last"),
+        precisions=("float32", "bfloat16"),
+        repeats=1,
+        warmup=0,
+    )
     rows = run_throughput(config).rows
     assert len({(row.mode, row.precision, row.batch) for row in rows}) == 8
     assert all(row.images_per_s > 0 and row.peak_mb is None for row in rows)
@@ -43,7 +50,17 @@ def test_every_mode_precision_and_batch_is_a_row() -> None:
 def test_quality_over_speed_needs_common_names(tmp_path: Path) -> None:
     file = tmp_path / "knn.json"
     file.write_text(json.dumps({"rows": [{"name": "net", "top1": 0.5}]}))
-    arguments = ["throughput", "--model", *MODEL["models"], "--weights", "random", "--batch-size", "1", "--repeats", "1"]
+    arguments = [
+        "throughput",
+        "--model",
+        *MODEL["models"],
+        "--weights",
+        "random",
+        "--batch-size",
+        "1",
+        "--repeats",
+        "1",
+    ]
     result = CliRunner().invoke(main, [*arguments, "--quality", str(file), "--plot", str(tmp_path / "p.svg")])
     assert result.exit_code == 0, result.output
     assert ">net<" in (tmp_path / "p.svg").read_text()
@@ -59,7 +76,11 @@ def test_quality_over_speed_needs_common_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "match"),
-    [({"models": ()}, "nothing to time"), ({"batches": (0,)}, "at least 1"), ({"modes": ("fast",)}, "'fast' is none of eager")],
+    [
+        ({"models": ()}, "nothing to time"),
+        ({"batches": (0,)}, "at least 1"),
+        ({"modes": ("fast",)}, "'fast' is none of eager"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):

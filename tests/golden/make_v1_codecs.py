@@ -38,13 +38,25 @@ KEYS = ("cat/1.jpg", "cat/broken.jpg", "dog/1.jpg")
 UNUSABLE = Failure(row=1, reason="the file is empty (0 bytes)")
 GRID_HW, CHANNELS = (2, 3), 16
 META = CacheMeta(
-    num_images=3, shard_images=2, creator="radio-cache 0.1.0", class_names=("cat", "dog"), max_pixels=89_478_485,
+    num_images=3,
+    shard_images=2,
+    creator="radio-cache 0.1.0",
+    class_names=("cat", "dog"),
+    max_pixels=89_478_485,
     containers=(Container(kind="folder", path="photos", prefix=""),),
-)  # fmt: skip
+)
 FIDELITY = Fidelity(num_tokens=6, cosine=0.99, cosine_worst=0.98, squared_error=0.25, variance=16.0)
 ASKED = {"name": "klt", "packing": "packed", "fidelity": 0.99}
-CALIBRATION = {"images": 64, "tokens": 384, "seed": 0, "num_tokens": 76, "cosine": 0.9905, "cosine_worst": 0.98,
-               "squared_error": 0.25, "variance": 16.0}  # fmt: skip
+CALIBRATION = {
+    "images": 64,
+    "tokens": 384,
+    "seed": 0,
+    "num_tokens": 76,
+    "cosine": 0.9905,
+    "cosine_worst": 0.98,
+    "squared_error": 0.25,
+    "variance": 16.0,
+}
 CONVERTED = {
     "source": "klt/packed",
     "fidelity": {"num_tokens": 12, "cosine": 0.9925, "cosine_worst": 0.9, "squared_error": 0.125, "variance": 0.0},
@@ -129,14 +141,31 @@ def codes(name: str, row: int) -> np.ndarray:
 
 def spec(name: str, codec: Codec) -> TeacherSpec:
     return TeacherSpec(
-        name=name, family="golden", model="arithmetic", licence="CC0-1.0", weights="none", weights_sha256="0" * 64,
+        name=name,
+        family="golden",
+        model="arithmetic",
+        licence="CC0-1.0",
+        weights="none",
+        weights_sha256="0" * 64,
         geometry=ViewGeometry(
-            fit="pad", input_hw=(32, 48), resize_px=48, interpolation="bilinear", grid_hw=GRID_HW, stride_px=16.0, offset_px=8.0,
+            fit="pad",
+            input_hw=(32, 48),
+            resize_px=48,
+            interpolation="bilinear",
+            grid_hw=GRID_HW,
+            stride_px=16.0,
+            offset_px=8.0,
         ),
-        normalisation=IMAGENET_PIXELS, summary_dim=2, spatial_dim=CHANNELS, summary_note="row, row / 2",
-        spatial_note="by formula", compute_dtype="bfloat16", codec=codec.to_json() | told(name), views=1,
+        normalisation=IMAGENET_PIXELS,
+        summary_dim=2,
+        spatial_dim=CHANNELS,
+        summary_note="row, row / 2",
+        spatial_note="by formula",
+        compute_dtype="bfloat16",
+        codec=codec.to_json() | told(name),
+        views=1,
         software={"numpy": "2"},
-    )  # fmt: skip
+    )
 
 
 def make(path: Path) -> None:
@@ -154,7 +183,9 @@ def make(path: Path) -> None:
 
 def write_images(path: Path, shard: int) -> None:
     sizes_hw = {row: (100 + row, 150 + row) for row in range(META.num_images) if row != UNUSABLE.row}
-    write_images_shard(path, META, shard, sizes_hw, {row: bytes([row] * 16) for row in range(META.num_images)}, [UNUSABLE])
+    write_images_shard(
+        path, META, shard, sizes_hw, {row: bytes([row] * 16) for row in range(META.num_images)}, [UNUSABLE]
+    )
 
 
 def write_teacher(path: Path, name: str, codec: Codec, shard: int) -> None:

@@ -9,16 +9,16 @@ from radio_cache.allowed_modules import allowing_modules, import_class, refuse_u
 from radio_cache.errors import ConfigError
 
 
-@pytest.mark.parametrize(
-    "allowed", [("nets",), "nets", ("nets.small",), ("nets.small:Net",), ("other", "nets.small")]
-)
+@pytest.mark.parametrize("allowed", [("nets",), "nets", ("nets.small",), ("nets.small:Net",), ("other", "nets.small")])
 def test_a_module_its_package_or_the_class_itself_may_be_allowed(allowed: tuple[str, ...] | str) -> None:
     refuse_unless_allowed("nets.small:Net", allowed, what="a student")
     with allowing_modules(allowed):
         refuse_unless_allowed("nets.small:Net", what="a student")
 
 
-@pytest.mark.parametrize("allowed", [(), ("net",), ("nets.smal",), ("nets.small.deeper",), ("nets.small:Other",), ("",)])
+@pytest.mark.parametrize(
+    "allowed", [(), ("net",), ("nets.smal",), ("nets.small.deeper",), ("nets.small:Other",), ("",)]
+)
 def test_anything_else_is_refused_with_the_word_that_allows_it(allowed: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"--allow-module nets.small, or allow_modules=\['nets.small'\]"):
         refuse_unless_allowed("nets.small:Net", allowed, what="student 'torch-module:nets.small:Net'")
@@ -40,7 +40,9 @@ def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "never_imported" not in sys.modules
 
 
-@pytest.mark.parametrize("path", ["a", "a:", ":a", "a b:C", "a:b:c", "a/b:C", "..a:B", "a.:B", "a:B()", "a:B.c", "a:B\n", ""])
+@pytest.mark.parametrize(
+    "path", ["a", "a:", ":a", "a b:C", "a:b:c", "a/b:C", "..a:B", "a.:B", "a:B()", "a:B.c", "a:B\n", ""]
+)
 def test_what_is_no_import_path_is_never_imported(path: str) -> None:
     with pytest.raises(ConfigError, match="takes an import path"):
         refuse_unless_allowed(path, ("a", "a b", "a/b"), what="x")

@@ -53,7 +53,14 @@ class SimulatedDisk:
     def __init__(self, path: Path, num_bytes: int, patched: pytest.MonkeyPatch) -> None:
         self.path, self._room, self._read_only = path, num_bytes, False
         path.mkdir()
-        for module, name in ((os, "mkdir"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "link"), (os, "rmdir")):
+        for module, name in (
+            (os, "mkdir"),
+            (os, "rename"),
+            (os, "replace"),
+            (os, "unlink"),
+            (os, "link"),
+            (os, "rmdir"),
+        ):
             patched.setattr(module, name, self._unless_read_only(getattr(module, name)))
         opened, writev, write_bytes = os.open, os.writev, Path.write_bytes
 
@@ -152,7 +159,9 @@ def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(
             if is_cache(place):
                 cache = Cache(place)
                 assert verify_cache(cache, deep=True).ok
-                now = {(unit, one.shard) for unit in (IMAGES_UNIT, *cache.teachers) for one in cache.receipts(unit) if one}
+                now = {
+                    (unit, one.shard) for unit in (IMAGES_UNIT, *cache.teachers) for one in cache.receipts(unit) if one
+                }
                 assert phase not in ("build", "grow") or {one for one in finished if one[1] != 4} <= now
                 finished = now
         assert data_files(place) == expected[phase]
@@ -195,10 +204,12 @@ def test_a_disk_that_can_only_be_read_serves_readers_and_names_itself_to_writers
     assert repair_cache(cache, verify_cache(cache)) == []
     read_only = r"Read-only file system: the disk can only be read: choose a place that can be written"
     for write in (
-        lambda: small_writer.write(place, "grow"), lambda: small_writer.write(disk.path / "new.zarr", "build"),
-        lambda: small_writer.write(place, "repair"), lambda: drop_teacher(cache, "half"),
+        lambda: small_writer.write(place, "grow"),
+        lambda: small_writer.write(disk.path / "new.zarr", "build"),
+        lambda: small_writer.write(place, "repair"),
+        lambda: drop_teacher(cache, "half"),
         lambda: ShardWriter(place, "half", 0).commit({"first_row": 0, "num_rows": 6, "num_tokens": 0, "failures": ()}),
-    ):  # fmt: skip
+    ):
         with pytest.raises(StorageError, match=f"cannot (write|delete) {disk.path}/.*: {read_only}"):
             write()
     assert data_files(place) == before

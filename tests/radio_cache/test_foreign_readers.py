@@ -135,8 +135,12 @@ def test_the_image_index_is_the_same_index(root: Path, cache: Cache, read: Read)
     text, ends = read(index / "key_bytes").tobytes(), read(index / "key_ends").tolist()
     keys = [text[first:last].decode() for first, last in zip([0, *ends[:-1]], ends, strict=True)]
     assert keys == list(cache.index.keys)
-    for name, ours in (("label", cache.index.labels), ("container", cache.index.container),
-                       ("offset", cache.index.offset), ("length", cache.index.length)):  # fmt: skip
+    for name, ours in (
+        ("label", cache.index.labels),
+        ("container", cache.index.container),
+        ("offset", cache.index.offset),
+        ("length", cache.index.length),
+    ):
         np.testing.assert_array_equal(read(index / name), ours)
 
 
@@ -178,7 +182,10 @@ def with_everything(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> P
     (path / "images/pixels").mkdir()
     (path / "images/pixels/zarr.json").write_text(json.dumps(document))
     for shard in range(cache.meta.num_shards):
-        rows = [None if cache.index.key(row) == UNUSABLE else chunk_of(b"image %d" % row) for row in cache.meta.shard_rows(shard)]
+        rows = [
+            None if cache.index.key(row) == UNUSABLE else chunk_of(b"image %d" % row)
+            for row in cache.meta.shard_rows(shard)
+        ]
         ShardWriter(path, "images", shard).write_sharded("pixels", rows, grid=(shard,), chunks_per_shard=4)
     spec = fake_spec("views", summary_dim=6, spatial_dim=12)
     sampling = ViewSampling(seed=0, area=(0.2, 1.0), ratio=(0.75, 1.25), flip_share=0.5)

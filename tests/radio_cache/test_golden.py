@@ -38,9 +38,12 @@ def cache(request: pytest.FixtureRequest) -> Cache:
 def test_golden_images_read_as_they_were_written(cache: Cache) -> None:
     assert cache.num_images == 5
     assert cache.index.keys == [
-        "photos/cat/Mädchen mit Katze.jpg", "photos/cat/2.png", "photos/dog/1.jpg", "train-000.tar/broken.jpg",
+        "photos/cat/Mädchen mit Katze.jpg",
+        "photos/cat/2.png",
+        "photos/dog/1.jpg",
+        "train-000.tar/broken.jpg",
         "train-000.tar/0001.jpg",
-    ]  # fmt: skip
+    ]
     assert cache.index.labels.tolist() == [0, 0, 1, -1, 1]
     assert cache.index.offset.tolist() == [-1, -1, -1, 512, 1536]
     assert cache.index.length.tolist() == [-1, -1, -1, 0, 700]

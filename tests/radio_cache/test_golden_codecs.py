@@ -169,7 +169,9 @@ def test_the_golden_caches_of_codecs_pass_verification(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [PATH, GAINS_PATH])
-def test_this_release_still_writes_the_bytes_of_the_golden_codecs(tmp_path: Path, recipe: ModuleType, path: Path) -> None:
+def test_this_release_still_writes_the_bytes_of_the_golden_codecs(
+    tmp_path: Path, recipe: ModuleType, path: Path
+) -> None:
     """But for zstd frames, which another version of that library may write in another way, and receipts of them; and names of
     dimensions, which documents did not have."""
     recipe.make(tmp_path / path.name)

@@ -148,8 +148,18 @@ def test_what_a_cache_says_of_itself_cannot_steer_the_terminal(cache_path: Path)
 # ---------------------------------------------------------------- links, pipes and devices
 
 
-@pytest.mark.parametrize("link", ["zarr.json", SHARD, "receipts/fake-a/000001.json", "teachers/fake-a/summary/c/0/1/0",
-                                  "images/size_hw/c/1/0", "teachers/fake-a/zarr.json", "images/size_hw/zarr.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "link",
+    [
+        "zarr.json",
+        SHARD,
+        "receipts/fake-a/000001.json",
+        "teachers/fake-a/summary/c/0/1/0",
+        "images/size_hw/c/1/0",
+        "teachers/fake-a/zarr.json",
+        "images/size_hw/zarr.json",
+    ],
+)
 @pytest.mark.parametrize("to", ["inside", "outside", "/dev/zero", "nowhere"])
 def test_links_to_files_are_not_followed(cache_path: Path, tmp_path: Path, link: str, to: str) -> None:
     file = cache_path / link
@@ -176,12 +186,19 @@ def test_links_to_folders_are_followed_neither_to_read_nor_to_write_nor_to_delet
     storage = LocalStorage(cache_path)
     inside = f"{folder}/{next(file for file in before).relative_to(outside)}"
     for use in (
-        lambda: storage.read(inside), lambda: storage.write(inside, [b"x"]), lambda: storage.write(f"{folder}/new", [b"x"]),
-        lambda: storage.create(f"{folder}/new", b"x"), lambda: storage.delete(inside), lambda: storage.delete_tree(folder),
-        lambda: list(storage.list_files(folder)), lambda: storage.list_folders(folder), lambda: storage.size(inside),
+        lambda: storage.read(inside),
+        lambda: storage.write(inside, [b"x"]),
+        lambda: storage.write(f"{folder}/new", [b"x"]),
+        lambda: storage.create(f"{folder}/new", b"x"),
+        lambda: storage.delete(inside),
+        lambda: storage.delete_tree(folder),
+        lambda: list(storage.list_files(folder)),
+        lambda: storage.list_folders(folder),
+        lambda: storage.size(inside),
         lambda: storage.write_tree(f"{folder}/new", [("zarr.json", b"x")], last="zarr.json"),
-        lambda: storage.read_ranges(inside, [(0, 1)]), lambda: storage.read_tail(inside, 1),
-    ):  # fmt: skip
+        lambda: storage.read_ranges(inside, [(0, 1)]),
+        lambda: storage.read_tail(inside, 1),
+    ):
         with pytest.raises(StorageError, match=f"{cache_path / folder} is a symbolic link"):
             use()
     with contextlib.suppress(RadioCacheError):
@@ -273,18 +290,23 @@ def test_a_spec_of_another_name_is_refused_and_the_other_teacher_is_as_good_as_e
 # ---------------------------------------------------------------- images, which lie outside
 
 
-def cache_of(
-    tmp_path: Path, key: str, *, path: str, container: int = 0, offset: int = -1, length: int = -1
-) -> Cache:
+def cache_of(tmp_path: Path, key: str, *, path: str, container: int = 0, offset: int = -1, length: int = -1) -> Cache:
     """A cache of one image that says that it lies anywhere."""
     meta = CacheMeta(
-        num_images=1, shard_images=1, creator="somebody", class_names=(), max_pixels=100,
+        num_images=1,
+        shard_images=1,
+        creator="somebody",
+        class_names=(),
+        max_pixels=100,
         containers=(Container(kind="folder" if offset < 0 else "tar", path=path, prefix=""),),
-    )  # fmt: skip
+    )
     index = ImageIndex(
-        [key], np.array([-1], np.int32), np.array([container], np.int32), np.array([offset], np.int64),
+        [key],
+        np.array([-1], np.int32),
+        np.array([container], np.int32),
+        np.array([offset], np.int64),
         np.array([length], np.int64),
-    )  # fmt: skip
+    )
     create_cache(tmp_path / "evil.zarr", meta, index)
     writer = ShardWriter(tmp_path / "evil.zarr", "images", 0)
     writer.write_plain("digest", np.zeros((1, 16), np.uint8), grid=(0, 0))
@@ -336,6 +358,7 @@ def test_images_are_files_of_a_sensible_size_below_their_folder(
 
 def large_png(width: int, height: int) -> bytes:
     """A valid grey PNG of one bit a pixel, all black, made row by row."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -350,9 +373,14 @@ def test_the_readers_own_limit_of_pixels_holds_whatever_the_cache_states(
     forge(cache_path / "zarr.json", lambda data: data.update(max_pixels=1 << 32))
     cache = Cache(cache_path)
     data = large_png(10_000, 9_000)
-    with within(), pytest.raises(ImageError, match=r"limit of 89478485 .*; this one states 4294967296: set RADIO_CACHE"):
+    with (
+        within(),
+        pytest.raises(ImageError, match=r"limit of 89478485 .*; this one states 4294967296: set RADIO_CACHE"),
+    ):
         cache.decode(data)
-    with pytest.raises(LimitError, match="4294967296 pixels, and 89478485 are usual: set RADIO_CACHE_MAX_PIXELS=4294967296"):
+    with pytest.raises(
+        LimitError, match="4294967296 pixels, and 89478485 are usual: set RADIO_CACHE_MAX_PIXELS=4294967296"
+    ):
         cache.refuse_large_images()
     monkeypatch.setenv("RADIO_CACHE_MAX_PIXELS", "12000")
     assert cache.decode(large_png(120, 100)).size == (120, 100)
@@ -372,21 +400,35 @@ def test_the_readers_own_limit_of_pixels_holds_whatever_the_cache_states(
     [
         ("tar", "http://user:word@one.example/a.tar", ["x"], "one.example"),
         ("parquet", "https://two.example:8443/a.parquet", ["x"], "two.example:8443"),
-        ("list", "/list.txt", ["http://b.example/1.jpg", "HTTPS://a.example/2.jpg", "plain.jpg"], "a.example, b.example"),
-        ("list", "/list.txt", [f"http://h{n}.example/1.jpg" for n in range(9)],
-         "h0.example, h1.example, h2.example, h3.example, h4.example and 4 more"),
+        (
+            "list",
+            "/list.txt",
+            ["http://b.example/1.jpg", "HTTPS://a.example/2.jpg", "plain.jpg"],
+            "a.example, b.example",
+        ),
+        (
+            "list",
+            "/list.txt",
+            [f"http://h{n}.example/1.jpg" for n in range(9)],
+            "h0.example, h1.example, h2.example, h3.example, h4.example and 4 more",
+        ),
         ("list", "/list.txt", ["http://a\x1b[31m.example/1.jpg"], "a\\\\x1b\\[31m.example"),
-        ("folder", "/photos", ["http://b.example/1.jpg"], None), ("tar", "s3://bucket/a.tar", ["x"], None),
+        ("folder", "/photos", ["http://b.example/1.jpg"], None),
+        ("tar", "s3://bucket/a.tar", ["x"], None),
     ],
-)  # fmt: skip
+)
 def test_the_web_servers_that_a_cache_names_are_said(
     tmp_path: Path, kind: str, path: str, keys: list[str], hosts: str | None
 ) -> None:
     count = len(keys)
     meta = CacheMeta(
-        num_images=count, shard_images=4, creator="somebody", class_names=(), max_pixels=100,
+        num_images=count,
+        shard_images=4,
+        creator="somebody",
+        class_names=(),
+        max_pixels=100,
         containers=(Container(kind=kind, path=path, prefix=""),),
-    )  # fmt: skip
+    )
     nowhere = np.full(count, -1, np.int64)
     index = ImageIndex(keys, np.full(count, -1, np.int32), np.zeros(count, np.int32), nowhere, nowhere)
     create_cache(tmp_path / "cache.zarr", meta, index)
@@ -394,7 +436,9 @@ def test_the_web_servers_that_a_cache_names_are_said(
     if hosts is None:
         assert note == ""
     else:
-        assert re.fullmatch(rf"images of .*cache\.zarr are read from the web, where the cache says: {hosts}", note), note
+        assert re.fullmatch(rf"images of .*cache\.zarr are read from the web, where the cache says: {hosts}", note), (
+            note
+        )
 
 
 # ---------------------------------------------------------------- memory
@@ -403,13 +447,25 @@ def test_the_web_servers_that_a_cache_names_are_said(
 @pytest.mark.parametrize(
     "change",
     [
-        {"num_images": 1 << 33}, {"num_images": 0}, {"num_images": -5}, {"num_images": 1e3}, {"num_images": "9"},
-        {"num_images": True}, {"num_images": 10**4000}, {"shard_images": 1 << 21}, {"shard_images": 0},
-        {"num_images": 1 << 32, "shard_images": 1}, {"max_pixels": 1 << 40}, {"max_pixels": -1}, {"containers": []},
-        {"containers": [{"kind": "socket", "path": "", "prefix": 3}]}, {"class_names": [["x"]]}, {"more": 1},
+        {"num_images": 1 << 33},
+        {"num_images": 0},
+        {"num_images": -5},
+        {"num_images": 1e3},
+        {"num_images": "9"},
+        {"num_images": True},
+        {"num_images": 10**4000},
+        {"shard_images": 1 << 21},
+        {"shard_images": 0},
+        {"num_images": 1 << 32, "shard_images": 1},
+        {"max_pixels": 1 << 40},
+        {"max_pixels": -1},
+        {"containers": []},
+        {"containers": [{"kind": "socket", "path": "", "prefix": 3}]},
+        {"class_names": [["x"]]},
+        {"more": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_impossible_sizes_of_a_cache_are_refused_before_anything_is_allocated(
     cache_path: Path, change: dict[str, Any]
 ) -> None:
@@ -429,9 +485,15 @@ def test_a_cache_that_lists_fewer_images_than_it_says_it_has_gets_no_memory_for_
             document.write_text(json.dumps(data))
     cache = Cache(cache_path)
     with within():
-        for read in (cache.usable_rows, lambda: cache.sizes_hw, lambda: cache.digests,
-                     lambda: cache.teachers["fake-a"].summaries([0])):  # fmt: skip
-            with pytest.raises(StoreError, match=r"key_ends/zarr.json .*\(2147483648,\) uint64, and only 84 bytes are stored"):
+        for read in (
+            cache.usable_rows,
+            lambda: cache.sizes_hw,
+            lambda: cache.digests,
+            lambda: cache.teachers["fake-a"].summaries([0]),
+        ):
+            with pytest.raises(
+                StoreError, match=r"key_ends/zarr.json .*\(2147483648,\) uint64, and only 84 bytes are stored"
+            ):
                 read()
     with within(megabytes=64):
         assert not verify_cache(cache).ok
@@ -440,14 +502,26 @@ def test_a_cache_that_lists_fewer_images_than_it_says_it_has_gets_no_memory_for_
 @pytest.mark.parametrize(
     "change",
     [
-        {"views": 1 << 20}, {"views": 0}, {"spatial_dim": 1 << 21}, {"spatial_dim": -1}, {"summary_dim": 1 << 30},
-        {"summary_dim": 0}, {"geometry.grid_hw": [1 << 14, 1 << 14]}, {"geometry.grid_hw": [4]},
-        {"geometry.input_hw": [1 << 20, 8]}, {"geometry.resize_px": 1 << 20}, {"geometry.stride_px": "8"},
-        {"geometry.fit": "stretch"}, {"codec": {}}, {"codec": {"name": ["half"]}}, {"codec": None},
-        {"normalisation.mean": [0.5]}, {"software": {"torch": 2}},
+        {"views": 1 << 20},
+        {"views": 0},
+        {"spatial_dim": 1 << 21},
+        {"spatial_dim": -1},
+        {"summary_dim": 1 << 30},
+        {"summary_dim": 0},
+        {"geometry.grid_hw": [1 << 14, 1 << 14]},
+        {"geometry.grid_hw": [4]},
+        {"geometry.input_hw": [1 << 20, 8]},
+        {"geometry.resize_px": 1 << 20},
+        {"geometry.stride_px": "8"},
+        {"geometry.fit": "stretch"},
+        {"codec": {}},
+        {"codec": {"name": ["half"]}},
+        {"codec": None},
+        {"normalisation.mean": [0.5]},
+        {"software": {"torch": 2}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_impossible_specs_are_refused_by_name_before_anything_is_allocated(
     cache_path: Path, change: dict[str, Any]
 ) -> None:
@@ -483,8 +557,15 @@ def test_arrays_of_a_codec_are_no_larger_than_what_is_stored(compressed: Path, t
     path = Path(shutil.copytree(compressed, tmp_path / "c.zarr"))
     document = path / f"teachers/z/transform/{array}/zarr.json"
     data = json.loads(document.read_bytes())
-    for shape, chunks in (([1 << 15] * 2, [1 << 14] * 2), ([1 << 20] * 2, [1 << 20] * 2), ([1 << 60], [1 << 60]),
-                          ([1 << 40], [1]), ([1 << 61], [8]), ([0], [8]), ([8] * 40, [8] * 40)):  # fmt: skip
+    for shape, chunks in (
+        ([1 << 15] * 2, [1 << 14] * 2),
+        ([1 << 20] * 2, [1 << 20] * 2),
+        ([1 << 60], [1 << 60]),
+        ([1 << 40], [1]),
+        ([1 << 61], [8]),
+        ([0], [8]),
+        ([8] * 40, [8] * 40),
+    ):
         data["shape"], data["chunk_grid"]["configuration"]["chunk_shape"] = shape, chunks
         document.write_text(json.dumps(data))
         with within(), pytest.raises(StoreError, match="teachers/z/transform"):
@@ -519,10 +600,16 @@ ROW_BYTES = -1
 
 @pytest.mark.parametrize(
     ("declared", "blocks", "block_bytes", "window_log"),
-    [(1 << 30, 8192, 1 << 17, 17), (ROW_BYTES, 8192, 1 << 17, 17), (ROW_BYTES, 1, ROW_BYTES, 31), (ROW_BYTES, 1, 8, 17),
-     (2**64 - 1, 1, ROW_BYTES, 17), (ROW_BYTES, 1, ROW_BYTES, 27)],
+    [
+        (1 << 30, 8192, 1 << 17, 17),
+        (ROW_BYTES, 8192, 1 << 17, 17),
+        (ROW_BYTES, 1, ROW_BYTES, 31),
+        (ROW_BYTES, 1, 8, 17),
+        (2**64 - 1, 1, ROW_BYTES, 17),
+        (ROW_BYTES, 1, ROW_BYTES, 27),
+    ],
     ids=["a gigabyte", "a gigabyte that says it is a row", "a window of 2 GiB", "less than a row", "no end", "128 MiB"],
-)  # fmt: skip
+)
 def test_bombs_get_the_memory_of_a_row(
     compressed: Path, tmp_path: Path, declared: int, blocks: int, block_bytes: int, window_log: int
 ) -> None:
@@ -569,12 +656,27 @@ def test_documents_and_receipts_are_not_read_without_end(cache_path: Path) -> No
 
 @pytest.mark.parametrize(
     "text",
-    [b"[" * 200_000, b'{"attributes":' * 10_000, b'{"attributes": {"radio_cache": {"a": NaN}}}', b"9" * 200_000,
-     b'{"attributes": 1, "attributes": 2}', '{"attributes": {}}'.encode("utf-16"), b"\xef\xbb\xbf{}"],
+    [
+        b"[" * 200_000,
+        b'{"attributes":' * 10_000,
+        b'{"attributes": {"radio_cache": {"a": NaN}}}',
+        b"9" * 200_000,
+        b'{"attributes": 1, "attributes": 2}',
+        '{"attributes": {}}'.encode("utf-16"),
+        b"\xef\xbb\xbf{}",
+    ],
     ids=["deep lists", "deep objects", "NaN", "a long number", "a key twice", "UTF-16", "BOM"],
-)  # fmt: skip
-@pytest.mark.parametrize("place", ["zarr.json", "teachers/fake-a/zarr.json", "images/digest/zarr.json",
-                                   "teachers/fake-a/spatial/zarr.json", "receipts/fake-a/000001.json"])  # fmt: skip
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "zarr.json",
+        "teachers/fake-a/zarr.json",
+        "images/digest/zarr.json",
+        "teachers/fake-a/spatial/zarr.json",
+        "receipts/fake-a/000001.json",
+    ],
+)
 def test_json_that_parsers_stumble_over_is_named(cache_path: Path, place: str, text: bytes) -> None:
     (cache_path / place).write_bytes(text)
     with within(megabytes=64), pytest.raises(StoreError, match=str(cache_path)) as told:

@@ -282,7 +282,9 @@ def test_a_shard_of_another_teacher_or_of_other_rows_is_not_taken_for_this_one(
     shard = path / "teachers/fake-a/spatial/c/0/1/0/0/0"
     source = path / (other if other.endswith("c") else "teachers/fake-a") / f"spatial/c/0/{int('0' not in other)}/0/0/0"
     shutil.copy(source, shard)
-    with pytest.raises(CorruptShardError, match=rf"{shard} is another shard's file: `radio-cache repair` drops its shard"):
+    with pytest.raises(
+        CorruptShardError, match=rf"{shard} is another shard's file: `radio-cache repair` drops its shard"
+    ):
         Cache(path).teachers["fake-a"].codes([5])
     assert [damage.shard for damage in verify_cache(Cache(path)).damages] == [1]
 

@@ -21,9 +21,13 @@ def ran(program: str, *before: Path) -> subprocess.CompletedProcess[str]:
     code = f"import sys; sys.argv = ['x', '--version']; from radio_cache import start; start.{program}()"
     path = os.pathsep.join(map(str, (*before, ROOT)))
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
         cwd="/",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("program", ["radio_cache", "radio_train", "radio_eval", "radio_export"])
@@ -31,11 +35,15 @@ def test_a_package_in_our_place_is_named_and_not_run(tmp_path: Path, program: st
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer/__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "speech_trainer-1.0.dist-info").mkdir()
-    (tmp_path / "speech_trainer-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: speech-trainer\nVersion: 1.0\n")
+    (tmp_path / "speech_trainer-1.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: speech-trainer\nVersion: 1.0\n"
+    )
     (tmp_path / "speech_trainer-1.0.dist-info/RECORD").write_text("trainer/__init__.py,,\n")
     done = ran(program, tmp_path)
     assert done.returncode == 1
-    assert f"the package 'trainer' ({tmp_path}/trainer/__init__.py) is of the distribution 'speech-trainer'" in done.stderr
+    assert (
+        f"the package 'trainer' ({tmp_path}/trainer/__init__.py) is of the distribution 'speech-trainer'" in done.stderr
+    )
     assert "pip uninstall speech-trainer, then pip install --force-reinstall radio-cache" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "ran").exists()

@@ -8,11 +8,16 @@ from radio_cache.usual_run import UsualRun, usual_run
 @pytest.mark.parametrize(
     ("num_images", "device", "steps", "batch"),
     [
-        (60, "cpu", 427, 60), (240, "cuda", 400, 64), (49_999, "cuda", 23_438, 64), (50_000, "cuda", 5860, 256),
+        (60, "cpu", 427, 60),
+        (240, "cuda", 400, 64),
+        (49_999, "cuda", 23_438, 64),
+        (50_000, "cuda", 5860, 256),
         (50_000, "cpu", 23_438, 64),
     ],
-)  # fmt: skip
-def test_thirty_epochs_of_crops_or_25_600_in_batches_that_fit(num_images: int, device: str, steps: int, batch: int) -> None:
+)
+def test_thirty_epochs_of_crops_or_25_600_in_batches_that_fit(
+    num_images: int, device: str, steps: int, batch: int
+) -> None:
     run = usual_run(num_images, device)
     assert run == UsualRun(steps, batch)
     assert run.crops >= max(25_600, 30 * num_images)

@@ -23,9 +23,13 @@ from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cach
 
 def meta_and_index(num_images: int, shard_images: int = 2, last: str = "") -> tuple[CacheMeta, ImageIndex]:
     meta = CacheMeta(
-        num_images=num_images, shard_images=shard_images, creator="test", class_names=("a",), max_pixels=100,
+        num_images=num_images,
+        shard_images=shard_images,
+        creator="test",
+        class_names=("a",),
+        max_pixels=100,
         containers=(Container(kind="folder", path="photos", prefix=""),),
-    )  # fmt: skip
+    )
     none = np.full(num_images, -1, np.int64)
     keys = [f"Grüße/{number}.png" for number in range(num_images)]
     keys[-1] = last or keys[-1]

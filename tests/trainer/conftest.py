@@ -67,9 +67,14 @@ def two_groups(tiny_recipe: Recipe) -> Recipe:
     )
     second = Stage(name="both", steps=3, lr=1e-3, warmup_steps=0, groups=groups)
     return replace(
-        tiny_recipe, student="vit-tiny-16", student_overrides=_PLAIN_VIT, stages=(first, second), checkpoint_every=1,
-        log_every=1, accumulate=1,
-    )  # fmt: skip
+        tiny_recipe,
+        student="vit-tiny-16",
+        student_overrides=_PLAIN_VIT,
+        stages=(first, second),
+        checkpoint_every=1,
+        log_every=1,
+        accumulate=1,
+    )
 
 
 Started = list[subprocess.Popen[str]]
@@ -113,9 +118,14 @@ class TwoProcesses:
 
     def _start(self, arguments: list[str], rank: int, port: int) -> subprocess.Popen[str]:
         environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, "-m", "trainer.cli", *arguments, "--device", "cpu"]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -44,13 +44,17 @@ def cache_of(folder: Path, **geometries: ViewGeometry) -> Cache:
 @pytest.mark.parametrize(
     ("geometries", "fit", "share"),
     [
-        ({"clip": geometry("crop")}, "crop", 1.0),  # OpenAI CLIP, OpenCLIP, DINOv2, DINOv3, RADIO: the whole shorter side
+        (
+            {"clip": geometry("crop")},
+            "crop",
+            1.0,
+        ),  # OpenAI CLIP, OpenCLIP, DINOv2, DINOv3, RADIO: the whole shorter side
         ({"timm": geometry("crop", 37)}, "crop", 32 / 37),
         ({"clip": geometry("crop"), "timm": geometry("crop", 64)}, "crop", 0.5),
         ({"clip": geometry("crop"), "sam": geometry("pad")}, "crop", 1.0),
         ({"siglip": geometry("squash"), "sam": geometry("pad")}, "squash", 1.0),
     ],
-)  # fmt: skip
+)
 def test_a_student_is_shown_what_its_teachers_saw(
     tmp_path: Path, tiny_recipe: Recipe, geometries: dict[str, ViewGeometry], fit: str, share: float
 ) -> None:
@@ -60,7 +64,9 @@ def test_a_student_is_shown_what_its_teachers_saw(
     assert (config.fit, config.centre_share) == (fit, share)
     if fit == "crop":
         box = eval_box_xyxy((3200, 6400), config.fit, config.centre_share)
-        seen = min((visible_box_xyxy((3200, 6400), one) for one in geometries.values()), key=lambda xyxy: xyxy[3] - xyxy[1])
+        seen = min(
+            (visible_box_xyxy((3200, 6400), one) for one in geometries.values()), key=lambda xyxy: xyxy[3] - xyxy[1]
+        )
         assert box == pytest.approx(seen, abs=100)  # a teacher's own box is rounded to pixels of 32
 
 

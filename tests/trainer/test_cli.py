@@ -26,7 +26,9 @@ def test_a_run_ends_with_its_losses_and_the_next_commands(tiny_cache: Cache, tmp
     assert "student e-radio-tiny: 2.6 M parameters" in result.output
     again = CliRunner().invoke(main, ["--cache", str(tiny_cache.path), "--out", str(out), *SMALL])
     assert again.exit_code == 0, again.output
-    assert "run is finished: all its 2 steps were done before, and nothing was done now." in again.output.replace("\n", " ")
+    assert "run is finished: all its 2 steps were done before, and nothing was done now." in again.output.replace(
+        "\n", " "
+    )
     assert "choose another --out, or remove that folder" in again.output.replace("\n", " ")
     assert "steps/s" not in again.output
 
@@ -133,10 +135,15 @@ def test_the_recipe_is_shown_before_training_and_another_student_drops_its_setti
     out = tmp_path / "run"
     command = ["--cache", str(tiny_cache.path), "--out", str(out), "--recipe", "am_radio", "--student", "e-radio-tiny"]
     for setting in (
-        "stages.0.groups.0.image_px=32", "stages.0.groups.0.batch_images=2", "stages.1.groups.0.image_px=64",
-        "stages.1.groups.0.batch_images=2", "stages.1.groups.1.image_px=32", "stages.1.groups.1.batch_images=2",
-        "stages.1.groups.1.teachers=fake-b", "adaptor_width=8",
-    ):  # fmt: skip
+        "stages.0.groups.0.image_px=32",
+        "stages.0.groups.0.batch_images=2",
+        "stages.1.groups.0.image_px=64",
+        "stages.1.groups.0.batch_images=2",
+        "stages.1.groups.1.image_px=32",
+        "stages.1.groups.1.batch_images=2",
+        "stages.1.groups.1.teachers=fake-b",
+        "adaptor_width=8",
+    ):
         command += ["--set", setting]
     result = CliRunner().invoke(main, [*command, "--steps", "4", "--device", "cpu"])
     assert result.exit_code == 0, result.output

@@ -54,19 +54,38 @@ def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 OTHERS = StudentConfig(
-    student="e-radio-tiny", overrides={}, image_hw=(32, 32), fit="squash", adaptor_width=4, seed=0, steps=1, images_seen=1,
-    teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),), cache="", run="", recipe="",
-)  # fmt: skip
+    student="e-radio-tiny",
+    overrides={},
+    image_hw=(32, 32),
+    fit="squash",
+    adaptor_width=4,
+    seed=0,
+    steps=1,
+    images_seen=1,
+    teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),),
+    cache="",
+    run="",
+    recipe="",
+)
 
 
 @pytest.fixture
 def student(traces: Path, tmp_path: Path) -> Path:
     """A saved student of the sender's own class; the module is forgotten again."""
     config = StudentConfig(
-        student="torch-module:sent_by_somebody:Net", overrides={"preferred_resolution": [32, 32]}, image_hw=(32, 32),
-        fit="squash", teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),), adaptor_width=4, seed=0, steps=1,
-        images_seen=1, cache=str(tmp_path / "gone.zarr"), run="run", recipe="tiny",
-    )  # fmt: skip
+        student="torch-module:sent_by_somebody:Net",
+        overrides={"preferred_resolution": [32, 32]},
+        image_hw=(32, 32),
+        fit="squash",
+        teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),),
+        adaptor_width=4,
+        seed=0,
+        steps=1,
+        images_seen=1,
+        cache=str(tmp_path / "gone.zarr"),
+        run="run",
+        recipe="tiny",
+    )
     save_student(build_distilled(config).eval(), tmp_path / "student")
     forget(traces)
     return tmp_path / "student"
@@ -84,8 +103,12 @@ def renamed(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_a_student_of_somebodys_own_code_is_loaded_only_where_its_module_is_allowed(student: Path, traces: Path) -> None:
-    with pytest.raises(ConfigError, match=r"student.json: student 'torch-module:sent.*--allow-module sent_by_somebody") as error:
+def test_a_student_of_somebodys_own_code_is_loaded_only_where_its_module_is_allowed(
+    student: Path, traces: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"student.json: student 'torch-module:sent.*--allow-module sent_by_somebody"
+    ) as error:
         load_student(student)
     assert str(student) in str(error.value)
     with pytest.raises(ConfigError, match="--allow-module"):
@@ -144,7 +167,9 @@ def test_a_recipe_file_names_no_code_and_the_command_line_does(
     assert "--allow-module sent_by_somebody" in result.output
     assert not (tmp_path / "run").exists()
     assert not (traces / "imported").exists()
-    result = CliRunner().invoke(train_main, [*train, "--out", str(tmp_path / "run"), "--allow-module", "sent_by_somebody"])
+    result = CliRunner().invoke(
+        train_main, [*train, "--out", str(tmp_path / "run"), "--allow-module", "sent_by_somebody"]
+    )
     assert result.exit_code == 0, result.output
     assert load_student(tmp_path / "run", allow_modules=["sent_by_somebody"]).config.steps == 1
     forget(traces)
@@ -155,7 +180,18 @@ def test_a_recipe_file_names_no_code_and_the_command_line_does(
     result = CliRunner().invoke(export_main, [*last, "--allow-module", "sent_by_somebody"])
     assert result.exit_code == 0, result.output
     named = ["--student", "torch-module:sent_by_somebody:Net", "--set", "student_overrides.width=8"]
-    quick = ["--cache", str(tiny_cache.path), "--device", "cpu", "--steps", "1", "--batch-size", "2", "--image-size", "32"]
+    quick = [
+        "--cache",
+        str(tiny_cache.path),
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--image-size",
+        "32",
+    ]
     result = CliRunner().invoke(train_main, [*quick, *named, "--out", str(tmp_path / "typed")])
     assert result.exit_code == 0, result.output
 

@@ -70,13 +70,19 @@ def test_a_run_that_was_started_goes_on_without_the_student_it_started_from(
         load_student(tmp_path / "second", untrained=True)
 
 
-def test_reparametrised_weights_stand_for_those_of_the_start(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_reparametrised_weights_stand_for_those_of_the_start(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     start = finished(tiny_cache, tiny_recipe, tmp_path / "first", student="vit-tiny-16", student_overrides=SMALL_VIT)
-    student = create_student("vit-tiny-16", **SMALL_VIT, spectral_reparam=True, train_windows=[2], window_probability=0.5)
+    student = create_student(
+        "vit-tiny-16", **SMALL_VIT, spectral_reparam=True, train_windows=[2], window_probability=0.5
+    )
     start_from(student, start)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(student.eval()(images).spatial, load_student(start)(images).spatial, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            student.eval()(images).spatial, load_student(start)(images).spatial, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_what_cannot_be_started_from_is_said_before_anything_is_written(

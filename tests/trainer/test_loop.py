@@ -62,9 +62,15 @@ def test_training_brings_the_losses_down_and_leaves_a_student(
     assert isinstance(last, float)
     assert last < 0.8 * first
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "recipe.json", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "student.json", "student.safetensors",
+        "recipe.json",
+        "run.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "student.json",
+        "student.safetensors",
         "statistics.safetensors",
-    }  # fmt: skip
+    }
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
 
@@ -205,7 +211,9 @@ def test_a_run_whose_folder_is_taken_away_stops_and_makes_no_half_of_it(
         return trained(self, number, *rest)
 
     monkeypatch.setattr(TrainingRun, "step", step)
-    with pytest.raises(TrainingError, match=r"the run's folder .*run was removed or renamed while it was being trained"):
+    with pytest.raises(
+        TrainingError, match=r"the run's folder .*run was removed or renamed while it was being trained"
+    ):
         train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=run))
     assert not run.exists()
 
@@ -217,7 +225,10 @@ def test_a_run_is_trained_by_one_start_at_a_time_even_if_the_other_was_orphaned(
     train(config)
     (tmp_path / "run/student.safetensors").unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with held(tmp_path / "run"), pytest.raises(TrainingError, match=r"run is being trained by another process .*run\.json"):
+    with (
+        held(tmp_path / "run"),
+        pytest.raises(TrainingError, match=r"run is being trained by another process .*run\.json"),
+    ):
         train(config)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     assert train(config).steps_before == 8
@@ -230,8 +241,14 @@ def test_of_many_starts_at_once_one_owns_the_folder(tiny_recipe: Recipe, tmp_pat
         owners: list[int] = []
         refused: list[str] = []
 
-        def start(seed: int, out: Path = out, ready: Any = ready, done: Any = done,
-                  owners: list[int] = owners, refused: list[str] = refused) -> None:  # fmt: skip
+        def start(
+            seed: int,
+            out: Path = out,
+            ready: Any = ready,
+            done: Any = done,
+            owners: list[int] = owners,
+            refused: list[str] = refused,
+        ) -> None:
             ready.wait()
             try:
                 with owned(out, replace(tiny_recipe, seed=seed % 2), "cache", ["a"], {}):
@@ -282,22 +299,38 @@ def test_a_run_killed_between_weights_and_configuration_is_finished_by_the_same_
 
 
 RUN_FILES = [
-    b"{}", b"", b"null", b"[1]", b"\xff\xfe", b'{"cache": 3}', b'{"recipe": null, "cache": "", "teachers": []}',
-    b'{"recipe": {}, "cache": "", "te', b"[" * 9999,
-]  # fmt: skip
+    b"{}",
+    b"",
+    b"null",
+    b"[1]",
+    b"\xff\xfe",
+    b'{"cache": 3}',
+    b'{"recipe": null, "cache": "", "teachers": []}',
+    b'{"recipe": {}, "cache": "", "te',
+    b"[" * 9999,
+]
 
 
 @pytest.mark.parametrize("content", RUN_FILES)
 def test_a_run_file_that_is_torn_or_odd_is_named(tiny_recipe: Recipe, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "run.json"
     file.write_bytes(content)
-    damaged = pytest.raises(ConfigError, match=r"run\.json is damaged \(.*\): restore it from a copy, or choose another")
+    damaged = pytest.raises(
+        ConfigError, match=r"run\.json is damaged \(.*\): restore it from a copy, or choose another"
+    )
     with damaged, owned(tmp_path, tiny_recipe, "cache", ["a"], {}):
         pass
     assert file.read_bytes() == content
 
 
-LOGS = [b"", b"\xff\xfe\x00", b"3\nnull\n[]\n", b'{"step": "many"}\n', b'{"step": 2, "teachers": 5}\n', b'{"step": 2, "tea']
+LOGS = [
+    b"",
+    b"\xff\xfe\x00",
+    b"3\nnull\n[]\n",
+    b'{"step": "many"}\n',
+    b'{"step": 2, "teachers": 5}\n',
+    b'{"step": 2, "tea',
+]
 
 
 @pytest.mark.parametrize("log", LOGS)
@@ -377,7 +410,9 @@ def test_a_run_on_part_of_a_cache_says_how_much(tiny_cache: Cache, tiny_recipe: 
     min((tiny_cache.path / "receipts/fake-a").iterdir()).unlink()
     said: list[str] = []
     config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run", allow_partial=True)
-    with pytest.raises(MissingRowsError, match=r"'fake-a' has seen 4 of 8 images: .* or train on what is there with --allow"):
+    with pytest.raises(
+        MissingRowsError, match=r"'fake-a' has seen 4 of 8 images: .* or train on what is there with --allow"
+    ):
         train(replace(config, allow_partial=False))
     train(config, said.append)
     assert "\n3 of 8 images, 8 steps" in said[0]
@@ -394,7 +429,9 @@ def test_a_loss_that_is_not_finite_names_teacher_step_and_images(
         train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
 
 
-def test_the_one_image_whose_loss_is_not_finite_is_named(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_the_one_image_whose_loss_is_not_finite_is_named(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     run = TrainingRun(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"), Processes())
     with run.feed(0) as feed:
         fed = next(iter(feed))
@@ -402,7 +439,9 @@ def test_the_one_image_whose_loss_is_not_finite_is_named(tiny_cache: Cache, tiny
         assert isinstance(targets, Targets)
         targets.spatial[2] = math.nan
         key = run.cache.index.key(int(fed.batch.rows[2]))
-        with pytest.raises(NonFiniteLossError, match=rf"step 0: .* teacher 'fake-b' is nan, on 1 of 3 images: {key}\. "):
+        with pytest.raises(
+            NonFiniteLossError, match=rf"step 0: .* teacher 'fake-b' is nan, on 1 of 3 images: {key}\. "
+        ):
             run.step(0, iter([fed]))
 
 

@@ -37,7 +37,9 @@ class RadioStudent(nn.Module):
     ) -> None:
         super().__init__()
         if in_chans != 3 or global_pool:
-            raise ValueError(f"a student takes RGB images and pools itself, got in_chans={in_chans}, global_pool='{global_pool}'")
+            raise ValueError(
+                f"a student takes RGB images and pools itself, got in_chans={in_chans}, global_pool='{global_pool}'"
+            )
         refuse_foreign_code(student)  # timm hands over what stands in a config.json
         self.student = create_student(student, **(overrides or {}))
         self.num_features = self.head_hidden_size = self.student.summary_dim
@@ -62,16 +64,23 @@ class RadioStudent(nn.Module):
         return torch.cat([summary.unflatten(1, (self.num_prefix_tokens, -1)), spatial], dim=1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        summary = self.head_drop(x[:, : self.num_prefix_tokens].flatten(1) if self.num_prefix_tokens else x.mean((2, 3)))
+        summary = self.head_drop(
+            x[:, : self.num_prefix_tokens].flatten(1) if self.num_prefix_tokens else x.mean((2, 3))
+        )
         return summary if pre_logits else self.head(summary)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.head_drop(self.student(x).summary))
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
-        output_fmt: str = "NCHW", intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:  # fmt: skip
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Feature maps by index (a number: the last so many), and with them what `forward_features` gives."""
         del norm, stop_early  # a student has no final norm; it runs no further than it must
         if output_fmt != "NCHW":
@@ -92,7 +101,10 @@ class RadioStudent(nn.Module):
 def _feature_info(student: nn.Module) -> list[dict[str, Any]]:
     match student:
         case ViT():
-            kinds = [(f"student.blocks.{block}", student.embed_dim, student.patch_size) for block in range(student.config.depth)]
+            kinds = [
+                (f"student.blocks.{block}", student.embed_dim, student.patch_size)
+                for block in range(student.config.depth)
+            ]
         case ERadio():
             kinds = [
                 ("student.conv_stages.0", student.config.width, 4),
@@ -107,9 +119,17 @@ def _feature_info(student: nn.Module) -> list[dict[str, Any]]:
 
 def _config(num_classes: int = 0) -> dict[str, Any]:
     return {
-        "url": "", "num_classes": num_classes, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 1.0,
-        "interpolation": "bicubic", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "first_conv": None, "classifier": "head",
-    }  # fmt: skip
+        "url": "",
+        "num_classes": num_classes,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "first_conv": None,
+        "classifier": "head",
+    }
 
 
 default_cfgs = {"radio_student": _config()}

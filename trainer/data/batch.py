@@ -80,9 +80,13 @@ class Batch:
         def moved(teacher: TeacherPart | Targets) -> TeacherPart | Targets:
             if isinstance(teacher, Targets):
                 return replace(
-                    teacher, spatial=move(teacher.spatial), valid=move(teacher.valid), summary=maybe(teacher.summary),
-                    kept=move(teacher.kept), shift_yx=maybe(teacher.shift_yx),
-                )  # fmt: skip
+                    teacher,
+                    spatial=move(teacher.spatial),
+                    valid=move(teacher.valid),
+                    summary=maybe(teacher.summary),
+                    kept=move(teacher.kept),
+                    shift_yx=maybe(teacher.shift_yx),
+                )
             levels = tuple(
                 LevelPart(part.level, move(part.places), move(part.codes), move(part.rows), move(part.columns))
                 for part in teacher.levels

@@ -39,6 +39,7 @@ _CROPS = 1
 _SAMPLED_CROPS = 512
 """Crops that tell how much of an image is kept on average; known to a few per cent, and the same for the whole run."""
 
+
 def student_pixels(image: Image.Image, image_hw: tuple[int, int], box_xyxy: BoxXYXY | None = None) -> NDArray[np.uint8]:
     """A student's view: the box of the image (all of it by default), resized to `image_hw`; (h, w, 3) uint8.
 
@@ -115,9 +116,18 @@ class CropData:
     """
 
     def __init__(
-        self, cache: Cache, teachers: Sequence[str], recipe: Recipe, rows: NDArray[np.int64], order: Order,
-        *, seed: tuple[int, ...], image_px: int, grid_hw: tuple[int, int], mosaic: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        cache: Cache,
+        teachers: Sequence[str],
+        recipe: Recipe,
+        rows: NDArray[np.int64],
+        order: Order,
+        *,
+        seed: tuple[int, ...],
+        image_px: int,
+        grid_hw: tuple[int, int],
+        mosaic: int = 1,
+    ) -> None:
         self.cache, self.recipe, self.order = cache, recipe, order
         self.image_px, self.grid_hw, self.mosaic = image_px, grid_hw, mosaic
         self._seed = seed
@@ -165,9 +175,15 @@ class CropData:
             if recipe.colour_jitter > 0:
                 jitter[place] = rng.uniform(max(0.0, 1 - recipe.colour_jitter), 1 + recipe.colour_jitter, 3)
         return Crops(
-            rows, sizes, boxes, shown, torch.from_numpy(shifts) if recipe.shift_tokens > 0 else None,
-            torch.from_numpy(jitter) if recipe.colour_jitter > 0 else None, views, flipped,
-        )  # fmt: skip
+            rows,
+            sizes,
+            boxes,
+            shown,
+            torch.from_numpy(shifts) if recipe.shift_tokens > 0 else None,
+            torch.from_numpy(jitter) if recipe.colour_jitter > 0 else None,
+            views,
+            flipped,
+        )
 
     def read_pixels(self, crops: Crops, out: NDArray[np.uint8]) -> None:
         """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
@@ -184,10 +200,12 @@ class CropData:
         """One teacher's part of a batch. out: for each of its levels, (b, *row_shape) codes to read into."""
         levels = self.levels[name]
         views = np.array(crops.views)
-        chosen = np.array([
-            levels.reference if view else levels.for_crop(box, hw)
-            for view, box, hw in zip(crops.views, crops.boxes, crops.sizes_hw, strict=True)
-        ])  # fmt: skip
+        chosen = np.array(
+            [
+                levels.reference if view else levels.for_crop(box, hw)
+                for view, box, hw in zip(crops.views, crops.boxes, crops.sizes_hw, strict=True)
+            ]
+        )
         target_hw = self.target_hw[name]
         valid = np.empty((len(crops.rows), *target_hw), np.bool_)
         kept = np.empty(len(crops.rows), np.float32)

@@ -41,9 +41,7 @@ def split_rows(
     rule = ImageSplit(in_cache=cache.num_images, trained_on=0, held_out=0, held_out_to=limit)
     held_out = rule.is_held_out(cache.digests[rows])
     number = int(held_out.sum())
-    split = ImageSplit(
-        in_cache=cache.num_images, trained_on=len(rows) - number, held_out=number, held_out_to=limit
-    )
+    split = ImageSplit(in_cache=cache.num_images, trained_on=len(rows) - number, held_out=number, held_out_to=limit)
     return rows[~held_out], rows[held_out], split
 
 

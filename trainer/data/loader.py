@@ -108,9 +108,17 @@ class Feed:
     """
 
     def __init__(
-        self, plan: Plan, groups: Mapping[GroupKey, CropData], first: int, last: int,
-        *, device: torch.device, threads: int, read: CodeReader = read_codes, targets: Mapping[str, MakeTargets] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        groups: Mapping[GroupKey, CropData],
+        first: int,
+        last: int,
+        *,
+        device: torch.device,
+        threads: int,
+        read: CodeReader = read_codes,
+        targets: Mapping[str, MakeTargets] | None = None,
+    ) -> None:
         self._device, self._read, self._targets = device, read, targets
         pin = device.type == "cuda"
         passes = _Passes(plan, groups, first, last)

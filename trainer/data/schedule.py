@@ -134,5 +134,3 @@ def _teams(stage: Stage, world: int) -> list[int] | None:
             spare = [value if team > 1 else math.inf for value, team in zip(short, teams, strict=True)]
             teams[spare.index(min(spare))] -= 1
     return teams
-
-

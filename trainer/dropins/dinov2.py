@@ -52,9 +52,13 @@ class DinoV2Backbone(nn.Module):
         return summary
 
     def get_intermediate_layers(
-        self, x: Float[Tensor, "b 3 h w"], n: int = 1, reshape: bool = False, return_class_token: bool = False,
+        self,
+        x: Float[Tensor, "b 3 h w"],
+        n: int = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
         norm: bool = True,
-    ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:  # fmt: skip
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:
         """The last layer, which is the one a head speaks of: tokens, or maps with `reshape`, and the class token if asked for.
 
         Raises ConfigError for more than one layer.

@@ -56,9 +56,14 @@ class StudentTowerConfig(PretrainedConfig):
     model_type = "radio-student-tower"
 
     def __init__(
-        self, distilled: dict[str, Any] | None = None, teacher: str = BACKBONE, hidden_size: int = 0, patch_size: int = 0,
-        image_size: int = 0, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        distilled: dict[str, Any] | None = None,
+        teacher: str = BACKBONE,
+        hidden_size: int = 0,
+        patch_size: int = 0,
+        image_size: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.distilled, self.teacher = distilled, teacher
         self.hidden_size, self.patch_size, self.image_size = hidden_size, patch_size, image_size
@@ -105,9 +110,12 @@ def tower_config(model: DistilledStudent, teacher: str = BACKBONE) -> StudentTow
     fields["overrides"] = {key: value for key, value in fields["overrides"].items() if key not in STARTING_SETTINGS}
     factor = 1 if teacher == BACKBONE else model.adaptors.upsample
     return StudentTowerConfig(
-        distilled=fields, teacher=teacher, hidden_size=widths(model, teacher).spatial_dim,
-        patch_size=model.patch_size // factor, image_size=max(model.config.image_hw),
-    )  # fmt: skip
+        distilled=fields,
+        teacher=teacher,
+        hidden_size=widths(model, teacher).spatial_dim,
+        patch_size=model.patch_size // factor,
+        image_size=max(model.config.image_hw),
+    )
 
 
 def llava_with_student(
@@ -119,9 +127,13 @@ def llava_with_student(
     """
     vision, (h, w) = tower_config(model, teacher), model.config.image_hw
     config = LlavaConfig(
-        vision_config=vision, text_config=language_model.config, image_token_index=image_token_id, vision_feature_layer=-1,
-        vision_feature_select_strategy="full", image_seq_length=(h // vision.patch_size) * (w // vision.patch_size),
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=language_model.config,
+        image_token_index=image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_seq_length=(h // vision.patch_size) * (w // vision.patch_size),
+    )
     llava = LlavaForConditionalGeneration(config)
     inner: Any = llava.model
     take_weights(inner.vision_tower.tower.student, model.state_dict())
@@ -132,9 +144,12 @@ def llava_with_student(
 
 
 def llava_processor(
-    model: DistilledStudent, tokenizer: PreTrainedTokenizerBase, *, teacher: str = BACKBONE,
+    model: DistilledStudent,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    teacher: str = BACKBONE,
     chat_template: str = CHAT_TEMPLATE,
-) -> LlavaProcessor:  # fmt: skip
+) -> LlavaProcessor:
     """What prepares pictures and words for `llava_with_student`: save it beside the model. tokenizer: knows "<image>".
 
     A picture in a prompt takes as many tokens as the tower gives; colours stay in [0, 1]. chat_template: how the language
@@ -143,7 +158,11 @@ def llava_processor(
     settings = image_processor_settings(model)
     kind: Any = getattr(transformers, settings.pop("image_processor_type"))
     return LlavaProcessor(
-        image_processor=kind(**settings), tokenizer=tokenizer, patch_size=tower_config(model, teacher).patch_size,
-        vision_feature_select_strategy="full", num_additional_image_tokens=0, image_token=IMAGE_TOKEN,
+        image_processor=kind(**settings),
+        tokenizer=tokenizer,
+        patch_size=tower_config(model, teacher).patch_size,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        image_token=IMAGE_TOKEN,
         chat_template=chat_template,
-    )  # fmt: skip
+    )

@@ -28,9 +28,14 @@ class StudentAsTeacher(nn.Module):
     """
 
     def __init__(
-        self, model: DistilledStudent, teacher: str, *, mean: Sequence[float], std: Sequence[float],
+        self,
+        model: DistilledStudent,
+        teacher: str,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
         image_hw: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         widths(model, teacher)
         if image_hw is not None and model.nearest_supported_resolution(*image_hw) != image_hw:

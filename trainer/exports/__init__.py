@@ -104,10 +104,18 @@ class ExportReport:
 
 
 def export_student(
-    run: str | Path, out: Path, *, formats: Sequence[str] = ("safetensors",), adaptors: Heads = "all",
-    card: Card | None = None, centre_share: float | None = None, allow_modules: Iterable[str] = (),
-    checkpoint: str | None = None, any_size: bool = False, say: Callable[[str], None] = lambda _: None,
-) -> ExportReport:  # fmt: skip
+    run: str | Path,
+    out: Path,
+    *,
+    formats: Sequence[str] = ("safetensors",),
+    adaptors: Heads = "all",
+    card: Card | None = None,
+    centre_share: float | None = None,
+    allow_modules: Iterable[str] = (),
+    checkpoint: str | None = None,
+    any_size: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> ExportReport:
     """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
 
     adaptors: the heads that hf, onnx and torch-export give; safetensors and hf keep all of them.
@@ -123,14 +131,23 @@ def export_student(
 
 
 def _export(
-    run: str | Path, out: Path, formats: Sequence[str], adaptors: Heads, card: Card, centre_share: float | None,
-    checkpoint: str | None, any_size: bool, say: Callable[[str], None],
-) -> ExportReport:  # fmt: skip
+    run: str | Path,
+    out: Path,
+    formats: Sequence[str],
+    adaptors: Heads,
+    card: Card,
+    centre_share: float | None,
+    checkpoint: str | None,
+    any_size: bool,
+    say: Callable[[str], None],
+) -> ExportReport:
     for name in formats:
         if name not in FORMATS:
             raise ExportError(unknown_name("export format", name, FORMATS))
     if any_size and "onnx" not in formats:
-        raise ExportError("any size is for the format onnx: safetensors, hf and timm take any as they are, torch-export cannot")
+        raise ExportError(
+            "any size is for the format onnx: safetensors, hf and timm take any as they are, torch-export cannot"
+        )
     place = out.resolve() if out.is_symlink() else out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
@@ -151,7 +168,9 @@ def _export(
         deployed = model.student.deploy().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # the stub lacks it
         folded = DistilledStudent(deployed, model.adaptors, model.config).eval()
         folded.use_heads(model.heads)
-        folding = max(largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES)
+        folding = max(
+            largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES
+        )
     document = model_card(model, Path(run), card)
     if document.from_cache:
         say(
@@ -204,12 +223,19 @@ def _write_checksums(folder: Path) -> None:
 
 
 def _write(
-    name: str, write: Writer, model: DistilledStudent, folder: Path, images: dict[int, Tensor],
+    name: str,
+    write: Writer,
+    model: DistilledStudent,
+    folder: Path,
+    images: dict[int, Tensor],
     expected: dict[int, FlatFeatures],
-) -> Exported:  # fmt: skip
+) -> Exported:
     """One format, read back."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _telling_what_failed(name, folder), torch.random.fork_rng(devices=[]):  # loading builds models with first weights
+    with (
+        _telling_what_failed(name, folder),
+        torch.random.fork_rng(devices=[]),
+    ):  # loading builds models with first weights
         written = write(model, folder)
         change = max(largest_change(_run(written.run, images[count]), expected[count]) for count in images)
     if not change <= TOLERANCE:
@@ -217,7 +243,9 @@ def _write(
             f"--format {name}: what was written gives other features than '{model.config.student}': they differ by {change:.1e} "
             "of the largest value. This is a bug, or a network that computes differently there; choose another format"
         )
-    return Exported(name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), change, written)
+    return Exported(
+        name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), change, written
+    )
 
 
 @contextlib.contextmanager

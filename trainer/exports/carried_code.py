@@ -65,7 +65,9 @@ def _relative(module: str) -> tuple[str, list[str]]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.partition(".")[0] in (*_OURS, "jaxtyping"):
-                    raise ConfigError(f"{module}, line {node.lineno}: carried are names, so 'from {alias.name} import ...'")
+                    raise ConfigError(
+                        f"{module}, line {node.lineno}: carried are names, so 'from {alias.name} import ...'"
+                    )
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
         number = node.lineno - 1

@@ -52,11 +52,17 @@ def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False)
     program = _program(flat, model, "onnx", any_size)
     try:
         onnx_program = cast(Any, torch.onnx).export(
-            program, input_names=["images"], output_names=list(flat.names), verbose=False, optimize=True,
-        )  # fmt: skip
+            program,
+            input_names=["images"],
+            output_names=list(flat.names),
+            verbose=False,
+            optimize=True,
+        )
     except Exception as exc:  # the converter's errors have no common base
         raise ExportError(f"--format onnx: '{model.config.student}' cannot be converted: {_first_line(exc)}") from exc
-    onnx_program.model.metadata_props[VIEW_KEY] = json.dumps({**view_settings(model.config), "step": model.min_resolution_step})
+    onnx_program.model.metadata_props[VIEW_KEY] = json.dumps(
+        {**view_settings(model.config), "step": model.min_resolution_step}
+    )
     onnx_program.save(str(path), external_data=_bytes_of(model) > 1.9e9)
     if any_size:
         _check_size_in_graph(path, model.min_resolution_step)
@@ -112,7 +118,9 @@ def write_program(model: DistilledStudent, folder: Path) -> Written:
     )
 
 
-def _program(flat: FlatStudent, model: DistilledStudent, what: str, any_size: bool = False) -> torch.export.ExportedProgram:
+def _program(
+    flat: FlatStudent, model: DistilledStudent, what: str, any_size: bool = False
+) -> torch.export.ExportedProgram:
     step, (h, w) = model.min_resolution_step, model.config.image_hw
     dynamic: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=65_536)}
     if any_size:
@@ -163,19 +171,29 @@ def _check_size_in_graph(path: Path, step: int) -> None:
 
     def constant(name: str, values: list[int]) -> Any:
         return helper.make_node(
-            "Constant", [], [f"{prefix}/{name}"], value=helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+            "Constant",
+            [],
+            [f"{prefix}/{name}"],
+            value=helper.make_tensor(name, TensorProto.INT64, [len(values)], values),
         )
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
-        return helper.make_node(kind, [f"{prefix}/{name}" if name != "images" else name for name in inputs],
-                                [f"{prefix}/{output}"], name=f"{prefix}/{output}", **attributes)  # fmt: skip
+        return helper.make_node(
+            kind,
+            [f"{prefix}/{name}" if name != "images" else name for name in inputs],
+            [f"{prefix}/{output}"],
+            name=f"{prefix}/{output}",
+            **attributes,
+        )
 
     nodes = [
         constant("steps", [1, 1, step, step]),
         node("Shape", ["images"], "shape"),
         node("Div", ["shape", "steps"], "whole"),
         node("Mul", ["whole", "steps"], "sides"),
-        helper.make_node("Reshape", ["images", f"{prefix}/sides"], [checked], name=prefix, allowzero=1),  # 0 is no wildcard
+        helper.make_node(
+            "Reshape", ["images", f"{prefix}/sides"], [checked], name=prefix, allowzero=1
+        ),  # 0 is no wildcard
     ]
     for one in reversed(nodes):
         graph.node.insert(0, one)
@@ -206,7 +224,9 @@ def _compare_other_sizes(run: Callable[[Tensor], FlatFeatures], model: Distilled
         run(torch.zeros(1, 3, h + step // 2, w + step - 1))
     except Exception:  # as it should: in the words of ONNX Runtime or of torch
         return
-    raise ExportError(f"--format {what} --any-size: what was written takes images that '{model.config.student}' refuses")
+    raise ExportError(
+        f"--format {what} --any-size: what was written takes images that '{model.config.student}' refuses"
+    )
 
 
 def _sizes(model: DistilledStudent, any_size: bool) -> str:

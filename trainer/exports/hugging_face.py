@@ -33,11 +33,17 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
     # AutoImageProcessor takes timm's own transform.
     crop: dict[str, Any] = {}
     if model.config.fit == "crop":
-        crop = {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": timm_pretrained_cfg(model.config)}
+        crop = {
+            "image_processor_type": "TimmWrapperImageProcessor",
+            "pretrained_cfg": timm_pretrained_cfg(model.config),
+        }
     config: Any = carried.RadioStudentConfig(
-        distilled=fields, adaptors=list(model.heads), architectures=["RadioStudentModel"], **crop,
+        distilled=fields,
+        adaptors=list(model.heads),
+        architectures=["RadioStudentModel"],
+        **crop,
         auto_map={"AutoConfig": f"{name}.RadioStudentConfig", "AutoModel": f"{name}.RadioStudentModel"},
-    )  # fmt: skip
+    )
     like = carried.RadioStudentModel(config).eval()
     carried.take_weights(like.distilled, model.state_dict())
     tensors = {key: value.contiguous().clone() for key, value in like.state_dict().items()}

@@ -27,9 +27,23 @@ CARD_FILE, PICTURE_FILE = "README.md", "features.png"
 _CELL_PX, _GAP_PX = 192, 4
 _LIBRARIES = {"hf": "transformers", "timm": "timm", "onnx": "onnx"}
 _SHOWN = (
-    "student", "student_overrides", "image_px", "steps", "batch_images", "lr", "weight_decay", "crop_area", "summary_loss",
-    "spatial_loss", "balancing", "normalise", "normalise_summary", "adaptor", "adaptor_width", "seed",
-)  # fmt: skip
+    "student",
+    "student_overrides",
+    "image_px",
+    "steps",
+    "batch_images",
+    "lr",
+    "weight_decay",
+    "crop_area",
+    "summary_loss",
+    "spatial_loss",
+    "balancing",
+    "normalise",
+    "normalise_summary",
+    "adaptor",
+    "adaptor_width",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +124,9 @@ def _teachers(model: DistilledStudent, cache: Cache | None, why: str) -> str:
         lines.append(f"| {teacher.name} | {' | '.join(known)} |")
     if cache is None:
         lines.append(f"\nThe cache could not be read when this card was written ({why}).")
-    lines.append("\nWhether a student may be used as its teachers may is for you to decide; their licences are above.\n")
+    lines.append(
+        "\nWhether a student may be used as its teachers may is for you to decide; their licences are above.\n"
+    )
     return "\n".join(lines)
 
 
@@ -144,7 +160,10 @@ def _results(path: Path) -> str:
     keys = [key for key in rows[0] if all(isinstance(row.get(key), int | float | None) for row in rows)] if rows else []
     lines = [f"## Results\n\n{found.get('protocol', path.name)}\n"]
     lines += [f"| features | {' | '.join(keys)} |", "|---" * (1 + len(keys)) + "|"]
-    lines += [f"| {name} | {' | '.join(_number(row.get(key)) for key in keys)} |" for name, row in zip(names, rows, strict=True)]
+    lines += [
+        f"| {name} | {' | '.join(_number(row.get(key)) for key in keys)} |"
+        for name, row in zip(names, rows, strict=True)
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -173,7 +192,9 @@ def _images(card: Card, cache: Cache | None) -> tuple[list[Image.Image], tuple[s
 def _picture(model: DistilledStudent, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
     """A row per image: what the student is shown, and maps as colours."""
     config = model.config
-    shown = [eval_pixels(one, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share) for one in images]
+    shown = [
+        eval_pixels(one, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share) for one in images
+    ]
     batch = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
     own, guesses = backbone_and_heads(model(batch, feature_fmt="NCHW"))
     columns = [shown]

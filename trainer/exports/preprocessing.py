@@ -22,25 +22,39 @@ def timm_pretrained_cfg(config: StudentConfig) -> dict[str, Any]:
         if math.floor(min(config.image_hw) / crop_pct) < short_px:  # timm rounds down
             crop_pct = math.nextafter(crop_pct, 0.0)
     return {
-        "input_size": [3, *config.image_hw], "num_classes": 0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0],
-        "interpolation": "bicubic", "crop_pct": crop_pct, "crop_mode": "center" if config.fit == "crop" else "squash",
-        "classifier": "head", "first_conv": None,
-    }  # fmt: skip
+        "input_size": [3, *config.image_hw],
+        "num_classes": 0,
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "crop_mode": "center" if config.fit == "crop" else "squash",
+        "classifier": "head",
+        "first_conv": None,
+    }
 
 
 def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
     """Describe the view in transformers' words. Its crops are those of timm but for the rounding of their place, one pixel."""
     config = model.config
     h, w = config.image_hw
-    rest: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False, "do_convert_rgb": True}
+    rest: dict[str, Any] = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+        "do_convert_rgb": True,
+    }
     bicubic: dict[str, Any] = {"do_resize": True, "resample": 3}
     if config.fit == "squash":
         return {"image_processor_type": "ViTImageProcessor", **bicubic, "size": {"height": h, "width": w}, **rest}
     return {
-        "image_processor_type": "CLIPImageProcessor", **bicubic,
+        "image_processor_type": "CLIPImageProcessor",
+        **bicubic,
         "size": {"shortest_edge": resized_px(config.image_hw, config.centre_share)},
-        "do_center_crop": True, "crop_size": {"height": h, "width": w}, **rest,
-    }  # fmt: skip
+        "do_center_crop": True,
+        "crop_size": {"height": h, "width": w},
+        **rest,
+    }
 
 
 def view_settings(config: StudentConfig) -> dict[str, Any]:
@@ -52,7 +66,9 @@ def write_prepare_file(model: DistilledStudent, folder: Path) -> tuple[str, ...]
     """Put `trainer.model.eval_view` into a folder, for formats that are a graph alone. Returns the lines that show its use."""
     config = model.config
     write_atomically(folder / PREPARE_FILE, carried_source("trainer.model.eval_view").encode())
-    write_atomically(folder / "preprocessor_config.json", json.dumps(image_processor_settings(model), indent=1).encode())
+    write_atomically(
+        folder / "preprocessor_config.json", json.dumps(image_processor_settings(model), indent=1).encode()
+    )
     arguments = f"image_hw={config.image_hw}, fit={config.fit!r}, centre_share={config.centre_share!r}"
     return (
         "from PIL import Image",

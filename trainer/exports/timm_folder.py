@@ -38,9 +38,12 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
     config = model.config
     overrides = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
     document = {
-        "architecture": "radio_student", "num_classes": 0, "num_features": model.summary_dim,
-        "model_args": {"student": config.student, "overrides": overrides}, "pretrained_cfg": timm_pretrained_cfg(config),
-    }  # fmt: skip
+        "architecture": "radio_student",
+        "num_classes": 0,
+        "num_features": model.summary_dim,
+        "model_args": {"student": config.student, "overrides": overrides},
+        "pretrained_cfg": timm_pretrained_cfg(config),
+    }
     tensors = {f"student.{key}": value.contiguous() for key, value in model.student.state_dict().items()}
     save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_atomically(folder / "config.json", json.dumps(document, indent=1).encode())
@@ -52,7 +55,8 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
     @functools.cache
     def load() -> tuple[Any, Any]:
         whole, maps = (
-            timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=maps).eval() for maps in (False, True)
+            timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=maps).eval()
+            for maps in (False, True)
         )
         return whole, maps
 

@@ -44,7 +44,9 @@ class FlatStudent(nn.Module):
         super().__init__()
         self.model = model
         with_summary = {teacher.name for teacher in model.config.teachers if teacher.summary_dim is not None}
-        kinds = [(f"{name}.", ("summary", "features") if name in with_summary else ("features",)) for name in model.heads]
+        kinds = [
+            (f"{name}.", ("summary", "features") if name in with_summary else ("features",)) for name in model.heads
+        ]
         self.names = tuple(prefix + kind for prefix, parts in [("", ("summary", "features")), *kinds] for kind in parts)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, ...]:
@@ -61,7 +63,9 @@ def flat_features(out: Features) -> FlatFeatures:
 
 
 def _parts(guess: AdaptorOutput | StudentOutput) -> FlatFeatures:
-    return {"features": guess.spatial} if guess.summary is None else {"summary": guess.summary, "features": guess.spatial}
+    return (
+        {"features": guess.spatial} if guess.summary is None else {"summary": guess.summary, "features": guess.spatial}
+    )
 
 
 def largest_change(found: FlatFeatures, expected: FlatFeatures) -> float:
@@ -70,7 +74,9 @@ def largest_change(found: FlatFeatures, expected: FlatFeatures) -> float:
     for name, value in found.items():
         wanted = expected[name]
         if value.shape != wanted.shape:
-            raise ExportError(f"output '{name}' came back as {tuple(value.shape)}, the student gives {tuple(wanted.shape)}")
+            raise ExportError(
+                f"output '{name}' came back as {tuple(value.shape)}, the student gives {tuple(wanted.shape)}"
+            )
         difference = (value.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp(min=1)
         changes.append(float("inf") if torch.isnan(difference) else float(difference))
     return max(changes)

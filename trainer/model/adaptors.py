@@ -47,8 +47,9 @@ class HeadConfig:
         if self.kind not in HEAD_KINDS:
             raise ConfigError(unknown_name("adaptor", self.kind, HEAD_KINDS))
         if self.blocks < 0 or self.upsample < 1:
-            raise ConfigError(f"adaptor_blocks is at least 0 and adaptor_upsample at least 1, got {self.blocks} and "
-                              f"{self.upsample}")  # fmt: skip
+            raise ConfigError(
+                f"adaptor_blocks is at least 0 and adaptor_upsample at least 1, got {self.blocks} and {self.upsample}"
+            )
         if self.kind == "mlp" and (self.blocks, self.upsample) != (0, 1):
             raise ConfigError(
                 f"the adaptor 'mlp' has no residual blocks and does not upsample, got adaptor_blocks={self.blocks} and "
@@ -133,9 +134,7 @@ class Adaptors(nn.Module):
     Raises: ConfigError for no teachers, a name given twice, or another number of class tokens than of summary teachers.
     """
 
-    def __init__(
-        self, student: Student, teachers: Sequence[TeacherWidths], config: HeadConfig | None = None
-    ) -> None:
+    def __init__(self, student: Student, teachers: Sequence[TeacherWidths], config: HeadConfig | None = None) -> None:
         super().__init__()
         config = HeadConfig() if config is None else config
         names = [teacher.name for teacher in teachers]

@@ -35,7 +35,9 @@ class ImageSplit:
                 raise ConfigError(f"images.{name} is a number of images, not {number!r:.50}")
         limit = self.held_out_to
         if limit is not None and not _DIGEST.fullmatch(str(limit)):
-            raise ConfigError(f"images.held_out_to is a digest of {2 * DIGEST_BYTES} hexadecimal digits, not {limit!r:.50}")
+            raise ConfigError(
+                f"images.held_out_to is a digest of {2 * DIGEST_BYTES} hexadecimal digits, not {limit!r:.50}"
+            )
 
     def is_held_out(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Return (n,) whether images with these digests (n, 16) are held out; one that is 0, of no file, is not."""

@@ -73,13 +73,17 @@ class Log:
         seconds = now - self._started
         waits = {cause: waited / seconds for cause, waited in asdict(self._waits).items()}
         record: dict[str, Any] = {
-            "step": step, "loss": means["loss"], "lr": lr, "images_per_s": self._images / seconds,
-            "data_wait": sum(waits.values()), "data_wait_by_cause": waits,
+            "step": step,
+            "loss": means["loss"],
+            "lr": lr,
+            "images_per_s": self._images / seconds,
+            "data_wait": sum(waits.values()),
+            "data_wait_by_cause": waits,
             "teachers": {
                 name: {part: means.get(f"{name}/{part}") for part in ("summary", "spatial")} for name in self._teachers
             },
             **measured,
-        }  # fmt: skip
+        }
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         told = {**means, **measured, "lr": lr, **{f"wait/{cause}": share for cause, share in waits.items()}}

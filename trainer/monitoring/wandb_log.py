@@ -26,9 +26,13 @@ class WandbLog:
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
         self._run: Any = wandb.init(
-            project=project, dir=str(out), id=id_file.read_text(), resume="allow", name=out.resolve().name,
+            project=project,
+            dir=str(out),
+            id=id_file.read_text(),
+            resume="allow",
+            name=out.resolve().name,
             config=recipe.to_json(),
-        )  # fmt: skip
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

@@ -84,9 +84,13 @@ def angular_dispersion(summaries: Float[Tensor, "n d"]) -> float:
 
 
 def spatial_match(
-    student: Float[Tensor, "b n d"], teacher: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"],
-    *, cos_weight: float, l1_weight: float,
-) -> Float[Tensor, " b"]:  # fmt: skip
+    student: Float[Tensor, "b n d"],
+    teacher: Float[Tensor, "b n d"],
+    valid: Bool[Tensor, "b n"],
+    *,
+    cos_weight: float,
+    l1_weight: float,
+) -> Float[Tensor, " b"]:
     """Weighted cosine plus smooth-L1 distance between tokens, one value per image.
 
     Shapes: b images; n = grid_h * grid_w tokens, row-major from the top left; d = teacher width.
@@ -171,8 +175,10 @@ def align_shifted(
     """
     h, w = grid_hw
     if student.ndim != 3 or student.shape[1] != h * w or shift_yx.shape != (len(student), 2):
-        raise ShapeError(f"student {_listed(student)} on a grid of {h} x {w} with shifts {_listed(shift_yx)}: "
-                         f"they are (b, {h * w}, d) and (b, 2).")  # fmt: skip
+        raise ShapeError(
+            f"student {_listed(student)} on a grid of {h} x {w} with shifts {_listed(shift_yx)}: "
+            f"they are (b, {h * w}, d) and (b, 2)."
+        )
     rows = torch.arange(h, device=student.device) - shift_yx[:, :1]
     columns = torch.arange(w, device=student.device) - shift_yx[:, 1:]
     shown = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]

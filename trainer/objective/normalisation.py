@@ -195,7 +195,9 @@ def _spatial_parts(cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64],
     sampled = _sample(rows, max(needed, min(_FEWEST_IMAGES, _MOST_BYTES // row_bytes)), seed)
     views = np.arange(len(sampled)) % spec.views
     shown = _tokens_shown(cache, cached, sampled, views)
-    each = _tokens_of_each([len(places) for places in shown], max(_TOKENS_PER_CHANNEL * spec.spatial_dim, _FEWEST_TOKENS))
+    each = _tokens_of_each(
+        [len(places) for places in shown], max(_TOKENS_PER_CHANNEL * spec.spatial_dim, _FEWEST_TOKENS)
+    )
     rng = np.random.default_rng((seed, _TOKENS))
     chosen = [places if len(places) <= each else np.sort(rng.choice(places, each, replace=False)) for places in shown]
     decoder = MapDecoder(codec, torch.device("cpu"))

@@ -72,7 +72,9 @@ class TargetStatistics:
 
         def normaliser(kind: str) -> Normaliser | None:
             head = f"{teacher}/{kind}/"
-            own = {name.removeprefix(head): tensor.to(device) for name, tensor in tensors.items() if name.startswith(head)}
+            own = {
+                name.removeprefix(head): tensor.to(device) for name, tensor in tensors.items() if name.startswith(head)
+            }
             if not own:
                 return None
             return PerChannel(**own) if "std" in own else Rotated(**own)
@@ -93,9 +95,15 @@ class RunStatistics:
 
     @classmethod
     def of_run(
-        cls, out: Path, cache: Cache, teachers: Sequence[str], recipe: Recipe, rows: NDArray[np.int64],
-        device: torch.device, processes: Processes,
-    ) -> "RunStatistics":  # fmt: skip
+        cls,
+        out: Path,
+        cache: Cache,
+        teachers: Sequence[str],
+        recipe: Recipe,
+        rows: NDArray[np.int64],
+        device: torch.device,
+        processes: Processes,
+    ) -> "RunStatistics":
         """Those that the run in `out` began with; fitted by the first process where there are none, and sent to the others.
 
         Raises ConfigError for a damaged file, MomentsError and HadamardError for teachers that cannot be normalised so.

@@ -16,9 +16,15 @@ _VIT_LR = 1e-3
 
 
 def suited(
-    recipe: Recipe, cache: Cache, teachers: Sequence[str], student: str | None, device: str,
-    *, steps: int | None = None, batch_images: int | None = None,
-) -> Recipe:  # fmt: skip
+    recipe: Recipe,
+    cache: Cache,
+    teachers: Sequence[str],
+    student: str | None,
+    device: str,
+    *,
+    steps: int | None = None,
+    batch_images: int | None = None,
+) -> Recipe:
     """The one-stage recipe with the student's size, thirty epochs of crops or 25,600, and batches that fit the device.
 
     steps, batch_images: where the user decides them, what goes by them follows.
@@ -40,10 +46,18 @@ def suited(
     steps, batch = usual.steps, usual.batch_images
     lr = _VIT_LR if isinstance(STUDENTS.get(name), ViTConfig) or name.startswith("timm:vit") else recipe.stages[0].lr
     stage = replace(
-        recipe.stages[0], steps=steps, lr=lr, warmup_steps=min(2000, steps // 20),
+        recipe.stages[0],
+        steps=steps,
+        lr=lr,
+        warmup_steps=min(2000, steps // 20),
         groups=(Group(image_px=side, batch_images=batch),),
-    )  # fmt: skip
+    )
     return replace(
-        recipe, student=name, stages=(stage,), checkpoint_every=min(2000, max(50, steps // 20)),
-        log_every=min(50, max(1, steps // 50)), knn_every=max(50, steps // 10), picture_every=max(50, steps // 5),
-    )  # fmt: skip
+        recipe,
+        student=name,
+        stages=(stage,),
+        checkpoint_every=min(2000, max(50, steps // 20)),
+        log_every=min(50, max(1, steps // 50)),
+        knn_every=max(50, steps // 10),
+        picture_every=max(50, steps // 5),
+    )

@@ -26,9 +26,14 @@ def _family(title: str, names: Mapping[str, object]) -> Table:
             student = create_student(name)
         height, width = student.preferred_resolution
         rows.add_row(
-            name, f"{sum(one.numel() for one in student.parameters()) / 1e6:.1f} M", f"{student.patch_size} px",
-            f"{student.min_resolution_step} px", f"{height} x {width}", str(student.summary_dim), str(student.embed_dim),
-        )  # fmt: skip
+            name,
+            f"{sum(one.numel() for one in student.parameters()) / 1e6:.1f} M",
+            f"{student.patch_size} px",
+            f"{student.min_resolution_step} px",
+            f"{height} x {width}",
+            str(student.summary_dim),
+            str(student.embed_dim),
+        )
     return rows
 
 

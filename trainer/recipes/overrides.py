@@ -73,8 +73,11 @@ def _place(inner: Any, part: str, key: str, before: list[str], text: str) -> str
     free = where in ("student_overrides", "teacher_weights", "teacher_summary_weights")
     known = [name for name in cast(dict[str, Any], inner) if where or name != "name"]
     if part not in known and not free:
-        raise ConfigError(unknown_name("recipe setting" + (f" of {where}" if where else ""), part, [
-            *known, *(() if where else _SHARED)]))  # fmt: skip
+        raise ConfigError(
+            unknown_name(
+                "recipe setting" + (f" of {where}" if where else ""), part, [*known, *(() if where else _SHARED)]
+            )
+        )
     return part
 
 

@@ -19,19 +19,52 @@ _VITDET = {"spectral_reparam": True, "train_windows": [6, 7, 8, 9, 12, 16], "win
 
 def quick() -> Recipe:
     """The default: thousands to a million images on one device. Rates chosen by us on CIFAR-10 crops (docs/results.md)."""
-    stage = Stage(
-        name="all", steps=5000, lr=2e-3, warmup_steps=200, groups=(Group(image_px=96, batch_images=64),)
-    )  # fmt: skip
+    stage = Stage(name="all", steps=5000, lr=2e-3, warmup_steps=200, groups=(Group(image_px=96, batch_images=64),))
     return Recipe(
-        name="quick", student_overrides={}, stages=(stage,), groups="together", weight_decay=0.02, clip_grad_norm=1.0,
-        crop_area=(0.35, 1.0), crop_ratio=(3 / 4, 4 / 3), match="nearest", views=0.0, shift_tokens=0.0, colour_jitter=0.0,
-        summary_loss="cosine", spatial_loss="match", cos_weight=0.9, l1_weight=0.1, summary_weight=1.0, spatial_weight=1.0,
-        teacher_weights={}, teacher_summary_weights={}, balancing="naive", normalise="standardise",
-        normalise_summary="standardise", target_grid="student", adaptor="mlp", adaptor_width=384, adaptor_blocks=0,
-        adaptor_upsample=1, channels_last=True, shuffle="auto", shuffle_shards=8, accumulate=1, precision="auto",
-        compile=False, checkpoint_activations=False, ema=None, keep_checkpoints=2, seed=0, checkpoint_every=500,
-        log_every=20, knn_every=0, picture_every=0, ours=(),
-    )  # fmt: skip
+        name="quick",
+        student_overrides={},
+        stages=(stage,),
+        groups="together",
+        weight_decay=0.02,
+        clip_grad_norm=1.0,
+        crop_area=(0.35, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        match="nearest",
+        views=0.0,
+        shift_tokens=0.0,
+        colour_jitter=0.0,
+        summary_loss="cosine",
+        spatial_loss="match",
+        cos_weight=0.9,
+        l1_weight=0.1,
+        summary_weight=1.0,
+        spatial_weight=1.0,
+        teacher_weights={},
+        teacher_summary_weights={},
+        balancing="naive",
+        normalise="standardise",
+        normalise_summary="standardise",
+        target_grid="student",
+        adaptor="mlp",
+        adaptor_width=384,
+        adaptor_blocks=0,
+        adaptor_upsample=1,
+        channels_last=True,
+        shuffle="auto",
+        shuffle_shards=8,
+        accumulate=1,
+        precision="auto",
+        compile=False,
+        checkpoint_activations=False,
+        ema=None,
+        keep_checkpoints=2,
+        seed=0,
+        checkpoint_every=500,
+        log_every=20,
+        knn_every=0,
+        picture_every=0,
+        ours=(),
+    )
 
 
 def demo() -> Recipe:
@@ -49,25 +82,48 @@ def am_radio() -> Recipe:
     """
     stages = (
         Stage(
-            name="low resolution", steps=300_000, lr=1e-3, warmup_steps=2000,
+            name="low resolution",
+            steps=300_000,
+            lr=1e-3,
+            warmup_steps=2000,
             groups=(Group(teachers=_ALL_BUT_SAM, image_px=256, batch_images=1024),),
         ),
         Stage(
-            name="with SAM", steps=300_000, lr=1e-3, warmup_steps=2000,
+            name="with SAM",
+            steps=300_000,
+            lr=1e-3,
+            warmup_steps=2000,
             groups=(
                 Group(teachers=_ALL_BUT_SAM, image_px=432, batch_images=1024),
                 Group(teachers=_SAM, image_px=1024, batch_images=64),
             ),
         ),
-    )  # fmt: skip
+    )
     return replace(
-        quick(), name="am-radio", student="vit-h-16", student_overrides=dict(_VITDET), stages=stages, crop_area=(0.4, 1.0),
-        normalise="none", normalise_summary="none", target_grid="larger", adaptor_width=None, channels_last=False,
-        checkpoint_every=2000, log_every=50, knn_every=10_000,
+        quick(),
+        name="am-radio",
+        student="vit-h-16",
+        student_overrides=dict(_VITDET),
+        stages=stages,
+        crop_area=(0.4, 1.0),
+        normalise="none",
+        normalise_summary="none",
+        target_grid="larger",
+        adaptor_width=None,
+        channels_last=False,
+        checkpoint_every=2000,
+        log_every=50,
+        knn_every=10_000,
         picture_every=10_000,
-        ours=("stages.0.warmup_steps", "stages.1.warmup_steps", "stages.1.lr", "crop_area", "clip_grad_norm",
-              "student_overrides.window_probability"),
-    )  # fmt: skip
+        ours=(
+            "stages.0.warmup_steps",
+            "stages.1.warmup_steps",
+            "stages.1.lr",
+            "crop_area",
+            "clip_grad_norm",
+            "student_overrides.window_probability",
+        ),
+    )
 
 
 def phi_s() -> Recipe:
@@ -77,9 +133,15 @@ def phi_s() -> Recipe:
     """
     paper = am_radio()
     return replace(
-        paper, name="phi-s", student="vit-b-16", student_overrides={}, stages=paper.stages[:1], normalise="phi-s",
-        spatial_loss="mse", ours=("stages.0.steps", "stages.0.lr", "stages.0.warmup_steps", "crop_area", "clip_grad_norm"),
-    )  # fmt: skip
+        paper,
+        name="phi-s",
+        student="vit-b-16",
+        student_overrides={},
+        stages=paper.stages[:1],
+        normalise="phi-s",
+        spatial_loss="mse",
+        ours=("stages.0.steps", "stages.0.lr", "stages.0.warmup_steps", "crop_area", "clip_grad_norm"),
+    )
 
 
 def radio_v25() -> Recipe:
@@ -92,17 +154,25 @@ def radio_v25() -> Recipe:
 
     def stage(number: int, steps: int, *groups: tuple[int, int]) -> Stage:
         return Stage(
-            name=f"stage {number}", steps=steps, lr=1e-3 if number == 1 else 5e-4, warmup_steps=2000,
+            name=f"stage {number}",
+            steps=steps,
+            lr=1e-3 if number == 1 else 5e-4,
+            warmup_steps=2000,
             groups=tuple(Group(image_px=px, batch_images=images) for px, images in groups),
-        )  # fmt: skip
+        )
 
     stages = (stage(1, 300_000, (256, 1024)), stage(2, 150_000, (432, 512)), stage(3, 150_000, (432, 512), (1024, 64)))
     paths = [f"stages.{n}.{name}" for n in range(3) for name in ("steps", "lr", "warmup_steps")]
     paths += [f"stages.{n}.groups.{m}.batch_images" for n, s in enumerate(stages) for m in range(len(s.groups))]
     return replace(
-        am_radio(), name="radio-v25", stages=stages, normalise="phi-s", spatial_loss="mse", target_grid="student",
+        am_radio(),
+        name="radio-v25",
+        stages=stages,
+        normalise="phi-s",
+        spatial_loss="mse",
+        target_grid="student",
         ours=(*paths, "crop_area", "clip_grad_norm", "student_overrides.window_probability"),
-    )  # fmt: skip
+    )
 
 
 def efficient() -> Recipe:
@@ -113,32 +183,64 @@ def efficient() -> Recipe:
     """
     stage = Stage(
         name="all", steps=300_000, lr=1e-3, warmup_steps=2000, groups=(Group(image_px=224, batch_images=1024),)
-    )  # fmt: skip
+    )
     return replace(
-        am_radio(), name="efficient", student="e-radio-b", student_overrides={}, stages=(stage,), channels_last=True,
-        ours=("stages.0.steps", "stages.0.lr", "stages.0.warmup_steps", "stages.0.groups.0.batch_images", "crop_area",
-              "clip_grad_norm"),
-    )  # fmt: skip
+        am_radio(),
+        name="efficient",
+        student="e-radio-b",
+        student_overrides={},
+        stages=(stage,),
+        channels_last=True,
+        ours=(
+            "stages.0.steps",
+            "stages.0.lr",
+            "stages.0.warmup_steps",
+            "stages.0.groups.0.batch_images",
+            "crop_area",
+            "clip_grad_norm",
+        ),
+    )
 
 
 def sam_only() -> Recipe:
     """A small encoder that takes the place of SAM's: its maps alone, at its own 1024 px. All numbers but the losses are ours."""
     stage = Stage(
-        name="SAM", steps=100_000, lr=1e-3, warmup_steps=1000,
+        name="SAM",
+        steps=100_000,
+        lr=1e-3,
+        warmup_steps=1000,
         groups=(Group(teachers=_SAM, image_px=1024, batch_images=64),),
-    )  # fmt: skip
+    )
     return replace(
-        am_radio(), name="sam-only", student="e-radio-l", student_overrides={}, stages=(stage,), crop_area=(0.6, 1.0),
-        target_grid="student", channels_last=True, summary_weight=0.0,
-        ours=("stages.0.steps", "stages.0.lr", "stages.0.warmup_steps", "stages.0.groups.0.batch_images", "crop_area",
-              "clip_grad_norm"),
-    )  # fmt: skip
+        am_radio(),
+        name="sam-only",
+        student="e-radio-l",
+        student_overrides={},
+        stages=(stage,),
+        crop_area=(0.6, 1.0),
+        target_grid="student",
+        channels_last=True,
+        summary_weight=0.0,
+        ours=(
+            "stages.0.steps",
+            "stages.0.lr",
+            "stages.0.warmup_steps",
+            "stages.0.groups.0.batch_images",
+            "crop_area",
+            "clip_grad_norm",
+        ),
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "quick": quick, "demo": demo, "am-radio": am_radio, "phi-s": phi_s, "radio-v25": radio_v25, "efficient": efficient,
+    "quick": quick,
+    "demo": demo,
+    "am-radio": am_radio,
+    "phi-s": phi_s,
+    "radio-v25": radio_v25,
+    "efficient": efficient,
     "sam-only": sam_only,
-}  # fmt: skip
+}
 
 
 def find_recipe(name: str, *, allow_modules: Iterable[str] = ()) -> Recipe:

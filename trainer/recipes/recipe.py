@@ -201,8 +201,10 @@ class Recipe:
         for name, low, high in (("crop_area", 0.0, 1.0), ("crop_ratio", 0.0, float("inf"))):
             first, last = getattr(self, name)
             if not low < first <= last <= high:
-                raise ConfigError(f"recipe '{self.name}': {name} must be two rising numbers above {low:g} and at most "
-                                  f"{high:g}, not {first}, {last}")  # fmt: skip
+                raise ConfigError(
+                    f"recipe '{self.name}': {name} must be two rising numbers above {low:g} and at most "
+                    f"{high:g}, not {first}, {last}"
+                )
         for name in ("knn_every", "picture_every", "seed"):
             self._at_least(name, getattr(self, name), 0)
         if self.seed > MAX_INTEGER:
@@ -301,9 +303,14 @@ def group_shares(stage: Stage) -> list[float]:
 
 
 def everywhere(
-    recipe: Recipe, *, steps: int | None = None, lr: float | None = None, warmup_steps: int | None = None,
-    image_px: int | None = None, batch_images: int | None = None,
-) -> Recipe:  # fmt: skip
+    recipe: Recipe,
+    *,
+    steps: int | None = None,
+    lr: float | None = None,
+    warmup_steps: int | None = None,
+    image_px: int | None = None,
+    batch_images: int | None = None,
+) -> Recipe:
     """The recipe with these values in all its stages and groups.
 
     steps: of the whole run; stages keep their shares of it, and warm-ups theirs of a stage unless they are given, too.
@@ -320,10 +327,15 @@ def everywhere(
             stages = tuple(replace(stage, **{name: value}) for stage in stages)
     for name, value in (("image_px", image_px), ("batch_images", batch_images)):
         if value is not None:
-            _refuse_different(recipe, name, {
-                f"stages.{n}.groups.{m}.{name}": getattr(group, name)
-                for n, stage in enumerate(stages) for m, group in enumerate(stage.groups)
-            })  # fmt: skip
+            _refuse_different(
+                recipe,
+                name,
+                {
+                    f"stages.{n}.groups.{m}.{name}": getattr(group, name)
+                    for n, stage in enumerate(stages)
+                    for m, group in enumerate(stage.groups)
+                },
+            )
             stages = tuple(
                 replace(stage, groups=tuple(replace(group, **{name: value}) for group in stage.groups))
                 for stage in stages

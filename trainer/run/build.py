@@ -36,12 +36,25 @@ def student_config(
         TeacherWidths(name=name, summary_dim=spec.summary_dim, spatial_dim=spec.spatial_dim) for name, spec in specs
     )
     own = StudentConfig(
-        student=recipe.student, overrides=_overrides(recipe, widths), image_hw=(recipe.final_px, recipe.final_px), fit=fit,
-        teachers=widths, adaptor=recipe.adaptor, adaptor_width=recipe.adaptor_width, adaptor_blocks=recipe.adaptor_blocks,
-        adaptor_upsample=recipe.adaptor_upsample, seed=recipe.seed, steps=recipe.steps,
-        images_seen=recipe.images_seen, cache=absolute_place(config.cache), run=str(config.out.resolve()),
-        recipe=recipe.name, centre_share=share, images=images, init=recipe.init,
-    )  # fmt: skip
+        student=recipe.student,
+        overrides=_overrides(recipe, widths),
+        image_hw=(recipe.final_px, recipe.final_px),
+        fit=fit,
+        teachers=widths,
+        adaptor=recipe.adaptor,
+        adaptor_width=recipe.adaptor_width,
+        adaptor_blocks=recipe.adaptor_blocks,
+        adaptor_upsample=recipe.adaptor_upsample,
+        seed=recipe.seed,
+        steps=recipe.steps,
+        images_seen=recipe.images_seen,
+        cache=absolute_place(config.cache),
+        run=str(config.out.resolve()),
+        recipe=recipe.name,
+        centre_share=share,
+        images=images,
+        init=recipe.init,
+    )
     return with_centre_share(own, recipe.centre_share)
 
 
@@ -54,9 +67,13 @@ def _overrides(recipe: Recipe, teachers: tuple[TeacherWidths, ...]) -> dict[str,
 
 
 def crop_data(
-    config: TrainConfig, cache: Cache, rows: NDArray[np.int64], plan: Plan, student: Student,
+    config: TrainConfig,
+    cache: Cache,
+    rows: NDArray[np.int64],
+    plan: Plan,
+    student: Student,
     by_group: dict[GroupKey, tuple[str, ...]],
-) -> tuple[dict[GroupKey, CropData], CodeReader]:  # fmt: skip
+) -> tuple[dict[GroupKey, CropData], CodeReader]:
     """What every group sees of the images, and how codes are read. Raises ConfigError for a size the student cannot take."""
     recipe = config.recipe
     blocks = recipe.shuffle == "blocks" or (recipe.shuffle == "auto" and not cache.storage.is_local)
@@ -82,8 +99,16 @@ def crop_data(
         )
         grid = group.crop_px // student.patch_size
         found[key] = CropData(
-            cache, names, recipe, rows, order, seed=seed, image_px=group.crop_px, grid_hw=(grid, grid), mosaic=group.mosaic
-        )  # fmt: skip
+            cache,
+            names,
+            recipe,
+            rows,
+            order,
+            seed=seed,
+            image_px=group.crop_px,
+            grid_hw=(grid, grid),
+            mosaic=group.mosaic,
+        )
     return found, ShardCache(rows, shard_images, config.shard_cache_bytes) if blocks else read_codes
 
 

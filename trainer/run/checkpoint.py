@@ -46,10 +46,12 @@ class Trainee:
     def state(self, *, keep: bool = True) -> dict[str, Any]:
         """What is saved, in whole tensors. Where it is divided, all processes call this; keep: this one wants it."""
         state: dict[str, Any] = {
-            "student": self.student.state_dict(), "adaptors": self.adaptors.state_dict(),
-            "balancing": self.balancing.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "student": self.student.state_dict(),
+            "adaptors": self.adaptors.state_dict(),
+            "balancing": self.balancing.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
-        }  # fmt: skip
+        }
         return whole(state, keep=keep) if self.is_divided else state
 
     def load(self, state: dict[str, Any]) -> None:
@@ -94,9 +96,13 @@ def save_checkpoint(
     path = folder / f"step-{progress.step:08d}.pt"
     temporary = path.with_name(f"{path.name}{TEMPORARY}")
     state = {
-        "step": progress.step, "losses": progress.losses or {}, "best": progress.best, "best_error": progress.best_error,
-        "threads": torch.get_num_threads(), **state,
-    }  # fmt: skip
+        "step": progress.step,
+        "losses": progress.losses or {},
+        "best": progress.best,
+        "best_error": progress.best_error,
+        "threads": torch.get_num_threads(),
+        **state,
+    }
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)

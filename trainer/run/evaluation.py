@@ -37,7 +37,9 @@ class Watch:
         if not recipe.knn_every or not (last or step % recipe.knn_every == 0):
             return {}
         if self._monitor is None:
-            self._monitor = Monitor.of(run.cache, self._final_data(), run.rows, run.held_out_rows, run.model.config) or "none"
+            self._monitor = (
+                Monitor.of(run.cache, self._final_data(), run.rows, run.held_out_rows, run.model.config) or "none"
+            )
         if self._monitor == "none":
             return {}
         with self._evaluating():

@@ -115,8 +115,10 @@ class TrainingRun:
     def owned(self) -> Generator[None]:
         """Make the run's folder, or check that it is this run's; the first process keeps it to itself meanwhile."""
         images: dict[str, str | int] = {
-            "list": self.cache.meta.index, "in_cache": self.cache.num_images, "used": len(self.rows),
-        }  # fmt: skip
+            "list": self.cache.meta.index,
+            "in_cache": self.cache.num_images,
+            "used": len(self.rows),
+        }
         if len(self.held_out_rows):
             images["held_out"] = len(self.held_out_rows)
         with contextlib.ExitStack() as stack:
@@ -146,12 +148,18 @@ class TrainingRun:
             if images < 2 * unit:
                 continue  # no more of a batch can be drawn, and nothing smaller can be proposed
             one, two = (
-                kept_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters) for count in (1, 2)
+                kept_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters)
+                for count in (1, 2)
             )
             refuse_too_large_a_step(
-                per_image=(two - one) / unit, images=images, fixed=fixed + 2 * one - two, path=f"stages.{stage}.groups.{group}",
-                processes=processes, accumulate=recipe.accumulate, available=available_bytes(),
-            )  # fmt: skip
+                per_image=(two - one) / unit,
+                images=images,
+                fixed=fixed + 2 * one - two,
+                path=f"stages.{stage}.groups.{group}",
+                processes=processes,
+                accumulate=recipe.accumulate,
+                available=available_bytes(),
+            )
         self.model.train()
         self.objective.balancing.load_state_dict(balancing)
 
@@ -164,9 +172,15 @@ class TrainingRun:
     def feed(self, done: int) -> Feed:
         """The batches of the steps that are left."""
         return Feed(
-            self.plan, self.groups, done, self.config.recipe.steps, device=self.device, threads=self.config.data_threads,
-            read=self._read, targets=self.targets if self.makes_targets_ahead else None,
-        )  # fmt: skip
+            self.plan,
+            self.groups,
+            done,
+            self.config.recipe.steps,
+            device=self.device,
+            threads=self.config.data_threads,
+            read=self._read,
+            targets=self.targets if self.makes_targets_ahead else None,
+        )
 
     def lr_of(self, step: int) -> float:
         place = self.plan.place(step)

@@ -101,7 +101,10 @@ def _path_of(run: Path, which: str) -> Path:
 
 def _refuse_other_images(run: Path, cache: Cache, images: Any) -> None:
     """Statistics that are folded into the heads are those of the images that were trained on."""
-    if isinstance(images, dict) and (images.get("list"), images.get("in_cache")) != (cache.meta.index, cache.num_images):
+    if isinstance(images, dict) and (images.get("list"), images.get("in_cache")) != (
+        cache.meta.index,
+        cache.num_images,
+    ):
         raise ConfigError(
             f"{cache.url} has other images than when {run} was begun ({images.get('in_cache')} then, {cache.num_images} now), "
             "and what the heads speak in would be others': use a copy of the cache from then"

@@ -44,10 +44,14 @@ class ERadioConfig:
     def __post_init__(self) -> None:
         for name, least, count in (("depths", 0, 4), ("heads", 1, 2), ("windows", 2, 2)):
             numbers: Any = getattr(self, name)
-            if not isinstance(numbers, list | tuple) or len(numbers) != count or any(
-                type(one) is not int or one < least for one in numbers
+            if (
+                not isinstance(numbers, list | tuple)
+                or len(numbers) != count
+                or any(type(one) is not int or one < least for one in numbers)
             ):
-                raise ConfigError(f"{self.name}: {name} are {count} whole numbers of at least {least}, got {numbers!r}.")
+                raise ConfigError(
+                    f"{self.name}: {name} are {count} whole numbers of at least {least}, got {numbers!r}."
+                )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"{self.name}: drop_path is in [0, 1), got {self.drop_path}.")
         for stage, heads, window in zip((2, 3), self.heads, self.windows, strict=True):
@@ -70,17 +74,32 @@ VERSIONS: dict[str, ERadioConfig] = {
     for config in (
         # For two CPU cores at 64 to 128 px. Width pays more than depth there: a training step of 64 images at 96 px
         # takes half a second of one core (AMD EPYC with AVX2, float32), 1.7 times less than with depths (1, 2, 3, 3).
-        ERadioConfig(name="e-radio-tiny", width=32, stem_width=16, depths=(1, 1, 1, 2), heads=(4, 8), windows=(8, 8),
-                     bias_hidden=64, neck="depthwise", preferred_resolution=(96, 96)),
+        ERadioConfig(
+            name="e-radio-tiny",
+            width=32,
+            stem_width=16,
+            depths=(1, 1, 1, 2),
+            heads=(4, 8),
+            windows=(8, 8),
+            bias_hidden=64,
+            neck="depthwise",
+            preferred_resolution=(96, 96),
+        ),
         ERadioConfig(name="e-radio-t", width=80, depths=(1, 3, 4, 5), drop_path=0.2),
         ERadioConfig(name="e-radio-s", width=96, drop_path=0.2),
         ERadioConfig(name="e-radio-b", width=128, drop_path=0.2),
         ERadioConfig(name="e-radio-b-no-upsample", width=128, neck="none", drop_path=0.2),
         ERadioConfig(name="e-radio-l", width=192),
-        ERadioConfig(name="e-radio-l-512", width=192, windows=(16, 16), local_conv=True, neck="depthwise",
-                     preferred_resolution=(512, 512)),
+        ERadioConfig(
+            name="e-radio-l-512",
+            width=192,
+            windows=(16, 16),
+            local_conv=True,
+            neck="depthwise",
+            preferred_resolution=(512, 512),
+        ),
     )
-}  # fmt: skip
+}
 
 
 @final
@@ -184,9 +203,16 @@ class ConvNorm(nn.Module):
     """Convolution, batch norm, activation; padded so that only the stride changes the size of the map."""
 
     def __init__(
-        self, width_in: int, width_out: int, *, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False,
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
         act: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
         self.norm: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(width_out)

@@ -104,9 +104,13 @@ def _check(student: ViT, model_name: str, source: Any) -> None:
         "pre_norm": not isinstance(source.norm_pre, torch.nn.Identity),
     }
     ours = {
-        "width": config.width, "depth": config.depth, "heads": config.heads, "mlp_hidden": config.hidden,
-        "gated_mlp": config.gated_mlp, "pre_norm": config.pre_norm,
-    }  # fmt: skip
+        "width": config.width,
+        "depth": config.depth,
+        "heads": config.heads,
+        "mlp_hidden": config.hidden,
+        "gated_mlp": config.gated_mlp,
+        "pre_norm": config.pre_norm,
+    }
     differing = [f"{key}={found[key]!r} (here {ours[key]!r})" for key in found if found[key] != ours[key]]
     if differing:
         raise ConfigError(
@@ -134,9 +138,13 @@ def _put(student: ViT, name: str, value: Tensor) -> None:
 def _copy_blocks(student: ViT, weights: Mapping[str, Tensor]) -> None:
     for number in range(student.config.depth):
         for ours, theirs, layer_scale in (
-            ("norm1", "norm1", None), ("qkv", "attn.qkv", None), ("proj", "attn.proj", "ls1"),
-            ("norm2", "norm2", None), ("mlp.0", "mlp.fc1", None), ("mlp.2", "mlp.fc2", "ls2"),
-        ):  # fmt: skip
+            ("norm1", "norm1", None),
+            ("qkv", "attn.qkv", None),
+            ("proj", "attn.proj", "ls1"),
+            ("norm2", "norm2", None),
+            ("mlp.0", "mlp.fc1", None),
+            ("mlp.2", "mlp.fc2", "ls2"),
+        ):
             weight = weights[f"blocks.{number}.{theirs}.weight"]
             bias = weights.get(f"blocks.{number}.{theirs}.bias")
             bias = torch.zeros(len(weight)) if bias is None else bias  # some models leave those of qkv out

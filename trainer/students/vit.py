@@ -118,10 +118,16 @@ def _versions() -> dict[str, ViTConfig]:
         ):
             configs.append(
                 ViTConfig(
-                    name=f"vit-{size}-{patch_size}", width=width, depth=depth, heads=heads, mlp_hidden=hidden,
-                    gated_mlp=gated, patch_size=patch_size, preferred_resolution=(side, side),
+                    name=f"vit-{size}-{patch_size}",
+                    width=width,
+                    depth=depth,
+                    heads=heads,
+                    mlp_hidden=hidden,
+                    gated_mlp=gated,
+                    patch_size=patch_size,
+                    preferred_resolution=(side, side),
                 )
-            )  # fmt: skip
+            )
     return {config.name: config for config in configs}
 
 

@@ -32,7 +32,9 @@ def cache(tmp_path: Path, fake_teachers: tuple[str, ...]) -> Cache:
     return build_cache(config).cache
 
 
-def test_a_teacher_of_colours_agrees_with_its_map_and_best_at_the_level_of_the_crops_magnification(cache: Cache) -> None:
+def test_a_teacher_of_colours_agrees_with_its_map_and_best_at_the_level_of_the_crops_magnification(
+    cache: Cache,
+) -> None:
     errors = measure(cache, AlignRequest(limit=4, scales=(1.0, 0.5)))
     found = {(e.level_px, e.mirrored, e.scale): e.cosine for e in errors}
     assert len(found) == 2 * 2 * 2

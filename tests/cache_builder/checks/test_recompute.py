@@ -36,9 +36,24 @@ def cache(fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path) -> Cache
     """Ten images in shards of four, by both fake teachers, with weights in a file of their own."""
     (tmp_path / "w.pth").write_bytes(b"weights")
     done = command(
-        "build", "--images", photos, "--out", tmp_path / "c.zarr", "--teacher", "fake-a", "--teacher", "fake-maps",
-        "--shard-images", 4, "--device", "cpu", "--weights", f"fake-a={tmp_path}/w.pth", "--codec", "fake-a=int8",
-    )  # fmt: skip
+        "build",
+        "--images",
+        photos,
+        "--out",
+        tmp_path / "c.zarr",
+        "--teacher",
+        "fake-a",
+        "--teacher",
+        "fake-maps",
+        "--shard-images",
+        4,
+        "--device",
+        "cpu",
+        "--weights",
+        f"fake-a={tmp_path}/w.pth",
+        "--codec",
+        "fake-a=int8",
+    )
     assert done.exit_code == 0, done.output
     return Cache(tmp_path / "c.zarr")
 
@@ -55,9 +70,11 @@ def confuse_shards(cache: Cache, name: str, shard: int, other: int) -> None:
     receipt = cache.receipts(name)[shard]
     assert receipt is not None
     writer.write_sharded(
-        "spatial", list(codes), grid=(0, shard, *(0 for _ in teacher.row_shape)),
+        "spatial",
+        list(codes),
+        grid=(0, shard, *(0 for _ in teacher.row_shape)),
         chunks_per_shard=cache.meta.shard_images,
-    )  # fmt: skip
+    )
     for file in receipt.files[1:]:
         writer.write_stored(file.path, cache.storage.read(f"teachers/{name}/{file.path}"))
     writer.commit(
@@ -99,9 +116,15 @@ def test_maps_of_other_images_are_found_though_every_checksum_fits(cache: Cache)
 
 def test_a_mean_below_what_was_recorded_is_told_with_both_figures() -> None:
     one = Recomputed(
-        name="clip", images=1, recorded=0.99, floor=0.984, image_floor=0.9, cosine=0.97,
-        by_image=(ImageCosine("a.jpg", 0.97),), summary=0.5,
-    )  # fmt: skip
+        name="clip",
+        images=1,
+        recorded=0.99,
+        floor=0.984,
+        image_floor=0.9,
+        cosine=0.97,
+        by_image=(ImageCosine("a.jpg", 0.97),),
+        summary=0.5,
+    )
     first, second = one.complaints()
     assert "clip: a mean cosine of 0.9700 is below 0.9840" in first
     assert second == "clip: a summary has a cosine of 0.5000, below 0.99"
@@ -109,9 +132,15 @@ def test_a_mean_below_what_was_recorded_is_told_with_both_figures() -> None:
 
 def test_not_a_number_is_no_agreement() -> None:
     one = Recomputed(
-        name="clip", images=1, recorded=0.99, floor=0.984, image_floor=0.9, cosine=np.nan,
-        by_image=(ImageCosine("a.jpg", np.nan),), summary=np.nan,
-    )  # fmt: skip
+        name="clip",
+        images=1,
+        recorded=0.99,
+        floor=0.984,
+        image_floor=0.9,
+        cosine=np.nan,
+        by_image=(ImageCosine("a.jpg", np.nan),),
+        summary=np.nan,
+    )
     assert len(one.complaints()) == 3
 
 
@@ -159,7 +188,17 @@ def test_an_image_too_thin_for_a_single_token_is_no_disagreement(
 ) -> None:
     Image.new("RGB", (900, 20), (9, 99, 199)).save(photos / "bee" / "thin.png")
     done = command(
-        "build", "--images", photos, "--out", tmp_path / "p.zarr", "--teacher", "fake-a", "--fit", "pad", "--device", "cpu"
+        "build",
+        "--images",
+        photos,
+        "--out",
+        tmp_path / "p.zarr",
+        "--teacher",
+        "fake-a",
+        "--fit",
+        "pad",
+        "--device",
+        "cpu",
     )
     assert done.exit_code == 0, done.output
     report = recompute(Cache(tmp_path / "p.zarr"), RecomputeConfig(count=11, teachers=("fake-a",)))

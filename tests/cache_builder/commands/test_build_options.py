@@ -66,15 +66,21 @@ def test_a_teacher_given_two_values_is_refused() -> None:
 
 
 def options(*teachers: str, **given: tuple[str, ...]) -> dict[str, TeacherOptions]:
-    flags: Any = dict.fromkeys(("weights", "size", "fit", "features", "codec", "packing", "fidelity", "step", "views"), ())
-    return teacher_options(teachers, "cpu", **(flags | {"dtype": "auto", "flip_views": False, "compiled": False} | given))
+    flags: Any = dict.fromkeys(
+        ("weights", "size", "fit", "features", "codec", "packing", "fidelity", "step", "views"), ()
+    )
+    return teacher_options(
+        teachers, "cpu", **(flags | {"dtype": "auto", "flip_views": False, "compiled": False} | given)
+    )
 
 
 def test_the_first_size_is_the_teacher_itself_and_further_ones_are_levels_beside_it() -> None:
     asked = options("clip", "sam", size=("224", "clip=448", "clip=896"), fidelity=("0.95",))
     assert {name: (one.size_px, one.level_of) for name, one in asked.items()} == {
-        "clip": (448, None), "clip@896": (896, "clip"), "sam": (224, None),
-    }  # fmt: skip
+        "clip": (448, None),
+        "clip@896": (896, "clip"),
+        "sam": (224, None),
+    }
     assert asked["clip@896"].codec == asked["clip"].codec != {}
     both = options("clip", "dinov2", size=("448", "224"))
     assert list(both) == ["clip", "clip@224", "dinov2", "dinov2@224"]
@@ -88,7 +94,9 @@ def test_the_trunk_of_a_teacher_is_a_teacher_of_its_own_with_the_options_of_the_
 
 
 def test_a_trunk_that_is_not_there_or_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--features trunk: clip has no neck that its trunk stands before; sam, sam-vit-h"):
+    with pytest.raises(
+        ConfigError, match="--features trunk: clip has no neck that its trunk stands before; sam, sam-vit-h"
+    ):
         options("clip", "sam", features=("trunk",))
     with pytest.raises(ConfigError, match="--teacher sam-trunk is given twice"):
         options("sam", "sam-trunk", features=("sam=trunk",))

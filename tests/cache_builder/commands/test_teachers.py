@@ -64,7 +64,13 @@ def test_the_same_teacher_by_two_libraries_sees_different_shares_of_a_photo() ->
     """61 % and 100 % of a 4:3 photo: timm crops SigLIP 2 after a resize, open_clip squashes."""
     shares = {
         name: round(find_teacher(name).photo_share, 2)
-        for name in ("timm:vit_base_patch16_siglip_224.v2_webli", "open_clip:ViT-B-16-SigLIP2/webli", "clip", "dinov2", "sam")
+        for name in (
+            "timm:vit_base_patch16_siglip_224.v2_webli",
+            "open_clip:ViT-B-16-SigLIP2/webli",
+            "clip",
+            "dinov2",
+            "sam",
+        )
     }
     assert shares["open_clip:ViT-B-16-SigLIP2/webli"] == 1.0
     assert shares["timm:vit_base_patch16_siglip_224.v2_webli"] == pytest.approx(0.61, abs=0.01)

@@ -17,13 +17,17 @@ def source_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     write_images(folder / "photos", classes=("blue", "green", "red"), per_class=6)
     make_tiny_cache(
-        folder / "source.zarr", folder / "photos", shard_images=4, unusable=[UNUSABLE],
+        folder / "source.zarr",
+        folder / "photos",
+        shard_images=4,
+        unusable=[UNUSABLE],
         teachers={"packed": (6, 16), "zstd": (None, 16), "int8": (3, 5), "half": (None, 5)},
         codecs={
-            "packed": CodecRequest(packing="packed", fidelity=0.97), "zstd": CodecRequest(packing="zstd", fidelity=0.97),
+            "packed": CodecRequest(packing="packed", fidelity=0.97),
+            "zstd": CodecRequest(packing="zstd", fidelity=0.97),
             "int8": CodecRequest(name="int8"),
         },
-    )  # fmt: skip
+    )
     return folder / "source.zarr"
 
 

@@ -212,9 +212,11 @@ def test_a_copy_without_a_usable_image_is_whole_but_has_nothing_to_encode_again(
     for name in ("packed", "zstd"):
         with pytest.raises(MissingRowsError, match=f"teacher '{name}': no image is usable .* without --packing"):
             copy(
-                source=empty.url, target=tmp_path / f"again-{name}.zarr", teachers=(name,),
+                source=empty.url,
+                target=tmp_path / f"again-{name}.zarr",
+                teachers=(name,),
                 packing="zstd" if name == "packed" else "packed",
-            )  # fmt: skip
+            )
 
 
 def test_going_on_with_another_packing_or_fidelity_is_refused(copy: Callable[..., CopyReport]) -> None:

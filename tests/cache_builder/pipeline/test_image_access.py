@@ -86,9 +86,13 @@ def run(fake_teachers: tuple[str, ...], tmp_path: Path, photos: Path, place: Pat
 
     def made(out: str, **changes: Any) -> BuildReport:
         fields: dict[str, Any] = {
-            "images": (str(photos),), "teachers": {name: TeacherOptions() for name in fake_teachers},
-            "out": tmp_path / out, "shard_images": 8, "batch_images": 4, "threads": 2,
-        }  # fmt: skip
+            "images": (str(photos),),
+            "teachers": {name: TeacherOptions() for name in fake_teachers},
+            "out": tmp_path / out,
+            "shard_images": 8,
+            "batch_images": 4,
+            "threads": 2,
+        }
         return build_cache(BuildConfig(**(fields | changes)))
 
     return build
@@ -272,7 +276,10 @@ def test_what_passes_within_the_tries_leaves_no_trace(run: Run, tmp_path: Path) 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_process_without_descriptors_or_memory_stops(run: Run, tmp_path: Path, number: int) -> None:
     run("undisturbed.zarr")
-    with unreadable(lambda path: "red/1" in path, number), pytest.raises(StorageError, match="run the same command again"):
+    with (
+        unreadable(lambda path: "red/1" in path, number),
+        pytest.raises(StorageError, match="run the same command again"),
+    ):
         run()
     assert Cache(tmp_path / "out.zarr").failures() == []
     run()
@@ -438,7 +445,9 @@ def recorded_as(reason: str, row: int) -> Callable[[ImageAccess, int], Any]:
     return look
 
 
-@pytest.mark.parametrize("reason", ["cannot be read: Permission denied", "cannot be read: there is nothing at http://h/a.jpg"])
+@pytest.mark.parametrize(
+    "reason", ["cannot be read: Permission denied", "cannot be read: there is nothing at http://h/a.jpg"]
+)
 def test_a_cache_without_kinds_has_its_unreadable_images_looked_at_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
@@ -509,9 +518,7 @@ def test_a_codec_is_not_calibrated_without_an_image_that_cannot_be_read_just_now
 # ---------------------------------------------------------------- the proof itself
 
 
-def test_a_process_that_reads_other_bytes_than_the_witnesses_does_not_see_the_images(
-    run: Run, tmp_path: Path
-) -> None:
+def test_a_process_that_reads_other_bytes_than_the_witnesses_does_not_see_the_images(run: Run, tmp_path: Path) -> None:
     run()
     cache = Cache(tmp_path / "out.zarr")
     right = Witness(0, cache.digests[0].tobytes())

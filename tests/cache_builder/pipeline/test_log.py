@@ -34,9 +34,13 @@ def test_every_shard_and_every_teacher_is_one_line(build: Build, tmp_path: Path)
     build(log_json=log)
     found = lines(log)
     assert [(line["event"], line["unit"]) for line in found] == [
-        *[("shard", "images")] * 4, ("scan", "images"), *[("shard", "fake-a")] * 4, ("teacher", "fake-a"),
-        *[("shard", "fake-maps")] * 4, ("teacher", "fake-maps"),
-    ]  # fmt: skip
+        *[("shard", "images")] * 4,
+        ("scan", "images"),
+        *[("shard", "fake-a")] * 4,
+        ("teacher", "fake-a"),
+        *[("shard", "fake-maps")] * 4,
+        ("teacher", "fake-maps"),
+    ]
     for unit in ("images", "fake-a", "fake-maps"):
         own = [line for line in found if line["unit"] == unit]
         assert shards(log, unit) == [0, 1, 2, 3]
@@ -75,8 +79,10 @@ def test_a_build_that_goes_on_appends_what_it_did_itself(build: Build, tmp_path:
     assert log.read_bytes().startswith(before)
     again = [json.loads(line) for line in log.read_bytes()[len(before) :].splitlines()]
     assert [(line["event"], line["unit"], line["images"]) for line in again] == [
-        ("shard", "fake-a", 3), ("teacher", "fake-a", 3), ("teacher", "fake-maps", 0),
-    ]  # fmt: skip
+        ("shard", "fake-a", 3),
+        ("teacher", "fake-a", 3),
+        ("teacher", "fake-maps", 0),
+    ]
 
 
 def test_after_a_line_that_was_cut_short_the_next_one_is_whole(tmp_path: Path) -> None:

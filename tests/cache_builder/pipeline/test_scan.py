@@ -17,9 +17,13 @@ from radio_cache.writer import create_cache
 def unseen_cache(path: Path, images: Path) -> Cache:
     listing = list_images([str(images)])
     meta = CacheMeta(
-        num_images=len(listing.index.keys), shard_images=3, creator="test", containers=listing.containers,
-        class_names=listing.class_names, max_pixels=10_000,
-    )  # fmt: skip
+        num_images=len(listing.index.keys),
+        shard_images=3,
+        creator="test",
+        containers=listing.containers,
+        class_names=listing.class_names,
+        max_pixels=10_000,
+    )
     create_cache(path, meta, listing.index)
     return Cache(path)
 
@@ -45,8 +49,9 @@ def test_sizes_are_upright_digests_are_the_files_and_failures_have_reasons(tmp_p
     assert cache.sizes_hw.tolist() == [[40, 20], [10, 30], [0, 0], [0, 0]]
     assert cache.usable_rows().tolist() == [0, 1]
     assert [(failure.row, failure.reason.split(";")[0]) for failure in cache.failures()] == [
-        (2, "200 x 100 pixels is more than the limit of 10000"), (3, "the file is empty (0 bytes)"),
-    ]  # fmt: skip
+        (2, "200 x 100 pixels is more than the limit of 10000"),
+        (3, "the file is empty (0 bytes)"),
+    ]
     for row, name in enumerate("abcd"):
         (file,) = photos.glob(f"{name}.*")
         assert cache.digests[row].tobytes() == digest(file.read_bytes())

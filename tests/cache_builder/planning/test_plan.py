@@ -35,9 +35,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path) -> BuildConfig:
     return BuildConfig(
-        images=(str(photos),), teachers=dict.fromkeys(fake_teachers, TeacherOptions()), out=tmp_path / "out.zarr",
-        shard_images=16, batch_images=8, threads=1,
-    )  # fmt: skip
+        images=(str(photos),),
+        teachers=dict.fromkeys(fake_teachers, TeacherOptions()),
+        out=tmp_path / "out.zarr",
+        shard_images=16,
+        batch_images=8,
+        threads=1,
+    )
 
 
 def quick(config: BuildConfig, **changes: Any) -> Plan:
@@ -46,10 +50,19 @@ def quick(config: BuildConfig, **changes: Any) -> Plan:
 
 def made_up(**changes: Any) -> TeacherProbe:
     fields = {
-        "name": "fake-a", "input_hw": (32, 32), "grid_hw": (4, 4), "spatial_dim": 5, "summary_dim": 4, "images": 8,
-        "decode_s": 0.01, "forward_s": 0.1, "encode_s": 0.02, "pack_s": 0.0, "asked": HALF,
+        "name": "fake-a",
+        "input_hw": (32, 32),
+        "grid_hw": (4, 4),
+        "spatial_dim": 5,
+        "summary_dim": 4,
+        "images": 8,
+        "decode_s": 0.01,
+        "forward_s": 0.1,
+        "encode_s": 0.02,
+        "pack_s": 0.0,
+        "asked": HALF,
         "codecs": (CodecCost(request=HALF, bytes_per_image=100.0),),
-    }  # fmt: skip
+    }
     return TeacherProbe(**(fields | changes))
 
 
@@ -99,10 +112,17 @@ def test_a_cache_pays_when_its_build_costs_less_than_the_teachers_of_the_runs(co
     teacher = teacher_plan(made_up(), 100, 0, None, config, False)
     settings = PlanConfig(build=config, student_steps=10, student_batch=5, devices=4, dollars_per_hour=3.6)
     plan = Plan(
-        config=settings, num_images=100, num_shards=7, index_bytes=1000, free_bytes=None, scan_s=2.0, images_unseen=100,
-        pixel_bytes=10, teachers=(teacher,),
+        config=settings,
+        num_images=100,
+        num_shards=7,
+        index_bytes=1000,
+        free_bytes=None,
+        scan_s=2.0,
+        images_unseen=100,
+        pixel_bytes=10,
+        teachers=(teacher,),
         notes=(),
-    )  # fmt: skip
+    )
     assert plan.device_s == pytest.approx(15)
     assert plan.online_s == pytest.approx(5)  # 50 images at 0.1 s
     assert plan.runs_to_break_even == pytest.approx(3)
@@ -203,9 +223,17 @@ def test_levels_of_a_teacher_are_planned_like_teachers(config: BuildConfig) -> N
 def test_a_student_run_is_counted_as_radio_train_would_make_it(config: BuildConfig) -> None:
     def run(num_images: int, **settings: Any) -> tuple[int, int]:
         plan = Plan(
-            config=PlanConfig(build=config, **settings), num_images=num_images, num_shards=1, index_bytes=0, free_bytes=None,
-            scan_s=0, images_unseen=0, pixel_bytes=0, teachers=(), notes=(),
-        )  # fmt: skip
+            config=PlanConfig(build=config, **settings),
+            num_images=num_images,
+            num_shards=1,
+            index_bytes=0,
+            free_bytes=None,
+            scan_s=0,
+            images_unseen=0,
+            pixel_bytes=0,
+            teachers=(),
+            notes=(),
+        )
         return plan.student_run.steps, plan.student_run.batch_images
 
     assert run(60) == (427, 60)  # 25,600 crops

@@ -122,7 +122,9 @@ def write_csv(folder: Path, content: str | bytes) -> Path:
 
 
 def test_a_csv_file_names_paths_and_classes_in_its_columns(tmp_path: Path) -> None:
-    path = write_csv(tmp_path, b'\xef\xbb\xbfsplit,Path,label\r\ntrain,"sub/c.jpg",cat\r\n\r\ntrain,a.jpg,\r\ntest,b.jpg,ant\r\n')
+    path = write_csv(
+        tmp_path, b'\xef\xbb\xbfsplit,Path,label\r\ntrain,"sub/c.jpg",cat\r\n\r\ntrain,a.jpg,\r\ntest,b.jpg,ant\r\n'
+    )
     listing = list_images([str(path)])
     assert list(listing.index.keys) == ["sub/c.jpg", "a.jpg", "b.jpg"]
     assert (listing.class_names, listing.index.labels.tolist()) == (("ant", "cat"), [1, -1, 0])
@@ -140,18 +142,22 @@ def test_columns_of_a_csv_file_may_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "message"),
     [
-        ("where,kind\na.jpg,1\n", "", r"its columns are where, kind, and none is called path, file.*list\.csv#COLUMN,CLASS"),
+        (
+            "where,kind\na.jpg,1\n",
+            "",
+            r"its columns are where, kind, and none is called path, file.*list\.csv#COLUMN,CLASS",
+        ),
         ("", "", r"its columns are none"),
         ("path\na.jpg\n", "#place", r"column place is not there; the columns are path"),
         ("path,label\na.jpg,1\n", "#path,class", r"column class is not there; the columns are path, label"),
         ("path,label\na.jpg,1\nb.jpg\n", "", r"line 3: 1 fields under 2 columns: 'b\.jpg'"),
         ("path,label\na.jpg,1\n,2\n", "", r"line 3: no path: ',2'"),
         ("path\na.jpg\nb.jpg\na.jpg\n", "", r"line 4: a\.jpg is in line 2 already"),
-        ("path\na.jpg\n\"b.jpg\n", "", r"list\.csv, line \d: unexpected end of data"),
+        ('path\na.jpg\n"b.jpg\n', "", r"list\.csv, line \d: unexpected end of data"),
         ("path\nnone.jpg\n", "", r"none of its 1 files exists \(line 2: none\.jpg, looked for at"),
         ("path\n", "", r"holds no image"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_csv_file_is_said_with_its_line_or_its_columns(
     tmp_path: Path, content: str, columns: str, message: str
 ) -> None:
@@ -176,17 +182,22 @@ def test_urls_that_nothing_reads_are_told_with_their_lines_and_left_to_the_build
     found = listed(write_list(tmp_path, f"file://{tmp_path}/a.jpg\nipfs://x/b.jpg\nhttp://x/c//d.jpg\n"))
     assert found.members == [f"file://{tmp_path}/a.jpg", "ipfs://x/b.jpg", "http://x/c//d.jpg"]
     assert found.notes == ("1 of 3 files does not exist (line 2: ipfs://x/b.jpg) and will be left out",)
-    with pytest.raises(SourceError, match=r"none of its 1 files exists .line 1: ipfs://x/b\.jpg, which cannot be read: nothing"):
+    with pytest.raises(
+        SourceError, match=r"none of its 1 files exists .line 1: ipfs://x/b\.jpg, which cannot be read: nothing"
+    ):
         listed(write_list(tmp_path, "ipfs://x/b.jpg\n"))
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (("3", "-1", "10"), [3, -1, 10]), (("3.0", "", "5.0"), [3, -1, 5]), (("3", "nan", "5"), [3, -1, 5]),
-        (("3", "NA", "5"), [3, -1, 5]), (("-1", "-1", "-1"), [-1, -1, -1]),
+        (("3", "-1", "10"), [3, -1, 10]),
+        (("3.0", "", "5.0"), [3, -1, 5]),
+        (("3", "nan", "5"), [3, -1, 5]),
+        (("3", "NA", "5"), [3, -1, 5]),
+        (("-1", "-1", "-1"), [-1, -1, -1]),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.txt"])
 def test_missing_labels_are_no_class_and_leave_numbers_numbers(
     tmp_path: Path, labels: tuple[str, ...], expected: list[int], name: str
@@ -218,7 +229,9 @@ def test_a_header_of_a_list_with_tabs_is_no_image(tmp_path: Path) -> None:
 def test_a_list_with_blanks_for_tabs_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "val_1.JPEG").write_bytes(b"x")
     (tmp_path / "val.txt").write_text("val_1.JPEG 65\n")
-    with pytest.raises(SourceError, match=r"its lines end in a blank and a class \(65\): put a tab before the class instead"):
+    with pytest.raises(
+        SourceError, match=r"its lines end in a blank and a class \(65\): put a tab before the class instead"
+    ):
         list_images([f"{tmp_path}/val.txt"])
 
 
@@ -228,7 +241,10 @@ def test_a_list_with_blanks_for_tabs_says_what_to_do(tmp_path: Path) -> None:
         ('path, label\na.jpg, "cat"\n', r"line 2: a quote behind a blank"),
         ('label,path\n1, "a.jpg"\n', r"line 2: a quote behind a blank"),
         ("path,label,label\na.jpg,1,0\n", r"2 columns are called label: give each a name of its own"),
-        ("label,path\n1, a.jpg\n0, b.jpg\n", r"its paths begin with a blank: leave out the blanks behind the separators"),
+        (
+            "label,path\n1, a.jpg\n0, b.jpg\n",
+            r"its paths begin with a blank: leave out the blanks behind the separators",
+        ),
     ],
 )
 def test_tables_that_say_two_things_are_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -27,8 +27,11 @@ def classes(root: Path) -> list[tuple[str, str | None]]:
 def test_the_first_folder_below_is_the_class_and_files_above_have_none(tmp_path: Path) -> None:
     touch(tmp_path, "dog/b.jpg", "dog/more/a.png", "cat/x.jpeg", "loose.png")
     assert classes(tmp_path) == [
-        ("cat/x.jpeg", "cat"), ("dog/b.jpg", "dog"), ("dog/more/a.png", "dog"), ("loose.png", None),
-    ]  # fmt: skip
+        ("cat/x.jpeg", "cat"),
+        ("dog/b.jpg", "dog"),
+        ("dog/more/a.png", "dog"),
+        ("loose.png", None),
+    ]
     assert found_in(walk_folder(tmp_path)).notes == ()
 
 
@@ -109,8 +112,10 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
         monkeypatch.chdir(tmp_path)
         server.bind("s.jpg")
     assert walk_folder(tmp_path).special == [
-        "cat/pipe.jpg (a named pipe)", "null.png (a device)", "s.jpg (a socket)",
-    ]  # fmt: skip
+        "cat/pipe.jpg (a named pipe)",
+        "null.png (a device)",
+        "s.jpg (a socket)",
+    ]
     assert (
         "3 image names such as cat/pipe.jpg (a named pipe) passed over: not files"
         in found_in(walk_folder(tmp_path)).notes
@@ -161,7 +166,9 @@ def test_a_folder_deeper_than_paths_can_be_is_passed_over_and_told(
     assert 10 < len(tree.images) < 25
     assert max(len(f"{tmp_path}/{image}") for image in tree.images) < 4096
     # Where the limit falls, between a folder and the files in it, depends on how long tmp_path is.
-    assert re.match("[12] too deep to be opened, passed over with all below: the system opens paths of 4096", found.notes[0])
+    assert re.match(
+        "[12] too deep to be opened, passed over with all below: the system opens paths of 4096", found.notes[0]
+    )
 
 
 def test_photos_that_nothing_decodes_are_told_first(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def hub(files: dict[str, bytes]) -> Iterator[str]:
                     headers["Content_Range"] = f"bytes {first}-{last}/{len(data)}"
                 self.answer(code, data[first : last + 1], **headers)
             else:
-                self.answer(404, b'{"error": "not found"}', X_Error_Code="RepoNotFound", Content_Type="application/json")
+                self.answer(
+                    404, b'{"error": "not found"}', X_Error_Code="RepoNotFound", Content_Type="application/json"
+                )
 
         do_HEAD = do_GET
 

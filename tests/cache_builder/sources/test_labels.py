@@ -14,13 +14,37 @@ from cache_builder.sources.labels import parse_label, parse_labels
 @pytest.mark.parametrize(
     ("value", "label"),
     [
-        (3, 3), (3.0, 3), ("3", 3), ("3.0", 3), (" 3\n", 3), ("3.", 3), ("3.000e+00", 3), ("007", 7), (0, 0),
-        (True, 1), (False, 0),
-        (None, None), ("", None), ("  ", None), (math.nan, None), ("nan", None), ("NaN", None), ("null", None), ("<NA>", None),
-        (-1, None), (-1.0, None), ("-1", None), ("-1.0", None), (-100, None),
-        ("cat", "cat"), ("1.5", "1.5"), ("n01440764", "n01440764"), ("2024-01-05", "2024-01-05"), (2**31 - 1, 2**31 - 1),
+        (3, 3),
+        (3.0, 3),
+        ("3", 3),
+        ("3.0", 3),
+        (" 3\n", 3),
+        ("3.", 3),
+        ("3.000e+00", 3),
+        ("007", 7),
+        (0, 0),
+        (True, 1),
+        (False, 0),
+        (None, None),
+        ("", None),
+        ("  ", None),
+        (math.nan, None),
+        ("nan", None),
+        ("NaN", None),
+        ("null", None),
+        ("<NA>", None),
+        (-1, None),
+        (-1.0, None),
+        ("-1", None),
+        ("-1.0", None),
+        (-100, None),
+        ("cat", "cat"),
+        ("1.5", "1.5"),
+        ("n01440764", "n01440764"),
+        ("2024-01-05", "2024-01-05"),
+        (2**31 - 1, 2**31 - 1),
     ],
-)  # fmt: skip
+)
 def test_a_value_is_a_number_a_name_or_no_class(value: object, label: int | str | None) -> None:
     assert parse_label(value) == label
     assert type(parse_label(value)) is type(label)

@@ -76,9 +76,11 @@ def test_every_listed_image_is_read_back_from_its_place(tmp_path: Path) -> None:
 def test_tars_may_be_named_in_four_ways(tmp_path: Path, how: str) -> None:
     folder = str(write_tars(tmp_path / "shards", 3))
     sources = {
-        "folder of tars": [folder], "braces": [f"{folder}/train-{{000..002}}.tar"], "glob": [f"{folder}/train-*.tar"],
+        "folder of tars": [folder],
+        "braces": [f"{folder}/train-{{000..002}}.tar"],
+        "glob": [f"{folder}/train-*.tar"],
         "one by one": [f"{folder}/train-{number:03d}.tar" for number in range(3)],
-    }[how]  # fmt: skip
+    }[how]
     listing = list_images(sources)
     assert listing.index.keys == [f"train-{n:03d}.tar/{n}{i}.jpg" for n in range(3) for i in range(2)]
     assert listing.index.labels.tolist() == [5, -1] * 3
@@ -178,7 +180,9 @@ def test_a_compressed_tar_beside_photos_is_passed_over_with_a_note(tmp_path: Pat
 
 
 def test_an_empty_folder_holds_no_image(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=rf"{tmp_path} holds no image\. Images are files whose names end in .* \.jpg "):
+    with pytest.raises(
+        SourceError, match=rf"{tmp_path} holds no image\. Images are files whose names end in .* \.jpg "
+    ):
         list_images([str(tmp_path)])
 
 
@@ -252,9 +256,12 @@ def test_a_file_name_that_is_not_utf8_is_a_key_like_any_other(tmp_path: Path) ->
 def index(keys: list[str], labels: list[int] | None = None, offset: int = -1) -> ImageIndex:
     count = len(keys)
     return ImageIndex(
-        keys, np.array(labels or [0] * count, np.int32), np.zeros(count, np.int32), np.full(count, offset, np.int64),
+        keys,
+        np.array(labels or [0] * count, np.int32),
+        np.zeros(count, np.int32),
+        np.full(count, offset, np.int64),
         np.full(count, -1, np.int64),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,12 @@ def hugging_face(path: Path, *, labels: list[int | None] | None = None, names: l
     """As `Dataset.to_parquet` writes images with classes."""
     rows = [{"bytes": data, "path": name} for data, name in zip(IMAGES, names or [None] * len(IMAGES), strict=True)]
     features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}}
-    table = pa.table({
-        "image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "label": pa.array(labels or [1, 0, 1, None], pa.int64()),
-    }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
+    table = pa.table(
+        {
+            "image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": pa.array(labels or [1, 0, 1, None], pa.int64()),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=3, compression="none", use_dictionary=["label"])
     return path
@@ -308,12 +310,15 @@ def test_a_path_missing_in_the_middle_is_told_with_its_row(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (pa.array([3.0, float("nan"), 5.0]), [3, -1, 5]), (pa.array([3.0, None, 5.0], pa.float32()), [3, -1, 5]),
-        (pa.array([True, False, None]), [1, 0, -1]), (pa.array([3, -1, None]), [3, -1, -1]),
-        (pa.array(["3", "-1", ""]), [3, -1, -1]), (pa.array([None, None, None]), [-1, -1, -1]),
+        (pa.array([3.0, float("nan"), 5.0]), [3, -1, 5]),
+        (pa.array([3.0, None, 5.0], pa.float32()), [3, -1, 5]),
+        (pa.array([True, False, None]), [1, 0, -1]),
+        (pa.array([3, -1, None]), [3, -1, -1]),
+        (pa.array(["3", "-1", ""]), [3, -1, -1]),
+        (pa.array([None, None, None]), [-1, -1, -1]),
         (pa.array([3.0, -1.0, 5.0]).dictionary_encode(), [3, -1, 5]),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("columns", ["", "#image,label"])
 def test_missing_labels_of_any_type_are_no_class(
     tmp_path: Path, labels: pa.Array, expected: list[int], columns: str
@@ -332,10 +337,20 @@ def test_scores_that_nobody_named_are_no_classes_and_that_is_told(tmp_path: Path
 
 # ---------------------------------------------------------------- types, and images that lie elsewhere
 
-TEXT = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()),
-        pa.dictionary(pa.int8(), pa.large_string())]  # fmt: skip
-BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary()),
-         pa.dictionary(pa.int16(), pa.large_binary())]  # fmt: skip
+TEXT = [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+    pa.dictionary(pa.int8(), pa.large_string()),
+]
+BYTES = [
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.dictionary(pa.int32(), pa.binary()),
+    pa.dictionary(pa.int16(), pa.large_binary()),
+]
 
 
 def array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -351,13 +366,22 @@ def test_bytes_names_and_classes_of_every_layout_are_columns(
     tmp_path: Path, kind: pa.DataType, text: pa.DataType, how: dict[str, Any]
 ) -> None:
     names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
-    table = pa.table({
-        "jpg": array(IMAGES, kind), "__key__": array(names, text), "label": array(["x", "y", None, "x"], text),
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "jpg": array(IMAGES, kind),
+            "__key__": array(names, text),
+            "label": array(["x", "y", None, "x"], text),
+        }
+    )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3, **how)
     listing = list_images([f"{tmp_path}/a.parquet"])
     assert listing.index.keys == [f"a.parquet/{name}" for name in names]
-    assert [listing.class_names[label] if label >= 0 else None for label in listing.index.labels] == ["x", "y", None, "x"]
+    assert [listing.class_names[label] if label >= 0 else None for label in listing.index.labels] == [
+        "x",
+        "y",
+        None,
+        "x",
+    ]
     assert contents(listing) == IMAGES
 
 
@@ -370,7 +394,9 @@ def test_bytes_and_path_of_every_layout_within_one_column(tmp_path: Path, kind: 
     assert contents(listing) == IMAGES
 
 
-def by_path(path: Path, rows: list[tuple[bytes | None, str | None]], kind: pa.DataType | None = None, **how: Any) -> str:
+def by_path(
+    path: Path, rows: list[tuple[bytes | None, str | None]], kind: pa.DataType | None = None, **how: Any
+) -> str:
     """As `datasets` 5 writes images that are files: bytes are null."""
     column = pa.StructArray.from_arrays(
         [pa.array([data for data, _ in rows], kind or pa.binary()), pa.array([name for _, name in rows], pa.string())],
@@ -399,7 +425,9 @@ def test_images_by_path_among_others_and_rows_with_neither(tmp_path: Path) -> No
     container = listing.containers[0]
     read = [read_image(container, key, row, -1) for row, key in enumerate(listing.index.keys[:2])]
     assert read == [b"inside", b"from the file"]
-    with pytest.raises(ImageError, match=r"row 2 of .* holds no image: its image\.bytes is null, and so is its image\.path"):
+    with pytest.raises(
+        ImageError, match=r"row 2 of .* holds no image: its image\.bytes is null, and so is its image\.path"
+    ):
         read_image(container, "", 2, -1)
     assert read_image(container, "", 3, -1) == b""
     with pytest.raises(ImageError, match="cannot be read"):
@@ -409,11 +437,15 @@ def test_images_by_path_among_others_and_rows_with_neither(tmp_path: Path) -> No
 def test_paths_that_lead_nowhere_are_told_when_listed(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(b"x")
     some = by_path(tmp_path / "a.parquet", [(None, "b.jpg"), (None, "gone/c.jpg")])
-    assert list_images([some]).notes[0].endswith(
-        "1 of the 2 files that it names do not exist ('gone/c.jpg') and will be left out"
+    assert (
+        list_images([some])
+        .notes[0]
+        .endswith("1 of the 2 files that it names do not exist ('gone/c.jpg') and will be left out")
     )
     none = by_path(tmp_path / "b.parquet", [(None, "gone/c.jpg")])
-    with pytest.raises(SourceError, match=r"none of the 1 files that it names exists .'gone/c\.jpg'.: relative paths start from"):
+    with pytest.raises(
+        SourceError, match=r"none of the 1 files that it names exists .'gone/c\.jpg'.: relative paths start from"
+    ):
         list_images([none])
 
 
@@ -438,9 +470,11 @@ def test_one_image_in_a_dictionary_for_all_rows_is_read_in_little_memory(
     image = bytes(range(256)) * 400
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array([image]))
     for name, column, how in (
-        ("a", rows, {}), ("b", pa.array([image] * 3000), {}), ("c", pa.array([image] * 3000), {"compression": "zstd"}),
+        ("a", rows, {}),
+        ("b", pa.array([image] * 3000), {}),
+        ("c", pa.array([image] * 3000), {"compression": "zstd"}),
         ("d", pa.array([image] * 300), {"use_dictionary": False, "column_encoding": {"jpg": "DELTA_BYTE_ARRAY"}}),
-    ):  # fmt: skip
+    ):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"jpg": column}), path, row_group_size=1 << 20, **how)
         file = parquet_images._File(str(path), "jpg")
@@ -458,7 +492,10 @@ def test_lists_of_one_image_are_images(tmp_path: Path, plain: bool, how: dict[st
     else:
         images = [(b"first", "a"), (None, "b.jpg"), (None, None), (b"fifth", None)]
         first, second, _, last = ([{"bytes": data, "path": path}] for data, path in images)
-        rows, kind = [first, second, [], None, last], pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        rows, kind = (
+            [first, second, [], None, last],
+            pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        )
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"images": pa.array(rows, kind), "label": [0, 1, 0, 1, 0]}), path, row_group_size=3, **how)
     listing = list_images([str(path)])
@@ -497,7 +534,9 @@ def test_whole_decimals_are_class_numbers_and_fractions_are_told(tmp_path: Path)
 
 @pytest.mark.parametrize("value", [b"cat", [1, 0], {"x": 1}], ids=["bytes", "list", "struct"])
 def test_a_column_called_label_that_can_be_no_class_is_told(tmp_path: Path, value: object) -> None:
-    found = list_parquet(write(tmp_path / "a.parquet", photo=pa.array(IMAGES), label=pa.array([value] * 4)), image="photo")
+    found = list_parquet(
+        write(tmp_path / "a.parquet", photo=pa.array(IMAGES), label=pa.array([value] * 4)), image="photo"
+    )
     assert found.labels.tolist() == [-1] * 4
     assert found.notes[0].startswith("no classes: column label is ")
     assert found.notes[0].endswith(", and a class is a number or a name")
@@ -512,6 +551,8 @@ def test_further_image_columns_and_nested_classes_are_told(tmp_path: Path) -> No
     meta = pa.array([{"label": 1}] * len(IMAGES), pa.struct([("label", pa.int64())]))
     path = write(tmp_path / "t.parquet", image=picture, mask=picture, meta=meta)
     notes = list_images([path]).notes
-    assert any("images are those of column image.bytes; other columns of bytes are left alone: mask.bytes" in n for n in notes)
+    assert any(
+        "images are those of column image.bytes; other columns of bytes are left alone: mask.bytes" in n for n in notes
+    )
     assert any("no classes: meta.label is a field within another column" in n for n in notes)
     assert not any("left alone" in n for n in list_images([f"{path}#mask"]).notes)

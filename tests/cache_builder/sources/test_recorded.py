@@ -47,9 +47,13 @@ def cache_of(place: Path, *sources: Path | str, selection: Selection | None = No
     request = Request(sources=tuple(map(str, sources)), selection=selection or Selection())
     listing = list_for(request, None)
     meta = CacheMeta(
-        num_images=len(listing.index), shard_images=4, creator="test", containers=listing.containers,
-        class_names=listing.class_names, max_pixels=10_000,
-    )  # fmt: skip
+        num_images=len(listing.index),
+        shard_images=4,
+        creator="test",
+        containers=listing.containers,
+        class_names=listing.class_names,
+        max_pixels=10_000,
+    )
     create_cache(place, meta, listing.index)
     cache = Cache(place)
     record_listing(cache, request, listing)
@@ -72,7 +76,9 @@ def test_unchanged_sources_are_not_listed_again(
     assert list(listing.index.keys) == list(listed.index.keys)
     assert listing.index.labels.tolist() == listed.index.labels.tolist()
     assert (listing.containers, listing.class_names) == (listed.containers, listed.class_names)
-    assert listing.notes == (f"{len(listed.index)} images, as listed when {cache.url} was made: nothing has changed since",)
+    assert listing.notes == (
+        f"{len(listed.index)} images, as listed when {cache.url} was made: nothing has changed since",
+    )
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {

@@ -47,10 +47,12 @@ def parquet_of(folder: Path, names: list[str], *, classes: list[str], **how: Any
     """A Parquet file of images, as Hugging Face lays it out."""
     features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
     rows = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
-    table = pa.table({
-        "image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "label": [classes.index(name.partition("/")[0]) for name in names],
-    }).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})  # fmt: skip
+    table = pa.table(
+        {
+            "image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": [classes.index(name.partition("/")[0]) for name in names],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=3, **how)
     return sink.getvalue().to_pybytes()
@@ -123,7 +125,8 @@ def test_every_kind_of_source_in_a_bucket_gives_the_images_and_classes_of_the_fo
 
 
 @pytest.mark.parametrize(
-    ("way", "files"), [("photos", 12), ("tars", 12), ("tars/train-{000..001}.tar", 10), ("hf/*.parquet", 12), ("list.txt", 10)]
+    ("way", "files"),
+    [("photos", 12), ("tars", 12), ("tars/train-{000..001}.tar", 10), ("hf/*.parquet", 12), ("list.txt", 10)],
 )
 def test_files_are_counted_while_they_are_found(request: pytest.FixtureRequest, way: str, files: int) -> None:
     """What lies there, images or not, and what tars, tables and lists hold."""
@@ -172,10 +175,14 @@ def test_a_build_from_any_source_has_the_bytes_of_the_build_from_the_folder(
     def build(source: str, name: str) -> Cache:
         return build_cache(
             BuildConfig(
-                images=(source,), teachers=dict.fromkeys(fake_teachers, TeacherOptions()), out=tmp_path / name,
-                shard_images=3, batch_images=2, threads=2,
+                images=(source,),
+                teachers=dict.fromkeys(fake_teachers, TeacherOptions()),
+                out=tmp_path / name,
+                shard_images=3,
+                batch_images=2,
+                threads=2,
             )
-        ).cache  # fmt: skip
+        ).cache
 
     expected = arrays(build(str(ten_images), "folder.zarr"))
     for number, way in enumerate(("photos", "tars", "hf", "old", "list.txt")):
@@ -248,9 +255,13 @@ def cache_of(place: Path, source: str) -> tuple[Cache, Request]:
     request = Request(sources=(source,), selection=Selection())
     listing = list_for(request, None)
     meta = CacheMeta(
-        num_images=len(listing.index), shard_images=4, creator="test", containers=listing.containers,
-        class_names=listing.class_names, max_pixels=10_000,
-    )  # fmt: skip
+        num_images=len(listing.index),
+        shard_images=4,
+        creator="test",
+        containers=listing.containers,
+        class_names=listing.class_names,
+        max_pixels=10_000,
+    )
     create_cache(place, meta, listing.index)
     record_listing(Cache(place), request, listing)
     return Cache(place), request
@@ -307,10 +318,14 @@ def test_an_object_missing_from_a_list_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("where", ["filled", "memory"])
-def test_images_by_path_in_parquet_are_read_from_beside_it(where: str, ten_images: Path, request: pytest.FixtureRequest) -> None:
+def test_images_by_path_in_parquet_are_read_from_beside_it(
+    where: str, ten_images: Path, request: pytest.FixtureRequest
+) -> None:
     root = request.getfixturevalue(where)
     names = ["../photos/ant/2.png", f"{root}/photos/bee/1.png"]
-    rows = pa.array([{"bytes": None, "path": name} for name in names], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    rows = pa.array(
+        [{"bytes": None, "path": name} for name in names], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"image": rows}), sink)
     data = sink.getvalue().to_pybytes()
@@ -370,12 +385,20 @@ def test_odd_addresses_in_a_list_are_unusable_images_by_name(
     try:
         host = f"http://127.0.0.1:{server.server_port}"
         good = [f"{host}/a//2.png", f"{host}/refs%2Fx/3.png", f"{host}/4.png", f"file://{files[1]}"]
-        odd = [*(host + path for path in codes), f"{host}/round.png", "ipfs://x/y.png", "http://ho st/x.png", "s3://b//x.png"]
+        odd = [
+            *(host + path for path in codes),
+            f"{host}/round.png",
+            "ipfs://x/y.png",
+            "http://ho st/x.png",
+            "s3://b//x.png",
+        ]
         (tmp_path / "list.txt").write_text("\n".join(good + odd))
         config = BuildConfig(
-            images=(str(tmp_path / "list.txt"),), teachers={fake_teachers[0]: TeacherOptions()}, out=tmp_path / "c.zarr",
+            images=(str(tmp_path / "list.txt"),),
+            teachers={fake_teachers[0]: TeacherOptions()},
+            out=tmp_path / "c.zarr",
             threads=1,
-        )  # fmt: skip
+        )
         cache = build_cache(config).cache
         assert [cache.index.key(failure.row) for failure in cache.failures()] == odd
     finally:
@@ -462,9 +485,12 @@ def test_a_bucket_that_fails_in_the_middle_stops_the_build_and_blames_no_image(
     filled: str, tmp_path: Path, fake_teachers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = BuildConfig(
-        images=(f"{filled}/photos",), teachers={fake_teachers[0]: TeacherOptions()}, out=tmp_path / "c.zarr",
-        threads=1, shard_images=3,
-    )  # fmt: skip
+        images=(f"{filled}/photos",),
+        teachers={fake_teachers[0]: TeacherOptions()},
+        out=tmp_path / "c.zarr",
+        threads=1,
+        shard_images=3,
+    )
     original = ObjectStorage.read_at_most
     reads = 0
 

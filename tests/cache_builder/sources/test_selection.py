@@ -21,11 +21,17 @@ def chosen(**settings: object) -> list[str]:
 @pytest.mark.parametrize(
     ("filters", "kept"),
     [
-        ((), [0, 1, 2, 3, 4]), (("ant/*",), [0, 1]), (("*.jpg",), [0, 2, 3, 4]), (("ant/*", "cow/*"), [0, 1, 4]),
-        (("!*draft*",), [0, 1, 2]), (("*.jpg", "!*/draft*"), [0, 2]), (("bee/?.jpg",), [2]), (("[ab]*/1.*",), [0, 2]),
+        ((), [0, 1, 2, 3, 4]),
+        (("ant/*",), [0, 1]),
+        (("*.jpg",), [0, 2, 3, 4]),
+        (("ant/*", "cow/*"), [0, 1, 4]),
+        (("!*draft*",), [0, 1, 2]),
+        (("*.jpg", "!*/draft*"), [0, 2]),
+        (("bee/?.jpg",), [2]),
+        (("[ab]*/1.*",), [0, 2]),
         (("ANT/*",), []),
     ],
-)  # fmt: skip
+)
 def test_patterns_keep_and_patterns_with_a_mark_leave_out(filters: tuple[str, ...], kept: list[int]) -> None:
     assert chosen(filters=filters) == [KEYS[row] for row in kept]
 
@@ -77,8 +83,9 @@ def test_a_filtered_listing_has_the_classes_of_what_is_left_and_says_how_much_th
     assert list(listing.index.keys) == ["bee/1.jpg", "bee/draft-1.jpg"]
     assert (listing.class_names, listing.index.labels.tolist()) == (("bee",), [0, 0])
     assert listing.notes == (
-        "3 of 5 images pass the filters (--filter)", "the first 2 of 3 images are used (--limit)",
-    )  # fmt: skip
+        "3 of 5 images pass the filters (--filter)",
+        "the first 2 of 3 images are used (--limit)",
+    )
 
 
 def test_a_shuffled_listing_keeps_every_image_with_its_label(tmp_path: Path) -> None:

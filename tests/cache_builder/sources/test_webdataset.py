@@ -94,8 +94,9 @@ def test_folders_links_and_devices_are_no_images(tmp_path: Path) -> None:
     found = list_tar(str(tmp_path / "a.tar"))
     assert found.members == []
     assert found.notes == (
-        "1 symbolic link passed over (link.jpg -> )", "1 image name passed over, not a file (fifo.jpg (a named pipe))",
-    )  # fmt: skip
+        "1 symbolic link passed over (link.jpg -> )",
+        "1 image name passed over, not a file (fifo.jpg (a named pipe))",
+    )
 
 
 def test_a_name_that_comes_again_is_kept_apart_with_its_own_bytes(tmp_path: Path) -> None:
@@ -207,9 +208,7 @@ def labels_of(path: Path, **options: str) -> dict[str, int | str]:
     ],
 )
 @pytest.mark.parametrize("classes_first", [True, False])
-def test_names_with_dots_keep_their_own_class(
-    tmp_path: Path, members: dict[str, int], classes_first: bool
-) -> None:
+def test_names_with_dots_keep_their_own_class(tmp_path: Path, members: dict[str, int], classes_first: bool) -> None:
     pairs: Members = []
     for name, label in members.items():
         pair = [(name, b"x"), (f"{name.rpartition('.')[0]}.cls", str(label).encode())]
@@ -221,8 +220,13 @@ def test_a_key_that_comes_again_is_a_sample_of_its_own(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.cls", b"1"), ("a.jpg", b"2"), ("a.cls", b"2"), ("b.jpg", b"3")]
     members += [("a.cls", b"4"), ("a.jpg", b"4"), ("c.jpg", b"5"), ("a.jpg", b"6")]
     assert labels_of(write_tar(tmp_path / "a.tar", members)) == {
-        "a.jpg": 1, "a.jpg#2": 2, "b.jpg": -1, "a.jpg#3": 4, "c.jpg": -1, "a.jpg#4": -1,
-    }  # fmt: skip
+        "a.jpg": 1,
+        "a.jpg#2": 2,
+        "b.jpg": -1,
+        "a.jpg#3": 4,
+        "c.jpg": -1,
+        "a.jpg#4": -1,
+    }
 
 
 @pytest.mark.parametrize("members", [["a.jpg", "a.cls", "a.super.cls"], ["a.super.cls", "a.cls", "a.jpg"]])
@@ -260,12 +264,20 @@ def test_classes_far_from_their_image_are_found_by_name_and_told(tmp_path: Path)
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2"), ("b.cls", b"2"), ("a.cls", b"1")])
     found = list_tar(str(path))
     assert found.labels.tolist() == [1, 2]
-    assert found.notes[0].startswith("1 class file not beside the image in the tar, such as that of a.jpg, found by name")
+    assert found.notes[0].startswith(
+        "1 class file not beside the image in the tar, such as that of a.jpg, found by name"
+    )
 
 
 COMPANIONS: Members = [
-    ("a.jpg", b"1"), ("a.seg.png", b"2"), ("a.cls", b"1"), ("b.jpg", b"3"), ("b.seg.png", b"4"), ("b.cls", b"2"), ("c.png", b"5"),
-]  # fmt: skip
+    ("a.jpg", b"1"),
+    ("a.seg.png", b"2"),
+    ("a.cls", b"1"),
+    ("b.jpg", b"3"),
+    ("b.seg.png", b"4"),
+    ("b.cls", b"2"),
+    ("c.png", b"5"),
+]
 
 
 def test_images_beside_a_photo_are_told_and_the_member_can_be_named(tmp_path: Path) -> None:
@@ -302,14 +314,21 @@ def test_dots_in_names_are_no_companions(tmp_path: Path) -> None:
 
 
 def test_a_field_of_json_members_is_the_class(tmp_path: Path) -> None:
-    samples = [("a", '{"label": 3, "key": "a", "score": NaN}'), ("b", '{"label": null}'), ("c", '{"label": 5.0}'), ("d", "{}")]
+    samples = [
+        ("a", '{"label": 3, "key": "a", "score": NaN}'),
+        ("b", '{"label": null}'),
+        ("c", '{"label": 5.0}'),
+        ("d", "{}"),
+    ]
     members: Members = []
     for key, text in samples:
         members += [(f"{key}.jpg", b"x"), (f"{key}.json", text.encode()), (f"{key}.cls", b"9")]
     path = write_tar(tmp_path / "a.tar", members)
     assert labels_of(path, class_field="label") == {"a.jpg": 3, "b.jpg": -1, "c.jpg": 5, "d.jpg": -1}
     assert labels_of(path) == {"a.jpg": 9, "b.jpg": 9, "c.jpg": 9, "d.jpg": 9}
-    with pytest.raises(SourceError, match=r"no \.json member has a field cls; their fields are key, label, score: name the one"):
+    with pytest.raises(
+        SourceError, match=r"no \.json member has a field cls; their fields are key, label, score: name the one"
+    ):
         list_tar(str(path), class_field="cls")
     path = write_tar(tmp_path / "b.tar", [("a.jpg", b"x"), ("a.json", b'{"class": {"name": "cat"}}')])
     assert labels_of(path, class_field="class.name") == {"a.jpg": "cat"}
@@ -318,10 +337,13 @@ def test_a_field_of_json_members_is_the_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"{", "is no JSON"), (b"[1]", "holds no fields"), (b'{"label": [1]}', "holds a list, which is neither"),
-        (b'{"label": 0.5}', "holds 0.5, which is no whole number"), (b"[" * 100_000, "is no JSON"),
+        (b"{", "is no JSON"),
+        (b"[1]", "holds no fields"),
+        (b'{"label": [1]}', "holds a list, which is neither"),
+        (b'{"label": 0.5}', "holds 0.5, which is no whole number"),
+        (b"[" * 100_000, "is no JSON"),
     ],
-)  # fmt: skip
+)
 def test_a_json_member_that_holds_no_class_is_named(tmp_path: Path, text: bytes, message: str) -> None:
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.json", text)])
     with pytest.raises(SourceError, match=rf"a\.json.*{message}"):
@@ -331,7 +353,9 @@ def test_a_json_member_that_holds_no_class_is_named(tmp_path: Path, text: bytes,
 def test_folders_within_a_tar_are_no_classes_and_that_is_told(tmp_path: Path) -> None:
     found = list_tar(str(write_tar(tmp_path / "a.tar", [("t/cat/1.jpg", b"1"), ("t/dog/1.jpg", b"2")])))
     assert (found.labels.tolist(), found.class_names) == ([-1, -1], None)
-    assert found.notes[0].startswith("no classes: the 2 folders within the tar (t/dog ...) are none; unpack it and name")
+    assert found.notes[0].startswith(
+        "no classes: the 2 folders within the tar (t/dog ...) are none; unpack it and name"
+    )
 
 
 def test_hard_links_are_followed_and_other_links_are_told(tmp_path: Path) -> None:
@@ -393,7 +417,9 @@ def test_an_absurd_size_is_an_error_and_no_traceback(tmp_path: Path, size: str) 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGLINK])
 def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
     path = with_header(tmp_path / "a.tar", kind, b"a" * 100, size=1 << 30)
-    with pytest.raises(SourceError, match=r"a\.tar is damaged, or made to hurt: the header before byte 512 has 1,073,7"):
+    with pytest.raises(
+        SourceError, match=r"a\.tar is damaged, or made to hurt: the header before byte 512 has 1,073,7"
+    ):
         list_tar(str(path))
 
 
@@ -408,12 +434,14 @@ def test_headers_without_end_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"", r"an empty file \(0 bytes\): fetch it again"), (b"<!DOCTYPE html><html>", "a web page: look at the address"),
-        (b"\n <html>", "a web page"), (b"PK\x03\x04" + bytes(600), "a zip archive: unpack it"),
+        (b"", r"an empty file \(0 bytes\): fetch it again"),
+        (b"<!DOCTYPE html><html>", "a web page: look at the address"),
+        (b"\n <html>", "a web page"),
+        (b"PK\x03\x04" + bytes(600), "a zip archive: unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b'<?xml version="1.0"?><Error>', "an XML document"),
     ],
-)  # fmt: skip
+)
 def test_what_is_called_tar_and_is_something_else_is_told(tmp_path: Path, content: bytes, what: str) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(SourceError, match=rf"a\.tar is not a plain tar but {what}"):
@@ -437,7 +465,9 @@ def test_times_in_headers_of_incremental_tars_are_no_part_of_names(tmp_path: Pat
 
 def test_a_tar_without_files_is_told(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [])
-    with pytest.raises(SourceError, match=r"a\.tar holds no image: there is no file in the tar: fetch it again, or leave it out"):
+    with pytest.raises(
+        SourceError, match=r"a\.tar holds no image: there is no file in the tar: fetch it again, or leave it out"
+    ):
         list_images([str(path)])
     write_tar(tmp_path / "b.tar", SAMPLES)
     listing = list_images([str(tmp_path)])

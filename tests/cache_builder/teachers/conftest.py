@@ -42,9 +42,12 @@ def small_network(preset: TeacherPreset) -> Any:
     match preset.family:
         case "clip" if published_tower(preset.model).config.timm_model_name is None:
             vision = CLIPVisionCfg(
-                layers=2, width=64, head_width=64, image_size=preset.input_px,
+                layers=2,
+                width=64,
+                head_width=64,
+                image_size=preset.input_px,
                 patch_size=published_tower(preset.model).config.patch_size,
-            )  # fmt: skip
+            )
             text = CLIPTextCfg(context_length=8, vocab_size=64, width=32, heads=2, layers=1)
             return CLIP(24, vision, text, quick_gelu="quickgelu" in preset.model)
         case "clip":
@@ -56,10 +59,19 @@ def small_network(preset: TeacherPreset) -> Any:
             return small_model(preset.model, pretrained=False, num_classes=0, img_size=preset.input_px)
         case "sam":
             encoder = ImageEncoderViT(
-                img_size=256, patch_size=16, embed_dim=64, depth=2, num_heads=2, mlp_ratio=4.0, out_chans=16,
-                norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), qkv_bias=True, use_rel_pos=True, window_size=5,
+                img_size=256,
+                patch_size=16,
+                embed_dim=64,
+                depth=2,
+                num_heads=2,
+                mlp_ratio=4.0,
+                out_chans=16,
+                norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+                qkv_bias=True,
+                use_rel_pos=True,
+                window_size=5,
                 global_attn_indexes=(1,),
-            )  # fmt: skip
+            )
             holder = torch.nn.Module()
             holder.image_encoder = encoder
             return holder

@@ -23,9 +23,12 @@ StandIn = Callable[..., tuple[Teacher, Any]]
 See = Callable[[Teacher, Image.Image], torch.Tensor]
 
 PUBLISHED_TAGS = {
-    "dfn-clip-vit-h-14-378": "dfn5b", "openai-clip-vit-l-14-336": "openai", "openclip-vit-h-14": "laion2b_s32b_b79k",
-    "metaclip-vit-h-14": "metaclip_fullcc", "siglip2-g-384": "webli",
-}  # fmt: skip
+    "dfn-clip-vit-h-14-378": "dfn5b",
+    "openai-clip-vit-l-14-336": "openai",
+    "openclip-vit-h-14": "laion2b_s32b_b79k",
+    "metaclip-vit-h-14": "metaclip_fullcc",
+    "siglip2-g-384": "webli",
+}
 """open_clip's name of the weights that a preset downloads, which decides the preprocessing."""
 
 
@@ -171,7 +174,7 @@ def test_siglip_2_gives_the_features_of_open_clips_own_tower(stand_in: StandIn, 
         ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", 7, 32, 16),
         ("open_clip:ViT-B-16-SigLIP", 14, 16, 8),
     ],
-)  # fmt: skip
+)
 def test_any_model_of_open_clip_is_a_teacher(
     name: str,
     grid: int,
@@ -185,12 +188,15 @@ def test_any_model_of_open_clip_is_a_teacher(
     preset = find_teacher(name)
     tower = published_tower(preset.model)
     narrow = replace(
-        tower, embed_dim=64,
+        tower,
+        embed_dim=64,
         config=replace(
-            tower.config, width=64, layers=tower.config.layers if isinstance(tower.config.layers, list) else 2,
+            tower.config,
+            width=64,
+            layers=tower.config.layers if isinstance(tower.config.layers, list) else 2,
             head_width=64 if not isinstance(tower.config.layers, list) else 32,
         ),
-    )  # fmt: skip
+    )
     monkeypatch.setattr("cache_builder.teachers.clip_tower.published_tower", lambda model: narrow)
     net = randomised(narrow.build())
     torch.save({f"visual.{key}": value for key, value in net.state_dict().items()}, tmp_path / "w.pt")

@@ -25,9 +25,19 @@ See = Callable[[Teacher, Image.Image], torch.Tensor]
 StandIn = Callable[..., tuple[Teacher, Any]]
 
 ONE_OF_EACH = (
-    "openclip-vit-h-14", "dfn-clip-vit-h-14-378", "siglip2-g-384", "dinov2-vit-s-14", "dinov2-vit-g-14-reg", "dinov3-vit-s-16",
-    "dinov3-vit-7b-16", "dinov3-convnext-t", "c-radio-v3-b", "c-radio-v4-so400m", "sam-vit-b", "efficientnet-lite0",
-)  # fmt: skip
+    "openclip-vit-h-14",
+    "dfn-clip-vit-h-14-378",
+    "siglip2-g-384",
+    "dinov2-vit-s-14",
+    "dinov2-vit-g-14-reg",
+    "dinov3-vit-s-16",
+    "dinov3-vit-7b-16",
+    "dinov3-convnext-t",
+    "c-radio-v3-b",
+    "c-radio-v4-so400m",
+    "sam-vit-b",
+    "efficientnet-lite0",
+)
 """Of every class and every kind of network; the others differ from these by numbers only, which the meta device checks."""
 
 
@@ -120,9 +130,10 @@ def test_what_the_table_says_is_what_the_real_network_is(
     assert teacher.notes == ()  # the published architecture, to the last tensor
     assert out.spatial.shape == (1, *teacher.spec.geometry.grid_hw, teacher.spec.spatial_dim)
     image_tower = [
-        value.numel() for key, value in state.items()
+        value.numel()
+        for key, value in state.items()
         if preset.family not in ("clip", "sam") or key.startswith(("visual.", "image_encoder."))
-    ]  # fmt: skip
+    ]
     assert float(preset.params.removesuffix(" M")) == pytest.approx(sum(image_tower) / 1e6, abs=0.5)
 
 

@@ -190,7 +190,7 @@ def test_a_file_with_patches_of_another_size_is_the_network_it_says(tmp_path: Pa
         lambda state: {key.replace("blocks.", "blocks.0."): value for key, value in state.items()},
         lambda state: {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}},
     ],
-)  # fmt: skip
+)
 def test_ones_own_checkpoints_load(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
     net = small_vit("dinov2-vit-s-14")
     torch.save(wrap(net.state_dict()), tmp_path / "dino.pth")

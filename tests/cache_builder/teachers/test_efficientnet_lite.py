@@ -49,8 +49,14 @@ def timm_with_package_weights() -> nn.Module:
         if module == "_blocks":
             number, layer, leaf = rest.split(".")
             # A first block without expansion has two convolutions, which timm numbers from 1.
-            kinds = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-                     "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+            kinds = {
+                "_expand_conv": "conv_pw",
+                "_bn0": "bn1",
+                "_depthwise_conv": "conv_dw",
+                "_bn1": "bn2",
+                "_project_conv": "conv_pwl",
+                "_bn2": "bn3",
+            }
             if number == "0":
                 kinds = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
             state[f"{blocks[int(number)]}.{kinds[layer]}.{leaf}"] = value

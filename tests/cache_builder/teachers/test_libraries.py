@@ -43,8 +43,9 @@ def test_the_name_of_a_group_reads_like_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_one"), [("timm:resnet18", True), ("open_clip:RN50", True), ("clip", False), ("s3:x", False), ("timm", False)]
-)  # fmt: skip
+    ("name", "is_one"),
+    [("timm:resnet18", True), ("open_clip:RN50", True), ("clip", False), ("s3:x", False), ("timm", False)],
+)
 def test_a_librarys_name_is_told_from_ours(name: str, is_one: bool) -> None:
     assert is_library_name(name) == is_one
 

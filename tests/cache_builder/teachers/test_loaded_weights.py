@@ -58,13 +58,17 @@ def test_positions_may_be_resized_and_are_recorded(own_px: int, tmp_path: Path) 
         torch.testing.assert_close(teacher(images).spatial, maps.permute(0, 2, 3, 1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("adapter", ["lora.0.A", "w_As.0.weight", "w_a_000.weight", "prompt_embeddings", "adapters.0.down"])
+@pytest.mark.parametrize(
+    "adapter", ["lora.0.A", "w_As.0.weight", "w_a_000.weight", "prompt_embeddings", "adapters.0.down"]
+)
 def test_adapters_beside_a_network_are_not_left_out_without_a_word(adapter: str, tmp_path: Path) -> None:
     state = {f"backbone.{key}": value for key, value in timm.create_model("test_vit").state_dict().items()}
     torch.save({**state, "linear_head.weight": torch.zeros(3, 64)}, tmp_path / "head.pth")
     load("timm:test_vit", tmp_path / "head.pth")
     torch.save({**state, adapter: torch.zeros(4, 64)}, tmp_path / "w.pth")
-    with pytest.raises(TeacherWeightsError, match=f"1 tensors of adapters or prompts \\(such as {adapter}\\).*merge them"):
+    with pytest.raises(
+        TeacherWeightsError, match=f"1 tensors of adapters or prompts \\(such as {adapter}\\).*merge them"
+    ):
         load("timm:test_vit", tmp_path / "w.pth")
 
 
@@ -89,7 +93,9 @@ def test_a_clip_in_half_precision_takes_another_size(dtype: torch.dtype, tmp_pat
     torch.save({key: value.to(dtype) for key, value in visual.items()}, tmp_path / "half.pt")
     torch.save({key: value.to(dtype).float() for key, value in visual.items()}, tmp_path / "single.pt")
     images = torch.randn(1, 3, 160, 160)
-    maps = [load("open_clip:ViT-B-32", tmp_path / name, size_px=160)(images).spatial for name in ("half.pt", "single.pt")]
+    maps = [
+        load("open_clip:ViT-B-32", tmp_path / name, size_px=160)(images).spatial for name in ("half.pt", "single.pt")
+    ]
     torch.testing.assert_close(maps[0], maps[1])
 
 
@@ -108,7 +114,10 @@ def test_a_dinov2_in_half_precision_resizes_its_positions_in_single(tmp_path: Pa
         ({"patch_embed.proj.weight": torch.zeros(64, 3, 14, 7)}, "not one of square patches"),  # timm resamples such
         ({"patch_embed.proj.weight": torch.zeros(64)}, "not one of square patches"),
         ({"blocks.x.weight": torch.zeros(4)}, "cannot be built with"),
-        ({"reg_token": torch.zeros(1, 4, 64)}, "cannot be built with"),  # Meta's positions with timm's name of registers
+        (
+            {"reg_token": torch.zeros(1, 4, 64)},
+            "cannot be built with",
+        ),  # Meta's positions with timm's name of registers
     ],
 )
 def test_a_dinov2_that_is_none_is_refused_in_a_sentence(
@@ -251,14 +260,23 @@ def test_a_clip_whose_positions_are_no_square_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s | {"image_encoder.pos_embed": torch.zeros(1, 257, 64)}, r"pos_embed is \(1, 257, 64\), .*EfficientSAM"),
-        (lambda s: s | {"image_encoder.pos_embed": torch.zeros(1, 16, 12, 64)}, r"pos_embed is \(1, 16, 12, 64\), needed is"),
-        (lambda s: {k: v for k, v in s.items() if "rel_pos" not in k}, r"attn.rel_pos_h is not there; without relative"),
+        (
+            lambda s: s | {"image_encoder.pos_embed": torch.zeros(1, 257, 64)},
+            r"pos_embed is \(1, 257, 64\), .*EfficientSAM",
+        ),
+        (
+            lambda s: s | {"image_encoder.pos_embed": torch.zeros(1, 16, 12, 64)},
+            r"pos_embed is \(1, 16, 12, 64\), needed is",
+        ),
+        (
+            lambda s: {k: v for k, v in s.items() if "rel_pos" not in k},
+            r"attn.rel_pos_h is not there; without relative",
+        ),
         (lambda s: {k: v for k, v in s.items() if "blocks.0." not in k}, "no complete row of blocks"),
         (lambda s: {k: v for k, v in s.items() if "lin1" not in k}, r"blocks\.0\.mlp\.lin1\.weight is not there"),
         (lambda s: {k: v for k, v in s.items() if "patch_embed" not in k}, r"patch_embed\.proj\.weight is not there"),
     ],
-)  # fmt: skip
+)
 def test_what_only_resembles_sam_is_refused_by_what_differs(
     change: Callable[[Any], Any], message: str, stand_in: StandIn, tmp_path: Path
 ) -> None:
@@ -350,9 +368,18 @@ def test_coca_gives_its_embedding_and_the_tokens_before_its_pooling(tmp_path: Pa
 # ---------------------------------------------------------------- heads
 
 HEADS = (
-    "repvit_m0_9", "shvit_s1", "efficientvit_m0", "iformer_t", "tiny_vit_5m_224", "caformer_s18", "convformer_s18",
-    "fastvit_t8", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050", "test_convnext",
-)  # fmt: skip
+    "repvit_m0_9",
+    "shvit_s1",
+    "efficientvit_m0",
+    "iformer_t",
+    "tiny_vit_5m_224",
+    "caformer_s18",
+    "convformer_s18",
+    "fastvit_t8",
+    "deit_tiny_distilled_patch16_224",
+    "mobilenetv3_small_050",
+    "test_convnext",
+)
 """timm's models whose heads differ: several layers, two heads, none of a usual name."""
 
 
@@ -408,13 +435,48 @@ def test_positions_of_an_image_tower_of_timm_are_recorded_where_they_are_resized
 
 
 MANY = (
-    "beit_base_patch16_224", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "cspresnet50", "davit_tiny",
-    "deit3_small_patch16_224", "densenet121", "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
-    "efficientvit_b0", "eva02_tiny_patch14_224", "fasternet_t0", "fastvit_mci0", "focalnet_tiny_srf", "gcvit_xxtiny",
-    "ghostnet_050", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "lcnet_050", "mambaout_femto", "mixer_s32_224",
-    "mixnet_s", "mobilenetv4_conv_small_035", "mobileone_s0", "mobilevit_xxs", "nest_tiny_jx", "nextvit_small", "pit_ti_224",
-    "poolformer_s12", "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvgg_a0", "resmlp_12_224", "resnetv2_18", "rexnet_100",
-)  # fmt: skip
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "coat_tiny",
+    "convit_tiny",
+    "convmixer_768_32",
+    "cspresnet50",
+    "davit_tiny",
+    "deit3_small_patch16_224",
+    "densenet121",
+    "dpn48b",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+    "eva02_tiny_patch14_224",
+    "fasternet_t0",
+    "fastvit_mci0",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "ghostnet_050",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "inception_next_atto",
+    "lcnet_050",
+    "mambaout_femto",
+    "mixer_s32_224",
+    "mixnet_s",
+    "mobilenetv4_conv_small_035",
+    "mobileone_s0",
+    "mobilevit_xxs",
+    "nest_tiny_jx",
+    "nextvit_small",
+    "pit_ti_224",
+    "poolformer_s12",
+    "rdnet_tiny",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvgg_a0",
+    "resmlp_12_224",
+    "resnetv2_18",
+    "rexnet_100",
+)
 """Of many of timm's files, each small."""
 
 

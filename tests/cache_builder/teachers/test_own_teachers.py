@@ -115,9 +115,23 @@ def test_a_cache_is_built_and_recomputed_with_ones_own_module(weights: Path, tmp
         Image.new("RGB", (90, 70), (60 * number, 20, 90)).save(tmp_path / "pics" / f"{number}.png")
     cache = str(tmp_path / "x.zarr")
     done = CliRunner().invoke(
-        main, ["build", "--images", str(tmp_path / "pics"), "--teacher", NAME, "--weights", str(weights), "--size", "64",
-               "--codec", "half", "--out", cache],
-    )  # fmt: skip
+        main,
+        [
+            "build",
+            "--images",
+            str(tmp_path / "pics"),
+            "--teacher",
+            NAME,
+            "--weights",
+            str(weights),
+            "--size",
+            "64",
+            "--codec",
+            "half",
+            "--out",
+            cache,
+        ],
+    )
     assert done.exit_code == 0, done.output
     assert list(Cache(cache).teachers) == ["torch-module-my_own_teacher-net"]
     refused = CliRunner().invoke(main, ["verify", cache, "--recompute", "2"])
@@ -135,10 +149,19 @@ def timm_folder(folder: Path) -> Any:
     """A folder as timm's `save_for_hf` writes it, of a model that was trained at its own size and with its own pixels."""
     net = timm.create_model("test_vit", num_classes=3, img_size=96).eval()
     config = {
-        "architecture": "test_vit", "num_classes": 3, "model_args": {"img_size": 96},
-        "pretrained_cfg": {"input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "crop_pct": 0.75,
-                           "interpolation": "bilinear", "crop_mode": "center", "fixed_input_size": True},
-    }  # fmt: skip
+        "architecture": "test_vit",
+        "num_classes": 3,
+        "model_args": {"img_size": 96},
+        "pretrained_cfg": {
+            "input_size": [3, 96, 96],
+            "mean": [0.1, 0.2, 0.3],
+            "std": [1, 1, 1],
+            "crop_pct": 0.75,
+            "interpolation": "bilinear",
+            "crop_mode": "center",
+            "fixed_input_size": True,
+        },
+    }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     save_file(net.state_dict(), folder / "model.safetensors")
@@ -179,11 +202,14 @@ def test_a_repository_of_timm_is_a_teacher(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_of_open_clip_is_a_teacher(tmp_path: Path) -> None:
     config = {
-        "model_cfg": {"embed_dim": 16, "quick_gelu": True,
-                      "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
-                      "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}},
+        "model_cfg": {
+            "embed_dim": 16,
+            "quick_gelu": True,
+            "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16},
+            "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+        },
         "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"},
-    }  # fmt: skip
+    }
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "open_clip_config.json").write_text(json.dumps(config))
     net = open_clip.CLIP(**config["model_cfg"]).eval()
@@ -251,7 +277,9 @@ def test_a_configuration_that_describes_no_network_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("name", ["local-dir:{other}", "hf-hub:somebody/model", "nonesuch", 3])
-def test_an_open_clip_folder_leads_timm_to_no_other_place(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_clip_folder_leads_timm_to_no_other_place(
+    name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other, mine = tmp_path / "other", tmp_path / "mine"
     timm_folder(other)
     mine.mkdir()

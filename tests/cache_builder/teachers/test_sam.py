@@ -22,14 +22,29 @@ See = Callable[[Teacher, Image.Image], torch.Tensor]
 
 
 def encoder(
-    *, img_size: int = 256, width: int = 64, depth: int = 4, heads: int = 2, window: int = 5,
-    global_blocks: tuple[int, ...] = (1, 3), channels: int = 16,
-) -> ImageEncoderViT:  # fmt: skip
+    *,
+    img_size: int = 256,
+    width: int = 64,
+    depth: int = 4,
+    heads: int = 2,
+    window: int = 5,
+    global_blocks: tuple[int, ...] = (1, 3),
+    channels: int = 16,
+) -> ImageEncoderViT:
     return ImageEncoderViT(
-        img_size=img_size, patch_size=16, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=4.0,
-        out_chans=channels, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), qkv_bias=True, use_rel_pos=True,
-        window_size=window, global_attn_indexes=global_blocks,
-    )  # fmt: skip
+        img_size=img_size,
+        patch_size=16,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=4.0,
+        out_chans=channels,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        window_size=window,
+        global_attn_indexes=global_blocks,
+    )
 
 
 def small_sam(image_encoder: ImageEncoderViT, *, channels: int = 16, seed: int = 0) -> Sam:
@@ -42,9 +57,12 @@ def small_sam(image_encoder: ImageEncoderViT, *, channels: int = 16, seed: int =
         mask_in_chans=4,
     )
     decoder = MaskDecoder(
-        num_multimask_outputs=3, transformer_dim=channels, iou_head_depth=2, iou_head_hidden_dim=16,
+        num_multimask_outputs=3,
+        transformer_dim=channels,
+        iou_head_depth=2,
+        iou_head_hidden_dim=16,
         transformer=TwoWayTransformer(depth=1, embedding_dim=channels, mlp_dim=32, num_heads=2),
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     sam = Sam(image_encoder, prompts, decoder).eval()
     for parameter in sam.parameters():
@@ -103,8 +121,9 @@ def test_maps_of_a_trunk_are_what_segment_anythings_own_neck_reads(
     torch.testing.assert_close(out.spatial.permute(0, 3, 1, 2), read[-1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after, expected, atol=1e-5, rtol=1e-5)
     assert (teacher.spec.name, teacher.spec.spatial_note) == (
-        "sam-vit-b-trunk", "after the last block, before the neck",
-    )  # fmt: skip
+        "sam-vit-b-trunk",
+        "after the last block, before the neck",
+    )
 
 
 def test_a_recorded_trunk_is_loaded_as_a_trunk(tmp_path: Path) -> None:
@@ -193,9 +212,10 @@ def test_an_encoder_alone_is_not_in_segment_anythings_format(tmp_path: Path) -> 
 def test_a_preset_has_the_parameters_of_the_published_encoder(preset: TeacherPreset) -> None:
     # width, depth, heads and global blocks as in segment_anything/build_sam.py
     width, depth, heads, global_blocks = {
-        "vit_h": (1280, 32, 16, (7, 15, 23, 31)), "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+        "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+        "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
         "vit_b": (768, 12, 12, (2, 5, 8, 11)),
-    }[preset.model]  # fmt: skip
+    }[preset.model]
     with torch.device("meta"):
         net = encoder(
             img_size=1024, width=width, depth=depth, heads=heads, window=14, global_blocks=global_blocks, channels=256

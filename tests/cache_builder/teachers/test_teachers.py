@@ -38,14 +38,27 @@ def test_contract_of_a_preset(name: str) -> None:
 
 def test_names_that_people_rely_on_are_there() -> None:
     promised = {
-        "clip", "dfn-clip-vit-h-14-378", "openai-clip-vit-l-14-336", "openclip-vit-h-14", "metaclip-vit-h-14", "dinov2",
+        "clip",
+        "dfn-clip-vit-h-14-378",
+        "openai-clip-vit-l-14-336",
+        "openclip-vit-h-14",
+        "metaclip-vit-h-14",
+        "dinov2",
         *(f"dinov2-vit-{size}-14{registers}" for size in "sblg" for registers in ("", "-reg")),
-        "siglip2-g-384", *(f"dinov3-vit-{size}-16" for size in ("s", "s-plus", "b", "l", "h-plus", "7b")),
-        *(f"dinov3-convnext-{size}" for size in "tsbl"), "c-radio-v4-h", "c-radio-v4-so400m",
-        *(f"c-radio-v3-{size}" for size in "blhg"), "sam", "sam-vit-h", "sam-vit-l", "sam-vit-b",
-        "sam-trunk", *(f"sam-vit-{size}-trunk" for size in "hlb"),
+        "siglip2-g-384",
+        *(f"dinov3-vit-{size}-16" for size in ("s", "s-plus", "b", "l", "h-plus", "7b")),
+        *(f"dinov3-convnext-{size}" for size in "tsbl"),
+        "c-radio-v4-h",
+        "c-radio-v4-so400m",
+        *(f"c-radio-v3-{size}" for size in "blhg"),
+        "sam",
+        "sam-vit-h",
+        "sam-vit-l",
+        "sam-vit-b",
+        "sam-trunk",
+        *(f"sam-vit-{size}-trunk" for size in "hlb"),
         *(f"efficientnet-lite{number}" for number in range(3)),
-    }  # fmt: skip
+    }
     assert promised <= TEACHERS.keys() | ALIASES.keys()
 
 

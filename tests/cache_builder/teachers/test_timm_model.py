@@ -88,9 +88,17 @@ def test_any_model_gives_what_its_classifier_reads_and_its_last_map(name: str, s
 
 
 @pytest.mark.parametrize(
-    "name", ["dinov3-vit-s-16", "dinov3-convnext-t", "c-radio-v3-b", "timm:resnet18.a1_in1k", "timm:test_vit.r160_in1k",
-             "timm:convnext_atto.d2_in1k", "timm:convnext_base.fb_in22k_ft_in1k_384"],
-)  # fmt: skip
+    "name",
+    [
+        "dinov3-vit-s-16",
+        "dinov3-convnext-t",
+        "c-radio-v3-b",
+        "timm:resnet18.a1_in1k",
+        "timm:test_vit.r160_in1k",
+        "timm:convnext_atto.d2_in1k",
+        "timm:convnext_base.fb_in22k_ft_in1k_384",
+    ],
+)
 def test_pixels_are_bitwise_those_of_timms_transform(
     name: str, stand_in: StandIn, seen_by: See, photos: dict[str, Image.Image]
 ) -> None:
@@ -119,8 +127,10 @@ def metas_names(state: dict[str, torch.Tensor], *, bias: float = 0.0) -> dict[st
     meta = {"mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(16)}
     for key, value in state.items():
         for ours, theirs in (
-            ("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"),
-        ):  # fmt: skip
+            ("reg_token", "storage_tokens"),
+            ("gamma_1", "ls1.gamma"),
+            ("gamma_2", "ls2.gamma"),
+        ):
             key = key.replace(ours, theirs)
         meta[key] = value
     for block in range(2):
@@ -155,11 +165,12 @@ def nvidias_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     tokens = torch.cat([state["embeds.cls_token"], state["embeds.reg_token"]], dim=1)[0]
     patches = state["embeds.proj.weight"].unflatten(1, (16, 16, 3))  # RADIO's patches are channel-major
     nvidia = {
-        "radio_model.summary_idxs": torch.tensor([0, 1, 2]), "radio_model.input_conditioner.norm_mean": torch.zeros(3, 1, 1),
+        "radio_model.summary_idxs": torch.tensor([0, 1, 2]),
+        "radio_model.input_conditioner.norm_mean": torch.zeros(3, 1, 1),
         "radio_model.model.patch_generator.cls_token.token": tokens,
         "radio_model.model.patch_generator.embedder.weight": patches.permute(0, 3, 1, 2).flatten(1),
         "radio_model.model.patch_generator.pos_embed": state["embeds.pos_embed"].flatten(1, 2),
-    }  # fmt: skip
+    }
     return nvidia | {f"radio_model.model.{key}": value for key, value in state.items() if key.startswith("blocks.")}
 
 

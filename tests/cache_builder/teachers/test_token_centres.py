@@ -92,10 +92,17 @@ def test_layers_that_are_not_known_are_refused() -> None:
         centres(meta("hiera_tiny_224"), 224)
 
 
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(3, 1, 3, stride=2, padding=1), nn.Conv2d(3, 1, 2, stride=2), nn.Conv2d(3, 1, 7, stride=4, padding=3),
-    nn.Conv2d(3, 1, 3, stride=2, padding=2, dilation=2), nn.AvgPool2d(2), nn.Conv2d(3, 1, 5, stride=3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 1, 3, stride=2, padding=1),
+        nn.Conv2d(3, 1, 2, stride=2),
+        nn.Conv2d(3, 1, 7, stride=4, padding=3),
+        nn.Conv2d(3, 1, 3, stride=2, padding=2, dilation=2),
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 1, 5, stride=3),
+    ],
+)
 def test_one_layer_is_centred_where_an_impulse_reaches_it_through_the_middle(layer: nn.Module) -> None:
     image = torch.zeros(1, 3, 64, 64, requires_grad=True)
     for parameter in layer.parameters():

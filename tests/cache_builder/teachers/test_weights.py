@@ -138,7 +138,9 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path, 
 
 def test_what_is_no_file_of_tensors_is_refused_without_advice_to_trust_it(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"\x95" * 5000)
-    with pytest.raises(TeacherWeightsError, match=r"w\.pth is not a plain .*PyTorch finds no tensors in it.*fetch it again"):
+    with pytest.raises(
+        TeacherWeightsError, match=r"w\.pth is not a plain .*PyTorch finds no tensors in it.*fetch it again"
+    ):
         load("sam-vit-b", tmp_path / "w.pth")
 
 
@@ -160,8 +162,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: str, damage: s
     else:
         save_file(state, path)
     content = {
-        "cut": path.read_bytes()[:3000], "empty": b"", "text": b"hello", "html": b"<!DOCTYPE html><html>404</html>",
-    }[damage]  # fmt: skip
+        "cut": path.read_bytes()[:3000],
+        "empty": b"",
+        "text": b"hello",
+        "html": b"<!DOCTYPE html><html>404</html>",
+    }[damage]
     path.write_bytes(content)
     with pytest.raises(TeacherWeightsError, match=rf"teacher '{name}': .*w\.{kind} "):
         load(name, path)
@@ -172,8 +177,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: str, damage: s
 def test_another_familys_file_is_refused_with_what_is_missing(tmp_path: Path, name: str, foreign: str) -> None:
     contents: dict[str, Any] = {
         "resnet": {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(1000)},
-        "tensor": torch.zeros(3), "list": [torch.zeros(3)], "no tensors": {"epoch": 3},
-    }  # fmt: skip
+        "tensor": torch.zeros(3),
+        "list": [torch.zeros(3)],
+        "no tensors": {"epoch": 3},
+    }
     torch.save(contents[foreign], tmp_path / "w.pth")
     with pytest.raises(TeacherWeightsError, match=rf"teacher '{name}': .*w\.pth .*(no |not |missing)"):
         load(name, tmp_path / "w.pth")
@@ -183,10 +190,13 @@ def test_another_familys_file_is_refused_with_what_is_missing(tmp_path: Path, na
 def test_the_usual_wrappings_of_a_state_dict_come_off(tmp_path: Path, wrap: str) -> None:
     state = {"a.weight": torch.ones(2), "b": torch.zeros(1)}
     wrapped: dict[str, Any] = {
-        "plain": state, "state_dict": {"state_dict": state, "epoch": 3}, "model": {"model": state},
-        "both": {"state_dict": {"model": state}}, "ddp": {f"module.{key}": value for key, value in state.items()},
+        "plain": state,
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state},
+        "both": {"state_dict": {"model": state}},
+        "ddp": {f"module.{key}": value for key, value in state.items()},
         "with a note": {**state, "version": 2},
-    }[wrap]  # fmt: skip
+    }[wrap]
     torch.save(wrapped, tmp_path / "w.pth")
     read = read_state_dict(tmp_path / "w.pth", teacher="t")
     assert read.keys() == state.keys()

@@ -30,9 +30,14 @@ def load(name: str, path: Path) -> None:
     load_teacher(name, TeacherOptions(weights=path))
 
 
-@pytest.mark.parametrize(("asked", "given"), [
-    ("dinov2-vit-s-14", "dinov2-vit-b-14"), ("dinov2-vit-g-14-reg", "dinov2-vit-s-14-reg"), ("dinov2", "dinov2-vit-l-14"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("dinov2-vit-s-14", "dinov2-vit-b-14"),
+        ("dinov2-vit-g-14-reg", "dinov2-vit-s-14-reg"),
+        ("dinov2", "dinov2-vit-l-14"),
+    ],
+)
 def test_another_published_dinov2_is_refused_and_named(asked: str, given: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         net = timm.create_model(find_teacher(given).model, pretrained=False, num_classes=0)
@@ -69,9 +74,17 @@ def test_another_published_clip_is_refused_and_named(tmp_path: Path) -> None:
 def test_another_published_sam_is_refused_and_named(tmp_path: Path) -> None:
     with torch.device("meta"):
         encoder = ImageEncoderViT(
-            depth=12, embed_dim=768, img_size=1024, num_heads=12, out_chans=256, use_rel_pos=True, window_size=14, qkv_bias=True,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), global_attn_indexes=(2, 5, 8, 11),
-        )  # fmt: skip
+            depth=12,
+            embed_dim=768,
+            img_size=1024,
+            num_heads=12,
+            out_chans=256,
+            use_rel_pos=True,
+            window_size=14,
+            qkv_bias=True,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            global_attn_indexes=(2, 5, 8, 11),
+        )
     path = zeros(encoder.state_dict(), tmp_path / "w.pth", "image_encoder.")
     with pytest.raises(
         TeacherWeightsError,

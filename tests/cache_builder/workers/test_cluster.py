@@ -67,9 +67,13 @@ def tree(path: Path) -> dict[str, bytes]:
 
 def settings(images: Path, out: Path, **changes: Any) -> BuildConfig:
     fields = {
-        "images": (str(images),), "teachers": {"fake-a": TeacherOptions(), "fake-maps": TeacherOptions()}, "out": out,
-        "shard_images": 4, "batch_images": 2, "threads": 1,
-    }  # fmt: skip
+        "images": (str(images),),
+        "teachers": {"fake-a": TeacherOptions(), "fake-maps": TeacherOptions()},
+        "out": out,
+        "shard_images": 4,
+        "batch_images": 2,
+        "threads": 1,
+    }
     return BuildConfig(**(fields | changes))
 
 
@@ -204,7 +208,9 @@ def test_a_shard_that_kills_its_workers_is_named_and_all_others_are_built(
     config = settings(poisoned, out, teachers={"fake-a": TeacherOptions()})
     with (
         workers(2, FAKE_POISON="1") as crew,
-        pytest.raises(ClusterError, match=r"fake-a, shard 1 \(rows 4 to 7: blue/4\.png, blue/5.*3 workers died") as told,
+        pytest.raises(
+            ClusterError, match=r"fake-a, shard 1 \(rows 4 to 7: blue/4\.png, blue/5.*3 workers died"
+        ) as told,
     ):
         build_cache(config, crew=crew)
     assert "1 task could not be done, all others are" in str(told.value)
@@ -227,17 +233,35 @@ class Scheduler:
 
     def start_scheduler(self) -> "subprocess.Popen[bytes]":
         self.scheduler = self._start(
-            "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", self._port, "--no-dashboard",
-            "--dashboard-address", "127.0.0.1:0",
-        )  # fmt: skip
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            self._port,
+            "--no-dashboard",
+            "--dashboard-address",
+            "127.0.0.1:0",
+        )
         return self.scheduler
 
     def start_worker(self, **environment: str) -> "subprocess.Popen[bytes]":
         return self._start(
-            "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard", "--memory-limit", "0",
-            "--no-nanny", "--host", "127.0.0.1", "--preload", str(WORKER), "--local-directory", str(self._folder),
+            "distributed.cli.dask_worker",
+            self.address,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--memory-limit",
+            "0",
+            "--no-nanny",
+            "--host",
+            "127.0.0.1",
+            "--preload",
+            str(WORKER),
+            "--local-directory",
+            str(self._folder),
             **environment,
-        )  # fmt: skip
+        )
 
     def _start(self, module: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
         env = os.environ | FAKE | {"FAKE_CALL_SECONDS": "0.03", "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False"}
@@ -546,7 +570,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    options = f"{{cores: 1, processes: 1, memory: 2GB, interface: lo, python: {sys.executable}, log_directory: {tmp_path}}}"
+    options = (
+        f"{{cores: 1, processes: 1, memory: 2GB, interface: lo, python: {sys.executable}, log_directory: {tmp_path}}}"
+    )
     (tmp_path / "slurm.yaml").write_text(f"kind: slurm\nworkers: 1\noptions: {options}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "slurm.yaml"
@@ -554,7 +580,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_slurm_that_takes_no_jobs_is_quoted_at_once(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFUSE", "1")
-    with pytest.raises(ClusterError, match=r"does not take the jobs: .*invalid partition specified: gpu"), cluster_crew(slurm):
+    with (
+        pytest.raises(ClusterError, match=r"does not take the jobs: .*invalid partition specified: gpu"),
+        cluster_crew(slurm),
+    ):
         pass
     monkeypatch.setenv("PATH", str(slurm.parent / "nothing"))
     with pytest.raises(ClusterError, match="there is no command sbatch on this machine"), cluster_crew(slurm):

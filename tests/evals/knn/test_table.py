@@ -23,9 +23,13 @@ def test_all_teachers_the_student_its_heads_and_the_untrained_have_a_row(make_ca
     run = make_run("run", bank.path, teachers=("alpha", "beta"))
     table = run_knn(KnnConfig(bank=bank.path, queries=queries.path, runs=(run,)))
     assert [(row.name, row.kind, row.width) for row in table.rows] == [
-        ("alpha", "teacher", 8), ("beta", "teacher", 8), ("student", "student", 64),
-        ("student → alpha", "student", 8), ("student → beta", "student", 8), ("student, untrained", "untrained", 64),
-    ]  # fmt: skip
+        ("alpha", "teacher", 8),
+        ("beta", "teacher", 8),
+        ("student", "student", 64),
+        ("student → alpha", "student", 8),
+        ("student → beta", "student", 8),
+        ("student, untrained", "untrained", 64),
+    ]
     assert max(row.share_of_best_teacher or 0 for row in table.rows if row.kind == "teacher") == 1.0
     assert "20 queries against a bank of 20 images; 3 classes" in table.protocol
 
@@ -55,7 +59,12 @@ def test_a_run_alone_uses_the_cache_it_learned_from(make_cache, make_run) -> Non
         progress=lambda name, done, total: told.append((name, done, total)),
     )
     assert table.bank["place"] == str(bank.path)
-    assert told == [("student", 0, 20), ("student", 20, 20), ("student, untrained", 0, 20), ("student, untrained", 20, 20)]
+    assert told == [
+        ("student", 0, 20),
+        ("student", 20, 20),
+        ("student, untrained", 0, 20),
+        ("student, untrained", 20, 20),
+    ]
 
 
 def test_a_run_whose_cache_is_gone_asks_for_one(make_cache, make_run, tmp_path: Path) -> None:
@@ -143,10 +152,13 @@ def test_a_folder_of_queries_runs_the_recorded_teacher_and_agrees_with_the_cache
 
     for name, seed in (("bank", 0), ("queries", 1)):
         write_images(tmp_path / name, per_class=3, size=64, seed=seed)
-        build_cache(BuildConfig(
-            images=(str(tmp_path / name),), out=tmp_path / f"{name}.zarr",
-            teachers={"efficientnet-lite0": TeacherOptions(size_px=64)},
-        ))  # fmt: skip
+        build_cache(
+            BuildConfig(
+                images=(str(tmp_path / name),),
+                out=tmp_path / f"{name}.zarr",
+                teachers={"efficientnet-lite0": TeacherOptions(size_px=64)},
+            )
+        )
     (tmp_path / "queries/red/broken.png").write_bytes(b"nothing")
     tables = [
         run_knn(KnnConfig(bank=tmp_path / bank, queries=tmp_path / queries, k=3, sweep=(1,)))

@@ -12,9 +12,13 @@ from radio_cache.errors import ConfigError, ShapeError
 
 
 def reference(
-    bank: NDArray[np.float32], labels: NDArray[np.int64], queries: NDArray[np.float32], k: int, temperature: float,
+    bank: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    k: int,
+    temperature: float,
     leave_one_out: bool,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """Classes by falling vote for every query, one pair at a time, in float64."""
     unit = [row / np.linalg.norm(row) for row in bank.astype(np.float64)]
     ranked: list[list[int]] = []

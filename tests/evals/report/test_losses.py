@@ -75,7 +75,13 @@ def test_a_torn_last_line_is_left_out_and_odd_lines_are_named(tmp_path: Path) ->
     assert metrics.steps == (1,)
     file.write_bytes(b"")
     assert read_metrics(tmp_path) is None
-    for odd in (b"\xff\xfe{}\n", b"[" * 100_000 + b"\n", line[:30] + b"\n" + line, b"null\n", line.replace(b"2.0", b'"fast"')):
+    for odd in (
+        b"\xff\xfe{}\n",
+        b"[" * 100_000 + b"\n",
+        line[:30] + b"\n" + line,
+        b"null\n",
+        line.replace(b"2.0", b'"fast"'),
+    ):
         file.write_bytes(odd)
         with pytest.raises(EvalError, match="metrics"):
             read_metrics(tmp_path)

@@ -268,4 +268,6 @@ def test_images_turned_by_their_tag_are_said(score: Callable[..., SamTable], tmp
     exif[0x112] = 3
     Image.new("RGB", (160, 120)).save(tmp_path / "turned.jpg", exif=exif)
     images = [{"id": 1, "file_name": "turned.jpg", "height": 120, "width": 160}]
-    assert score([annotation(1, *BOXES[0])], images=images).notes[0].startswith("1 image is turned by an orientation tag")
+    assert (
+        score([annotation(1, *BOXES[0])], images=images).notes[0].startswith("1 image is turned by an orientation tag")
+    )

@@ -81,8 +81,10 @@ def test_crowds_broken_and_empty_outlines_are_left_out_and_counted(place: Path) 
     sizes = [PROTOCOLS["single-mask"].sizes(one.mask.sum()) for one in sound]
     assert sizes == [("small",), ("medium",)]
     assert instances.left_out == {
-        "crowd regions": 1, "instances whose outline or box is broken": 3, "instances of no pixel": 1,
-    }  # fmt: skip
+        "crowd regions": 1,
+        "instances whose outline or box is broken": 3,
+        "instances of no pixel": 1,
+    }
     with pytest.raises(EvalError, match="listed as 60 x 40, and the file has 60 x 41"):
         list(instances.of(1, (41, 60)))
     nameless = json.loads((place / "coco.json").read_text())

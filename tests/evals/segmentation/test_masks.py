@@ -16,7 +16,9 @@ from evals.segmentation.table import SegmentConfig, masked_images
 from radio_cache.errors import ConfigError
 
 
-def save_pair(root: Path, name: str, ids: np.ndarray, *, mode: str = "L", image_hw: tuple[int, int] | None = None) -> None:
+def save_pair(
+    root: Path, name: str, ids: np.ndarray, *, mode: str = "L", image_hw: tuple[int, int] | None = None
+) -> None:
     for below in ("images", "masks"):
         (root / below).mkdir(parents=True, exist_ok=True)
     h, w = image_hw or ids.shape
@@ -140,7 +142,11 @@ def test_class_lists_come_from_a_file_a_number_or_commas(tmp_path: Path) -> None
     file.write_text("sky\nroad\n\n")
     assert class_list(str(file)) == ("sky", "road") == class_list("sky, road")
     assert class_list("2") == ("class 0", "class 1")
-    for text, match in (("sky", "a file with a name a line"), ("a,a", "'a' is there twice"), ("a,,b", "line 2 is empty")):
+    for text, match in (
+        ("sky", "a file with a name a line"),
+        ("a,a", "'a' is there twice"),
+        ("a,,b", "line 2 is empty"),
+    ):
         with pytest.raises(ConfigError, match=match):
             class_list(text)
 
@@ -183,7 +189,9 @@ def test_ids_in_few_bits_are_not_stretched(tmp_path: Path, bits: int) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize(("photometric", "dtype"), [("miniswhite", "uint8"), ("minisblack", "uint8"), ("miniswhite", "uint16")])
+@pytest.mark.parametrize(
+    ("photometric", "dtype"), [("miniswhite", "uint8"), ("minisblack", "uint8"), ("miniswhite", "uint16")]
+)
 def test_ids_in_a_tiff_are_those_in_the_file_whatever_colour_zero_is(
     tmp_path: Path, photometric: str, dtype: str, compression: str | None
 ) -> None:
@@ -210,9 +218,15 @@ def test_turned_images_and_masks_of_any_format_fit_each_other(
     pairs = folders(tmp_path)
     assert pairs.size_hw(0) == (2, 3) == (pairs.image(0).height, pairs.image(0).width)
     back = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a, 2).T, 8: np.rot90,
-    }[orientation]  # fmt: skip
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).T,
+        8: np.rot90,
+    }[orientation]
     assert pairs.classes(0, (2, 3)).tolist() == back(np.arange(6).reshape(hw)).tolist()
 
 

@@ -45,7 +45,13 @@ MODEL = ("net=timm:vit_tiny_patch16_224@32",)
 
 
 def quick(pairs: tuple[Path, Path], tmp_path: Path, **settings: object) -> SegmentConfig:
-    given = {"models": MODEL, "weights": ("random",), "crop_px": 32, "probe": ProbeConfig(steps=60, lr=1e-2), **settings}
+    given = {
+        "models": MODEL,
+        "weights": ("random",),
+        "crop_px": 32,
+        "probe": ProbeConfig(steps=60, lr=1e-2),
+        **settings,
+    }
     return SegmentConfig(train=pairs, features=tmp_path / "features", **given)
 
 
@@ -57,9 +63,12 @@ def test_students_models_and_cached_teachers_stand_side_by_side(make_run, pairs,
     table = run_segment(quick(pairs, tmp_path, runs=(run,), cache=cache.path, pictures=2))
     names = [(row.name, row.kind) for row in table.rows]
     assert names == [
-        ("fake-a", "teacher"), ("fake-b", "teacher"), ("net", "model"), ("student", "student"),
+        ("fake-a", "teacher"),
+        ("fake-b", "teacher"),
+        ("net", "model"),
+        ("student", "student"),
         ("student, untrained", "untrained"),
-    ]  # fmt: skip
+    ]
     # The fake teachers' maps are the colours of the patches, and so are the classes.
     assert table.rows[0].scores.mean_iou > 0.45
     assert table.class_names == ("class 0", "class 1", "class 2")
@@ -97,7 +106,20 @@ def test_a_stopped_run_goes_on_with_the_shards_that_are_missing(pairs, tmp_path:
 
 def test_the_command_prints_writes_and_draws(pairs, tmp_path: Path) -> None:
     test = write_pairs(tmp_path / "test", 3, seed=1)
-    arguments = ["--train", *pairs, "--test", *test, "--model", *MODEL, "--weights", "random", "--crop", 32, "--steps", 20]
+    arguments = [
+        "--train",
+        *pairs,
+        "--test",
+        *test,
+        "--model",
+        *MODEL,
+        "--weights",
+        "random",
+        "--crop",
+        32,
+        "--steps",
+        20,
+    ]
     arguments += ["--classes", "red,green,blue,grey", "--features", tmp_path / "f", "--json", tmp_path / "out.json"]
     arguments += ["--pictures", tmp_path / "p.png", "--shown", 2]
     result = CliRunner().invoke(main, ["segment", *map(str, arguments)])

@@ -155,7 +155,9 @@ def test_images_that_are_gone_are_taken_from_the_pixels_the_cache_keeps(make_cac
     write_images(tmp_path / "photos", per_class=2, size=24)
     store = PixelStore(side_px=16, format="webp-lossless", quality=0)
     teachers = {"efficientnet-lite0": TeacherOptions(codec={"name": "half"})}
-    config = BuildConfig(images=(str(tmp_path / "photos"),), out=tmp_path / "kept.zarr", teachers=teachers, pixels=store)
+    config = BuildConfig(
+        images=(str(tmp_path / "photos"),), out=tmp_path / "kept.zarr", teachers=teachers, pixels=store
+    )
     build_cache(config)
     source = CacheImages(Cache(config.out))
     assert [source.decoded(row).size for row in range(4)] == [(24, 24)] * 4

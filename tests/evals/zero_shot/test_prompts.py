@@ -29,7 +29,10 @@ def test_names_come_from_a_file_by_class_or_in_order(tmp_path: Path) -> None:
     assert class_phrases(images, file) == ("apple tree", "banana")
     file.write_text("one\ntwo\n")
     assert class_phrases(images, file) == ("one", "two")
-    for text, match in (("a\tx\n", "no line for 1 of the 2 classes, such as b"), ("x\n", "1 lines, the images have 2 classes")):
+    for text, match in (
+        ("a\tx\n", "no line for 1 of the 2 classes, such as b"),
+        ("x\n", "1 lines, the images have 2 classes"),
+    ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=match):
             class_phrases(images, file)

@@ -54,9 +54,11 @@ def place(model: CLIP, tmp_path_factory) -> Path:
 def reference(model: CLIP, place: Path) -> float:
     """Top-1 as open_clip itself computes it."""
     classifier = open_clip.build_zero_shot_classifier(
-        model, open_clip.get_tokenizer("ViT-H-14", context_length=16), ["ant", "cat", "honey bee"],
+        model,
+        open_clip.get_tokenizer("ViT-H-14", context_length=16),
+        ["ant", "cat", "honey bee"],
         [lambda c, t=t: t.replace("{}", c) for t in TEMPLATES],
-    )  # fmt: skip
+    )
     transform = open_clip.image_transform(28, is_train=False)
     hits = []
     for number, name in enumerate(("ant", "cat", "honey_bee")):
@@ -79,9 +81,11 @@ def test_cached_teacher_live_teacher_and_student_are_compared_with_its_own_sente
     settings = {"runs": (run,), "models": (f"live=teacher:{TEACHER}",), "weights": (f"live={place / 'clip.pt'}",)}
     table = run_zero_shot(config(place, tmp_path, **settings))
     assert [(row.name, row.kind) for row in table.rows] == [
-        (TEACHER, "teacher"), ("live", "teacher"), (f"student → {TEACHER}", "student"),
+        (TEACHER, "teacher"),
+        ("live", "teacher"),
+        (f"student → {TEACHER}", "student"),
         (f"student, untrained → {TEACHER}", "untrained"),
-    ]  # fmt: skip
+    ]
     assert table.rows[0].top1 == table.rows[1].top1 == pytest.approx(reference(model, place))
     assert table.phrases == ("ant", "cat", "honey bee")
     assert "3 classes as sentences (2 of your own" in table.protocol

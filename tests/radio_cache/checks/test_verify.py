@@ -69,15 +69,26 @@ def test_a_shard_not_built_yet_is_missing_not_damaged(cache_path: Path) -> None:
         (lambda p: (p / SHARD).unlink(), SHARD, "gone"),
         (lambda p: shutil.copy(p / SHARD.replace("/1/", "/0/"), p / SHARD), SHARD, "bytes long"),
         (lambda p: shutil.copy(p / SHARD.replace("fake-a", "fake-b"), p / SHARD), SHARD, "bytes long"),
-        (lambda p: (p / "teachers/fake-a/stats/spatial/c/1/0/0").unlink(), "teachers/fake-a/stats/spatial/c/1/0/0", "gone"),
+        (
+            lambda p: (p / "teachers/fake-a/stats/spatial/c/1/0/0").unlink(),
+            "teachers/fake-a/stats/spatial/c/1/0/0",
+            "gone",
+        ),
         (lambda p: flip(p / "teachers/fake-a/summary/c/0/1/0", -2), "teachers/fake-a/summary/c/0/1/0", "checksum"),
         (lambda p: flip(p / "images/status/c/1", 0), "images/status/c/1", "checksum"),
-        (lambda p: shutil.copy(p / "receipts/fake-a/000000.json", p / "receipts/fake-a/000001.json"),
-         "receipts/fake-a/000001.json", "another shard"),
+        (
+            lambda p: shutil.copy(p / "receipts/fake-a/000000.json", p / "receipts/fake-a/000001.json"),
+            "receipts/fake-a/000001.json",
+            "another shard",
+        ),
         (lambda p: (p / "receipts/fake-a/000001.json").write_text("{}"), "receipts/fake-a/000001.json", "damaged"),
-        (lambda p: (p / "receipts/fake-a/000001.json").write_bytes(b"\xff\x00"), "receipts/fake-a/000001.json", "damaged"),
+        (
+            lambda p: (p / "receipts/fake-a/000001.json").write_bytes(b"\xff\x00"),
+            "receipts/fake-a/000001.json",
+            "damaged",
+        ),
     ],
-)  # fmt: skip
+)
 def test_damage_of_one_shard_is_named_and_only_that_shard_is_dropped(
     cache_path: Path, damage: object, place: str, what: str
 ) -> None:
@@ -171,7 +182,9 @@ def refused(part: str, number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE])
 @pytest.mark.parametrize("part", ["/spatial/c/", "/summary/c/", "/images/status/c/", "/spatial/zarr.json"])
-def test_what_cannot_be_read_just_now_is_no_damage_and_repair_leaves_it(cache_path: Path, number: int, part: str) -> None:
+def test_what_cannot_be_read_just_now_is_no_damage_and_repair_leaves_it(
+    cache_path: Path, number: int, part: str
+) -> None:
     cache = Cache(cache_path)
     before = {path: path.read_bytes() for path in cache_path.rglob("*") if path.is_file()}
     with refused(part, number):

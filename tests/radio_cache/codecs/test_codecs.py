@@ -123,9 +123,11 @@ def codec_of(name: str, channels: int) -> Codec:
 @pytest.mark.parametrize("name", LAYOUTS)
 @settings(deadline=None, max_examples=40)
 @given(
-    leading=st.lists(st.integers(0, 3), max_size=3), h=st.integers(1, 5), w=st.integers(1, 5),
+    leading=st.lists(st.integers(0, 3), max_size=3),
+    h=st.integers(1, 5),
+    w=st.integers(1, 5),
     channels=st.sampled_from([1, 2, 3, 5, 16, 31]),
-)  # fmt: skip
+)
 @example(leading=[0], h=7, w=7, channels=5)
 @example(leading=[1, 0], h=1, w=1, channels=1)
 def test_any_number_of_images_views_rows_and_channels_round_trips(

@@ -13,7 +13,7 @@ from radio_cache.codecs.klt_packed import (
     gain_values,
     level_table,
     lloyd,
-)  # fmt: skip
+)
 from radio_cache.errors import CodecError, StoreError
 from radio_cache.statistics.moments import Moments
 

@@ -17,7 +17,9 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 @every_layout
 @given(st.floats(0.01, 2), st.floats(0.001, 100), st.integers(0, 1000))
-def test_every_coordinate_is_off_by_at_most_half_a_step(layout: Layout, step: float, loudness: float, seed: int) -> None:
+def test_every_coordinate_is_off_by_at_most_half_a_step(
+    layout: Layout, step: float, loudness: float, seed: int
+) -> None:
     codec = KltZstd(BASIS, step, layout)
     features = (np.random.default_rng(seed).standard_t(2, size=(3, 2, 8)) * loudness).astype(np.float32)
     true = BASIS.forward(features)

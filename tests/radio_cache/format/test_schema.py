@@ -20,9 +20,13 @@ from radio_cache.format.schema import (
 from radio_cache.testing import fake_spec
 
 META = CacheMeta(
-    num_images=10, shard_images=4, creator="test", class_names=("a", "b"), max_pixels=100,
+    num_images=10,
+    shard_images=4,
+    creator="test",
+    class_names=("a", "b"),
+    max_pixels=100,
     containers=(Container(kind="folder", path="photos", prefix="photos/"),),
-)  # fmt: skip
+)
 
 
 def test_rows_are_cut_into_shards_and_the_last_may_be_short() -> None:
@@ -63,9 +67,14 @@ def test_any_other_format_version_is_refused(version: object) -> None:
 
 def test_a_receipt_survives_json() -> None:
     receipt = Receipt(
-        unit="sam", shard=2, first_row=8, num_rows=2, num_tokens=64, failures=(Failure(row=9, reason="empty"),),
+        unit="sam",
+        shard=2,
+        first_row=8,
+        num_rows=2,
+        num_tokens=64,
+        failures=(Failure(row=9, reason="empty"),),
         files=(StoredFile(path="spatial/c/0/2/0/0/0", num_bytes=12, crc32c=2**32 - 1),),
-    )  # fmt: skip
+    )
     assert Receipt.from_json(json.loads(json.dumps(receipt.to_json()))) == receipt
 
 

@@ -68,9 +68,15 @@ def test_a_sharded_array_is_the_one_zarr_python_writes(tmp_path: Path, dtype: st
     )
     fill = np.nan if dtype == "<f2" else -128
     zarr.create_array(
-        tmp_path / "a", shape=(1, 5, 4, 3), dtype=dtype, chunks=(1, 2, 4, 3), serializer=sharding, compressors=None,
-        filters=None, fill_value=fill,
-    )  # fmt: skip
+        tmp_path / "a",
+        shape=(1, 5, 4, 3),
+        dtype=dtype,
+        chunks=(1, 2, 4, 3),
+        serializer=sharding,
+        compressors=None,
+        filters=None,
+        fill_value=fill,
+    )
     assert json.loads(
         sharded_array_document((1, 5, 4, 3), (1, 2, 4, 3), (1, 1, 4, 3), dtype, fill, zstd_level)
     ) == theirs(tmp_path / "a")

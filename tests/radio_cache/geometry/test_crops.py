@@ -76,17 +76,24 @@ def test_sampling_equals_pil_resize_with_a_box(data: st.DataObject) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    lo=st.floats(-30, 30), length=st.floats(0.01, 60), num_in=st.integers(1, 40), num_out=st.integers(1, 40),
+    lo=st.floats(-30, 30),
+    length=st.floats(0.01, 60),
+    num_in=st.integers(1, 40),
+    num_out=st.integers(1, 40),
     valid=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-)  # fmt: skip
+)
 def test_rows_sum_to_one_wherever_the_interval_lies(
     lo: float, length: float, num_in: int, num_out: int, valid: tuple[float, float]
 ) -> None:
     valid_lo, valid_hi = sorted(valid)
     weights, _ = resample_weights(
-        np.array([lo]), np.array([lo + length]), np.array([valid_lo * num_in]), np.array([valid_hi * num_in]),
-        num_in=num_in, num_out=num_out,
-    )  # fmt: skip
+        np.array([lo]),
+        np.array([lo + length]),
+        np.array([valid_lo * num_in]),
+        np.array([valid_hi * num_in]),
+        num_in=num_in,
+        num_out=num_out,
+    )
     np.testing.assert_allclose(weights.sum(axis=2), 1.0, atol=1e-5)
     assert (weights >= 0).all()
 
@@ -133,9 +140,14 @@ def colours_at_token_centres(image_hw: tuple[int, int], geometry: ViewGeometry) 
 
 
 def off_the_ramp(
-    image_hw: tuple[int, int], box: BoxXYXY, seen: ViewGeometry, *, assumed: ViewGeometry | None = None,
-    assumed_box: BoxXYXY | None = None, mutate: Mutation = lambda weights: weights,
-) -> float:  # fmt: skip
+    image_hw: tuple[int, int],
+    box: BoxXYXY,
+    seen: ViewGeometry,
+    *,
+    assumed: ViewGeometry | None = None,
+    assumed_box: BoxXYXY | None = None,
+    mutate: Mutation = lambda weights: weights,
+) -> float:
     """Largest distance, in levels, between targets under a crop and the ramp at the crop's own token centres.
 
     The image goes to the teacher as it does in a build; nothing here uses the code's own crop formulas. Only tokens
@@ -169,9 +181,15 @@ def crop_of(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:
 
 @pytest.mark.parametrize("image_hw", SIZES_HW)
 @pytest.mark.parametrize(
-    "geometry", [teacher_geometry("squash"), teacher_geometry("crop"), teacher_geometry("crop", resize_px=55),
-                 teacher_geometry("pad")], ids=["squash", "crop", "crop-of-larger", "pad"],
-)  # fmt: skip
+    "geometry",
+    [
+        teacher_geometry("squash"),
+        teacher_geometry("crop"),
+        teacher_geometry("crop", resize_px=55),
+        teacher_geometry("pad"),
+    ],
+    ids=["squash", "crop", "crop-of-larger", "pad"],
+)
 def test_a_ramp_sampled_under_a_crop_is_the_ramp_at_the_crops_token_centres(
     geometry: ViewGeometry, image_hw: tuple[int, int]
 ) -> None:
@@ -180,9 +198,12 @@ def test_a_ramp_sampled_under_a_crop_is_the_ramp_at_the_crops_token_centres(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    fit=st.sampled_from(FITS), h=st.integers(30, 230), w=st.integers(30, 230),
-    corner=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), size=st.tuples(st.floats(0.3, 0.5), st.floats(0.3, 0.5)),
-)  # fmt: skip
+    fit=st.sampled_from(FITS),
+    h=st.integers(30, 230),
+    w=st.integers(30, 230),
+    corner=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)),
+    size=st.tuples(st.floats(0.3, 0.5), st.floats(0.3, 0.5)),
+)
 def test_ramps_survive_any_enlarging_crop(
     fit: Fit, h: int, w: int, corner: tuple[float, float], size: tuple[float, float]
 ) -> None:
@@ -233,9 +254,11 @@ def test_shrinking_by_a_whole_number_keeps_a_ramp(num_out: int, shrink: int, sta
 
 @settings(max_examples=60, deadline=None)
 @given(
-    h=st.integers(1, 300), w=st.integers(1, 300), out=st.integers(1, 12),
+    h=st.integers(1, 300),
+    w=st.integers(1, 300),
+    out=st.integers(1, 12),
     corners=st.tuples(*[st.floats(-0.5, 1.5)] * 4),
-)  # fmt: skip
+)
 def test_padding_never_leaks_into_a_target(
     h: int, w: int, out: int, corners: tuple[float, float, float, float]
 ) -> None:
@@ -268,9 +291,14 @@ IMAGE_SIDE = st.integers(1, 255)
 def test_crop_is_torchvisions_resize_and_centre_crop(h: int, w: int, resize_px: int, cut: int) -> None:
     assume(max(h, w) < 12 * min(h, w))
     geometry = ViewGeometry(
-        fit="crop", input_hw=(resize_px - cut, resize_px - cut), resize_px=resize_px, interpolation="bilinear",
-        grid_hw=(1, 1), stride_px=1.0, offset_px=0.5,
-    )  # fmt: skip
+        fit="crop",
+        input_hw=(resize_px - cut, resize_px - cut),
+        resize_px=resize_px,
+        interpolation="bilinear",
+        grid_hw=(1, 1),
+        stride_px=1.0,
+        offset_px=0.5,
+    )
     resized = Resize(resize_px)(Image.new("L", (w, h)))
     assert resized_hw((h, w), geometry) == (resized.height, resized.width)
     assume(max(resized.size) < 256)
@@ -314,9 +342,14 @@ def test_a_strip_that_would_not_fit_in_memory_is_an_image_error_with_both_sizes(
 
 @settings(max_examples=80, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), x0=st.floats(0, 100), y0=st.floats(0, 100), w=st.floats(1, 300), h=st.floats(1, 300),
-    area=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)), ratio=st.floats(1, 3),
-)  # fmt: skip
+    seed=st.integers(0, 10**6),
+    x0=st.floats(0, 100),
+    y0=st.floats(0, 100),
+    w=st.floats(1, 300),
+    h=st.floats(1, 300),
+    area=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)),
+    ratio=st.floats(1, 3),
+)
 def test_a_random_box_stays_inside(
     seed: int, x0: float, y0: float, w: float, h: float, area: tuple[float, float], ratio: float
 ) -> None:
@@ -404,9 +437,9 @@ def test_tokens_are_valid_where_their_centre_shows_the_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fit", "image_hw", "expected"), [("squash", (96, 96), 0.5), ("squash", (48, 192), 0.5), ("crop", (96, 200), 0.5),
-                                      ("pad", (96, 200), 0.24)],
-)  # fmt: skip
+    ("fit", "image_hw", "expected"),
+    [("squash", (96, 96), 0.5), ("squash", (48, 192), 0.5), ("crop", (96, 200), 0.5), ("pad", (96, 200), 0.24)],
+)
 def test_magnification_is_input_pixels_per_image_pixel(fit: Fit, image_hw: tuple[int, int], expected: float) -> None:
     geometry = teacher_geometry(fit)  # 48 pixels, patches of 8
     assert magnification(image_hw, geometry) == pytest.approx(expected, rel=0.01)

@@ -40,8 +40,17 @@ def test_a_view_follows_from_seed_row_and_number_alone() -> None:
     one = draw_view(SAMPLING, 7, 2, (100, 90))
     assert draw_view(SAMPLING, 7, 2, (100, 90)) == one
     other = ViewSampling(seed=4, area=(0.2, 0.9), ratio=(3 / 4, 4 / 3), flip_share=0.5)
-    assert len({one, draw_view(SAMPLING, 8, 2, (100, 90)), draw_view(SAMPLING, 7, 1, (100, 90)),
-                draw_view(other, 7, 2, (100, 90))}) == 4  # fmt: skip
+    assert (
+        len(
+            {
+                one,
+                draw_view(SAMPLING, 8, 2, (100, 90)),
+                draw_view(SAMPLING, 7, 1, (100, 90)),
+                draw_view(other, 7, 2, (100, 90)),
+            }
+        )
+        == 4
+    )
 
 
 def test_view_0_is_the_whole_image_and_others_need_a_rule() -> None:
@@ -52,14 +61,22 @@ def test_view_0_is_the_whole_image_and_others_need_a_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"area": (0.0, 1.0)}, {"area": (0.5, 0.2)}, {"area": (0.5, 1.5)}, {"ratio": (2.0, 1.0)}, {"flip_share": 2.0},
-            {"seed": -1}],
-)  # fmt: skip
+    "bad",
+    [
+        {"area": (0.0, 1.0)},
+        {"area": (0.5, 0.2)},
+        {"area": (0.5, 1.5)},
+        {"ratio": (2.0, 1.0)},
+        {"flip_share": 2.0},
+        {"seed": -1},
+    ],
+)
 def test_impossible_ways_to_draw_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="no views can be drawn this way"):
-        from_json(ViewSampling, json.loads(json.dumps({
-            "seed": 0, "area": (0.2, 0.9), "ratio": (0.7, 1.4), "flip_share": 0.0, **bad
-        })))  # fmt: skip
+        from_json(
+            ViewSampling,
+            json.loads(json.dumps({"seed": 0, "area": (0.2, 0.9), "ratio": (0.7, 1.4), "flip_share": 0.0, **bad})),
+        )
 
 
 @pytest.mark.parametrize("flipped", [False, True])

@@ -78,10 +78,13 @@ def test_a_kind_of_container_of_a_newer_version_is_named_with_the_cure(tmp_path:
 @pytest.mark.parametrize(
     ("entry", "place"),
     [
-        ("a.jpg", "/data/a.jpg"), ("../a.jpg", "/data/../a.jpg"), ("/x/a.jpg", "/x/a.jpg"),
-        ("s3://b/a.jpg", "s3://b/a.jpg"), ("https://h/a?b=c", "https://h/a?b=c"),
+        ("a.jpg", "/data/a.jpg"),
+        ("../a.jpg", "/data/../a.jpg"),
+        ("/x/a.jpg", "/x/a.jpg"),
+        ("s3://b/a.jpg", "s3://b/a.jpg"),
+        ("https://h/a?b=c", "https://h/a?b=c"),
     ],
-)  # fmt: skip
+)
 def test_entries_of_a_list_start_from_its_own_folder(entry: str, place: str) -> None:
     assert listed_place("/data/list.txt", entry) == place
 
@@ -100,7 +103,9 @@ def test_file_urls_in_a_list_are_paths(tmp_path: Path, scheme: str) -> None:
         read("list", "/nowhere/list.txt", f"{scheme}{tmp_path}/none.jpg")
 
 
-@pytest.mark.parametrize("url", ["ipfs://x/a.jpg", "zip://a.jpg::/b.zip", "file://server/share/a.jpg", "chrome://x", "hf://a::b"])
+@pytest.mark.parametrize(
+    "url", ["ipfs://x/a.jpg", "zip://a.jpg::/b.zip", "file://server/share/a.jpg", "chrome://x", "hf://a::b"]
+)
 def test_a_url_in_a_list_that_nothing_reads_is_one_unusable_image(url: str) -> None:
     with pytest.raises(ImageError, match=f"cannot be read: nothing here reads URLs such as '{url}'"):
         read("list", "/nowhere/list.txt", url)

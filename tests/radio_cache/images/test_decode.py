@@ -84,9 +84,11 @@ def test_16_bit_rgb_png_keeps_the_high_byte() -> None:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     data = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-        + chunk(b"IDAT", zlib.compress(b"\0" + raw.tobytes())) + chunk(b"IEND", b"")
-    )  # fmt: skip
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"\0" + raw.tobytes()))
+        + chunk(b"IEND", b"")
+    )
     np.testing.assert_array_equal(as_array(decode_image(data)), (raw >> 8).astype(np.uint8))
 
 
@@ -209,21 +211,33 @@ def test_planes_are_joined_where_pil_can(bits: int, compression: str | None) -> 
 
 
 def test_raw_planes_of_16_bits_are_refused_instead_of_decoded_to_noise() -> None:
-    with pytest.raises(ImageError, match="a TIFF with separate planes of 16 bits, which PIL decodes wrongly; save it inter"):
+    with pytest.raises(
+        ImageError, match="a TIFF with separate planes of 16 bits, which PIL decodes wrongly; save it inter"
+    ):
         decode_image(planar_tiff(16, None)[0])
 
 
 # ---------------------------------------------------------------- TIFFs of other depths
 
 
-def tiff(values: NDArray[np.integer], *, bits: int, photometric: int = 1, sample_format: int = 1, data: bytes = b"") -> bytes:
+def tiff(
+    values: NDArray[np.integer], *, bits: int, photometric: int = 1, sample_format: int = 1, data: bytes = b""
+) -> bytes:
     """An uncompressed grey TIFF of one strip, little-endian. data: the pixels as they are stored, if the array is not."""
     height, width = values.shape
     data = data or values.astype(f"<{'i' if sample_format == 2 else 'u'}{bits // 8}").tobytes()
     tags = [
-        (256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric), (273, 4, 8), (277, 3, 1),
-        (278, 4, height), (279, 4, len(data)), (339, 3, sample_format),
-    ]  # fmt: skip
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, bits),
+        (259, 3, 1),
+        (262, 3, photometric),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, len(data)),
+        (339, 3, sample_format),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     padded = data + bytes(len(data) % 2)
     return struct.pack("<2sHI", b"II", 42, 8 + len(padded)) + padded + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -271,18 +285,24 @@ def test_integers_without_an_agreed_range_are_refused_and_not_black(
     ("name", "data"),
     [
         ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"),
-        ("ICO", file_bytes(gradient(), "ICO")), ("PCX", file_bytes(gradient(), "PCX")),
-        ("JPEG2000", file_bytes(gradient(), "JPEG2000")), ("HEIF", b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(100)),
+        ("ICO", file_bytes(gradient(), "ICO")),
+        ("PCX", file_bytes(gradient(), "PCX")),
+        ("JPEG2000", file_bytes(gradient(), "JPEG2000")),
+        ("HEIF", b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(100)),
     ],
-)  # fmt: skip
+)
 def test_formats_that_are_not_documented_are_not_opened(name: str, data: bytes) -> None:
-    with pytest.raises(ImageError, match=f"an image in the format {name}, which is not opened; convert it to one of JPEG, PNG,"):
+    with pytest.raises(
+        ImageError, match=f"an image in the format {name}, which is not opened; convert it to one of JPEG, PNG,"
+    ):
         decode_image(data)
 
 
 def test_every_image_is_opened_by_the_one_function_that_names_the_formats() -> None:
     root = Path(radio_cache.__file__).parents[1]
-    files = [file for name in ("radio_cache", "cache_builder", "trainer", "evals") for file in (root / name).rglob("*.py")]
+    files = [
+        file for name in ("radio_cache", "cache_builder", "trainer", "evals") for file in (root / name).rglob("*.py")
+    ]
     calls = [
         (file.relative_to(root).as_posix(), ast.unparse(node))
         for file in files

@@ -54,12 +54,17 @@ def ranges_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(
     "how",
     [
-        PLAIN, PLAIN | {"data_page_version": "2.0"}, PLAIN | {"data_page_size": 2000, "write_batch_size": 2}, {},
-        PLAIN | {"write_page_checksum": True}, {"compression": "zstd", "use_dictionary": False},
-        {"compression": "none"}, PLAIN | {"column_encoding": {"image.bytes": "DELTA_BYTE_ARRAY"}},
+        PLAIN,
+        PLAIN | {"data_page_version": "2.0"},
+        PLAIN | {"data_page_size": 2000, "write_batch_size": 2},
+        {},
+        PLAIN | {"write_page_checksum": True},
+        {"compression": "zstd", "use_dictionary": False},
+        {"compression": "none"},
+        PLAIN | {"column_encoding": {"image.bytes": "DELTA_BYTE_ARRAY"}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_image_is_read_in_any_order_however_the_file_was_written(tmp_path: Path, how: dict[str, Any]) -> None:
     images = some_images(40)
     path = write(tmp_path / "a.parquet", list(images), **how)
@@ -93,9 +98,13 @@ def test_places_of_values_are_those_that_pyarrow_decodes(
     )
     path = tmp_path_factory.mktemp("pages") / "a.parquet"
     pq.write_table(
-        table, path, data_page_version=data.draw(st.sampled_from(["1.0", "2.0"])), data_page_size=data.draw(st.integers(1, 200)),
-        write_batch_size=data.draw(st.integers(1, 9)), **PLAIN,
-    )  # fmt: skip
+        table,
+        path,
+        data_page_version=data.draw(st.sampled_from(["1.0", "2.0"])),
+        data_page_size=data.draw(st.integers(1, 200)),
+        write_batch_size=data.draw(st.integers(1, 9)),
+        **PLAIN,
+    )
     whole = path.read_bytes()
     chunk = pq.read_metadata(path).row_group(0).column(0)
     span = (chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size)

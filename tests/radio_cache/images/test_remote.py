@@ -217,13 +217,15 @@ def test_a_server_that_cannot_be_reached_is_no_unusable_image(monkeypatch: pytes
 )
 def test_a_key_that_cannot_be_expressed_is_one_unusable_image(bucket: Callable[[str], str], key: str) -> None:
     url = f"{bucket('photos')}/{key}"
-    with pytest.raises(ImageError, match=r"cannot be read: no object can be reached by the key '.*': parts that are empty"):
+    with pytest.raises(
+        ImageError, match=r"cannot be read: no object can be reached by the key '.*': parts that are empty"
+    ):
         read_place(url)
     with pytest.raises(ImageError, match="no object can be reached by the key"):
         read_place(url, 3, 4)
 
 
-@pytest.mark.parametrize("key", ["a\\b.jpg", "%2Fa%3A.jpg", "a?b=#c.jpg", "~[x]{y}|^`\"<>.jpg", "...", "a..b"])
+@pytest.mark.parametrize("key", ["a\\b.jpg", "%2Fa%3A.jpg", "a?b=#c.jpg", '~[x]{y}|^`"<>.jpg', "...", "a..b"])
 def test_odd_keys_that_can_be_expressed_are_read(bucket: Callable[[str], str], s3_endpoint: str, key: str) -> None:
     url = bucket("photos")
     put(s3_endpoint, f"{url}/{key}")
@@ -316,9 +318,10 @@ def test_what_fails_for_a_moment_behind_fsspec_is_tried_again(monkeypatch: pytes
     monkeypatch.setattr(remote_files, "_PAUSES_S", (0.0, 0.0))
     place = remote_files._FileSystem("memory://x")
     for failures, expected in (
-        ([OSError("busy")] * 2, None), ([OSError("busy")] * 3, "cannot read memory://x/a: OSError: busy: check the network"),
+        ([OSError("busy")] * 2, None),
+        ([OSError("busy")] * 3, "cannot read memory://x/a: OSError: busy: check the network"),
         ([PermissionError("no")], "these credentials may not do this"),
-    ):  # fmt: skip
+    ):
         place._fs = Flaky(list(failures))
         if expected is None:
             assert place.fetch_range("a", 0, 5) == b"there"

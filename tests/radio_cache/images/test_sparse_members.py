@@ -23,9 +23,13 @@ def photos(tmp_path: Path) -> dict[str, bytes]:
     noise = np.random.default_rng(0).integers(1, 256, 4096, np.uint8).tobytes()
     hole = bytes(1 << 16)
     contents = {
-        "many.bmp": (noise + hole) * 40 + noise, "one.bmp": noise + hole + noise[:100], "ends.bmp": hole + noise + hole,
-        "hole.bmp": hole, "none.bmp": noise, f"{'long/' * 30}name.bmp": (hole + noise) * 2,
-    }  # fmt: skip
+        "many.bmp": (noise + hole) * 40 + noise,
+        "one.bmp": noise + hole + noise[:100],
+        "ends.bmp": hole + noise + hole,
+        "hole.bmp": hole,
+        "none.bmp": noise,
+        f"{'long/' * 30}name.bmp": (hole + noise) * 2,
+    }
     for name, data in contents.items():
         file = tmp_path / "photos" / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -94,11 +94,26 @@ def status(code: int, **headers: str) -> Answer:
 @pytest.mark.parametrize(
     "path",
     [
-        "/img//a.jpg", "//a.jpg", "/proxy/https%3A%2F%2Fcdn.example.org%2Fa.jpg", "/resolve/refs%2Fconvert%2Fparquet/a.jpg",
-        "/a%5Cb.jpg", "/a\\b.jpg", "/a/./b/../c.jpg", "/%2e%2e/a.jpg", "/lower%2f.jpg", "/100%.jpg", "/a%zz.jpg", "/a%09b.jpg",
-        "/a|b^c`d{e}.jpg", "/a.jpg?next=//b/../c&x=%2f", "/folder/", "/a;b=1,c.jpg", "/", "/a'b\"<c>.jpg",
+        "/img//a.jpg",
+        "//a.jpg",
+        "/proxy/https%3A%2F%2Fcdn.example.org%2Fa.jpg",
+        "/resolve/refs%2Fconvert%2Fparquet/a.jpg",
+        "/a%5Cb.jpg",
+        "/a\\b.jpg",
+        "/a/./b/../c.jpg",
+        "/%2e%2e/a.jpg",
+        "/lower%2f.jpg",
+        "/100%.jpg",
+        "/a%zz.jpg",
+        "/a%09b.jpg",
+        "/a|b^c`d{e}.jpg",
+        "/a.jpg?next=//b/../c&x=%2f",
+        "/folder/",
+        "/a;b=1,c.jpg",
+        "/",
+        "/a'b\"<c>.jpg",
     ],
-)  # fmt: skip
+)
 def test_an_address_goes_out_as_it_was_written(site: Site, path: str) -> None:
     assert read_place(site.url + path) == CONTENT
     assert read_place(site.url + path, 10, 5) == CONTENT[10:15]
@@ -108,10 +123,15 @@ def test_an_address_goes_out_as_it_was_written(site: Site, path: str) -> None:
 @pytest.mark.parametrize(
     ("written", "sent"),
     [
-        ("/a b.jpg", "/a%20b.jpg"), ("/ü.jpg", "/%C3%BC.jpg"), ("/caf\udce9.jpg", "/caf%E9.jpg"), ("/a\x01b", "/a%01b"),
-        ("/a.jpg#part", "/a.jpg"), ("", "/"), ("?id=7", "/?id=7"),
+        ("/a b.jpg", "/a%20b.jpg"),
+        ("/ü.jpg", "/%C3%BC.jpg"),
+        ("/caf\udce9.jpg", "/caf%E9.jpg"),
+        ("/a\x01b", "/a%01b"),
+        ("/a.jpg#part", "/a.jpg"),
+        ("", "/"),
+        ("?id=7", "/?id=7"),
     ],
-)  # fmt: skip
+)
 def test_what_no_request_can_hold_is_escaped(site: Site, written: str, sent: str) -> None:
     assert read_place(site.url + written) == CONTENT
     assert site.asked == [("GET", sent)]
@@ -143,7 +163,9 @@ def test_plain_requests_go_through_the_proxy_of_the_environment(site: Site, monk
     assert site.asked == [("GET", "http://pictures.invalid/img//a%2F.jpg")]
 
 
-@pytest.mark.parametrize("url", ["http:///a.jpg", "http://host:99999/a", "http://[::1/a.jpg", "http://?x", "http://a b/c.jpg"])
+@pytest.mark.parametrize(
+    "url", ["http:///a.jpg", "http://host:99999/a", "http://[::1/a.jpg", "http://?x", "http://a b/c.jpg"]
+)
 def test_what_is_no_address_is_one_unusable_image(url: str) -> None:
     with pytest.raises(ImageError, match=r"cannot be read: .* is no address of a web page"):
         read_place(url)
@@ -181,9 +203,15 @@ def test_the_size_of_a_page_is_found_where_head_is_not_allowed(site: Site, code:
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(404, "there is nothing at"), (410, "there is nothing at"), *((code, "the server refuses") for code in (
-        400, 401, 402, 403, 405, 406, 409, 412, 414, 418, 422, 423, 431, 451, 501, 304))],
-)  # fmt: skip
+    [
+        (404, "there is nothing at"),
+        (410, "there is nothing at"),
+        *(
+            (code, "the server refuses")
+            for code in (400, 401, 402, 403, 405, 406, 409, 412, 414, 418, 422, 423, 431, 451, 501, 304)
+        ),
+    ],
+)
 def test_a_page_that_the_server_does_not_give_is_one_unusable_image(site: Site, code: int, words: str) -> None:
     site.answer = lambda path, before: status(code) if path == "/odd.jpg" else None
     assert read_place(f"{site.url}/a.jpg") == CONTENT
@@ -191,7 +219,9 @@ def test_a_page_that_the_server_does_not_give_is_one_unusable_image(site: Site, 
         read_place(f"{site.url}/odd.jpg")
 
 
-@pytest.mark.parametrize("target", ["/b.jpg", "https:///x", "ftp://elsewhere/a.jpg", "file:///etc/hostname", "mailto:x"])
+@pytest.mark.parametrize(
+    "target", ["/b.jpg", "https:///x", "ftp://elsewhere/a.jpg", "file:///etc/hostname", "mailto:x"]
+)
 def test_redirects_that_lead_nowhere_are_one_unusable_image(site: Site, target: str) -> None:
     site.answer = lambda path, before: status(302, Location=target) if path in ("/b.jpg", "/c.jpg") else None
     assert read_place(f"{site.url}/a.jpg") == CONTENT
@@ -214,7 +244,9 @@ def test_a_redirect_to_another_server_inside_the_network_is_not_followed(site: S
             site.answer = lambda path, before, target=target: (
                 status(302, Location=f"{target}/b.jpg") if path == "/a.jpg" else None
             )
-            with pytest.raises(PermissionError, match=r"redirected to .* a server inside this network: name that address itself"):
+            with pytest.raises(
+                PermissionError, match=r"redirected to .* a server inside this network: name that address itself"
+            ):
                 web_files.fetch_page(f"{site.url}/a.jpg", 1000)
         assert other.asked == []
     finally:
@@ -223,10 +255,23 @@ def test_a_redirect_to_another_server_inside_the_network_is_not_followed(site: S
 
 @pytest.mark.parametrize(
     ("address", "public"),
-    [("93.184.215.14", True), ("2606:2800:21f:cb07::1", True), ("198.18.0.7", True), ("127.0.0.1", False), ("10.1.2.3", False),
-     ("172.20.0.1", False), ("192.168.7.7", False), ("169.254.1.1", False), ("100.100.1.1", False), ("0.0.0.0", False),
-     ("::1", False), ("fe80::1%eth0", False), ("fd00::7", False), ("::ffff:10.0.0.1", False)],
-)  # fmt: skip
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07::1", True),
+        ("198.18.0.7", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.20.0.1", False),
+        ("192.168.7.7", False),
+        ("169.254.1.1", False),
+        ("100.100.1.1", False),
+        ("0.0.0.0", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::7", False),
+        ("::ffff:10.0.0.1", False),
+    ],
+)
 def test_addresses_inside_the_network_are_known(address: str, public: bool) -> None:
     assert web_files._is_public("some.host", 80, lambda *_, **__: [(0, 0, 0, "", (address, 80))]) is public
 
@@ -281,7 +326,9 @@ def test_a_server_in_trouble_from_the_start_is_no_unusable_image(site: Site) -> 
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(site: Site) -> None:
-    site.answer = lambda path, before: (200, {"Content-Length": "1000", "Connection": "close"}, CONTENT) if before < 1 else None
+    site.answer = lambda path, before: (
+        (200, {"Content-Length": "1000", "Connection": "close"}, CONTENT) if before < 1 else None
+    )
     assert read_place(f"{site.url}/a.jpg") == CONTENT
     assert site.count["/a.jpg"] == 2
 

@@ -24,12 +24,20 @@ def test_crc32c_is_the_castagnoli_checksum() -> None:
 def test_a_shard_is_byte_for_byte_what_zarr_python_writes(tmp_path: Path, held: list[bool]) -> None:
     chunks = np.random.default_rng(0).normal(size=(4, 6)).astype("<f4")
     array = zarr.create_array(
-        tmp_path, shape=(4, 6), chunks=(4, 6), dtype="float32", compressors=None, filters=None, fill_value=float("nan"),
+        tmp_path,
+        shape=(4, 6),
+        chunks=(4, 6),
+        dtype="float32",
+        compressors=None,
+        filters=None,
+        fill_value=float("nan"),
         serializer=ShardingCodec(
-            chunk_shape=(1, 6), codecs=[BytesCodec(endian="little"), Crc32cCodec()],
-            index_codecs=[BytesCodec(endian="little"), Crc32cCodec()], index_location="end",
+            chunk_shape=(1, 6),
+            codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+            index_codecs=[BytesCodec(endian="little"), Crc32cCodec()],
+            index_location="end",
         ),
-    )  # fmt: skip
+    )
     ours = encode_shard([row.tobytes() if there else None for row, there in zip(chunks, held, strict=False)], 4)
     (tmp_path / "c/0").mkdir(parents=True)
     (tmp_path / "c/0/0").write_bytes(ours)

@@ -178,11 +178,15 @@ def test_a_fork_while_helpers_read_leaves_a_child_with_its_own(file_of: Callable
     file.expect([7], threads=4)
 
 
-@pytest.mark.parametrize(("place", "length"), [(-1, 10), (11, 10), (0, 21), (0, 0), (0, -5), (2**62, 10), (1, 2**63 - 1)])
+@pytest.mark.parametrize(
+    ("place", "length"), [(-1, 10), (11, 10), (0, 21), (0, 0), (0, -5), (2**62, 10), (1, 2**63 - 1)]
+)
 def test_a_row_outside_the_buffer_is_refused(place: int, length: int) -> None:
     one = np.zeros(1, np.int64)
     with pytest.raises(ValueError, match="fit"):
-        _rows.read(np.zeros(1, np.int32), one, one + length, one + place, np.zeros(1, np.uint8), np.empty(20, np.uint8), 1)
+        _rows.read(
+            np.zeros(1, np.int32), one, one + length, one + place, np.zeros(1, np.uint8), np.empty(20, np.uint8), 1
+        )
 
 
 def test_lists_of_different_lengths_are_refused() -> None:

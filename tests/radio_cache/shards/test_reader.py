@@ -289,10 +289,20 @@ TWO63 = 1 << 63
 @pytest.mark.parametrize(
     "place",
     [
-        (1, 104), (10**15, 104), (TWO63 - 1, 104), (TWO63, 104), (2 * TWO63 - 2, 104), (2 * TWO63 - 1, 104),
-        (0, 10**15), (0, TWO63 - 1), (0, 2 * TWO63 - 2), (0, 2 * TWO63 - 1), (0, 0), (0, 4),
+        (1, 104),
+        (10**15, 104),
+        (TWO63 - 1, 104),
+        (TWO63, 104),
+        (2 * TWO63 - 2, 104),
+        (2 * TWO63 - 1, 104),
+        (0, 10**15),
+        (0, TWO63 - 1),
+        (0, 2 * TWO63 - 2),
+        (0, 2 * TWO63 - 1),
+        (0, 0),
+        (0, 4),
     ],
-)  # fmt: skip
+)
 def test_an_index_that_lies_is_refused_whatever_it_says(
     tmp_path: Path, storage_kind: str, place: tuple[int, int], zstd: bool
 ) -> None:

@@ -9,8 +9,27 @@ from radio_cache.errors import HadamardError, RadioCacheError
 from radio_cache.statistics.hadamard import hadamard, has_hadamard, known_orders
 
 TEACHER_WIDTHS = (
-    112, 192, 320, 384, 512, 768, 832, 1000, 1024, 1152, 1280, 1408, 1536, 1664, 1792, 2048, 2560, 3072, 3200, 4096,
-)  # fmt: skip
+    112,
+    192,
+    320,
+    384,
+    512,
+    768,
+    832,
+    1000,
+    1024,
+    1152,
+    1280,
+    1408,
+    1536,
+    1664,
+    1792,
+    2048,
+    2560,
+    3072,
+    3200,
+    4096,
+)
 
 DIGESTS = {
     1: "76be8b528d0075f7",

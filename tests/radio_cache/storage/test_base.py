@@ -48,8 +48,13 @@ def test_ranges_come_in_the_order_asked_and_end_with_the_file(storage: Storage) 
     storage.write("f", [bytes(range(100))])
     found = storage.read_ranges("f", [(90, 5), (0, 3), (95, 50), (7, 0), (100, 3), (500, 1)])
     assert [bytes(part) for part in found] == [
-        bytes(range(90, 95)), bytes(range(3)), bytes(range(95, 100)), b"", b"", b"",
-    ]  # fmt: skip
+        bytes(range(90, 95)),
+        bytes(range(3)),
+        bytes(range(95, 100)),
+        b"",
+        b"",
+        b"",
+    ]
     assert storage.read_ranges("f", []) == []
 
 
@@ -126,13 +131,22 @@ def test_a_tree_whose_making_fails_is_not_there(storage: Storage) -> None:
     assert not storage.exists("t/zarr.json")
 
 
-@pytest.mark.parametrize("path", ["../outside", "a/../../b", "/etc/passwd", "a\\..\\b", "a/\0b", "a\x1b[2J", "a\n", "\ud800"])
+@pytest.mark.parametrize(
+    "path", ["../outside", "a/../../b", "/etc/passwd", "a\\..\\b", "a/\0b", "a\x1b[2J", "a\n", "\ud800"]
+)
 def test_paths_that_climb_out_are_refused(storage: Storage, path: str) -> None:
     for use in (
-        storage.read, storage.size, storage.delete, storage.delete_tree, lambda p: storage.write(p, [b""]),
-        lambda p: storage.create(p, b""), lambda p: list(storage.list_files(p)), lambda p: storage.read_tail(p, 1),
-        lambda p: storage.read_ranges(p, [(0, 1)]), lambda p: storage.write_tree("t", [(p, b"")], last="zarr.json"),
-    ):  # fmt: skip
+        storage.read,
+        storage.size,
+        storage.delete,
+        storage.delete_tree,
+        lambda p: storage.write(p, [b""]),
+        lambda p: storage.create(p, b""),
+        lambda p: list(storage.list_files(p)),
+        lambda p: storage.read_tail(p, 1),
+        lambda p: storage.read_ranges(p, [(0, 1)]),
+        lambda p: storage.write_tree("t", [(p, b"")], last="zarr.json"),
+    ):
         with pytest.raises(StorageError, match="is not a path inside a cache"):
             use(path)
 

@@ -11,9 +11,16 @@ from radio_cache.errors import StorageError
 from radio_cache.storage.buckets import ObjectStorage
 
 ANSWERS = {
-    "NotImplemented": 501, "ExpiredToken": 400, "InvalidToken": 400, "RequestTimeTooSkewed": 403, "AccessDenied": 403,
-    "InvalidRequest": 400, "InsufficientStorage": 507, "SlowDown": 503, "InvalidObjectState": 409,
-}  # fmt: skip
+    "NotImplemented": 501,
+    "ExpiredToken": 400,
+    "InvalidToken": 400,
+    "RequestTimeTooSkewed": 403,
+    "AccessDenied": 403,
+    "InvalidRequest": 400,
+    "InsufficientStorage": 507,
+    "SlowDown": 503,
+    "InvalidObjectState": 409,
+}
 
 
 class Refuses(BaseHTTPRequestHandler):
@@ -55,7 +62,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("NotImplemented", "does not know conditional writes .If-None-Match., without which two builds could overwrite"),
+        (
+            "NotImplemented",
+            "does not know conditional writes .If-None-Match., without which two builds could overwrite",
+        ),
         ("ExpiredToken", "the credentials are valid no longer: get new ones"),
         ("InvalidToken", "the credentials are valid no longer: get new ones"),
         ("RequestTimeTooSkewed", "get new ones .or set the clock."),

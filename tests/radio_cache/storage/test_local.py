@@ -24,7 +24,10 @@ from radio_cache.storage.local import (
 @pytest.mark.parametrize(
     ("number", "cure"),
     [
-        (errno.ENOSPC, r"No space left on device \(3 bytes were to be written, \d+ of \d+ bytes are free on .* /.*: free"),
+        (
+            errno.ENOSPC,
+            r"No space left on device \(3 bytes were to be written, \d+ of \d+ bytes are free on .* /.*: free",
+        ),
         (errno.EROFS, "Read-only file system: the disk can only be read: choose a place that can be written"),
         (errno.EACCES, "Permission denied: choose a place that you may use"),
         (errno.EIO, "error: the disk has an error"),
@@ -126,7 +129,11 @@ def stale_names(tmp_path: Path) -> Callable[..., list[Path]]:
 
     def make(marks: str, *, days: float = 0) -> list[Path]:
         path = tmp_path / "c.zarr"
-        made = [path / f"receipts/t/000001.json.tmp-{marks}", path / f"teachers/t.tmp-{marks}", tmp_path / f"c.zarr.tmp-{marks}"]
+        made = [
+            path / f"receipts/t/000001.json.tmp-{marks}",
+            path / f"teachers/t.tmp-{marks}",
+            tmp_path / f"c.zarr.tmp-{marks}",
+        ]
         for number, entry in enumerate(made):
             inside = entry / "zarr.json" if number else entry
             inside.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +154,9 @@ def test_leftovers_of_dead_processes_go_and_all_others_stay(
     dead = [
         *stale_names(f"{socket.gethostname()}-{kernel}-1234567-0a1b2c3d"),
         *stale_names(f"{socket.gethostname()}-{kernel}-{os.getpid()}-0a1b2c3d"),  # that number was another process's
-        *stale_names("another-host-00000000-77-0a1b2c3d", days=1.1),  # of another machine, whose locks may not be seen here
+        *stale_names(
+            "another-host-00000000-77-0a1b2c3d", days=1.1
+        ),  # of another machine, whose locks may not be seen here
         *stale_names(f"{socket.gethostname()}-{ended.pid}-0a1b2c3d"),  # of an earlier version, which had no locks
         *stale_names("another-host-77-0a1b2c3d", days=1.1),
     ]

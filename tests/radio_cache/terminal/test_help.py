@@ -59,7 +59,12 @@ def test_commands_are_listed_in_the_order_of_their_use_and_none_is_left_out() ->
 
 EVERY = {
     f"{number} {name}".strip(): (program, name)
-    for number, program in {"cache": radio_cache, "train": radio_train, "eval": radio_eval, "export": radio_export}.items()
+    for number, program in {
+        "cache": radio_cache,
+        "train": radio_train,
+        "eval": radio_eval,
+        "export": radio_export,
+    }.items()
     for name in getattr(program, "commands", {"": program})
 }
 
@@ -84,7 +89,9 @@ def test_an_option_that_takes_one_value_is_not_taken_twice(program: click.Comman
         given = [option.opts[0], *[first] * option.nargs, option.opts[-1], *[second] * option.nargs]
         refused = CliRunner().invoke(program, [*([name] if name else []), *given])
         assert refused.exit_code == 2
-        assert f"{' or '.join(option.opts)} is given 2 times: it takes one value" in " ".join(refused.output.split()), option
+        assert f"{' or '.join(option.opts)} is given 2 times: it takes one value" in " ".join(refused.output.split()), (
+            option
+        )
 
 
 def test_an_eager_option_is_not_taken_twice_either_and_repeatable_ones_and_flags_are() -> None:

@@ -53,8 +53,11 @@ def test_in_a_terminal_errors_break_between_words_and_never_within_a_command(mon
         raise with_command
 
     assert CliRunner().invoke(command).output.splitlines() == [
-        "error: no image was found", "anywhere;", "`radio-cache build --help`", "says what is one",
-    ]  # fmt: skip
+        "error: no image was found",
+        "anywhere;",
+        "`radio-cache build --help`",
+        "says what is one",
+    ]
 
 
 def test_interrupting_says_what_to_do_next_and_exits_as_shells_expect() -> None:
@@ -63,17 +66,24 @@ def test_interrupting_says_what_to_do_next_and_exits_as_shells_expect() -> None:
 
 def test_the_systems_refusals_are_one_message_with_the_file_and_how_to_go_on() -> None:
     assert run(PermissionError(13, "Permission denied", "/caches/c.zarr")) == (
-        1, "error: Permission denied: '/caches/c.zarr'. Run it again.\n",
-    )  # fmt: skip
+        1,
+        "error: Permission denied: '/caches/c.zarr'. Run it again.\n",
+    )
     assert run(OSError(28, "No space left on device")) == (1, "error: No space left on device. Run it again.\n")
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (MemoryError("Unable to allocate 3 GiB"), "error: there is not enough memory (Unable to allocate 3 GiB): free some"),
+        (
+            MemoryError("Unable to allocate 3 GiB"),
+            "error: there is not enough memory (Unable to allocate 3 GiB): free some",
+        ),
         (MemoryError(), "error: there is not enough memory: free some"),
-        (RuntimeError("can't start new thread"), "error: the system starts no more threads for this process: raise `ulimit -u`"),
+        (
+            RuntimeError("can't start new thread"),
+            "error: the system starts no more threads for this process: raise `ulimit -u`",
+        ),
     ],
 )
 def test_no_memory_and_no_threads_are_one_message(
@@ -159,7 +169,9 @@ def test_a_count_in_a_terminal_is_one_live_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown = io.StringIO()
     monkeypatch.setattr(
-        radio_cache.terminal.output, "Console", lambda **_: Console(file=shown, width=80, force_terminal=True, no_color=True)
+        radio_cache.terminal.output,
+        "Console",
+        lambda **_: Console(file=shown, width=80, force_terminal=True, no_color=True),
     )
     with CountLine("listing", "files") as line:
         line.advance(7)
@@ -195,7 +207,9 @@ def test_a_bar_has_its_count_rate_and_time_on_one_line_and_the_rest_below(monkey
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown = io.StringIO()
     monkeypatch.setattr(
-        radio_cache.terminal.output, "Console", lambda **_: Console(file=shown, width=80, force_terminal=True, no_color=True)
+        radio_cache.terminal.output,
+        "Console",
+        lambda **_: Console(file=shown, width=80, force_terminal=True, no_color=True),
     )
     with ProgressLine("efficientnet-lite0", 60) as line:
         line.advance(60, "teacher 88%, 12.0 kB written")

@@ -37,7 +37,9 @@ def test_values_a_codec_cannot_keep_are_the_same_error(codec: Codec, maps: np.nd
 
 @pytest.mark.parametrize("images", [0, 1, 3])
 @pytest.mark.parametrize("grid_hw", [(1, 1), (1, 3), (5, 1), (3, 5)])
-def test_any_number_of_images_and_tokens_encodes_and_decodes(codec: Codec, images: int, grid_hw: tuple[int, int]) -> None:
+def test_any_number_of_images_and_tokens_encodes_and_decodes(
+    codec: Codec, images: int, grid_hw: tuple[int, int]
+) -> None:
     maps = np.random.default_rng(0).standard_normal((images, *grid_hw, 32)).astype(np.float32)
     encoded = MapEncoder(codec, CPU)(torch.from_numpy(maps))
     assert encoded.codes.shape == (images, *codec.row_shape(grid_hw, 32))

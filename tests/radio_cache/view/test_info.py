@@ -70,4 +70,7 @@ def test_info_warns_of_shards_that_kept_less_than_was_asked_for(cache: Cache, mo
 
 def test_a_cache_without_failures_says_so_in_a_sentence(tmp_path: Path, photos: Path) -> None:
     cache = make_tiny_cache(tmp_path / "c.zarr", photos)
-    assert printed(describe_failures(cache)).split() == f"every image of {cache.url} that was looked at can be used".split()
+    assert (
+        printed(describe_failures(cache)).split()
+        == f"every image of {cache.url} that was looked at can be used".split()
+    )

@@ -189,9 +189,9 @@ def test_targets_lie_on_the_larger_grid_where_the_recipe_says_so(
     grid = tiny_cache.teachers["fake-a"].spec.geometry.grid_hw
     for student_hw in ((2, 2), (9, 9)):
         data = make_data(tiny_cache, ("fake-a",), recipe, student_hw)
-        targets = TargetMaker(tiny_cache, data.levels["fake-a"].all, recipe, tiny_cache.usable_rows(), torch.device("cpu"))(
-            data.batch(0, 0, 3).teachers[0]
-        )
+        targets = TargetMaker(
+            tiny_cache, data.levels["fake-a"].all, recipe, tiny_cache.usable_rows(), torch.device("cpu")
+        )(data.batch(0, 0, 3).teachers[0])
         assert targets.grid_hw == (max(student_hw[0], grid[0]), max(student_hw[1], grid[1]))
         assert targets.spatial.shape[1] == targets.grid_hw[0] * targets.grid_hw[1]
 

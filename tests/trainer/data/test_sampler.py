@@ -22,10 +22,14 @@ def test_blocks_show_every_image_once_an_epoch_a_few_shards_at_a_time(readers: i
     order = BlockOrder(ROWS, 8, (7,), batch, window=2, readers=readers)
     share = batch // readers
     for reader in range(readers):
-        stream = np.concatenate([
-            BlockOrder(ROWS, 8, (7,), batch, window=2, readers=readers).rows(n, reader * share, (reader + 1) * share)
-            for n in range(60)
-        ])  # fmt: skip
+        stream = np.concatenate(
+            [
+                BlockOrder(ROWS, 8, (7,), batch, window=2, readers=readers).rows(
+                    n, reader * share, (reader + 1) * share
+                )
+                for n in range(60)
+            ]
+        )
         jumps = [np.unique(stream[at : at + 8] // 8).size for at in range(0, len(stream) - 8, 8)]
         assert max(jumps) <= 4  # the end of one block of two shards and the beginning of the next
         again = np.concatenate([order.rows(n, reader * share, (reader + 1) * share) for n in range(60)])

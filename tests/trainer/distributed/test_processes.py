@@ -20,6 +20,7 @@ from trainer.train_config import TrainConfig
 if TYPE_CHECKING:
     from conftest import TwoProcesses
 
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(two: "TwoProcesses", two_groups: Recipe, tmp_path: Path) -> None:
     write_images(tmp_path / "images")

@@ -25,7 +25,19 @@ def small_student() -> DistilledStudent:
     )
     return build_distilled(
         StudentConfig(
-            student="e-radio-tiny", overrides=overrides, image_hw=(64, 64), fit="squash", teachers=teachers, adaptor_width=16,
-            seed=0, steps=1, images_seen=1, cache="", run="", recipe="", adaptor="residual-mlp", adaptor_upsample=2,
+            student="e-radio-tiny",
+            overrides=overrides,
+            image_hw=(64, 64),
+            fit="squash",
+            teachers=teachers,
+            adaptor_width=16,
+            seed=0,
+            steps=1,
+            images_seen=1,
+            cache="",
+            run="",
+            recipe="",
+            adaptor="residual-mlp",
+            adaptor_upsample=2,
         )
-    ).eval()  # fmt: skip
+    ).eval()

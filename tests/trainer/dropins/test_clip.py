@@ -22,8 +22,15 @@ def small_clip() -> open_clip.CLIP:
     torch.manual_seed(2)
     vision = CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=16, image_size=64, output_tokens=True)
     clip = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=CLIPTextCfg(width=32, heads=2, layers=1)).eval()
-    preprocess = {"size": 64, "mode": "RGB", "mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
-                  "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}  # fmt: skip
+    preprocess = {
+        "size": 64,
+        "mode": "RGB",
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
     open_clip.model.set_model_preprocess_cfg(clip, preprocess)
     return clip
 
@@ -88,7 +95,9 @@ def test_open_clips_transform_of_the_new_tower_gives_the_students_own_pixels(sma
     ours = clip_with_student(small_clip(), small_student, "clip")
     prepared = photos(ours)
     assert prepared.shape[-2:] == (32, 32)
-    mean, std = (torch.tensor(one).view(3, 1, 1) for one in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    mean, std = (
+        torch.tensor(one).view(3, 1, 1) for one in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     pictures = [Image.fromarray(one()) for one in (skimage.data.chelsea, skimage.data.rocket, skimage.data.coffee)]
     torch.testing.assert_close(prepared * std + mean, small_student.preprocess(*pictures), rtol=0, atol=1e-5)
     assert photos(small_clip()).shape[-2:] == (64, 64)

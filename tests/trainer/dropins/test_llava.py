@@ -23,8 +23,17 @@ PIXELS = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 def language_model() -> LlamaForCausalLM:
     torch.manual_seed(3)
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                         max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -73,9 +82,13 @@ def test_a_llava_with_a_student_is_saved_and_loaded_as_any_other(small_student, 
 
 
 def test_a_saved_processor_asks_as_llava_was_trained_to_be_asked(small_student, tmp_path: Path) -> None:
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<image>": 1, "USER:": 2, "ASSISTANT:": 3, "what?": 4}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "<image>": 1, "USER:": 2, "ASSISTANT:": 3, "what?": 4}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", additional_special_tokens=["<image>"]
+    )
     llava_processor(small_student, tokenizer).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     picture = {"role": "user", "content": [{"type": "text", "text": "what?"}, {"type": "image"}]}
@@ -83,5 +96,7 @@ def test_a_saved_processor_asks_as_llava_was_trained_to_be_asked(small_student, 
     assert asked == "USER: <image>\nwhat? ASSISTANT:"
     earlier = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "what?"}]
     assert processor.apply_chat_template([*earlier, picture]) == "USER: what? ASSISTANT: what? USER: <image>\nwhat? "
-    ids = processor(images=(PIXELS[0] * 255).byte().permute(1, 2, 0).numpy(), text=asked, return_tensors="pt")["input_ids"]
+    ids = processor(images=(PIXELS[0] * 255).byte().permute(1, 2, 0).numpy(), text=asked, return_tensors="pt")[
+        "input_ids"
+    ]
     assert ids.tolist() == [[2, *[1] * 16, 4, 3]]

@@ -21,9 +21,16 @@ def small_sam() -> Sam:
     """SAM's architecture at 128 px with random weights; SAM itself takes 1024 px and is 256 wide."""
     torch.manual_seed(1)
     encoder = ImageEncoderViT(
-        img_size=SIDE, embed_dim=WIDTH, depth=2, num_heads=2, out_chans=WIDTH, norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True, window_size=4, global_attn_indexes=(1,),
-    )  # fmt: skip
+        img_size=SIDE,
+        embed_dim=WIDTH,
+        depth=2,
+        num_heads=2,
+        out_chans=WIDTH,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=4,
+        global_attn_indexes=(1,),
+    )
     prompts = PromptEncoder(
         embed_dim=WIDTH, image_embedding_size=(8, 8), input_image_size=(SIDE, SIDE), mask_in_chans=4
     )

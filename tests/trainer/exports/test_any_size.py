@@ -39,7 +39,9 @@ def test_onnx_of_any_size_gives_the_students_features_and_refuses_what_the_stude
             session.run(None, {"images": np.zeros((1, 3, h, w), np.float32)})
 
 
-def test_radio_eval_takes_such_a_file_at_its_own_size_or_another_and_names_the_nearest(make_run, tmp_path: Path) -> None:
+def test_radio_eval_takes_such_a_file_at_its_own_size_or_another_and_names_the_nearest(
+    make_run, tmp_path: Path
+) -> None:
     file = tmp_path / "o/student.onnx"
     export_student(make_run("vit-tiny-16"), tmp_path / "o", formats=["onnx"], any_size=True, card=NO_PICTURE)
     session = open_onnx(file, gpu=False)

@@ -19,11 +19,18 @@ def test_files_import_each_other_and_nothing_of_ours(root: str) -> None:
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 assert f"{node.module}.py" in files
             elif isinstance(node, ast.ImportFrom | ast.Import):
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                names = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                )
                 assert not {name.split(".")[0] for name in names} & {"radio_cache", "trainer", "jaxtyping"}
     # Not jaxtyping's own names alone: every shape that is used must be in the file that stands for it.
-    used = {alias.name for text in files.values() for node in ast.walk(ast.parse(text))
-            if isinstance(node, ast.ImportFrom) and node.module == "shapes" for alias in node.names}  # fmt: skip
+    used = {
+        alias.name
+        for text in files.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module == "shapes"
+        for alias in node.names
+    }
     assert all(name in files["shapes.py"] for name in used)
 
 

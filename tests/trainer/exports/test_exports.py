@@ -91,7 +91,9 @@ def test_onnx_runtime_gives_the_students_features_for_any_number_of_images(make_
             assert_same(value, expected[name][:images])
 
 
-def test_a_program_of_torch_export_gives_the_students_features_for_any_number_of_images(make_run, tmp_path: Path) -> None:
+def test_a_program_of_torch_export_gives_the_students_features_for_any_number_of_images(
+    make_run, tmp_path: Path
+) -> None:
     run = make_run("vit-tiny-16")
     export_student(run, tmp_path / "p", formats=["torch-export"], adaptors=["sam.b"])
     program = torch.export.load(tmp_path / "p/student.pt2").module()
@@ -106,7 +108,9 @@ def test_a_program_of_torch_export_gives_the_students_features_for_any_number_of
 @pytest.mark.parametrize(
     ("student", "strides"), [("e-radio-tiny", [4, 8, 16, 32]), ("vit-tiny-16", [16]), ("timm:resnet10t", [16])]
 )
-def test_timm_creates_the_model_and_its_feature_maps(make_run, tmp_path: Path, student: str, strides: list[int]) -> None:
+def test_timm_creates_the_model_and_its_feature_maps(
+    make_run, tmp_path: Path, student: str, strides: list[int]
+) -> None:
     run = make_run(student)
     (report,) = export_student(run, tmp_path / "t", formats=["timm"]).exported
     assert report.change < 1e-5
@@ -135,12 +139,20 @@ def test_the_package_in_a_timm_folder_registers_the_model_without_radio_cache(ma
         f"model = timm.create_model('local-dir:{tmp_path / 't'}', pretrained=True, features_only=True, out_indices=(0, 2))\n"
         "import torch; print([tuple(one.shape) for one in model.eval()(torch.rand(2, 3, 32, 48))])"
     )
-    result = subprocess.run([sys.executable, "-P", "-c", code], env=os.environ | {"PYTHONPATH": ""}, cwd=tmp_path,
-                            capture_output=True, text=True, check=False)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONPATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.stdout.strip() == "[(2, 24, 2, 3), (2, 24, 2, 3)]", result.stderr[-2000:]
 
 
-def test_several_formats_at_once_get_a_folder_each_and_the_command_says_how_they_are_used(make_run, tmp_path: Path) -> None:
+def test_several_formats_at_once_get_a_folder_each_and_the_command_says_how_they_are_used(
+    make_run, tmp_path: Path
+) -> None:
     run, out = make_run(), tmp_path / "out"
     formats = ["--format", "safetensors", "--format", "torch-export"]
     result = CliRunner().invoke(export_main, ["--run", str(run), "--out", str(out), *formats, "--adaptor", "sam.b"])
@@ -237,7 +249,9 @@ def test_checksums_of_all_files_lie_beside_them(make_run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_a_full_disk_is_named_and_nothing_of_the_export_is_left(make_run, small_disk, tmp_path: Path, file_format: str) -> None:
+def test_a_full_disk_is_named_and_nothing_of_the_export_is_left(
+    make_run, small_disk, tmp_path: Path, file_format: str
+) -> None:
     run = make_run("vit-tiny-16")
     disk = small_disk(40 << 10)
     arguments = ["--run", str(run), "--out", str(disk.path / "out"), "--format", file_format, "--no-picture"]
@@ -256,14 +270,18 @@ def test_what_a_library_raises_is_one_sentence(make_run, tmp_path: Path, monkeyp
         raise RuntimeError("the library's own words\nand many more")
 
     monkeypatch.setitem(exports.FORMATS, "safetensors", failing)
-    with pytest.raises(ExportError, match=r"--format safetensors cannot be written: RuntimeError: the library's own words\. "):
+    with pytest.raises(
+        ExportError, match=r"--format safetensors cannot be written: RuntimeError: the library's own words\. "
+    ):
         export_student(make_run("vit-tiny-16"), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_format_whose_library_is_missing_says_what_to_install(make_run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ExportError, match=r"the format onnx needs onnxscript, which is not installed: pip install onnxscript$"):
+    with pytest.raises(
+        ExportError, match=r"the format onnx needs onnxscript, which is not installed: pip install onnxscript$"
+    ):
         export_student(make_run(), tmp_path / "out", formats=["onnx"])
 
 

@@ -22,7 +22,18 @@ from trainer.exports import Card, export_student
 from trainer.model.eval_view import eval_pixels, prepare, resized_px
 
 # Widths and heights whose centre crop lies at a whole, an even half, and an odd half of a pixel.
-SIZES = [(640, 427), (451, 300), (300, 451), (512, 512), (97, 640), (64, 64), (50, 40), (131, 100), (133, 100), (135, 100)]
+SIZES = [
+    (640, 427),
+    (451, 300),
+    (300, 451),
+    (512, 512),
+    (97, 640),
+    (64, 64),
+    (50, 40),
+    (131, 100),
+    (133, 100),
+    (135, 100),
+]
 
 
 def photo(size: tuple[int, int]) -> Image.Image:
@@ -90,7 +101,9 @@ def test_every_consumer_of_an_export_sees_the_same_pixels(make_run, pixels_of_ex
 
 def test_the_share_decides_what_is_seen(make_run, pixels_of_exports) -> None:
     image = photo((640, 427))
-    views = [pixels_of_exports(make_run, *one)["timm"](image) for one in (("squash", 1.0), ("crop", 1.0), ("crop", 0.875))]
+    views = [
+        pixels_of_exports(make_run, *one)["timm"](image) for one in (("squash", 1.0), ("crop", 1.0), ("crop", 0.875))
+    ]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(views[one] - views[other]).mean() > 3
 
@@ -118,7 +131,9 @@ def test_the_lines_on_the_card_of_an_onnx_file_run_without_radio_cache_and_give_
         "import sys\nfor name in ('radio_cache', 'trainer', 'jaxtyping', 'torch'): sys.modules[name] = None\n"
         f"{lines}\nimport numpy as np; np.save({str(tmp_path / 'summary.npy')!r}, summary)"
     )
-    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     student = load_student(run)
     with torch.inference_mode():

@@ -86,8 +86,15 @@ def test_without_adaptors_a_model_gives_summary_and_features_and_with_them_a_dic
 def test_residual_heads_that_upsample_are_trained_and_speak_of_a_finer_grid_in_the_teachers_units(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(everywhere(tiny_recipe, steps=25, lr=5e-3), adaptor="residual-mlp", adaptor_blocks=1, adaptor_upsample=2,
-                     crop_area=(0.9, 1.0), shift_tokens=0.5, normalise="phi-s")  # fmt: skip
+    recipe = replace(
+        everywhere(tiny_recipe, steps=25, lr=5e-3),
+        adaptor="residual-mlp",
+        adaptor_blocks=1,
+        adaptor_upsample=2,
+        crop_area=(0.9, 1.0),
+        shift_tokens=0.5,
+        normalise="phi-s",
+    )
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run", teachers=("fake-a",)))
     model = load_student(tmp_path / "run", adaptors=["fake-a"])
     with torch.inference_mode():
@@ -122,9 +129,17 @@ def plain_student(folder: Path) -> Path:
     config = StudentConfig(
         student="e-radio-tiny",
         overrides={"width": 8, "stem_width": 4, "depths": [1, 1, 1, 1], "heads": [2, 2], "bias_hidden": 8},
-        image_hw=(32, 32), fit="squash", teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),), adaptor_width=4,
-        seed=0, steps=1, images_seen=1, cache="gone.zarr", run="run", recipe="tiny",
-    )  # fmt: skip
+        image_hw=(32, 32),
+        fit="squash",
+        teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),),
+        adaptor_width=4,
+        seed=0,
+        steps=1,
+        images_seen=1,
+        cache="gone.zarr",
+        run="run",
+        recipe="tiny",
+    )
     save_student(build_distilled(config).eval(), folder)
     return folder
 
@@ -141,7 +156,9 @@ def test_a_flipped_byte_of_the_weights_is_found_before_it_is_used_or_exported(tm
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(StoreError, match=r"student.safetensors is not the file that was written with student.json: its SHA-256"):
+    with pytest.raises(
+        StoreError, match=r"student.safetensors is not the file that was written with student.json: its SHA-256"
+    ):
         load_student(student)
     result = CliRunner().invoke(export_main, ["--run", str(student), "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
@@ -160,11 +177,23 @@ def test_weights_that_are_cut_are_called_damaged_by_name(tmp_path: Path, cut: in
         load_student(student)
 
 
-@pytest.mark.parametrize("text", [
-    b"", b"null", b"[]", b"3", b'"x"', b"{", b"{}", b"\xff\xfe", b'{"export_version": 1}',
-    b'{"export_version": 1, "export_version": 1}',
-    b'{"export_version": NaN}', b"[" * 5000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"3",
+        b'"x"',
+        b"{",
+        b"{}",
+        b"\xff\xfe",
+        b'{"export_version": 1}',
+        b'{"export_version": 1, "export_version": 1}',
+        b'{"export_version": NaN}',
+        b"[" * 5000,
+    ],
+)
 def test_an_odd_description_is_answered_in_a_sentence(tmp_path: Path, text: bytes) -> None:
     student = plain_student(tmp_path / "student")
     (student / "student.json").write_bytes(text)
@@ -172,38 +201,79 @@ def test_an_odd_description_is_answered_in_a_sentence(tmp_path: Path, text: byte
         load_student(student)
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("student", None), ("student", 3), ("student", "nobody"), ("student", ""), ("student", "timm:"), ("student", "torch-module:"),
-    ("overrides", None), ("overrides", []), ("overrides", {"nobody": 1}), ("overrides", {"depths": "x"}),
-    ("overrides", {"width": -8}),
-    ("overrides", {"width": None}), ("overrides", {"name": "x"}), ("overrides", {"width": 8.5}),
-    ("image_hw", 32), ("image_hw", [32]), ("image_hw", [0, 32]), ("image_hw", [-32, 32]), ("image_hw", [32.5, 32]),
-    ("image_hw", ["a", "b"]),
-    ("image_hw", [1_000_000, 1_000_000]), ("fit", "stretch"), ("fit", None),
-    ("teachers", None), ("teachers", [{}]), ("teachers", [3]), ("teachers", []), ("teachers", [{"name": "t"}]),
-    ("adaptor_width", "wide"), ("adaptor_width", -4), ("adaptor_width", 0), ("adaptor", "none"), ("adaptor_blocks", -1),
-    ("seed", "x"), ("seed", None), ("seed", 1 << 70), ("steps", None), ("weights_sha256", 3), ("weights_sha256", "00"),
-    ("centre_share", 0), ("centre_share", 2), ("nobody", 1),
-])  # fmt: skip
-def test_an_impossible_field_of_the_description_is_answered_with_its_place(tmp_path: Path, field: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("student", None),
+        ("student", 3),
+        ("student", "nobody"),
+        ("student", ""),
+        ("student", "timm:"),
+        ("student", "torch-module:"),
+        ("overrides", None),
+        ("overrides", []),
+        ("overrides", {"nobody": 1}),
+        ("overrides", {"depths": "x"}),
+        ("overrides", {"width": -8}),
+        ("overrides", {"width": None}),
+        ("overrides", {"name": "x"}),
+        ("overrides", {"width": 8.5}),
+        ("image_hw", 32),
+        ("image_hw", [32]),
+        ("image_hw", [0, 32]),
+        ("image_hw", [-32, 32]),
+        ("image_hw", [32.5, 32]),
+        ("image_hw", ["a", "b"]),
+        ("image_hw", [1_000_000, 1_000_000]),
+        ("fit", "stretch"),
+        ("fit", None),
+        ("teachers", None),
+        ("teachers", [{}]),
+        ("teachers", [3]),
+        ("teachers", []),
+        ("teachers", [{"name": "t"}]),
+        ("adaptor_width", "wide"),
+        ("adaptor_width", -4),
+        ("adaptor_width", 0),
+        ("adaptor", "none"),
+        ("adaptor_blocks", -1),
+        ("seed", "x"),
+        ("seed", None),
+        ("seed", 1 << 70),
+        ("steps", None),
+        ("weights_sha256", 3),
+        ("weights_sha256", "00"),
+        ("centre_share", 0),
+        ("centre_share", 2),
+        ("nobody", 1),
+    ],
+)
+def test_an_impossible_field_of_the_description_is_answered_with_its_place(
+    tmp_path: Path, field: str, value: Any
+) -> None:
     student = plain_student(tmp_path / "student")
     changed(student, lambda document: document.update({field: value}))
     with pytest.raises(RadioCacheError, match=r"student\.(json|safetensors)"):
         load_student(student)
 
 
-@pytest.mark.parametrize("change", [
-    {"overrides": {"width": 1 << 20}}, {"overrides": {"depths": [1, 1, 1, 10**9]}},
-    {"overrides": {"windows": [1 << 20, 1 << 20]}},
-    {"adaptor_width": 1 << 40}, {"adaptor": "residual-mlp", "adaptor_blocks": 10**9},
-    {"adaptor": "residual-mlp", "adaptor_upsample": 10**5},
-    {"teachers": [{"name": "t", "summary_dim": 4, "spatial_dim": 1 << 40}]},
-    {"student": "vit-tiny-16", "overrides": {"depth": 10**9}},
-    {"student": "vit-tiny-16", "overrides": {"max_resolution": 10**8}},
-    {"student": "vit-tiny-16", "overrides": {"registers": 10**9}},
-    {"student": "timm:vit_tiny_patch16_224", "overrides": {"img_size": 16 << 16}},
-    {"student": "timm:vit_tiny_patch16_224", "overrides": {"embed_dim": 3 << 30}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"overrides": {"width": 1 << 20}},
+        {"overrides": {"depths": [1, 1, 1, 10**9]}},
+        {"overrides": {"windows": [1 << 20, 1 << 20]}},
+        {"adaptor_width": 1 << 40},
+        {"adaptor": "residual-mlp", "adaptor_blocks": 10**9},
+        {"adaptor": "residual-mlp", "adaptor_upsample": 10**5},
+        {"teachers": [{"name": "t", "summary_dim": 4, "spatial_dim": 1 << 40}]},
+        {"student": "vit-tiny-16", "overrides": {"depth": 10**9}},
+        {"student": "vit-tiny-16", "overrides": {"max_resolution": 10**8}},
+        {"student": "vit-tiny-16", "overrides": {"registers": 10**9}},
+        {"student": "timm:vit_tiny_patch16_224", "overrides": {"img_size": 16 << 16}},
+        {"student": "timm:vit_tiny_patch16_224", "overrides": {"embed_dim": 3 << 30}},
+    ],
+)
 def test_absurd_sizes_are_refused_without_taking_memory_for_them(tmp_path: Path, change: dict[str, Any]) -> None:
     student = plain_student(tmp_path / "student")
     changed(student, lambda document: document.update(change))
@@ -216,8 +286,16 @@ def test_absurd_sizes_are_refused_without_taking_memory_for_them(tmp_path: Path,
 def test_a_reparametrised_vit_is_trained_resumed_and_exported_plain(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    overrides = {"width": 24, "depth": 2, "heads": 2, "spectral_reparam": True, "damp_sigma": 0.05,
-                 "train_windows": [2], "window_probability": 0.5, "num_global": 1}  # fmt: skip
+    overrides = {
+        "width": 24,
+        "depth": 2,
+        "heads": 2,
+        "spectral_reparam": True,
+        "damp_sigma": 0.05,
+        "train_windows": [2],
+        "window_probability": 0.5,
+        "num_global": 1,
+    }
     recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides=overrides)
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     model = load_student(tmp_path / "run")

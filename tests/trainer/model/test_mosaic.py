@@ -81,9 +81,11 @@ def test_a_run_with_mosaics_ends_with_a_student_of_the_whole_size(
 
 @pytest.mark.parametrize(
     ("image_px", "images", "cure"),
-    [(96, 4, r"crops of (32|64) as the nearest; --set stages\.0\.groups\.0\.image_px=(64|128)"),
-     (64, 6, r"mosaics of 4 images in 1 passes take multiples of 4: --set stages\.0\.groups\.0\.batch_images=8")],
-)  # fmt: skip
+    [
+        (96, 4, r"crops of (32|64) as the nearest; --set stages\.0\.groups\.0\.image_px=(64|128)"),
+        (64, 6, r"mosaics of 4 images in 1 passes take multiples of 4: --set stages\.0\.groups\.0\.batch_images=8"),
+    ],
+)
 def test_what_cannot_be_a_mosaic_is_answered_with_what_can(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, image_px: int, images: int, cure: str
 ) -> None:

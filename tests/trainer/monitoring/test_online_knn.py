@@ -71,7 +71,11 @@ def test_equal_maps_have_equal_colours_in_a_picture() -> None:
 def test_classes_of_one_image_each_are_not_measured(tmp_path: Path, tiny_recipe: Recipe) -> None:
     write_images(tmp_path / "images", classes=[f"class{n}" for n in range(9)], per_class=1)
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
-    train(TrainConfig(cache=cache.path, recipe=replace(everywhere(tiny_recipe, steps=2), knn_every=1), out=tmp_path / "run"))
+    train(
+        TrainConfig(
+            cache=cache.path, recipe=replace(everywhere(tiny_recipe, steps=2), knn_every=1), out=tmp_path / "run"
+        )
+    )
     assert "knn" not in (tmp_path / "run/metrics.jsonl").read_text()
 
 

@@ -74,9 +74,13 @@ def made_of_noise(path: Path, name: str) -> Cache:
     """A cache of images that need no files, and features of 64 channels of very different variance along their axes."""
     count = HELD_OUT + TRAINED
     meta = CacheMeta(
-        num_images=count, shard_images=256, creator="radio-cache tests", class_names=(), max_pixels=10**6,
+        num_images=count,
+        shard_images=256,
+        creator="radio-cache tests",
+        class_names=(),
+        max_pixels=10**6,
         containers=(Container(kind="folder", path="/nowhere", prefix=""),),
-    )  # fmt: skip
+    )
     nowhere = np.full(count, -1, np.int64)
     keys = [f"{row:05d}.png" for row in range(count)]
     index = ImageIndex(keys, np.full(count, -1, np.int32), np.zeros(count, np.int32), nowhere, nowhere)
@@ -86,8 +90,11 @@ def made_of_noise(path: Path, name: str) -> Cache:
     tokens = rng.normal(size=(count, 4, 4, CHANNELS)) + 0.3 * rng.normal(size=(count, 1, 1, CHANNELS))
     maps = (tokens @ mix.T + rng.normal(size=CHANNELS)).astype(np.float32)
     summaries = (rng.normal(size=(count, CHANNELS)) @ mix.T).astype(np.float32)
-    request = {"half": CodecRequest(name="half"), "zstd": CodecRequest(packing="zstd", fidelity=0.999),
-               "packed": CodecRequest(fidelity=0.999)}[name]  # fmt: skip
+    request = {
+        "half": CodecRequest(name="half"),
+        "zstd": CodecRequest(packing="zstd", fidelity=0.999),
+        "packed": CodecRequest(fidelity=0.999),
+    }[name]
     some = maps[:100].reshape(-1, CHANNELS)  # as a build would calibrate: on few images
     codec = calibrate(request, Moments.of(some), some, some).codec
     spec = replace(fake_spec("t", summary_dim=CHANNELS, spatial_dim=CHANNELS), codec=codec.to_json())
@@ -156,7 +163,9 @@ def test_a_sample_follows_from_the_seed_and_comes_from_all_shards(
 def test_a_teacher_whose_width_has_no_hadamard_matrix_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "others")
     five = make_tiny_cache(tmp_path / "five.zarr", tmp_path / "others", teachers={"five": (None, 5)})
-    with pytest.raises(HadamardError, match=r"five\.zarr, teacher 'five', normalise=phi-s: no Hadamard matrix of order 5"):
+    with pytest.raises(
+        HadamardError, match=r"five\.zarr, teacher 'five', normalise=phi-s: no Hadamard matrix of order 5"
+    ):
         spatial_normaliser(five, "five", "phi-s", five.usable_rows(), 0, CPU)
 
 
@@ -196,7 +205,9 @@ def test_the_dispersion_is_that_of_the_normalised_summaries(
 
     recipe = replace(tiny_recipe, summary_loss="angle", normalise_summary="none")
     data = make_data(cache, ("t",), recipe, (2, 2))
-    targets = TargetMaker(cache, data.levels["t"].all, recipe, cache.usable_rows(), CPU)(data.batch(0, 0, 3).teachers[0])
+    targets = TargetMaker(cache, data.levels["t"].all, recipe, cache.usable_rows(), CPU)(
+        data.batch(0, 0, 3).teachers[0]
+    )
     everything = torch.from_numpy(cache.teachers["t"].summaries(cache.usable_rows()))
     assert targets.dispersion == pytest.approx(angular_dispersion(everything))
     scaled = TargetMaker(

@@ -64,9 +64,13 @@ def test_the_student_is_resized_to_a_larger_target(tiny_recipe: Recipe) -> None:
 def test_a_shift_is_undone_before_the_loss_and_what_is_outside_does_not_count(tiny_recipe: Recipe) -> None:
     recipe = replace(tiny_recipe, spatial_loss="mse")
     target = Targets(
-        torch.tensor([[[0.0], [1.0], [2.0]]]), torch.ones(1, 3).bool(), None, torch.ones(1), (1, 3),
+        torch.tensor([[[0.0], [1.0], [2.0]]]),
+        torch.ones(1, 3).bool(),
+        None,
+        torch.ones(1),
+        (1, 3),
         shift_yx=torch.tensor([[0, 1]]),
-    )  # fmt: skip
+    )
     guess = AdaptorOutput(None, torch.tensor([[[1.0], [2.0], [99.0]]]))
     assert teacher_loss(guess, target, recipe, (1, 3)).spatial.item() == 0
     unshifted = replace(target, shift_yx=None)
@@ -91,9 +95,14 @@ def test_every_name_trains_and_resumes_bitwise(
     write_images(tmp_path / "images")
     widths = {"a": (4, 8), "b": (None, 4)}
     cache = make_tiny_cache(tmp_path / "cache.zarr", tmp_path / "images", teachers=widths)
-    recipe = Recipe.from_json({
-        **replace(everywhere(tiny_recipe, steps=3), student="vit-tiny-16", log_every=1, checkpoint_every=1).to_json(), **settings,
-    })  # fmt: skip
+    recipe = Recipe.from_json(
+        {
+            **replace(
+                everywhere(tiny_recipe, steps=3), student="vit-tiny-16", log_every=1, checkpoint_every=1
+            ).to_json(),
+            **settings,
+        }
+    )
     config = TrainConfig(cache=cache.path, recipe=recipe, out=tmp_path / "run")
     train(config)
     last = tmp_path / "run/checkpoints/step-00000003.pt"

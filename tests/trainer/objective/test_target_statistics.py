@@ -75,7 +75,9 @@ def test_a_run_goes_on_with_what_it_began_with(
     assert not any("fitted anew" in line for line in said)
 
 
-def test_a_run_of_before_is_told_that_its_targets_are_fitted_anew(cache: Cache, rotated: Recipe, tmp_path: Path) -> None:
+def test_a_run_of_before_is_told_that_its_targets_are_fitted_anew(
+    cache: Cache, rotated: Recipe, tmp_path: Path
+) -> None:
     config = TrainConfig(cache=cache.path, recipe=rotated, out=tmp_path / "run")
     train(config)
     (tmp_path / "run/student.safetensors").unlink()

@@ -9,10 +9,16 @@ def test_settings_are_typed_by_their_field() -> None:
     changed = with_settings(
         quick(),
         {
-            "lr": "1e-4", "steps": "7", "crop_area": "0.5,1", "normalise": "none", "adaptor_width": "none",
-            "channels_last": "false", "student_overrides.depths": "[1, 1, 1, 1]", "teacher_weights.sam": "0.5",
+            "lr": "1e-4",
+            "steps": "7",
+            "crop_area": "0.5,1",
+            "normalise": "none",
+            "adaptor_width": "none",
+            "channels_last": "false",
+            "student_overrides.depths": "[1, 1, 1, 1]",
+            "teacher_weights.sam": "0.5",
         },
-    )  # fmt: skip
+    )
     [stage] = changed.stages
     assert (stage.lr, stage.steps, changed.crop_area, changed.normalise) == (1e-4, 7, (0.5, 1.0), "none")
     assert changed.adaptor_width is None

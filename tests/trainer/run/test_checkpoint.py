@@ -49,11 +49,13 @@ IN_THE_WAY: dict[str, tuple[Exception, str]] = {
     "memory": (MemoryError(), r"\(\d+\.\d\d GB\) does not fit into memory"),
     "memory of the system": (OSError(errno.ENOMEM, "Cannot allocate memory"), "does not fit into memory"),
     "memory of torch": (
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
         "does not fit into memory",
     ),
     "another version": (RuntimeError("Attempted to read a PyTorch file with version 99"), "is whole, and this PyTorch"),
-}  # fmt: skip
+}
 
 
 def two_checkpoints(folder: Path) -> Trainee:

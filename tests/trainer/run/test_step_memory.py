@@ -66,7 +66,11 @@ def test_nothing_that_is_trained_changes_by_the_count(
 
 @pytest.mark.parametrize(
     ("images", "available", "cure"),
-    [(60, 3e9, "--set accumulate=4"), (60, 1.05e9, "--set accumulate=120 "), (60, 1.0e9, "a smaller --image-size or student")],
+    [
+        (60, 3e9, "--set accumulate=4"),
+        (60, 1.05e9, "--set accumulate=120 "),
+        (60, 1.0e9, "a smaller --image-size or student"),
+    ],
 )
 def test_the_cure_fits(images: int, available: float, cure: str) -> None:
     with pytest.raises(TrainingError, match=cure):
@@ -99,7 +103,9 @@ def test_batches_of_one_image_are_trained_in_either_order(
 ) -> None:
     for batch_images in (1, 2):
         recipe = replace(
-            everywhere(tiny_recipe, batch_images=batch_images), shuffle=shuffle, student="vit-tiny-16",
+            everywhere(tiny_recipe, batch_images=batch_images),
+            shuffle=shuffle,
+            student="vit-tiny-16",
             student_overrides={"width": 24, "depth": 1, "heads": 2},
-        )  # fmt: skip
+        )
         TrainingRun(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"), Processes())

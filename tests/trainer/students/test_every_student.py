@@ -24,9 +24,19 @@ def test_one_step_moves_the_weights_and_the_exported_student_gives_the_same_feat
         student = create_student(name, **overrides)
     image_hw = student.fixed_resolution or student.nearest_supported_resolution(64, 64)
     config = StudentConfig(
-        student=name, overrides=overrides, image_hw=image_hw, fit="squash", adaptor_width=16, seed=0, steps=1, images_seen=2,
-        teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),), cache="", run="", recipe="",
-    )  # fmt: skip
+        student=name,
+        overrides=overrides,
+        image_hw=image_hw,
+        fit="squash",
+        adaptor_width=16,
+        seed=0,
+        steps=1,
+        images_seen=2,
+        teachers=(TeacherWidths(name="t", summary_dim=4, spatial_dim=4),),
+        cache="",
+        run="",
+        recipe="",
+    )
     model = build_distilled(config).train()
     torch.manual_seed(0)
     images = torch.rand(2, 3, *image_hw)

@@ -222,7 +222,9 @@ def test_the_look_at_pixels_is_no_obstacle_for_compilers_and_exporters() -> None
         torch.export.export(small_student(), (images,))
         student = small_student()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batching rule")
+            warnings.filterwarnings(
+                "ignore", "There is a performance drop because we have not yet implemented the batching rule"
+            )
             torch.vmap(lambda image: student(image[None]).summary)(images)
         with torch.device("meta"):
             small_student()(torch.rand(2, 3, 32, 32))

@@ -34,9 +34,17 @@ def test_backbones_of_the_paper_take_oblong_images(name: str, image_hw: tuple[in
 
 # Millions in AM-RADIO's table of efficient students (arXiv 2312.06709).
 TABLE = {
-    "efficientnetv2-s": 21, "resnetv2-101": 44, "regnety-064": 30, "efficientvit-l1": 38, "convnext-b": 88, "nfnet-f3": 254,
-    "swinv2-s": 49, "maxvit-b": 119, "poolformerv2-m36": 56, "mvitv2-b": 51,
-}  # fmt: skip
+    "efficientnetv2-s": 21,
+    "resnetv2-101": 44,
+    "regnety-064": 30,
+    "efficientvit-l1": 38,
+    "convnext-b": 88,
+    "nfnet-f3": 254,
+    "swinv2-s": 49,
+    "maxvit-b": 119,
+    "poolformerv2-m36": 56,
+    "mvitv2-b": 51,
+}
 
 
 @pytest.mark.parametrize("name", CUT)

@@ -89,7 +89,9 @@ def test_another_patch_size_and_table_start_close_to_the_model(small_timm: None,
     student = student_from("vit_small_patch16_224", tmp_path / "weights.pt", patch_size=14, max_resolution=140)
     table = student.positions.table.view(10, 10, -1)
     theirs = model.pos_embed[0, 1:].view(4, 4, -1)
-    larger = torch.nn.functional.interpolate(theirs.permute(2, 0, 1)[None], (10, 10), mode="bicubic", align_corners=False)
+    larger = torch.nn.functional.interpolate(
+        theirs.permute(2, 0, 1)[None], (10, 10), mode="bicubic", align_corners=False
+    )
     torch.testing.assert_close(table, larger[0].permute(1, 2, 0), rtol=1e-4, atol=1e-5)
     assert student.embed.weight.shape == (48, 3 * 14 * 14)
 

@@ -12,7 +12,15 @@ from trainer.students.windows import draw_window, global_blocks, to_row_order, t
 
 def vit(**overrides: object) -> ViT:
     torch.manual_seed(0)
-    settings = {"width": 24, "depth": 4, "heads": 2, "registers": 2, "max_resolution": 256, "num_global": 2, **overrides}
+    settings = {
+        "width": 24,
+        "depth": 4,
+        "heads": 2,
+        "registers": 2,
+        "max_resolution": 256,
+        "num_global": 2,
+        **overrides,
+    }
     student = create_student("vit-tiny-16", **settings)
     assert isinstance(student, ViT)
     return student
