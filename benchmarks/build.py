@@ -52,7 +52,7 @@ from cache_builder.teachers.weights import file_sha256
 from cache_builder.workers.allocator import keep_blocks
 from cache_builder.workers.cluster import local_crew
 from radio_cache.codecs import Codec
-from radio_cache.codecs.calibrate import CodecName, CodecRequest
+from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.format.checksums import crc32c
 from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
@@ -62,7 +62,7 @@ from radio_cache.receipts import drop_receipt
 from radio_cache.writer import compressed
 
 BAR = 1.05
-CODECS: tuple[CodecName, ...] = ("klt", "half")
+CODECS = ("klt", "half")
 BATCH = CPU_BATCH  # what `--batch-size auto` takes on a CPU
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 from cache_builder.build_config import SHARD_IMAGES, BuildConfig
 from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher, trunk_of
-from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.codecs.calibrate import CodecRequest, codec_names, settings_of
 from radio_cache.errors import ConfigError
 from radio_cache.format.pixels import PixelFormat, PixelStore
 from radio_cache.format.schema import MAX_VIEWS, level_name
@@ -265,13 +265,15 @@ def codec_requests(
     requests: dict[str, CodecRequest | None] = {}
     for teacher in teachers:
         own = {name: values[teacher] for name, values in settings.items() if teacher in values}
-        name = codecs.get(teacher, "klt")
-        if own and name != "klt":
-            raise ConfigError(f"--{next(iter(own))} is a setting of klt, and {teacher} is to be stored as {name}")
+        name = codecs.get(teacher, CodecRequest().name)
+        foreign = [option for option in own if option not in settings_of(name)]
+        if foreign:
+            users = " and ".join(codec for codec in codec_names() if foreign[0] in settings_of(codec))
+            raise ConfigError(f"--{foreign[0]} is a setting of {users}, and {teacher} is to be stored as {name}")
         if "fidelity" in own and "step" in own:
             raise ConfigError(f"{teacher} has both --fidelity and --step: one follows from the other, give one")
         asked = teacher in codecs or own
-        requests[teacher] = CodecRequest(name=cast(Any, name), **own) if asked else None
+        requests[teacher] = CodecRequest(name=name, **own) if asked else None
     return requests
 
 

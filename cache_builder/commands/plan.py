@@ -201,7 +201,7 @@ def bytes_per_image(plan: "Plan") -> Table:
 
 
 def _label(request: "CodecRequest") -> str:
-    if request.name != "klt":
+    if not request.codec_class.reaches_fidelity:
         return request.name
     return f"{request.packing} " + (f"{request.fidelity:g}" if request.step is None else f"step {request.step:g}")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.sources import Selection
-from radio_cache.codecs.calibrate import CodecRequest, Packing
+from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class CopyConfig:
     fraction: float | None = None
     seed: int = 0
     limit: int | None = None
-    packing: Packing | None = None
+    packing: str | None = None
     fidelity: float | None = None
     threads: int = 2
 

@@ -132,7 +132,7 @@ def _teachers(source: Cache, config: CopyConfig) -> list[str]:
 def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
     """Raise ConfigError if a packing is asked for and no teacher has one."""
     labels = [codec_label(source.teachers[name].spec.codec) for name in names]
-    if config.packing and not any(label.startswith("klt/") for label in labels):
+    if config.packing and not any(source.teachers[name].codec.repackable for name in names):
         told = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
         raise ConfigError(f"--packing is about klt, and in {source.url} {told or 'there is no teacher'}")
 

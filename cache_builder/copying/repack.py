@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.pipeline.calibrate import sample_rows
-from radio_cache.codecs import KltPacked, KltZstd, codec_label
-from radio_cache.codecs.calibrate import CodecRequest, Packing, calibrate_klt
+from radio_cache.codecs import codec_label
+from radio_cache.codecs.base import Codec, Repackable
+from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
 from radio_cache.errors import CodecError, MissingRowsError
 from radio_cache.format.transcoding import CONVERSION, Conversion
 from radio_cache.geometry.crops import valid_tokens
@@ -28,8 +29,6 @@ _SAMPLE_IMAGES = 256
 _SAMPLE_TOKENS = 32_768
 _HELD_OUT = 0.2
 
-Klt = KltPacked | KltZstd
-
 
 @dataclass(frozen=True)
 class Repacking:
@@ -43,10 +42,12 @@ class Repacking:
         return {"asked": self.request.to_json(), CONVERSION: self.conversion.to_json()}
 
 
-def repacking_of(teacher: CachedTeacher, packing: Packing | None, fidelity: float | None) -> Repacking | None:
+def repacking_of(teacher: CachedTeacher, packing: str | None, fidelity: float | None) -> Repacking | None:
     """How this teacher comes to the packing that is asked for; None where its codes can stay as they are."""
     codec = teacher.codec
-    if packing is None or not isinstance(codec, Klt) or codec.to_json()["packing"] == packing:
+    if packing is None or codec.repackable is None or packing not in packings(codec.name):
+        return None
+    if packing == codec_label(teacher.spec.codec).partition("/")[2]:
         return None
     kept = teacher.fidelity()
     if fidelity is None:
@@ -54,20 +55,20 @@ def repacking_of(teacher: CachedTeacher, packing: Packing | None, fidelity: floa
         fidelity = round(1 - min(max(loss, 1e-5), 0.5), 6)
     # The same command must find its own words again, and JSON keeps no tuple and no type of ours.
     return Repacking(
-        CodecRequest(packing=packing, fidelity=fidelity),
+        CodecRequest(name=codec.name, packing=packing, fidelity=fidelity),
         Conversion(source=codec_label(teacher.spec.codec), fidelity=kept and replace(kept, variance=0.0)),
     )
 
 
-def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Klt, dict[str, Any], str]:
+def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Codec, dict[str, Any], str]:
     """The codec that keeps what was asked for, what its spec records, and a sentence for the user.
 
     In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach,
     MissingRowsError if there is no token to encode.
     """
     teacher = source.teachers[name]
-    codec = teacher.codec
-    assert isinstance(codec, Klt)
+    codec = teacher.codec.repackable
+    assert codec is not None, "only teachers that can be repacked have a Repacking"
     rows = sample_rows(source.usable_rows([name]), _SAMPLE_IMAGES, name)
     held_out_images = max(1, round(_HELD_OUT * len(rows)))
     most = max(1, _SAMPLE_TOKENS // max(1, len(rows)))
@@ -84,11 +85,10 @@ def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Klt, d
         )
     held_out, seen = np.concatenate(kept[:held_out_images]), np.concatenate(kept[held_out_images:] or kept)
     try:
-        found = calibrate_klt(repacking.request, codec.basis, seen, held_out)
+        found = calibrate(repacking.request, None, seen, held_out, basis=codec.basis)
     except CodecError as exc:
         raise CodecError(f"{source.url}, teacher '{name}': {exc}") from exc
     chosen = found.codec
-    assert isinstance(chosen, Klt)
     record = {"images": len(rows), "tokens": len(seen) + len(held_out), "seed": 0, **found.fidelity.to_json()}
     note = (
         f"{name}: {repacking.conversion.source} does not become {codec_label(chosen.to_json())} without loss. What is stored is "
@@ -110,10 +110,10 @@ class Repacked:
     squared_errors: NDArray[np.float64]
 
 
-def repack(old: Klt, new: Klt, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> Repacked:
+def repack(old: Repackable, new: Repackable, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> Repacked:
     """Stored codes (m, *row_shape) of one packing in the other, both of the same basis. on_image (m, h, w)."""
     true = old.coordinates(codes)
-    made: NDArray[Any] = new.codes_of(true)
+    made = new.codes_of(true)
     mean = old.basis.rotated_mean
     cosines, squared_errors = token_errors(true[on_image] + mean, new.coordinates(made)[on_image] + mean)
     return Repacked(made, cosines, squared_errors * old.basis.phi**2)

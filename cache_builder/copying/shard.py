@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.copying.repack import Klt, repack, tokens_on_images
+from cache_builder.copying.repack import repack, tokens_on_images
 from radio_cache.checks.verify import file_difference
 from radio_cache.codecs import Half
 from radio_cache.errors import CorruptShardError
@@ -159,9 +159,9 @@ class _Made:
                 self.chunks[places[row]] = chunk
 
     def _repack(self, teacher: CachedTeacher, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> NDArray[Any]:
-        old, new = teacher.codec, self._copying.target.teachers[teacher.name].codec
-        assert isinstance(old, Klt)
-        assert isinstance(new, Klt)
+        old, new = teacher.codec.repackable, self._copying.target.teachers[teacher.name].codec.repackable
+        assert old is not None, "`repacked` is true only for codecs that can be repacked"
+        assert new is not None, "the copy has another packing of the same codec"
         repacked = repack(old, new, codes, on_image)
         self._cosines.append(repacked.cosines)
         self._squared_errors += float(repacked.squared_errors.sum())

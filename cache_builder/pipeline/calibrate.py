@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.codecs.klt_basis import LARGEST_FEATURE, not_finite
+from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite
 from radio_cache.errors import CodecError, UnstorableFeaturesError
 from radio_cache.format.schema import TeacherSpec
 from radio_cache.statistics.moments import Moments
@@ -59,16 +59,15 @@ def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) 
     fewest = fewest_images(spec)
     asked = spec.codec.get("asked")
     request = _request(spec)
-    if request.name != "half" and len(sample) < fewest:
+    if request.codec_class.needs == "covariance" and len(sample) < fewest:
         if asked is None:
             half = CodecRequest(name="half")
             note = f"{too_few(len(sample))} to calibrate the codec klt (it wants {fewest}): keeping float16"
             return ChosenCodec(*_without_sample(half), note)
-        if request.name == "klt":
-            raise CodecError(
-                f"{too_few(len(sample))} to calibrate klt for {spec.spatial_dim} channels: take at least {fewest}, or "
-                "--codec int8 or half"
-            )
+        raise CodecError(
+            f"{too_few(len(sample))} to calibrate {request.name} for {spec.spatial_dim} channels: take at least {fewest}, or "
+            "--codec int8 or half"
+        )
     if not request.needs_calibration:
         return ChosenCodec(*_without_sample(request), "")
     return calibrated_on(request, list(sample), tokens_of)
@@ -146,7 +145,7 @@ def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -
     with libraries.limit(limits=1, user_api="blas"):
         found = calibrate(request, moments, seen, held_out)
     record = {"images": len(rows), "tokens": moments.count, "seed": _SEED, **found.fidelity.to_json()}
-    label = request.name + (f", {request.packing}" if request.name == "klt" else "")
+    label = request.label.replace("/", ", ")
     note = (
         f"codec {label}: mean cosine {found.fidelity.cosine:.4f} (worst percentile {found.fidelity.cosine_worst:.4f}) on "
         f"{held_out_images} held-out images, calibrated on {len(rows) - held_out_images}"

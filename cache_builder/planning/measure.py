@@ -24,7 +24,7 @@ from cache_builder.pipeline.views import Shown, shown_ahead
 from cache_builder.sources import Listing
 from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
-from radio_cache.codecs import Codec, Half
+from radio_cache.codecs import CODECS, Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError, SourceError
 from radio_cache.format.documents import PIXELS
@@ -36,12 +36,12 @@ from radio_cache.torch import MapEncoder
 from radio_cache.writer import ImageIndex, compressed, create_cache
 
 FIDELITIES = (0.99, 0.999)
-COMPARED = (
-    CodecRequest(name="half"),
-    CodecRequest(name="int8"),
-    *(CodecRequest(packing=packing, fidelity=fidelity) for packing in ("packed", "zstd") for fidelity in FIDELITIES),
+COMPARED = tuple(
+    CodecRequest.of_label(label, fidelity)
+    for label, codec_class in CODECS.items()
+    for fidelity in (FIDELITIES if codec_class.reaches_fidelity else FIDELITIES[:1])
 )
-"""What a user can choose from."""
+"""Every codec that a user can choose; those that reach a fidelity at each of `FIDELITIES`."""
 
 _SEED = 0
 _TIMED_BATCHES = 3
@@ -228,11 +228,11 @@ def _measured(
     spec = teacher.spec
     if not request.needs_calibration:
         return Half(), CodecCost(request=request, bytes_per_image=_stored_bytes(Half(), maps))
-    if request.name == "klt":
+    if request.codec_class.needs == "covariance":
         if not values_mean_something:
             return None, CodecCost(request=request, bytes_per_image=None, why="random weights say nothing about it")
         if not enough_tokens(spec, len(maps)):
-            why = f"{too_few(len(maps))} to calibrate klt for {spec.spatial_dim} channels"
+            why = f"{too_few(len(maps))} to calibrate {request.name} for {spec.spatial_dim} channels"
             return None, CodecCost(request=request, bytes_per_image=None, why=why)
     try:
         chosen = calibrated_on(request, list(range(len(maps))), lambda rows: (maps[row][shown[row]] for row in rows))

@@ -1,22 +1,27 @@
-"""Two bytes a value: IEEE half precision. The reference the smaller codecs are compared with."""
+"""Two bytes a value: IEEE half precision. The reference that the smaller codecs are compared with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.codecs.base import TOKEN_AXES, Calibrated, CalibrationSample, CalibrationTarget, Needs
 from radio_cache.errors import CodecError
+from radio_cache.statistics.fidelity import measure
 
 
 @dataclass(frozen=True)
 class Half:
-    """Rounds to float16: 2 bytes a value.
+    """Round to float16: 2 bytes a value.
 
     Bound: |decode(encode(x)) - x| <= max(|x| * 2^-11, 2^-25), for |x| < 65520.
     Larger, infinite and NaN values raise CodecError: half precision would silently turn them into infinity.
     """
+
+    needs: ClassVar[Needs] = "nothing"
+    reaches_fidelity: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -34,6 +39,18 @@ class Half:
     def zstd_level(self) -> int | None:
         return None
 
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        return (*TOKEN_AXES, "channel")
+
+    @property
+    def channel_transform(self) -> None:
+        return None
+
+    @property
+    def repackable(self) -> None:
+        return None
+
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
         return (*grid_hw, channels)
 
@@ -41,11 +58,7 @@ class Half:
         with np.errstate(over="ignore"):
             codes = features.astype(self.dtype)
         if not np.isfinite(codes).all():
-            worst = float(np.abs(features).max())
-            raise CodecError(
-                f"codec half holds values below 65520, and the teacher returned {worst:g}; "
-                "if that is NaN or inf, run the teacher with --dtype float32"
-            )
+            raise beyond_half(float(np.abs(features).max()))
         return codes
 
     def decode(self, codes: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -59,5 +72,19 @@ class Half:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Half":
-        del data, arrays  # nothing but the name
+        del data, arrays  # half has no parameters
         return cls()
+
+    @classmethod
+    def calibrate(cls, target: CalibrationTarget, sample: CalibrationSample) -> Calibrated:
+        del target  # the error of half follows from its type
+        codec = cls()
+        return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(sample.held_out))))
+
+
+def beyond_half(magnitude: float) -> CodecError:
+    """Return the error for features that half precision cannot hold. magnitude: the largest among them."""
+    return CodecError(
+        f"codec half holds values below 65520, and the teacher returned {magnitude:g}; "
+        "if that is NaN or inf, run the teacher with --dtype float32"
+    )

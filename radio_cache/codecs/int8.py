@@ -1,39 +1,52 @@
-"""One byte a value: per-channel scales, and a shared exponent for tokens that are larger than any in the calibration."""
+"""One byte a value: a scale per channel, and an exponent per token for tokens larger than any in the calibration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.codecs.klt_basis import LARGEST_FEATURE, not_finite, too_few_tokens
+from radio_cache.codecs.base import TOKEN_AXES, Calibrated, CalibrationSample, CalibrationTarget, Needs
+from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite, too_few_tokens
 from radio_cache.errors import StoreError
+from radio_cache.statistics.fidelity import measure
 
 LARGEST = 127
+"""The largest code of a channel. The smallest is -127: -128 marks a hole in the store."""
+
 MAX_EXPONENT = 100
+"""The largest exponent of a token. A scale times 2^100 is beyond every feature that the codec accepts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Int8:
-    """q = round(x / (scale 2^e)) with one scale per channel and one exponent e per token, stored as the token's last byte.
+    """Store q = round(x / (scale 2^e)): a scale per channel, and an exponent e per token in the token's last byte.
 
     1 + 1/c bytes a value. e is 0 unless a value of the token exceeds 127 scale, so nothing saturates.
     Bound: |decode(encode(x)) - x| <= scale 2^e / 2 (and a float32 rounding), with 2^e < 2 max(|x| / scale) / 127 or e = 0.
-
     Values beyond 2^60 raise CodecError.
 
-    scale (c,): float32.
+    Args:
+        scale: (c,) float32, the feature that code 1 stands for.
     """
+
+    needs: ClassVar[Needs] = "tokens"
+    reaches_fidelity: ClassVar[bool] = False
 
     scale: NDArray[np.float32]
 
     @classmethod
     def fit(cls, tokens: NDArray[np.float32]) -> "Int8":
-        """Scales from the largest magnitude of every channel in a sample of tokens (n, c). Raises CodecError for no tokens."""
+        """Return the codec whose scales put the largest magnitude of each channel of tokens (n, c) at code 127.
+
+        Raises:
+            CodecError: if there are no tokens.
+        """
         if not len(tokens):
             raise too_few_tokens(0, "int8")
-        largest = np.abs(tokens).max(axis=0)
+        largest = np.abs(tokens).max(axis=0)  # (c,)
+        # A channel that is zero in the sample still needs a scale: a millionth of the loudest channel's.
         floor = max(float(largest.max()) * 1e-6, 1e-30)
         return cls((np.maximum(largest, floor) / LARGEST).astype(np.float32))
 
@@ -53,6 +66,18 @@ class Int8:
     def zstd_level(self) -> int | None:
         return None
 
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        return (*TOKEN_AXES, "code")
+
+    @property
+    def channel_transform(self) -> None:
+        return None
+
+    @property
+    def repackable(self) -> None:
+        return None
+
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
         return (*grid_hw, channels + 1)
 
@@ -64,7 +89,7 @@ class Int8:
             raise not_finite(magnitude)
         # frexp is exact: largest / 127 = m 2^e with m in [1/2, 1), so 2^e is the smallest power of two above it.
         exponent = np.maximum(np.frexp(largest / np.float32(LARGEST))[1], 0)
-        exponent = np.where(largest < LARGEST + 0.5, 0, exponent)  # what rounds to 127 fits
+        exponent = np.where(largest < LARGEST + 0.5, 0, exponent)  # a value that rounds to 127 fits as it is
         codes = np.rint(np.ldexp(scaled, -exponent))
         return np.concatenate([codes, exponent], axis=-1).astype(np.int8)
 
@@ -80,7 +105,13 @@ class Int8:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Int8":
-        del data  # nothing but the name
+        del data  # all parameters are in the array
         if "scale" not in arrays:
             raise StoreError("codec int8: the array 'scale' is not there")
         return cls(np.asarray(arrays["scale"], np.float32))
+
+    @classmethod
+    def calibrate(cls, target: CalibrationTarget, sample: CalibrationSample) -> Calibrated:
+        del target  # the number of bits is fixed
+        codec = cls.fit(sample.tokens)
+        return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(sample.held_out))))

@@ -1,4 +1,4 @@
-"""The Karhunen-Loeve transform both klt codecs share: rotate tokens so that their channels are uncorrelated."""
+"""The Karhunen-Loeve transform that all klt codecs share: rotate tokens so that their channels are uncorrelated."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite, too_few_tokens
 from radio_cache.errors import CodecError, StoreError
 from radio_cache.statistics.moments import Moments
 
 _EIGENVALUE_FLOOR = 1e-6
-
-LARGEST_FEATURE = 2.0**60
-"""The largest magnitude that int8 and the calibration of klt take: sums of squares of larger ones overflow float32."""
+"""Relative to the mean eigenvalue. Keeps directions that hardly vary in the sample from being lost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,10 @@ class KltBasis:
     Coordinates are y = U^T (x - mean) / phi with phi = sqrt(trace / c), so that their mean variance is 1, and
     x = mean + phi U y. PHI-S (arXiv 2410.01680) is one more rotation: its target is H y with H a Hadamard matrix.
 
-    mean (c,), basis (c, c), eigenvalues (c,): float32, as stored.
+    Args:
+        mean: (c,) float32, mean token.
+        basis: (c, c) float32, eigenvectors in columns.
+        eigenvalues: (c,) float32, variance along each eigenvector, descending.
     """
 
     mean: NDArray[np.float32]
@@ -33,7 +35,11 @@ class KltBasis:
 
     @classmethod
     def fit(cls, moments: Moments) -> "KltBasis":
-        """The basis of a sample of tokens. Directions it hardly saw keep a small variance, so that they are not lost."""
+        """Return the basis of a sample of tokens. Directions without variance in it keep a small one.
+
+        Raises:
+            CodecError: for fewer than two tokens, tokens that are all equal, and values that are not finite.
+        """
         if moments.count < 2:
             raise too_few_tokens(moments.count, "klt")
         eigenvalues, basis = moments.principal_axes()
@@ -47,7 +53,13 @@ class KltBasis:
 
     @property
     def channels(self) -> int:
+        """Number of channels c."""
         return len(self.mean)
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """(c, c) phi U: features = mean + matrix @ coordinates."""
+        return self.phi * self.basis.astype(np.float64)
 
     @cached_property
     def phi(self) -> float:
@@ -61,7 +73,11 @@ class KltBasis:
         return (rotated / self.phi).astype(np.float32)
 
     def forward(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features (..., c) to coordinates (..., c). Raises CodecError for NaN or infinity."""
+        """Rotate features (..., c) to coordinates (..., c).
+
+        Raises:
+            CodecError: for NaN or infinity.
+        """
         rotation = (self.basis / self.phi).astype(np.float32)
         coordinates: NDArray[np.float32] = np.matmul(features - self.mean, rotation, dtype=np.float32)
         if not np.isfinite(coordinates).all():
@@ -69,15 +85,21 @@ class KltBasis:
         return coordinates
 
     def inverse(self, coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Coordinates (..., c) to features (..., c)."""
+        """Rotate coordinates (..., c) back to features (..., c)."""
         rotation = (self.basis.T * self.phi).astype(np.float32)
         return np.matmul(coordinates, rotation, dtype=np.float32) + self.mean
 
     def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the three arrays by their stored names."""
         return {"mean": self.mean, "basis": self.basis, "eigenvalues": self.eigenvalues}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "KltBasis":
+        """Build the basis from what `arrays` returned.
+
+        Raises:
+            StoreError: for missing arrays, shapes that do not fit together, and eigenvalues that are not positive.
+        """
         try:
             basis = cls(*(np.asarray(arrays[name], np.float32) for name in ("mean", "basis", "eigenvalues")))
         except KeyError as exc:
@@ -88,15 +110,3 @@ class KltBasis:
         if not basis.eigenvalues.min(initial=1) > 0:
             raise StoreError("codec klt: an eigenvalue is not positive")
         return basis
-
-
-def too_few_tokens(count: int, codec: str) -> CodecError:
-    """The error for a sample of images that has hardly a token: they are too thin for the teacher's grid."""
-    return CodecError(f"{count} tokens are too few to calibrate the codec {codec} on: add images, or take --codec half")
-
-
-def not_finite(worst: float) -> CodecError:
-    """The error for features that are NaN or infinite, or become so. worst: the largest magnitude among them."""
-    return CodecError(
-        f"the teacher returned {worst:g}, which no codec keeps; if that is NaN or inf, run the teacher with --dtype float32"
-    )

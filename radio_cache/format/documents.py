@@ -93,9 +93,6 @@ def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Docum
 def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
     """Of a teacher's maps."""
     row = codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim)
-    axes = tuple(f"code_{number}" for number in range(len(row)))  # rows and columns of tokens among other things
-    if row[:2] == tuple(spec.geometry.grid_hw) and len(row) == 3:
-        axes = ("token_row", "token_column", "channel" if codec.name == "half" else "code")
     return sharded_array_document(
         (spec.views, meta.num_images, *row),
         (1, meta.shard_images, *row),
@@ -103,7 +100,7 @@ def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
         codec.dtype,
         codec.fill_value,
         codec.zstd_level,
-        ("view", "image", *axes),
+        ("view", "image", *codec.row_axes),
     )
 
 

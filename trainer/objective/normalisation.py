@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from radio_cache.codecs import KltPacked, KltZstd
-from radio_cache.codecs.klt_basis import KltBasis
+from radio_cache.codecs import is_tokenwise
+from radio_cache.codecs.base import ChannelTransform
 from radio_cache.errors import HadamardError, MomentsError
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.reader import Cache, CachedTeacher
@@ -113,7 +113,7 @@ def spatial_normaliser(
     with telling_whose(f"{cache.url}, teacher '{teacher}', normalise={how}"), one_blas_thread():
         parts = _spatial_parts(cache, cached, rows, seed)
         mean, std = cached.spatial_mean_std()
-        if isinstance(cached.codec, KltZstd | KltPacked):
+        if cached.codec.channel_transform is not None:
             moments = _with_recorded_mean(_known(how, parts), mean)
         else:
             moments = _known(how, _rescaled(parts, mean, std))
@@ -209,9 +209,9 @@ def _spatial_parts(cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64],
             for some in (own[first : first + together] for first in range(0, len(own), together)):
                 tokens = _decoded_tokens(cached, decoder, sampled[some], view, [chosen[place] for place in some])
                 parts[number] = parts[number].merge(Moments.of(tokens))
-    if isinstance(codec, KltZstd | KltPacked):
-        return [_of_features(part, codec.basis) for part in parts]
-    return parts
+    if codec.channel_transform is None:
+        return parts
+    return [_of_features(part, codec.channel_transform) for part in parts]
 
 
 def _tokens_shown(
@@ -236,15 +236,15 @@ def _tokens_of_each(counts: Sequence[int], wanted: int) -> int:
 def _decoded_tokens(
     cached: CachedTeacher, decoder: MapDecoder, rows: NDArray[np.int64], view: int, chosen: list[NDArray[np.int64]]
 ) -> NDArray[np.float32]:
-    """(n, c) coordinates of the chosen tokens of these images: features, or under klt those in its basis."""
+    """Return the coordinates (n, c) of the chosen tokens of these images: features, or in the codec's channel transform."""
     tokens: list[NDArray[np.float32]] = []
     read = 0
     for some in cached.batches(rows.tolist()):
         codes = cached.codes(some, view=view, threads=_READ_THREADS)
         places = chosen[read : read + len(some)]
         read += len(some)
-        if isinstance(cached.codec, KltZstd):  # whose rows are planes of channels
-            maps = decoder.coordinates(torch.from_numpy(codes)).flatten(1, 2).numpy()
+        if not is_tokenwise(cached.codec):
+            maps = decoder.token_coordinates(torch.from_numpy(codes)).flatten(1, 2).numpy()
             tokens += [one[own] for one, own in zip(maps, places, strict=True)]
         else:
             kept = [one.reshape(-1, one.shape[-1])[own] for one, own in zip(codes, places, strict=True)]
@@ -253,11 +253,11 @@ def _decoded_tokens(
     return np.concatenate(tokens) if tokens else np.zeros((0, cached.spec.spatial_dim), np.float32)
 
 
-def _of_features(part: Moments, basis: KltBasis) -> Moments:
-    """Moments of coordinates as those of the features that they stand for: x = mean + phi U y."""
-    turn = basis.phi * basis.basis.astype(np.float64)
-    scatter = turn @ part.scatter @ turn.T
-    return Moments(part.count, basis.mean.astype(np.float64) + turn @ part.mean, (scatter + scatter.T) / 2)
+def _of_features(part: Moments, transform: ChannelTransform) -> Moments:
+    """Turn moments of coordinates into those of the features that they stand for."""
+    matrix = transform.matrix
+    scatter = matrix @ part.scatter @ matrix.T
+    return Moments(part.count, transform.mean.astype(np.float64) + matrix @ part.mean, (scatter + scatter.T) / 2)
 
 
 def sampled_summaries(cache: Cache, teacher: str, rows: NDArray[np.int64], seed: int) -> Float[Tensor, "n c"]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.torch import MapDecoder, crop_maps
+from radio_cache.torch import MapDecoder
 from trainer.data.batch import LevelPart, Targets, TeacherPart
 from trainer.model.adaptors import Head
 from trainer.model.student import DistilledStudent
@@ -65,7 +65,7 @@ class TargetMaker:
     def _under_crops(self, level: LevelPart) -> Float[Tensor, "k n c"]:
         # Crops are cut before the codec's last step, which is linear: what is cut away need not be rotated.
         decoder = self._decoders[level.level]
-        coordinates = crop_maps(decoder.coordinates(level.codes), level.rows, level.columns)
+        coordinates = decoder.crops(level.codes, level.rows, level.columns)
         if self._composed:
             matrix, shift = self._composed[level.level]
             return torch.addmm(shift, coordinates.flatten(0, 1), matrix).view_as(coordinates)

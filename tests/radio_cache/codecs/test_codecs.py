@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import get_args
 
 import numpy as np
@@ -106,6 +106,20 @@ def test_any_stored_bytes_decode_without_a_crash(name: str) -> None:
         assert codec.decode(noise.view(codec.dtype).reshape(shape)).shape == (5, 4, 32)
 
 
+CONTRACT = (
+    test_codec_survives_storage_and_is_the_same_again,
+    test_codes_have_the_declared_shape_and_decode_to_float32_near_the_features,
+    test_encoding_one_map_alone_gives_the_same_codes,
+    test_an_image_is_never_stored_as_fill_values_alone,
+    *(
+        partial(test_values_a_codec_cannot_keep_are_an_error_and_never_stored, value=value)
+        for value in (np.nan, np.inf, -np.inf, 1e37)
+    ),
+    test_arrays_that_are_not_there_are_a_named_error,
+    test_any_stored_bytes_decode_without_a_crash,
+)
+"""The tests of one codec by name, for `test_new_codec.py`."""
+
 LAYOUTS = [*CODECS, *(f"klt/zstd, {layout}" for layout in get_args(Layout))]
 
 
@@ -114,7 +128,7 @@ def codec_of(name: str, channels: int) -> Codec:
     """A codec, or a layout of klt/zstd, for so many channels."""
     label, _, layout = name.partition(", ")
     codec_name, _, packing = label.partition("/")
-    request = CodecRequest(name=codec_name, packing=packing or "packed", fidelity=0.9)  # type: ignore[arg-type]
+    request = CodecRequest(name=codec_name, packing=packing or "packed", fidelity=0.9)
     tokens = TOKENS[:400, :channels]
     codec = calibrate(request, Moments.of(tokens), tokens, tokens).codec
     return replace(codec, layout=layout) if layout and isinstance(codec, KltZstd) else codec

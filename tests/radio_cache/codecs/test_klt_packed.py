@@ -4,16 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radio_cache.codecs import KltPacked
+from radio_cache.codecs.bit_allocation import lloyd
 from radio_cache.codecs.klt_basis import KltBasis
-from radio_cache.codecs.klt_packed import (
-    GAIN_BITS,
-    LARGEST_RELATIVE,
-    MAX_WIDTH,
-    PackedPlan,
-    gain_values,
-    level_table,
-    lloyd,
-)
+from radio_cache.codecs.klt_gains import GAIN_BITS, gain_values
+from radio_cache.codecs.klt_packed import LARGEST_RELATIVE, MAX_WIDTH, PackedPlan, level_table
 from radio_cache.errors import CodecError, StoreError
 from radio_cache.statistics.moments import Moments
 
