@@ -25,6 +25,7 @@ from cache_builder.teachers.base import Teacher
 from radio_cache.codecs import Codec, Half
 from radio_cache.errors import CodecError, TeacherError, UnstorableFeaturesError
 from radio_cache.torch import Encoded, MapEncoder
+from radio_cache.torch.memory import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -181,8 +182,8 @@ class DeviceWork:
         if most is None:
             try:
                 return [work(batch)]
-            except (torch.OutOfMemoryError, RuntimeError) as exc:
-                if not _is_out_of_memory(exc):
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+                if not is_out_of_memory(exc):
                     raise
         # Here, not where it was caught: the exception holds on to the tensors of the failed pass.
         return self._in_parts(batch, work)
@@ -200,8 +201,8 @@ class DeviceWork:
                 try:
                     done.append(work(part))
                     first += len(part)
-                except (torch.OutOfMemoryError, RuntimeError) as exc:
-                    if not _is_out_of_memory(exc):
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
+                    if not is_out_of_memory(exc):
                         raise
                     full = str(exc).split("\n")[0]
                 if full is not None:
@@ -222,8 +223,3 @@ class DeviceWork:
             f"{self._teacher.spec.name}: {images} images at once are too many for the memory of {self._device}; "
             f"going on with {self._most}"
         )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # Main memory runs out without a type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

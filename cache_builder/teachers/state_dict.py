@@ -15,6 +15,7 @@ from cache_builder.teachers.torchscript import is_torchscript, read_torchscript
 from cache_builder.teachers.weights import first_line
 from cache_builder.teachers.wrong_weights import first_differences
 from radio_cache.errors import TeacherWeightsError
+from radio_cache.torch.memory import OUT_OF_MEMORY_PHRASES
 
 TIMM_SETS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """The sets of tensors of a training checkpoint, in the order in which timm's `load_state_dict` prefers them."""
@@ -306,8 +307,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a library says that there is too little memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    words = ("allocate memory", "out of memory", "not enough memory", "os error 12")
-    return any(word in str(error) for word in words)
+    return any(phrase in str(error) for phrase in (*OUT_OF_MEMORY_PHRASES, "os error 12"))
 
 
 def out_of_memory_error(teacher: str, path: Path) -> TeacherWeightsError:

@@ -18,10 +18,10 @@ from torch import nn
 
 from radio_cache.errors import NonFiniteLossError, StorageError, TrainingError
 from radio_cache.storage.local import TEMPORARY, sync_folder
+from radio_cache.torch.memory import is_out_of_memory
 from trainer.distributed.fsdp import divided, is_sharded, whole
 from trainer.model.ema import Ema
 from trainer.monitoring.metrics import LossSums
-from trainer.run.memory import is_out_of_memory
 
 BEST = "best.pt"
 

@@ -9,21 +9,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from radio_cache.errors import ConfigError, TrainingError
+from radio_cache.torch.memory import is_out_of_memory
 from trainer.students import Student
 from trainer.students.timm_backbone import TimmBackbone
 from trainer.students.transformer_block import Block
 
-_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
-"""What torch says on GPUs and on CPUs; other errors speak of memory, too, such as of its format."""
-
 _NO_THREAD = "can't start new thread"
-
-
-def is_out_of_memory(exc: BaseException) -> bool:
-    """Return whether an error says that memory is short, of a GPU or of the machine; torch has several ways of saying it."""
-    if isinstance(exc, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(exc, RuntimeError) and any(words in str(exc) for words in _WORDS)
 
 
 @contextlib.contextmanager
