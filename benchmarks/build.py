@@ -39,7 +39,6 @@ from torch import Tensor
 
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.pipeline.batch_size import CPU_BATCH
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.pipeline.device import CodeBatch, DeviceWork, streams_of
 from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.shards import run_shards
@@ -54,6 +53,7 @@ from cache_builder.workers.cluster import local_crew
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.format.checksums import crc32c
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
 from radio_cache.prefetch.ordered import ahead
@@ -257,7 +257,7 @@ def prepared(
     request: CodecRequest | None = None,
 ) -> tuple[Cache, Teacher, BuildConfig]:
     """A complete cache of one teacher, the teacher on its device, and how it was built."""
-    options = TeacherOptions(dtype=dtype, codec=wanted_codec(request))
+    options = TeacherOptions(dtype=dtype, codec=CodecRecord.of_request(request))
     out = folder / f"{name}-{request.name if request else 'usual'}.zarr"
     config = BuildConfig(
         images=(str(images),),
@@ -358,7 +358,7 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
     ideal = [sum(seconds.values()) / cores for seconds in alone]
     told = ", ".join(f"{stage} {median([seconds[stage] for seconds in alone]):.2f}" for stage in alone[0])
     lines = [
-        f"## EfficientNet-Lite0, {len(rows)} images, codec {cache.teachers[name].spec.codec['name']}",
+        f"## EfficientNet-Lite0, {len(rows)} images, codec {cache.teachers[name].spec.codec.label}",
         "",
         f"- CPU seconds of each stage alone: {told}; together over {cores} cores {median(ideal):.2f} s",
         f"- the same stages in {cores} processes at once, one a core: {median(apart):.2f} s, "

@@ -39,10 +39,10 @@ from torch import Tensor
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import TeacherOptions
 from cache_builder.workers.allocator import keep_blocks
 from radio_cache.codecs.calibrate import CodecRequest
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.geometry.crops import BoxXYXY
 from radio_cache.geometry.views import ViewSampling
 from radio_cache.reader import Cache
@@ -102,12 +102,12 @@ def prepare(args: argparse.Namespace) -> None:
     sampling = ViewSampling(seed=0, area=(args.least_area, 1.0), ratio=quick().crop_ratio, flip_share=0.0)
     for codec in args.codecs.split(","):
         request = CodecRequest(name="half") if codec == "half" else CodecRequest(name="klt", fidelity=CODECS[codec])
-        options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=wanted_codec(request))
+        options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=CodecRecord.of_request(request))
         levels = {f"{TEACHER}@{size}": replace(options, size_px=size, level_of=TEACHER) for size in SIZES[1:]}
         _build([train], cache_of(args, "", codec), {TEACHER: options, **levels})
         views = replace(options, views=1 + VIEWS, view_sampling=sampling)
         _build([train], cache_of(args, "views", codec), {TEACHER: views})
-    options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=wanted_codec(CodecRequest(name="half")))
+    options = TeacherOptions(size_px=SIZES[0], fit="squash", codec=CodecRecord.of_request(CodecRequest(name="half")))
     _build([*others, *sorted(args.images.glob("test-*.tar"))], args.work / "held-out.zarr", {TEACHER: options})
 
 

@@ -108,7 +108,7 @@ def _teacher_options(cache: Cache, names: Sequence[str]) -> Iterator[str]:
 def _codec_options(asked: str, teacher: CachedTeacher) -> Iterator[str]:
     """Yield what was asked of a teacher's codec, where it differs from the default."""
     default = CodecRequest().to_json()
-    request = teacher.spec.codec.get("asked", {"name": teacher.spec.codec["name"]})
+    request = teacher.spec.codec.request_json()
     if request["name"] != default["name"]:
         yield from ("--codec", f"{asked}={request['name']}")
     for option in ("packing", "fidelity", "step"):

@@ -336,7 +336,6 @@ main.add_command(plan_command(build, BUILD_SECTIONS))
 
 def _build_table(report: "BuildReport") -> Table:
     """What a build did: a line a teacher."""
-    from radio_cache.codecs import codec_label
     from radio_cache.view.info import cosine
 
     cache = report.cache
@@ -352,7 +351,7 @@ def _build_table(report: "BuildReport") -> Table:
             str(result.images),
             rate,
             human_seconds(result.seconds),
-            codec_label(teacher.spec.codec),
+            teacher.spec.codec.label,
             cosine(teacher.fidelity()),
             human_bytes(stored / max(1, usable)),
             human_bytes(stored),

@@ -32,7 +32,6 @@ from radio_cache.format.documents import (
     summary_document,
 )
 from radio_cache.format.schema import (
-    ARRAYS_CRC32C,
     MAX_ROW_BYTES,
     TRANSFORM,
     Receipt,
@@ -114,7 +113,7 @@ class CachedTeacher:
                 f"{place} is that of teacher '{self.spec.name}', not of '{name}': restore it from a copy, or drop '{name}' and "
                 "build it again"
             )
-        refuse_unknown(self.spec.codec, place)
+        refuse_unknown(self.spec.codec.parameters, place)
 
     def __reduce__(self) -> tuple[type["CachedTeacher"], tuple[CacheFiles, str]]:
         return (CachedTeacher, (self._files, self.name))
@@ -150,7 +149,7 @@ class CachedTeacher:
         try:
             arrays = {name: PlainArray(storage, f"{folder}/{name}").read(holes=False) for name in names}
             self._refuse_other_arrays(arrays)
-            codec = codec_from_json(self.spec.codec, arrays, channels=self.spec.spatial_dim)
+            codec = codec_from_json(self.spec.codec.parameters, arrays, channels=self.spec.spatial_dim)
             row = codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
             check_limit(
                 f"bytes in a map of teacher '{self.name}'", math.prod(row) * codec.dtype.itemsize, MAX_ROW_BYTES
@@ -166,7 +165,7 @@ class CachedTeacher:
 
     def _refuse_other_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Arrays that are right in themselves may be those of another codec."""
-        said: Any = self.spec.codec.get(ARRAYS_CRC32C)
+        said = self.spec.codec.array_checksums
         found = {name: crc32c(np.ascontiguousarray(array).tobytes()) for name, array in arrays.items()}
         if said is not None and said != found:
             known = cast(dict[str, Any], said if isinstance(said, dict) else {})

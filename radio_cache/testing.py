@@ -11,6 +11,7 @@ from PIL import Image
 
 from radio_cache.codecs import Codec, Half
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import (
     IMAGENET_PIXELS,
     IMAGES_UNIT,
@@ -69,7 +70,7 @@ def fake_spec(
         summary_note="mean colour",
         spatial_note="colour of the patch",
         compute_dtype="float32",
-        codec=Half().to_json(),
+        codec=CodecRecord(parameters=Half().to_json()),
         views=1,
         software={},
         level_of=level_of,
@@ -136,7 +137,7 @@ def make_tiny_cache(
         spec = replace(spec, geometry=(geometries or {}).get(name, spec.geometry))
         features = {row: fake_features(loaded[row], spec) for row in sizes_hw}
         codec = _fitted((codecs or {}).get(name, CodecRequest(name="half")), spec, features)
-        spec = replace(spec, codec=codec.to_json())
+        spec = replace(spec, codec=CodecRecord(parameters=codec.to_json()))
         add_teacher(path, meta, spec, codec)
         for shard in range(meta.num_shards):
             write_teacher_shard(path, meta, shard, spec, codec, features, failures=failures)

@@ -28,7 +28,6 @@ from radio_cache.format.documents import (
     teacher_documents,
 )
 from radio_cache.format.schema import (
-    ARRAYS_CRC32C,
     ATTRIBUTES_KEY,
     IMAGES_UNIT,
     TRANSFORM,
@@ -163,10 +162,10 @@ def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec |
     codec: the one `spec.codec` describes; may be left out where that needs no arrays.
     """
     refuse_remains(place, spec.name)
-    known = codec or codec_from_json(spec.codec)
+    known = codec or codec_from_json(spec.codec.parameters)
     if known.arrays():
         crcs = {name: crc32c(stored_bytes(array)) for name, array in known.arrays().items()}
-        spec = replace(spec, codec={**spec.codec, ARRAYS_CRC32C: crcs})
+        spec = replace(spec, codec=replace(spec.codec, array_checksums=crcs))
 
     def files() -> Iterator[tuple[str, bytes]]:
         yield from teacher_documents(meta, spec, known)

@@ -11,6 +11,7 @@ from radio_cache.checks.verify import drop_teacher
 from radio_cache.codecs import Codec, Half, KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.errors import NotACacheError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGES_UNIT, CacheMeta, Container, Failure, ImageStatus
 from radio_cache.reader import is_cache
 from radio_cache.receipts import compact_receipts, drop_outdated_receipt, drop_receipt, unfinished_shards
@@ -36,7 +37,7 @@ def _klt(channels: int) -> KltZstd:
 
 def _spec(name: str, summary_dim: int | None, codec: Codec) -> TeacherSpec:
     spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=24, size=SIZE_PX, patch=PATCH_PX)
-    return replace(spec, codec=codec.to_json())
+    return replace(spec, codec=CodecRecord(parameters=codec.to_json()))
 
 
 CODECS: dict[str, Codec] = {"half": Half(), "zstd": _klt(24)}

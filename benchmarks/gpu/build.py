@@ -81,7 +81,7 @@ def measured(args: argparse.Namespace, device: str, name: str, folder: Path) -> 
         "",
         f"`{' '.join(['python', 'benchmarks/gpu/build.py', *sys.argv[1:]])}`; {os.cpu_count()} cores, torch {torch.__version__}, "
         f"CUDA {torch.version.cuda}; {args.model}, bfloat16, {len(seen)} images in batches of {args.batch}, codec "
-        f"{cache.teachers[name].spec.codec['name']}; best of {args.rounds} interleaved rounds; bar {BAR}.",
+        f"{cache.teachers[name].spec.codec.label}; best of {args.rounds} interleaved rounds; bar {BAR}.",
         "",
         f"- build {best.wall_s:.2f} s ({len(seen) / best.wall_s:.1f} images/s); bare forward passes {min(plain):.2f} s one after "
         f"the other, {min(overlapped):.2f} s from two threads",

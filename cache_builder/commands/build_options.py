@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
 
 from cache_builder.build_config import SHARD_IMAGES, BuildConfig
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher, trunk_of
 from radio_cache.codecs.calibrate import CodecRequest, codec_names, settings_of
 from radio_cache.errors import ConfigError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.pixels import PixelFormat, PixelStore
 from radio_cache.format.schema import MAX_VIEWS, level_name
 from radio_cache.geometry.crops import Fit
@@ -161,7 +161,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
             size_px=own[0] if own else None,
             fit=fits.get(asked),
             dtype=dtype,
-            codec=wanted_codec(codecs[asked]),
+            codec=CodecRecord.of_request(codecs[asked]),
             views=1 + extra_views.get(asked, 0),
             view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(asked) else None,
             compiled=flags["compiled"],

@@ -11,7 +11,6 @@ from cache_builder.copying.config import CopyConfig
 from cache_builder.copying.repack import Repacking, choose_codec, repacking_of
 from cache_builder.copying.shard import Copying, copy_shard
 from radio_cache import __version__
-from radio_cache.codecs import codec_label
 from radio_cache.errors import (
     ConfigError,
     MissingRowsError,
@@ -20,7 +19,8 @@ from radio_cache.errors import (
     UnsupportedFormatError,
     unknown_name,
 )
-from radio_cache.format.schema import ARRAYS_CRC32C, IMAGES_UNIT, CacheMeta
+from radio_cache.format.codec_record import CodecRecord
+from radio_cache.format.schema import IMAGES_UNIT, CacheMeta
 from radio_cache.images.index import ImageIndex, index_columns, index_group
 from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache, CachedTeacher, is_cache
@@ -131,7 +131,7 @@ def _teachers(source: Cache, config: CopyConfig) -> list[str]:
 
 def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
     """Raise ConfigError if a packing is asked for and no teacher has one."""
-    labels = [codec_label(source.teachers[name].spec.codec) for name in names]
+    labels = [source.teachers[name].spec.codec.label for name in names]
     if config.packing and not any(source.teachers[name].codec.repackable for name in names):
         told = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
         raise ConfigError(f"--packing is about klt, and in {source.url} {told or 'there is no teacher'}")
@@ -226,19 +226,18 @@ def _join(target: Cache, source: Cache, name: str, repacking: Repacking | None, 
 
 
 def _teacher_difference(there: CachedTeacher, wanted: CachedTeacher, repacking: Repacking | None) -> str | None:
-    if replace(there.spec, codec={}) != replace(wanted.spec, codec={}):
+    if replace(there.spec, codec=CodecRecord()) != replace(wanted.spec, codec=CodecRecord()):
         return "its spec is another"
-    codec = {key: value for key, value in there.spec.codec.items() if key != ARRAYS_CRC32C}
+    codec = replace(there.spec.codec, array_checksums=None)
     if repacking is None:
-        same = codec == {key: value for key, value in wanted.spec.codec.items() if key != ARRAYS_CRC32C}
+        same = codec == replace(wanted.spec.codec, array_checksums=None)
         ours, theirs = wanted.codec.arrays(), there.codec.arrays()
         same = same and ours.keys() == theirs.keys() and all(np.array_equal(ours[key], theirs[key]) for key in ours)
-        return None if same else f"its codec, {codec_label(codec)}, is another"
-    told = repacking.told()
-    if all(codec.get(key) == value for key, value in told.items()):
+        return None if same else f"its codec, {codec.label}, is another"
+    new = repacking.record()
+    if (codec.request, codec.transcoded_from) == (new.request, new.transcoded_from):
         return None
-    asked = codec.get("asked")
-    return f"it is stored as {codec_label(codec)}, asked for as {asked}, this copy asks for {told['asked']}"
+    return f"it is stored as {codec.label}, asked for as {codec.request}, this copy asks for {new.request}"
 
 
 def _refuse_other_shards(copying: Copying) -> None:

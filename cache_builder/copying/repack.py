@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.pipeline.calibrate import sample_rows
-from radio_cache.codecs import codec_label
+from radio_cache.codecs import label_of
 from radio_cache.codecs.base import Codec, Repackable
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
 from radio_cache.errors import CodecError, MissingRowsError
-from radio_cache.format.transcoding import CONVERSION, Conversion
+from radio_cache.format.codec_record import CodecRecord
+from radio_cache.format.transcoding import Conversion
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.statistics.fidelity import token_errors
@@ -37,9 +38,9 @@ class Repacking:
     request: CodecRequest
     conversion: Conversion
 
-    def told(self) -> dict[str, Any]:
-        """What the copy's codec says of it, beside its parameters: the same on every run of the same command."""
-        return {"asked": self.request.to_json(), CONVERSION: self.conversion.to_json()}
+    def record(self) -> CodecRecord:
+        """Return the copy's codec record without parameters: the same on every run of the same command."""
+        return CodecRecord(request=self.request.to_json(), transcoded_from=self.conversion.to_json())
 
 
 def repacking_of(teacher: CachedTeacher, packing: str | None, fidelity: float | None) -> Repacking | None:
@@ -47,7 +48,7 @@ def repacking_of(teacher: CachedTeacher, packing: str | None, fidelity: float | 
     codec = teacher.codec
     if packing is None or codec.repackable is None or packing not in packings(codec.name):
         return None
-    if packing == codec_label(teacher.spec.codec).partition("/")[2]:
+    if packing == teacher.spec.codec.label.partition("/")[2]:
         return None
     kept = teacher.fidelity()
     if fidelity is None:
@@ -56,11 +57,11 @@ def repacking_of(teacher: CachedTeacher, packing: str | None, fidelity: float | 
     # The same command must find its own words again, and JSON keeps no tuple and no type of ours.
     return Repacking(
         CodecRequest(name=codec.name, packing=packing, fidelity=fidelity),
-        Conversion(source=codec_label(teacher.spec.codec), fidelity=kept and replace(kept, variance=0.0)),
+        Conversion(source=teacher.spec.codec.label, fidelity=kept and replace(kept, variance=0.0)),
     )
 
 
-def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Codec, dict[str, Any], str]:
+def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Codec, CodecRecord, str]:
     """The codec that keeps what was asked for, what its spec records, and a sentence for the user.
 
     In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach,
@@ -91,13 +92,13 @@ def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Codec,
     chosen = found.codec
     record = {"images": len(rows), "tokens": len(seen) + len(held_out), "seed": 0, **found.fidelity.to_json()}
     note = (
-        f"{name}: {repacking.conversion.source} does not become {codec_label(chosen.to_json())} without loss. What is stored is "
+        f"{name}: {repacking.conversion.source} does not become {label_of(chosen)} without loss. What is stored is "
         f"encoded again, and keeps a mean cosine of {found.fidelity.cosine:.4f} with it"
     )
     before = repacking.conversion.fidelity
     if before:
         note += f"; of the teacher about {before.cosine * found.fidelity.cosine:.4f} are left, of {before.cosine:.4f}"
-    return chosen, chosen.to_json() | repacking.told() | {"calibration": record}, note
+    return chosen, replace(repacking.record(), parameters=chosen.to_json(), calibration=record), note
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ comes to the same codec; and whatever is written first is what every later run u
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite
 from radio_cache.errors import CodecError, UnstorableFeaturesError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import TeacherSpec
 from radio_cache.statistics.moments import Moments
 
@@ -37,16 +37,11 @@ _KEPT_TOKENS = 32_768
 
 @dataclass(frozen=True)
 class ChosenCodec:
-    """A codec, the JSON that the teacher's spec records of it, and a sentence for the user."""
+    """A codec, its record in the teacher's spec, and a sentence for the user."""
 
     codec: Codec
-    recorded: dict[str, Any]
+    recorded: CodecRecord
     note: str
-
-
-def wanted_codec(request: CodecRequest | None) -> dict[str, Any]:
-    """What a spec says of its codec until it is calibrated; nothing for None, which leaves the choice to the build."""
-    return {} if request is None else {"name": request.name, "asked": request.to_json()}
 
 
 def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) -> ChosenCodec:
@@ -57,10 +52,9 @@ def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) 
     Raises CodecError if klt was asked for and there are too few images, or the fidelity is out of reach.
     """
     fewest = fewest_images(spec)
-    asked = spec.codec.get("asked")
     request = _request(spec)
     if request.codec_class.needs == "covariance" and len(sample) < fewest:
-        if asked is None:
+        if spec.codec.request is None:
             half = CodecRequest(name="half")
             note = f"{too_few(len(sample))} to calibrate the codec klt (it wants {fewest}): keeping float16"
             return ChosenCodec(*_without_sample(half), note)
@@ -84,8 +78,7 @@ def images_wanted(spec: TeacherSpec) -> int:
 
 
 def _request(spec: TeacherSpec) -> CodecRequest:
-    asked = spec.codec.get("asked")
-    return CodecRequest(**asked) if asked else CodecRequest()
+    return spec.codec.requested() or CodecRequest()
 
 
 def fewest_images(spec: TeacherSpec) -> int:
@@ -114,10 +107,10 @@ def sample_rows(rows: NDArray[np.int64], count: int, name: str) -> list[int]:
     return [int(row) for row in rng.permutation(rows)[:count]]
 
 
-def _without_sample(request: CodecRequest) -> tuple[Codec, dict[str, Any]]:
+def _without_sample(request: CodecRequest) -> tuple[Codec, CodecRecord]:
     nothing = np.zeros((0, 1), np.float32)
     codec = calibrate(request, Moments.of(nothing), nothing, nothing).codec
-    return codec, codec.to_json()
+    return codec, CodecRecord(parameters=codec.to_json())
 
 
 def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
@@ -150,4 +143,5 @@ def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -
         f"codec {label}: mean cosine {found.fidelity.cosine:.4f} (worst percentile {found.fidelity.cosine_worst:.4f}) on "
         f"{held_out_images} held-out images, calibrated on {len(rows) - held_out_images}"
     )
-    return ChosenCodec(found.codec, found.codec.to_json() | {"asked": request.to_json(), "calibration": record}, note)
+    codec_record = CodecRecord(parameters=found.codec.to_json(), request=request.to_json(), calibration=record)
+    return ChosenCodec(found.codec, codec_record, note)

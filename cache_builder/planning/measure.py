@@ -240,7 +240,7 @@ def _measured(
         return None, CodecCost(request=request, bytes_per_image=None, why=str(exc))
     stored = _stored_bytes(chosen.codec, maps)
     return chosen.codec, CodecCost(
-        request=request, bytes_per_image=stored, cosine=chosen.recorded["calibration"]["cosine"]
+        request=request, bytes_per_image=stored, cosine=chosen.recorded.calibration["cosine"]
     )
 
 

@@ -280,10 +280,10 @@ def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache:
     """The codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
     there = cache is not None and spec.name in cache.teachers
     codec = cache.teachers[spec.name].spec.codec if cache is not None and there else options.codec
-    if asked := codec.get("asked"):
-        return CodecRequest(**asked)
+    if request := codec.requested():
+        return request
     if there:
-        return CodecRequest(name=codec["name"])
+        return CodecRequest(name=codec.parameters["name"])
     return CodecRequest() if num_images >= fewest_images(spec) else CodecRequest(name="half")
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.geometry.crops import Fit
 from radio_cache.geometry.views import ViewSampling
 
@@ -102,8 +103,8 @@ class TeacherOptions:
     """What a user may change about a teacher; None keeps the preset's value.
 
     weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
-    codec: what goes into the spec until the codec is calibrated (`cache_builder.pipeline.calibrate.wanted_codec`); empty leaves
-    the choice to the build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
+    codec: what goes into the spec until the codec is calibrated (`CodecRecord.of_request`); empty leaves the choice to the
+    build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
     views: of each image, the whole one among them; extra ones are drawn as view_sampling says. compiled: by torch.compile.
     as_before: load as it was done while specs did not say what was loaded, for a cache whose spec has no `loaded`.
     """
@@ -112,7 +113,7 @@ class TeacherOptions:
     size_px: int | None = None
     fit: Fit | None = None
     dtype: ComputeDtype = "float32"
-    codec: dict[str, Any] = field(default_factory=dict[str, Any])
+    codec: CodecRecord = field(default_factory=CodecRecord)
     level_of: str | None = None
     views: int = 1
     view_sampling: ViewSampling | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.reader import Cache
 
 LOSS_TIMES, SLACK = 1.25, 0.0002
@@ -51,11 +52,10 @@ def drifts(cache: Cache) -> list[Drift]:
     return [drift for name in cache.teachers if (drift := drift_of(cache, name))]
 
 
-def _asked(codec: dict[str, Any]) -> float | None:
+def _asked(codec: CodecRecord) -> float | None:
     """What was asked for; where that was a step, what it kept on held-out images. Both are only told: a cache may say
     anything."""
-    for field, name in (("asked", "fidelity"), ("calibration", "cosine")):
-        told = codec.get(field)
+    for told, name in ((codec.request, "fidelity"), (codec.calibration, "cosine")):
         value = cast(dict[str, Any], told).get(name) if isinstance(told, dict) else None
         if isinstance(value, float) and 0 < value <= 1:
             return value

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from radio_cache.errors import ConfigError, CorruptShardError, LimitError, StoreError, UnsupportedFormatError
 from radio_cache.format.checksums import crc32c
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.paths import checked_path
 from radio_cache.format.pixels import PixelStore
 from radio_cache.format.strict_json import from_json
@@ -27,9 +28,6 @@ ATTRIBUTES_KEY = "radio_cache"
 
 TRANSFORM = "transform"
 """Below a teacher's group: the small arrays its codec decodes with."""
-
-ARRAYS_CRC32C = "arrays_crc32c"
-"""In a teacher's codec: name of an array in `transform/` -> crc32c of its bytes. The first caches have none."""
 
 IMAGES_UNIT = "images"
 """The unit of work that looks at every image once; the others are teachers."""
@@ -174,8 +172,7 @@ class TeacherSpec:
     summary_dim: width of the one vector per image, None where the teacher has none (SAM).
     spatial_dim: width of the one vector per token. summary_note, spatial_note: which features these are.
     weights: where the weights came from; told, not compared. weights_sha256: the hash of the file.
-    compute_dtype: the precision of the forward pass. codec: the codec's own JSON (`radio_cache.codecs`), and beside it
-    `asked`, the request it was calibrated for, and `calibration`: on how many images and tokens, and what it measured.
+    compute_dtype: the precision of the forward pass. codec: its parameters, and how they were chosen.
     software: versions of the libraries that computed the features; told, not compared.
     views: 1, of the whole image, and the extra ones, which were drawn as view_sampling says.
     level_of: the teacher of which this is a further input size, with a group of its own called `level_name`.
@@ -197,7 +194,7 @@ class TeacherSpec:
     summary_note: str
     spatial_note: str
     compute_dtype: str
-    codec: dict[str, Any]
+    codec: CodecRecord
     views: int
     software: dict[str, str]
     level_of: str | None = None
@@ -226,7 +223,7 @@ class TeacherSpec:
         check_limit(f"values in a map {what}", math.prod(self.geometry.grid_hw) * self.spatial_dim, MAX_ROW_VALUES)
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self)
+        data = asdict(self) | {"codec": self.codec.to_json()}
         for name in ("level_of", "view_sampling"):
             if data[name] is None:
                 del data[name]  # as the first caches had it
@@ -238,6 +235,8 @@ class TeacherSpec:
     def from_json(cls, data: dict[str, Any], place: str = "zarr.json") -> "TeacherSpec":
         """place: of the document, for messages. Raises CorruptShardError or LimitError."""
         fields = _unsealed(data, f"{place}: a teacher's spec")
+        if isinstance(fields.get("codec"), dict):
+            fields["codec"] = CodecRecord.from_json(fields["codec"])
         try:
             return _parsed(cls, fields, f"{place}: a teacher's spec")
         except ConfigError as exc:
@@ -246,20 +245,15 @@ class TeacherSpec:
     def differences(self, asked: "TeacherSpec") -> list[str]:
         """What is stored and what `asked` asks for, field by field, where they differ; what is only told aside."""
         # Whoever asks for no codec in particular takes the one that is there.
-        stored_codec = _asked(self.codec) if asked.codec else {}
-        stored_fields = _flat(asdict(replace(self, software={}, weights="", codec=stored_codec)))
-        asked_fields = _flat(asdict(replace(asked, software={}, weights="", codec=_asked(asked.codec))))
+        stored_codec = self.codec.request_json() if asked.codec.is_chosen else {}
+        stored_fields = _flat(asdict(replace(self, software={}, weights="")) | {"codec": stored_codec})
+        asked_fields = _flat(asdict(replace(asked, software={}, weights="")) | {"codec": asked.codec.request_json()})
         names = sorted(stored_fields.keys() | asked_fields.keys())
         return [
             f"{name} is {stored_fields.get(name)}, this run asks for {asked_fields.get(name)}"
             for name in names
             if stored_fields.get(name) != asked_fields.get(name)
         ]
-
-
-def _asked(codec: dict[str, Any]) -> dict[str, Any]:
-    """What decides the codec: its parameters follow from the request and the calibration images."""
-    return codec.get("asked", {"name": codec["name"]} if codec else {})
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

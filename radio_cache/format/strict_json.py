@@ -191,6 +191,8 @@ def _dataclass(kind: type) -> Check:
     needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
 
     def check(value: Any) -> Any:
+        if type(value) is kind:
+            return value  # built by its own from_json before
         if type(value) is not dict:
             raise _WrongError(value, "an object")
         data = cast(dict[str, Any], value)

@@ -1,14 +1,12 @@
 """What a teacher's maps were encoded from where that was not the teacher: in a copy that has another packing."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from radio_cache.errors import CorruptShardError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.strict_json import from_json
 from radio_cache.statistics.fidelity import Fidelity
-
-CONVERSION = "converted"
-"""In a teacher's codec, beside `asked` and `calibration`: only told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +21,19 @@ class Conversion:
         return asdict(self)
 
 
-def conversion_of(codec: dict[str, Any], place: str) -> Conversion | None:
-    """Of a stored codec. place: of the document, for messages. Raises CorruptShardError for what says no such thing."""
-    told = codec.get(CONVERSION)
-    if told is None:
+def conversion_of(codec: CodecRecord, place: str) -> Conversion | None:
+    """Return what a teacher's maps were encoded from; None if that was the teacher.
+
+    Args:
+        codec: of the teacher's spec.
+        place: path or URL of the document, for messages.
+
+    Raises:
+        CorruptShardError: if the record holds something else there.
+    """
+    if codec.transcoded_from is None:
         return None
     try:
-        return from_json(Conversion, cast(dict[str, Any], told))
+        return from_json(Conversion, codec.transcoded_from)
     except (TypeError, ValueError, AttributeError) as exc:
-        raise CorruptShardError(f"{place}: '{CONVERSION}' of the codec says nothing that is known here: {exc}") from exc
+        raise CorruptShardError(f"{place}: 'converted' of the codec says nothing that is known here: {exc}") from exc

@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from radio_cache.checks.fidelity_loss import drifts
-from radio_cache.codecs import codec_label
 from radio_cache.format.schema import Failure, TeacherSpec
 from radio_cache.format.transcoding import Conversion
 from radio_cache.geometry.crops import photo_share
@@ -73,7 +72,7 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
                 spatial_dim=spec.spatial_dim,
                 views=spec.views,
                 summary_dim=spec.summary_dim,
-                codec=codec_label(spec.codec),
+                codec=spec.codec.label,
                 fidelity=teacher.fidelity(),
                 shards_done=len(done),
                 num_shards=cache.meta.num_shards,

@@ -23,7 +23,6 @@ import cache_builder.build
 import cache_builder.pipeline.shards
 import cache_builder.workers.worker
 from cache_builder.build import BuildConfig, BuildReport, ShardTask, build_cache, build_shard
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.pipeline.device import DeviceWork
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
@@ -42,6 +41,7 @@ from radio_cache.errors import (
     TeacherWeightsError,
     UnknownTeacherError,
 )
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import receipt_path
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.receipts import read_receipt
@@ -618,7 +618,7 @@ def test_features_that_cannot_be_stored_name_the_teacher_and_the_image(
             images=(str(images_with_a_white_one),),
             shard_images=16,
             batch_images=8,
-            teachers={"fake-a": TeacherOptions(codec=wanted_codec(FAULTY_CODECS[codec]))},
+            teachers={"fake-a": TeacherOptions(codec=CodecRecord.of_request(FAULTY_CODECS[codec]))},
         )
     assert re.search(r"out\.zarr, teacher 'fake-a', image bee/17\.png: .*--dtype float32", str(raised.value))
     assert "--filter '!bee/17.png'" in str(raised.value)
@@ -664,7 +664,7 @@ def test_a_cache_made_for_tests_is_one_the_build_would_go_on_with(build: Build, 
 
 
 def stored_as(request: CodecRequest) -> dict[str, TeacherOptions]:
-    return dict.fromkeys(("fake-a", "fake-maps"), TeacherOptions(codec=wanted_codec(request)))
+    return dict.fromkeys(("fake-a", "fake-maps"), TeacherOptions(codec=CodecRecord.of_request(request)))
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import cache_builder.pipeline.shards
 from cache_builder.build import BuildReport, build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.computed_with import BATCH, DEVICE, device_name, recorded_batch
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.checks.verify import drop_teacher, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import StaleCacheError, StoreError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import ATTRIBUTES_KEY
 from radio_cache.format.strict_json import parse_json
 from radio_cache.receipts import drop_receipt
@@ -28,7 +28,7 @@ from radio_cache.testing import write_images
 
 Build = Callable[..., BuildReport]
 ONE = {"fake-a": TeacherOptions()}
-INT8 = TeacherOptions(codec=wanted_codec(CodecRequest(name="int8")))
+INT8 = TeacherOptions(codec=CodecRecord.of_request(CodecRequest(name="int8")))
 
 
 @pytest.fixture

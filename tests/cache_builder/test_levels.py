@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from radio_cache import Cache
 from radio_cache.checks.verify import drop_teacher, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, CorruptShardError, StaleCacheError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.view.info import teacher_infos
 
 Build = Callable[..., BuildReport]
@@ -73,7 +73,7 @@ def test_a_level_added_later_leaves_the_others_alone_and_has_the_same_bytes(
 
 
 def test_every_level_has_a_codec_of_its_own(build: Build) -> None:
-    codec: dict[str, Any] = {"name": "int8", "asked": CodecRequest(name="int8").to_json()}
+    codec = CodecRecord.of_request(CodecRequest(name="int8"))
     cache = build(teachers={name: replace(options, codec=codec) for name, options in LEVELS.items()}).cache
     small, large = (level.codec.arrays()["scale"] for level in cache.teachers.levels("fake-a"))
     assert small.shape == large.shape
@@ -114,7 +114,7 @@ def test_a_level_is_loaded_again_from_what_the_cache_recorded(leveled: Cache) ->
     for level in leveled.teachers.levels("fake-a"):
         again = load_recorded(level.spec).spec
         assert level.spec.software.items() > again.software.items()  # and how its first shards were computed
-        assert replace(again, codec={}, software={}) == replace(level.spec, codec={}, software={})
+        assert replace(again, codec=CodecRecord(), software={}) == replace(level.spec, codec=CodecRecord(), software={})
 
 
 def test_a_group_that_is_not_named_for_its_level_is_refused(build: Build) -> None:

@@ -15,7 +15,6 @@ import cache_builder.pipeline.shards
 import cache_builder.pipeline.views
 from cache_builder.build import BuildReport
 from cache_builder.commands.build_options import view_sampling
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.pipeline.log import BuildLog
 from cache_builder.pipeline.passes import missing_shards, scan_images, usable_sample
 from cache_builder.sources.recorded import FILE as LISTING
@@ -23,6 +22,7 @@ from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import SourceError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.testing import write_images
 
@@ -59,7 +59,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def half(views: int = 1) -> TeacherOptions:
     sampling = view_sampling(flipped=True) if views > 1 else None
-    return TeacherOptions(codec=wanted_codec(CodecRequest(name="half")), views=views, view_sampling=sampling)
+    return TeacherOptions(codec=CodecRecord.of_request(CodecRequest(name="half")), views=views, view_sampling=sampling)
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -148,7 +148,7 @@ def test_if_hardly_any_image_can_be_used_all_are_looked_at_before_a_teacher_join
         (folder / f"bad{number:03d}.png").write_bytes(b"no image")
     cache = build(images=(str(folder),), teachers={"fake-a": TeacherOptions()}).cache
     assert cache.usable_rows(["fake-a"]).tolist() == [0, 1]
-    assert cache.teachers["fake-a"].spec.codec["name"] == "half"
+    assert cache.teachers["fake-a"].spec.codec.label == "half"
     for file in (folder / "ant").iterdir():
         file.write_bytes(b"no image either")
     with pytest.raises(SourceError, match="none of the 152 images can be used"):

@@ -15,13 +15,13 @@ from PIL import Image
 from cache_builder.build import BuildReport
 from cache_builder.commands.build_options import view_sampling
 from cache_builder.copying import CopyConfig, copy_cache
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.sources.recorded import FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.checks.verify import repair_cache, verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, CorruptShardError, ImageError, StaleCacheError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.pixels import PixelFormat, PixelStore
 from radio_cache.images.decode import decode_image
 from radio_cache.images.stored import encoded_pixels
@@ -78,7 +78,7 @@ def test_a_bucket_holds_the_same_kept_images_levels_and_views_as_a_folder(
     build: Build, photos: Path, tmp_path: Path, bucket: Callable[[str], str], first_look: str
 ) -> None:
     sampling = view_sampling(flipped=True)
-    codec = wanted_codec(CodecRequest(name="half")) if first_look == "with the teacher" else {}
+    codec = CodecRecord.of_request(CodecRequest(name="half") if first_look == "with the teacher" else None)
     whole = TeacherOptions(codec=codec, views=2, view_sampling=sampling)
     fields = {
         "images": (str(photos),),

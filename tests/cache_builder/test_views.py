@@ -16,6 +16,7 @@ from cache_builder.teachers import TeacherOptions, load_recorded, load_teacher
 from radio_cache import Cache
 from radio_cache.checks.verify import repair_cache, verify_cache
 from radio_cache.errors import CorruptShardError, MissingRowsError, ShapeError, StaleCacheError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import receipt_path
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.geometry.views import whole_view
@@ -138,4 +139,4 @@ def test_a_teacher_with_views_is_loaded_again_from_what_the_cache_recorded(viewe
     spec = viewed.teachers["fake-maps"].spec
     again = load_recorded(spec).spec
     # What the first shards were computed with is the build's to record, not the teacher's.
-    assert replace(again, codec={}, software={}) == replace(spec, codec={}, software={})
+    assert replace(again, codec=CodecRecord(), software={}) == replace(spec, codec=CodecRecord(), software={})

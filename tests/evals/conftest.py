@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from radio_cache.codecs import Half
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGENET_PIXELS, CacheMeta, Container, Failure, TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
 from radio_cache.reader import Cache, digest
@@ -41,7 +42,7 @@ def teacher_spec(name: str = "alpha", *, summary_dim: int | None = SUMMARY_WIDTH
         summary_note="",
         spatial_note="",
         compute_dtype="float32",
-        codec={"name": "half"},
+        codec=CodecRecord(parameters={"name": "half"}),
         views=1,
         software={},
     )

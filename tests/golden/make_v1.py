@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from radio_cache.codecs import Half
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import (
     IMAGENET_PIXELS,
     CacheMeta,
@@ -82,7 +83,7 @@ def spec(name: str, *, summary_dim: int | None, spatial_dim: int) -> TeacherSpec
         summary_note="10 * row - channel / 8",
         spatial_note="row + i / 4 + j / 16 + channel / 64",
         compute_dtype="float32",
-        codec={"name": "half"},
+        codec=CodecRecord(parameters={"name": "half"}),
         views=1,
         software={"numpy": "2"},
     )

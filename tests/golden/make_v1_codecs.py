@@ -17,6 +17,7 @@ import numpy as np
 from radio_cache.codecs import Codec, Int8, KltPacked, KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_zstd import LARGEST
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import (
     IMAGENET_PIXELS,
     CacheMeta,
@@ -162,7 +163,7 @@ def spec(name: str, codec: Codec) -> TeacherSpec:
         summary_note="row, row / 2",
         spatial_note="by formula",
         compute_dtype="bfloat16",
-        codec=codec.to_json() | told(name),
+        codec=CodecRecord.from_json(codec.to_json() | told(name)),
         views=1,
         software={"numpy": "2"},
     )

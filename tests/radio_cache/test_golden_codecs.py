@@ -64,11 +64,13 @@ def by_the_book(name: str, codes: np.ndarray) -> np.ndarray:
     if name == "golden-int8":
         return codes[..., :-1].astype(np.float64) * a["scale"] * 2.0 ** codes[..., -1:]
     if name == "golden-zstd":
-        y = teacher_of(name).spec.codec["step"] * (
+        y = teacher_of(name).spec.codec.parameters["step"] * (
             codes[0].astype(np.float64) + 256 * codes[1].astype(np.float64)
         ).transpose(1, 2, 0)
     elif name in ("golden-bytes", "golden-nibbles"):
-        y = teacher_of(name).spec.codec["step"] * with_gains(codes.astype(int).tolist(), name, *GRID_HW, channels=16)
+        y = teacher_of(name).spec.codec.parameters["step"] * with_gains(
+            codes.astype(int).tolist(), name, *GRID_HW, channels=16
+        )
     else:
         y = np.array([[unpacked(token, a) for token in line] for line in codes])
     phi = np.sqrt(a["eigenvalues"].astype(np.float64).mean())
@@ -149,7 +151,7 @@ def test_zarr_python_reads_the_golden_codes(recipe: ModuleType, name: str) -> No
 
 def test_golden_receipts_and_specs_say_what_was_measured(cache: Cache) -> None:
     packed, zstd = cache.teachers["golden-packed"], cache.teachers["golden-zstd"]
-    assert packed.spec.codec["asked"] == {"name": "klt", "packing": "packed", "fidelity": 0.99}
+    assert packed.spec.codec.request == {"name": "klt", "packing": "packed", "fidelity": 0.99}
     kept = packed.fidelity()
     assert kept is not None
     assert (kept.num_tokens, kept.cosine_worst, kept.squared_error) == (12, 0.98, 0.25)

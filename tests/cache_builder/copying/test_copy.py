@@ -166,7 +166,7 @@ def test_the_other_packing_keeps_the_fidelity_asked_for_and_records_what_it_kept
     target = report.target
     assert f"{name}: klt/{name} does not become klt/{packing} without loss" in " ".join(told)
     teacher, original = target.teachers[name], source.teachers[name]
-    assert teacher.spec.codec["packing"] == packing
+    assert teacher.spec.codec.parameters["packing"] == packing
     assert teacher.conversion is not None
     assert teacher.conversion.source == f"klt/{name}"
     assert target.teachers[kept].conversion is None

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_builder.pipeline.calibrate import choose_codec, sample_rows, wanted_codec
+from cache_builder.pipeline.calibrate import choose_codec, sample_rows
 from radio_cache.codecs import Half, Int8, KltPacked, KltZstd
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.testing import fake_spec
 
-SPEC = replace(fake_spec("t", summary_dim=None, spatial_dim=8), codec={})  # 4 x 4 tokens an image
+SPEC = replace(fake_spec("t", summary_dim=None, spatial_dim=8), codec=CodecRecord())  # 4 x 4 tokens an image
 MIX = np.random.default_rng(0).normal(size=(8, 8))
 MANY = np.arange(500)
 
@@ -24,14 +25,14 @@ def tokens_of(rows: list[int]) -> Iterator[np.ndarray]:
 
 
 def chosen(request: CodecRequest | None, usable: Any = MANY) -> Any:
-    return choose_codec(replace(SPEC, codec=wanted_codec(request)), np.asarray(usable), tokens_of)
+    return choose_codec(replace(SPEC, codec=CodecRecord.of_request(request)), np.asarray(usable), tokens_of)
 
 
 def test_without_a_request_it_is_packed_klt_and_the_note_says_what_it_keeps() -> None:
     found = chosen(None)
     assert isinstance(found.codec, KltPacked)
-    assert found.recorded["asked"] == {"name": "klt", "packing": "packed", "fidelity": 0.99}
-    assert found.recorded["calibration"]["cosine"] > 0.99
+    assert found.recorded.request == {"name": "klt", "packing": "packed", "fidelity": 0.99}
+    assert found.recorded.calibration["cosine"] > 0.99
     assert "klt, packed: mean cosine 0.99" in found.note
 
 
@@ -58,7 +59,7 @@ def test_one_image_cannot_be_held_out_of_one() -> None:
 
 @pytest.mark.parametrize("request_", [CodecRequest(name="int8"), CodecRequest(), CodecRequest(packing="zstd")])
 def test_images_without_a_token_are_too_few_tokens(request_: CodecRequest) -> None:
-    spec = replace(SPEC, codec=wanted_codec(request_))
+    spec = replace(SPEC, codec=CodecRecord.of_request(request_))
     with pytest.raises(CodecError, match=r"^0 tokens are too few to calibrate the codec .* take --codec half"):
         choose_codec(spec, MANY[:80], lambda rows: (np.zeros((0, 8), np.float32) for _ in rows))
 

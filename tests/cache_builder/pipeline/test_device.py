@@ -15,6 +15,7 @@ from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import TeacherError
+from radio_cache.format.codec_record import CodecRecord
 
 Build = Callable[..., BuildReport]
 
@@ -101,7 +102,7 @@ def test_a_real_network_says_the_same_in_batches_of_any_size_on_threads_of_their
     build: Build, tmp_path: Path
 ) -> None:
     """Float32 on a CPU: what docs/build.md promises, in the calibrated codec and with views."""
-    asked: dict[str, Any] = {"name": "int8", "asked": CodecRequest(name="int8").to_json()}
+    asked = CodecRecord.of_request(CodecRequest(name="int8"))
     teachers = {"efficientnet-lite0": TeacherOptions(size_px=96, codec=asked)}
     found = [
         files(

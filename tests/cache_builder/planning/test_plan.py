@@ -11,13 +11,13 @@ import pytest
 import cache_builder.planning.plan
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.commands.build_options import view_sampling
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.planning.measure import CodecCost, TeacherProbe
 from cache_builder.planning.plan import Plan, PlanConfig, free_bytes, plan_build, teacher_plan
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError, SourceError, TeacherWeightsError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.pixels import PixelStore
 from radio_cache.testing import write_images
 
@@ -69,7 +69,7 @@ def made_up(**changes: Any) -> TeacherProbe:
 @pytest.mark.parametrize("name", ["half", "int8", "klt"])
 def test_the_bytes_of_a_plan_are_those_of_the_build(config: BuildConfig, name: Any) -> None:
     request = CodecRequest(name=name)
-    config = replace(config, teachers={"fake-a": TeacherOptions(codec=wanted_codec(request))})
+    config = replace(config, teachers={"fake-a": TeacherOptions(codec=CodecRecord.of_request(request))})
     (teacher,) = quick(config).teachers
     built = build_cache(config).cache.teachers["fake-a"].stored_bytes()
     # Statistics, a few hundred bytes a shard, are not counted: beside these tiny maps they show.

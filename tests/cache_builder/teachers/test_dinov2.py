@@ -22,6 +22,7 @@ from cache_builder.teachers import TeacherOptions, TeacherPreset, load_recorded,
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.presets import DINOV2S
 from radio_cache.errors import ConfigError, TeacherWeightsError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.reader import Cache
 
 See = Callable[[Teacher, Image.Image], torch.Tensor]
@@ -290,7 +291,7 @@ def test_a_build_goes_on_as_its_cache_began(tmp_path: Path, before: bool) -> Non
     (tmp_path / "pics").mkdir()
     for number in range(4):
         Image.new("RGB", (90, 70), (60 * number, 20, 90)).save(tmp_path / "pics" / f"{number}.png")
-    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, codec={"name": "half"})
+    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, codec=CodecRecord(parameters={"name": "half"}))
 
     def build(count: int, *, as_before: bool) -> dict[str, str]:
         teachers = {"dinov2-vit-s-14": replace(options, as_before=as_before)}

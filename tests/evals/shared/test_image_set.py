@@ -15,6 +15,7 @@ from evals.errors import EvalError
 from evals.shared.image_set import CacheImages, ImageSet, ListedImages, image_set, in_classes_of, open_source
 from evals.shared.notes import left_out_notes
 from radio_cache.errors import NotACacheError, SourceError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.pixels import PixelStore
 from radio_cache.reader import Cache, digest
 from radio_cache.testing import write_images
@@ -154,7 +155,7 @@ def test_only_some_positions(make_cache) -> None:
 def test_images_that_are_gone_are_taken_from_the_pixels_the_cache_keeps(make_cache, tmp_path: Path) -> None:
     write_images(tmp_path / "photos", per_class=2, size=24)
     store = PixelStore(side_px=16, format="webp-lossless", quality=0)
-    teachers = {"efficientnet-lite0": TeacherOptions(codec={"name": "half"})}
+    teachers = {"efficientnet-lite0": TeacherOptions(codec=CodecRecord(parameters={"name": "half"}))}
     config = BuildConfig(
         images=(str(tmp_path / "photos"),), out=tmp_path / "kept.zarr", teachers=teachers, pixels=store
     )

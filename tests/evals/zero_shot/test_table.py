@@ -22,6 +22,7 @@ from evals.zero_shot.classifier import text_classifier
 from evals.zero_shot.table import likeliest
 from evals.zero_shot.text_tower import TextTower
 from radio_cache.errors import ConfigError, ShapeError, TeacherWeightsError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.testing import write_images
 
 TEACHER, WIDTH = "openclip-vit-h-14", 24
@@ -46,7 +47,7 @@ def place(model: CLIP, tmp_path_factory) -> Path:
     torch.save(model.state_dict(), root / "clip.pt")
     write_images(root / "images", classes=("ant", "honey_bee", "cat"), per_class=3, size=30)
     (root / "t.txt").write_text("\n".join(TEMPLATES))
-    teachers = {TEACHER: TeacherOptions(weights=root / "clip.pt", codec={"name": "half"})}
+    teachers = {TEACHER: TeacherOptions(weights=root / "clip.pt", codec=CodecRecord(parameters={"name": "half"}))}
     build_cache(BuildConfig(images=(str(root / "images"),), out=root / "c.zarr", teachers=teachers))
     return root
 
@@ -95,7 +96,9 @@ def test_cached_teacher_live_teacher_and_student_are_compared_with_its_own_sente
 def test_a_library_model_in_a_cache_and_a_student_elsewhere_find_the_recorded_text_tower(
     model: CLIP, place: Path, make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    teachers = {"open_clip:ViT-H-14": TeacherOptions(weights=place / "clip.pt", codec={"name": "half"})}
+    teachers = {
+        "open_clip:ViT-H-14": TeacherOptions(weights=place / "clip.pt", codec=CodecRecord(parameters={"name": "half"}))
+    }
     build_cache(BuildConfig(images=(str(place / "images"),), out=tmp_path / "c.zarr", teachers=teachers))
     group = "open_clip-vit-h-14"
     run = make_run("run", tmp_path / "c.zarr", teachers=(group,), summary_dim=WIDTH)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from radio_cache import Cache
 from radio_cache.checks.fidelity_loss import drift_of, drifts
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import Receipt, TeacherSpec, receipt_path
 from radio_cache.statistics.fidelity import Fidelity
 
@@ -24,8 +26,8 @@ def drifting(whole_cache: Path, tmp_path: Path) -> Any:
         document = path / "teachers/fake-a/zarr.json"
         data = json.loads(document.read_text())
         spec = TeacherSpec.from_json(data["attributes"]["radio_cache"])
-        spec.codec.update(told)
-        data["attributes"]["radio_cache"] = spec.to_json()
+        codec = CodecRecord.from_json(spec.codec.to_json() | told)
+        data["attributes"]["radio_cache"] = replace(spec, codec=codec).to_json()
         document.write_text(json.dumps(data))
         for shard, cosine in enumerate(cosines):
             file = path / receipt_path("fake-a", shard)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_builder.build import BuildConfig, build_cache
-from cache_builder.pipeline.calibrate import wanted_codec
 from cache_builder.teachers import FAMILIES, TEACHERS
 from cache_builder.teachers.preset import TeacherOptions
 from radio_cache.codecs import CODECS, Calibrated, CalibrationSample, CalibrationTarget, codec_from_json
 from radio_cache.codecs.base import Needs
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, codec_names, settings_of
 from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite, too_few_tokens
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.geometry.crops import crop_weights
 from radio_cache.reader import Cache
 from radio_cache.statistics.fidelity import measure
@@ -248,7 +248,7 @@ def test_a_build_calibrates_it_and_encodes_with_it(
     fake = loaded(Path(__file__).parents[2] / "cache_builder/fake_teacher.py")
     monkeypatch.setitem(FAMILIES, "fake", fake.FakeTeacher)
     monkeypatch.setitem(TEACHERS, "fake-a", fake.PRESETS[0])
-    options = TeacherOptions(codec=wanted_codec(CodecRequest(name="uint8")))
+    options = TeacherOptions(codec=CodecRecord.of_request(CodecRequest(name="uint8")))
     settings = fake.settings(photos, tmp_path / "out.zarr") | {"teachers": {"fake-a": options}}
     cached = build_cache(BuildConfig(**settings), lambda _: None).cache.teachers["fake-a"]
     assert isinstance(cached.codec, Uint8)

@@ -11,6 +11,7 @@ import torch
 
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.errors import HadamardError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import CacheMeta, Container
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.statistics.moments import Moments
@@ -97,7 +98,9 @@ def made_of_noise(path: Path, name: str) -> Cache:
     }[name]
     some = maps[:100].reshape(-1, CHANNELS)  # as a build would calibrate: on few images
     codec = calibrate(request, Moments.of(some), some, some).codec
-    spec = replace(fake_spec("t", summary_dim=CHANNELS, spatial_dim=CHANNELS), codec=codec.to_json())
+    spec = replace(
+        fake_spec("t", summary_dim=CHANNELS, spatial_dim=CHANNELS), codec=CodecRecord(parameters=codec.to_json())
+    )
     add_teacher(path, meta, spec, codec)
     for shard in range(meta.num_shards):
         rows = meta.shard_rows(shard)
