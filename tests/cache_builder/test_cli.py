@@ -19,7 +19,7 @@ from PIL import Image
 from cache_builder.cli import main
 from cache_builder.teachers import ALIASES
 from radio_cache import Cache, __version__
-from radio_cache.codecs import calibrate
+from radio_cache.codecs import klt_zstd
 from radio_cache.terminal.output import human_bytes
 from radio_cache.testing import write_images
 
@@ -313,7 +313,7 @@ def test_a_real_teacher_builds_a_cache_of_ten_images(tmp_path: Path, ten_images:
 def test_a_zstd_build_in_nibbles_ends_well_and_everything_reads_it(
     run: Run, tmp_path: Path, shard_images: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "_compressed_bytes", lambda codec, _: int(codec.layout != "nibbles"))
+    monkeypatch.setattr(klt_zstd, "_compressed_bytes", lambda codec, _: int(codec.layout != "nibbles"))
     write_images(tmp_path / "many", classes=("ant", "bee"), per_class=40, size=24)
     result = run("--packing", "zstd", "--shard-images", shard_images, images=tmp_path / "many")
     assert result.exit_code == 0, result.output

@@ -9,6 +9,7 @@ from cache_builder.commands.build_options import codec_requests, per_teacher, pi
 from cache_builder.teachers import TeacherOptions
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import ConfigError
+from radio_cache.format.codec_record import CodecRecord
 
 TEACHERS = ("clip", "sam")
 
@@ -81,7 +82,7 @@ def test_the_first_size_is_the_teacher_itself_and_further_ones_are_levels_beside
         "clip@896": (896, "clip"),
         "sam": (224, None),
     }
-    assert asked["clip@896"].codec == asked["clip"].codec != {}
+    assert asked["clip@896"].codec == asked["clip"].codec != CodecRecord()
     both = options("clip", "dinov2", size=("448", "224"))
     assert list(both) == ["clip", "clip@224", "dinov2", "dinov2@224"]
 
