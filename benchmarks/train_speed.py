@@ -37,7 +37,8 @@ from cache_builder.teachers import TeacherOptions
 from radio_cache.format.pixels import PixelStore
 from trainer.data.batch import TeacherPart
 from trainer.data.crops import CodeReader, CropData, Crops
-from trainer.data.loader import Fed, Waits
+from trainer.data.loader import Fed
+from trainer.data.waits import Waits
 from trainer.distributed.processes import Processes
 from trainer.recipes.presets import quick
 from trainer.recipes.recipe import everywhere

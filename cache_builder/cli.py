@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cache_builder.build_config import BATCH_IMAGES
 from cache_builder.commands.align_error import align_error
 from cache_builder.commands.copy import copy
 from cache_builder.commands.plan import human_seconds, plan_command
@@ -19,6 +20,7 @@ from radio_cache import __version__
 from radio_cache.images.decode import MAX_PIXELS
 from radio_cache.reader import Cache
 from radio_cache.terminal.help import HELP_SETTINGS, OrderedGroup, SectionedCommand
+from radio_cache.terminal.options import device_option
 from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable_lines, say, table
 
 if TYPE_CHECKING:
@@ -227,13 +229,7 @@ BUILD_EXAMPLES = (
     metavar="N",
     help="Images in one shard: the unit of work, and what a crash can cost. [default: 128, or what a cache that is there has]",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.",
-)
+@device_option()
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -246,7 +242,7 @@ BUILD_EXAMPLES = (
     "--batch-size",
     metavar="N|auto",
     help="Images in one forward pass; auto finds it for each teacher on a GPU, and is 4 on a CPU. A teacher goes on with the "
-    "size it was begun with. [default: 32]",
+    f"size it was begun with. [default: {BATCH_IMAGES}]",
 )
 @click.option(
     "--compile",

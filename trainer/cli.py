@@ -38,9 +38,9 @@ TERMINATED = 143
 def _help_on_names(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
     """`--student help` and `--recipe help`, before anything else is asked for."""
     if name == "help":
-        from trainer.recipes import help as names
+        from trainer.recipes.help import recipe_tables, student_tables
 
-        for part in names.students() if option.name == "student" else names.recipes():
+        for part in student_tables() if option.name == "student" else recipe_tables():
             console().print(part, soft_wrap=isinstance(part, str))
         context.exit()
     return name

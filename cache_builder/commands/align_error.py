@@ -7,6 +7,7 @@ import click
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.reader import Cache
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, write_output
+from radio_cache.terminal.options import device_option
 from radio_cache.terminal.output import PLACE, allow_module_option, console, plain_errors, say, table
 
 
@@ -26,9 +27,7 @@ from radio_cache.terminal.output import PLACE, allow_module_option, console, pla
 @click.option(
     "--plot", type=OutputFile(*PICTURE_ENDINGS, ".svg", ".pdf"), metavar="FILE.png", help="Draw them; needs matplotlib."
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one."
-)
+@device_option()
 @allow_module_option
 @plain_errors(on_interrupt="Nothing was written.")
 def align_error(

@@ -17,6 +17,7 @@ from radio_cache.geometry.crops import Fit
 from radio_cache.geometry.views import ViewSampling
 from radio_cache.images.decode import MAX_PIXELS
 from radio_cache.reader import Cache, is_cache, max_pixels_of_any_cache
+from radio_cache.terminal.options import split_name_value
 from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
@@ -196,10 +197,10 @@ def several_per_teacher(
     bare: list[Value] = []
     named: dict[str, list[Value]] = {}
     for text in given:
-        name, equals, value = text.partition("=")
-        if equals and name in teachers:
+        name, value = split_name_value(text)
+        if name in teachers:
             own, one = named.setdefault(name, []), parse(value)
-        elif equals and not Path(text).exists():
+        elif name is not None and not Path(text).exists():
             raise ConfigError(
                 f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
             )

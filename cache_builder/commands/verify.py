@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from radio_cache.reader import Cache
+from radio_cache.terminal.options import device_option
 from radio_cache.terminal.output import PLACE, allow_module_option, console, plain_errors, printable, table
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     metavar="[NAME=]FILE",
     help="Where a teacher's weights are for --recompute, if they are not where the build found them.",
 )
-@click.option("--device", default="auto", show_default=True, help="That recomputes: cpu, cuda, cuda:1 ...")
+@device_option("Device that recomputes: cpu, cuda, cuda:1 ...")
 @allow_module_option
 @plain_errors(on_interrupt="")
 def verify(

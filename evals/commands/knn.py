@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from evals.commands.shared import AGAIN, IMAGES, Drawn, ProgressLines, compared, drawn, json_option, write_record
+from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
 from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.knn.table import KnnTable
-
-PAPER_K, PAPER_TEMPERATURE = 20, 0.07
-"""Defaults of `evals.knn.vote`, repeated for the help; a test compares them."""
 
 
 @click.command()

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evals.commands.knn import PAPER_K, print_knn
+from evals.commands.knn import print_knn
 from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, drawn, write_record
 from radio_cache.errors import ConfigError, unknown_name
+from radio_cache.statistics.knn_protocol import PAPER_K
 from radio_cache.terminal.files import OutputFile
 from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable
 

@@ -5,15 +5,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, final
+from typing import Any, TypedDict, TypeVar, final, get_args
 
 import click
 
+from evals.shared.devices import Device
 from radio_cache.terminal.files import OutputFile, write_output
 from radio_cache.terminal.output import ProgressLine
-
-if TYPE_CHECKING:
-    from evals.shared.devices import Device
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,7 +22,7 @@ IMAGES = "a cache, a folder with one subfolder per class, or tars such as 'train
 PATH = click.Path(path_type=Path)
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=click.Choice(get_args(Device)),
     default="auto",
     show_default=True,
     help="Where models run and neighbours are searched.",
@@ -62,7 +60,7 @@ class Compared(TypedDict):
     runs: tuple[Path, ...]
     models: tuple[str, ...]
     weights: tuple[str, ...]
-    device: "Device"
+    device: Device
 
 
 class Drawn(Compared):

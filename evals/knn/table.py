@@ -14,7 +14,7 @@ from evals.encoders.gathered import learned_from, live_encoders, refuse_namesake
 from evals.encoders.trained_on import count_trained_on, divided, memory_note, split_of
 from evals.errors import EvalError
 from evals.knn.search import NeighbourSearch
-from evals.knn.vote import NOBODY, PAPER_K, PAPER_TEMPERATURE, Accuracy, accuracy, lone_classes, vote, voters
+from evals.knn.vote import NOBODY, Accuracy, accuracy, lone_classes, vote, voters
 from evals.shared.devices import Device
 from evals.shared.image_set import CacheImages, ImageSet, ImageSource, image_set, in_classes_of, open_source
 from evals.shared.notes import counted, left_out_notes, sampling_note
@@ -22,6 +22,7 @@ from evals.shared.progress import Progress
 from evals.shared.published import ROWS, PaperRow, is_imagenet_validation
 from radio_cache.errors import ConfigError, TeacherError
 from radio_cache.reader import Cache, is_cache
+from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
 from radio_cache.torch import pick_device
 
 _ALIKE = 1 - 2.0**-12

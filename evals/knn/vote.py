@@ -15,8 +15,6 @@ from evals.knn.search import NO_ROW, Neighbours, NeighbourSearch
 from evals.shared.devices import Device
 from radio_cache.errors import ConfigError, ShapeError
 
-PAPER_K = 20
-PAPER_TEMPERATURE = 0.07
 NOBODY = -1
 """Stands in `KnnResult.ranked` where fewer classes got a vote than there are places."""
 

@@ -8,8 +8,7 @@ from typing import Any, TypeGuard, cast
 
 from evals.errors import EvalError
 from evals.shared.charts import nice_ticks
-
-METRICS_FILE = "metrics.jsonl"
+from trainer.monitoring.metrics import METRICS_FILE
 
 WIDTH, HEIGHT = 320, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 308, 10, 154

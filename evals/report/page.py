@@ -22,7 +22,6 @@ from evals.encoders import StudentEncoder
 from evals.encoders.trained_on import count_trained_on, divided, split_of
 from evals.errors import EvalError
 from evals.knn.table import KnnConfig, KnnRow, KnnTable, run_knn
-from evals.knn.vote import PAPER_K, PAPER_TEMPERATURE
 from evals.report.losses import Chart, Metrics, loss_charts, read_metrics
 from evals.report.pictures import ImagePictures, feature_pictures, live_maps
 from evals.report.sections import NotRun, Section, SectionsConfig, make_sections
@@ -32,6 +31,7 @@ from evals.shared.progress import Progress
 from evals.shared.versions import hardware, software_versions
 from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, TeacherError
 from radio_cache.reader import Cache, is_cache
+from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
 from radio_cache.terminal.files import write_output
 from radio_cache.terminal.output import human_bytes
 from radio_cache.torch import pick_device

@@ -16,7 +16,7 @@ from radio_cache.errors import ConfigError, CorruptShardError, LimitError, Store
 from radio_cache.format.checksums import crc32c
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.paths import checked_path
-from radio_cache.format.pixels import PixelStore
+from radio_cache.format.pixels import MAX_SIDE_PX, PixelStore
 from radio_cache.format.strict_json import from_json
 from radio_cache.geometry.crops import ViewGeometry
 from radio_cache.geometry.views import ViewSampling
@@ -37,7 +37,6 @@ MAX_SHARD_IMAGES = 1 << 20
 MAX_SHARDS = 1 << 24
 MAX_VIEWS = 1 << 10
 MAX_WIDTH = 1 << 20
-MAX_SIDE_PX = 1 << 16
 MAX_ROW_VALUES = 1 << 28
 MAX_ROW_BYTES = 1 << 30
 MAX_IMAGE_PIXELS = 1 << 32

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from radio_cache.terminal.options import with_current_names
+
 HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Of every command: -h too, and as wide as the terminal up to 100 columns."""
 
@@ -48,6 +50,7 @@ class Command(click.Command):
     """A command that is a program of its own, or in a group. No option is given twice."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = with_current_names(self, args)
         refuse_repeated(self, ctx, args)
         try:
             return super().parse_args(ctx, args)
@@ -106,6 +109,7 @@ class OrderedGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, Command):
+            rest = with_current_names(command, rest)
             refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
         return name, command, rest
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from evals.cli import main
 from evals.commands import knn as command
-from evals.knn import vote as knn
+from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
 
 
 def test_knn_prints_protocol_table_and_notes(make_cache, make_run) -> None:
@@ -67,7 +67,8 @@ def test_errors_are_one_message_without_traceback(arguments: list[str]) -> None:
 
 
 def test_help_loads_no_torch_and_its_defaults_are_the_papers() -> None:
-    assert (command.PAPER_K, command.PAPER_TEMPERATURE) == (knn.PAPER_K, knn.PAPER_TEMPERATURE)
+    defaults = {option.name: option.default for option in command.knn.params}
+    assert (defaults["k"], defaults["temperature"]) == (PAPER_K, PAPER_TEMPERATURE) == (20, 0.07)
     code = "import sys, evals.cli; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -25,7 +25,7 @@ from radio_cache.errors import (
 from radio_cache.reader import Cache
 from trainer.cli import loss_table
 from trainer.data.batch import Targets
-from trainer.data.loader import Waits
+from trainer.data.waits import Waits
 from trainer.distributed.processes import Processes
 from trainer.loop import train
 from trainer.model.files import load_student

@@ -22,18 +22,10 @@ from radio_cache.prefetch.buffers import Ring
 from trainer.data.batch import Batch, Targets, TeacherPart
 from trainer.data.crops import CodeReader, CropData, Crops, assembled, read_codes
 from trainer.data.schedule import Part, Plan
+from trainer.data.waits import Waits
 
 GroupKey = tuple[int, int]
 """Stage and group of a recipe."""
-
-
-@dataclass
-class Waits:
-    """Seconds that a step waited, by cause."""
-
-    pixels: float = 0.0
-    codes: float = 0.0
-    transfer: float = 0.0
 
 
 class Fed(NamedTuple):

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.format.strict_json import from_json
-from trainer.model.adaptors import BACKBONE, AdaptorOutput, Adaptors, HeadConfig, HeadKind, TeacherWidths
+from trainer.model.adaptors import BACKBONE, AdaptorOutput, Adaptors, TeacherWidths
 from trainer.model.eval_view import StudentFit, prepare
+from trainer.model.head_config import HeadConfig, HeadKind
 from trainer.model.image_split import ImageSplit
 from trainer.students import create_student, refuse_foreign_code
 from trainer.students.base import FeatureFormat, Student, StudentOutput

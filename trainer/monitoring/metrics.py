@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, final
 
 from radio_cache.storage.local import write_atomically
-from trainer.data.loader import Waits
+from trainer.data.waits import Waits
 from trainer.monitoring.tensorboard_log import EventFile
+
+METRICS_FILE = "metrics.jsonl"
+"""Name of the log in a run's folder: one JSON object a line."""
 
 LossSums = dict[str, list[float]]
 """Losses since the last log line, so that a resumed run logs what an uninterrupted one would have."""
@@ -149,6 +152,3 @@ def _drop_lines_after(path: Path, steps_done: int) -> None:
     if path.exists():
         kept = [record for record in read_lines(path) if record["step"] <= steps_done]
         write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in kept).encode())
-
-
-METRICS_FILE = "metrics.jsonl"

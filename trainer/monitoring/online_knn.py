@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.reader import Cache
+from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
 from trainer.data.crops import CropData
 from trainer.model.eval_view import eval_pixels
 from trainer.model.student import StudentConfig
-
-K, TEMPERATURE = 20, 0.07
-"""As in AM-RADIO and everywhere else: 20 neighbours that vote with exp(cosine / 0.07)."""
 
 _BANK, _QUERIES, _BATCH = 768, 256, 64
 _LEAST_QUERIES = 8
@@ -33,10 +31,10 @@ def knn_predictions(
     Labels may be any numbers, as large as an identifier: votes are counted by class, not by number.
     """
     bank, queries = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (bank, queries))
-    found = (queries @ bank.T).topk(min(K, len(bank)))
+    found = (queries @ bank.T).topk(min(PAPER_K, len(bank)))
     classes, numbers = labels.unique(return_inverse=True)
     votes = torch.zeros(len(queries), len(classes), device=queries.device)
-    votes.scatter_add_(1, numbers[found.indices], torch.exp(found.values / TEMPERATURE))
+    votes.scatter_add_(1, numbers[found.indices], torch.exp(found.values / PAPER_TEMPERATURE))
     return classes[votes.argmax(1)]
 
 

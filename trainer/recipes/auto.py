@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from radio_cache.errors import StoreError
 from radio_cache.reader import Cache
 from radio_cache.usual_run import usual_run
 from trainer.recipes.recipe import Group, Recipe
-from trainer.students import STUDENTS, ViTConfig, create_student
 
 _VIT_LR = 1e-3
 """Rates are ours, found on CIFAR-10 with `e-radio-tiny` at 2e-3 (docs/results.md); ViTs take half, as they are less stable."""
@@ -32,6 +29,11 @@ def suited(
     The size is the student's own, but no larger than the largest input of its teachers: more pixels than any target has
     seen teach nothing.
     """
+    # Imported at their use: building a network needs torch and timm, which the presets do not.
+    import torch
+
+    from trainer.students import STUDENTS, ViTConfig, create_student
+
     name = student or recipe.student
     with torch.device("meta"):  # sizes alone are wanted
         network = create_student(name)

@@ -11,7 +11,6 @@ from typing import Any, cast
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.format.strict_json import parse_json
 from trainer.recipes.recipe import Group, Recipe, Stage
-from trainer.students import refuse_foreign_code
 
 _ALL_BUT_SAM, _SAM = ("!sam*",), ("sam*",)
 _VITDET = {"spectral_reparam": True, "train_windows": [6, 7, 8, 9, 12, 16], "window_probability": 0.5}
@@ -260,6 +259,9 @@ def find_recipe(name: str, *, allow_modules: Iterable[str] = ()) -> Recipe:
             raise ConfigError(f"{path} is not a recipe in JSON: it is no object. {whole}")
         try:
             recipe = Recipe.from_json(cast(dict[str, Any], data))
+            # Imported at its use: students need torch and timm, which recipes by name do not.
+            from trainer.students import refuse_foreign_code
+
             refuse_foreign_code(recipe.student, allow_modules)
         except ConfigError as exc:
             raise ConfigError(f"{path}: {exc}") from exc

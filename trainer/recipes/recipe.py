@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.format.strict_json import MAX_INTEGER, from_json
-from trainer.model.adaptors import HeadConfig, HeadKind
+from trainer.model.head_config import HeadConfig, HeadKind
 
 Normalise = Literal["none", "global", "standardise", "pca", "zca", "hadamard", "phi-s"]
 SummaryLoss = Literal["cosine", "l1", "mse", "smooth-l1", "angle"]

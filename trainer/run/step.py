@@ -19,9 +19,10 @@ from radio_cache.storage.base import absolute_place
 from trainer.data.batch import Batch, Targets, TeacherPart, student_images
 from trainer.data.crops import CropData
 from trainer.data.holdout import split_rows
-from trainer.data.loader import Fed, Feed, Waits
+from trainer.data.loader import Fed, Feed
 from trainer.data.schedule import Plan
 from trainer.data.selection import cached_teachers, teachers_by_group, usable_rows
+from trainer.data.waits import Waits
 from trainer.distributed.fsdp import clip_gradients, is_sharded, shard_student
 from trainer.distributed.processes import Processes
 from trainer.model.ema import Ema

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from radio_cache.errors import ConfigError
-from trainer.model.adaptors import Adaptors, HeadConfig, ResidualHead, TeacherWidths, spread_copies
+from trainer.model.adaptors import Adaptors, ResidualHead, TeacherWidths, spread_copies
+from trainer.model.head_config import HeadConfig
 from trainer.students import Student, StudentOutput, create_student
 
 CLIP = TeacherWidths(name="clip-vit.l/14:336", summary_dim=48, spatial_dim=64)
