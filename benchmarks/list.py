@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 MEASURE = """
 import sys, time
 started = time.perf_counter()
-from cache_builder.sources import Request, Selection, list_for, record_listing
+from cache_builder.sources import ListingRequest, Selection, list_for, record_listing
 from radio_cache import Cache, CacheMeta
 from radio_cache.reader import is_cache
 from radio_cache.writer import create_cache
 
 place, source, seed = sys.argv[1:]
-request = Request(sources=(source,), selection=Selection(shuffle_seed=int(seed) if seed else None))
+request = ListingRequest(sources=(source,), selection=Selection(shuffle_seed=int(seed) if seed else None))
 there = Cache(place) if is_cache(place) else None
 listing = list_for(request, there)
 listed = time.perf_counter()
@@ -47,7 +47,7 @@ cache = Cache(place)
 assert len(cache.index) == cache.num_images and cache.index.key(cache.num_images - 1)
 done = time.perf_counter()
 peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
-print(cache.num_images, listing.recorded, listed - started, done - started, int(peak) / 1e3)
+print(cache.num_images, listing.from_cache, listed - started, done - started, int(peak) / 1e3)
 """
 FOLDERS = 1000
 SHARDS = 100

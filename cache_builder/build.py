@@ -34,7 +34,7 @@ from cache_builder.pipeline.passes import (
 )
 from cache_builder.sources import Listing, list_for, record_listing
 from cache_builder.sources.listing import with_recorded_prefixes
-from cache_builder.teachers import find_teacher, find_weights, load_found
+from cache_builder.teachers import find_teacher, find_weights, load_teacher_file
 from cache_builder.teachers.base import Teacher
 from cache_builder.workers.pool import Crew
 from cache_builder.workers.worker import ShardTask, build_shard
@@ -98,7 +98,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
 
     def load(name: str) -> Teacher:
         of, options = groups[name]
-        return load_found(of, weights[name], options)
+        return load_teacher_file(of, weights[name], options)
 
     # Every file is read as a whole before the first teacher runs, so that a wrong one does not surface after hours; but one
     # teacher at a time is in memory. The first one stays, the others are loaded again when it is their turn.

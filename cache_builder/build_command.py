@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cache_builder.build_config import BATCH_IMAGES, SHARD_IMAGES
 from cache_builder.computed_with import recorded_batch
-from cache_builder.sources.recorded import recorded_request
+from cache_builder.sources.listing_record import recorded_request
 from cache_builder.teachers import ALIASES, TEACHERS, recorded_name
 from cache_builder.teachers.preset import COMPILED
 from radio_cache.codecs.calibrate import CodecRequest

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_builder.sources import Request, Selection
+from cache_builder.sources import ListingRequest, Selection
 from cache_builder.teachers import TeacherOptions, cache_group
 from radio_cache.errors import ConfigError
 from radio_cache.format.pixels import PixelStore
@@ -79,7 +79,7 @@ class BuildConfig:
             cache_group(name, options): (options.level_of or name, options) for name, options in self.teachers.items()
         }
 
-    def request(self) -> Request:
+    def request(self) -> ListingRequest:
         """All that decides which images there are. Raises ConfigError for what no image could pass."""
         selection = Selection(filters=self.filters, shuffle_seed=self.shuffle_seed, limit=self.limit)
-        return Request(sources=self.images, selection=selection, member=self.member)
+        return ListingRequest(sources=self.images, selection=selection, member=self.member)

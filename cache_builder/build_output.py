@@ -9,7 +9,7 @@ from cache_builder.build_config import BuildConfig
 from cache_builder.relocate import are_same_but_for_path, moved_to
 from cache_builder.sources import Listing
 from cache_builder.sources.listing import begins_with, same_images
-from cache_builder.sources.recorded import listed_by_other_rules, selection_changes
+from cache_builder.sources.listing_record import is_listed_by_older_version, selection_changes
 from cache_builder.teachers import cache_group
 from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
@@ -33,7 +33,7 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
         cache = moved_to(cache, places)
         meta = cache.meta
     grows = begins_with(listing, cache.index, meta)
-    difference = None if grows or listing.recorded else same_images(cache.index, listing.index)
+    difference = None if grows or listing.from_cache else same_images(cache.index, listing.index)
     if difference is None and not grows and meta.containers != listing.containers:
         if are_same_but_for_path(meta.containers, listing.containers):
             cache = moved_to(cache, listing.containers)
@@ -48,7 +48,7 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
         cause = (
             f". {'; '.join(changes)}: give the same as then, {cure}" if changes else f". {(back + cure).capitalize()}"
         )
-        if listed_by_other_rules(cache):
+        if is_listed_by_older_version(cache):
             cause = (
                 f". An earlier radio-cache listed it, and took some classes and places otherwise (CHANGELOG.md){cause}"
             )
@@ -73,7 +73,7 @@ def _places_of_moved(listing: Listing, cache: Cache) -> tuple[Container, ...] | 
     meta = cache.meta
     then = meta.containers
     now = listing.containers[: len(then)]
-    if listing.recorded or now == then or not are_same_but_for_path(then, now):
+    if listing.from_cache or now == then or not are_same_but_for_path(then, now):
         return None
     as_before = replace(listing, containers=then + listing.containers[len(then) :])
     return now if begins_with(as_before, cache.index, meta) else None
@@ -111,7 +111,7 @@ def as_recorded(config: BuildConfig, cache: Cache | None) -> BuildConfig:
         return config
     before = {name for name, teacher in cache.teachers.items() if not teacher.spec.loaded}
     teachers = {
-        name: replace(options, as_before=True) if cache_group(name, options) in before else options
+        name: replace(options, legacy_loading=True) if cache_group(name, options) in before else options
         for name, options in config.teachers.items()
     }
     return replace(config, teachers=teachers)

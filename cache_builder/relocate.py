@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from cache_builder.sources.places import named_places, sources_at
-from cache_builder.sources.recorded import note_moved
+from cache_builder.sources.images_option import expand_source, sources_at
+from cache_builder.sources.listing_record import record_moved_sources
 from radio_cache.errors import ConfigError, ImageError, StaleCacheError
 from radio_cache.format.documents import root_document
 from radio_cache.format.schema import Container
@@ -29,7 +29,7 @@ def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
             which to recognise them.
         StaleCacheError: an image there is another one, or is not there; nothing is changed.
     """
-    places = [source for typed in sources for place in named_places(typed) for source in sources_at(place)]
+    places = [source for typed in sources for place in expand_source(typed) for source in sources_at(place)]
     then = cache.meta.containers
     # A Parquet file that lists files is a list to the cache.
     kinds = [
@@ -47,7 +47,7 @@ def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
             "--images where they are now, which looks at each"
         )
     moved = moved_to(cache, [replace(old, path=new.path) for old, new in zip(then, places, strict=True)])
-    note_moved(moved, sources)
+    record_moved_sources(moved, sources)
     return moved
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from cache_builder.build import BuildConfig, build_cache
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from cache_builder.workers.cluster import local_crew
 from cache_builder.workers.pool import Crew

@@ -32,7 +32,7 @@ from cache_builder.pipeline.calibrate import fewest_images, sample_size
 from cache_builder.pipeline.passes import missing_shards
 from cache_builder.planning.measure import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
 from cache_builder.sources import list_for
-from cache_builder.teachers import TeacherOptions, find_teacher, find_weights, load_found
+from cache_builder.teachers import TeacherOptions, find_teacher, find_weights, load_teacher_file
 from cache_builder.teachers.base import Teacher
 from cache_builder.teachers.random_weights import random_weights
 from radio_cache.codecs.calibrate import CodecRequest
@@ -335,9 +335,9 @@ def _loaded(name: str, options: TeacherOptions, *, no_weights: bool) -> Generato
                 f"{exc}\nTo plan without it: --no-weights, for times do not depend on weights"
             ) from exc
         with random_weights(preset) as path:
-            yield load_found(name, path, options), True
+            yield load_teacher_file(name, path, options), True
         return
-    yield load_found(name, path, options), False
+    yield load_teacher_file(name, path, options), False
 
 
 def free_bytes(place: str | Path) -> int | None:

@@ -35,7 +35,7 @@ _PHOTO_ENDINGS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SourceImages:
     """The images of one folder, tar, Parquet file or list, in its own order.
 
     members: what follows the container's prefix in the keys. labels (n,) int32: class numbers, -1 without one.
@@ -58,7 +58,7 @@ class Found:
 
 
 @dataclass
-class PassedFiles:
+class SkippedFiles:
     """Counts files that are no images by name. Photos in formats that nothing here decodes are among them."""
 
     count: int = 0
@@ -115,7 +115,7 @@ def unique_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return unique, [f"{repeated} image name{'s' if repeated > 1 else ''} came twice; the later ones are called name#2"]
 
 
-def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
+def joined_labels(found: Sequence[SourceImages]) -> tuple[NDArray[np.int32], tuple[str, ...] | None]:
     """The labels of several sources together: numbers, and what they mean.
 
     Raises SourceError if some have names and others numbers alone.
@@ -145,7 +145,7 @@ def joined_labels(found: Sequence[Found]) -> tuple[NDArray[np.int32], tuple[str,
     return np.concatenate(parts), names
 
 
-def _with_names(found: Found) -> Found:
+def _with_names(found: SourceImages) -> SourceImages:
     """The source with its class numbers for names."""
     labels, names = numbered([None if label < 0 else str(label) for label in found.labels.tolist()])
     return replace(found, labels=labels, class_names=names)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.columns import Found, nowhere
+from cache_builder.sources.columns import SourceImages, nowhere
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.images.files import listed_place
@@ -42,7 +42,7 @@ LABEL_NAMES = ("label", "cls", "class", "labels")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "") -> Found:
+def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "") -> SourceImages:
     """The images that a list names, in its order; relative paths start from the list's own folder.
 
     path: of the list, absolute, or its URL. image, label: columns of a CSV or TSV file; found by their names if empty. Labels are
@@ -74,7 +74,7 @@ def found_at_places(
     class_names: tuple[str, ...] | None,
     *,
     counted: str,
-) -> Found:
+) -> SourceImages:
     """The images at these places. Whether there is anything at a URL is found out when the image is read.
 
     lines: where in the file at `path` each entry is; counted: what is counted there, such as lines.
@@ -113,7 +113,7 @@ def found_at_places(
             f"{len(missing)} of {len(entries)} files {'do' if len(missing) > 1 else 'does'} not exist ({missing[0]}) and will be "
             "left out"
         )
-    return Found(
+    return SourceImages(
         members=entries,
         labels=labels,
         class_names=class_names,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_builder.sources.columns import Found, PassedFiles, nowhere, numbered
+from cache_builder.sources.columns import SkippedFiles, SourceImages, nowhere, numbered
 from radio_cache.errors import SourceError
 from radio_cache.images.decode import EXTENSIONS
 from radio_cache.images.files import kind_of_file
-from radio_cache.images.remote import Tell
+from radio_cache.images.remote import OnListed
 
 _LONGEST_NAME = 256
 _USUAL_PATH_MAX = 4096
@@ -27,13 +27,13 @@ class Tree:
     """
 
     images: list[str] = field(default_factory=list[str])
-    others: PassedFiles = field(default_factory=PassedFiles)
+    others: SkippedFiles = field(default_factory=SkippedFiles)
     special: list[str] = field(default_factory=list[str])
     too_deep: list[str] = field(default_factory=list[str])
     folders: dict[str, int] = field(default_factory=dict[str, int])
 
 
-def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
+def walk_folder(root: Path, tell: OnListed = lambda _: None) -> Tree:
     """List a folder tree. Hidden files and folders are passed over; linked folders are followed, each only once.
 
     tell: told after each folder how many images were found in it.
@@ -46,7 +46,7 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
     folders: dict[str, int] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [""]
-    others = PassedFiles()
+    others = SkippedFiles()
     while waiting:
         below = waiting.pop()
         place = f"{root}/{below}" if below else str(root)
@@ -93,7 +93,7 @@ def walk_folder(root: Path, tell: Tell = lambda _: None) -> Tree:
 def listed_tree(names: Iterable[str]) -> Tree:
     """The tree that these files make, as a bucket lists them: paths below it."""
     images: list[str] = []
-    others = PassedFiles()
+    others = SkippedFiles()
     for name in names:
         # "." and ".." in a key hide nothing: whoever reads such an object says what is the matter with it.
         if not name or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
@@ -105,7 +105,7 @@ def listed_tree(names: Iterable[str]) -> Tree:
     return Tree(sorted(images), others)
 
 
-def found_in(tree: Tree) -> Found:
+def images_of_tree(tree: Tree) -> SourceImages:
     """All images of a tree, in sorted order."""
     labels, names = numbered(list(_classes(tree.images)))
     notes: list[str] = []
@@ -122,7 +122,7 @@ def found_in(tree: Tree) -> Found:
             f"bytes ({tree.too_deep[0][:40]}...)"
         )
     count = len(tree.images)
-    return Found(
+    return SourceImages(
         members=tree.images,
         labels=labels,
         class_names=names or None,

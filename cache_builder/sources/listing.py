@@ -9,27 +9,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.columns import Found, joined_labels, sparse_numbers_named, without_empty_classes
+from cache_builder.sources.columns import SourceImages, joined_labels, sparse_numbers_named, without_empty_classes
 from cache_builder.sources.file_list import list_file_list
-from cache_builder.sources.folder import found_in, listed_tree, walk_folder
-from cache_builder.sources.open_file import read_source
-from cache_builder.sources.parquet import list_parquet
-from cache_builder.sources.places import Source, named_places, prefixes, refuse_doubles, sources_at, with_member
-from cache_builder.sources.recorded import (
+from cache_builder.sources.folder import images_of_tree, listed_tree, walk_folder
+from cache_builder.sources.images_option import Source, expand_source, prefixes, refuse_doubles, sources_at, with_member
+from cache_builder.sources.listing_record import (
     REQUESTS_AT_ONCE,
-    Request,
+    ListingRequest,
     Stamps,
     is_unchanged,
     never_trusted,
     record,
     stamps_of,
 )
+from cache_builder.sources.open_file import read_source
+from cache_builder.sources.parquet import list_parquet
 from cache_builder.sources.selection import Selection
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.format.schema import CacheMeta, Container
 from radio_cache.images.decode import EXTENSIONS
-from radio_cache.images.remote import Tell
+from radio_cache.images.remote import OnListed
 from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
 from radio_cache.storage.base import is_url
@@ -46,7 +46,7 @@ _MAX_NOTES = 8
 class Listing:
     """What a cache will be made of. notes: sentences a user should see (files passed over, names that came twice).
 
-    stamps: when everything that was looked at, from listed_at_ns on, was changed last. recorded: whether the list is the
+    stamps: when everything that was looked at, from listed_at_ns on, was changed last. from_cache: whether the list is the
     cache's own.
     """
 
@@ -56,10 +56,10 @@ class Listing:
     notes: tuple[str, ...]
     stamps: Stamps = field(default_factory=dict[str, tuple[int, int]])
     listed_at_ns: int = 0
-    recorded: bool = False
+    from_cache: bool = False
 
 
-def list_for(request: Request, cache: Cache | None, *, rescan: bool = False) -> Listing:
+def list_for(request: ListingRequest, cache: Cache | None, *, rescan: bool = False) -> Listing:
     """The images that a build is to use: the cache's own list if the sources look unchanged since it was made.
 
     rescan: list the sources in any case. Raises SourceError as `list_images` does.
@@ -67,18 +67,18 @@ def list_for(request: Request, cache: Cache | None, *, rescan: bool = False) -> 
     with CountLine("listing the images", "files") as line:
         if cache is not None and not rescan and is_unchanged(cache, request):
             note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
-            return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), recorded=True)
+            return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), from_cache=True)
         return list_images(request.sources, selection=request.selection, member=request.member, tell=line.advance)
 
 
-def record_listing(cache: Cache, request: Request, listing: Listing) -> None:
+def record_listing(cache: Cache, request: ListingRequest, listing: Listing) -> None:
     """Note in a cache, which has these images now, what to look at to know that nothing has changed."""
-    if not listing.recorded:
+    if not listing.from_cache:
         record(cache, request, listing.stamps, listed_at_ns=listing.listed_at_ns)
 
 
 def list_images(
-    sources: Sequence[str], *, selection: Selection = _EVERYTHING, member: str = "", tell: Tell = lambda _: None
+    sources: Sequence[str], *, selection: Selection = _EVERYTHING, member: str = "", tell: OnListed = lambda _: None
 ) -> Listing:
     """List the images of folders, tars, Parquet files and lists, in the order given, sorted within a folder.
 
@@ -90,13 +90,13 @@ def list_images(
     Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
     """
     listed_at_ns = time.time_ns()
-    groups = [[one for place in named_places(typed, tell) for one in sources_at(place, tell)] for typed in sources]
+    groups = [[one for place in expand_source(typed, tell) for one in sources_at(place, tell)] for typed in sources]
     places = [source for group in groups for source in group]
     if member:
         places = with_member(places, member)
     refuse_doubles(places)
     containers: list[Container] = []
-    found: list[Found] = []
+    found: list[SourceImages] = []
     keys: list[str] = []
     notes: list[str] = []
     stamps: Stamps = {}
@@ -161,7 +161,7 @@ def _empty_shards(groups: Sequence[Sequence[Source]], empty: Mapping[str, str]) 
     return [f"{next(iter(empty.values()))}{more}"]
 
 
-def _all_listed(places: Sequence[Source], tell: Tell) -> Iterator[tuple[Found, Stamps]]:
+def _all_listed(places: Sequence[Source], tell: OnListed) -> Iterator[tuple[SourceImages, Stamps]]:
     """Each source listed, in order; several at once where there are buckets to wait for."""
     if not any(is_url(source.path) for source in places):
         yield from (_listed(source, tell) for source in places)
@@ -170,15 +170,17 @@ def _all_listed(places: Sequence[Source], tell: Tell) -> Iterator[tuple[Found, S
         yield from ahead(pool, lambda source: _listed(source, tell), places, depth=2 * REQUESTS_AT_ONCE)
 
 
-def _listed(source: Source, tell: Tell) -> tuple[Found, Stamps]:
+def _listed(source: Source, tell: OnListed) -> tuple[SourceImages, Stamps]:
     """One source, and when what it consists of was changed last; asked before it is read."""
     path = source.path
     try:
         if source.kind == "folder":
             if is_url(path):
-                return found_in(listed_tree(source.files)), {path: never_trusted()}
+                return images_of_tree(listed_tree(source.files)), {path: never_trusted()}
             tree = walk_folder(Path(path), tell)
-            return found_in(tree), {f"{path}/{below}" if below else path: (at, 0) for below, at in tree.folders.items()}
+            return images_of_tree(tree), {
+                f"{path}/{below}" if below else path: (at, 0) for below, at in tree.folders.items()
+            }
         stamps = stamps_of([path])
     except FileNotFoundError as exc:
         raise SourceError(f"{path} does not exist") from exc

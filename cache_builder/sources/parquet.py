@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.columns import Found, nowhere, unique_names
+from cache_builder.sources.columns import SourceImages, nowhere, unique_names
 from cache_builder.sources.file_list import LABEL_NAMES, PATH_NAMES, found_at_places, is_there
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
@@ -29,7 +29,7 @@ _KEY_NAMES = ("__key__",)
 _DEAR_GROUP_BYTES = 1 << 20
 
 
-def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
+def list_parquet(place: str, *, image: str = "", label: str = "") -> SourceImages:
     """The images of a Parquet file, at a path or a URL, in row order; offsets are numbers of rows.
 
     image, label: names of columns; found by what the file says about itself if empty: Hugging Face features, types, names.
@@ -39,7 +39,7 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
     with _named(place), open_parquet(place) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if not metadata.num_rows:  # which may say nothing of the types of its columns either
-            return Found(
+            return SourceImages(
                 members=[], labels=np.zeros(0, np.int32), class_names=None, offset=nowhere(0), length=nowhere(0)
             )
         features = _features(schema)
@@ -68,7 +68,7 @@ def list_parquet(place: str, *, image: str = "", label: str = "") -> Found:
             if all(found):
                 members, repeated = unique_names(found)
                 notes += repeated
-    return Found(
+    return SourceImages(
         members=members,
         labels=numbers,
         class_names=classes,
@@ -91,7 +91,7 @@ def _path_column(schema: Any, asked: str) -> str:
     return next((name for known in PATH_NAMES for name in text if name.lower() == known), "")
 
 
-def _listed_paths(place: str, parquet: Any, paths: str, label: str, note: str, *, asked: bool) -> Found:
+def _listed_paths(place: str, parquet: Any, paths: str, label: str, note: str, *, asked: bool) -> SourceImages:
     table = parquet.read(columns=[paths, *([label] if label else [])], use_threads=False)
     entries: list[str | None] = leaf_array(table, paths).to_pylist()
     if None in entries or "" in entries:

@@ -11,20 +11,20 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.sources.columns import Found, PassedFiles, counted, unique_names
+from cache_builder.sources.columns import SkippedFiles, SourceImages, counted, unique_names
 from cache_builder.sources.folder import has_image_name
 from cache_builder.sources.labels import parse_label, parse_labels
 from cache_builder.sources.open_file import open_source
 from cache_builder.sources.samples import Samples, stem_of
 from cache_builder.sources.tar_members import PassedOver, TarMember, read_member, tar_members
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.images.remote import Tell
+from radio_cache.images.remote import OnListed
 
 _MAX_CLS_BYTES = 64
 _MAX_JSON_BYTES = 1 << 24
 
 
-def list_tar(place: str, tell: Tell = lambda _: None, *, member: str = "", class_field: str = "") -> Found:
+def list_tar(place: str, tell: OnListed = lambda _: None, *, member: str = "", class_field: str = "") -> SourceImages:
     """The images of a tar at a path or a URL, in tar order, with the classes of their `.cls` files.
 
     A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one. Hidden members are
@@ -40,7 +40,7 @@ def list_tar(place: str, tell: Tell = lambda _: None, *, member: str = "", class
             none; an image has two; no `.json` member has the field.
     """
     samples = Samples(place, member)
-    passed, others = PassedOver(), PassedFiles()
+    passed, others = PassedOver(), SkippedFiles()
     class_ending = ".json" if class_field else ".cls"
     fields: set[str] = set()
     read_any = found_any = False
@@ -72,7 +72,7 @@ def list_tar(place: str, tell: Tell = lambda _: None, *, member: str = "", class
         notes = ["there is no file in the tar: fetch it again, or leave it out"]
     numbers, names = parse_labels(labels)
     members, repeated = unique_names([one.name for one in images])
-    return Found(
+    return SourceImages(
         members=members,
         labels=numbers,
         class_names=names,
@@ -115,7 +115,7 @@ def _labels_from_afar(samples: Samples) -> list[str]:
     return notes
 
 
-def _notes(samples: Samples, passed: PassedOver, others: PassedFiles, member: str) -> list[str]:
+def _notes(samples: Samples, passed: PassedOver, others: SkippedFiles, member: str) -> list[str]:
     """What a user should hear of what the tar holds besides the images."""
     notes = samples.notes
     sentences = (

@@ -28,9 +28,9 @@ __all__ = [
     "find_teacher",
     "find_weights",
     "group_name",
-    "load_found",
     "load_recorded",
     "load_teacher",
+    "load_teacher_file",
     "recorded_name",
     "trunk_of",
 ]
@@ -97,10 +97,10 @@ def trunk_of(name: str) -> str:
 def load_teacher(name: str, options: TeacherOptions | None = None) -> "Teacher":
     """A teacher on the CPU, in eval mode. Raises TeacherError with the cure if it cannot be had."""
     options = options or TeacherOptions()
-    return load_found(name, find_weights(find_teacher(name), options.weights), options)
+    return load_teacher_file(name, find_weights(find_teacher(name), options.weights), options)
 
 
-def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
+def load_teacher_file(name: str, path: Path, options: TeacherOptions) -> "Teacher":
     """A teacher whose weights are at `path`. Raises TeacherError with the cure if they are not its own."""
     preset = find_teacher(name)
     try:
@@ -116,7 +116,7 @@ def load_found(name: str, path: Path, options: TeacherOptions) -> "Teacher":
             f"teacher '{name}': {preset.model} cannot be built with {path}: {type(exc).__name__}: {first_line(exc)}. The file, "
             "or the configuration beside it, is not that of such a network"
         ) from exc
-    if options.as_before:
+    if options.legacy_loading:
         teacher.spec = replace(teacher.spec, loaded={})
     if options.compiled:
         from cache_builder.teachers.compiled import Compiled
@@ -170,7 +170,7 @@ def load_recorded(spec: TeacherSpec, weights: Path | None = None, *, size_px: in
         level_of=name if spec.level_of and size_px is None else None,
         views=spec.views,
         view_sampling=spec.view_sampling,
-        as_before=not spec.loaded and size_px is None,
+        legacy_loading=not spec.loaded and size_px is None,
     )
     teacher = load_teacher(name, options)
     if teacher.spec.weights_sha256 != spec.weights_sha256:

@@ -39,14 +39,14 @@ class Clip(Teacher):
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
         what = f"teacher '{preset.name}', {preset.model} of open_clip,"
-        file = read_clip_file(path, teacher=preset.name, as_before=options.as_before)
+        file = read_clip_file(path, teacher=preset.name, legacy_loading=options.legacy_loading)
         state, whose = image_tensors(file.tensors), looks_like(file.tensors)
         loaded = {"tensors": file.chosen} if file.chosen else {}
         tower = tower_of_file(preset, state, path, whose)
         self.notes = (*file.notes, *([tower.note] if tower.note else []))
         trained_with = trained_with_quick_gelu(preset.model, preset.tag)
         # Only open_clip's own ViT has this activation.
-        if trained_with != tower.quick_gelu and tower.patch_px is not None and not options.as_before:
+        if trained_with != tower.quick_gelu and tower.patch_px is not None and not options.legacy_loading:
             tower = replace(tower, quick_gelu=trained_with)
             activation = "QuickGELU" if trained_with else "GELU"
             loaded |= {"activation": activation}

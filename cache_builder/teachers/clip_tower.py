@@ -24,7 +24,7 @@ from cache_builder.teachers.state_dict import (
     OPEN_CLIP_SETS,
     SETS_BEFORE,
     WeightsFile,
-    below_prefix,
+    extract_network,
     read_weights_file,
     refuse_adapters,
 )
@@ -122,10 +122,10 @@ def trained_with_quick_gelu(model: str, tag: str) -> bool:
     return bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", of_model)) if tag else of_model
 
 
-def read_clip_file(path: Path, *, teacher: str, as_before: bool = False) -> WeightsFile:
+def read_clip_file(path: Path, *, teacher: str, legacy_loading: bool = False) -> WeightsFile:
     """The tensors of a whole CLIP model by open_clip's names. Raises TeacherWeightsError."""
-    file = read_weights_file(path, teacher=teacher, sets=SETS_BEFORE if as_before else OPEN_CLIP_SETS)
-    file = below_prefix(file, (_PREFIX,), teacher=teacher, path=path)
+    file = read_weights_file(path, teacher=teacher, sets=SETS_BEFORE if legacy_loading else OPEN_CLIP_SETS)
+    file = extract_network(file, (_PREFIX,), teacher=teacher, path=path)
     beside = (name for name in file.tensors if not name.startswith((_PREFIX, *_OF_TEXT)))
     refuse_adapters(beside, teacher=teacher, path=path)
     return file

@@ -18,7 +18,7 @@ from cache_builder.teachers.presets import DINOV2S
 from cache_builder.teachers.state_dict import (
     DINOV2_SETS,
     SETS_BEFORE,
-    below_prefix,
+    extract_network,
     load_exactly,
     read_weights_file,
 )
@@ -38,10 +38,10 @@ class DinoV2(Teacher):
     """Summary: the class token. Spatial: the patch tokens. Both after the final norm. Meta's and timm's files both load."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        sets = SETS_BEFORE if options.as_before else DINOV2_SETS
+        sets = SETS_BEFORE if options.legacy_loading else DINOV2_SETS
         file = read_weights_file(path, teacher=preset.name, sets=sets)
         whose = looks_like(file.tensors)
-        file = below_prefix(file, ("patch_embed.proj.weight",), teacher=preset.name, path=path)
+        file = extract_network(file, ("patch_embed.proj.weight",), teacher=preset.name, path=path)
         self.notes = file.notes
         loaded = {"tensors": file.chosen} if file.chosen else {}
         state = _without_chunks(file.tensors)
@@ -56,7 +56,7 @@ class DinoV2(Teacher):
         self._net: Any = timm.create_model(
             preset.model, pretrained=False, img_size=geometry.input_hw[0], num_classes=0, **architecture
         ).eval()
-        if not options.as_before and "pos_embed" in state:
+        if not options.legacy_loading and "pos_embed" in state:
             state, how = _with_metas_positions(state, geometry.grid_hw, registers=bool(self._net.num_reg_tokens))
             loaded |= {"positions": how} if how else {}
         # timm's own conversion: Meta's names to timm's, and position embeddings to the input size.
@@ -112,7 +112,7 @@ class DinoV2(Teacher):
         gated = second.shape[1] * 2 == first.shape[0]
         sizes = (int(width), layers, registers, gated)
         _refuse_positions(preset, state, path, whose, prefix_tokens=0 if registers else 1)
-        if _sizes(published) == sizes and (patch == _PATCH_PX or options.as_before):
+        if _sizes(published) == sizes and (patch == _PATCH_PX or options.legacy_loading):
             return {}
         same_width = [one for one in DINOV2S if one.output is not None and one.output.spatial_dim == width]
         if patch == _PATCH_PX and (

@@ -27,7 +27,7 @@ class EfficientNetLite(Teacher):
     """Summary: the pooled 1280 channels before the classifier. Spatial: the last bottleneck (320 or 352 channels)."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        sets = SETS_BEFORE if options.as_before else TIMM_SETS
+        sets = SETS_BEFORE if options.legacy_loading else TIMM_SETS
         file = read_weights_file(path, teacher=preset.name, sets=sets)
         self.notes, state = file.notes, file.tensors
         self._net: Any = timm.create_model(preset.model, pretrained=False).eval()

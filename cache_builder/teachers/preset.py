@@ -106,7 +106,7 @@ class TeacherOptions:
     codec: what goes into the spec until the codec is calibrated (`CodecRecord.of_request`); empty leaves the choice to the
     build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
     views: of each image, the whole one among them; extra ones are drawn as view_sampling says. compiled: by torch.compile.
-    as_before: load as it was done while specs did not say what was loaded, for a cache whose spec has no `loaded`.
+    legacy_loading: load as it was done while specs did not say what was loaded, for a cache whose spec has no `loaded`.
     """
 
     weights: Path | None = None
@@ -118,7 +118,7 @@ class TeacherOptions:
     views: int = 1
     view_sampling: ViewSampling | None = None
     compiled: bool = False
-    as_before: bool = False
+    legacy_loading: bool = False
 
 
 HUB, FOLDER = "hf-hub:", "local-dir:"

@@ -18,7 +18,7 @@ from cache_builder.teachers.presets import SAMS
 from cache_builder.teachers.state_dict import (
     SETS_BEFORE,
     TIMM_SETS,
-    below_prefix,
+    extract_network,
     load_exactly,
     read_weights_file,
     refuse_adapters,
@@ -52,8 +52,8 @@ class Sam(Teacher):
             raise ConfigError(
                 f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad"
             )
-        sets = SETS_BEFORE if options.as_before else TIMM_SETS
-        weights = below_prefix(
+        sets = SETS_BEFORE if options.legacy_loading else TIMM_SETS
+        weights = extract_network(
             read_weights_file(path, teacher=preset.name, sets=sets), (_PREFIX,), teacher=preset.name, path=path
         )
         file = weights.tensors

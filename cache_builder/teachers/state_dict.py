@@ -163,7 +163,7 @@ def read_weights_file(path: Path, *, teacher: str, sets: Sequence[str] = TIMM_SE
     return file
 
 
-def below_prefix(
+def extract_network(
     file: WeightsFile, anchors: Sequence[str], *, teacher: str, path: Path, own: Sequence[str] = ()
 ) -> WeightsFile:
     """Take the network out of a larger one: its tensors' names without the modules that it lies in.

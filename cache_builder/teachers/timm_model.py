@@ -28,7 +28,7 @@ from cache_builder.teachers.state_dict import (
     SETS_BEFORE,
     TIMM_SETS,
     WeightsFile,
-    below_prefix,
+    extract_network,
     is_out_of_memory,
     load_exactly,
     read_weights_file,
@@ -47,7 +47,7 @@ class TimmModel(Teacher):
     """Summary: what timm's classifier would read, or the tokens the preset names. Spatial: the last map, normed in a ViT."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        sets = SETS_BEFORE if options.as_before else TIMM_SETS
+        sets = SETS_BEFORE if options.legacy_loading else TIMM_SETS
         file = read_weights_file(path, teacher=preset.name, sets=sets)
         file = _network_of(file, preset, path)
         state = file.tensors
@@ -73,7 +73,7 @@ class TimmModel(Teacher):
         if (
             named.resized
             and prepared.size_px != native
-            and not options.as_before
+            and not options.legacy_loading
             and hasattr(self._net, "set_input_size")
         ):
             # A file of another size is brought to the size that is asked for at once, not by way of the model's own.
@@ -83,7 +83,7 @@ class TimmModel(Teacher):
         load_exactly(self._net, named.tensors, teacher=preset.name, path=path, whose=looks_like(state))
         resized = named.resized | _resize(self._net, prepared.size_px, native=native, what=what)
         self._net.eval()
-        self.notes = (*file.notes, *([] if options.as_before else named.notes))
+        self.notes = (*file.notes, *([] if options.legacy_loading else named.notes))
         loaded = ({"tensors": file.chosen} if file.chosen else {}) | resized
         loaded |= {"left_out": ", ".join(named.left_out)[:200]} if named.left_out else {}
         self.spec = TeacherSpec(
@@ -173,9 +173,9 @@ def _network_of(file: WeightsFile, preset: TeacherPreset, path: Path) -> Weights
     with torch.device("meta"):
         own = list(_network(preset).state_dict())
     anchors = ("radio_model.model.",) if preset.family == "c-radio" else ()
-    if anchors and (below := below_prefix(file, anchors, teacher=preset.name, path=path)) is not file:
+    if anchors and (below := extract_network(file, anchors, teacher=preset.name, path=path)) is not file:
         return below
-    return below_prefix(file, own[:1], teacher=preset.name, path=path, own=own)
+    return extract_network(file, own[:1], teacher=preset.name, path=path, own=own)
 
 
 def _head_only(preset: TeacherPreset, own: Iterable[str]) -> set[str]:
@@ -214,7 +214,7 @@ def _in_timms_names(
                 f"{type(exc).__name__}: {first_line(exc)}{looks_like(state)}"
             ) from exc
         others = [name for name in done.resampled if not is_position_table(name)]
-        if others and not options.as_before:
+        if others and not options.legacy_loading:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not of {preset.model}: "
                 f"{'; '.join(_shapes(state, own, name) for name in others[:3])}. timm would resample "

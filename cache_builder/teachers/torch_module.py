@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
-from cache_builder.teachers.state_dict import TIMM_SETS, below_prefix, load_exactly, read_weights_file
+from cache_builder.teachers.state_dict import TIMM_SETS, extract_network, load_exactly, read_weights_file
 from cache_builder.teachers.token_centres import TokenCentres, token_centres
 from cache_builder.teachers.weights import describe_source, file_sha256, first_line
 from radio_cache.allowed_modules import import_class
@@ -41,7 +41,7 @@ class TorchModule(Teacher):
             raise ConfigError(f"{what} cannot be made: {type(exc).__name__}: {first_line(exc)}") from exc
         file = read_weights_file(path, teacher=preset.name, sets=TIMM_SETS)
         own = list(self._net.state_dict())
-        file = below_prefix(file, own[:1], teacher=preset.name, path=path, own=own)
+        file = extract_network(file, own[:1], teacher=preset.name, path=path, own=own)
         load_exactly(self._net, file.tensors, teacher=preset.name, path=path)
         self.notes = file.notes
         size = options.size_px or preset.input_px

@@ -20,7 +20,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
 from cache_builder.teachers import find_teacher, find_weights
-from cache_builder.teachers.state_dict import below_prefix, load_exactly, read_weights_file
+from cache_builder.teachers.state_dict import extract_network, load_exactly, read_weights_file
 from cache_builder.teachers.weights import file_sha256
 from evals.encoders.named import run_names
 from evals.errors import EvalError
@@ -243,7 +243,7 @@ def load_sam(name: str, weights: Path | None) -> Sam:
         )
     path = find_weights(preset, weights)
     sam: Sam = sam_model_registry[preset.model]()
-    file = below_prefix(read_weights_file(path, teacher=name), ("image_encoder.",), teacher=name, path=path)
+    file = extract_network(read_weights_file(path, teacher=name), ("image_encoder.",), teacher=name, path=path)
     load_exactly(sam, file.tensors, teacher=name, path=path)
     return sam.eval()
 

@@ -42,7 +42,7 @@ _KEPT_PLACES = 64
 
 T = TypeVar("T")
 
-Tell = Callable[[int], object]
+OnListed = Callable[[int], object]
 """Told how many more files were found, while a place is being listed; from any thread."""
 
 
@@ -90,7 +90,7 @@ def remote_status(url: str) -> RemoteStatus:
     return place.asked(path, lambda: place.status(path))
 
 
-def list_remote(url: str, tell: Tell = lambda _: None) -> list[tuple[str, int]]:
+def list_remote(url: str, tell: OnListed = lambda _: None) -> list[tuple[str, int]]:
     """(path below the URL, bytes) of every file below a folder or prefix, sorted; none if nothing is there.
 
     tell: told of the files as they come, of a bucket page by page.
@@ -155,7 +155,7 @@ class _Place(ABC):
     def status(self, path: str) -> RemoteStatus: ...
 
     @abstractmethod
-    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]: ...
+    def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]: ...
 
     def at(self, path: str) -> str:
         """How to name a file in a message."""
@@ -231,7 +231,7 @@ class _Bucket(_Place):
         seconds = changed.timestamp()
         return RemoteStatus(size, round(seconds * 1e9) if seconds else None)
 
-    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]:
+    def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]:
         from obstore import exceptions
 
         try:
@@ -291,7 +291,7 @@ class _WebServer(_Place):
         answer = page_status(self.at(path))
         return RemoteStatus(answer.num_bytes, answer.changed_ns)
 
-    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]:
+    def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]:
         raise ConfigError(
             f"{self.at(path)}: a web server does not list its folders: name tars, Parquet files or a list of files"
         )
@@ -325,7 +325,7 @@ class _FileSystem(_Place):
             raise FileNotFoundError(f"{self.root}/{path} is a {found['type']}")
         return RemoteStatus(int(found["size"]), None)
 
-    def list(self, path: str, tell: Tell) -> list[tuple[str, int]]:
+    def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]:
         found: dict[str, Any] = self._tried(path, lambda: self._fs.find(self.at(path), detail=True))
         tell(len(found))
         root = str(self._fs._strip_protocol(self.root)).rstrip("/") + "/"

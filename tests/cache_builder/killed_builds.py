@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from cache_builder.cli import main
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from radio_cache import Cache
 from radio_cache.reader import is_cache
 

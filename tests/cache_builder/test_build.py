@@ -24,7 +24,7 @@ import cache_builder.pipeline.shards
 import cache_builder.workers.worker
 from cache_builder.build import BuildConfig, BuildReport, ShardTask, build_cache, build_shard
 from cache_builder.pipeline.device import DeviceWork
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
 from radio_cache import Cache
 from radio_cache.checks.verify import verify_cache

@@ -17,7 +17,7 @@ from cache_builder.build import BuildReport
 from cache_builder.commands.build_options import view_sampling
 from cache_builder.pipeline.log import BuildLog
 from cache_builder.pipeline.passes import missing_shards, scan_images, usable_sample
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest

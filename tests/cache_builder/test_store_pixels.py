@@ -15,7 +15,7 @@ from PIL import Image
 from cache_builder.build import BuildReport
 from cache_builder.commands.build_options import view_sampling
 from cache_builder.copying import CopyConfig, copy_cache
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.checks.verify import repair_cache, verify_cache

@@ -26,7 +26,7 @@ from cache_builder.cli import main
 from cache_builder.pipeline import image_access
 from cache_builder.pipeline.image_access import ImageAccess, Witness
 from cache_builder.pipeline.scan import Look
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.checks.presence import FilesThere

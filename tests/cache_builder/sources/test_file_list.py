@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cache_builder.sources import list_images
-from cache_builder.sources.columns import Found
+from cache_builder.sources.columns import SourceImages
 from cache_builder.sources.file_list import list_file_list
 from radio_cache.errors import SourceError
 from radio_cache.images.containers import read_image
@@ -20,7 +20,7 @@ def write_list(folder: Path, content: str | bytes, *, names: tuple[str, ...] = (
     return path
 
 
-def listed(path: Path) -> Found:
+def listed(path: Path) -> SourceImages:
     return list_file_list(str(path), path.read_bytes())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_builder.sources.folder import found_in, walk_folder
+from cache_builder.sources.folder import images_of_tree, walk_folder
 from radio_cache.errors import SourceError
 
 
@@ -19,7 +19,7 @@ def touch(root: Path, *names: str) -> None:
 
 def classes(root: Path) -> list[tuple[str, str | None]]:
     """(path, class) of everything found."""
-    found = found_in(walk_folder(root))
+    found = images_of_tree(walk_folder(root))
     names = [*(found.class_names or ()), None]
     return [(member, names[label]) for member, label in zip(found.members, found.labels, strict=True)]
 
@@ -32,7 +32,7 @@ def test_the_first_folder_below_is_the_class_and_files_above_have_none(tmp_path:
         ("dog/more/a.png", "dog"),
         ("loose.png", None),
     ]
-    assert found_in(walk_folder(tmp_path)).notes == ()
+    assert images_of_tree(walk_folder(tmp_path)).notes == ()
 
 
 def test_endings_count_in_any_case_and_other_files_are_counted(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_endings_count_in_any_case_and_other_files_are_counted(tmp_path: Path) -
     tree = walk_folder(tmp_path)
     assert tree.images == ["a.JPG", "b.Png", "c.webp", "d.tiff"]
     assert tree.others.count == 6
-    assert found_in(walk_folder(tmp_path)).notes == (
+    assert images_of_tree(walk_folder(tmp_path)).notes == (
         "6 files passed over (no image by name): 2 without an ending, 2 ., 1 .csv, 1 .txt, such as f.",
     )
 
@@ -103,7 +103,7 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
     (tmp_path / "cat").mkdir()
     os.mkfifo(tmp_path / "cat/pipe.jpg")
     assert walk_folder(tmp_path).images == ["a.jpg"]
-    assert found_in(walk_folder(tmp_path)).notes == (
+    assert images_of_tree(walk_folder(tmp_path)).notes == (
         "1 image name, cat/pipe.jpg (a named pipe), passed over: not a file",
     )
     (tmp_path / "null.png").symlink_to("/dev/null")
@@ -118,7 +118,7 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
     ]
     assert (
         "3 image names such as cat/pipe.jpg (a named pipe) passed over: not files"
-        in found_in(walk_folder(tmp_path)).notes
+        in images_of_tree(walk_folder(tmp_path)).notes
     )
 
 
@@ -156,7 +156,7 @@ def test_a_folder_deeper_than_paths_can_be_is_passed_over_and_told(
             os.chdir("d" * 200)
             Path(f"{depth}.jpg").touch()
         tree = walk_folder(tmp_path)
-        found = found_in(tree)
+        found = images_of_tree(tree)
     finally:  # pytest removes no such folder
         while Path.cwd() != tmp_path:
             for entry in list(Path().iterdir()):
@@ -175,6 +175,6 @@ def test_photos_that_nothing_decodes_are_told_first(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.heic", "d/e.CR2", "f.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert found_in(walk_folder(tmp_path)).notes == (
+    assert images_of_tree(walk_folder(tmp_path)).notes == (
         "5 files passed over (no image by name): 1 .cr2, 1 .heic, 2 .txt, 1 .json, such as c.heic",
     )

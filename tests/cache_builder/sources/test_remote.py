@@ -20,7 +20,7 @@ import pytest
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
-from cache_builder.sources import Listing, Request, Selection, list_for, list_images, record_listing
+from cache_builder.sources import Listing, ListingRequest, Selection, list_for, list_images, record_listing
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache, CacheMeta
 from radio_cache.errors import ConfigError, ImageError, SourceError, StorageError
@@ -251,8 +251,8 @@ def test_a_parquet_file_in_a_bucket_is_listed_without_its_images(
         assert [name for name, _ in remote_parquet] == ["big.parquet"]
 
 
-def cache_of(place: Path, source: str) -> tuple[Cache, Request]:
-    request = Request(sources=(source,), selection=Selection())
+def cache_of(place: Path, source: str) -> tuple[Cache, ListingRequest]:
+    request = ListingRequest(sources=(source,), selection=Selection())
     listing = list_for(request, None)
     meta = CacheMeta(
         num_images=len(listing.index),
@@ -273,14 +273,16 @@ def cache_of(place: Path, source: str) -> tuple[Cache, Request]:
 def test_what_lies_in_a_bucket_is_listed_again_only_if_it_may_have_changed(
     filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, trusted: bool
 ) -> None:
-    monkeypatch.setattr("cache_builder.sources.recorded._SETTLED_NS", -(10**18))  # what was written just now is settled
+    monkeypatch.setattr(
+        "cache_builder.sources.listing_record._SETTLED_NS", -(10**18)
+    )  # what was written just now is settled
     cache, request = cache_of(tmp_path / "c.zarr", f"{filled}/{way}")
-    assert list_for(request, cache).recorded is trusted
+    assert list_for(request, cache).from_cache is trusted
     name = {"tars": "tars/train-001.tar", "hf/*.parquet": "hf/train-1.parquet"}.get(way, "list.txt")
     storage = ObjectStorage(filled)
     other = storage.read("hf/train-0.parquet") if name.endswith("parquet") else storage.read(name) + b"\0" * 512
     storage.write(name, [other.replace(b"\0", b"\n") if name == "list.txt" else other])
-    assert not list_for(request, cache).recorded
+    assert not list_for(request, cache).from_cache
 
 
 # ---------------------------------------------------------------- what is wrong

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cache_builder.sources import list_images
-from cache_builder.sources.columns import Found
+from cache_builder.sources.columns import SourceImages
 from cache_builder.sources.webdataset import list_tar
 from radio_cache.errors import SourceError
 from radio_cache.images.files import read_local
@@ -25,7 +25,7 @@ def write_tar(path: Path, members: Members, *, format: int = tarfile.GNU_FORMAT)
     return path
 
 
-def contents(path: Path, found: Found) -> list[bytes]:
+def contents(path: Path, found: SourceImages) -> list[bytes]:
     """What the images' places in the tar hold."""
     return [read_local(path, *place) for place in zip(found.offset.tolist(), found.length.tolist(), strict=True)]
 

@@ -133,17 +133,17 @@ def test_without_registers_positions_are_resized_as_meta_does(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("names", ["timm", "meta"])
-@pytest.mark.parametrize(("name", "as_before"), [("dinov2-vit-s-14-reg", False), ("dinov2-vit-s-14", True)])
+@pytest.mark.parametrize(("name", "legacy_loading"), [("dinov2-vit-s-14-reg", False), ("dinov2-vit-s-14", True)])
 def test_with_registers_and_for_caches_of_before_positions_are_resized_as_timm_does(
-    tmp_path: Path, name: str, names: str, as_before: bool
+    tmp_path: Path, name: str, names: str, legacy_loading: bool
 ) -> None:
     net = small_vit(name, img_size=56)
     torch.save(net.state_dict() if names == "timm" else metas_names(net.state_dict()), tmp_path / "dino.pth")
     net.set_input_size((84, 84))
-    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, as_before=as_before)
+    options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, legacy_loading=legacy_loading)
     teacher = load_teacher(name, options)
     assert_same(teacher, net, 84)
-    assert bool(teacher.spec.loaded) != as_before
+    assert bool(teacher.spec.loaded) != legacy_loading
 
 
 def test_at_the_size_of_the_file_nothing_is_resized_or_recorded(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_at_the_size_of_the_file_nothing_is_resized_or_recorded(tmp_path: Path) 
 def test_a_cache_of_before_keeps_its_positions(tmp_path: Path) -> None:
     torch.save(small_vit("dinov2-vit-s-14").state_dict(), tmp_path / "dino.pth")
     options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84)
-    now, before = (load_teacher("dinov2-vit-s-14", replace(options, as_before=old)) for old in (False, True))
+    now, before = (load_teacher("dinov2-vit-s-14", replace(options, legacy_loading=old)) for old in (False, True))
     images = torch.randn(1, 3, 84, 84)
     with torch.inference_mode():
         for teacher in (now, before):
@@ -293,8 +293,8 @@ def test_a_build_goes_on_as_its_cache_began(tmp_path: Path, before: bool) -> Non
         Image.new("RGB", (90, 70), (60 * number, 20, 90)).save(tmp_path / "pics" / f"{number}.png")
     options = TeacherOptions(weights=tmp_path / "dino.pth", size_px=84, codec=CodecRecord(parameters={"name": "half"}))
 
-    def build(count: int, *, as_before: bool) -> dict[str, str]:
-        teachers = {"dinov2-vit-s-14": replace(options, as_before=as_before)}
+    def build(count: int, *, legacy_loading: bool) -> dict[str, str]:
+        teachers = {"dinov2-vit-s-14": replace(options, legacy_loading=legacy_loading)}
         config = BuildConfig(
             images=(str(tmp_path / "pics"),),
             teachers=teachers,
@@ -305,9 +305,9 @@ def test_a_build_goes_on_as_its_cache_began(tmp_path: Path, before: bool) -> Non
         )
         return build_cache(config).cache.teachers["dinov2-vit-s-14"].spec.loaded
 
-    first = build(2, as_before=before)
+    first = build(2, legacy_loading=before)
     assert bool(first) != before
-    assert build(4, as_before=False) == first
+    assert build(4, legacy_loading=False) == first
     cached = Cache(tmp_path / "x.zarr")
     report = recompute(cached, RecomputeConfig(teachers=("dinov2-vit-s-14",), count=4))
     assert report.teachers[0].complaints() == []

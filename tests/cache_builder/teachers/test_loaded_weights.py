@@ -173,7 +173,7 @@ def test_averaged_weights_are_taken_as_timm_takes_them_and_named(raw: str, avera
     assert torch.equal(teacher._net.conv1.weight, nets[1].conv1.weight)
     assert teacher.spec.loaded == {"tensors": averaged}
     assert teacher.notes == (f"the weights are those of '{averaged}'; the file also holds '{raw}'",)
-    before = load("timm:resnet18", tmp_path / "w.pth", as_before=True)
+    before = load("timm:resnet18", tmp_path / "w.pth", legacy_loading=True)
     assert torch.equal(load_recorded(before.spec)._net.conv1.weight, nets[0].conv1.weight)
     assert torch.equal(load_recorded(teacher.spec)._net.conv1.weight, nets[1].conv1.weight)
 
@@ -238,7 +238,7 @@ def test_a_clip_is_open_clips_own_with_the_right_activation(tag: str, tmp_path: 
         torch.testing.assert_close(teacher(images).summary, whole.encode_image(images), atol=1e-5, rtol=1e-5)
     assert teacher.spec.loaded == ({} if tag == "laion2b_e16" else {"activation": "QuickGELU"})
     if tag == "openai":
-        before = load(f"open_clip:ViT-B-32/{tag}", tmp_path / "w.pth", as_before=True)
+        before = load(f"open_clip:ViT-B-32/{tag}", tmp_path / "w.pth", legacy_loading=True)
         assert load_recorded(before.spec).spec == before.spec
         with torch.inference_mode():
             assert not torch.allclose(before(images).summary, teacher(images).summary, atol=1e-4)

@@ -31,7 +31,7 @@ import cache_builder.workers.pool
 import cache_builder.workers.worker
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.pipeline.image_access import Witness
-from cache_builder.sources.recorded import FILE as LISTING
+from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from cache_builder.workers.allocator import keeping_environment
 from cache_builder.workers.cluster import (

@@ -12,7 +12,7 @@ from cache_builder.sources import file_list
 from cache_builder.sources.folder import has_image_name
 from cache_builder.sources.samples import member_endings
 from radio_cache.errors import ConfigError, SourceError
-from radio_cache.images.remote import WEB, Tell, list_remote
+from radio_cache.images.remote import WEB, OnListed, list_remote
 from radio_cache.storage.base import is_url
 
 Kind = Literal["folder", "tar", "list", "parquet"]
@@ -43,7 +43,7 @@ class Source:
     files: tuple[str, ...] = field(default=(), repr=False)
 
 
-def named_places(typed: str, tell: Tell = lambda _: None) -> list[str]:
+def expand_source(typed: str, tell: OnListed = lambda _: None) -> list[str]:
     """The paths and URLs that one `--images` names, links followed: ranges such as {000..004} counted out, patterns matched.
 
     Columns (`#image,label`) stay behind the places they were typed behind. tell: told of files at URLs as they are listed.
@@ -56,7 +56,7 @@ def named_places(typed: str, tell: Tell = lambda _: None) -> list[str]:
         if int(low) > int(high):
             raise SourceError(f"{typed}: the range {braces[0]} counts down")
         names = [typed.replace(braces[0], f"{i:0{len(low)}d}", 1) for i in range(int(low), int(high) + 1)]
-        return [place for name in names for place in named_places(name, tell)]
+        return [place for name in names for place in expand_source(name, tell)]
     place, columns = _without_columns(typed.removeprefix(_FILE_URL))
     if is_url(place):
         slash = "/" if columns and place.endswith("/") else ""
@@ -81,7 +81,7 @@ def _without_columns(typed: str) -> tuple[str, str]:
     return found[1], typed[len(found[1]) :]
 
 
-def _matching_urls(url: str, tell: Tell) -> list[str]:
+def _matching_urls(url: str, tell: OnListed) -> list[str]:
     """The URL itself, or what matches it as a pattern. The question mark of a web address is none."""
     marks = "*" if url.startswith(WEB) else "*?["
     first = min((url.find(mark) for mark in marks if mark in url), default=-1)
@@ -99,8 +99,8 @@ def _matching_urls(url: str, tell: Tell) -> list[str]:
     return found
 
 
-def sources_at(place: str, tell: Tell = lambda _: None) -> list[Source]:
-    """What lies at a path or URL of `named_places`: one source, or the tars or Parquet files of a folder without others.
+def sources_at(place: str, tell: OnListed = lambda _: None) -> list[Source]:
+    """What lies at a path or URL of `expand_source`: one source, or the tars or Parquet files of a folder without others.
 
     tell: told of files at URLs as they are listed.
     Raises SourceError for a file that is no source.
@@ -155,7 +155,7 @@ def _file_at(place: str) -> list[Source] | None:
     raise SourceError(f"{place} is a file, and not a tar, a Parquet file or a list: {WANTED}")
 
 
-def _files_below(url: str, tell: Tell) -> list[str]:
+def _files_below(url: str, tell: OnListed) -> list[str]:
     try:
         return [name for name, _ in list_remote(url, tell)]
     except FileNotFoundError as exc:  # a prefix of a bucket holds nothing; a repository that is not there is an error
@@ -165,7 +165,7 @@ def _files_below(url: str, tell: Tell) -> list[str]:
         ) from exc
 
 
-def _at_prefix(url: str, tell: Tell) -> list[Source]:
+def _at_prefix(url: str, tell: OnListed) -> list[Source]:
     """What a bucket holds below a prefix."""
     files = _files_below(url, tell)
     if not files:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from cache_builder.sources.places import named_places
+from cache_builder.sources.images_option import expand_source
 from cache_builder.sources.selection import Selection
 from radio_cache.errors import ConfigError, SourceError, StoreError
 from radio_cache.format.strict_json import parse_json
@@ -24,7 +24,7 @@ from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
 from radio_cache.storage.base import is_url
 
-FILE = "listing.json"
+LISTING_FILE = "listing.json"
 """Below the root of a cache; whoever removes it makes the next build list again."""
 
 _RULES = 2
@@ -44,7 +44,7 @@ Stamps = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ListingRequest:
     """All that decides which images a build has, and in what order. sources: as typed. member: as of `list_images`."""
 
     sources: tuple[str, ...]
@@ -55,7 +55,7 @@ class Request:
         data = asdict(self)
         del data["sources"]
         # Patterns match other files tomorrow, and links lead elsewhere.
-        places = [named_places(source) for source in self.sources]
+        places = [expand_source(source) for source in self.sources]
         return json.loads(json.dumps({**data, "places": places, "rules": _RULES}))
 
 
@@ -88,7 +88,7 @@ def _remote_stamp(url: str) -> tuple[int, int]:
     return (status.changed_ns, status.num_bytes)
 
 
-def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int) -> None:
+def record(cache: Cache, request: ListingRequest, stamps: Stamps, *, listed_at_ns: int) -> None:
     """Keep what a later build needs to trust the cache's list of images.
 
     listed_at_ns: the time before anything was looked at. No stamps are kept where something changed just then.
@@ -96,7 +96,7 @@ def record(cache: Cache, request: Request, stamps: Stamps, *, listed_at_ns: int)
     newest = max((changed for changed, _ in stamps.values()), default=0)
     settled = newest <= listed_at_ns - _SETTLED_NS and len(stamps) <= _MAX_STAMPS
     document = {"index": cache.meta.index, "request": request.to_json(), "stamps": stamps if settled else None}
-    cache.storage.write(FILE, [json.dumps(document).encode()])
+    cache.storage.write(LISTING_FILE, [json.dumps(document).encode()])
 
 
 _FLAGS = {"shuffle_seed": "--shuffle-seed", "limit": "--limit", "filters": "--filter", "member": "--member"}
@@ -106,11 +106,11 @@ def _settings(request: dict[str, Any]) -> dict[str, Any]:
     return {"member": request.get("member") or None, **request["selection"]}
 
 
-def selection_changes(cache: Cache, request: Request) -> list[str]:
+def selection_changes(cache: Cache, request: ListingRequest) -> list[str]:
     """How a request chooses other images, or in another order, than the one a cache was made by, option by option; nothing
     where that was not recorded."""
     try:
-        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         if document["index"] != cache.meta.index:
             return []
         then, now = _settings(document["request"]), _settings(request.to_json())
@@ -123,10 +123,10 @@ def selection_changes(cache: Cache, request: Request) -> list[str]:
         return []
 
 
-def recorded_request(cache: Cache) -> Request | None:
+def recorded_request(cache: Cache) -> ListingRequest | None:
     """Return the request that a cache's list of images was made by, with its places as sources; None if it is not recorded."""
     try:
-        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         if document["index"] != cache.meta.index:
             return None
         request = document["request"]
@@ -137,26 +137,26 @@ def recorded_request(cache: Cache) -> Request | None:
             shuffle_seed=selection["shuffle_seed"],
             limit=selection["limit"],
         )
-        return Request(sources=sources, selection=chosen, member=str(request.get("member") or ""))
+        return ListingRequest(sources=sources, selection=chosen, member=str(request.get("member") or ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError, ConfigError):
         return None
 
 
-def note_moved(cache: Cache, sources: Sequence[str]) -> None:
+def record_moved_sources(cache: Cache, sources: Sequence[str]) -> None:
     """Have what a cache recorded of its request name the places where the same images are now; they are listed anew next time."""
     try:
-        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
-        request = {**document["request"], "places": [named_places(source) for source in sources]}
+        document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
+        request = {**document["request"], "places": [expand_source(source) for source in sources]}
         moved = {"index": document["index"], "request": request, "stamps": None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
         return  # nothing is recorded that could name the place of before: the cache's own containers are taken
-    cache.storage.write(FILE, [json.dumps(moved).encode()])
+    cache.storage.write(LISTING_FILE, [json.dumps(moved).encode()])
 
 
-def listed_by_other_rules(cache: Cache) -> bool:
+def is_listed_by_older_version(cache: Cache) -> bool:
     """Return whether an earlier version listed a cache's images, which took other classes or places from the same sources."""
     try:
-        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         return document["index"] == cache.meta.index and document["request"].get("rules", 1) != _RULES
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
         return False
@@ -168,10 +168,10 @@ def _given(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 
-def is_unchanged(cache: Cache, request: Request) -> bool:
+def is_unchanged(cache: Cache, request: ListingRequest) -> bool:
     """Return whether listing again would surely find just what the cache has."""
     try:
-        document = parse_json(cache.storage.read_at_most(FILE, MAX_DOCUMENT_BYTES))
+        document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         stamps = {path: tuple(stamp) for path, stamp in document["stamps"].items()}
         return (
             document["index"] == cache.meta.index
