@@ -1,3 +1,3 @@
-"""Is the student any good? Evaluations that put teachers, the student and an untrained student side by side."""
+"""Evaluations that compare a student with its teachers and with the same network untrained."""
 
 __distribution__ = "radio-cache"  # by which `radio_cache.start` knows our packages

@@ -1,9 +1,9 @@
-"""radio-eval: is the student any good, beside its teachers and beside an untrained one?"""
+"""radio-eval: the command line of the evaluations."""
 
 import click
 
+from evals.commands.features import mode_switch, rank, retrieve, similarity
 from evals.commands.knn import knn
-from evals.commands.looks import mode_switch, rank, retrieve, similarity
 from evals.commands.report import everything, report
 from evals.commands.sam import sam
 from evals.commands.segment import segment

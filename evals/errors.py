@@ -1,6 +1,6 @@
 """Errors of the evaluations.
 
-EvalError(RadioCacheError)   an evaluation cannot be done with the data, runs or settings it was given
+EvalError(RadioCacheError)   an evaluation cannot be done with these data, runs or settings
 """
 
 from radio_cache.errors import RadioCacheError

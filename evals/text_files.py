@@ -1,4 +1,4 @@
-"""Lists that people write by hand, a line for each entry: names of classes, sentences."""
+"""Hand-written lists with one entry per line: names of classes, sentences."""
 
 from pathlib import Path
 
@@ -6,12 +6,17 @@ from radio_cache.errors import ConfigError
 
 
 def text_lines(file: Path, option: str) -> list[str]:
-    """Return the lines of a UTF-8 text file without line ends; a mark of the byte order in front is no part of the first.
+    """Return the lines of a UTF-8 text file without line ends.
+
+    Args:
+        file: to read.
+        option: the option that named the file, for the message.
 
     Raises:
-        ConfigError: if the file cannot be read or is in another encoding; `option` is what named it.
+        ConfigError: if the file cannot be read or is in another encoding.
     """
     try:
+        # utf-8-sig drops the byte order mark that some editors write in front of the first line.
         return file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{option} {file} is not UTF-8 text (byte {exc.start}): save it as UTF-8") from exc

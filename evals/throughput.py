@@ -1,4 +1,4 @@
-"""Images a second: of networks alone, warmed up, medians of repeated batches; beside parameters, FLOPs and memory."""
+"""Throughput of networks in images per second, beside parameters, FLOPs and memory."""
 
 import statistics
 import time
@@ -24,14 +24,20 @@ Mode = Literal["eager", "channels-last", "compiled"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _SHORTEST_S = 0.2
-"""A batch is repeated at least so long in all, so that the clock's grain and the first repeat do not count."""
+"""A batch is repeated for at least this long, so that the resolution of the clock does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputConfig:
-    """What to time. batches: images in a batch, one row each. modes, precisions: all pairs are timed; 16 bits by autocast.
+    """Settings of a throughput measurement.
 
-    repeats: timed batches, at least; warmup: batches before them.
+    Attributes:
+        runs, models, weights: the networks, as for k-NN.
+        batches: images in a batch, one row each.
+        modes, precisions: all pairs are timed; 16 bits by autocast.
+        repeats: timed batches, at least.
+        warmup: batches before them.
+        device: where networks run.
     """
 
     runs: tuple[Path, ...] = ()
@@ -46,19 +52,25 @@ class ThroughputConfig:
 
     def __post_init__(self) -> None:
         if not self.runs and not self.models:
-            raise ConfigError("nothing to time: give --run RUN or --model WHAT")
+            raise ConfigError("nothing to time: give --run RUN or --model MODEL")
         if min(*self.batches, self.repeats) < 1 or self.warmup < 0:
             raise ConfigError("--batch-size and --repeats are at least 1, --warmup at least 0")
         for value, known in ((self.modes, get_args(Mode)), (self.precisions, get_args(Precision))):
-            if bad := [one for one in value if one not in known]:
-                raise ConfigError(f"'{bad[0]}' is none of {', '.join(known)}")
+            if unknown := [name for name in value if name not in known]:
+                raise ConfigError(f"'{unknown[0]}' is none of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputRow:
-    """One network in one mode with one batch. images_per_s: of the median batch; slowest, fastest: of all timed.
+    """One network in one mode with one batch size.
 
-    gflops: billions of floating point operations an image (a multiply-add is two). peak_mb: on a GPU, None on the CPU.
+    Attributes:
+        about: a short description of the network.
+        params_m: millions of parameters.
+        gflops: billions of floating point operations per image (a multiply-add is two).
+        images_per_s: of the median batch.
+        slowest, fastest: images per second of all timed batches.
+        peak_mb: GPU memory; None on the CPU.
     """
 
     name: str
@@ -78,7 +90,7 @@ class ThroughputRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputTable:
-    """What was measured and how."""
+    """The measurements, and how they were made."""
 
     protocol: str
     device: str
@@ -86,28 +98,44 @@ class ThroughputTable:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this table."""
         return asdict(self)
 
     def best(self) -> dict[str, ThroughputRow]:
-        """The fastest row of every network."""
+        """Return the fastest row of every network."""
         fastest: dict[str, ThroughputRow] = {}
         for row in self.rows:
             if row.name not in fastest or row.images_per_s > fastest[row.name].images_per_s:
                 fastest[row.name] = row
         return fastest
 
-    def against(self, quality: dict[str, float], what: str) -> str:
-        """Quality (per cent) over speed, as SVG: the networks that have both. Raises EvalError if there is none."""
+    def quality_chart(self, quality: dict[str, float], metric: str) -> str:
+        """Draw quality over speed for the networks that have both.
+
+        Args:
+            quality: name of a network -> per cent.
+            metric: title of the quality axis.
+
+        Returns:
+            A complete SVG document.
+
+        Raises:
+            EvalError: if no network has both.
+        """
         points = [Point(name, row.images_per_s, quality[name]) for name, row in self.best().items() if name in quality]
         if not points:
             raise EvalError(
-                f"no network was both timed ({', '.join(self.best())}) and judged ({', '.join(quality)}): names must agree"
+                f"no network was both timed ({', '.join(self.best())}) and evaluated ({', '.join(quality)}): names must agree"
             )
-        return scatter_chart(points, x_title=f"images a second, {self.device}", y_title=what)
+        return scatter_chart(points, x_title=f"images a second, {self.device}", y_title=metric)
 
 
 def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None) -> ThroughputTable:
-    """Time every network in every mode, precision and batch size. Raises RadioCacheError with what is wrong."""
+    """Time every network in every mode, precision and batch size.
+
+    Raises:
+        RadioCacheError: if a network cannot be loaded, or none can be timed.
+    """
     device = torch.device(pick_device(config.device))
     encoders = live_encoders(config.runs, config.models, config.weights, device=device, untrained=False)
     rows: list[ThroughputRow] = []
@@ -116,7 +144,7 @@ def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None
         (mode, precision) for mode in config.modes for precision in config.precisions
     ]
     total = len(encoders) * len(kinds) * len(config.batches)
-    done = 0
+    num_done = 0
     for encoder in encoders:
         try:
             network = encoder.measurable()
@@ -125,11 +153,11 @@ def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None
             continue
         params, flops = _params_m(network.module), gflops(encoder, network, device)
         for mode, precision in kinds:
-            for timed in _timed(encoder, network, mode, precision, config, device, notes):
-                rows.append(replace(timed, params_m=params, gflops=flops))
-            done += len(config.batches)
+            for row in _timed(encoder, network, mode, precision, config, device, notes):
+                rows.append(replace(row, params_m=params, gflops=flops))
+            num_done += len(config.batches)
             if progress is not None:
-                progress("networks", done, total, unit="timings")
+                progress("networks", num_done, total, unit="timings")
     if not rows:
         raise EvalError("nothing could be timed" + "".join(f"; {note}" for note in notes))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -141,9 +169,9 @@ def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None
 
 
 def gflops(encoder: LiveEncoder, network: Measurable, device: torch.device) -> float:
-    """Billions of floating point operations of one image, counted while it runs."""
+    """Return billions of floating point operations for one image, counted while the network runs."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network.call(_images(encoder, 1, device))
+        network.call(_random_images(encoder, 1, device))
     return counter.get_total_flops() / 1e9
 
 
@@ -156,11 +184,12 @@ def _timed(
     device: torch.device,
     notes: list[str],
 ) -> Iterator[ThroughputRow]:
+    """Yield a row per batch size, without parameters and FLOPs; a failure becomes a note."""
     layout = torch.channels_last if mode == "channels-last" else torch.contiguous_format
     network.module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's overloads lack it alone
     call: Callable[[Tensor], object] = torch.compile(network.call) if mode == "compiled" else network.call
     for batch in config.batches:
-        images = _images(encoder, batch, device).to(memory_format=layout)
+        images = _random_images(encoder, batch, device).to(memory_format=layout)
         try:
             seconds, peak = _seconds(call, images, precision, config, device)
         except Exception as exc:  # compilers and devices fail in many ways; the other modes are still worth knowing
@@ -169,7 +198,7 @@ def _timed(
         yield ThroughputRow(
             name=encoder.name,
             kind=encoder.kind,
-            about=encoder.about,
+            about=encoder.description,
             params_m=0.0,
             gflops=0.0,
             input_px=encoder.geometry.input_hw[0],
@@ -190,7 +219,7 @@ def _seconds(
     config: ThroughputConfig,
     device: torch.device,
 ) -> tuple[list[float], float | None]:
-    """Seconds of every timed batch, and the most memory that was in use, MB."""
+    """Return seconds of every timed batch, and the peak GPU memory in MB."""
     gpu = device.type == "cuda"
     half = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
     with torch.inference_mode(), half:
@@ -203,13 +232,14 @@ def _seconds(
         while len(seconds) < config.repeats or sum(seconds) < _SHORTEST_S:
             started = time.perf_counter()
             call(images)
-            if gpu:
+            if gpu:  # kernels are queued: the clock stops when they have run
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
     return seconds, torch.cuda.max_memory_allocated() / 1e6 if gpu else None
 
 
-def _images(encoder: LiveEncoder, batch: int, device: torch.device) -> Tensor:
+def _random_images(encoder: LiveEncoder, batch: int, device: torch.device) -> Tensor:
+    # Noise, because a GPU draws less power on zeros and clocks higher than it would on images.
     generator = torch.Generator().manual_seed(0)
     return torch.rand(batch, 3, *encoder.geometry.input_hw, generator=generator).to(device)
 

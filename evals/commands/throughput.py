@@ -90,7 +90,7 @@ def throughput(
     print_throughput(result)
     write_record(json_file, result.to_json(), config)
     if plot is not None and judged is not None:
-        write_output(plot, result.against(*judged).encode())
+        write_output(plot, result.quality_chart(*judged).encode())
         console().print(f"\n{plot}")
 
 

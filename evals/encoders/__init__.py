@@ -1,6 +1,6 @@
-"""What can be evaluated: teachers as a cache holds them or as they run, students, and models of other libraries.
+"""Encoders to evaluate: teachers from a cache or live, students, and models of other libraries.
 
-One notion for all: an `Encoder` gives summaries of images; a `LiveEncoder`, whose model runs, gives maps too.
+All share one interface: an `Encoder` gives summaries of images; a `LiveEncoder`, whose model runs, gives maps too.
 """
 
 from evals.encoders.base import OWN, Block, Encoder, Kind, LiveEncoder, OnImages, Outputs

@@ -1,4 +1,4 @@
-"""What an encoder is: something that gives one vector per image, and, if it can be run, a map of vectors."""
+"""The interface of encoders: one vector per image and, if the model runs here, a map of vectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,66 +19,80 @@ from radio_cache.geometry.crops import BoxXYXY, ViewGeometry
 
 Kind = Literal["teacher", "student", "untrained", "model"]
 OnImages = Callable[[int], None]
-"""Told the number of images encoded since it was last told."""
+"""Called with the number of images encoded since the last call."""
 
 OWN = "own"
-"""The feature space of an encoder's own features; a student's others are its guesses at its teachers, by their names."""
+"""The feature space of an encoder's own features; the others of a student are its heads, named after their teachers."""
 
 BATCH_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of an image set, encoded. positions (b,) in the set, ascending; summaries: feature space -> (b, c)."""
+    """An encoded piece of an image set.
+
+    Attributes:
+        positions: (b,) in the set, ascending.
+        summaries: feature space -> (b, c).
+    """
 
     positions: NDArray[np.int64]
     summaries: dict[str, NDArray[np.float32]]
 
 
 class Outputs(NamedTuple):
-    """What a model makes of a batch: feature space -> summaries (b, c), and feature space -> maps (b, h, w, c)."""
+    """The features of a batch: feature space -> summaries (b, c), and feature space -> maps (b, h, w, c)."""
 
     summaries: dict[str, Float[Tensor, "b c"]]
     maps: dict[str, Float[Tensor, "b h w c"]]
 
 
 class Measurable(NamedTuple):
-    """A network as its speed is measured: module holds the parameters, call takes float images (b, 3, h, w) on its device."""
+    """A network without heads and preprocessing, for timing.
+
+    Attributes:
+        module: holds the parameters.
+        call: runs float images (b, 3, h, w) on the device of the module.
+    """
 
     module: torch.nn.Module
     call: Callable[[Tensor], object]
 
 
 class Encoder(ABC):
-    """Something that gives one vector per image.
+    """A source of one vector per image.
 
-    name: what tables call it. kind: what it is. about: one phrase for people.
-    spaces: the feature spaces of its summaries, its own first; empty for an encoder of maps alone (SAM).
-    runs_a_model: whether encoding takes time that a progress line should show.
+    Attributes:
+        name: the name of its rows in tables.
+        kind: teacher, student, untrained student or another model.
+        description: a short phrase for tables.
+        spaces: the feature spaces of its summaries, its own first; empty for an encoder with maps alone (SAM).
+        runs_a_model: encoding takes time, so that progress is reported.
     """
 
     def __init__(
-        self, *, name: str, kind: Kind, about: str, spaces: tuple[str, ...], runs_a_model: bool = True
+        self, *, name: str, kind: Kind, description: str, spaces: tuple[str, ...], runs_a_model: bool = True
     ) -> None:
         self.name = name
         self.kind: Kind = kind
-        self.about = about
+        self.description = description
         self.spaces = spaces
         self.runs_a_model = runs_a_model
 
     @abstractmethod
     def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:
-        """The images in order, piece by piece, in every feature space at once; images that are left out are not there.
+        """Yield the images in order, piece by piece, in every feature space at once, without images that are left out.
 
-        Raises EvalError for an encoder without summaries.
+        Raises:
+            EvalError: for an encoder without summaries.
         """
 
     @final
     def summaries(self, images: ImageSet, *, on_images: OnImages | None = None) -> Block:
-        """All at once: where the images are few."""
+        """Return the summaries of all images in one block, for sets that fit in memory."""
         blocks = list(self.blocks(images, on_images=on_images))
         if not blocks:
-            raise EvalError(f"{images.place}: none of its {len(images)} images could be read")
+            raise EvalError(f"{images.location}: none of its {len(images)} images could be read")
         return Block(
             np.concatenate([block.positions for block in blocks]),
             {space: np.concatenate([block.summaries[space] for block in blocks]) for space in self.spaces},
@@ -86,10 +100,12 @@ class Encoder(ABC):
 
 
 class LiveEncoder(Encoder):
-    """An encoder whose model is here and runs.
+    """An encoder that runs its model.
 
-    geometry: how a whole image reaches the model, and where its tokens lie in its input; grid_hw is (1, 1) where there
-    is no map. map_spaces: the feature spaces of its maps, its own first; may be empty.
+    Attributes:
+        geometry: how a whole image reaches the model, and where its tokens lie in its input; grid_hw is (1, 1) where there
+            is no map.
+        map_spaces: the feature spaces of its maps, its own first; may be empty.
     """
 
     geometry: ViewGeometry
@@ -97,28 +113,42 @@ class LiveEncoder(Encoder):
 
     @abstractmethod
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
-        """(h, w, 3): a whole image as this model sees it in evaluations, of the input size."""
+        """Return (h, w, 3): a whole image preprocessed to the input size of this model."""
 
     @abstractmethod
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
-        """The part of an image that the model is shown, in image pixels."""
+        """Return the part of an image that the model sees, in image pixels."""
 
     @abstractmethod
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
-        """Features, in float32, of pixels of the input size on any device.
+        """Run the model.
 
-        images_hw: the sizes of the images that `pixels_of` made the pixels of; None if the pixels fill the input.
+        Args:
+            pixels: of the input size, on any device.
+            images_hw: sizes of the images that `pixels_of` preprocessed; None if the pixels fill the input.
+
+        Returns:
+            Features in float32.
         """
 
     @abstractmethod
     def at_size(self, size_px: int) -> "LiveEncoder":
-        """The same model for square inputs of another size. Raises RadioCacheError if it cannot take that."""
+        """Return the same model for square inputs of another size.
+
+        Raises:
+            RadioCacheError: if the model does not take that size.
+        """
 
     def measurable(self) -> Measurable:
-        """The network alone, without heads and preprocessing. Raises EvalError for one that is not a network of torch."""
-        raise EvalError(f"{self.name} is no network of torch: neither its parameters nor its speed by mode can be told")
+        """Return the network without heads and preprocessing.
+
+        Raises:
+            EvalError: if the model is not a PyTorch module.
+        """
+        raise EvalError(f"{self.name} is not a PyTorch module: its parameters and its speed cannot be measured")
 
     def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:
+        """Yield the summaries of one batch of the model after the other."""
         if not self.spaces:
             raise EvalError(f"{self.name} has no summary, only maps: its images cannot be compared as wholes")
         for batch in self._batches(images, on_images):
@@ -127,7 +157,7 @@ class LiveEncoder(Encoder):
 
     @final
     def maps(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """(b, h, w, c) maps in every map space, batch by batch. Images that cannot be read are an error here."""
+        """Yield (b, h, w, c) maps in every map space, batch by batch."""
         if not self.map_spaces:
             raise EvalError(f"{self.name} has no maps, only a summary")
         for batch in self._batches(images, on_images):
@@ -135,14 +165,15 @@ class LiveEncoder(Encoder):
             yield {space: numpy_of(maps[space]) for space in self.map_spaces}
 
     def _batches(self, images: ImageSet, on_images: OnImages | None) -> Iterator[PixelBatch]:
-        done = 0
+        num_done = 0
         for batch in pixel_batches(images, self.pixels_of, batch_images=BATCH_IMAGES):
             yield batch
+            # Counted by position, so that images left out between two batches count as done.
             if on_images is not None:
-                on_images(int(batch.positions[-1]) + 1 - done)
-            done = int(batch.positions[-1]) + 1
-        if on_images is not None and done < len(images):
-            on_images(len(images) - done)
+                on_images(int(batch.positions[-1]) + 1 - num_done)
+            num_done = int(batch.positions[-1]) + 1
+        if on_images is not None and num_done < len(images):
+            on_images(len(images) - num_done)
 
     def _run(self, batch: PixelBatch) -> Outputs:
         with torch.inference_mode():
@@ -150,10 +181,10 @@ class LiveEncoder(Encoder):
 
 
 def numpy_of(features: Tensor) -> NDArray[np.float32]:
-    """On the CPU, in float32."""
+    """Return the features as float32 on the CPU."""
     return features.float().cpu().numpy()
 
 
 def size_phrase(hw: tuple[int, int]) -> str:
-    """How tables say an input size."""
+    """Return an input size as tables print it: "224 px", or "224 x 448 px"."""
     return f"{hw[0]} px" if hw[0] == hw[1] else f"{hw[0]} x {hw[1]} px"

@@ -1,4 +1,4 @@
-"""A teacher's summaries as a cache holds them: no model runs, unless images of another place are asked for."""
+"""A teacher's summaries from a cache: no model runs, unless the images come from elsewhere."""
 
 from collections.abc import Iterator
 from typing import final
@@ -15,9 +15,14 @@ _BLOCK_ROWS = 1 << 14
 
 @final
 class CachedTeacherEncoder(Encoder):
-    """A teacher of a cache. Raises EvalError for one without summaries.
+    """A teacher of a cache.
 
-    live: the same teacher as a model, for images that are in no cache.
+    Args:
+        teacher: with summaries.
+        live: the same teacher as a model, for images that are in no cache.
+
+    Raises:
+        EvalError: for a teacher without summaries.
     """
 
     def __init__(self, teacher: CachedTeacher, *, live: LiveEncoder | None = None) -> None:
@@ -28,20 +33,21 @@ class CachedTeacherEncoder(Encoder):
             kind="teacher",
             spaces=(OWN,),
             runs_a_model=live is not None,
-            about=f"teacher, from the cache, {size_phrase(teacher.spec.geometry.input_hw)}",
+            description=f"teacher, from the cache, {size_phrase(teacher.spec.geometry.input_hw)}",
         )
         self._live = live
 
     def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:
+        """Yield the cached summaries, or those of the live teacher for images that are in no cache."""
         cache = images.cache
         if cache is None and self._live is not None:
             yield from self._live.blocks(images, on_images=on_images)
             return
         if cache is None:
-            raise EvalError(f"{images.place} is no cache")
+            raise EvalError(f"{images.location} is no cache")
         if self.name not in cache.teachers:
-            held = ", ".join(cache.teachers) or "none"
-            raise EvalError(f"{images.place} has no teacher '{self.name}': it has {held}")
+            cached_names = ", ".join(cache.teachers) or "none"
+            raise EvalError(f"{images.location} has no teacher '{self.name}': it has {cached_names}")
         teacher = cache.teachers[self.name]
         for first in range(0, len(images), _BLOCK_ROWS):
             rows = images.rows[first : first + _BLOCK_ROWS]

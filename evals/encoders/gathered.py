@@ -1,4 +1,4 @@
-"""All encoders of one evaluation: the teachers of a cache, the models named, the students of runs."""
+"""All encoders of one evaluation: the teachers of a cache, the models of --model, the students of runs."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,26 +18,36 @@ from radio_cache.errors import ConfigError
 def live_encoders(
     runs: Sequence[Path], models: Sequence[str], weights: Sequence[str], *, device: torch.device, untrained: bool = True
 ) -> list[LiveEncoder]:
-    """The models named, then every run's student and the same one untrained. Raises ConfigError for two of one name."""
-    made: list[LiveEncoder] = [
-        load_model(model, given, device=device) for model, given in parse_models(models, weights)
+    """Load the models, then every run's student and the same network untrained.
+
+    Args:
+        runs: folders of training runs.
+        models, weights: as `parse_models` takes them.
+        device: where models run.
+        untrained: whether untrained students are loaded as well.
+
+    Raises:
+        ConfigError: if two encoders have one name.
+    """
+    encoders: list[LiveEncoder] = [
+        load_model(model, model_weights, device=device) for model, model_weights in parse_models(models, weights)
     ]
-    made += load_runs(runs, device=device, untrained=untrained)
-    refuse_namesakes(one.name for one in made)
-    return made
+    encoders += load_runs(runs, device=device, untrained=untrained)
+    refuse_namesakes(encoder.name for encoder in encoders)
+    return encoders
 
 
 def refuse_namesakes(names: Iterable[str]) -> None:
-    """Raises ConfigError for two encoders of one name: rows of a table could not be told apart."""
-    seen = set[str]()
+    """Raise ConfigError if two encoders have one name: rows of a table would look alike."""
+    names_so_far = set[str]()
     for name in names:
-        if name in seen:
+        if name in names_so_far:
             raise ConfigError(f"two encoders are called {name}: name one, as in --model OTHER=WHAT")
-        seen.add(name)
+        names_so_far.add(name)
 
 
 def images_and_encoders(
-    place: str | Path | None,
+    location: str | Path | None,
     live: Sequence[LiveEncoder],
     fallback: str | None,
     *,
@@ -45,33 +55,50 @@ def images_and_encoders(
     seed: int = 0,
     labelled: bool = False,
 ) -> tuple[ImageSet, list[Encoder], list[str]]:
-    """The images of a place, who can give summaries of them (the teachers of the place, if it is a cache, and `live`), and notes.
+    """Open images and collect the encoders that have summaries of them: the teachers, if it is a cache, and `live`.
 
-    Of a cache that a student was trained on, only the images that were held out, if there are any.
-    fallback: the place for None, a run's own cache. Raises EvalError where nobody has summaries.
+    Of a cache that a student was trained on, only the held-out images are selected, if there are any.
+
+    Args:
+        location: of the images; None takes `fallback`.
+        live: encoders that run their model.
+        fallback: the cache of the first run, if there is a run.
+        limit: images at most, drawn by `seed`.
+        seed: of the draw.
+        labelled: only images with a class.
+
+    Returns:
+        Images, encoders and notes.
+
+    Raises:
+        ConfigError: if there are no images to evaluate.
+        EvalError: if no encoder has summaries.
     """
-    where = place if place is not None else fallback
-    if where is None:
+    path_or_url = location if location is not None else fallback
+    if path_or_url is None:
         raise ConfigError("nothing to evaluate: give --images PLACE, or --run RUN, or both")
-    source = open_source(where)
+    source = open_source(path_or_url)
+    # Which teachers there are decides which images are usable, so a single image opens the cache first.
     first = image_set(source, labelled=labelled, limit=1)
     teachers: list[Encoder] = []
     if first.cache is not None:
         first.cache.teachers.refuse_unreadable()
         teachers = [
-            CachedTeacherEncoder(one) for one in first.cache.teachers.values() if one.spec.summary_dim is not None
+            CachedTeacherEncoder(encoder)
+            for encoder in first.cache.teachers.values()
+            if encoder.spec.summary_dim is not None
         ]
-    encoders = [*teachers, *(one for one in live if one.spaces)]
-    refuse_namesakes(one.name for one in encoders)
+    encoders = [*teachers, *(encoder for encoder in live if encoder.spaces)]
+    refuse_namesakes(encoder.name for encoder in encoders)
     if not encoders:
         raise EvalError(
-            f"no encoder gives summaries of the images of {where}: name a --run, a --model, or a cache with such teachers"
+            f"no encoder gives summaries of the images of {path_or_url}: name a --run, a --model, or a cache with such teachers"
         )
-    usable = image_set(source, teachers=[one.name for one in teachers], labelled=labelled)
+    usable = image_set(source, teachers=[encoder.name for encoder in teachers], labelled=labelled)
     images, notes = held_out_of(usable, live)
     return images.sampled(limit, seed), encoders, notes
 
 
 def learned_from(live: Sequence[LiveEncoder]) -> str | None:
-    """The cache that the first student among them learned from."""
-    return next((one.config.cache for one in live if isinstance(one, StudentEncoder)), None)
+    """Return the cache that the first student among the encoders learned from."""
+    return next((encoder.config.cache for encoder in live if isinstance(encoder, StudentEncoder)), None)

@@ -1,4 +1,4 @@
-"""What models of timm and open_clip share: weights that may be random, tokens that tile."""
+"""Shared by models of timm and open_clip: random weights, tokens that tile the input, messages."""
 
 import contextlib
 from collections.abc import Callable, Generator
@@ -28,24 +28,34 @@ def tiling_network(
     device: torch.device,
     at_size: Callable[[int], Network],
 ) -> Network:
-    """A network whose tokens tile its input evenly; it is run once to see how many there are.
+    """Return a network whose tokens tile its input evenly; it is run once to count them.
 
-    Raises ConfigError if it does not take input of this size.
+    Args:
+        library, model: names for messages.
+        weights: for the description.
+        module: holds the parameters.
+        call: runs the network.
+        prepared: preprocessing of the library.
+        device: of the network.
+        at_size: makes the same network for another input size.
+
+    Raises:
+        ConfigError: if the network does not take input of this size.
     """
     size = prepared.size_px
     try:
         with torch.inference_mode():
-            probe = call(torch.zeros(1, 3, size, size, device=device)).spatial
+            probe_map = call(torch.zeros(1, 3, size, size, device=device)).spatial
     except Exception as exc:  # libraries assert, or fail in the middle of a reshape
         raise ConfigError(f"{library} model '{model}' cannot take {size} px: {exc}") from exc
-    tokens = 1 if probe is None else int(probe.shape[1])
-    stride = size / tokens
+    grid_side = 1 if probe_map is None else int(probe_map.shape[1])
+    stride = size / grid_side  # the centre of the first token lies half a stride from the edge
     return Network(
-        about=f"{library} {model}" + (", random weights" if weights == "random" else ""),
-        geometry=prepared.geometry(tokens, stride, stride / 2),
+        description=f"{library} {model}" + (", random weights" if weights == "random" else ""),
+        geometry=prepared.geometry(grid_side, stride, stride / 2),
         normalisation=prepared.normalisation,
         has_summary=True,
-        has_map=probe is not None,
+        has_map=probe_map is not None,
         module=module,
         call=call,
         at_size=at_size,
@@ -54,7 +64,7 @@ def tiling_network(
 
 @contextlib.contextmanager
 def seeded() -> Generator[None]:
-    """Random weights made inside are those of seed 0; whoever draws numbers afterwards notices nothing."""
+    """Initialise weights with seed 0 inside the context, and restore torch's random state afterwards."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
     try:
@@ -63,9 +73,9 @@ def seeded() -> Generator[None]:
         torch.set_rng_state(state)
 
 
-def no_weights(what: str, exc: Exception) -> str:
-    """The sentence for published weights that could not be fetched."""
+def no_weights(model: str, exc: Exception) -> str:
+    """Return the message for published weights that could not be downloaded."""
     return (
-        f"{what} has no weights here, and they could not be downloaded ({first_line(exc)}). Fetch them on a machine with a "
-        "network and give them by --weights FILE; --weights random measures the untrained network"
+        f"{model} has no weights on this machine, and they could not be downloaded ({first_line(exc)}). Fetch them on a "
+        "machine with a network and give them by --weights FILE; --weights random measures the untrained network"
     )

@@ -1,4 +1,4 @@
-"""From what a user types to encoders: `--run`, `--model` and the teachers of a cache."""
+"""Encoders from the options `--run`, `--model` and `--weights`."""
 
 import re
 from collections.abc import Sequence
@@ -28,48 +28,65 @@ _SIZED = re.compile(r"(.+)@(\d+)")
 
 @dataclass(frozen=True)
 class ModelName:
-    """One `--model`: [NAME=]WHAT[@PX]. name: what tables call it. what: a path, or the name in its library."""
+    """One `--model`: [NAME=]MODEL[@PX].
+
+    Attributes:
+        name: of its rows in tables.
+        family: who loads it.
+        path_or_name: a path, or the name in its library.
+        size_px: side of its input; None for the model's own.
+    """
 
     name: str
     family: Family
-    what: str
+    path_or_name: str
     size_px: int | None
 
     @classmethod
     def parsed(cls, text: str) -> "ModelName":
-        """Raises ConfigError, with the forms there are, for anything else."""
-        given = _NAMED.fullmatch(text)
-        what = given[2] if given else text
-        sized = _SIZED.fullmatch(what)
+        """Parse the value of `--model`.
+
+        Raises:
+            ConfigError: if it has none of the forms in `FORMS`.
+        """
+        named = _NAMED.fullmatch(text)
+        path_or_name = named[2] if named else text
+        sized = _SIZED.fullmatch(path_or_name)
         size_px = int(sized[2]) if sized else None
-        plain = sized[1] if sized else what
-        name = given[1] if given else what
-        prefix, colon, rest = plain.partition(":")
-        if colon and prefix in ("teacher", "timm", "open_clip") and rest:
+        unsized = sized[1] if sized else path_or_name
+        name = named[1] if named else path_or_name
+        prefix, colon, library_name = unsized.partition(":")
+        if colon and prefix in ("teacher", "timm", "open_clip") and library_name:
             if prefix == "teacher":
-                find_teacher(rest)
-            return cls(name if given else what.removeprefix("teacher:"), prefix, rest, size_px)
-        path = Path(plain)
+                find_teacher(library_name)  # an unknown name is an error before anything is loaded
+            return cls(name if named else path_or_name.removeprefix("teacher:"), prefix, library_name, size_px)
+        path = Path(unsized)
         if path.suffix == ".onnx":
             if not path.is_file():
                 raise ConfigError(f"--model {text}: there is no file {path}")
-            return cls(name if given else path.name, "onnx", plain, size_px)
+            return cls(name if named else path.name, "onnx", unsized, size_px)
         if (path / CONFIG_FILE).exists():
-            return cls(name if given else path.resolve().name, "student", plain, size_px)
+            return cls(name if named else path.resolve().name, "student", unsized, size_px)
         raise ConfigError(f"--model {text} is none of these: {FORMS}")
 
 
 def parse_models(
     models: Sequence[str], weights: Sequence[str]
 ) -> list[tuple[ModelName, Path | Literal["random"] | None]]:
-    """The models named, each with its weights. weights: `[NAME=]FILE` or `[NAME=]random`, NAME as tables call it.
+    """Parse `--model` and `--weights` into models with their weights.
 
-    Raises ConfigError for two of one name, and for weights of nobody or of a student.
+    Args:
+        models: `[NAME=]MODEL[@PX]`.
+        weights: `[NAME=]FILE` or `[NAME=]random`, NAME being that of the model in tables.
+
+    Raises:
+        ConfigError: for two models of one name, for weights that belong to no model, and for those of a student or an
+            ONNX file.
     """
     parsed = [ModelName.parsed(text) for text in models]
     names = [model.name for model in parsed]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two models are called {twice[0]}: name one, as in --model 'other={twice[0]}'")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two models are called {repeated[0]}: name one, as in --model 'other={repeated[0]}'")
     if weights and not names:
         raise ConfigError(f"--weights {weights[0]}: there is no --model it could belong to")
     files = per_teacher("--weights", weights, names, _weights, shared=False)
@@ -84,41 +101,51 @@ def parse_models(
 
 
 def load_model(model: ModelName, weights: Path | Literal["random"] | None, *, device: torch.device) -> LiveEncoder:
-    """The encoder of one `--model`. Libraries are imported when they are needed. Raises RadioCacheError with the cure."""
+    """Load the encoder of one `--model`.
+
+    Raises:
+        RadioCacheError: if the model cannot be loaded; the message names the cure.
+    """
+    # Libraries are imported in their branch: each takes seconds, and may not be installed.
     from evals.encoders.network import NetworkEncoder, live_teacher
 
     match model.family:
         case "student":
             return StudentEncoder.of_run(
-                Path(model.what), name=model.name, trained=True, device=device, size_px=model.size_px
+                Path(model.path_or_name), name=model.name, trained=True, device=device, size_px=model.size_px
             )
         case "teacher":
             options = TeacherOptions(weights=None if weights == "random" else weights, size_px=model.size_px)
-            encoder = live_teacher(model.what, options, device=device)
+            encoder = live_teacher(model.path_or_name, options, device=device)
             encoder.name = model.name
             return encoder
         case "timm":
             from evals.encoders.timm_model import timm_network
 
-            network = timm_network(model.what, weights, size_px=model.size_px, device=device)
+            network = timm_network(model.path_or_name, weights, size_px=model.size_px, device=device)
             return NetworkEncoder(network, name=model.name, kind="model", device=device)
         case "open_clip":
             from evals.encoders.open_clip_model import open_clip_network
 
-            network = open_clip_network(model.what, weights, size_px=model.size_px, device=device)
+            network = open_clip_network(model.path_or_name, weights, size_px=model.size_px, device=device)
             return NetworkEncoder(network, name=model.name, kind="model", device=device)
         case "onnx":
             from evals.encoders.onnx_model import OnnxEncoder, open_onnx
 
-            session = open_onnx(Path(model.what), gpu=device.type == "cuda")
-            return OnnxEncoder(session, Path(model.what), name=model.name, size_px=model.size_px)
+            session = open_onnx(Path(model.path_or_name), gpu=device.type == "cuda")
+            return OnnxEncoder(session, Path(model.path_or_name), name=model.name, size_px=model.size_px)
 
 
 def load_runs(runs: Sequence[Path], *, device: torch.device, untrained: bool = True) -> list[StudentEncoder]:
-    """The student of every run and, beside it, the same network before its first step.
+    """Load the student of every run and, beside it, the same network before its first step.
 
-    A run may have started from weights that are gone since (`--init`, `--pretrained`): then that network cannot be made
-    again, which is said, and the trained one stands alone.
+    A run may have started from weights that are no longer available (`--init`, `--pretrained`). The untrained network is
+    then left out with a message.
+
+    Args:
+        runs: folders of training runs.
+        device: where students run.
+        untrained: whether the untrained networks are loaded.
     """
     encoders: list[StudentEncoder] = []
     for run, name in zip(runs, run_names(runs), strict=True):
@@ -135,7 +162,7 @@ def load_runs(runs: Sequence[Path], *, device: torch.device, untrained: bool = T
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """What tables call the students of runs: "student" for one, folder names for several, paths where those are alike."""
+    """Return the names of the students in tables: "student" for one run, folder names for several, paths if those repeat."""
     if len(runs) == 1:
         return ["student"]
     names = [run.resolve().name for run in runs]

@@ -1,4 +1,4 @@
-"""Teachers and models of libraries as encoders: all are a network with its own preprocessing."""
+"""Encoders of teachers and library models: a network with its own preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from radio_cache.geometry.crops import BoxXYXY, ViewGeometry, valid_hw, visible_
 
 
 class NetworkOutput(NamedTuple):
-    """summary (b, c) and spatial (b, h, w, c); None for what the network does not have."""
+    """The summary (b, c) and the spatial map (b, h, w, c) of a batch; None if the network lacks one."""
 
     summary: Float[Tensor, "b s"] | None
     spatial: Float[Tensor, "b h w c"] | None
@@ -28,14 +28,18 @@ class NetworkOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network on a device and how images reach it.
+    """A network on a device, and how images reach it.
 
-    module: what holds its parameters.
-    call: normalised images (b, 3, h, w) of the geometry's input size -> features. has_summary, has_map: which.
-    at_size: the same for another size of square input; raises RadioCacheError if there is no such thing.
+    Attributes:
+        description: a short phrase for tables.
+        geometry, normalisation: of its preprocessing.
+        has_summary, has_map: which features it has.
+        module: holds its parameters.
+        call: maps normalised images (b, 3, h, w) of the geometry's input size to features.
+        at_size: makes the same network for another square input; raises RadioCacheError if that is impossible.
     """
 
-    about: str
+    description: str
     geometry: ViewGeometry
     normalisation: Normalisation
     has_summary: bool
@@ -54,33 +58,43 @@ class NetworkEncoder(LiveEncoder):
             name=name,
             kind=kind,
             spaces=(OWN,) if network.has_summary else (),
-            about=f"{network.about}, {size_phrase(network.geometry.input_hw)}",
+            description=f"{network.description}, {size_phrase(network.geometry.input_hw)}",
         )
         self.geometry, self.map_spaces = network.geometry, (OWN,) if network.has_map else ()
         self._network, self._device = network, device
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the image resized as the network's library does it."""
         return view_pixels(image, self.geometry)
 
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
+        """Return the part of the image that the crop of the geometry leaves."""
         return visible_box_xyxy(image_hw, self.geometry)
 
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
-        shown = [valid_hw(hw, self.geometry) for hw in images_hw or []]
-        images = teacher_input(pixels.to(self._device), shown, self._network.normalisation)
+        """Run the network on normalised pixels."""
+        # Padding beyond the valid size is filled after normalisation, as SAM does it.
+        valid_sizes_hw = [valid_hw(hw, self.geometry) for hw in images_hw or []]
+        images = teacher_input(pixels.to(self._device), valid_sizes_hw, self._network.normalisation)
         out = self._network.call(images)
         summaries = {} if out.summary is None else {OWN: out.summary.float()}
         return Outputs(summaries, {} if out.spatial is None else {OWN: out.spatial.float()})
 
     def measurable(self) -> Measurable:
+        """Return the network as its library loaded it."""
         return Measurable(self._network.module, self._network.call)
 
     def at_size(self, size_px: int) -> "NetworkEncoder":
+        """Return the same network for another input size."""
         return NetworkEncoder(self._network.at_size(size_px), name=self.name, kind=self.kind, device=self._device)
 
 
 def live_teacher(name: str, options: TeacherOptions, *, device: torch.device) -> NetworkEncoder:
-    """A teacher as a model that runs. Raises TeacherError with the cure if it cannot be had."""
+    """Load a teacher by name.
+
+    Raises:
+        TeacherError: if the teacher cannot be loaded; the message names the cure.
+    """
 
     def load(size_px: int | None) -> Network:
         sized = options if size_px is None else replace(options, size_px=size_px)
@@ -90,7 +104,7 @@ def live_teacher(name: str, options: TeacherOptions, *, device: torch.device) ->
 
 
 def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncoder:
-    """The teacher of a cache, with the weights and geometry recorded there, in float32 whatever the build used."""
+    """Load the teacher of a cache with the weights and geometry recorded there, in float32 whatever the build used."""
 
     def load(size_px: int) -> Network:
         return teacher_network(load_recorded(spec, size_px=size_px), device=device, at_size=load)
@@ -100,7 +114,7 @@ def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncod
 
 
 def teacher_network(teacher: Teacher, *, device: torch.device, at_size: Callable[[int], Network]) -> Network:
-    """A loaded teacher, moved to the device."""
+    """Move a loaded teacher to the device and wrap it as a network."""
     teacher.to(device)
 
     def call(images: Tensor) -> NetworkOutput:
@@ -108,12 +122,13 @@ def teacher_network(teacher: Teacher, *, device: torch.device, at_size: Callable
         return NetworkOutput(out.summary, out.spatial)
 
     return Network(
-        about="teacher, run here",
+        description="teacher, run here",
         geometry=teacher.spec.geometry,
         normalisation=teacher.spec.normalisation,
         has_summary=teacher.spec.summary_dim is not None,
         has_map=True,
         call=call,
         at_size=at_size,
+        # Teachers keep their network in a private attribute of any name; a fake one of a test has none.
         module=next((part for part in vars(teacher).values() if isinstance(part, torch.nn.Module)), torch.nn.Module()),
     )

@@ -1,4 +1,4 @@
-"""An exported ONNX file as an encoder, run by ONNX Runtime where that is installed."""
+"""Encoder of an exported ONNX file, run by ONNX Runtime."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,30 +23,39 @@ from trainer.model.eval_view import StudentFit, eval_pixels
 
 
 class OnnxSession(Protocol):
-    """What is used of `onnxruntime.InferenceSession`."""
+    """The used part of `onnxruntime.InferenceSession`."""
 
-    def get_inputs(self) -> list[Any]: ...
-    def get_outputs(self) -> list[Any]: ...
-    def run(self, output_names: list[str] | None, input_feed: dict[str, NDArray[np.float32]]) -> list[Any]: ...
+    def get_inputs(self) -> list[Any]:
+        """Return name, shape and type of every input."""
+        ...
+
+    def get_outputs(self) -> list[Any]:
+        """Return name, shape and type of every output."""
+        ...
+
+    def run(self, output_names: list[str] | None, input_feed: dict[str, NDArray[np.float32]]) -> list[Any]:
+        """Return the outputs for these inputs."""
+        ...
 
 
 @dataclass(frozen=True)
 class View:
-    """What a file's student is shown of an image (`trainer.model.eval_view.eval_pixels`)."""
+    """The part of an image that the student of a file sees (`trainer.model.eval_view.eval_pixels`)."""
 
     image_hw: tuple[int, int] = (0, 0)
     fit: StudentFit = "squash"
     centre_share: float = 1.0
     step: int = 1
-    """Sides of its input are multiples of, pixels."""
+    """Sides of its input are multiples of this, pixels."""
 
 
 _MAX_PIXELS = 1 << 26
-"""Of an input: 8192 x 8192."""
+"""Largest input: 8192 x 8192."""
 
 
 def _recorded_view(session: OnnxSession, path: Path) -> View:
-    """Read the view from the file's metadata. Raises EvalError for one that makes no sense."""
+    """Read the view from the file's metadata. Raises EvalError if it is damaged."""
+    # Sessions of other runtimes and of tests have no metadata.
     read = getattr(session, "get_modelmeta", None)
     text: str | None = None if read is None else read().custom_metadata_map.get(VIEW_KEY)
     if text is None:
@@ -64,6 +73,7 @@ def _recorded_view(session: OnnxSession, path: Path) -> View:
 
 
 def _refuse_size(path: Path, input_hw: tuple[int, int], step: int) -> None:
+    """Raise an error if the file does not take, or should not be given, input of this size."""
     h, w = input_hw
     if min(h, w) < 1 or h * w > _MAX_PIXELS:
         raise EvalError(
@@ -78,7 +88,15 @@ def _refuse_size(path: Path, input_hw: tuple[int, int], step: int) -> None:
 
 
 def open_onnx(path: Path, *, gpu: bool) -> OnnxSession:
-    """A session of a file. Raises EvalError without ONNX Runtime, or for a file that it cannot load."""
+    """Open a file in ONNX Runtime.
+
+    Args:
+        path: of the file.
+        gpu: prefer CUDA.
+
+    Raises:
+        EvalError: if ONNX Runtime is not installed, or cannot load the file.
+    """
     try:
         runtime: Any = import_module("onnxruntime")
     except ModuleNotFoundError as exc:
@@ -92,18 +110,29 @@ def open_onnx(path: Path, *, gpu: bool) -> OnnxSession:
 
 @final
 class OnnxEncoder(LiveEncoder):
-    """One input of RGB images (b, 3, h, w) in [0, 1]; the first output of two axes is the summary, the first of three
-    (b, n, c) or four (b, c, h, w) is the map. A file of `radio-export` says what it is shown of an image; of another, the whole
-    image is squashed to the input.
+    """An ONNX file with one input of RGB images (b, 3, h, w) in [0, 1].
 
-    size_px: of the square input, where the file leaves it open. Raises EvalError for a file of another kind.
+    Its first output of two axes is the summary; the first of three (b, n, c) or four axes (b, c, h, w) is the map. Files of
+    `radio-export` record which part of an image they see. For other files, the whole image is squashed to the input.
+
+    Args:
+        session: of the file.
+        path: of the file.
+        name: of its rows in tables.
+        size_px: side of the square input, where the file leaves it open.
+
+    Raises:
+        EvalError: for a file of another kind.
+        ConfigError: for a size that the file does not take.
     """
 
     def __init__(self, session: OnnxSession, path: Path, *, name: str, size_px: int | None = None) -> None:
         inputs = session.get_inputs()
         shape = list(inputs[0].shape) if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3:
-            raise EvalError(f"{path} takes {[one.shape for one in inputs]}, expected is one input (batch, 3, h, w)")
+            raise EvalError(
+                f"{path} takes {[tensor.shape for tensor in inputs]}, expected is one input (batch, 3, h, w)"
+            )
         fixed = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
         view = _recorded_view(session, path)
         if fixed is not None and size_px is not None and fixed != (size_px, size_px):
@@ -111,21 +140,24 @@ class OnnxEncoder(LiveEncoder):
         recorded = view.image_hw if min(view.image_hw) > 0 else None
         input_hw = fixed or (recorded if size_px is None else (size_px, size_px))
         if input_hw is None:
-            raise ConfigError(f"{path} takes images of any size: say which, as in {path}@224")
+            raise ConfigError(f"{path} takes images of any size: give one, as in {path}@224")
         _refuse_size(path, input_hw, view.step)
         self._session, self._path, self._view = session, path, view
         self._input = str(inputs[0].name)
         self._fixed_batch = shape[0] if isinstance(shape[0], int) else None
-        super().__init__(name=name, kind="model", about=f"ONNX {path.name}, {size_phrase(input_hw)}", spaces=(OWN,))
-        found = self._run_session(np.zeros((self._fixed_batch or 1, 3, *input_hw), np.float32))
-        vectors = [number for number, output in enumerate(found) if output.ndim == 2]
-        maps = [number for number, output in enumerate(found) if output.ndim in (3, 4)]
+        super().__init__(
+            name=name, kind="model", description=f"ONNX {path.name}, {size_phrase(input_hw)}", spaces=(OWN,)
+        )
+        # The declared shapes may be symbolic: one run on zeros shows what the outputs are.
+        outputs = self._run_session(np.zeros((self._fixed_batch or 1, 3, *input_hw), np.float32))
+        vectors = [number for number, output in enumerate(outputs) if output.ndim == 2]
+        maps = [number for number, output in enumerate(outputs) if output.ndim in (3, 4)]
         if not vectors and not maps:
-            raise EvalError(f"{path} gives {[output.shape for output in found]}: neither a summary nor a map is there")
+            raise EvalError(f"{path} gives {[output.shape for output in outputs]}: none of them is a summary or a map")
         self._summary, self._map = (vectors or [None])[0], (maps or [None])[0]
         self.spaces = (OWN,) if self._summary is not None else ()
         self.map_spaces = (OWN,) if self._map is not None else ()
-        grid_hw = (1, 1) if self._map is None else self._grid_hw(found[self._map], input_hw)
+        grid_hw = (1, 1) if self._map is None else self._grid_hw(outputs[self._map], input_hw)
         stride = input_hw[0] / grid_hw[0]
         self.geometry = ViewGeometry(
             fit="squash",
@@ -138,29 +170,37 @@ class OnnxEncoder(LiveEncoder):
         )
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the recorded view of the image."""
         view = self._view
         return eval_pixels(image, image_hw=self.geometry.input_hw, fit=view.fit, centre_share=view.centre_share)
 
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
+        """Return the box of the recorded view; the whole image for "squash"."""
         box = eval_box_xyxy(image_hw, self._view.fit, self._view.centre_share)
         return box or (0.0, 0.0, float(image_hw[1]), float(image_hw[0]))
 
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
+        """Run the session on images in [0, 1]; normalisation is part of the file."""
         del images_hw  # there is no padding
+        # (b, h, w, 3) -> (b, 3, h, w)
         images = pixels.cpu().permute(0, 3, 1, 2).float().div(255.0).numpy()
-        found = self._in_batches(np.ascontiguousarray(images))
-        summaries = {} if self._summary is None else {OWN: torch.from_numpy(found[self._summary]).float()}
+        session_outputs = self._in_batches(np.ascontiguousarray(images))
+        summaries = {} if self._summary is None else {OWN: torch.from_numpy(session_outputs[self._summary]).float()}
         if self._map is None:
             return Outputs(summaries, {})
-        made = torch.from_numpy(found[self._map]).float()
-        maps = made.permute(0, 2, 3, 1) if made.ndim == 4 else made.unflatten(1, self.geometry.grid_hw)
+        map_output = torch.from_numpy(session_outputs[self._map]).float()
+        # (b, c, h, w) or (b, n, c) -> (b, h, w, c)
+        maps = (
+            map_output.permute(0, 2, 3, 1) if map_output.ndim == 4 else map_output.unflatten(1, self.geometry.grid_hw)
+        )
         return Outputs(summaries, {OWN: maps})
 
     def at_size(self, size_px: int) -> "OnnxEncoder":
+        """Return the same file for another input size, if it leaves the size open."""
         return OnnxEncoder(self._session, self._path, name=self.name, size_px=size_px)
 
     def _in_batches(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Files exported for one batch size get batches of that size, the last one filled up."""
+        """Run in batches of the size that the file is fixed to, the last one filled up; all at once if it is not fixed."""
         size = self._fixed_batch or len(images)
         parts: list[list[NDArray[np.float32]]] = []
         for first in range(0, len(images), size):
@@ -176,6 +216,7 @@ class OnnxEncoder(LiveEncoder):
             raise EvalError(f"{self._path} cannot run on images {images.shape}: {str(exc).splitlines()[0]}") from exc
 
     def _grid_hw(self, output: NDArray[np.float32], input_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid of a map; that of a token sequence (b, n, c) has the aspect ratio of the input."""
         if output.ndim == 4:
             return int(output.shape[2]), int(output.shape[3])
         tokens = output.shape[1]

@@ -1,4 +1,4 @@
-"""Any model of open_clip: its image tower, in the space of its text tower, with its own preprocessing."""
+"""Models of open_clip: the image tower, in the space of the text tower, with the library's preprocessing."""
 
 import contextlib
 import logging
@@ -18,10 +18,17 @@ from radio_cache.errors import ConfigError, TeacherWeightsError, unknown_name
 
 
 def open_clip_network(model: str, weights: Weights, *, size_px: int | None, device: torch.device) -> Network:
-    """Summary: the image embedding, not normalised. Map: patch tokens after the final norm.
+    """Load the image tower of a model: the summary is the image embedding, the map the patch tokens after the final norm.
 
-    model: "ViT-B-32/laion2b_s34b_b79k", or the name alone where weights are given.
-    Raises ConfigError for a name or a size that is not there, TeacherWeightsError for weights that cannot be had.
+    Args:
+        model: "ViT-B-32/laion2b_s34b_b79k", or the name alone if weights are given.
+        weights: see `Weights`.
+        size_px: side of the input; None for the model's own.
+        device: of the network.
+
+    Raises:
+        ConfigError: for an unknown name or size.
+        TeacherWeightsError: if the weights cannot be downloaded or do not fit.
     """
     net = load_open_clip(model, weights, size_px=size_px)
     config: dict[str, Any] = open_clip.get_model_preprocess_cfg(net)
@@ -31,6 +38,7 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
     def call(images: Tensor) -> NetworkOutput:
         if not has_map:
             return NetworkOutput(net.encode_image(images), None)
+        # The final norm is applied, the projection into the text space is not: (b, c, h, w) -> (b, h, w, c).
         out = net.visual.forward_intermediates(images, indices=1, normalize_intermediates=True, output_fmt="NCHW")
         return NetworkOutput(out["image_features"], out["image_intermediates"][0].permute(0, 2, 3, 1))
 
@@ -47,8 +55,8 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
 
 
 @contextlib.contextmanager
-def _unasked_weights_untold(published: str | None) -> Generator[None]:
-    """open_clip warns of random weights, which is what was asked for, or what a file replaces."""
+def _no_warning_of_random_weights(published: str | None) -> Generator[None]:
+    """Silence open_clip's warning of random weights where they are intended, or replaced by a file afterwards."""
     before = logging.root.manager.disable
     if published is None:
         logging.disable(logging.WARNING)
@@ -62,7 +70,7 @@ LISTS_MODELS = "python -c 'import open_clip; print(*open_clip.list_models())'"
 
 
 def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) -> Any:
-    """Both towers, in eval mode, on the CPU. Raises as `open_clip_network` does."""
+    """Load both towers, in eval mode, on the CPU. Raises as `open_clip_network` does."""
     name, slash, tag = model.rpartition("/") if "/" in model else (model, "", "")
     if name not in open_clip.list_models():
         raise ConfigError(unknown_name("open_clip model", name, open_clip.list_models(), listed_by=LISTS_MODELS))
@@ -74,7 +82,7 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
             f"(there are {', '.join(tags) or 'none'}), or --weights FILE, or --weights random"
         )
     try:
-        with seeded(), _unasked_weights_untold(published):
+        with seeded(), _no_warning_of_random_weights(published):
             net: Any = open_clip.create_model(
                 name,
                 pretrained=published,

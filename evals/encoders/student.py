@@ -1,4 +1,4 @@
-"""A student, trained or not: its own features, and its guesses at those of every teacher it learned from."""
+"""Encoder of a student, trained or not: its own features, and its heads' predictions of every teacher."""
 
 from pathlib import Path
 from typing import final
@@ -21,7 +21,18 @@ from trainer.model.student import backbone_and_heads
 
 @final
 class StudentEncoder(LiveEncoder):
-    """A student of a run or an export. size_px: for square inputs of another size than it was trained at."""
+    """A student of a run or an export.
+
+    Args:
+        model: the student with its heads.
+        name: of its rows in tables.
+        trained: False for the network before its first step.
+        device: where it runs.
+        size_px: side of its square input, if other than in training.
+
+    Raises:
+        ConfigError: if the student does not take inputs of that size.
+    """
 
     def __init__(
         self, model: DistilledStudent, *, name: str, trained: bool, device: torch.device, size_px: int | None = None
@@ -39,7 +50,7 @@ class StudentEncoder(LiveEncoder):
         super().__init__(
             name=name,
             kind="student" if trained else "untrained",
-            about=f"{config.student}, {size_phrase(input_hw)}, {history}",
+            description=f"{config.student}, {size_phrase(input_hw)}, {history}",
             spaces=(OWN, *(t.name for t in heads if t.summary_dim is not None)),
         )
         self.config = config
@@ -60,35 +71,42 @@ class StudentEncoder(LiveEncoder):
     def of_run(
         cls, run: Path, *, name: str, trained: bool, device: torch.device, size_px: int | None = None
     ) -> "StudentEncoder":
-        """The student of a run folder; `trained=False` gives the same network as it was before its first step."""
+        """Load the student of a run folder; `trained=False` loads the network as it was before its first step."""
         model = load_student(run, adaptors="all", untrained=not trained)
         return cls(model, name=name, trained=trained, device=device, size_px=size_px)
 
     def pixels_of(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the evaluation view of the image."""
         return eval_pixels(
             image, image_hw=self.geometry.input_hw, fit=self.config.fit, centre_share=self.config.centre_share
         )
 
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
+        """Return the box of the evaluation view; the whole image for "squash"."""
         h, w = image_hw
         box = eval_box_xyxy(image_hw, self.config.fit, self.config.centre_share)
         return box or (0.0, 0.0, float(w), float(h))
 
     def outputs(self, pixels: UInt8[Tensor, "b h w 3"], images_hw: list[tuple[int, int]] | None = None) -> Outputs:
+        """Run the student and all heads."""
         del images_hw  # a student's input has no padding
+        # (b, h, w, 3) in 0..255 -> (b, 3, h, w) in [0, 1]
         images = pixels.to(self._device).permute(0, 3, 1, 2).float() / 255.0
-        own, guesses = backbone_and_heads(self.model(images))
+        backbone, predictions = backbone_and_heads(self.model(images))
         fine_hw = tuple(side * self.config.adaptor_upsample for side in self.geometry.grid_hw)
-        summaries, maps = {OWN: own.summary.float()}, {OWN: own.spatial.float()}
-        for name, guess in guesses.items():
-            maps[name] = guess.spatial
-            if guess.summary is not None:
-                summaries[name] = guess.summary
+        summaries, maps = {OWN: backbone.summary.float()}, {OWN: backbone.spatial.float()}
+        for name, prediction in predictions.items():
+            maps[name] = prediction.spatial
+            if prediction.summary is not None:
+                summaries[name] = prediction.summary
+        # Heads may upsample: their maps are finer than the backbone's. (b, n, c) -> (b, h, w, c)
         grids = {space: self.geometry.grid_hw if space == OWN else fine_hw for space in maps}
         return Outputs(summaries, {space: tokens.unflatten(1, grids[space]) for space, tokens in maps.items()})
 
     def measurable(self) -> Measurable:
+        """Return the backbone alone: heads exist only in training."""
         return Measurable(self.model.student, self.model.student)
 
     def at_size(self, size_px: int) -> "StudentEncoder":
+        """Return the same student for another input size; the weights are shared."""
         return StudentEncoder(self.model, name=self.name, trained=self._trained, device=self._device, size_px=size_px)

@@ -1,4 +1,4 @@
-"""Any model of timm, with the preprocessing that its configuration asks for."""
+"""Models of timm, with the preprocessing of their configuration."""
 
 import difflib
 from typing import Any
@@ -17,10 +17,19 @@ from radio_cache.errors import ConfigError, TeacherWeightsError
 
 
 def timm_network(model: str, weights: Weights, *, size_px: int | None, device: torch.device) -> Network:
-    """Summary: the features before the classifier. Map: the last stage's, after the final norm of a transformer.
+    """Load a model: the summary is the input of the classifier, the map the last stage, after the final norm of a transformer.
 
-    Tokens are taken to tile the input evenly. Raises ConfigError for a name, a size or a preprocessing that is not
-    there, TeacherWeightsError for weights that cannot be had or do not fit.
+    Tokens are assumed to tile the input evenly.
+
+    Args:
+        model: name in timm.
+        weights: see `Weights`.
+        size_px: side of the input; None for the model's own.
+        device: of the network.
+
+    Raises:
+        ConfigError: for an unknown name, size or preprocessing.
+        TeacherWeightsError: if the weights cannot be downloaded or do not fit.
     """
     net = _load(model, weights)
     config: dict[str, Any] = resolve_model_data_config(net)
@@ -34,7 +43,9 @@ def timm_network(model: str, weights: Weights, *, size_px: int | None, device: t
     def call(images: Tensor) -> NetworkOutput:
         if not has_map:
             return NetworkOutput(net.forward_head(net.forward_features(images), pre_logits=True), None)
+        # norm=True normalises the map as the classifier's input is; convolutional networks ignore it.
         final, (last,) = net.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW")
+        # (b, c, h, w) -> (b, h, w, c)
         return NetworkOutput(net.forward_head(final, pre_logits=True), last.permute(0, 2, 3, 1))
 
     return tiling_network(
@@ -69,6 +80,7 @@ def _load(model: str, weights: Weights) -> Any:
 
 
 def _resize(net: Any, model: str, native: int, size: int) -> None:
+    """Prepare the network for another input size; only transformers need it."""
     try:
         if hasattr(net, "set_input_size"):
             net.set_input_size(img_size=(size, size))

@@ -1,4 +1,4 @@
-"""Images that a student was trained on, and those held out: an accuracy on the former measures memory as much as features."""
+"""Images that a student was trained on, and held-out ones: accuracy on the former measures memory as much as features."""
 
 from collections.abc import Iterable
 
@@ -15,36 +15,36 @@ from trainer.model.image_split import ImageSplit
 
 
 def count_trained_on(student: StudentConfig, images: ImageSet) -> int | None:
-    """Count the images whose very file the student was trained on; None where its cache is not there to ask."""
+    """Count the images whose very file the student was trained on; None if its cache is no longer available."""
     if not is_cache(student.cache):
         return None
     try:
-        of_run = ImagesOfRun(student)
-    except RadioCacheError:  # replaced, damaged, or without these teachers: it cannot answer any more
+        images_of_run = ImagesOfRun(student)
+    except RadioCacheError:  # replaced, damaged, or without these teachers: its images are unknown
         return None
-    return int(of_run.trained_on(images.source.digests(images.rows)).sum())
+    return int(images_of_run.trained_on(images.source.digests(images.rows)).sum())
 
 
 def memory_note(name: str, count: int, total: int) -> str:
-    """Return the sentence that stands below a table whose images the student was trained on."""
-    which = "all" if count == total else f"{count:,} of the {total:,}"
+    """Return the note below a table whose images the student was trained on."""
+    share = "all" if count == total else f"{count:,} of the {total:,}"
     return (
-        f"{name} was trained on {which} images that are classified here, which makes it look better than on new ones: "
+        f"{name} was trained on {share} images that are classified here, which makes it look better than on new ones: "
         "give --queries that it has never seen, or train with --holdout 0.1."
     )
 
 
 def split_of(encoders: Iterable[Encoder]) -> ImageSplit | None:
-    """Return how the first student with held-out images divided its cache; None where none has any."""
+    """Return the split of the first student with held-out images; None if no student has any."""
     splits = (encoder.config.images for encoder in encoders if isinstance(encoder, StudentEncoder))
     return next((split for split in splits if split is not None and split.held_out), None)
 
 
 def divided(images: ImageSet, split: ImageSplit | None) -> tuple[ImageSet, ImageSet] | None:
-    """Divide images of a cache into those that the rule leaves for training and those it holds out.
+    """Divide images of a cache into training images and held-out images by the rule of a split.
 
     Returns:
-        The two sets; None without a rule, for images of no cache, and where one of the sets would be empty.
+        The two sets; None without a split, for images of no cache, and if one of the sets would be empty.
     """
     if split is None or images.cache is None:
         return None
@@ -55,8 +55,9 @@ def divided(images: ImageSet, split: ImageSplit | None) -> tuple[ImageSet, Image
 
 
 def held_out_of(images: ImageSet, encoders: Iterable[Encoder]) -> tuple[ImageSet, list[str]]:
-    """Return the images that the first student was not trained on, where a cache holds both kinds, and a note about it."""
-    parts = divided(images, split_of(encoders))
-    if parts is None:
+    """Return the held-out images of a cache with a note, or all images if the first student has no held-out ones there."""
+    training_and_held_out = divided(images, split_of(encoders))
+    if training_and_held_out is None:
         return images, []
-    return parts[1], [f"Evaluated on the {len(parts[1]):,} images of {images.place} that were held out of training."]
+    held_out = training_and_held_out[1]
+    return held_out, [f"Evaluated on the {len(held_out):,} images of {images.location} that were held out of training."]

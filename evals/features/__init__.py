@@ -1,1 +1,1 @@
-"""Evaluations of features that need no labels: rank, likeness, nearest images, other input sizes."""
+"""Evaluations of features without labels: rank, similarity, nearest images, other input sizes."""

@@ -1,4 +1,4 @@
-"""Does a student see the same at every resolution? Its guesses at its teachers, at several sizes of its input.
+"""Mode switch: how well a student predicts each teacher at several input sizes.
 
 A student may follow one teacher at low and another at high resolution: the mode switch of RADIOv2.5 (arXiv 2412.07679).
 """
@@ -32,8 +32,14 @@ _BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ModeSwitchConfig:
-    """run: whose student. cache: holds its teachers; None takes the one it learned from. sizes: of its input, pixels; by default
-    half to twice what it was trained at. limit: images at most, drawn at random by seed."""
+    """Settings of a mode-switch evaluation.
+
+    Attributes:
+        run: folder of the student's run.
+        cache: holds the teachers; None takes the cache that the student learned from.
+        sizes: of the student's input, pixels; empty takes half to twice the training size.
+        limit: images at most, drawn by `seed`.
+    """
 
     run: Path
     cache: str | Path | None = None
@@ -47,8 +53,10 @@ class ModeSwitchConfig:
 class ModeSwitchRow:
     """One teacher at one size of the student's input.
 
-    cosine: mean over tokens, after the teacher's mean token was subtracted from both. fidelity: variance of the teacher's
-    tokens over the mean squared error; 1 is no better than the mean token. summary_cosine: None without summaries.
+    Attributes:
+        cosine: mean over tokens, after the teacher's mean token was subtracted from both.
+        fidelity: variance of the teacher's tokens over the mean squared error; 1 is no better than the mean token.
+        summary_cosine: None without summaries.
     """
 
     teacher: str
@@ -60,7 +68,7 @@ class ModeSwitchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ModeSwitchTable:
-    """What was measured and how."""
+    """The measurements, and how they were made."""
 
     protocol: str
     images: dict[str, str | int]
@@ -69,20 +77,26 @@ class ModeSwitchTable:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this table."""
         return asdict(self)
 
     def chart(self) -> str:
-        """Cosine over sizes, a line per teacher, as SVG."""
+        """Draw cosine over sizes, one line per teacher, as SVG."""
         sizes = sorted({row.size_px for row in self.rows})
-        by = {(row.teacher, row.size_px): row.cosine for row in self.rows}
+        cosine_of = {(row.teacher, row.size_px): row.cosine for row in self.rows}
         teachers = list(dict.fromkeys(row.teacher for row in self.rows))
-        lines = {teacher: [by.get((teacher, size), float("nan")) for size in sizes] for teacher in teachers}
-        places = [f"{size}" for size in sizes]
-        return line_chart(lines, places, x_title="student's input, pixels", y_title="cosine with the teacher")
+        lines = {teacher: [cosine_of.get((teacher, size), float("nan")) for size in sizes] for teacher in teachers}
+        return line_chart(
+            lines, [str(size) for size in sizes], x_title="student's input, pixels", y_title="cosine with the teacher"
+        )
 
 
 def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = None) -> ModeSwitchTable:
-    """The student's maps at every size, compared with the teachers' as the cache holds them. Raises RadioCacheError."""
+    """Compare the student's maps at every size with the cached maps of its teachers.
+
+    Raises:
+        RadioCacheError: if run or cache cannot be opened, or the cache has none of the teachers.
+    """
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"--limit needs at least 1 image, got {config.limit}")
     device = torch.device(pick_device(config.device))
@@ -98,7 +112,7 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     sizes, notes = _sizes(student, config.sizes)
     for number, size in enumerate(sizes):
         sized = student.at_size(size)
-        rows += _compared(sized, cache, images, teachers, size)
+        rows += _compare(sized, cache, images, teachers, size)
         if progress is not None:
             progress("sizes", number + 1, len(sizes), unit="sizes")
     protocol = (
@@ -114,28 +128,35 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     )
 
 
-def _sizes(student: StudentEncoder, asked: Sequence[int]) -> tuple[list[int], list[str]]:
+def _sizes(student: StudentEncoder, requested_sizes: Sequence[int]) -> tuple[list[int], list[str]]:
+    """Return the sizes to evaluate, each supported by the student, and notes about those that were moved."""
     trained = student.geometry.input_hw[0]
-    wanted = list(asked) or [round(trained * share) for share in _SHARES]
-    if bad := [size for size in wanted if size < 1]:
-        raise ConfigError(f"--size {bad[0]}: a size is at least one pixel")
-    taken = [student.model.nearest_supported_resolution(size, size)[0] for size in wanted]
-    moved = [f"{size} to {near}" for size, near in zip(wanted, taken, strict=True) if size != near and asked]
+    candidate_sizes = list(requested_sizes) or [round(trained * share) for share in _SHARES]
+    if too_small := [size for size in candidate_sizes if size < 1]:
+        raise ConfigError(f"--size {too_small[0]}: a size is at least one pixel")
+    supported_sizes = [student.model.nearest_supported_resolution(size, size)[0] for size in candidate_sizes]
+    moved = [
+        f"{size} to {near}"
+        for size, near in zip(candidate_sizes, supported_sizes, strict=True)
+        if size != near and requested_sizes
+    ]
     notes = [f"Sizes moved to the nearest that the student takes: {', '.join(moved)}."] if moved else []
-    if len(set(taken)) == 1:
+    if len(set(supported_sizes)) == 1:
         notes.append("The student takes one size only: there is no curve.")
-    return sorted(set(taken)), notes
+    return sorted(set(supported_sizes)), notes
 
 
-def _compared(
+def _compare(
     student: StudentEncoder, cache: Cache, images: ImageSet, teachers: Sequence[str], size: int
 ) -> list[ModeSwitchRow]:
+    """Return one row per teacher for one input size."""
+    # Per teacher: sum of cosines, of squared teacher values, of squared errors, number of tokens.
     sums = {name: np.zeros(4) for name in teachers}
-    likeness: dict[str, list[NDArray[np.float64]]] = {name: [] for name in teachers}
+    summary_cosines: dict[str, list[NDArray[np.float64]]] = {name: [] for name in teachers}
     for first in range(0, len(images), _BATCH):
-        part = images.at(np.arange(first, min(first + _BATCH, len(images))))
-        shown = [part.decoded(position) for position in range(len(part))]
-        decoded = [image for image in shown if image is not None]
+        batch = images.at(np.arange(first, min(first + _BATCH, len(images))))
+        # The images of a cache were decoded when it was built, so none is left out.
+        decoded = [image for position in range(len(batch)) if (image := batch.decoded(position)) is not None]
         pixels = np.stack([student.pixels_of(image) for image in decoded])
         with torch.inference_mode():
             out = student.outputs(torch.from_numpy(pixels))
@@ -143,16 +164,18 @@ def _compared(
         boxes = [student.seen_box_xyxy(hw) for hw in hws]
         for name in teachers:
             teacher = cache.teachers[name]
-            guess = out.maps[name].float().cpu().numpy()
-            weights = crop_weights(boxes, hws, teacher.spec.geometry, out_hw=(guess.shape[1], guess.shape[2]))
-            target = weights.sample(teacher.maps(part.rows))
+            prediction = out.maps[name].float().cpu().numpy()
+            # The teacher's map is sampled where the student has its tokens: (b, H, W, c) -> (b, h, w, c).
+            weights = crop_weights(boxes, hws, teacher.spec.geometry, out_hw=(prediction.shape[1], prediction.shape[2]))
+            target = weights.sample(teacher.maps(batch.rows))
             mean = teacher.spatial_mean_std()[0]
-            a, b = guess[weights.valid] - mean, target[weights.valid] - mean
+            # Boolean indexing flattens the valid tokens: (b, h, w, c) -> (tokens, c).
+            a, b = prediction[weights.valid] - mean, target[weights.valid] - mean
             cosines = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
             sums[name] += [cosines.sum(), (b**2).sum(), ((a - b) ** 2).sum(), len(cosines)]
             if name in out.summaries:
-                likeness[name].append(
-                    _row_cosines(out.summaries[name].float().cpu().numpy(), teacher.summaries(part.rows))
+                summary_cosines[name].append(
+                    _row_cosines(out.summaries[name].float().cpu().numpy(), teacher.summaries(batch.rows))
                 )
     return [
         ModeSwitchRow(
@@ -160,12 +183,13 @@ def _compared(
             size_px=size,
             cosine=float(total[0] / total[3]),
             fidelity=float(total[1] / max(total[2], 1e-12)),
-            summary_cosine=float(np.concatenate(likeness[name]).mean()) if likeness[name] else None,
+            summary_cosine=float(np.concatenate(summary_cosines[name]).mean()) if summary_cosines[name] else None,
         )
         for name, total in sums.items()
     ]
 
 
 def _row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine of each row of `a` with the same row of `b`, both (n, c)."""
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return (a * b).sum(axis=1).astype(np.float64) / np.maximum(scale, 1e-12)

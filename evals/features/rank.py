@@ -1,4 +1,4 @@
-"""How many directions features use (RankMe), and how alike two spaces are (linear CKA); no labels, nothing trained."""
+"""Effective rank of features (RankMe) and similarity of feature spaces (linear CKA), without labels or training."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,14 @@ DEFAULT_IMAGES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """images: any place; None takes the first run's cache. limit: images at most, drawn at random by seed."""
+    """Settings of a rank evaluation.
+
+    Attributes:
+        images: a cache, folder or tars; None takes the cache of the first run.
+        runs, models, weights: as for k-NN.
+        limit: images at most, drawn by `seed`.
+        device: where models run.
+    """
 
     images: str | Path | None = None
     runs: tuple[Path, ...] = ()
@@ -36,7 +43,14 @@ class RankConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RankRow:
-    """One feature space. rank: RankMe, between 1 and the width. cka: name of a teacher -> likeness in [0, 1]."""
+    """One feature space.
+
+    Attributes:
+        about: a short description of the encoder.
+        width: values of a summary.
+        rank: RankMe, between 1 and the width.
+        cka: name of a teacher -> similarity in [0, 1].
+    """
 
     name: str
     kind: str
@@ -48,7 +62,7 @@ class RankRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RankTable:
-    """What was measured and how."""
+    """The measurements, and how they were made."""
 
     protocol: str
     images: dict[str, str | int]
@@ -57,11 +71,16 @@ class RankTable:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this table."""
         return asdict(self)
 
 
 def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTable:
-    """Summaries of all encoders on the same images, their RankMe, and their CKA with every teacher."""
+    """Encode the same images by all encoders; compute RankMe, and CKA with every teacher.
+
+    Raises:
+        RadioCacheError: if something cannot be opened, or there are fewer than two images.
+    """
     if config.limit is not None and config.limit < 2:
         raise ConfigError(f"--limit needs at least 2 images, got {config.limit}")
     device = torch.device(pick_device(config.device))
@@ -70,35 +89,38 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
     images, encoders, held_out = images_and_encoders(
         config.images, live, fallback, limit=config.limit, seed=config.seed
     )
-    found: dict[str, tuple[Any, NDArray[np.float64]]] = {}
-    seen = np.arange(len(images))
+    features_of: dict[str, tuple[Any, NDArray[np.float64]]] = {}
+    read_positions = np.arange(len(images))
     for encoder in encoders:
         block = encoder.summaries(images, on_images=CountedImages(encoder, len(images), progress))
-        seen = block.positions
+        read_positions = block.positions
+        # An untrained student's heads are random projections: only its own features mean something.
         for space in encoder.spaces if encoder.kind != "untrained" else (OWN,):
             name = encoder.name if space == OWN else f"{encoder.name} → {space}"
-            found[name] = (encoder, block.summaries[space].astype(np.float64))
-    if len(seen) < 2:
-        raise EvalError(f"{images.place}: it takes two images that can be read, and there is {len(seen)}")
-    teachers = tuple(name for name, (encoder, _) in found.items() if encoder.kind == "teacher")
+            features_of[name] = (encoder, block.summaries[space].astype(np.float64))
+    if len(read_positions) < 2:
+        raise EvalError(f"{images.location}: it takes two images that can be read, and there is {len(read_positions)}")
+    teachers = tuple(name for name, (encoder, _) in features_of.items() if encoder.kind == "teacher")
     rows = tuple(
         RankRow(
             name=name,
             kind=encoder.kind,
-            about=encoder.about if "→" not in name else "what it makes of that teacher",
+            about=encoder.description if "→" not in name else "what it makes of that teacher",
             width=features.shape[1],
             rank=rank_me(features),
-            cka={teacher: linear_cka(features, found[teacher][1]) for teacher in teachers},
+            cka={teacher: linear_cka(features, features_of[teacher][1]) for teacher in teachers},
         )
-        for name, (encoder, features) in found.items()
+        for name, (encoder, features) in features_of.items()
     )
     notes = [*held_out, *left_out_notes(images)]
-    narrow = [row.name for row in rows if row.width > len(seen)]
-    if narrow:
+    # A matrix of n images has a rank of at most n, whatever its width.
+    bounded = [row.name for row in rows if row.width > len(read_positions)]
+    if bounded:
         notes.append(
-            f"{counted(len(seen), 'image', 'images')} bound the rank of {', '.join(narrow)}: more images, higher ranks."
+            f"{counted(len(read_positions), 'image', 'images')} bound the rank of {', '.join(bounded)}: more images, higher "
+            "ranks."
         )
-    protocol = f"summaries of {len(seen):,} images: RankMe (effective rank), linear CKA with every teacher"
+    protocol = f"summaries of {len(read_positions):,} images: RankMe (effective rank), linear CKA with every teacher"
     return RankTable(
         protocol=protocol, images=images.usable().identity(), teachers=teachers, rows=rows, notes=tuple(notes)
     )
@@ -124,12 +146,23 @@ def rank_me(features: NDArray[np.float64]) -> float:
 
 
 def linear_cka(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Likeness in [0, 1] of two sets of features (n, c) and (n, d) of the same images; 1 up to rotation and scale.
+    """Return the linear CKA of two sets of features of the same images; 1 if they differ by rotation and scale only.
+
+    Args:
+        first: (n, c).
+        second: (n, d).
+
+    Returns:
+        Similarity in [0, 1].
+
+    Raises:
+        ShapeError: if the number of images differs.
 
     Source: Kornblith et al., arXiv 1905.00414, Eq. 4 with linear kernels. Columns are centred here.
     """
     if len(first) != len(second):
         raise ShapeError(f"CKA compares features of the same images: {len(first)} and {len(second)}")
-    one, other = first - first.mean(axis=0), second - second.mean(axis=0)
-    scale = np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)
-    return float(np.linalg.norm(other.T @ one) ** 2 / scale) if scale > 0 else 0.0
+    # The n x n kernels are never made: their products reduce to (c, c), (d, d) and (d, c).
+    centred_first, centred_second = first - first.mean(axis=0), second - second.mean(axis=0)
+    scale = np.linalg.norm(centred_first.T @ centred_first) * np.linalg.norm(centred_second.T @ centred_second)
+    return float(np.linalg.norm(centred_second.T @ centred_first) ** 2 / scale) if scale > 0 else 0.0

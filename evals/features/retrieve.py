@@ -1,4 +1,4 @@
-"""Which images does an encoder find alike? The nearest images of a few, as pictures."""
+"""Image retrieval as pictures: the nearest images of a few queries, by every encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,16 @@ _RIGHT, _WRONG, _PLAIN = (60, 150, 80), (200, 80, 70), (255, 255, 255)
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieveConfig:
-    """images: any place; None takes the first run's cache. queries: how many images are asked for; k: how many are shown."""
+    """Settings of a retrieval picture.
+
+    Attributes:
+        images: a cache, folder or tars; None takes the cache of the first run.
+        runs, models, weights: as for k-NN.
+        queries: number of query images.
+        k: neighbours of each query.
+        limit: images to search at most, drawn by `seed`, as the queries are.
+        device: where models run.
+    """
 
     images: str | Path | None = None
     runs: tuple[Path, ...] = ()
@@ -44,10 +53,13 @@ class RetrieveConfig:
 
 
 def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) -> list[list[Pane]]:
-    """A row of pictures per query and encoder: the query, then its nearest images by cosine of summaries, itself left out.
+    """Return a row of pictures per query and encoder: the query, then its nearest images by cosine of summaries.
 
-    Neighbours of the query's class have a green border, others a red one; without classes, or
-    with no other image of the query's, none has.
+    Neighbours of the query's class have a green border, others a red one. There is no border if images have no classes, or
+    if the query is the only image of its class.
+
+    Raises:
+        RadioCacheError: if something cannot be opened, or there are fewer than two images.
     """
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)
@@ -57,32 +69,40 @@ def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) ->
     for encoder in encoders:
         block = encoder.summaries(images, on_images=CountedImages(encoder, len(images), progress))
         if len(block.positions) < 2:
-            raise EvalError(f"{images.place}: there is nothing to find, it takes two images that can be read")
+            raise EvalError(f"{images.location}: retrieval needs at least two images that can be read")
+        # The same seed for every encoder: all rows of a query show the same image first.
         order = np.random.default_rng(config.seed).permutation(len(block.positions))
-        asked = np.sort(order[: config.queries])
+        query_positions = np.sort(order[: config.queries])
         features = block.summaries[OWN]
-        search = NeighbourSearch(features[asked], config.k, own_rows=asked, device=config.device)
+        search = NeighbourSearch(
+            features[query_positions], config.k, excluded_rows=query_positions, device=config.device
+        )
         search.add(np.arange(len(features)), features)
-        found = search.result()
+        neighbours = search.result()
         grids[encoder.name] = [
             _row(images, encoder.name, int(block.positions[query]), block.positions[rows[rows != NO_ROW]])
-            for query, rows in zip(asked, found.rows, strict=True)
+            for query, rows in zip(query_positions, neighbours.rows, strict=True)
         ]
+    # By query first, so that the encoders' answers to one query stand below each other.
     return [rows[number] for number in range(len(next(iter(grids.values())))) for rows in grids.values()]
 
 
 def _row(images: ImageSet, name: str, query: int, rows: NDArray[np.int64]) -> list[Pane]:
+    """Return the pictures of a query and its neighbours."""
     label = int(images.labels[query])
-    alone = (images.labels == label).sum() < 2
+    is_lone = (images.labels == label).sum() < 2
     panes: list[Pane] = [(name, _square(images, query, _PLAIN))]
     for position in rows.tolist():
-        other = int(images.labels[position])
-        colour = _PLAIN if label < 0 or alone else _RIGHT if other == label else _WRONG
-        panes.append((images.name_of(other) if other >= 0 else "", _square(images, position, colour)))
+        neighbour_label = int(images.labels[position])
+        colour = _PLAIN if label < 0 or is_lone else _RIGHT if neighbour_label == label else _WRONG
+        panes.append(
+            (images.name_of(neighbour_label) if neighbour_label >= 0 else "", _square(images, position, colour))
+        )
     return panes
 
 
 def _square(images: ImageSet, position: int, border: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the centre of an image as a small square with a border of this colour."""
     image = images.decoded(position)
     assert image is not None, "it was decoded before, for its summary, or lies in a cache"
     side = min(image.width, image.height)

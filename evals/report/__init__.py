@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run."""
+"""The report: one self-contained HTML page about a run."""

@@ -214,7 +214,9 @@ def _retrieve(config: SectionsConfig, progress: Progress | None) -> Section:
 
 def _similarity(config: SectionsConfig, progress: Progress | None) -> Section:
     rows = run_similarity(
-        SimilarityConfig(images=config.images, runs=(config.run,), shown=2, seed=config.seed, device=config.device),
+        SimilarityConfig(
+            images=config.images, runs=(config.run,), num_images=2, seed=config.seed, device=config.device
+        ),
         progress=progress,
     )
     return Section(

@@ -1,4 +1,4 @@
-"""Semantic segmentation by a linear probe on frozen maps: how much of what is where do the features know?"""
+"""Semantic segmentation by a linear probe on frozen maps."""
 
 from evals.segmentation.table import SegmentConfig, SegmentTable, run_segment
 

@@ -1,7 +1,7 @@
-"""The maps of all windows of a set of images, from a store: computed once, read as often as a probe likes.
+"""The maps of all windows of a set of images: computed once, stored, and read for every step of a probe.
 
-They lie in caches of our own format, a row per window, one shard after the other: a run that was stopped goes on where
-it was. A teacher of a cache brings its maps along.
+They are stored in caches of our own format, one row per window, shard by shard: an interrupted run continues where it
+stopped. For a teacher of a cache, the cached maps are used.
 """
 
 import hashlib
@@ -38,14 +38,19 @@ _BATCH_WINDOWS = 8
 
 
 class WindowMaps(ABC):
-    """Maps of windows. windows: all of them, in order of their images. window_hw: frame pixels that a map shows.
+    """Maps of windows.
 
-    grid_hw: tokens, which tile the window evenly. width: channels.
+    Attributes:
+        name, kind, description: of the encoder.
+        windows: all of them, in order of their images.
+        window_hw: frame pixels that a map covers.
+        grid_hw: tokens, which tile the window evenly.
+        width: channels.
     """
 
     name: str
     kind: str
-    about: str
+    description: str
     windows: tuple[Window, ...]
     window_hw: tuple[int, int]
     grid_hw: tuple[int, int]
@@ -53,14 +58,23 @@ class WindowMaps(ABC):
 
     @abstractmethod
     def read(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """(n, h, w, c) maps of these windows."""
+        """Return (n, h, w, c) maps of these windows."""
 
 
 @final
 class StoredMaps(WindowMaps):
-    """Maps of a live encoder's windows, in a cache below `folder` that is made if it is not there or not finished.
+    """Maps of a live encoder's windows, in a cache below `folder` that is created, or finished, if necessary.
 
-    Raises EvalError for an encoder without maps, CodecError for maps that half precision cannot hold.
+    Args:
+        encoder: with maps and a square input.
+        images: with their masks.
+        sizes_hw: of the images, upright.
+        folder: of all stored maps.
+        progress: receives the number of windows.
+
+    Raises:
+        EvalError: if the input of the encoder is not square.
+        CodecError: for maps that half precision cannot hold.
     """
 
     def __init__(
@@ -74,39 +88,43 @@ class StoredMaps(WindowMaps):
     ) -> None:
         h, w = encoder.geometry.input_hw
         if h != w:
-            raise EvalError(f"{encoder.name} takes {size_phrase((h, w))}: windows are square, name a side by --crop")
-        self.name, self.kind, self.about = encoder.name, encoder.kind, encoder.about
-        self.windows = tuple(one for p, hw in enumerate(sizes_hw) for one in sliding_windows(p, hw, h))
+            raise EvalError(f"{encoder.name} takes {size_phrase((h, w))}: windows are square, set their side by --crop")
+        self.name, self.kind, self.description = encoder.name, encoder.kind, encoder.description
+        self.windows = tuple(window for p, hw in enumerate(sizes_hw) for window in sliding_windows(p, hw, h))
         self.window_hw, self.grid_hw = (h, w), encoder.geometry.grid_hw
         self._encoder, self._images = encoder, images
-        probe, self.width = self._fingerprint()
+        # The file name holds a hash of everything the maps depend on, so a stale cache is never read.
+        fingerprint, self.width = self._fingerprint()
         digests = b"".join(images.image_digests)
-        content = hashlib.sha256(probe + digests + repr((h, self.windows)).encode()).hexdigest()
+        content = hashlib.sha256(fingerprint + digests + repr((h, self.windows)).encode()).hexdigest()
         slug = re.sub(r"[^a-z0-9.-]+", "-", encoder.name.lower()).strip("-.") or "encoder"
         self._teacher = f"{slug:.40}"
-        place = folder / f"{slug:.40}-{content[:16]}.zarr"
-        if not is_cache(place):
-            self._create(place, content)
-        self._cache = Cache(place)
+        cache_path = folder / f"{slug:.40}-{content[:16]}.zarr"
+        if not is_cache(cache_path):
+            self._create(cache_path, content)
+        self._cache = Cache(cache_path)
         self._compute(progress)
-        self._maps = Cache(place).teachers[self._teacher]
+        self._maps = Cache(cache_path).teachers[self._teacher]
 
     def read(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Return the stored maps, decoded from half precision."""
         return self._maps.maps(rows)
 
     def _fingerprint(self) -> tuple[bytes, int]:
-        """What the encoder makes of one fixed picture: another network, other weights or another size differ in it."""
+        """Return a hash of the map of one fixed picture, and the width: they differ for other weights or another size."""
         h, w = self.window_hw
         noise = np.random.default_rng(0).integers(0, 256, (1, h, w, 3), dtype=np.uint8)
-        made = self._run(noise)
-        return digest(np.ascontiguousarray(made).tobytes()), int(made.shape[-1])
+        maps = self._run(noise)
+        return digest(np.ascontiguousarray(maps).tobytes()), int(maps.shape[-1])
 
     def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (n, h, w, c) maps of (n, H, W, 3) pixels."""
         with torch.inference_mode():
             maps = self._encoder.outputs(torch.from_numpy(pixels)).maps
         return _tiled(maps[OWN].float().cpu().numpy(), self._encoder.geometry)
 
-    def _create(self, place: Path, content: str) -> None:
+    def _create(self, cache_path: Path, content: str) -> None:
+        """Create the cache: an image index with one entry per window, and the encoder as its only teacher."""
         count = len(self.windows)
         folder = Path(os.path.commonpath([path.resolve().parent for path in self._images.images]))
         meta = CacheMeta(
@@ -117,9 +135,11 @@ class StoredMaps(WindowMaps):
             max_pixels=max(1, int(np.prod(self.window_hw))),
             containers=(Container(kind="folder", path=str(folder), prefix=""),),
         )
-        none = np.full(count, -1, np.int64)
+        no_value = np.full(count, -1, np.int64)
         keys = [f"{self._images.keys[w.position]}#{w.top},{w.left}" for w in self.windows]
-        create_cache(place, meta, ImageIndex(keys, none.astype(np.int32), np.zeros(count, np.int32), none, none))
+        create_cache(
+            cache_path, meta, ImageIndex(keys, no_value.astype(np.int32), np.zeros(count, np.int32), no_value, no_value)
+        )
         h, w = self.window_hw
         geometry = ViewGeometry(
             fit="squash",
@@ -133,7 +153,7 @@ class StoredMaps(WindowMaps):
         spec = TeacherSpec(
             name=self._teacher,
             family="evaluated",
-            model=self.about,
+            model=self.description,
             licence="that of the model",
             weights=self.name,
             weights_sha256=content,
@@ -148,29 +168,35 @@ class StoredMaps(WindowMaps):
             views=1,
             software={},
         )
-        add_teacher(place, meta, spec)
+        add_teacher(cache_path, meta, spec)
 
     def _compute(self, progress: Progress | None) -> None:
+        """Compute the shards that have no receipt yet: reading and cutting in threads, ahead of the model."""
         meta = self._cache.meta
-        made = {unit: self._cache.receipts(unit) for unit in (IMAGES_UNIT, self._teacher)}
+        receipts = {unit: self._cache.receipts(unit) for unit in (IMAGES_UNIT, self._teacher)}
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pixels") as pool:
-            missing = [shard for shard in range(meta.num_shards) if any(made[unit][shard] is None for unit in made)]
-            done = meta.num_images - sum(len(meta.shard_rows(shard)) for shard in missing)
+            missing = [
+                shard for shard in range(meta.num_shards) if any(receipts[unit][shard] is None for unit in receipts)
+            ]
+            num_done = meta.num_images - sum(len(meta.shard_rows(shard)) for shard in missing)
             shards = ahead(pool, self._shard_pixels, missing, depth=3)
             for shard, pixels in zip(missing, shards, strict=True):
                 self._write(shard, pixels)
-                done += len(pixels)
+                num_done += len(pixels)
                 if progress is not None:
-                    progress(f"{self.name}: maps", done, meta.num_images, unit="windows")
+                    progress(f"{self.name}: maps", num_done, meta.num_images, unit="windows")
 
     def _shard_pixels(self, shard: int) -> NDArray[np.uint8]:
+        """Return (n, side, side, 3) pixels of the windows of a shard."""
         rows = self._cache.meta.shard_rows(shard)
         parts: list[NDArray[np.uint8]] = []
+        # Windows are in order of their images, so every image is decoded once per shard.
         for position, group in groupby((self.windows[row] for row in rows), key=lambda window: window.position):
             parts.append(window_pixels(self._images.image(position), list(group), self.window_hw[0]))
         return np.concatenate(parts)
 
     def _write(self, shard: int, pixels: NDArray[np.uint8]) -> None:
+        """Run the encoder on the windows of a shard and commit them: first as images, then as a teacher's maps."""
         meta, codec = self._cache.meta, Half()
         rows, size = meta.shard_rows(shard), meta.shard_images
         maps = np.concatenate(
@@ -186,6 +212,7 @@ class StoredMaps(WindowMaps):
         writer.commit({**receipt, "num_tokens": 0})
         writer = ShardWriter(self._cache.storage, self._teacher, shard)
         writer.write_sharded("spatial", list(codec.encode(maps)), grid=(0, shard, 0, 0, 0), chunks_per_shard=size)
+        # (n, h, w, c) -> (tokens, c): the statistics that every teacher of a cache has.
         tokens = maps.reshape(-1, self.width).astype(np.float64)
         writer.write_plain("stats/spatial", np.stack([tokens.sum(0), (tokens**2).sum(0)])[None], grid=(shard, 0, 0))
         writer.commit({**receipt, "num_tokens": len(tokens)})
@@ -193,9 +220,16 @@ class StoredMaps(WindowMaps):
 
 @final
 class CachedTeacherMaps(WindowMaps):
-    """A teacher's maps of whole images as a cache holds them; images are found by the hash of their files.
+    """A teacher's cached maps of whole images; images are identified by the hash of their files.
 
-    Raises EvalError if the cache lacks some of the images.
+    Args:
+        cache: of these images.
+        teacher: of the cache.
+        images: with their masks.
+        sizes_hw: of the images, upright.
+
+    Raises:
+        EvalError: if the cache lacks some of the images.
     """
 
     def __init__(
@@ -203,32 +237,36 @@ class CachedTeacherMaps(WindowMaps):
     ) -> None:
         geometry = teacher.spec.geometry
         usable = cache.usable_rows((teacher.name,))
-        row_of = {found.tobytes(): int(row) for row, found in zip(usable, cache.digests[usable], strict=True)}
-        rows = [row_of.get(found) for found in images.image_digests]
-        if (gone := rows.count(None)) > 0:
+        row_of = {file.tobytes(): int(row) for row, file in zip(usable, cache.digests[usable], strict=True)}
+        rows = [row_of.get(file) for file in images.image_digests]
+        if (num_missing := rows.count(None)) > 0:
             first = images.images[rows.index(None)]
             raise EvalError(
-                f"{cache.url} lacks {gone} of the {len(rows)} images of {images.place} for teacher '{teacher.name}', such as "
-                f"{first}: build a cache of these very files, or leave --cache out and give --model teacher:{teacher.name}"
+                f"{cache.url} lacks {num_missing} of the {len(rows)} images of {images.location} for teacher '{teacher.name}', "
+                f"such as {first}: build a cache of these very files, or leave --cache out and give --model "
+                f"teacher:{teacher.name}"
             )
         self.name, self.kind = teacher.name, "teacher"
-        self.about = f"teacher, from the cache, {size_phrase(geometry.input_hw)}, whole image by {geometry.fit}"
+        self.description = f"teacher, from the cache, {size_phrase(geometry.input_hw)}, whole image by {geometry.fit}"
         self.windows = tuple(teacher_window(p, hw, geometry) for p, hw in enumerate(sizes_hw))
         self.window_hw, self.grid_hw, self.width = geometry.input_hw, geometry.grid_hw, teacher.spec.spatial_dim
         self._teacher, self._rows, self._geometry = teacher, rows, geometry
 
     def read(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Return the cached maps of the images of these windows."""
         return _tiled(self._teacher.maps([self._rows[row] or 0 for row in rows]), self._geometry)
 
 
 def fitted(encoder: LiveEncoder, crop_px: int) -> LiveEncoder:
-    """The encoder for windows of crop_px, or of the nearest size that its patches allow, or of its own size.
+    """Return the encoder at input size crop_px, or at the nearest size that its patches allow, or at its own size.
 
-    Raises EvalError for an encoder without maps.
+    Raises:
+        EvalError: for an encoder without maps.
     """
     if not encoder.map_spaces:
         raise EvalError(f"{encoder.name} has no maps, only a summary: there is nothing to segment with")
     patch = encoder.geometry.stride_px
+    # A multiple of the patch suits transformers, a multiple of 32 networks that halve their input five times.
     sizes = (crop_px, max(1, round(crop_px / patch)) * round(patch), max(1, round(crop_px / 32)) * 32)
     for size in sizes:
         if encoder.geometry.input_hw == (size, size):
@@ -241,7 +279,7 @@ def fitted(encoder: LiveEncoder, crop_px: int) -> LiveEncoder:
 
 
 def _tiled(maps: NDArray[np.float32], geometry: ViewGeometry) -> NDArray[np.float32]:
-    """Maps whose tokens tile the input evenly. Where convolutions pad unevenly they do not, and are sampled."""
+    """Resample maps so that their tokens tile the input evenly; those of convolutions that pad unevenly do not."""
     h, w = geometry.input_hw
     grid_h, grid_w = geometry.grid_hw
     even = geometry.stride_px * grid_h == h and geometry.stride_px * grid_w == w
@@ -249,4 +287,5 @@ def _tiled(maps: NDArray[np.float32], geometry: ViewGeometry) -> NDArray[np.floa
         return maps
     whole = replace(geometry, fit="squash")
     weights = crop_weights([(0.0, 0.0, float(w), float(h))], [(h, w)], whole, out_hw=geometry.grid_hw)
+    # (n, H, W, c) -> (n, h, w, c), separable in rows and columns.
     return np.einsum("yh,nhwc,xw->nyxc", weights.rows[0], maps, weights.columns[0], optimize=True).astype(np.float32)

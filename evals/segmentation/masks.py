@@ -18,7 +18,7 @@ from radio_cache.images.decode import EXTENSIONS, MAX_PIXELS, decode_image, open
 from radio_cache.reader import digest
 
 IGNORED = -1
-"""The class of pixels that nobody labelled: they are neither trained on nor counted."""
+"""The class of unlabelled pixels: they are neither trained on nor counted."""
 
 _MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 _VOC = (
@@ -45,18 +45,21 @@ _VOC = (
     "tvmonitor",
 )
 _ADE_CLASSES = 150
-_MOST_CLASSES = 4096
-"""Far above any list of classes: larger ids stand for nobody, or for instances."""
+_LARGEST_CLASS = 4096
+"""Far above any list of classes: larger ids are an ignore index, or count instances."""
 
 _STORED = re.compile(r"(?:L|1);(?P<bits>\d?)(?P<inverted>I?)R?\Z")
-"""PIL's name for the way grey values lie in a file that it does not take as they are: "L;4", "L;2I", "1;I"."""
+"""PIL's raw mode of grey values that it converts while it loads them: "L;4", "L;2I", "1;I"."""
 
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """What the numbers in a mask mean: first_id is class 0, the next one class 1; ignore is nobody's.
+    """The meaning of the numbers in a mask.
 
-    class_names is empty where there is no list: classes are then as many as the masks hold, and named by their numbers.
+    Attributes:
+        class_names: empty if there is no list; the masks then define how many classes there are, named by their numbers.
+        first_id: the number of class 0; the next number is class 1.
+        ignore: the number of unlabelled pixels.
     """
 
     class_names: tuple[str, ...] = ()
@@ -66,9 +69,17 @@ class MaskFormat:
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """Images and their masks, pair by pair. keys: unique, for people. left_out: images in the folder without a mask."""
+    """Images and their masks, pair by pair.
 
-    place: str
+    Attributes:
+        location: of both, as the user typed it.
+        keys: unique names.
+        images, masks: files.
+        format: of the masks.
+        left_out: number of images in the folder without a mask.
+    """
+
+    location: str
     keys: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
@@ -79,7 +90,7 @@ class MaskedImages:
         return len(self.keys)
 
     def image(self, position: int) -> Image.Image:
-        """Upright and RGB. Raises EvalError naming the file."""
+        """Return the image, upright and RGB. Raises EvalError naming the file."""
         path = self.images[position]
         try:
             return decode_image(path.read_bytes(), max_pixels=MAX_PIXELS)
@@ -87,9 +98,10 @@ class MaskedImages:
             raise EvalError(f"{path}: {exc}; remove the image and its mask, or repair it") from exc
 
     def classes(self, position: int, image_hw: tuple[int, int]) -> NDArray[np.int16]:
-        """(h, w) the class of every pixel, IGNORED where there is none.
+        """Return (h, w) the class of every pixel, IGNORED for unlabelled ones.
 
-        Raises EvalError, naming the mask, if it is of another size than its image or holds ids outside the list.
+        Raises:
+            EvalError: if the mask differs from its image in size, or holds ids outside the list of classes.
         """
         path, ids = self.masks[position], self._ids(position)
         if ids.shape != image_hw:
@@ -98,24 +110,24 @@ class MaskedImages:
                 f"{image_hw[0]}: a mask has one pixel per pixel of the image"
             )
         classes = ids.astype(np.int64) - self.format.first_id
-        nobody = (ids == self.format.ignore) | (classes < 0)
+        unlabelled = (ids == self.format.ignore) | (classes < 0)
         names = self.format.class_names
-        if names and (outside := classes[~nobody & (classes >= len(names))]).size:
+        if names and (outside := classes[~unlabelled & (classes >= len(names))]).size:
             raise EvalError(
                 f"{path} holds the id {int(outside[0]) + self.format.first_id} ({outside.size:,} pixels), the list of classes "
-                f"ends at {len(names) - 1 + self.format.first_id}: give the whole list by --classes, or say by --ignore which "
-                "id is nobody's"
+                f"ends at {len(names) - 1 + self.format.first_id}: give the whole list by --classes, or the id of unlabelled "
+                "pixels by --ignore"
             )
-        classes[nobody] = IGNORED
-        if classes.size and classes.max() > _MOST_CLASSES:
+        classes[unlabelled] = IGNORED
+        if classes.size and classes.max() > _LARGEST_CLASS:
             raise EvalError(
-                f"{path} holds the id {int(classes.max()) + self.format.first_id}; classes are at most {_MOST_CLASSES:,}. If it "
-                "is nobody's, say so by --ignore"
+                f"{path} holds the id {int(classes.max()) + self.format.first_id}; classes are at most {_LARGEST_CLASS:,}. If it "
+                "marks unlabelled pixels, give it by --ignore"
             )
         return classes.astype(np.int16)
 
     def at(self, positions: NDArray[np.int64]) -> "MaskedImages":
-        """Only these."""
+        """Return the pairs at these positions."""
         chosen = positions.tolist()
         return replace(
             self,
@@ -125,26 +137,26 @@ class MaskedImages:
         )
 
     def limited(self, limit: int | None, seed: int) -> "MaskedImages":
-        """At most so many, drawn at random."""
+        """Return at most `limit` pairs, drawn at random."""
         if limit is None or limit >= len(self):
             return self
         return self.at(np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False)))
 
     def largest_class(self) -> int:
-        """The highest class in any mask; IGNORED if all pixels are nobody's."""
-        found = IGNORED
+        """Return the highest class in any mask; IGNORED if no pixel is labelled."""
+        largest = IGNORED
         for position in range(len(self)):
             ids = np.unique(self._ids(position)).astype(np.int64)
-            if (beyond := ids[(ids != self.format.ignore) & (ids - self.format.first_id > _MOST_CLASSES)]).size:
+            if (too_large := ids[(ids != self.format.ignore) & (ids - self.format.first_id > _LARGEST_CLASS)]).size:
                 raise EvalError(
-                    f"{self.masks[position]} holds the id {int(beyond[0])}; classes are at most {_MOST_CLASSES:,}. If it is "
-                    "nobody's, say so by --ignore"
+                    f"{self.masks[position]} holds the id {int(too_large[0])}; classes are at most {_LARGEST_CLASS:,}. If it "
+                    "marks unlabelled pixels, give it by --ignore"
                 )
-            found = max(found, *(ids[ids != self.format.ignore] - self.format.first_id).tolist(), IGNORED)
-        return found
+            largest = max(largest, *(ids[ids != self.format.ignore] - self.format.first_id).tolist(), IGNORED)
+        return largest
 
     def unlabelled_share(self) -> float:
-        """The share of all pixels that have no class: the number of --ignore, and numbers below the first class."""
+        """Return the share of pixels without a class: those of the ignore index, and those below the first class."""
         pixels = unlabelled = 0
         for position in range(len(self)):
             ids = self._ids(position)
@@ -153,11 +165,11 @@ class MaskedImages:
         return unlabelled / max(1, pixels)
 
     def identity(self) -> dict[str, str | int]:
-        """Where they are, how many, and one hash over the hashes of all images and masks, for the record."""
+        """Return location, number and one hash over the hashes of all images and masks, for the record of a result."""
         masks = [digest(path.read_bytes()) for path in self.masks]
-        files = b"".join(one for pair in zip(self.image_digests, masks, strict=True) for one in pair)
+        files = b"".join(file_digest for pair in zip(self.image_digests, masks, strict=True) for file_digest in pair)
         return {
-            "place": self.place,
+            "place": self.location,
             "images": len(self),
             "sha256_of_image_and_mask_digests": hashlib.sha256(files).hexdigest(),
         }
@@ -168,7 +180,7 @@ class MaskedImages:
         return tuple(digest(path.read_bytes()) for path in self.images)
 
     def size_hw(self, position: int) -> tuple[int, int]:
-        """Height and width of an image, upright, from its header. Raises EvalError naming the file."""
+        """Return height and width of an image, upright, from its header. Raises EvalError naming the file."""
         path = self.images[position]
         try:
             with path.open("rb") as file, open_image(file) as image:
@@ -177,30 +189,31 @@ class MaskedImages:
             raise EvalError(f"{path}: {exc}; remove the image and its mask, or repair it") from exc
 
     def _ids(self, position: int) -> NDArray[np.integer]:
-        """The numbers as they are stored, upright; the colours of a palette do not matter."""
+        """Return the numbers as they are stored, upright; the colours of a palette do not matter."""
         path = self.masks[position]
         try:
             with path.open("rb") as file, open_image(file) as mask:
                 if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
                     raise EvalError(
                         f"{path} is a picture in {mask.mode}: a mask holds one number per pixel (a palette or grey PNG), and "
-                        "colours alone do not say which class they are"
+                        "colours alone do not identify a class"
                     )
                 largest, bits, inverted = _scaling(mask)
                 ids = np.asarray(upright(mask)).astype(np.int64)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
             raise EvalError(f"{path} cannot be read as a mask: {exc}") from exc
+        # Undo what PIL did for display: first the inversion, then the stretch to 8 bits.
         if inverted:
             ids = largest - ids
         return ids // (largest // ((1 << bits) - 1))
 
 
 def _scaling(mask: Image.Image) -> tuple[int, int, bool]:
-    """How PIL changes the numbers of a mask while it loads it, which is right for grey pictures alone.
+    """Return how PIL changes the numbers of a mask while it loads it, which suits grey pictures only.
 
     Returns:
-        The largest number there can be afterwards, to which PIL stretches fewer than 8 bits; the bits in the file; whether 0
-        stands for white there (TIFF), so that PIL turns the numbers round.
+        The largest number after loading, to which PIL stretches fewer than 8 bits; the bits in the file; whether 0 is white
+        in the file (TIFF), so that PIL inverts the numbers.
     """
     largest = {"1": 1, "L": 255}.get(mask.mode, 0)
     tiles: list[Any] = cast(Any, mask).tile
@@ -213,35 +226,43 @@ def _scaling(mask: Image.Image) -> tuple[int, int, bool]:
 
 
 def mask_folders(images: Path, masks: Path, format: MaskFormat) -> MaskedImages:
-    """Images and masks of the same relative path without the ending.
+    """Pair images and masks of two folders by their relative path without the extension.
 
-    Raises EvalError for folders that are not there, masks without an image, two files of one name, or no pair at all.
+    Args:
+        images, masks: folders.
+        format: of the masks.
+
+    Raises:
+        EvalError: for missing folders, masks without an image, two files of one name, or no pair at all.
     """
-    pictures, drawn = _by_stem(images, EXTENSIONS), _by_stem(masks, frozenset(_MASK_EXTENSIONS))
-    if orphans := sorted(drawn.keys() - pictures.keys()):
+    image_of, mask_of = _by_stem(images, EXTENSIONS), _by_stem(masks, frozenset(_MASK_EXTENSIONS))
+    if orphans := sorted(mask_of.keys() - image_of.keys()):
         raise EvalError(
             f"{masks}: {len(orphans)} masks have no image in {images}, such as {orphans[0]}: an image and its mask have the "
             "same name up to the ending"
         )
-    keys = sorted(drawn)
+    keys = sorted(mask_of)
     if not keys:
         raise EvalError(
-            f"{masks} holds no masks ({', '.join(_MASK_EXTENSIONS)}) of the {len(pictures)} images in {images}"
+            f"{masks} holds no masks ({', '.join(_MASK_EXTENSIONS)}) of the {len(image_of)} images in {images}"
         )
     return MaskedImages(
-        place=f"{images}, {masks}",
+        location=f"{images}, {masks}",
         keys=tuple(keys),
-        images=tuple(pictures[key] for key in keys),
-        masks=tuple(drawn[key] for key in keys),
+        images=tuple(image_of[key] for key in keys),
+        masks=tuple(mask_of[key] for key in keys),
         format=format,
-        left_out=len(pictures) - len(keys),
+        left_out=len(image_of) - len(keys),
     )
 
 
 def ade20k(root: Path) -> tuple[MaskedImages, MaskedImages]:
-    """Training and validation images of the MIT Scene Parsing release of ADE20K: 150 classes, id 0 is nobody's.
+    """Return training and validation images of the MIT Scene Parsing release of ADE20K: 150 classes, 0 is the ignore index.
 
-    Class names are read from `objectInfo150.txt` where that is there.
+    Class names are read from `objectInfo150.txt` if it exists.
+
+    Raises:
+        EvalError: if the folder has another layout.
     """
     _expect(root, ("images/training", "images/validation", "annotations/training", "annotations/validation"), "ADE20K")
     info = root / "objectInfo150.txt"
@@ -256,38 +277,61 @@ def ade20k(root: Path) -> tuple[MaskedImages, MaskedImages]:
     # Ids beyond the list are an error; 0 is "other", below the first id.
     format = MaskFormat(names, first_id=1, ignore=0)
     train, test = (
-        mask_folders(root / "images" / part, root / "annotations" / part, format) for part in ("training", "validation")
+        mask_folders(root / "images" / split_name, root / "annotations" / split_name, format)
+        for split_name in ("training", "validation")
     )
     return train, test
 
 
 def voc2012(root: Path) -> tuple[MaskedImages, MaskedImages]:
-    """Training and validation images of Pascal VOC 2012: 21 classes, 255 is nobody's.
+    """Return training and validation images of Pascal VOC 2012: 21 classes; 255 is the ignore index.
 
-    root: VOC2012, VOCdevkit, or the folder above. With `SegmentationClassAug` and `trainaug.txt` beside the official
-    folders, the 10,582 augmented training images that the literature uses.
+    With `SegmentationClassAug` and `trainaug.txt` beside the official folders, training uses the 10,582 augmented images of
+    the literature.
+
+    Args:
+        root: VOC2012, VOCdevkit, or the folder above.
+
+    Raises:
+        EvalError: if the folder has another layout, or lists files that are missing.
     """
     root = next(
-        (root / below for below in ("", "VOC2012", "VOCdevkit/VOC2012") if (root / below / "JPEGImages").exists()), root
+        (
+            root / subfolder
+            for subfolder in ("", "VOC2012", "VOCdevkit/VOC2012")
+            if (root / subfolder / "JPEGImages").exists()
+        ),
+        root,
     )
     _expect(root, ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"), "Pascal VOC 2012")
     lists = root / "ImageSets/Segmentation"
     augmented = (root / "SegmentationClassAug").exists() and (lists / "trainaug.txt").exists()
     format = MaskFormat(_VOC)
 
-    def part(name: str, masks: Path) -> MaskedImages:
+    def split_images(name: str, masks: Path) -> MaskedImages:
         names = (lists / f"{name}.txt").read_text(encoding="utf-8").split()
-        images, drawn = tuple(root / f"JPEGImages/{n}.jpg" for n in names), tuple(masks / f"{n}.png" for n in names)
-        if gone := [path for path in (*images, *drawn) if not path.exists()]:
-            raise EvalError(f"{lists / name}.txt names {len(gone)} files that are not there, such as {gone[0]}")
-        return MaskedImages(f"{root} ({name})", tuple(names), images, drawn, format)
+        image_paths, mask_paths = (
+            tuple(root / f"JPEGImages/{n}.jpg" for n in names),
+            tuple(masks / f"{n}.png" for n in names),
+        )
+        if missing := [path for path in (*image_paths, *mask_paths) if not path.exists()]:
+            raise EvalError(f"{lists / name}.txt names {len(missing)} files that are not there, such as {missing[0]}")
+        return MaskedImages(f"{root} ({name})", tuple(names), image_paths, mask_paths, format)
 
-    train = part("trainaug", root / "SegmentationClassAug") if augmented else part("train", root / "SegmentationClass")
-    return train, part("val", root / "SegmentationClass")
+    train = (
+        split_images("trainaug", root / "SegmentationClassAug")
+        if augmented
+        else split_images("train", root / "SegmentationClass")
+    )
+    return train, split_images("val", root / "SegmentationClass")
 
 
 def class_list(text: str | None) -> tuple[str, ...]:
-    """Class names from a file with a name a line, from a number of classes, or from commas. Raises ConfigError."""
+    """Parse `--classes`: a file with one name per line, a number of classes, or names with commas.
+
+    Raises:
+        ConfigError: if it is none of the three, or holds an empty or a repeated name.
+    """
     if text is None:
         return ()
     if text.isdecimal():
@@ -298,40 +342,53 @@ def class_list(text: str | None) -> tuple[str, ...]:
     elif "," in text:
         names = [name.strip() for name in text.split(",")]
     else:
-        raise ConfigError(f"--classes {text}: give a file with a name a line, how many there are, or names with commas")
-    while names and not names[-1]:
+        raise ConfigError(
+            f"--classes {text}: give a file with one name per line, the number of classes, or names with commas"
+        )
+    while names and not names[-1]:  # empty lines at the end of a file
         names.pop()
     if not names or not all(names):
         raise ConfigError(
             f"--classes {text}: line {names.index('') + 1 if names else 1} is empty; line n is the class of id n - 1"
         )
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"--classes {text}: '{twice[0]}' is there twice")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--classes {text}: '{repeated[0]}' is there twice")
     return tuple(names)
 
 
 def split(pairs: MaskedImages, *, test_share: float, seed: int) -> tuple[MaskedImages, MaskedImages]:
-    """Training and test images by a seeded draw, for folders without a test part. Raises EvalError for a single image."""
+    """Split pairs into training and test images by a seeded draw, for folders without a test part.
+
+    Args:
+        pairs: at least two.
+        test_share: of the pairs, in (0, 1); both parts get at least one.
+        seed: of the draw.
+
+    Raises:
+        EvalError: for a single pair.
+    """
     if len(pairs) < 2:
-        raise EvalError(f"{pairs.place} has one image with a mask: it takes one to train on and another to test")
+        raise EvalError(f"{pairs.location} has one image with a mask: it takes one to train on and another to test")
     count = min(len(pairs) - 1, max(1, round(test_share * len(pairs))))
     order = np.random.default_rng(seed).permutation(len(pairs))
     return pairs.at(np.sort(order[count:])), pairs.at(np.sort(order[:count]))
 
 
-def _expect(root: Path, folders: tuple[str, ...], what: str) -> None:
-    if gone := [name for name in folders if not (root / name).is_dir()]:
-        raise EvalError(f"{root} is not laid out as {what}: it has no folder {gone[0]}")
+def _expect(root: Path, folders: tuple[str, ...], data_set: str) -> None:
+    """Raise EvalError if the data set lacks one of its folders."""
+    if missing := [name for name in folders if not (root / name).is_dir()]:
+        raise EvalError(f"{root} is not laid out as {data_set}: it has no folder {missing[0]}")
 
 
 def _by_stem(folder: Path, extensions: frozenset[str]) -> dict[str, Path]:
+    """Return relative path without extension -> file."""
     if not folder.is_dir():
         raise EvalError(f"there is no folder {folder}")
-    found: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in extensions and path.is_file():
             key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in found:
-                raise EvalError(f"{found[key]} and {path} have the same name up to the ending: which one is meant?")
-            found[key] = path
-    return found
+            if key in path_of:
+                raise EvalError(f"{path_of[key]} and {path} have the same name up to the ending: which one is meant?")
+            path_of[key] = path
+    return path_of

@@ -1,4 +1,4 @@
-"""The linear probe: batch normalisation and one 1x1 convolution on frozen maps, trained on the labels of their pixels.
+"""The linear probe: batch normalisation and one 1x1 convolution on frozen maps, trained on pixel labels.
 
 Protocol of AM-RADIO (arXiv 2312.06709) on ADE20K, which is that of DINOv2: AdamW at 1e-3 without weight decay, linear
 warm-up from 1e-6, then falling linearly to 0; cross-entropy at the resolution of the labels.
@@ -22,16 +22,22 @@ from radio_cache.prefetch.ordered import ahead
 
 PAPER_STEPS, PAPER_WARMUP, PAPER_BATCH, PAPER_LR = 80_000, 1_500, 16, 1e-3
 _WARMUP_FROM = 1e-6
-_MOST_PASSES, _FEWEST_STEPS = 100, 300
+_MAX_PASSES, _MIN_STEPS = 100, 300
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int16]]
-"""Maps (b, h, w, c) and classes (b, H, W), IGNORED where there is none."""
+"""Maps (b, h, w, c) and classes (b, H, W), IGNORED for unlabelled pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """How a probe is trained. steps None: the paper's 80,000, or a hundred passes over the windows where those are fewer, at
-    least 300. The warm-up keeps the paper's share of the steps."""
+    """Settings of probe training. The warm-up keeps the paper's share of the steps.
+
+    Attributes:
+        steps: None takes the paper's 80,000, or 100 passes over the windows if those are fewer, and at least 300.
+        batch: windows in a step.
+        lr: peak learning rate.
+        seed: of the weights and of the order of windows.
+    """
 
     steps: int | None = None
     batch: int = PAPER_BATCH
@@ -43,13 +49,14 @@ class ProbeConfig:
             raise ConfigError(f"a probe needs at least one step, one window a batch and a rate above 0: {self}")
 
     def steps_for(self, windows: int) -> int:
-        passes = -(-windows * _MOST_PASSES // self.batch)
-        return self.steps or min(PAPER_STEPS, max(_FEWEST_STEPS, passes))
+        """Return the number of steps for this many training windows."""
+        steps_of_passes = -(-windows * _MAX_PASSES // self.batch)  # rounded up
+        return self.steps or min(PAPER_STEPS, max(_MIN_STEPS, steps_of_passes))
 
 
 @final
 class LinearProbe(nn.Module):
-    """Maps (b, c, h, w) to logits (b, classes, h, w). Weights start as N(0, 0.01), biases at 0."""
+    """Maps features (b, c, h, w) to logits (b, classes, h, w). Weights start as N(0, 0.01), biases at 0."""
 
     def __init__(self, width: int, classes: int, *, seed: int) -> None:
         super().__init__()
@@ -61,6 +68,7 @@ class LinearProbe(nn.Module):
             nn.init.zeros_(self.classify.bias if self.classify.bias is not None else torch.zeros(0))
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Return the logits of k classes."""
         return self.classify(self.norm(maps))
 
 
@@ -74,9 +82,22 @@ def train_probe(
     device: torch.device,
     on_step: Callable[[int, int], None] | None = None,
 ) -> LinearProbe:
-    """A probe trained on `windows` windows, that `read` gives by their numbers; every one comes once a pass, shuffled.
+    """Train a probe; every window is used once per pass, in random order.
 
-    Returned in eval mode. Raises EvalError if the loss is not finite or no pixel has a class.
+    Args:
+        read: returns the maps and classes of windows by their numbers.
+        windows: number of training windows.
+        width: channels of the maps.
+        classes: number of classes.
+        config: of the training.
+        device: of the probe.
+        on_step: called with the number of steps done and their total.
+
+    Returns:
+        The probe in eval mode.
+
+    Raises:
+        EvalError: if the loss is not finite, or no pixel is labelled.
     """
     steps = config.steps_for(windows)
     probe = LinearProbe(width, classes, seed=config.seed).to(device).train()
@@ -87,11 +108,13 @@ def train_probe(
         for step, (maps, labels) in enumerate(ahead(pool, read, _batches(windows, steps, config), depth=4)):
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * learning_rate(step, steps, warmup)
-            classes_of = torch.from_numpy(labels).to(device)
-            if not bool((classes_of != IGNORED).any()):
+            targets = torch.from_numpy(labels).to(device)
+            # Cross-entropy over no pixel is NaN: such a batch is skipped.
+            if not bool((targets != IGNORED).any()):
                 continue
             labelled = True
-            loss = pixel_loss(probe(torch.from_numpy(maps).to(device).permute(0, 3, 1, 2)), classes_of)
+            # (b, h, w, c) -> (b, c, h, w)
+            loss = pixel_loss(probe(torch.from_numpy(maps).to(device).permute(0, 3, 1, 2)), targets)
             if not bool(torch.isfinite(loss)):
                 raise EvalError(
                     f"the probe's loss is {loss.item()} at step {step}: the maps hold values that are not finite"
@@ -107,14 +130,14 @@ def train_probe(
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """The share of the peak rate at a step: from 1e-6 up to 1 in `warmup` steps, then down to 0 in a line."""
+    """Return the share of the peak rate at a step: linear from 1e-6 to 1 in `warmup` steps, then linear to 0."""
     if step < warmup:
         return _WARMUP_FROM + (1 - _WARMUP_FROM) * step / warmup
     return (steps - step) / max(1, steps - warmup)
 
 
 def pixel_loss(logits: Float[Tensor, "b k h w"], classes: Int16[Tensor, "b y x"]) -> Float[Tensor, ""]:
-    """Cross-entropy over the pixels with a class, logits resized to the labels (bilinear)."""
+    """Return the cross-entropy over labelled pixels, logits resized to the labels (bilinear)."""
     h, w = classes.shape[1:]
     if logits.shape[2:] != (h, w):
         logits = nn.functional.interpolate(logits, size=(h, w), mode="bilinear", align_corners=False)
@@ -122,10 +145,11 @@ def pixel_loss(logits: Float[Tensor, "b k h w"], classes: Int16[Tensor, "b y x"]
 
 
 def _batches(windows: int, steps: int, config: ProbeConfig) -> Iterator[NDArray[np.int64]]:
+    """Yield the window numbers of every step; a batch may span two passes."""
     rng = np.random.default_rng(config.seed)
-    left = np.zeros(0, np.int64)
+    queue = np.zeros(0, np.int64)
     for _ in range(steps):
-        while len(left) < min(config.batch, windows):
-            left = np.concatenate([left, rng.permutation(windows)])
-        yield left[: config.batch]
-        left = left[config.batch :]
+        while len(queue) < min(config.batch, windows):
+            queue = np.concatenate([queue, rng.permutation(windows)])
+        yield queue[: config.batch]
+        queue = queue[config.batch :]

@@ -1,4 +1,4 @@
-"""Segmentation by a linear probe: teachers, students and models side by side, on the same images."""
+"""Linear-probe segmentation of teachers, students and models on the same images, as a table."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -32,23 +32,30 @@ from radio_cache.torch import pick_device
 PAPER_CROP_PX = 512
 _ADE_IMAGES, _VOC_IMAGES = 2000, 1449
 _TEST_SHARE = 0.2
-_PREDICTED_AT_ONCE = 16
+_BATCH_WINDOWS = 16
 
 
 def default_features() -> Path:
-    """Where maps are kept unless --features says otherwise."""
+    """Return the folder of stored maps if --features names none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "radio-cache" / "features"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """What to compare and on what. ade20k, voc: a data set's folder; or train: folders of images and of masks, and test:
-    the same; without test a fifth of the training images is drawn for it.
+    """Settings of a segmentation evaluation. Images with masks are one of `ade20k`, `voc` and `train`.
 
-    classes, first_id, ignore: what the numbers in masks of folders mean, see `MaskFormat` and `class_list`.
-    crop_px: side of the windows; each encoder takes the nearest it can. features: the folder where maps are kept.
-    cache: whose teachers are compared, as it holds them. runs, models, weights: as for k-NN. pictures: how many to make.
-    limit: images of each part at most, drawn by seed, as the test part and the pictures are; the probe has a seed of its own.
+    Attributes:
+        ade20k, voc: folder of the data set.
+        train, test: folders of images and of masks; without `test`, a fifth of the training images is drawn for it.
+        classes, first_id, ignore: meaning of the numbers in the masks of folders, see `class_list` and `MaskFormat`.
+        cache: its teachers are compared by their cached maps.
+        runs, models, weights: as for k-NN.
+        crop_px: side of the windows; each encoder takes the nearest size it supports.
+        probe: training of the probe, with a seed of its own.
+        features: folder of stored maps.
+        limit: images of each part at most, drawn by `seed`, as the test part and the pictures are.
+        pictures: number of test images to draw.
+        device: where models and probes run.
     """
 
     ade20k: Path | None = None
@@ -76,14 +83,22 @@ class SegmentConfig:
         if self.test is not None and self.train is None:
             raise ConfigError("--test IMAGES MASKS goes with --train IMAGES MASKS; ADE20K and VOC have test images")
         if self.cache is None and not self.runs and not self.models:
-            raise ConfigError("nothing to evaluate: give --run RUN, --model WHAT or --cache CACHE")
+            raise ConfigError("nothing to evaluate: give --run RUN, --model MODEL or --cache CACHE")
         if self.crop_px < 1 or self.pictures < 0 or (self.limit is not None and self.limit < 2):
             raise ConfigError("--crop is at least 1 pixel, --pictures 0 or more, --limit at least 2 images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRow:
-    """One encoder. windows: it was trained and tested on. width: of its maps. steps: of the probe."""
+    """One encoder.
+
+    Attributes:
+        about: a short description of the encoder.
+        width: channels of its maps.
+        window_px: side of its windows.
+        windows: number of windows in training and test.
+        steps: of the probe.
+    """
 
     name: str
     kind: str
@@ -97,7 +112,14 @@ class SegmentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentTable:
-    """What was measured and how. train, test: identity of images and masks. paper: published rows on the same test images."""
+    """The scores, and how they were measured.
+
+    Attributes:
+        train, test: identity of images and masks.
+        notes: limits of the figures, one sentence each.
+        pictures: of a few test images; no part of the record.
+        paper: published rows on the same test images, with their mIoU in per cent.
+    """
 
     protocol: str
     class_names: tuple[str, ...]
@@ -109,11 +131,16 @@ class SegmentTable:
     paper: tuple[tuple[PaperRow, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this table, without pictures."""
         return asdict(replace(self, pictures=()))
 
 
 def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> SegmentTable:
-    """Open images, runs and models; train a probe for each; compare. Raises RadioCacheError with what is wrong."""
+    """Open images, runs and models, train a probe on each, and score it.
+
+    Raises:
+        RadioCacheError: if something cannot be opened or compared.
+    """
     device = torch.device(pick_device(config.device))
     train, test = masked_images(config)
     live = live_encoders(config.runs, config.models, config.weights, device=device)
@@ -122,8 +149,8 @@ def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> S
     sizes = tuple([pairs.size_hw(position) for position in range(len(pairs))] for pairs in (train, test))
     folder = config.features or default_features()
     rows: list[SegmentRow] = []
-    pictures: dict[str, list[NDArray[np.int16]]] = {}
-    shown = _shown(test, config)
+    predictions_of: dict[str, list[NDArray[np.int16]]] = {}
+    picture_positions = _picture_positions(test, config)
     for name, encoder in _all_names(live, cache):
         if encoder is None:
             assert cache is not None, "only teachers of a cache have no encoder"
@@ -137,9 +164,9 @@ def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> S
                 StoredMaps(sized, pairs, hw, folder, progress=progress)
                 for pairs, hw in zip((train, test), sizes, strict=True)
             ]
-        row, predictions = _row(maps[0], maps[1], train, test, config, shown, device, progress)
+        row, predictions = _row(maps[0], maps[1], train, test, config, picture_positions, device, progress)
         rows.append(row)
-        pictures[name] = predictions
+        predictions_of[name] = predictions
     notes = _notes(train, test, rows, config)
     return SegmentTable(
         protocol=_protocol(config, train, test),
@@ -148,13 +175,17 @@ def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> S
         test=test.identity(),
         rows=tuple(rows),
         notes=notes,
-        pictures=_pictures(test, shown, pictures),
+        pictures=_pictures(test, picture_positions, predictions_of),
         paper=_paper(config, test),
     )
 
 
 def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
-    """Training and test images, limited, with a class for every id in their masks. Raises EvalError."""
+    """Return training and test images, limited, with a class for every id in their masks.
+
+    Raises:
+        EvalError: if images or masks are missing, or no two classes are labelled.
+    """
     if config.ade20k is not None:
         train, test = ade20k(config.ade20k)
     elif config.voc is not None:
@@ -167,14 +198,18 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
             train, test = split(train, test_share=_TEST_SHARE, seed=config.seed)
         else:
             test = mask_folders(*config.test, format)
+        # Without a list, the masks themselves define the classes: all are read once for their largest id.
         if not format.class_names:
             count = 1 + max(train.largest_class(), test.largest_class())
             if count == 0:
-                raise EvalError(f"{train.place}: no pixel of any mask has a class; all are {config.ignore} (--ignore)")
+                raise EvalError(
+                    f"{train.location}: no pixel of any mask has a class; all are {config.ignore} (--ignore)"
+                )
             if count == 1:
                 raise EvalError(
-                    f"{train.place}: every pixel that counts is of class {config.first_id}, so that any answer is right; pixels "
-                    f"of {config.ignore} are nobody's (--ignore: give another number, such as -1, where that is a class)"
+                    f"{train.location}: every pixel that counts is of class {config.first_id}, so that any answer is "
+                    f"right; pixels of {config.ignore} are unlabelled (--ignore: give another number, such as -1, if that is a "
+                    "class)"
                 )
             names = class_list(str(count))
             train, test = (replace(pairs, format=replace(format, class_names=names)) for pairs in (train, test))
@@ -182,9 +217,13 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
 
 
 def _all_names(live: Sequence[LiveEncoder], cache: Cache | None) -> list[tuple[str, LiveEncoder | None]]:
+    """Return the names of all rows with their encoder; None for a teacher of the cache."""
     if cache is not None:
         cache.teachers.refuse_unreadable()
-    return [*((name, None) for name in (cache.teachers if cache else ())), *((one.name, one) for one in live)]
+    return [
+        *((name, None) for name in (cache.teachers if cache else ())),
+        *((encoder.name, encoder) for encoder in live),
+    ]
 
 
 def _row(
@@ -193,14 +232,14 @@ def _row(
     train: MaskedImages,
     test: MaskedImages,
     config: SegmentConfig,
-    shown: Sequence[int],
+    picture_positions: Sequence[int],
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[SegmentRow, list[NDArray[np.int16]]]:
-    """One encoder's row, and what its probe predicts for the images that are shown."""
+    """Return one encoder's row, and the predictions of its probe for the images to draw."""
     name = train_maps.name
 
-    def told(step: int, steps: int) -> None:
+    def on_step(step: int, steps: int) -> None:
         if progress is not None:
             progress(f"{name}: probe", step, steps, unit="steps")
 
@@ -212,40 +251,42 @@ def _row(
         classes=count,
         config=config.probe,
         device=device,
-        on_step=told,
+        on_step=on_step,
     )
-    confusion, kept = Confusion(count), dict[int, NDArray[np.int16]]()
+    confusion, predictions = Confusion(count), dict[int, NDArray[np.int16]]()
+    # Windows are in order of their images, so each group is a whole image.
     for position, group in groupby(range(len(test_maps.windows)), key=lambda row: test_maps.windows[row].position):
         hw = test.size_hw(position)
         predicted = _predicted(probe, test_maps, list(group), hw, device)
         confusion.add(test.classes(position, hw), predicted)
-        if position in shown:
-            kept[position] = predicted
+        if position in picture_positions:
+            predictions[position] = predicted
         if progress is not None:
             progress(f"{name}: test", position + 1, len(test))
     row = SegmentRow(
         name=name,
         kind=train_maps.kind,
-        about=train_maps.about,
+        about=train_maps.description,
         width=train_maps.width,
         window_px=train_maps.window_hw[0],
         windows=len(train_maps.windows) + len(test_maps.windows),
         steps=config.probe.steps_for(len(train_maps.windows)),
         scores=confusion.scores(),
     )
-    return row, [kept[position] for position in shown]
+    return row, [predictions[position] for position in picture_positions]
 
 
 def _reader(maps: WindowMaps, images: MaskedImages) -> Callable[[NDArray[np.int64]], Batch]:
-    """Reads maps and classes of windows; masks are kept, as many as a few hundred megabytes hold."""
+    """Return a function that reads maps and classes of windows."""
 
+    # Windows of one image are drawn in different steps: 512 masks take a few hundred megabytes.
     @lru_cache(maxsize=512)
     def classes(position: int) -> NDArray[np.int16]:
         return images.classes(position, images.size_hw(position))
 
     def read(rows: NDArray[np.int64]) -> Batch:
         windows = [maps.windows[row] for row in rows]
-        labels = [window_classes(classes(one.position), one, maps.window_hw) for one in windows]
+        labels = [window_classes(classes(window.position), window, maps.window_hw) for window in windows]
         return maps.read(rows.tolist()), np.stack(labels)
 
     return read
@@ -254,34 +295,39 @@ def _reader(maps: WindowMaps, images: MaskedImages) -> Callable[[NDArray[np.int6
 def _predicted(
     probe: LinearProbe, maps: WindowMaps, rows: Sequence[int], image_hw: tuple[int, int], device: torch.device
 ) -> NDArray[np.int16]:
+    """Return (h, w) the predicted class of every pixel of one image."""
     with torch.inference_mode():
+        # (b, h, w, c) -> (b, c, h, w), a few windows at a time
         parts = [
-            probe(torch.from_numpy(maps.read(rows[n : n + _PREDICTED_AT_ONCE])).to(device).permute(0, 3, 1, 2))
-            for n in range(0, len(rows), _PREDICTED_AT_ONCE)
+            probe(torch.from_numpy(maps.read(rows[n : n + _BATCH_WINDOWS])).to(device).permute(0, 3, 1, 2))
+            for n in range(0, len(rows), _BATCH_WINDOWS)
         ]
         return predicted_classes(torch.cat(parts), [maps.windows[row] for row in rows], maps.window_hw, image_hw)
 
 
-def _shown(test: MaskedImages, config: SegmentConfig) -> list[int]:
+def _picture_positions(test: MaskedImages, config: SegmentConfig) -> list[int]:
+    """Return the positions of the test images to draw."""
     order = np.random.default_rng(config.seed).permutation(len(test))
     return sorted(order[: config.pictures].tolist())
 
 
 def _pictures(
-    test: MaskedImages, shown: Sequence[int], predictions: dict[str, list[NDArray[np.int16]]]
+    test: MaskedImages, positions: Sequence[int], predictions: dict[str, list[NDArray[np.int16]]]
 ) -> tuple[MaskPictures, ...]:
-    made: list[MaskPictures] = []
+    """Return image, truth and predictions of the images to draw."""
+    pictures: list[MaskPictures] = []
     count = len(test.format.class_names)
-    for number, position in enumerate(shown):
+    for number, position in enumerate(positions):
         image = test.image(position)
         panes = [(test.keys[position], thumbnail(image))]
         panes.append(("truth", overlay(image, test.classes(position, (image.height, image.width)), count)))
-        panes += [(name, overlay(image, found[number], count)) for name, found in predictions.items()]
-        made.append(MaskPictures(test.keys[position], tuple(panes)))
-    return tuple(made)
+        panes += [(name, overlay(image, predicted[number], count)) for name, predicted in predictions.items()]
+        pictures.append(MaskPictures(test.keys[position], tuple(panes)))
+    return tuple(pictures)
 
 
 def _protocol(config: SegmentConfig, train: MaskedImages, test: MaskedImages) -> str:
+    """Return the protocol as one line of text."""
     return (
         f"linear probe (batch norm, 1x1 convolution) on frozen maps; windows of {config.crop_px} px every two thirds, "
         f"shorter side resized to them; AdamW at {config.probe.lr:g}, warm-up, then linearly to 0, batches of "
@@ -292,7 +338,7 @@ def _protocol(config: SegmentConfig, train: MaskedImages, test: MaskedImages) ->
 
 
 def _paper(config: SegmentConfig, test: MaskedImages) -> tuple[tuple[PaperRow, float], ...]:
-    """Published rows, where the test images are those of the paper by their number."""
+    """Return the published rows if the number of test images is that of the paper."""
     if config.ade20k is not None and len(test) == _ADE_IMAGES:
         return tuple((row, row.ade20k) for row in ROWS if row.ade20k is not None)
     if config.voc is not None and len(test) == _VOC_IMAGES:
@@ -303,19 +349,21 @@ def _paper(config: SegmentConfig, test: MaskedImages) -> tuple[tuple[PaperRow, f
 def _notes(
     train: MaskedImages, test: MaskedImages, rows: Sequence[SegmentRow], config: SegmentConfig
 ) -> tuple[str, ...]:
+    """Return the limits of the figures: unpaired images, unlabelled pixels, absent classes, differing windows."""
     notes: list[str] = []
     for pairs in (train, test):
         if pairs.left_out:
-            notes.append(f"{counted(pairs.left_out, 'image', 'images')} of {pairs.place} without a mask left out.")
+            notes.append(f"{counted(pairs.left_out, 'image', 'images')} of {pairs.location} without a mask left out.")
     if unlabelled := test.unlabelled_share():
         below = f", or below {test.format.first_id}" if test.format.first_id > 0 else ""
         notes.append(
             f"{unlabelled:.1%} of the pixels of the test masks have no class ({test.format.ignore}{below}), and are not scored."
         )
     names = train.format.class_names
-    compared = {row.name: sum(row.scores.pixels) for row in rows}
-    most = max(compared, key=compared.__getitem__)
-    widest = next(row.scores.pixels for row in rows if row.name == most)
+    # A teacher of a cache saw only a part of each image: its scores cover fewer pixels.
+    num_pixels_of = {row.name: sum(row.scores.pixels) for row in rows}
+    widest_name = max(num_pixels_of, key=num_pixels_of.__getitem__)
+    widest = next(row.scores.pixels for row in rows if row.name == widest_name)
     absent = [name for name, pixels in zip(names, widest, strict=True) if not pixels]
     if absent:
         listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
@@ -323,15 +371,17 @@ def _notes(
             f"{counted(len(absent), 'class is', 'classes are')} in no test image ({listed}), and counted only for those that "
             "predict it."
         )
-    if less := [
-        f"{name} {pixels / compared[most]:.0%}" for name, pixels in compared.items() if pixels < compared[most]
+    if narrower := [
+        f"{name} {pixels / num_pixels_of[widest_name]:.0%}"
+        for name, pixels in num_pixels_of.items()
+        if pixels < num_pixels_of[widest_name]
     ]:
-        notes.append(f"Not all were scored on all pixels, but on those they were shown: {', '.join(less)}.")
-    if other := [
+        notes.append(f"Not all were scored on all pixels, but on those in their windows: {', '.join(narrower)}.")
+    if other_sizes := [
         f"{row.name} {row.window_px} px" for row in rows if row.window_px != config.crop_px and row.kind != "teacher"
     ]:
         notes.append(
-            f"Windows of another size than {config.crop_px} px, the nearest that the network takes: {', '.join(other)}."
+            f"Windows of another size than {config.crop_px} px, the nearest that the network takes: {', '.join(other_sizes)}."
         )
     if config.ade20k is not None or config.voc is not None:
         notes.append(

@@ -1,1 +1,1 @@
-"""What several evaluations share: image sets, progress, notes, charts, devices, published figures."""
+"""Shared by several evaluations: image sets, progress, notes, charts, devices, published figures."""

@@ -1,4 +1,4 @@
-"""Small charts as SVG text, for pages and files: points with names, and lines over a few places."""
+"""Small charts as SVG text, for pages and files: named points, and lines over a few values of x."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,17 @@ class Point:
 
 
 def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> str:
-    """Points by name over a logarithmic x axis (x > 0), as the papers plot quality over speed. Complete SVG."""
+    """Draw named points over a logarithmic x axis, as the papers plot quality over speed.
+
+    Args:
+        points: with x > 0 and y >= 0.
+        x_title, y_title: of the axes.
+
+    Returns:
+        A complete SVG document.
+    """
     logs = [float(np.log10(point.x)) for point in points]
+    # The axis begins and ends at half powers of ten: 1, 3.16, 10, ...
     low, high = np.floor(min(logs) * 2) / 2, np.ceil(max(logs) * 2) / 2
     high = high if high > low else low + 0.5
     ticks = nice_ticks(max(max(point.y for point in points), 1e-9), at_most=5)
@@ -32,20 +41,29 @@ def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> str
         parts.append(_text(x, _BOTTOM + 16, f"{10.0**power:,.3g}", "middle"))
     for number, (point, log) in enumerate(zip(points, logs, strict=True)):
         x, y = _LEFT + (_RIGHT - _LEFT) * (log - low) / (high - low), _y(point.y, ticks[-1])
-        right = x < (_LEFT + _RIGHT) / 2
+        right = x < (_LEFT + _RIGHT) / 2  # a name stands on the side with more room
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_COLOURS[number % len(_COLOURS)]}"/>')
         parts.append(_text(x + (8 if right else -8), y + 4, point.name, "start" if right else "end"))
     return _svg(parts)
 
 
-def line_chart(lines: Mapping[str, Sequence[float]], places: Sequence[str], *, x_title: str, y_title: str) -> str:
-    """One line per name over places that stand at equal distances. Complete SVG. Values lie at or above 0, or are NaN."""
+def line_chart(lines: Mapping[str, Sequence[float]], x_labels: Sequence[str], *, x_title: str, y_title: str) -> str:
+    """Draw one line per name over labels at equal distances.
+
+    Args:
+        lines: name -> values, one per label: at or above 0, or NaN, which leaves a gap.
+        x_labels: below the axis.
+        x_title, y_title: of the axes.
+
+    Returns:
+        A complete SVG document.
+    """
     largest = max((value for line in lines.values() for value in line if np.isfinite(value)), default=1.0)
     ticks = nice_ticks(max(largest, 1e-9), at_most=5)
-    step = (_RIGHT - _LEFT - 40) / max(1, len(places) - 1)
-    xs = [_LEFT + 20 + step * number for number in range(len(places))]
+    step = (_RIGHT - _LEFT - 40) / max(1, len(x_labels) - 1)
+    xs = [_LEFT + 20 + step * number for number in range(len(x_labels))]
     parts = _frame(x_title, y_title, [(value, _y(value, ticks[-1])) for value in ticks])
-    parts += [_text(x, _BOTTOM + 16, place, "middle") for x, place in zip(xs, places, strict=True)]
+    parts += [_text(x, _BOTTOM + 16, label, "middle") for x, label in zip(xs, x_labels, strict=True)]
     for number, (name, line) in enumerate(lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         points = [(x, _y(max(0.0, value), ticks[-1])) for x, value in zip(xs, line, strict=True) if np.isfinite(value)]
@@ -84,9 +102,16 @@ def _svg(parts: Sequence[str]) -> str:
 
 
 def nice_ticks(largest: float, *, at_most: int, whole: bool = False) -> Sequence[float]:
-    """Round numbers from 0 to just beyond or at `largest` (> 0): steps of 1, 2 or 5 times a power of ten."""
+    """Return round numbers from 0 to `largest` or just beyond: steps of 1, 2 or 5 times a power of ten.
+
+    Args:
+        largest: value to cover, above 0.
+        at_most: number of steps.
+        whole: only whole numbers.
+    """
     rough = largest / at_most
     power = 10.0 ** math.floor(math.log10(rough))
+    # The tolerance keeps an exact fit, such as 0.3 / 3, from the next larger step.
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     if whole:
         step = max(1.0, step)

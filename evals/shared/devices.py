@@ -1,4 +1,4 @@
-"""Where models run and neighbours are searched."""
+"""Names of devices on which models run and neighbours are searched."""
 
 from typing import Literal
 

@@ -1,9 +1,9 @@
-"""How evaluations say how far they are, without knowing who listens."""
+"""The callback by which evaluations report progress."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what is going on, how much of it is done, and how much there is in all. unit: what is counted."""
+    """Called with the name of the task, the number done, the total, and the unit that is counted."""
 
     def __call__(self, name: str, done: int, total: int, /, *, unit: str = "images") -> None: ...

@@ -1,4 +1,4 @@
-"""What the papers report, to stand beside our own figures where the protocol is the same."""
+"""Figures that papers report, printed beside our own where the protocol is the same."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,13 @@ COCO_CATEGORIES, COCO_VALIDATION = 80, 5000
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A published model. px: side of its input. The rest in per cent, None where the paper has no figure.
+    """A published model and its figures in per cent, None where the paper has none.
 
-    zero_shot, knn: top-1 on ImageNet-1k. ade20k, voc: mIoU of a linear probe. sam_coco: mIoU in SAM's place, instances of COCO.
+    Attributes:
+        px: side of its input.
+        zero_shot, knn: top-1 on ImageNet-1k.
+        ade20k, voc: mIoU of a linear probe.
+        sam_coco: mIoU over the instances of COCO as SAM's image encoder.
     """
 
     name: str
@@ -44,14 +48,14 @@ SAM_ROWS = (
     PaperRow(name="RADIO-ViTDet-H/16-W8", px=1024, sam_coco=76.09),
     PaperRow(name="RADIO-ViTDet-H/16-W16", px=1024, sam_coco=76.23),
 )
-"""The paper's table of encoders in SAM's place, on COCO 2017's validation set, prompted by true boxes."""
+"""The paper's table of image encoders for SAM's decoder, on COCO 2017's validation set, prompted by true boxes."""
 
 
 def is_imagenet_validation(*, classes: int, images: int) -> bool:
-    """Return whether a classification is on what the paper's figures are on, by its counts."""
+    """Return whether these counts are those of the ImageNet-1k validation set, which the paper's figures are on."""
     return classes == IMAGENET_CLASSES and images == IMAGENET_VALIDATION
 
 
 def is_coco_validation(*, categories: int, images: int) -> bool:
-    """Return whether annotations are those the paper's figures in SAM's place are on, by their counts."""
+    """Return whether these counts are those of COCO's validation set, which the paper's SAM figures are on."""
     return categories == COCO_CATEGORIES and images == COCO_VALIDATION

@@ -1,4 +1,4 @@
-"""Which software and which machine a number comes from."""
+"""The software and the machine that a result comes from, for its record."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "timm", "numpy", "zarr", "pillow", "faiss-gpu", "faiss-cpu
 
 
 def software_versions() -> dict[str, str]:
-    """Package name -> version, of radio-cache, Python and whatever of the libraries that shape results is installed."""
+    """Return package name -> version: radio-cache, Python, and the installed ones of the libraries that shape results."""
     versions = {"radio-cache": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -24,13 +24,15 @@ def software_versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """One line: the processor, its cores available to us, and the GPUs torch sees."""
+    """Return one line: the processor, the cores available to this process, and the GPUs that torch sees."""
+    # A container or scheduler may grant fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return f"{_processor()}, {cores} cores, " + (", ".join(gpus) if gpus else "no GPU")
 
 
 def _processor() -> str:
+    # `platform.processor` is empty on most Linux systems.
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -52,7 +52,9 @@ def text_classifier(
         mean = embedded(embed, sentences(phrase, templates)).mean(axis=0)
         vectors.append(mean / np.linalg.norm(mean))
         if progress is not None:
-            progress(tower.about, number, len(phrases), unit="classes")
+            progress(tower.description, number, len(phrases), unit="classes")
     made = np.stack(vectors).astype(np.float32)
-    write_atomically(file, save({_VECTORS: made}, metadata={"about": f"{tower.about}, {len(templates)} templates"}))
+    write_atomically(
+        file, save({_VECTORS: made}, metadata={"about": f"{tower.description}, {len(templates)} templates"})
+    )
     return made

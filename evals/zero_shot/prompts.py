@@ -30,7 +30,7 @@ def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
     """
     if not images.class_names and int(images.labels.max()) >= _MAX_NUMBERED:
         raise ConfigError(
-            f"{images.place} numbers its classes up to {int(images.labels.max())} and does not name them: there would be a "
+            f"{images.location} numbers its classes up to {int(images.labels.max())} and does not name them: there would be a "
             f"sentence for every number below that, and at most {_MAX_NUMBERED} are compared: number them from 0 without gaps"
         )
     names = images.class_names or tuple(str(number) for number in range(int(images.labels.max()) + 1))
@@ -38,7 +38,7 @@ def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
         return _from_file(file, names)
     if not images.class_names:
         raise ConfigError(
-            f"{images.place} numbers its {len(names)} classes and does not name them: give --classes FILE with a name a line"
+            f"{images.location} numbers its {len(names)} classes and does not name them: give --classes FILE with a name a line"
         )
     return tuple(_phrase(name) for name in names)
 

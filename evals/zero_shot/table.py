@@ -113,7 +113,7 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
     parsed = parse_models(config.models, config.weights)
     models = list(zip(parsed, live, strict=False))  # those named come first, then those of runs
     students = [one for one in live[len(models) :] if isinstance(one, StudentEncoder)]
-    asked = [*named, *(m.what for m, _ in parsed if m.family == "teacher")]
+    asked = [*named, *(m.path_or_name for m, _ in parsed if m.family == "teacher")]
     asked += [space for one in live if isinstance(one, StudentEncoder) for space in one.spaces[1:]]
     files = per_teacher(
         "--text-weights", config.text_weights, sorted(set(asked)), lambda text: Path(text).expanduser(), shared=False
@@ -229,9 +229,9 @@ def _model_spaces(
     model: ModelName, weights: Weights, encoder: Encoder, towers: _Towers, notes: list[str]
 ) -> list[_Space]:
     if model.family == "open_clip":
-        return [_Space(encoder, OWN, open_clip_text_tower(model.what, weights))]
+        return [_Space(encoder, OWN, open_clip_text_tower(model.path_or_name, weights))]
     if model.family == "teacher":
-        tower = towers.of(model.what, required=True)
+        tower = towers.of(model.path_or_name, required=True)
         made = [_Space(encoder, OWN, tower)] if tower else []
     else:
         made = _head_spaces(encoder, towers)
@@ -261,7 +261,7 @@ def _rows(
                     likeliest(block.summaries[space.name], classifiers[space.tower.content], whose=encoder.name)
                 )
         if not positions:
-            raise EvalError(f"{images.place}: none of its {len(images)} images could be read")
+            raise EvalError(f"{images.location}: none of its {len(images)} images could be read")
         labels = images.labels[np.concatenate(positions)]
         for space in here:
             found: Accuracy = accuracy(np.concatenate(ranked[space.name]), labels)
@@ -270,8 +270,8 @@ def _rows(
                 ZeroShotRow(
                     name=encoder.name if own else f"{encoder.name} → {space.name}",
                     kind=encoder.kind,
-                    about=encoder.about,
-                    text=space.tower.about,
+                    about=encoder.description,
+                    text=space.tower.description,
                     top1=found.top1,
                     top5=found.top5,
                 )

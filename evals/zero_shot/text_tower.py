@@ -40,7 +40,7 @@ class TextTower:
     it is only called where no classifier of it is kept.
     """
 
-    about: str
+    description: str
     content: str
     load: Callable[[torch.device], Callable[[list[str]], Float[Tensor, "n c"]]]
 
@@ -69,7 +69,7 @@ def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -
 
     of_model = trained_with_quick_gelu(model, "")
     content = f"{file_sha256(weights)} {model}{' other activation' if quick_gelu != of_model else ''}"
-    return TextTower(about=f"text tower of {model}", content=content, load=load)
+    return TextTower(description=f"text tower of {model}", content=content, load=load)
 
 
 def open_clip_text_tower(model: str, weights: Weights) -> TextTower:
@@ -89,7 +89,7 @@ def open_clip_text_tower(model: str, weights: Weights) -> TextTower:
 
         return embed
 
-    return TextTower(about=f"text tower of {model}", content=f"{digest.hexdigest()} {name}", load=load)
+    return TextTower(description=f"text tower of {model}", content=f"{digest.hexdigest()} {name}", load=load)
 
 
 def embedded(embed: Callable[[list[str]], Tensor], sentences: list[str]) -> NDArray[np.float32]:

@@ -65,8 +65,8 @@ def test_quality_over_speed_needs_common_names(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert ">net<" in (tmp_path / "p.svg").read_text()
     table = run_throughput(ThroughputConfig(**MODEL, batches=(1,), repeats=1, warmup=0))
-    with pytest.raises(EvalError, match=r"no network was both timed \(net\) and judged \(other\)"):
-        table.against({"other": 1.0}, "top-1")
+    with pytest.raises(EvalError, match=r"no network was both timed \(net\) and evaluated \(other\)"):
+        table.quality_chart({"other": 1.0}, "top-1")
     file.write_text("{}")
     for extra in (["--plot", "p.svg"], ["--quality", str(file), "--plot", "p.svg"]):
         result = CliRunner().invoke(main, [*arguments, *extra])

@@ -11,8 +11,9 @@ import pytest
 from evals.encoders import OWN, Encoder
 from evals.encoders.base import Block, OnImages
 from evals.errors import EvalError
+from evals.knn.search import NeighbourSearch
 from evals.knn.table import KnnConfig, knn_table, run_knn
-from evals.knn.vote import accuracy, classify
+from evals.knn.vote import accuracy, vote
 from evals.shared.image_set import ImageSet, image_set, open_source
 from radio_cache.errors import ConfigError, NotACacheError
 
@@ -38,8 +39,10 @@ def test_teacher_numbers_are_those_of_plain_knn(make_cache) -> None:
     bank, queries = make_cache("bank"), make_cache("queries", seed=1)
     (row,) = run_knn(KnnConfig(bank=bank.path, queries=queries.path, k=5)).rows
     features = [cache.teachers["alpha"].summaries(range(20)) for cache in (bank, queries)]
-    found = classify(features[0], bank.index.labels, features[1], k=5, temperature=0.07)
-    assert row.top1 == accuracy(found.ranked, queries.index.labels).top1
+    search = NeighbourSearch(features[1], 5)
+    search.add(np.arange(20), features[0])
+    ranked = vote(search.result(), bank.index.labels, temperature=0.07)
+    assert row.top1 == accuracy(ranked, queries.index.labels).top1
     assert row.top1 > 0.8
 
 
@@ -96,7 +99,7 @@ class Nearly(Encoder):
     """Whose summaries are one vector, but for a share of noise."""
 
     def __init__(self, noise: float) -> None:
-        super().__init__(name="nearly", kind="model", about="made up", spaces=(OWN,))
+        super().__init__(name="nearly", kind="model", description="made up", spaces=(OWN,))
         self._noise = noise
 
     def blocks(self, images: ImageSet, *, on_images: OnImages | None = None) -> Iterator[Block]:

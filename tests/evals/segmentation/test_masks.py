@@ -143,7 +143,7 @@ def test_class_lists_come_from_a_file_a_number_or_commas(tmp_path: Path) -> None
     assert class_list(str(file)) == ("sky", "road") == class_list("sky, road")
     assert class_list("2") == ("class 0", "class 1")
     for text, match in (
-        ("sky", "a file with a name a line"),
+        ("sky", "a file with one name per line"),
         ("a,a", "'a' is there twice"),
         ("a,,b", "line 2 is empty"),
     ):

@@ -184,7 +184,7 @@ def test_the_text_tower_of_another_clip_is_refused(place: Path, tmp_path: Path) 
 def test_a_class_is_the_mean_of_unit_vectors(tmp_path: Path) -> None:
     vectors = {"x one": (3.0, 0.0), "x two": (0.0, 0.5)}
     tower = TextTower(
-        about="", content="", load=lambda device: lambda words: torch.tensor([vectors[word] for word in words])
+        description="", content="", load=lambda device: lambda words: torch.tensor([vectors[word] for word in words])
     )
     found = text_classifier(tower, ["x"], ["{} one", "{} two"], tmp_path, device=torch.device("cpu"))
     np.testing.assert_allclose(found, [[2**-0.5, 2**-0.5]], rtol=1e-6)

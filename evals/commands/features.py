@@ -128,7 +128,7 @@ def similarity(
     """Which parts of an image are alike: cosine of all tokens with a few, chosen to be unlike each other, as heat maps."""
     from evals.features.similarity import SimilarityConfig, run_similarity
 
-    config = SimilarityConfig(images=images, shown=shown, anchors=anchors, seed=seed, **encoders)
+    config = SimilarityConfig(images=images, num_images=shown, anchors=anchors, seed=seed, **encoders)
     with ProgressLines() as progress:
         rows = run_similarity(config, progress=progress)
     _save(rows, out)

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from evals.cli import main
-from evals.commands.looks import print_rank
+from evals.commands.features import print_rank
 from evals.errors import EvalError
 from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 from evals.features.rank import RankConfig, RankRow, RankTable, linear_cka, rank_me, run_rank
 from evals.features.retrieve import RetrieveConfig, run_retrieve
-from evals.features.similarity import distinct_places, similarity_to
+from evals.features.similarity import distinct_tokens, similarity_to
 from evals.shared.charts import Point, line_chart, scatter_chart
 from radio_cache.errors import ConfigError
 
@@ -103,7 +103,7 @@ def test_the_nearest_images_stand_behind_the_query_and_never_itself(make_cache) 
 def test_anchors_are_unlike_each_other_and_like_themselves() -> None:
     tokens = np.zeros((4, 4, 3), np.float32)
     tokens[:2, :, 0] = tokens[2:, :2, 1] = tokens[2:, 2:, 2] = 1.0
-    places = distinct_places(tokens, 3)
+    places = distinct_tokens(tokens, 3)
     regions = {(int(y * 4) < 2, int(x * 4) < 2 and int(y * 4) >= 2) for y, x in places}
     assert len(regions) == 3
     for place in places:

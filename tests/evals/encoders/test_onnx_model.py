@@ -55,7 +55,7 @@ def test_summary_and_map_are_found_by_their_shapes(layout: str) -> None:
     torch.testing.assert_close(out.maps[OWN], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out.summaries[OWN], images.float().div(255).mean(dim=(1, 2)), rtol=1e-4, atol=1e-5)
     assert encoder.geometry.grid_hw == (2, 3)
-    assert encoder.about == "ONNX student.onnx, 16 x 24 px"
+    assert encoder.description == "ONNX student.onnx, 16 x 24 px"
     assert encoder.pixels_of(Image.new("RGB", (50, 40))).shape == (16, 24, 3)
 
 
@@ -69,7 +69,7 @@ def test_files_for_one_batch_size_get_batches_of_it() -> None:
 
 
 def test_open_sizes_must_be_said_and_fixed_ones_cannot_change() -> None:
-    with pytest.raises(ConfigError, match=r"any size: say which, as in student\.onnx@224"):
+    with pytest.raises(ConfigError, match=r"any size: give one, as in student\.onnx@224"):
         OnnxEncoder(Session(["n", 3, "h", "w"]), FILE, name="s")
     encoder = OnnxEncoder(Session(["n", 3, "h", "w"]), FILE, name="s", size_px=32)
     assert encoder.at_size(64).geometry.grid_hw == (8, 8)
@@ -80,7 +80,7 @@ def test_open_sizes_must_be_said_and_fixed_ones_cannot_change() -> None:
 def test_files_of_another_kind_are_refused() -> None:
     with pytest.raises(EvalError, match="expected is one input"):
         OnnxEncoder(Session(["n", 77]), FILE, name="s")
-    with pytest.raises(EvalError, match="neither a summary nor a map"):
+    with pytest.raises(EvalError, match="none of them is a summary or a map"):
         OnnxEncoder(Session(["n", 3, 16, 16], outputs=("x",)), FILE, name="s")
     only_maps = OnnxEncoder(Session(["n", 3, 16, 16], outputs=("m",)), FILE, name="s")
     assert (only_maps.spaces, only_maps.map_spaces) == ((), (OWN,))

@@ -121,8 +121,8 @@ def test_untrained_student_has_other_features_every_time_the_same(make_cache, ma
     np.testing.assert_array_equal(features, again.summaries(images).summaries[OWN])
     assert (trained.kind, untrained.kind) == ("student", "untrained")
     assert (trained.name, untrained.name) == ("student", "student, untrained")
-    assert "12 steps, 48 images seen" in trained.about
-    assert "never trained" in untrained.about
+    assert "12 steps, 48 images seen" in trained.description
+    assert "never trained" in untrained.description
 
 
 def test_a_run_whose_start_is_gone_is_shown_without_its_untrained_row(
@@ -146,7 +146,7 @@ def test_student_at_another_size_has_another_grid_and_illegal_sizes_name_the_nea
     larger = student.at_size(64)
     (maps,) = larger.maps(rows_of(cache, [5]))
     assert maps[OWN].shape[1:3] == larger.geometry.grid_hw == (4, 4)
-    assert "64 px" in larger.about
+    assert "64 px" in larger.description
     with pytest.raises(ConfigError, match="does not take 50 px, the nearest it takes is 64 px"):
         student.at_size(50)
 
@@ -202,7 +202,7 @@ def test_live_teacher_gives_what_the_teacher_gives(photo) -> None:
         expected = teacher((pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
     np.testing.assert_allclose(found.summaries[OWN], expected.summary.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(maps[OWN], expected.spatial.numpy(), rtol=1e-4, atol=1e-4)
-    assert (encoder.kind, encoder.about) == ("teacher", "teacher, run here, 224 px")
+    assert (encoder.kind, encoder.description) == ("teacher", "teacher, run here, 224 px")
     assert encoder.at_size(320).geometry.grid_hw == (10, 10)
 
 
@@ -218,13 +218,13 @@ def test_timm_model_with_a_local_file_gives_what_the_teacher_gives(photo, tmp_pa
         model.summaries(photo).summaries[OWN], live.summaries(photo).summaries[OWN], rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(next(model.maps(photo))[OWN], next(live.maps(photo))[OWN], rtol=1e-4, atol=1e-4)
-    assert model.about == "timm tf_efficientnet_lite0, 224 px"
+    assert model.description == "timm tf_efficientnet_lite0, 224 px"
 
 
 def test_timm_transformer_takes_another_size_and_gives_the_same_random_weights_every_time(photo) -> None:
     ((name, weights),) = parse_models(["small=timm:vit_tiny_patch16_224@96"], ["random"])
     model, again = (load_model(name, weights, device=CPU) for _ in range(2))
-    assert (model.name, model.about) == ("small", "timm vit_tiny_patch16_224, random weights, 96 px")
+    assert (model.name, model.description) == ("small", "timm vit_tiny_patch16_224, random weights, 96 px")
     assert next(model.maps(photo))[OWN].shape == (1, 6, 6, 192)
     np.testing.assert_array_equal(*(one.summaries(photo).summaries[OWN] for one in (model, again)))
     assert model.at_size(64).geometry.grid_hw == (4, 4)
