@@ -39,17 +39,17 @@ from torch import Tensor
 
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.pipeline.batch_size import CPU_BATCH
-from cache_builder.pipeline.device import CodeBatch, DeviceWork, streams_of
+from cache_builder.pipeline.device import CodeBatch, DeviceWork, device_streams
 from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.shards import run_shards
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import Shown, shown
+from cache_builder.pipeline.views import TeacherView, shown
 from cache_builder.teachers import FAMILIES, TEACHERS, ComputeDtype, TeacherOptions, load_teacher
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from cache_builder.teachers.weights import file_sha256
-from cache_builder.workers.allocator import keep_blocks
-from cache_builder.workers.cluster import local_crew
+from cache_builder.workers.allocator import keep_freed_memory
+from cache_builder.workers.cluster import local_pool
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.format.checksums import crc32c
@@ -146,7 +146,7 @@ def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
     return Measured(wall, Cache(cache.storage).teachers[name].stored_bytes(), stages)
 
 
-def bare(teacher: Teacher, seen: list[Shown], config: BuildConfig, *, side_by_side: bool) -> float:
+def bare(teacher: Teacher, seen: list[TeacherView], config: BuildConfig, *, side_by_side: bool) -> float:
     """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
     device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch
     work = DeviceWork(teacher, device, StageSeconds())
@@ -165,7 +165,7 @@ def bare(teacher: Teacher, seen: list[Shown], config: BuildConfig, *, side_by_si
 
     if not side_by_side:
         return timed(one_by_one)[0]
-    with streams_of(device) as streams, ThreadPoolExecutor(streams) as pool:
+    with device_streams(device) as streams, ThreadPoolExecutor(streams) as pool:
 
         def overlapped() -> None:
             for _ in ahead(pool, work.features, batches, depth=streams + 1):
@@ -179,7 +179,7 @@ def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) 
     """CPU seconds of each stage by itself, on one thread while the other cores have nothing to do."""
     spec, device, stages = teacher.spec, torch.device("cpu"), StageSeconds()
     seconds: dict[str, float] = {}
-    seen: list[Shown] = []
+    seen: list[TeacherView] = []
     access = ImageAccess(cache)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    keep_blocks()  # as the command does
+    keep_freed_memory()  # as the command does
     FAMILIES["random-vit"] = RandomViT  # type: ignore[assignment]
     TEACHERS[RANDOM.name] = RANDOM
     cores = torch.get_num_threads()
@@ -388,9 +388,9 @@ def scaling(cache: Cache, config: BuildConfig, num_images: int, rounds: int) -> 
             for shard in range(cache.meta.num_shards):
                 drop_receipt(cache.storage, name, shard)
             started = time.perf_counter()
-            with local_crew(workers, device="cpu", threads=1) as crew:
+            with local_pool(workers, device="cpu", threads=1) as worker_pool:
                 starting.append(time.perf_counter() - started)
-                taken.append(build_cache(config, crew=crew).results[0].seconds)
+                taken.append(build_cache(config, worker_pool=worker_pool).results[0].seconds)
     one, two = (median(taken) for taken in seconds.values())
     return [
         f"## Workers, {name}, {num_images} images in {cache.meta.num_shards} shards",

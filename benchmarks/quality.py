@@ -40,7 +40,7 @@ from torch import Tensor
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
-from cache_builder.workers.allocator import keep_blocks
+from cache_builder.workers.allocator import keep_freed_memory
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.geometry.crops import BoxXYXY
@@ -358,7 +358,7 @@ def main() -> None:
         command.add_argument("--plot", type=Path, default=Path("docs/assets/quality.png"))
         command.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    keep_blocks()
+    keep_freed_memory()
     args.function(args)
 
 

@@ -14,7 +14,7 @@ from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.timing import StageSeconds
 from cache_builder.pipeline.views import shown
 from cache_builder.teachers import TeacherOptions, load_teacher
-from cache_builder.workers.allocator import keep_blocks
+from cache_builder.workers.allocator import keep_freed_memory
 from radio_cache.reader import Cache
 
 
@@ -46,7 +46,7 @@ def stages_apart(cache: Cache, name: str, batch_images: int, processes: int) -> 
 def _work(
     url: str, name: str, batch_images: int, number: int, processes: int, go: Barrier, seconds: "Queue[float]"
 ) -> None:
-    keep_blocks()
+    keep_freed_memory()
     torch.set_num_threads(1)
     cache = Cache(url)
     teacher = load_teacher(name, TeacherOptions())

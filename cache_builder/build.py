@@ -11,32 +11,32 @@ import torch
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import (
-    Say,
-    as_recorded,
+    OnMessage,
     check_same,
     create,
-    grown_cache,
+    extend_cache,
     open_cache,
     unless_another_was_faster,
+    with_recorded_loading,
 )
-from cache_builder.computed_with import begun_batch, notes_on_rest, recorded_batch, refuse_other_batch
-from cache_builder.pipeline.batch_size import with_batch, with_shared_batch
+from cache_builder.computed_with import notes_on_rest, recorded_batch, refuse_other_batch, with_recorded_batch
+from cache_builder.pipeline.batch_size import resolve_batch_size, resolve_shared_batch_size
 from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.log import BuildLog
 from cache_builder.pipeline.passes import (
     TeacherResult,
-    join_teacher,
     missing_shards,
+    register_teacher,
+    report_unusable_images,
     retry_failures,
     run_teacher,
     scan_images,
-    tell_unusable,
 )
 from cache_builder.sources import Listing, list_for, record_listing
 from cache_builder.sources.listing import with_recorded_prefixes
 from cache_builder.teachers import find_teacher, find_weights, load_teacher_file
 from cache_builder.teachers.base import Teacher
-from cache_builder.workers.pool import Crew
+from cache_builder.workers.pool import WorkerPool
 from cache_builder.workers.worker import ShardTask, build_shard
 from radio_cache.checks.presence import FilesThere, refuse_missing_files
 from radio_cache.format.schema import IMAGES_UNIT, TeacherSpec, unit_group
@@ -66,7 +66,9 @@ FEW_UNREADABLE = 3
 """Images that could not be read, or 1 % of all: a build that lacks more is not complete."""
 
 
-def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | None = None) -> BuildReport:
+def build_cache(
+    config: BuildConfig, say: OnMessage = lambda _: None, worker_pool: WorkerPool | None = None
+) -> BuildReport:
     """Build a cache, or go on with one that was interrupted. The same command again does only what is missing.
 
     say: told one sentence at a time about what is going on. crew: worker processes that do the work instead of this one.
@@ -75,7 +77,7 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     """
     log = BuildLog(config.log_json)
     there = Cache(config.out) if is_cache(config.out) else None
-    config = as_recorded(config, there)
+    config = with_recorded_loading(config, there)
     groups = config.groups
     weights = {name: find_weights(find_teacher(of), options.weights) for name, (of, options) in groups.items()}
     listing = list_for(config.request(), there, rescan=config.rescan)
@@ -113,24 +115,24 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
     check_same(cache, [spec for spec, _ in known.values()])
     refuse_other_batch(cache, config, len(listing.index))
     for spec, _ in known.values():
-        for note in notes_on_rest(cache, spec, config, len(listing.index), elsewhere=crew is not None):
+        for note in notes_on_rest(cache, spec, config, len(listing.index), elsewhere=worker_pool is not None):
             say(f"{spec.name}: {note}")
     shared = config
-    if crew is not None:
-        shared = with_shared_batch(config, begun=all(recorded_batch(cache, name) for name in groups))
-    cache = grown_cache(cache, listing, say)
+    if worker_pool is not None:
+        shared = resolve_shared_batch_size(config, begun=all(recorded_batch(cache, name) for name in groups))
+    cache = extend_cache(cache, listing, say)
     record_listing(cache, config.request(), listing)
     results: list[TeacherResult] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         cache = retry_failures(cache, config, pool, ImageAccess(cache, leave_out=True), say)
-    if crew is not None:
+    if worker_pool is not None:
         del teacher  # it has been checked; the workers load their own
-        results = crew.build(cache, shared, say, log)
+        results = worker_pool.build(cache, shared, say, log)
         return _report(config, listing, results)
     access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         if not missing_shards(cache, IMAGES_UNIT):
-            tell_unusable(cache, say)
+            report_unusable_images(cache, say)
 
         def scan(cache: Cache = cache) -> None:
             scan_images(cache, pool, say, log, access=access)
@@ -139,11 +141,11 @@ def build_cache(config: BuildConfig, say: Say = lambda _: None, crew: Crew | Non
             if teacher is None:
                 teacher = load(name)
             teacher.to(torch.device(config.device))
-            sized = begun_batch(config, cache, name)
-            sized = with_batch(sized, teacher, say)
-            cache = join_teacher(cache, teacher, sized, pool, say, scan)
+            sized = with_recorded_batch(config, cache, name)
+            sized = resolve_batch_size(sized, teacher, say)
+            cache = register_teacher(cache, teacher, sized, pool, say, scan)
             # Another process may have been faster to make the teacher, in batches of another size.
-            taken = begun_batch(sized, cache, name)
+            taken = with_recorded_batch(sized, cache, name)
             if taken.batch != sized.batch:
                 say(f"{name}: batches of {taken.batch} images, as another build has just begun it with")
             sized = taken
@@ -174,4 +176,4 @@ def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult])
     )
 
 
-__all__ = ["BuildConfig", "BuildReport", "Say", "ShardTask", "TeacherResult", "build_cache", "build_shard"]
+__all__ = ["BuildConfig", "BuildReport", "ShardTask", "TeacherResult", "build_cache", "build_shard"]

@@ -18,7 +18,7 @@ from radio_cache.format.schema import CacheMeta, Container, TeacherSpec
 from radio_cache.reader import Cache, is_cache
 from radio_cache.writer import create_cache, grow_cache, refuse_remains
 
-Say = Callable[[str], None]
+OnMessage = Callable[[str], None]
 """Told one sentence at a time about what is going on."""
 
 
@@ -105,7 +105,7 @@ def unless_another_was_faster(out: str | Path) -> Generator[None]:
             raise
 
 
-def as_recorded(config: BuildConfig, cache: Cache | None) -> BuildConfig:
+def with_recorded_loading(config: BuildConfig, cache: Cache | None) -> BuildConfig:
     """Have teachers of a cache made before specs said what was loaded be loaded as they were, so that shards stay of one kind."""
     if cache is None:
         return config
@@ -117,7 +117,7 @@ def as_recorded(config: BuildConfig, cache: Cache | None) -> BuildConfig:
     return replace(config, teachers=teachers)
 
 
-def grown_cache(cache: Cache, listing: Listing, say: Say) -> Cache:
+def extend_cache(cache: Cache, listing: Listing, say: OnMessage) -> Cache:
     """The cache itself, made longer if the listing goes on where it ends."""
     meta = cache.meta
     if not begins_with(listing, cache.index, meta):

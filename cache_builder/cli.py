@@ -25,7 +25,7 @@ from radio_cache.terminal.output import PLACE, console, human_bytes, plain_error
 
 if TYPE_CHECKING:
     from cache_builder.build import BuildReport
-    from cache_builder.workers.pool import Crew
+    from cache_builder.workers.pool import WorkerPool
 
 _SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
 
@@ -288,7 +288,7 @@ def build(
     """
     from cache_builder.build import build_cache
     from cache_builder.commands.build_options import build_config
-    from cache_builder.workers.allocator import keep_blocks
+    from cache_builder.workers.allocator import keep_freed_memory
     from cache_builder.workers.cluster import workplace
     from radio_cache.checks.fidelity_loss import drifts
 
@@ -297,11 +297,15 @@ def build(
     with workplace(
         workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=say
     ) as place:
-        config = build_config(**options, device=place.device, threads=place.threads, elsewhere=place.crew is not None)
-        if place.crew is None and config.device == "cpu":
-            keep_blocks()
-        click.echo(f"building {out} with {', '.join(teachers)} on {_workers_name(place.crew, config.device)}", err=True)
-        report = build_cache(config, say, place.crew)
+        config = build_config(
+            **options, device=place.device, threads=place.threads, elsewhere=place.worker_pool is not None
+        )
+        if place.worker_pool is None and config.device == "cpu":
+            keep_freed_memory()
+        click.echo(
+            f"building {out} with {', '.join(teachers)} on {_workers_name(place.worker_pool, config.device)}", err=True
+        )
+        report = build_cache(config, say, place.worker_pool)
 
     console().print(_build_table(report))
     if report.unusable:
@@ -494,10 +498,10 @@ def demo(images: Path | None, out: Path) -> None:
         click.echo(f"Next, on your own photos: {here} demo --images DIR --out my-demo")
 
 
-def _workers_name(crew: "Crew | None", device: str) -> str:
-    if crew is None:
+def _workers_name(worker_pool: "WorkerPool | None", device: str) -> str:
+    if worker_pool is None:
         return _device_name(device)
-    return f"{crew.num_workers} worker{'s' if crew.num_workers > 1 else ''} ({device})"
+    return f"{worker_pool.num_workers} worker{'s' if worker_pool.num_workers > 1 else ''} ({device})"
 
 
 def _device_name(device: object) -> str:

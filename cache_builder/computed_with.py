@@ -34,7 +34,7 @@ def recorded_batch(cache: Cache, name: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 8 and 0 < int(text) <= _MAX_BATCH else None
 
 
-def begun_batch(config: BuildConfig, cache: Cache, name: str) -> BuildConfig:
+def with_recorded_batch(config: BuildConfig, cache: Cache, name: str) -> BuildConfig:
     """The config with the batch size that the teacher was begun with, if the cache says."""
     batch = recorded_batch(cache, name)
     return config if batch is None else replace(config, batch_images=batch, auto_batch=False)
@@ -96,10 +96,10 @@ def _is_complete(cache: Cache, name: str, num_images: int) -> bool:
 __all__ = [
     "BATCH",
     "DEVICE",
-    "begun_batch",
     "device_name",
     "notes_on_rest",
     "recorded",
     "recorded_batch",
     "refuse_other_batch",
+    "with_recorded_batch",
 ]

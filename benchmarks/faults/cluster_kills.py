@@ -24,8 +24,8 @@ import torch
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
-from cache_builder.workers.cluster import local_crew
-from cache_builder.workers.pool import Crew
+from cache_builder.workers.cluster import local_pool
+from cache_builder.workers.pool import WorkerPool
 from radio_cache import __version__
 
 TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
@@ -33,9 +33,9 @@ TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 
 @dataclass
 class Killer:
-    """Kills one worker of a crew, at random, every `every_s` seconds, until it is stopped."""
+    """Kills one worker of a pool, at random, every `every_s` seconds, until it is stopped."""
 
-    crew: Crew
+    worker_pool: WorkerPool
     every_s: float
     rng: random.Random
     killed: list[int] = field(default_factory=list[int])
@@ -52,7 +52,7 @@ class Killer:
 
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):
-            alive = [facts.pid for facts in self.crew.worker_facts() if facts.pid not in self.killed]
+            alive = [facts.pid for facts in self.worker_pool.worker_facts() if facts.pid not in self.killed]
             if alive:
                 self.killed.append(self.rng.choice(alive))
                 os.kill(self.killed[-1], signal.SIGKILL)
@@ -92,15 +92,15 @@ def main() -> None:
     rng, run = random.Random(0), 0
     while killed < arguments.kills:
         run += 1
-        out = folder / f"crew{run}.zarr"
+        out = folder / f"pool{run}.zarr"
         started = time.perf_counter()
         with (
-            local_crew(
+            local_pool(
                 arguments.workers, device="cpu", threads=max(1, (os.cpu_count() or 1) // arguments.workers)
-            ) as crew,
-            Killer(crew, arguments.every, rng) as killer,
+            ) as worker_pool,
+            Killer(worker_pool, arguments.every, rng) as killer,
         ):
-            build_cache(config(arguments.images, out, arguments.shard_images), crew=crew)
+            build_cache(config(arguments.images, out, arguments.shard_images), worker_pool=worker_pool)
             seconds = time.perf_counter() - started
         found = files(out)
         differing = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))

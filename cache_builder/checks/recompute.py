@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache_builder.pipeline.calibrate import sample_rows
 from cache_builder.pipeline.device import DeviceWork
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import shown_ahead
+from cache_builder.pipeline.views import prefetch_views
 from cache_builder.teachers import load_recorded
 from cache_builder.teachers.base import Teacher
 from radio_cache.errors import (
@@ -188,7 +188,7 @@ def _run(
     cosines: list[NDArray[np.float64]] = []
     summaries: list[NDArray[np.float64]] = []
     jobs = [(row, (view,)) for row, view in views.items()]
-    seen = shown_ahead(cache, spec, jobs, pool, stages, depth=2 * config.batch_images)
+    seen = prefetch_views(cache, spec, jobs, pool, stages, depth=2 * config.batch_images)
     with ProgressLine(f"{name}, recomputing", len(rows)) as line:
         while batch := list(islice(seen, config.batch_images)):
             for part in work.features(batch):

@@ -120,7 +120,7 @@ def _plan(
 ) -> None:
     from cache_builder.commands.build_options import build_config
     from cache_builder.planning.plan import PlanConfig, plan_build
-    from cache_builder.workers.allocator import keep_blocks
+    from cache_builder.workers.allocator import keep_freed_memory
 
     config = PlanConfig(
         build=build_config(**options),
@@ -133,7 +133,7 @@ def _plan(
         no_weights=no_weights,
     )
     if config.build.device == "cpu":
-        keep_blocks()  # as a build does
+        keep_freed_memory()  # as a build does
     plan = plan_build(config, say=say)
     for note in plan.notes:
         say(note)

@@ -29,7 +29,7 @@ from radio_cache.storage.base import absolute_place
 from radio_cache.terminal.output import ProgressLine, human_bytes
 from radio_cache.writer import add_teacher, create_cache
 
-Say = Callable[[str], None]
+OnMessage = Callable[[str], None]
 """Told one sentence at a time about what is going on."""
 
 
@@ -55,7 +55,7 @@ class CopyReport:
     units: tuple[UnitCopied, ...]
 
 
-def copy_cache(config: CopyConfig, say: Say = lambda _: None) -> CopyReport:
+def copy_cache(config: CopyConfig, say: OnMessage = lambda _: None) -> CopyReport:
     """Copy a cache or a part of it; the same command again does only what is missing.
 
     say: told one sentence at a time about what is going on.
@@ -163,7 +163,7 @@ def _refuse_views(
             )
 
 
-def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: Say) -> Cache:
+def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: OnMessage) -> Cache:
     """The cache to write to. Raises StaleCacheError for one that is no copy of these images."""
     index = _index(source.index, rows)
     meta = replace(
@@ -205,7 +205,7 @@ def _meta_difference(there: CacheMeta, wanted: CacheMeta) -> str | None:
     return None
 
 
-def _join(target: Cache, source: Cache, name: str, repacking: Repacking | None, say: Say) -> Cache:
+def _join(target: Cache, source: Cache, name: str, repacking: Repacking | None, say: OnMessage) -> Cache:
     """The target with a teacher's group in it. Raises StaleCacheError if that is another's."""
     if name not in target.teachers:
         teacher = source.teachers[name]

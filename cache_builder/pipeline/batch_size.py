@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import Say
-from cache_builder.pipeline.device import DeviceWork, MapBatch, streams_of
+from cache_builder.build_output import OnMessage
+from cache_builder.pipeline.device import DeviceWork, MapBatch, device_streams
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import Shown
+from cache_builder.pipeline.views import TeacherView
 from cache_builder.teachers.base import Teacher
 from radio_cache.errors import ConfigError
 from radio_cache.geometry.views import draw_view
@@ -33,7 +33,7 @@ _PASSES = 3
 """Timed, of each stream."""
 
 
-def with_batch(config: BuildConfig, teacher: Teacher, say: Say) -> BuildConfig:
+def resolve_batch_size(config: BuildConfig, teacher: Teacher, say: OnMessage) -> BuildConfig:
     """The config with a batch that suits the teacher, which is on its device, if it is to be found; else as it is."""
     if not config.auto_batch:
         return config
@@ -46,7 +46,7 @@ def with_batch(config: BuildConfig, teacher: Teacher, say: Say) -> BuildConfig:
     return replace(config, batch_images=batch, auto_batch=False)
 
 
-def with_shared_batch(config: BuildConfig, *, begun: bool = False) -> BuildConfig:
+def resolve_shared_batch_size(config: BuildConfig, *, begun: bool = False) -> BuildConfig:
     """The config for several workers, which must cut the same batches. Raises ConfigError on a GPU, where each would measure.
 
     begun: every teacher is in the cache with a batch size of its own.
@@ -88,9 +88,9 @@ def images_per_s(teacher: Teacher, device: torch.device, images: int) -> float |
     spec = teacher.spec
     h, w = spec.geometry.input_hw
     pixels = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
-    batch = [Shown(0, draw_view(None, 0, 0, (h, w)), pixels)] * images
+    batch = [TeacherView(0, draw_view(None, 0, 0, (h, w)), pixels)] * images
     work = DeviceWork(teacher, device, StageSeconds())
-    with streams_of(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
+    with device_streams(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
 
         def passes(count: int) -> list[list[MapBatch]]:
             done = list(ahead(streams, work.features, [batch] * count, depth=num_streams + 1))

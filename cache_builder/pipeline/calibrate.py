@@ -56,18 +56,18 @@ def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) 
     if request.codec_class.needs == "covariance" and len(sample) < fewest:
         if spec.codec.request is None:
             half = CodecRequest(name="half")
-            note = f"{too_few(len(sample))} to calibrate the codec klt (it wants {fewest}): keeping float16"
+            note = f"{too_few_images(len(sample))} to calibrate the codec klt (it wants {fewest}): keeping float16"
             return ChosenCodec(*_without_sample(half), note)
         raise CodecError(
-            f"{too_few(len(sample))} to calibrate {request.name} for {spec.spatial_dim} channels: take at least {fewest}, or "
-            "--codec int8 or half"
+            f"{too_few_images(len(sample))} to calibrate {request.name} for {spec.spatial_dim} channels: take at least "
+            f"{fewest}, or --codec int8 or half"
         )
     if not request.needs_calibration:
         return ChosenCodec(*_without_sample(request), "")
-    return calibrated_on(request, list(sample), tokens_of)
+    return calibrate_on_sample(request, list(sample), tokens_of)
 
 
-def too_few(count: int) -> str:
+def too_few_images(count: int) -> str:
     """The beginning of a sentence about images."""
     return "1 image is too few" if count == 1 else f"{count} images are too few"
 
@@ -113,7 +113,7 @@ def _without_sample(request: CodecRequest) -> tuple[Codec, CodecRecord]:
     return codec, CodecRecord(parameters=codec.to_json())
 
 
-def calibrated_on(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
+def calibrate_on_sample(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
     """A codec calibrated on the later four fifths of these images, and measured on the first fifth. Raises CodecError,
     UnstorableFeaturesError for an image whose features are not finite."""
     # How many threads BLAS takes changes the last bits of a covariance and its eigenvectors, and with them every code.

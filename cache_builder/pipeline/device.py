@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cache_builder.pipeline.preprocess import teacher_input
 from cache_builder.pipeline.timing import StageSeconds, Stopwatch
-from cache_builder.pipeline.views import Shown
+from cache_builder.pipeline.views import TeacherView
 from cache_builder.teachers.base import Teacher
 from radio_cache.codecs import Codec, Half
 from radio_cache.errors import CodecError, TeacherError, UnstorableFeaturesError
@@ -36,7 +36,7 @@ _CUDA_STREAMS = 2
 class MapBatch:
     """Features of some images, on the device: spatial (b, h, w, c) in float32; summary (b, c) or None."""
 
-    shown: Sequence[Shown]
+    shown: Sequence[TeacherView]
     spatial: Tensor
     summary: Tensor | None
 
@@ -58,7 +58,7 @@ class CodeBatch:
 
 
 @contextmanager
-def streams_of(device: torch.device) -> Generator[int]:
+def device_streams(device: torch.device) -> Generator[int]:
     """How many batches to work on side by side. On a CPU, each gets one thread meanwhile."""
     if device.type != "cpu":
         yield _CUDA_STREAMS
@@ -95,16 +95,16 @@ class DeviceWork:
         self._turn = threading.Lock()
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def features(self, batch: Sequence[Shown]) -> list[MapBatch]:
+    def features(self, batch: Sequence[TeacherView]) -> list[MapBatch]:
         """Features of a batch; in several parts where it did not fit."""
         return self._fitting(batch, self._forward)
 
-    def codes(self, batch: Sequence[Shown]) -> list[CodeBatch]:
+    def codes(self, batch: Sequence[TeacherView]) -> list[CodeBatch]:
         """Codes of a batch; in several parts where it did not fit. Raises UnstorableFeaturesError, for maps that the codec and
         summaries that half precision cannot keep."""
         return self._fitting(batch, self._encoded)
 
-    def _forward(self, batch: Sequence[Shown]) -> MapBatch:
+    def _forward(self, batch: Sequence[TeacherView]) -> MapBatch:
         spec = self._teacher.spec
         with Stopwatch(self._stages, "teacher"), torch.inference_mode():
             pixels = self._there(np.stack([one.pixels for one in batch]))
@@ -113,13 +113,13 @@ class DeviceWork:
                 out = self._teacher(images)
             return MapBatch(batch, out.spatial.float(), None if out.summary is None else out.summary.float())
 
-    def _encoded(self, batch: Sequence[Shown]) -> CodeBatch:
+    def _encoded(self, batch: Sequence[TeacherView]) -> CodeBatch:
         assert self._encoder is not None, "this work has a codec"
         maps = self._forward(batch)
         with Stopwatch(self._stages, "encode"), torch.inference_mode():
-            encoded = self._kept(self._encoder, batch, maps.spatial)
+            encoded = self.process_state(self._encoder, batch, maps.spatial)
             if maps.summary is not None:
-                self._kept(self._summary_encoder, batch, maps.summary[:, None, None], "summary: ")
+                self.process_state(self._summary_encoder, batch, maps.summary[:, None, None], "summary: ")
             sums: list[Tensor] = []
             cosines: list[Tensor] = []
             errors: list[Tensor] = []
@@ -140,7 +140,7 @@ class DeviceWork:
         assert error is not None
         return CodeBatch(codes, summary, moments, num_tokens, cosine, error)
 
-    def _kept(self, encoder: MapEncoder, batch: Sequence[Shown], maps: Tensor, what: str = "") -> Encoded:
+    def process_state(self, encoder: MapEncoder, batch: Sequence[TeacherView], maps: Tensor, what: str = "") -> Encoded:
         """Encode maps (b, h, w, c). Raises UnstorableFeaturesError naming the first image that cannot be."""
         try:
             return encoder(maps)
@@ -177,7 +177,7 @@ class DeviceWork:
         done.synchronize()
         return [None if tensor is None else tensor.numpy() for tensor in found]
 
-    def _fitting(self, batch: Sequence[Shown], work: Callable[[Sequence[Shown]], T]) -> list[T]:
+    def _fitting(self, batch: Sequence[TeacherView], work: Callable[[Sequence[TeacherView]], T]) -> list[T]:
         most = self._most
         if most is None:
             try:
@@ -188,7 +188,7 @@ class DeviceWork:
         # Here, not where it was caught: the exception holds on to the tensors of the failed pass.
         return self._in_parts(batch, work)
 
-    def _in_parts(self, batch: Sequence[Shown], work: Callable[[Sequence[Shown]], T]) -> list[T]:
+    def _in_parts(self, batch: Sequence[TeacherView], work: Callable[[Sequence[TeacherView]], T]) -> list[T]:
         """One part at a time, and one thread at a time: together they did not fit."""
         done: list[T] = []
         first = 0

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import Say, check_same
+from cache_builder.build_output import OnMessage, check_same
 from cache_builder.computed_with import recorded
 from cache_builder.pipeline.calibrate import choose_codec, fewest_images, images_wanted, sample_rows
-from cache_builder.pipeline.device import DeviceWork, streams_of
+from cache_builder.pipeline.device import DeviceWork, device_streams
 from cache_builder.pipeline.image_access import ImageAccess, is_listed_file
 from cache_builder.pipeline.log import BuildLog, UnitLog
-from cache_builder.pipeline.scan import look, look_again, scan_shard
-from cache_builder.pipeline.shards import run_shards, unstorable_image
+from cache_builder.pipeline.scan import look, rescan_failures, scan_shard
+from cache_builder.pipeline.shards import run_shards, unstorable_image_error
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import shown_ahead
+from cache_builder.pipeline.views import prefetch_views
 from cache_builder.teachers.base import Teacher
 from radio_cache.errors import CodecError, SourceError, UnstorableFeaturesError
 from radio_cache.format.schema import IMAGES_UNIT
@@ -49,7 +49,7 @@ class TeacherResult:
 def scan_images(
     cache: Cache,
     pool: ThreadPoolExecutor,
-    say: Say,
+    say: OnMessage,
     log: BuildLog,
     *,
     leave: Collection[int] = (),
@@ -71,10 +71,10 @@ def scan_images(
                 progress.advance(receipt.num_rows, unit.note)
         unit.end("scan")
     if not missing_shards(cache, IMAGES_UNIT):
-        tell_unusable(cache, say)
+        report_unusable_images(cache, say)
 
 
-def tell_unusable(cache: Cache, say: Say) -> None:
+def report_unusable_images(cache: Cache, say: OnMessage) -> None:
     """After all images were looked at. Raises SourceError if none can be used."""
     compact_receipts(cache.storage, IMAGES_UNIT)
     failures = sorted(cache.failures(), key=lambda failure: failure.is_unreadable)
@@ -96,7 +96,9 @@ def tell_unusable(cache: Cache, say: Say) -> None:
         raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.url} --failures")
 
 
-def retry_failures(cache: Cache, config: BuildConfig, pool: ThreadPoolExecutor, access: ImageAccess, say: Say) -> Cache:
+def retry_failures(
+    cache: Cache, config: BuildConfig, pool: ThreadPoolExecutor, access: ImageAccess, say: OnMessage
+) -> Cache:
     """Look again at images that could not be read, or with --retry-unusable at all that could not be used; return the cache
     with what was found.
 
@@ -109,17 +111,17 @@ def retry_failures(cache: Cache, config: BuildConfig, pool: ThreadPoolExecutor, 
     failures = [failure for failure in cache.failures() if config.retry_unusable or failure.is_unreadable]
     if not failures:
         return cache
-    usable = look_again(cache, failures, pool, access)
+    usable = rescan_failures(cache, failures, pool, access)
     say(f"{len(failures)} images that could not be used were looked at again: {usable} can be used now")
     return Cache(cache.storage)
 
 
-def join_teacher(
+def register_teacher(
     cache: Cache,
     teacher: Teacher,
     config: BuildConfig,
     pool: ThreadPoolExecutor,
-    say: Say,
+    say: OnMessage,
     scan: Callable[[], None] = lambda: None,
     access: ImageAccess | None = None,
 ) -> Cache:
@@ -142,7 +144,7 @@ def join_teacher(
                 teacher.spec, sample, lambda rows: tokens_of(cache, teacher, rows, config, pool, say, reads)
             )
         except UnstorableFeaturesError as exc:
-            raise unstorable_image(cache, teacher.spec, exc) from exc
+            raise unstorable_image_error(cache, teacher.spec, exc) from exc
         except CodecError as exc:
             raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
         if chosen.note:
@@ -216,7 +218,7 @@ def tokens_of(
     rows: list[int],
     config: BuildConfig,
     pool: ThreadPoolExecutor,
-    say: Say,
+    say: OnMessage,
     access: ImageAccess | None = None,
 ) -> Generator[NDArray[np.float32]]:
     """For each row its tokens (n, c) that show the image: of one of its views, each in turn."""
@@ -225,12 +227,12 @@ def tokens_of(
     jobs = [(row, (number % spec.views,)) for number, row in enumerate(rows)]
     with (
         ProgressLine(f"{spec.name}, calibrating", len(rows)) as line,
-        streams_of(device) as num_streams,
+        device_streams(device) as num_streams,
         ThreadPoolExecutor(num_streams, thread_name_prefix="device") as streams,
     ):
         depth = (num_streams + 2) * config.batch + config.threads
         unseen = set(missing_shards(cache, IMAGES_UNIT))
-        seen = shown_ahead(cache, spec, jobs, pool, stages, depth=depth, unseen=unseen, access=access)
+        seen = prefetch_views(cache, spec, jobs, pool, stages, depth=depth, unseen=unseen, access=access)
         batches = (list(islice(seen, config.batch)) for _ in range(0, len(rows), config.batch))
         for parts in ahead(streams, work.features, batches, depth=num_streams + 1):
             for part in parts:
@@ -244,7 +246,7 @@ def run_teacher(
     teacher: Teacher,
     config: BuildConfig,
     pool: ThreadPoolExecutor,
-    say: Say,
+    say: OnMessage,
     log: BuildLog,
     access: ImageAccess | None = None,
 ) -> TeacherResult:
@@ -289,14 +291,14 @@ def run_teacher(
     unit.end("teacher")
     if set(unseen) & set(todo):
         cache = Cache(cache.storage)
-        tell_unusable(cache, say)
+        report_unusable_images(cache, say)
     usable = cache.usable_rows()
     images = int(np.isin(usable // cache.meta.shard_images, todo).sum())
     return TeacherResult(name, images, len(usable) - images, seconds, stages)
 
 
 @contextlib.contextmanager
-def told_if_stopped(unit: UnitLog, cache: Cache, name: str, say: Say) -> Generator[None]:
+def told_if_stopped(unit: UnitLog, cache: Cache, name: str, say: OnMessage) -> Generator[None]:
     """On Ctrl-C: how many shards are done, after the one that was being written."""
     try:
         yield

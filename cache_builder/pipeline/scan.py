@@ -28,7 +28,7 @@ NO_DIGEST = bytes(16)
 """Of an image that was not read."""
 
 
-class Look(NamedTuple):
+class ScanResult(NamedTuple):
     """What a first look at an image found.
 
     size_hw: (0, 0) with a reason why it cannot be used. kept: the file for the cache. kind: of the reason, as in `Failure`.
@@ -44,10 +44,10 @@ class Look(NamedTuple):
 def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor, access: ImageAccess | None = None) -> Receipt:
     """Decode every image of a shard once and record what was found. Writes only this shard; twice gives the same bytes."""
     rows, reads = cache.meta.shard_rows(shard), access or ImageAccess(cache)
-    return write_looks(cache, shard, list(ahead(pool, lambda row: look(reads, row)[0], rows, depth=64)))
+    return write_scan_results(cache, shard, list(ahead(pool, lambda row: look(reads, row)[0], rows, depth=64)))
 
 
-def look_again(cache: Cache, failures: Iterable[Failure], pool: ThreadPoolExecutor, access: ImageAccess) -> int:
+def rescan_failures(cache: Cache, failures: Iterable[Failure], pool: ThreadPoolExecutor, access: ImageAccess) -> int:
     """Look again at images that could not be used, and record what changed; return how many can be used now.
 
     Shards in which nothing changed stay as they are, byte for byte.
@@ -69,20 +69,20 @@ def look_again(cache: Cache, failures: Iterable[Failure], pool: ThreadPoolExecut
             if row in before
         ):
             rows = cache.meta.shard_rows(shard)[: receipt.num_rows]
-            write_looks(cache, shard, [looks.get(row) or _recorded(cache, row, before.get(row)) for row in rows])
+            write_scan_results(cache, shard, [looks.get(row) or _recorded(cache, row, before.get(row)) for row in rows])
     return usable
 
 
-def _recorded(cache: Cache, row: int, failure: Failure | None) -> Look:
+def _recorded(cache: Cache, row: int, failure: Failure | None) -> ScanResult:
     """What an earlier look found."""
     seen = cache.digests[row].tobytes()
     if failure is not None:
-        return Look(seen, (0, 0), failure.reason, kind=failure.kind)
+        return ScanResult(seen, (0, 0), failure.reason, kind=failure.kind)
     height, width = cache.sizes_hw[row].tolist()
-    return Look(seen, (height, width), None, b"" if cache.pixels is None else cache.pixels.file(row))
+    return ScanResult(seen, (height, width), None, b"" if cache.pixels is None else cache.pixels.file(row))
 
 
-def write_looks(cache: Cache, shard: int, looks: Sequence[Look]) -> Receipt:
+def write_scan_results(cache: Cache, shard: int, looks: Sequence[ScanResult]) -> Receipt:
     """Record what was found of every image of a shard.
 
     An image that cannot be used gets status UNUSABLE and a reason; it never stops the build.
@@ -110,7 +110,7 @@ def write_looks(cache: Cache, shard: int, looks: Sequence[Look]) -> Receipt:
     return writer.commit({"first_row": rows[0], "num_rows": len(looks), "num_tokens": 0, "failures": tuple(failures)})
 
 
-def look(access: ImageAccess, row: int) -> tuple[Look, Image.Image | None]:
+def look(access: ImageAccess, row: int) -> tuple[ScanResult, Image.Image | None]:
     """What an image is, and the image itself, upright, unless it cannot be used. Raises as `ImageAccess` does for what is no
     fault of one image."""
     cache = access.cache
@@ -118,15 +118,15 @@ def look(access: ImageAccess, row: int) -> tuple[Look, Image.Image | None]:
         data = access.file(row)
     except ImageError as exc:
         kind: FaultKind = "surroundings" if isinstance(exc, UnreadableImageError) else "image"
-        return Look(NO_DIGEST, (0, 0), str(exc), kind=kind), None
+        return ScanResult(NO_DIGEST, (0, 0), str(exc), kind=kind), None
     try:
         image = access.decode(row, data, lambda file: decode_image(file, max_pixels=cache.meta.max_pixels))
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")
     except UnreadableImageError as exc:
-        return Look(digest(data), (0, 0), str(exc), kind="surroundings"), None
+        return ScanResult(digest(data), (0, 0), str(exc), kind="surroundings"), None
     except ImageError as exc:
-        return Look(digest(data), (0, 0), str(exc)), None
+        return ScanResult(digest(data), (0, 0), str(exc)), None
     store = cache.meta.pixels
     kept = access.with_memory(row, lambda: encoded_pixels(image, data, store)) if store else b""
-    return Look(digest(data), (image.height, image.width), None, kept), image
+    return ScanResult(digest(data), (image.height, image.width), None, kept), image

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.pipeline.batching import Batch, ShardImages, decoding
-from cache_builder.pipeline.device import CodeBatch, DeviceWork, streams_of
+from cache_builder.pipeline.device import CodeBatch, DeviceWork, device_streams
 from cache_builder.pipeline.image_access import ImageAccess
-from cache_builder.pipeline.scan import write_looks
+from cache_builder.pipeline.scan import write_scan_results
 from cache_builder.pipeline.timing import StageSeconds, Stopwatch
 from cache_builder.teachers.base import Teacher
 from radio_cache.codecs import Half
@@ -81,7 +81,7 @@ def run_shards(
     work = DeviceWork(teacher, device, stages, codec=cache.teachers[spec.name].codec, say=say)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
-        num_streams = stack.enter_context(streams_of(device))
+        num_streams = stack.enter_context(device_streams(device))
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
         depth = (num_streams + 2) * -(-config.batch // spec.views) + config.threads
         jobs = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
@@ -119,7 +119,7 @@ def run_shards(
             yield _awaited(last, stages)
 
 
-def unstorable_image(cache: Cache, spec: TeacherSpec, error: UnstorableFeaturesError) -> UnstorableFeaturesError:
+def unstorable_image_error(cache: Cache, spec: TeacherSpec, error: UnstorableFeaturesError) -> UnstorableFeaturesError:
     """Return the error with the cache, the teacher, the image and what to do about it."""
     key = cache.index.key(error.row)
     return UnstorableFeaturesError(
@@ -135,7 +135,7 @@ def _codes(cache: Cache, work: DeviceWork, spec: TeacherSpec, whole: Batch) -> t
     try:
         return work.codes(batch) if batch else [], whole.last
     except UnstorableFeaturesError as exc:
-        raise unstorable_image(cache, spec, exc) from exc
+        raise unstorable_image_error(cache, spec, exc) from exc
 
 
 def _awaited(written: Future[Receipt], stages: StageSeconds) -> Receipt:
@@ -220,7 +220,7 @@ def _timed_write(
 ) -> Receipt:
     with Stopwatch(stages, "write"):
         if images.looks:
-            looked(write_looks(cache, shard, images.looks))
+            looked(write_scan_results(cache, shard, images.looks))
         # Two builds of one teacher may compute other last bits: files of one beside a receipt of the other are a torn shard.
         with cache.storage.locked(f"{unit_group(spec.name)}/spatial"):
             try:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.preprocess import view_pixels
-from cache_builder.pipeline.scan import Look, look
+from cache_builder.pipeline.scan import ScanResult, look
 from cache_builder.pipeline.timing import StageSeconds, Stopwatch
 from radio_cache.errors import ImageError, SourceError, UnreadableImageError
 from radio_cache.format.schema import TeacherSpec
@@ -20,11 +20,11 @@ from radio_cache.images.decode import cut_view, decode_image
 from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache, digest
 
-Job = tuple[int, tuple[int, ...]]
+ViewRequest = tuple[int, tuple[int, ...]]
 """A row, and the numbers of its views that are wanted: an image is decoded once for all of them."""
 
 
-class Shown(NamedTuple):
+class TeacherView(NamedTuple):
     """One view of the image in a row of the cache, in the teacher's input size: pixels (h, w, 3)."""
 
     row: int
@@ -40,7 +40,7 @@ class Shown(NamedTuple):
         return valid_tokens(self.view.image_hw, geometry)
 
 
-def shown(cache: Cache, access: ImageAccess, spec: TeacherSpec, job: Job) -> list[Shown]:
+def shown(cache: Cache, access: ImageAccess, spec: TeacherSpec, job: ViewRequest) -> list[TeacherView]:
     """What a teacher is shown of one image. Raises SourceError if it is another file now than when it was checked, or cannot
     be read now; and as `ImageAccess` does."""
     row, _ = job
@@ -63,7 +63,9 @@ def shown(cache: Cache, access: ImageAccess, spec: TeacherSpec, job: Job) -> lis
         ) from exc
 
 
-def first_shown(access: ImageAccess, spec: TeacherSpec, job: Job) -> tuple[list[Shown], Look]:
+def scan_and_load_views(
+    access: ImageAccess, spec: TeacherSpec, job: ViewRequest
+) -> tuple[list[TeacherView], ScanResult]:
     """What a teacher is shown of an image that nobody has looked at yet, nothing if it cannot be used; and what was found.
 
     Raises SourceError for an image that is fine and too long for this teacher; and as `ImageAccess` does.
@@ -76,32 +78,32 @@ def first_shown(access: ImageAccess, spec: TeacherSpec, job: Job) -> tuple[list[
         raise SourceError(f"image {key}, for teacher '{spec.name}': {exc}. Leave it out: --filter '!{key}'") from exc
 
 
-def _views(spec: TeacherSpec, job: Job, image: Image.Image) -> list[Shown]:
+def _views(spec: TeacherSpec, job: ViewRequest, image: Image.Image) -> list[TeacherView]:
     row, numbers = job
     views = [draw_view(spec.view_sampling, row, number, (image.height, image.width)) for number in numbers]
-    return [Shown(row, view, view_pixels(cut_view(image, view), spec.geometry)) for view in views]
+    return [TeacherView(row, view, view_pixels(cut_view(image, view), spec.geometry)) for view in views]
 
 
-def shown_ahead(
+def prefetch_views(
     cache: Cache,
     spec: TeacherSpec,
-    jobs: Iterable[Job],
+    jobs: Iterable[ViewRequest],
     pool: ThreadPoolExecutor,
     stages: StageSeconds,
     *,
     depth: int,
     unseen: Collection[int] = (),
     access: ImageAccess | None = None,
-) -> Generator[Shown]:
+) -> Generator[TeacherView]:
     """What the teacher is shown of these images, in order, made ahead in the pool. depth: images, about. unseen: shards that
     were not scanned yet."""
 
     reads = access or ImageAccess(cache)
 
-    def timed(job: Job) -> list[Shown]:
+    def timed(job: ViewRequest) -> list[TeacherView]:
         with Stopwatch(stages, "decode"):
             first = job[0] // cache.meta.shard_images in unseen
-            return first_shown(reads, spec, job)[0] if first else shown(cache, reads, spec, job)
+            return scan_and_load_views(reads, spec, job)[0] if first else shown(cache, reads, spec, job)
 
     for some in ahead(pool, timed, jobs, depth=depth):
         yield from some

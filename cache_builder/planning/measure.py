@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.pipeline.calibrate import calibrated_on, enough_tokens, too_few
-from cache_builder.pipeline.device import DeviceWork, streams_of
+from cache_builder.pipeline.calibrate import calibrate_on_sample, enough_tokens, too_few_images
+from cache_builder.pipeline.device import DeviceWork, device_streams
 from cache_builder.pipeline.scan import scan_shard
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import Shown, shown_ahead
+from cache_builder.pipeline.views import TeacherView, prefetch_views
 from cache_builder.sources import Listing
 from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
@@ -156,7 +156,7 @@ def probe_teacher(
     rows = cache.usable_rows().tolist()[: max(1, _MAX_MAP_BYTES // map_bytes)]
     started = time.perf_counter()
     jobs = [(row, (0,)) for row in rows]
-    seen = list(shown_ahead(cache, spec, jobs, pool, StageSeconds(), depth=2 * config.threads))
+    seen = list(prefetch_views(cache, spec, jobs, pool, StageSeconds(), depth=2 * config.threads))
     decode_s = (time.perf_counter() - started) / len(rows)
     maps, forward_s = _forward(seen, teacher, config, seconds)
     shown = np.stack([one.valid_tokens(spec.geometry) for one in seen[: len(maps)]])
@@ -186,19 +186,19 @@ def probe_teacher(
 
 
 def _forward(
-    seen: list[Shown], teacher: Teacher, config: BuildConfig, seconds: float
+    seen: list[TeacherView], teacher: Teacher, config: BuildConfig, seconds: float
 ) -> tuple[NDArray[np.float32], float]:
     """Maps (n, h, w, c) of as many images as the time allows, and seconds per image on the whole device."""
     device = torch.device(config.device)
     work = DeviceWork(teacher, device, StageSeconds())
-    with streams_of(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
+    with device_streams(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
 
-        def run(images: list[Shown], batch: int) -> Generator[NDArray[np.float32]]:
+        def run(images: list[TeacherView], batch: int) -> Generator[NDArray[np.float32]]:
             parts = (images[first : first + batch] for first in range(0, len(images), batch))
             for done in ahead(streams, work.features, parts, depth=num_streams + 1):
                 yield from (part.spatial.cpu().numpy() for part in done)
 
-        def timed(images: list[Shown], batch: int) -> float:
+        def timed(images: list[TeacherView], batch: int) -> float:
             started = time.perf_counter()
             for _ in run(images, batch):
                 pass
@@ -232,10 +232,12 @@ def _measured(
         if not values_mean_something:
             return None, CodecCost(request=request, bytes_per_image=None, why="random weights say nothing about it")
         if not enough_tokens(spec, len(maps)):
-            why = f"{too_few(len(maps))} to calibrate {request.name} for {spec.spatial_dim} channels"
+            why = f"{too_few_images(len(maps))} to calibrate {request.name} for {spec.spatial_dim} channels"
             return None, CodecCost(request=request, bytes_per_image=None, why=why)
     try:
-        chosen = calibrated_on(request, list(range(len(maps))), lambda rows: (maps[row][shown[row]] for row in rows))
+        chosen = calibrate_on_sample(
+            request, list(range(len(maps))), lambda rows: (maps[row][shown[row]] for row in rows)
+        )
     except CodecError as exc:
         return None, CodecCost(request=request, bytes_per_image=None, why=str(exc))
     stored = _stored_bytes(chosen.codec, maps)

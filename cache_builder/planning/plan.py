@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import Say, as_recorded, check_same, open_cache
-from cache_builder.computed_with import begun_batch
-from cache_builder.pipeline.batch_size import with_batch
+from cache_builder.build_output import OnMessage, check_same, open_cache, with_recorded_loading
+from cache_builder.computed_with import with_recorded_batch
+from cache_builder.pipeline.batch_size import resolve_batch_size
 from cache_builder.pipeline.calibrate import fewest_images, sample_size
 from cache_builder.pipeline.passes import missing_shards
 from cache_builder.planning.measure import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
@@ -215,7 +215,7 @@ def _teacher_json(teacher: TeacherPlan) -> dict[str, Any]:
     }
 
 
-def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
+def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
     """List the images, run a few of them through every teacher, and say what the build would cost.
 
     say: told one sentence at a time about what is going on. Raises what `build_cache` raises before it writes anything.
@@ -224,7 +224,7 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
     there = Cache(build.out) if is_cache(build.out) else None
     if there is not None and build.pixels is None:
         build = replace(build, pixels=there.meta.pixels)
-    build = as_recorded(build, there)
+    build = with_recorded_loading(build, there)
     listing = list_for(build.request(), there, rescan=build.rescan)
     cache = open_cache(build, listing) if there is not None else None
     num_images = len(listing.index)
@@ -247,12 +247,12 @@ def plan_build(config: PlanConfig, say: Say = lambda _: None) -> Plan:
                     )
                 elif cache is not None:
                     check_same(cache, [teacher.spec])
-                begun = build if cache is None else begun_batch(build, cache, group)
+                begun = build if cache is None else with_recorded_batch(build, cache, group)
                 probe = probe_teacher(
                     sample,
                     teacher,
                     _request(options, teacher.spec, num_images, cache),
-                    with_batch(begun, teacher, say),
+                    resolve_batch_size(begun, teacher, say),
                     pool,
                     seconds=config.probe_s,
                     values_mean_something=not is_random,

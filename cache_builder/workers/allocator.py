@@ -12,14 +12,14 @@ _MOST_KEPT = (1 << 31) - 1
 """Bytes at the end of the heap; glibc takes no larger number."""
 
 
-def keeping_environment() -> dict[str, str]:
+def allocator_environment() -> dict[str, str]:
     """What has a process do the same from its start, as environment variables; nothing where ours say otherwise."""
     if _is_decided():
         return {}
     return {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(_MOST_KEPT), "MALLOC_ARENA_MAX": "1"}
 
 
-def keep_blocks() -> bool:
+def keep_freed_memory() -> bool:
     """Have this process keep what it frees, up to 2 GiB; for a program of its own, before it starts threads.
 
     All threads share the first one's heap, whatever a block's size: other heaps end at 64 MiB. Returns whether it was

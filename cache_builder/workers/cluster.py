@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from cache_builder.build_output import Say
-from cache_builder.workers.allocator import keeping_environment
-from cache_builder.workers.pool import Crew
-from cache_builder.workers.task_queue import TASKS_IN_LINE
+from cache_builder.build_output import OnMessage
+from cache_builder.workers.allocator import allocator_environment
+from cache_builder.workers.pool import WorkerPool
+from cache_builder.workers.task_queue import TASKS_PER_WORKER
 from radio_cache.errors import ClusterError, ConfigError, unknown_name
 
 EXTRAS = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}
 """Kind of cluster, also the name of the extra that installs it -> where its class is."""
 
 _SETTINGS = {
-    # Who was on a worker that died is ours to count: a death is told to us at once (`TaskBook`).
+    # Who was on a worker that died is ours to count: a death is told to us at once (`TaskQueue`).
     "distributed.scheduler.allowed-failures": 0,
     # Shards wait here, not in workers that may die.
     "distributed.scheduler.worker-saturation": 1.0,
@@ -54,7 +54,7 @@ class Workplace:
     """Who builds, and what a build must know of them. crew: None for this very process. threads: of one process, for
     reading and decoding."""
 
-    crew: Crew | None
+    worker_pool: WorkerPool | None
     device: str
     threads: int
 
@@ -67,7 +67,7 @@ def workplace(
     cluster: Path | None,
     device: str,
     threads: int | None,
-    say: Say = lambda _: None,
+    say: OnMessage = lambda _: None,
 ) -> Generator[Workplace]:
     """This process, or the workers that were asked for by one of the first three.
 
@@ -81,24 +81,26 @@ def workplace(
         raise ConfigError(f"{' and '.join(given)}: take one of them")
     cores = os.cpu_count() or 1
     if not given:
-        yield Workplace(crew=None, device=device, threads=threads or cores)
+        yield Workplace(worker_pool=None, device=device, threads=threads or cores)
         return
     if workers is not None:
         from radio_cache.torch import pick_device
 
         share = max(1, cores // max(1, workers))
         device = pick_device(device)
-        with local_crew(workers, device=device, threads=share, say=say) as crew:
-            yield Workplace(crew=crew, device=device, threads=threads or share)
+        with local_pool(workers, device=device, threads=share, say=say) as worker_pool:
+            yield Workplace(worker_pool=worker_pool, device=device, threads=threads or share)
         return
-    making = scheduler_crew(scheduler, say=say) if scheduler is not None else cluster_crew(cast(Path, cluster), say=say)
-    with making as crew:
-        device = crew.device if device == "auto" else device
-        yield Workplace(crew=crew, device=device, threads=threads or 2)
+    making = scheduler_pool(scheduler, say=say) if scheduler is not None else cluster_pool(cast(Path, cluster), say=say)
+    with making as worker_pool:
+        device = worker_pool.device if device == "auto" else device
+        yield Workplace(worker_pool=worker_pool, device=device, threads=threads or 2)
 
 
 @contextlib.contextmanager
-def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda _: None) -> Generator[Crew]:
+def local_pool(
+    num_workers: int, *, device: str, threads: int, say: OnMessage = lambda _: None
+) -> Generator[WorkerPool]:
     """So many worker processes on this machine, on loopback; one that dies is started again.
 
     They and this process speak TLS with keys that are made for this build and kept in memory: a Dask scheduler runs what it is
@@ -120,7 +122,7 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
     settings: dict[str, Any] = {**_SETTINGS, **_LOCAL_SETTINGS}
     if not device.startswith("cuda"):
         # Dask's own would give every block back at once. What a process has from its start counts for all its threads.
-        before = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **keeping_environment()}
+        before = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **allocator_environment()}
         settings["distributed.nanny.pre-spawn-environ"] = before
     keys = Security.temporary()
     workers = {
@@ -129,7 +131,7 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
             "options": {
                 "security": keys,
                 "protocol": "tls://",
-                "nthreads": TASKS_IN_LINE,
+                "nthreads": TASKS_PER_WORKER,
                 "memory_limit": 0,
                 "host": "127.0.0.1",
                 "dashboard": False,
@@ -174,7 +176,7 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
                 if nanny.worker_address == address and nanny.pid is not None:
                     os.kill(nanny.pid, signal.SIGKILL)
 
-        crew = Crew(
+        worker_pool = WorkerPool(
             lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False),
             wait_s=120,
             say=say,
@@ -182,13 +184,13 @@ def local_crew(num_workers: int, *, device: str, threads: int, say: Say = lambda
             kill=kill,
         )
         try:
-            yield crew
+            yield worker_pool
         finally:
-            crew.close()
+            worker_pool.close()
 
 
 @contextlib.contextmanager
-def scheduler_crew(address: str, *, wait_s: float = 600, say: Say = lambda _: None) -> Generator[Crew]:
+def scheduler_pool(address: str, *, wait_s: float = 600, say: OnMessage = lambda _: None) -> Generator[WorkerPool]:
     """The workers of a Dask scheduler that runs already. wait_s: how long a scheduler that answered once may be away.
 
     Raises ConfigError for what is no address, ClusterError if nobody answers there within a minute, or there are no workers.
@@ -199,13 +201,13 @@ def scheduler_crew(address: str, *, wait_s: float = 600, say: Say = lambda _: No
     if (why := unreachable(address)) is not None:
         say(f"--scheduler {address}: nobody answers there ({why}); trying for {min(wait_s, _FIRST_S):.0f} s")
     with _quiet():
-        crew = Crew(
+        worker_pool = WorkerPool(
             lambda: Client(address, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, first_s=_FIRST_S, say=say
         )
         try:
-            yield crew
+            yield worker_pool
         finally:
-            crew.close()
+            worker_pool.close()
 
 
 def refuse_odd_address(address: str) -> None:
@@ -255,7 +257,7 @@ _PROBE_S = 3
 
 
 @contextlib.contextmanager
-def cluster_crew(file: Path, *, wait_s: float = 86_400, say: Say = lambda _: None) -> Generator[Crew]:
+def cluster_pool(file: Path, *, wait_s: float = 86_400, say: OnMessage = lambda _: None) -> Generator[WorkerPool]:
     """Workers that a cluster is asked for, by a file (docs/cluster.md); it is given back at the end."""
     import dask.config
     from distributed import Client
@@ -267,14 +269,16 @@ def cluster_crew(file: Path, *, wait_s: float = 86_400, say: Say = lambda _: Non
             f"--cluster {file} with kind {settings['kind']}: there is no command {submit} on this machine: run the build on a "
             "login node of the cluster"
         )
-    with _quiet(), dask.config.set(_SETTINGS), made_cluster(settings) as cluster:
+    with _quiet(), dask.config.set(_SETTINGS), create_cluster(settings) as cluster:
         say(f"asking {settings['kind']} for {settings['workers']} workers: {cluster.scheduler_address}")
-        ask_for_workers(cluster, settings)
-        crew = Crew(lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, say=say)
+        request_workers(cluster, settings)
+        worker_pool = WorkerPool(
+            lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, say=say
+        )
         try:
-            yield crew
+            yield worker_pool
         finally:
-            crew.close()
+            worker_pool.close()
 
 
 def read_cluster_file(file: Path) -> dict[str, Any]:
@@ -303,7 +307,7 @@ def read_cluster_file(file: Path) -> dict[str, Any]:
     return settings
 
 
-def made_cluster(settings: Mapping[str, Any]) -> Any:
+def create_cluster(settings: Mapping[str, Any]) -> Any:
     """The cluster of a file, without workers yet. Raises ClusterError naming the extra that is not installed."""
     import importlib
 
@@ -335,7 +339,7 @@ def made_cluster(settings: Mapping[str, Any]) -> Any:
         raise ClusterError(f"--cluster with kind {kind}: {name} could not be started: {first_line(exc)}") from exc
 
 
-def ask_for_workers(cluster: Any, settings: Mapping[str, Any]) -> None:
+def request_workers(cluster: Any, settings: Mapping[str, Any]) -> None:
     """Ask a cluster for its workers. Raises ClusterError with the cluster's own words if it takes no job."""
     from distributed import Status
 

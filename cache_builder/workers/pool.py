@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import Say
+from cache_builder.build_output import OnMessage
 from cache_builder.computed_with import recorded_batch
 from cache_builder.pipeline.image_access import ImageAccess, known_witnesses
 from cache_builder.pipeline.log import BuildLog, UnitLog
-from cache_builder.pipeline.passes import TeacherResult, missing_shards, tell_unusable, told_if_stopped
+from cache_builder.pipeline.passes import TeacherResult, missing_shards, report_unusable_images, told_if_stopped
 from cache_builder.pipeline.timing import StageSeconds
 from cache_builder.workers.heartbeats import HUNG_S, NOTICED_S, Heartbeats
-from cache_builder.workers.task_queue import GivenUp, TaskBook
+from cache_builder.workers.task_queue import AbandonedTask, TaskQueue
 from cache_builder.workers.worker import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
 from radio_cache.errors import BlindWorkerError, ClusterError
 from radio_cache.format.schema import IMAGES_UNIT, unit_group
@@ -57,7 +57,7 @@ _NOTHING = TaskReport()
 
 
 @final
-class Crew:
+class WorkerPool:
     """The workers of one Dask scheduler. Close it when done.
 
     connect: makes a client; called again when the scheduler was lost. wait_s: how long to wait for the scheduler to
@@ -72,7 +72,7 @@ class Crew:
         connect: "Callable[[], Client]",
         *,
         wait_s: float,
-        say: Say = lambda _: None,
+        say: OnMessage = lambda _: None,
         revive: Callable[[], None] = lambda: None,
         kill: Callable[[str], None] | None = None,
         first_s: float | None = None,
@@ -104,7 +104,7 @@ class Crew:
         """Let go of the scheduler; workers finish what they are at."""
         _close(self._client)
 
-    def build(self, cache: Cache, config: BuildConfig, say: Say, log: BuildLog) -> list[TeacherResult]:
+    def build(self, cache: Cache, config: BuildConfig, say: OnMessage, log: BuildLog) -> list[TeacherResult]:
         """Everything of a build but making the cache: a look at all images, then teacher after teacher.
 
         Raises ClusterError, listing the shards that could not be made, after all others are done.
@@ -119,9 +119,9 @@ class Crew:
         if scan.images or scan.failures:
             scan.end("scan")
         cache = Cache(cache.storage)
-        tell_unusable(cache, say)
+        report_unusable_images(cache, say)
         results: list[TeacherResult] = []
-        failed: list[GivenUp] = []
+        failed: list[AbandonedTask] = []
         for name in config.groups:
             started = time.perf_counter()
             task = replace(task, unit=name)
@@ -148,7 +148,7 @@ class Crew:
 
     def _all_shards(
         self, title: str, cache: Cache, task: ShardTask, unit: UnitLog, stages: StageSeconds | None = None
-    ) -> list[GivenUp]:
+    ) -> list[AbandonedTask]:
         """Make what is missing of a unit; returns what was given up, and why. stages: what workers spent is added there."""
         todo = missing_shards(cache, task.unit)
         if not todo:
@@ -174,9 +174,9 @@ class Crew:
 
             return self._run([replace(task, shard=shard) for shard in todo], advance)
 
-    def _run(self, tasks: list[ShardTask], tell: Done) -> list[GivenUp]:
+    def _run(self, tasks: list[ShardTask], tell: Done) -> list[AbandonedTask]:
         """Do all tasks; returns those that were given up, and why. Raises what another worker would not cure."""
-        book = TaskBook.of(tasks)
+        book = TaskQueue.of(tasks)
         flying: dict[Future[TaskReport], ShardTask] = {}
         try:
             while flying or not book.is_empty:
@@ -190,9 +190,9 @@ class Crew:
             for future in flying:
                 with contextlib.suppress(Exception):
                     future.cancel()
-        return book.given_up
+        return book.abandoned
 
-    def _round(self, book: TaskBook, flying: "dict[Future[TaskReport], ShardTask]", tell: Done) -> None:
+    def _round(self, book: TaskQueue, flying: "dict[Future[TaskReport], ShardTask]", tell: Done) -> None:
         """Hand out what there is room for, and take in what has landed."""
         self._count_workers()
         was_alone = len(flying) == 1
@@ -373,7 +373,7 @@ def _report(future: "Future[TaskReport]") -> TaskReport:
         return _NOTHING
 
 
-def _note_error(book: TaskBook, task: ShardTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
+def _note_error(book: TaskQueue, task: ShardTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
     from distributed import KilledWorker
 
     error = cast(BaseException | None, future.exception())
@@ -383,7 +383,7 @@ def _note_error(book: TaskBook, task: ShardTask, future: "Future[TaskReport]", *
         book.failed(task, error)
 
 
-def _refuse_failed(cache: Cache, failed: list[GivenUp]) -> None:
+def _refuse_failed(cache: Cache, failed: list[AbandonedTask]) -> None:
     """Raise ClusterError with every shard that was given up, its images and the reason."""
     if not failed:
         return

@@ -18,7 +18,7 @@ Run = Callable[[Iterator[int], Committed], None]
 
 
 @final
-class ShardLine:
+class ShardQueue:
     """Makes the shards that threads ask for, in that order, in a thread of its own.
 
     run: takes what is asked for while it runs, too; it ends when nothing is. made: the receipt of a shard if all of it is there.

@@ -19,15 +19,15 @@ import torch
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import check_same
-from cache_builder.computed_with import begun_batch
+from cache_builder.computed_with import with_recorded_batch
 from cache_builder.pipeline.image_access import ImageAccess, Witness
-from cache_builder.pipeline.passes import join_teacher
+from cache_builder.pipeline.passes import register_teacher
 from cache_builder.pipeline.scan import scan_shard
 from cache_builder.pipeline.shards import run_shards
 from cache_builder.pipeline.timing import StageSeconds
 from cache_builder.teachers import load_teacher
 from cache_builder.teachers.base import Teacher
-from cache_builder.workers.shard_queue import ShardLine
+from cache_builder.workers.shard_queue import ShardQueue
 from radio_cache import __version__
 from radio_cache.errors import BlindWorkerError, ClusterError, RadioCacheError
 from radio_cache.format.schema import IMAGES_UNIT, Receipt
@@ -94,11 +94,11 @@ def do_task(task: ShardTask) -> TaskReport:
 
     Raises ClusterError if this worker cannot see the cache, BlindWorkerError if it does not see the images.
     """
-    kept = _kept(task)
+    kept = process_state(task)
     if task.shard == JOIN:
         notes: list[str] = []
         with kept.computing:
-            kept.cache = join_teacher(
+            kept.cache = register_teacher(
                 kept.cache, kept.teacher, task.config, kept.pool, notes.append, access=kept.access
             )
         return TaskReport(tuple(notes))
@@ -111,7 +111,7 @@ def build_shard(task: ShardTask) -> Receipt:
 
     A shard that is there already is left alone.
     """
-    kept = _kept(task)
+    kept = process_state(task)
     cache = kept.cache
     if task.unit != IMAGES_UNIT and task.unit not in cache.teachers:
         raise ClusterError(
@@ -143,7 +143,7 @@ class _Kept:
             blind=_blind_at(_own_address()),
         )
         self.access.prove_sight()
-        self.line = ShardLine(self._run, self.there)
+        self.line = ShardQueue(self._run, self.there)
         self._stages, self._told = StageSeconds(), dict[str, float]()
 
     @property
@@ -167,7 +167,7 @@ class _Kept:
         return receipt if finished else None
 
     def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
-        config = begun_batch(self._task.config, self.cache, self._task.unit)
+        config = with_recorded_batch(self._task.config, self.cache, self._task.unit)
         made = run_shards(
             self.cache,
             self.teacher,
@@ -193,7 +193,7 @@ _last: list[_Kept] = []
 _changing = threading.Lock()
 
 
-def _kept(task: ShardTask) -> _Kept:
+def process_state(task: ShardTask) -> _Kept:
     """What this process keeps for a task: made by its first one, and dropped by the first of another unit."""
     with _changing:
         if not _last or _last[0].of != (task.build, task.unit):

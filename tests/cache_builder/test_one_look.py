@@ -69,13 +69,13 @@ def tree(path: Path) -> dict[str, bytes]:
 
 def two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on all images are scanned before a teacher joins, as worker processes do it."""
-    join = cache_builder.build.join_teacher
+    join = cache_builder.build.register_teacher
 
     def scan_and_join(cache: Cache, *arguments: Any) -> Cache:
         arguments[-1]()
         return join(Cache(cache.storage), *arguments)
 
-    monkeypatch.setattr(cache_builder.build, "join_teacher", scan_and_join)
+    monkeypatch.setattr(cache_builder.build, "register_teacher", scan_and_join)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_build_that_was_stopped_goes_on_where_each_unit_is(
     build: Build, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build(images=(str(many),), teachers={"fake-a": half()}).cache
-    original, scanned = cache_builder.pipeline.shards.write_looks, 0
+    original, scanned = cache_builder.pipeline.shards.write_scan_results, 0
 
     def fail_later(*arguments: Any) -> Any:
         nonlocal scanned
@@ -131,7 +131,7 @@ def test_a_build_that_was_stopped_goes_on_where_each_unit_is(
 
     out = tmp_path / "stopped.zarr"
     with monkeypatch.context() as patched:
-        patched.setattr(cache_builder.pipeline.shards, "write_looks", fail_later)
+        patched.setattr(cache_builder.pipeline.shards, "write_scan_results", fail_later)
         with pytest.raises(OSError, match="No space left"):
             build(images=(str(many),), teachers={"fake-a": half()}, out=out)
     assert missing_shards(Cache(out), IMAGES_UNIT) == missing_shards(Cache(out), "fake-a") == list(range(5, 34))
@@ -163,7 +163,7 @@ def test_a_sample_is_the_same_before_and_after_the_scan(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache_builder.build, "join_teacher", stop)
+        patched.setattr(cache_builder.build, "register_teacher", stop)
         with pytest.raises(KeyboardInterrupt):
             build(images=(str(many),), teachers={"fake-a": TeacherOptions()})
     unseen = Cache(tmp_path / "out.zarr")

@@ -11,7 +11,13 @@ import torch
 from cache_builder.build import BuildReport
 from cache_builder.build_config import BuildConfig
 from cache_builder.commands.build_options import batch_fields
-from cache_builder.pipeline.batch_size import CPU_BATCH, fastest_batch, images_per_s, with_batch, with_shared_batch
+from cache_builder.pipeline.batch_size import (
+    CPU_BATCH,
+    fastest_batch,
+    images_per_s,
+    resolve_batch_size,
+    resolve_shared_batch_size,
+)
 from cache_builder.teachers import TeacherOptions, load_teacher
 from radio_cache.errors import ConfigError
 
@@ -65,8 +71,8 @@ def test_on_a_cpu_it_is_a_fixed_number_and_workers_take_the_same(
     config = BuildConfig(
         images=("x",), teachers={"fake-a": TeacherOptions()}, out=tmp_path / "o", auto_batch=True, device="cpu"
     )
-    assert with_batch(config, load_teacher("fake-a"), print).batch_images == CPU_BATCH
-    assert with_shared_batch(config).batch_images == CPU_BATCH
+    assert resolve_batch_size(config, load_teacher("fake-a"), print).batch_images == CPU_BATCH
+    assert resolve_shared_batch_size(config).batch_images == CPU_BATCH
 
 
 def test_workers_on_gpus_must_be_told_a_number(tmp_path: Path) -> None:
@@ -74,7 +80,7 @@ def test_workers_on_gpus_must_be_told_a_number(tmp_path: Path) -> None:
         images=("x",), teachers={"fake-a": TeacherOptions()}, out=tmp_path / "o", auto_batch=True, device="cuda"
     )
     with pytest.raises(ConfigError, match=r"--batch-size auto is for one process.*give that number"):
-        with_shared_batch(config)
+        resolve_shared_batch_size(config)
 
 
 def test_a_build_with_it_is_complete(build: Callable[..., BuildReport]) -> None:

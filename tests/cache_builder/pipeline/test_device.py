@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cache_builder.build import BuildReport
-from cache_builder.pipeline.device import streams_of
+from cache_builder.pipeline.device import device_streams
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
 from radio_cache.codecs.calibrate import CodecRequest
@@ -68,7 +68,7 @@ def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(
 
 def test_once_a_batch_did_not_fit_the_next_ones_are_no_larger(build: Build, room_for: Callable[..., list[int]]) -> None:
     sizes = room_for(2)
-    with streams_of(torch.device("cpu")):  # one after the other
+    with device_streams(torch.device("cpu")):  # one after the other
         build(teachers=ONE, shard_images=5, batch_images=5)
     assert sum(size > 2 for size in sizes) <= 2
     assert sum(size for size in sizes if size <= 2) == 10
@@ -121,7 +121,7 @@ def test_batches_on_a_cpu_run_on_one_thread_each_and_the_setting_comes_back() ->
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with streams_of(torch.device("cpu")) as streams:
+        with device_streams(torch.device("cpu")) as streams:
             assert streams == 3
             inside: list[int] = []
             thread = threading.Thread(target=lambda: inside.append(torch.get_num_threads()))

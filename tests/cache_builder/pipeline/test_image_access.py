@@ -25,7 +25,7 @@ from cache_builder.build import BuildConfig, BuildReport, build_cache
 from cache_builder.cli import main
 from cache_builder.pipeline import image_access
 from cache_builder.pipeline.image_access import ImageAccess, Witness
-from cache_builder.pipeline.scan import Look
+from cache_builder.pipeline.scan import ScanResult
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
@@ -440,7 +440,7 @@ def recorded_as(reason: str, row: int) -> Callable[[ImageAccess, int], Any]:
     original = cache_builder.pipeline.scan.look
 
     def look(access: ImageAccess, at: int) -> Any:
-        return (Look(bytes(16), (0, 0), reason), None) if at == row else original(access, at)
+        return (ScanResult(bytes(16), (0, 0), reason), None) if at == row else original(access, at)
 
     return look
 

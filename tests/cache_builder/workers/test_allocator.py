@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from cache_builder.workers.allocator import keeping_environment
+from cache_builder.workers.allocator import allocator_environment
 
 CHILD = """
 import resource, sys, threading
-from cache_builder.workers.allocator import keep_blocks
+from cache_builder.workers.allocator import keep_freed_memory
 
-kept = keep_blocks() if sys.argv[1] == "keep" else None
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 
 def passes():
     for _ in range(8):
@@ -48,7 +48,7 @@ def test_large_blocks_are_mapped_once_and_not_at_every_use() -> None:
     kept, count = faults("keep")
     assert kept == "True"
     assert count < given_back / 3
-    _, count = faults("not", **keeping_environment())  # as worker processes are started
+    _, count = faults("not", **allocator_environment())  # as worker processes are started
     assert count < given_back / 3
 
 
@@ -59,4 +59,4 @@ def test_what_the_environment_says_of_memory_stays() -> None:
 
 def test_workers_are_not_told_what_the_environment_says_already(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
-    assert keeping_environment() == {}
+    assert allocator_environment() == {}

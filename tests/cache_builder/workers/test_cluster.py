@@ -33,16 +33,16 @@ from cache_builder.build import BuildConfig, build_cache
 from cache_builder.pipeline.image_access import Witness
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
-from cache_builder.workers.allocator import keeping_environment
+from cache_builder.workers.allocator import allocator_environment
 from cache_builder.workers.cluster import (
-    cluster_crew,
-    local_crew,
-    made_cluster,
+    cluster_pool,
+    create_cluster,
+    local_pool,
     read_cluster_file,
-    scheduler_crew,
+    scheduler_pool,
     workplace,
 )
-from cache_builder.workers.pool import Crew
+from cache_builder.workers.pool import WorkerPool
 from cache_builder.workers.worker import ShardTask, do_task, worker_facts
 from radio_cache import Cache
 from radio_cache.checks.verify import verify_cache
@@ -93,20 +93,20 @@ def one_process(fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path) ->
 
 
 @contextlib.contextmanager
-def workers(number: int, **environment: str) -> Iterator[Crew]:
-    """A crew of real processes that know the fake teachers."""
+def workers(number: int, **environment: str) -> Iterator[WorkerPool]:
+    """A pool of real processes that know the fake teachers."""
     with pytest.MonkeyPatch.context() as patched:
         for name, value in (FAKE | environment).items():
             patched.setenv(name, value)
         with (
             dask.config.set({"distributed.worker.preload": [str(WORKER)]}),
-            local_crew(number, device="cpu", threads=1) as crew,
+            local_pool(number, device="cpu", threads=1) as worker_pool,
         ):
-            yield crew
+            yield worker_pool
 
 
 @contextlib.contextmanager
-def killer(crew: Crew, receipts: Callable[[], int], at: list[int], seed: int = 0) -> Iterator[list[int]]:
+def killer(worker_pool: WorkerPool, receipts: Callable[[], int], at: list[int], seed: int = 0) -> Iterator[list[int]]:
     """Kill a random worker whenever so many receipts are there; yields the processes that were killed."""
     rng, killed, stop = random.Random(seed), [], threading.Event()
 
@@ -115,7 +115,7 @@ def killer(crew: Crew, receipts: Callable[[], int], at: list[int], seed: int = 0
             while receipts() < number:
                 if stop.wait(0.005):
                     return
-            alive = [facts.pid for facts in crew.worker_facts() if facts.pid not in killed]
+            alive = [facts.pid for facts in worker_pool.worker_facts() if facts.pid not in killed]
             if alive:
                 killed.append(rng.choice(alive))
                 os.kill(killed[-1], signal.SIGKILL)
@@ -136,10 +136,10 @@ def count_receipts(out: Path) -> Callable[[], int]:
 def test_workers_that_are_killed_store_the_bytes_of_one_process(
     one_process: dict[str, bytes], photos: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "crew.zarr"
+    out = tmp_path / "pool.zarr"
     said: list[str] = []
-    with workers(2, FAKE_CALL_SECONDS="0.03") as crew, killer(crew, count_receipts(out), [22]) as killed:
-        report = build_cache(settings(photos, out), said.append, crew)
+    with workers(2, FAKE_CALL_SECONDS="0.03") as worker_pool, killer(worker_pool, count_receipts(out), [22]) as killed:
+        report = build_cache(settings(photos, out), said.append, worker_pool)
     assert len(killed) == 1
     assert tree(out) == one_process
     assert [(result.name, result.images) for result in report.results] == [("fake-a", 66), ("fake-maps", 66)]
@@ -152,9 +152,9 @@ def test_receipts_go_into_a_log_while_a_large_build_goes_on(
     one_process: dict[str, bytes], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_builder.workers.pool._COMPACT_EVERY", 5)
-    out = tmp_path / "crew.zarr"
-    with workers(1) as crew:
-        build_cache(settings(photos, out), crew=crew)
+    out = tmp_path / "pool.zarr"
+    with workers(1) as worker_pool:
+        build_cache(settings(photos, out), worker_pool=worker_pool)
     for unit in (IMAGES_UNIT, "fake-a", "fake-maps"):
         assert len(list((out / "receipts" / unit).glob("log-*.jsonl"))) == 1
         assert len(list((out / "receipts" / unit).glob("*.json"))) < 5
@@ -173,46 +173,46 @@ def test_workers_build_a_librarys_model_and_its_levels_as_one_process_does(photo
         settings(photos, tmp_path / "one.zarr"), teachers={"timm:test_vit": options, "timm:test_vit@96": level}
     )
     build_cache(asked)
-    with workers(1) as crew:
-        report = build_cache(replace(asked, out=tmp_path / "crew.zarr"), crew=crew)
+    with workers(1) as worker_pool:
+        report = build_cache(replace(asked, out=tmp_path / "pool.zarr"), worker_pool=worker_pool)
     assert [result.name for result in report.results] == ["timm-test_vit", "timm-test_vit@96"]
-    assert tree(tmp_path / "crew.zarr") == tree(tmp_path / "one.zarr")
+    assert tree(tmp_path / "pool.zarr") == tree(tmp_path / "one.zarr")
 
 
 @pytest.mark.usefixtures("fake_teachers")
 def test_a_worker_that_dies_while_it_is_started_is_started_again(photos: Path, tmp_path: Path) -> None:
-    with workers(1) as crew:
-        (facts,) = crew.worker_facts()
-        nanny = crew._client.cluster.workers[0]
-        crew._client.cluster.sync(nanny.close)  # what Dask does then
-        assert not crew.worker_facts()
-        report = build_cache(settings(photos, tmp_path / "crew.zarr"), crew=crew)
-        (again,) = crew.worker_facts()
+    with workers(1) as worker_pool:
+        (facts,) = worker_pool.worker_facts()
+        nanny = worker_pool._client.cluster.workers[0]
+        worker_pool._client.cluster.sync(nanny.close)  # what Dask does then
+        assert not worker_pool.worker_facts()
+        report = build_cache(settings(photos, tmp_path / "pool.zarr"), worker_pool=worker_pool)
+        (again,) = worker_pool.worker_facts()
     assert report.results[0].images == 66
     assert again.pid != facts.pid
 
 
 def test_workers_keep_the_memory_that_passes_free() -> None:
-    with workers(1) as crew:
-        (environment,) = crew._client.run(lambda: dict(os.environ)).values()
-    assert {name: environment.get(name) for name in keeping_environment()} == keeping_environment()
+    with workers(1) as worker_pool:
+        (environment,) = worker_pool._client.run(lambda: dict(os.environ)).values()
+    assert {name: environment.get(name) for name in allocator_environment()} == allocator_environment()
 
 
 @pytest.mark.slow
 def test_a_shard_that_kills_its_workers_is_named_and_all_others_are_built(
     fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path
 ) -> None:
-    poisoned, out = tmp_path / "images", tmp_path / "crew.zarr"
+    poisoned, out = tmp_path / "images", tmp_path / "pool.zarr"
     write_images(poisoned, per_class=10, size=40)
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(poisoned / "blue" / "5.png")
     config = settings(poisoned, out, teachers={"fake-a": TeacherOptions()})
     with (
-        workers(2, FAKE_POISON="1") as crew,
+        workers(2, FAKE_POISON="1") as worker_pool,
         pytest.raises(
             ClusterError, match=r"fake-a, shard 1 \(rows 4 to 7: blue/4\.png, blue/5.*3 workers died"
         ) as told,
     ):
-        build_cache(config, crew=crew)
+        build_cache(config, worker_pool=worker_pool)
     assert "1 task could not be done, all others are" in str(told.value)
     cache = Cache(out)
     assert cache.usable_rows(["fake-a"]).tolist() == [row for row in range(20) if row not in range(4, 8)]
@@ -289,7 +289,7 @@ def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
 def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(
     one_process: dict[str, bytes], photos: Path, tmp_path: Path, scheduler: Scheduler
 ) -> None:
-    out = tmp_path / "crew.zarr"
+    out = tmp_path / "pool.zarr"
     said: list[str] = []
     receipts = count_receipts(out)
     scheduler.start_worker()
@@ -305,8 +305,8 @@ def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(
 
     thread = threading.Thread(target=restart)
     thread.start()
-    with scheduler_crew(scheduler.address, wait_s=60, say=said.append) as crew:
-        build_cache(settings(photos, out), crew=crew)
+    with scheduler_pool(scheduler.address, wait_s=60, say=said.append) as worker_pool:
+        build_cache(settings(photos, out), worker_pool=worker_pool)
     thread.join()
     assert tree(out) == one_process
     assert any(sentence.startswith("the scheduler is lost") for sentence in said)
@@ -317,14 +317,14 @@ def test_workers_killed_all_the_time_store_the_bytes_of_one_process(
     one_process: dict[str, bytes], photos: Path, tmp_path: Path
 ) -> None:
     for seed in range(3):
-        out = tmp_path / f"crew{seed}.zarr"
+        out = tmp_path / f"pool{seed}.zarr"
         at = sorted(random.Random(seed).sample(range(2, 48), 12))
         with (
-            workers(4, FAKE_CALL_SECONDS="0.1") as crew,
-            killer(crew, count_receipts(out), at, seed) as killed,
+            workers(4, FAKE_CALL_SECONDS="0.1") as worker_pool,
+            killer(worker_pool, count_receipts(out), at, seed) as killed,
             contextlib.suppress(ClusterError),  # a shard may have been there three times when a worker was killed
         ):
-            build_cache(settings(photos, out), crew=crew)
+            build_cache(settings(photos, out), worker_pool=worker_pool)
         assert len(killed) >= 6
         build_cache(settings(photos, out))
         assert tree(out) == one_process
@@ -358,15 +358,15 @@ def test_a_worker_whose_image_folder_is_empty_condemns_no_image_and_others_do_it
     said: list[str] = []
     scheduler.start_worker(FAKE_BLIND=str(photos))
     scheduler.start_worker()
-    with scheduler_crew(scheduler.address, wait_s=60, say=said.append) as crew:
+    with scheduler_pool(scheduler.address, wait_s=60, say=said.append) as worker_pool:
         deadline = time.monotonic() + 60
-        while crew.num_workers < 2 and time.monotonic() < deadline:
-            crew._counted = 0.0
-            crew._count_workers()
+        while worker_pool.num_workers < 2 and time.monotonic() < deadline:
+            worker_pool._counted = 0.0
+            worker_pool._count_workers()
             time.sleep(0.05)
-        assert crew.num_workers == 2
-        build_cache(settings(photos, tmp_path / "crew.zarr"), crew=crew)
-    assert tree(tmp_path / "crew.zarr") == one_process
+        assert worker_pool.num_workers == 2
+        build_cache(settings(photos, tmp_path / "pool.zarr"), worker_pool=worker_pool)
+    assert tree(tmp_path / "pool.zarr") == one_process
     blind = [sentence for sentence in said if "does not see the images" in sentence]
     assert len(blind) == 1
     assert blind[0].endswith("others do its work")
@@ -377,10 +377,10 @@ def test_where_no_worker_sees_the_images_the_build_stops_and_condemns_none(
 ) -> None:
     out = tmp_path / "out.zarr"
     with (
-        workers(2, FAKE_BLIND=str(photos)) as crew,
+        workers(2, FAKE_BLIND=str(photos)) as worker_pool,
         pytest.raises(ClusterError, match=r"worker on .* does not see the images: no image of .* can be read now"),
     ):
-        build_cache(settings(photos, out), crew=crew)
+        build_cache(settings(photos, out), worker_pool=worker_pool)
     assert Cache(out).receipts(IMAGES_UNIT) == [None] * Cache(out).meta.num_shards
 
 
@@ -447,7 +447,7 @@ def test_workers_of_another_version_or_kind_are_named() -> None:
     def refused(**facts: Any) -> str:
         client: Any = OddClient(**facts)
         with pytest.raises(ClusterError) as told:
-            Crew(lambda: client, wait_s=1)
+            WorkerPool(lambda: client, wait_s=1)
         return str(told.value)
 
     own = worker_facts()
@@ -459,7 +459,7 @@ def test_workers_of_another_version_or_kind_are_named() -> None:
     assert "worker a cannot load radio-cache" in refused(a=ModuleNotFoundError("No module named 'cache_builder'"))
     client: Any = OddClient()
     with pytest.raises(ClusterError, match=r"no worker came to .* within 0 s"):
-        Crew(lambda: client, wait_s=0.1)
+        WorkerPool(lambda: client, wait_s=0.1)
 
 
 def test_a_scheduler_that_does_not_answer_is_an_error_of_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,16 +469,16 @@ def test_a_scheduler_that_does_not_answer_is_an_error_of_a_sentence(monkeypatch:
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     with (
         pytest.raises(ClusterError, match="the scheduler does not answer"),
-        scheduler_crew(address, wait_s=0.1),
+        scheduler_pool(address, wait_s=0.1),
     ):
         pass
-    with pytest.raises(ConfigError, match="an address such as tcp://"), scheduler_crew("somewhere"):
+    with pytest.raises(ConfigError, match="an address such as tcp://"), scheduler_pool("somewhere"):
         pass
 
 
 def test_an_address_that_can_reach_nobody_is_refused_at_once() -> None:
     def refused(address: str) -> str:
-        with pytest.raises(ConfigError) as told, scheduler_crew(address):
+        with pytest.raises(ConfigError) as told, scheduler_pool(address):
             pass
         return str(told.value)
 
@@ -498,7 +498,7 @@ def test_a_scheduler_that_is_not_there_is_named_before_it_is_waited_for(monkeypa
     said: list[str] = []
     with (
         pytest.raises(ClusterError, match="the scheduler does not answer"),
-        scheduler_crew(address, wait_s=600, say=said.append),  # ten minutes are for a scheduler that was there
+        scheduler_pool(address, wait_s=600, say=said.append),  # ten minutes are for a scheduler that was there
     ):
         pass
     assert said == [f"--scheduler {address}: nobody answers there (Connection refused); trying for 0 s"]
@@ -512,14 +512,14 @@ def test_what_listens_and_is_no_scheduler_is_not_waited_for_for_ever(monkeypatch
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         address = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(ClusterError, match=r"does not answer .*the port of its web page"), scheduler_crew(address):
+        with pytest.raises(ClusterError, match=r"does not answer .*the port of its web page"), scheduler_pool(address):
             pass
 
 
 def test_workers_of_this_machine_listen_to_this_build_alone() -> None:
-    with workers(1) as crew:
-        address = crew._address
-        about = crew._client.scheduler_info(n_workers=-1)
+    with workers(1) as worker_pool:
+        address = worker_pool._address
+        about = worker_pool._client.scheduler_info(n_workers=-1)
         places = [address, *about["workers"], *(worker["nanny"] for worker in about["workers"].values())]
         pages = [about["services"]["dashboard"], *(one["services"]["dashboard"] for one in about["workers"].values())]
         assert all(place.startswith("tls://127.0.0.1:") for place in places)
@@ -536,21 +536,21 @@ def test_workers_of_this_machine_listen_to_this_build_alone() -> None:
 
 def test_a_worker_that_hangs_is_named_then_ended_and_another_started(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    with workers(1) as crew:
-        crew._say = said.append
-        hung = crew.facts.pid
+    with workers(1) as worker_pool:
+        worker_pool._say = said.append
+        hung = worker_pool.facts.pid
         os.kill(hung, signal.SIGSTOP)
         # Not before: on a busy machine a worker that starts is silent for longer, and would be ended, too.
         with monkeypatch.context() as patched:
             for name, seconds in {"NOTICED_S": 1, "HUNG_S": 2, "_LISTEN_EVERY_S": 0.2, "_COUNT_EVERY_S": 0.1}.items():
                 patched.setattr(cache_builder.workers.pool, name, seconds)
             while not any("hangs: it is ended" in text for text in said):
-                crew._count_workers()
+                worker_pool._count_workers()
                 time.sleep(0.1)
         again = [hung]
         while again in ([hung], []):
             time.sleep(0.1)
-            again = [facts.pid for facts in crew.worker_facts()]
+            again = [facts.pid for facts in worker_pool.worker_facts()]
     assert "has not been heard of for" in said[0]
 
 
@@ -582,19 +582,19 @@ def test_slurm_that_takes_no_jobs_is_quoted_at_once(slurm: Path, monkeypatch: py
     monkeypatch.setenv("REFUSE", "1")
     with (
         pytest.raises(ClusterError, match=r"does not take the jobs: .*invalid partition specified: gpu"),
-        cluster_crew(slurm),
+        cluster_pool(slurm),
     ):
         pass
     monkeypatch.setenv("PATH", str(slurm.parent / "nothing"))
-    with pytest.raises(ClusterError, match="there is no command sbatch on this machine"), cluster_crew(slurm):
+    with pytest.raises(ClusterError, match="there is no command sbatch on this machine"), cluster_pool(slurm):
         pass
 
 
 @pytest.mark.slow
 def test_workers_of_slurm_speak_tls_with_keys_of_their_build(slurm: Path) -> None:
-    with cluster_crew(slurm, wait_s=120) as crew:
-        assert crew._address.startswith("tls://")
-        assert crew.num_workers == 1
+    with cluster_pool(slurm, wait_s=120) as worker_pool:
+        assert worker_pool._address.startswith("tls://")
+        assert worker_pool.num_workers == 1
     assert not list(slurm.parent.glob(".dask-jobqueue*"))  # the keys
 
 
@@ -622,7 +622,7 @@ def test_the_file_for_slurm_in_the_docs_asks_for_what_it_says() -> None:
     pytest.importorskip("dask_jobqueue", reason="pip install 'radio-cache[slurm]'")
     settings = read_cluster_file(FILES / "slurm.yaml")
     local = {"scheduler_options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}}
-    with made_cluster({**settings, "options": settings["options"] | local}) as cluster:
+    with create_cluster({**settings, "options": settings["options"] | local}) as cluster:
         script = cluster.job_script()
     assert settings["workers"] == 16
     for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --gres=gpu:1", "#SBATCH -t 04:00:00"):
@@ -653,7 +653,7 @@ def test_the_docs_show_the_files_as_they_are(name: str) -> None:
 def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(ClusterError, match=r"needs dask-jobqueue: pip install 'radio-cache\[slurm\]'"):
-        made_cluster({"kind": "slurm", "workers": 1, "options": {}})
+        create_cluster({"kind": "slurm", "workers": 1, "options": {}})
 
 
 def test_two_places_to_build_in_are_one_too_many() -> None:

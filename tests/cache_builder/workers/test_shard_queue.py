@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cache_builder.workers.shard_queue import ShardLine
+from cache_builder.workers.shard_queue import ShardQueue
 from radio_cache.errors import CodecError
 from radio_cache.format.schema import Receipt
 
@@ -45,7 +45,7 @@ class Maker:
 
 def asked(maker: Maker, shards: list[int]) -> list[Receipt | BaseException]:
     """The answers to threads that ask for these shards, all before the first is begun."""
-    line = ShardLine(maker, maker.there.get)
+    line = ShardQueue(maker, maker.there.get)
     with ThreadPoolExecutor(len(shards)) as pool:
         waiting = []
         for number, shard in enumerate(shards):
@@ -80,7 +80,7 @@ def test_a_shard_that_is_asked_for_twice_is_made_once() -> None:
 def test_a_line_that_has_ended_begins_again() -> None:
     maker = Maker()
     maker.may_begin.set()
-    line = ShardLine(maker, maker.there.get)
+    line = ShardQueue(maker, maker.there.get)
     assert [line.receipt(shard).first_row for shard in (0, 1, 0)] == [0, 10, 0]
 
 
@@ -89,4 +89,4 @@ def test_an_error_before_the_first_shard_is_taken_reaches_somebody() -> None:
         raise CodecError("no teacher")
 
     with pytest.raises(CodecError, match="no teacher"):
-        ShardLine(unable, lambda _: None).receipt(1)
+        ShardQueue(unable, lambda _: None).receipt(1)
