@@ -61,13 +61,16 @@ def codec_from_json(
         StoreError: for parameters and arrays that no codec has.
     """
     refuse_unknown(data)
+    # One NaN in a basis would make every feature of every image NaN.
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise StoreError(f"codec {codec_label(data)}: the array '{name}' holds values that are not finite")
     try:
         codec = CODECS[codec_label(data)].from_json(data, arrays)
     except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        # Parameters of any JSON type reach `from_json` from a damaged cache.
         raise StoreError(f"codec {codec_label(data)}: impossible parameters ({exc!r:.100})") from exc
+    # Codes would decode with the arrays of another teacher, too, to features of another width.
     per_channel = {"mean", "scale"} & codec.arrays().keys()
     if channels is not None and any(codec.arrays()[name].shape != (channels,) for name in per_channel):
         raise StoreError(f"codec {codec_label(data)}: its arrays are not those of a teacher with {channels} channels")
@@ -84,7 +87,7 @@ def refuse_unknown(data: dict[str, Any], place: str | None = None) -> None:
     name = codec_label(data)
     if name not in CODECS:
         raise UnsupportedFormatError(
-            f"{f'{place}: ' if place else ''}codec '{name:.40}' is not known here (known: {', '.join(CODECS)}): "
+            f"{f'{place}: ' if place else ''}codec '{name:.40}' is unknown (known: {', '.join(CODECS)}): "
             "install the radio-cache that wrote the cache"
         )
 

@@ -48,6 +48,7 @@ class CodecRequest:
     def __post_init__(self) -> None:
         if self.name not in codec_names():
             raise ConfigError(unknown_name("codec", self.name, codec_names()))
+        # A codec without packings ignores the field, but a misspelt one is refused all the same.
         known = packings(self.name) or packings()
         if self.packing not in known:
             raise ConfigError(unknown_name("packing", self.packing, known))
@@ -111,6 +112,7 @@ def calibrate(
     """Calibrate the requested codec on tokens of some images and measure it on tokens of others.
 
     Args:
+        request: name, packing and acceptable loss.
         moments: of all calibration tokens; None where `basis` is given.
         tokens: (n, c) features of some or all of them; coordinates where `basis` is given.
         held_out: (m, c) the same of other images.
@@ -119,6 +121,7 @@ def calibrate(
     Raises:
         CodecError: if the fidelity cannot be reached; the message has the cure.
     """
+    # Fidelity is measured dozens of times in a search: a sample of tokens is as exact as the choice of images.
     if basis is None and len(held_out) > _TESTED_TOKENS:
         held_out = held_out[np.random.default_rng(0).permutation(len(held_out))[:_TESTED_TOKENS]]
     sample = CalibrationSample(moments=moments, tokens=tokens, held_out=held_out, basis=basis)

@@ -25,36 +25,50 @@ class Half:
 
     @property
     def name(self) -> str:
+        """Name on the command line: "half"."""
         return "half"
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """float16."""
         return np.dtype("<f2")
 
     @property
     def fill_value(self) -> float:
+        """NaN, which `encode` never returns."""
         return float("nan")
 
     @property
     def zstd_level(self) -> int | None:
+        """None: the low bits of features do not compress."""
         return None
 
     @property
     def row_axes(self) -> tuple[str, ...]:
+        """Tokens and their channels."""
         return (*TOKEN_AXES, "channel")
 
     @property
     def channel_transform(self) -> None:
+        """None: codes are features."""
         return None
 
     @property
     def repackable(self) -> None:
+        """None: there is one packing."""
         return None
 
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
+        """Return (h, w, c)."""
         return (*grid_hw, channels)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.float16]:
+        """Round features (..., h, w, c) to float16.
+
+        Raises:
+            CodecError: for magnitudes of 65520 and more, and NaN.
+        """
+        # Overflow is found below, and named with the value.
         with np.errstate(over="ignore"):
             codes = features.astype(self.dtype)
         if not np.isfinite(codes).all():
@@ -62,21 +76,26 @@ class Half:
         return codes
 
     def decode(self, codes: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Widen codes to float32."""
         return codes.astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the name alone."""
         return {"name": self.name}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return no arrays."""
         return {}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Half":
+        """Build the codec, which has no parameters."""
         del data, arrays  # half has no parameters
         return cls()
 
     @classmethod
     def calibrate(cls, target: CalibrationTarget, sample: CalibrationSample) -> Calibrated:
+        """Measure the rounding on the held-out tokens."""
         del target  # the error of half follows from its type
         codec = cls()
         return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(sample.held_out))))

@@ -52,38 +52,52 @@ class Int8:
 
     @property
     def name(self) -> str:
+        """Name on the command line: "int8"."""
         return "int8"
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """int8."""
         return np.dtype("int8")
 
     @property
     def fill_value(self) -> float:
+        """-128, which is no code."""
         return -128
 
     @property
     def zstd_level(self) -> int | None:
+        """None: channels fill their range, so that zstd saves little."""
         return None
 
     @property
     def row_axes(self) -> tuple[str, ...]:
+        """Tokens, and their channels with the exponent behind."""
         return (*TOKEN_AXES, "code")
 
     @property
     def channel_transform(self) -> None:
+        """None: coordinates are features."""
         return None
 
     @property
     def repackable(self) -> None:
+        """None: there is one packing."""
         return None
 
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
+        """Return (h, w, c + 1)."""
         return (*grid_hw, channels + 1)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Encode features (..., h, w, c) to codes (..., h, w, c + 1).
+
+        Raises:
+            CodecError: for magnitudes above 2^60, infinity and NaN.
+        """
         scaled = features / self.scale
         largest = np.abs(scaled).max(axis=-1, keepdims=True)
+        # Both bounds, as scales may be tiny. `not <=` refuses NaN, too.
         magnitude = float(np.abs(features).max(initial=0))
         if not magnitude <= LARGEST_FEATURE or not largest.max(initial=0) < LARGEST * 2.0**MAX_EXPONENT:
             raise not_finite(magnitude)
@@ -94,17 +108,26 @@ class Int8:
         return np.concatenate([codes, exponent], axis=-1).astype(np.int8)
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
+        """Decode codes (..., h, w, c + 1) to features (..., h, w, c)."""
+        # Clipped for damaged bytes: no exponent is negative.
         exponent = np.clip(codes[..., -1:].astype(np.int32), 0, MAX_EXPONENT)
         return np.ldexp(codes[..., :-1].astype(np.float32), exponent) * self.scale
 
     def to_json(self) -> dict[str, Any]:
+        """Return the name alone."""
         return {"name": self.name}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the scales."""
         return {"scale": self.scale}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Int8":
+        """Build the codec from its array of scales.
+
+        Raises:
+            StoreError: if the array is missing.
+        """
         del data  # all parameters are in the array
         if "scale" not in arrays:
             raise StoreError("codec int8: the array 'scale' is not there")
@@ -112,6 +135,7 @@ class Int8:
 
     @classmethod
     def calibrate(cls, target: CalibrationTarget, sample: CalibrationSample) -> Calibrated:
+        """Fit the scales to the tokens and measure them on the held-out ones."""
         del target  # the number of bits is fixed
         codec = cls.fit(sample.tokens)
         return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(sample.held_out))))

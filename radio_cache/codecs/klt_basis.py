@@ -44,6 +44,7 @@ class KltBasis:
             raise too_few_tokens(moments.count, "klt")
         eigenvalues, basis = moments.principal_axes()
         mean_variance = float(eigenvalues.mean())
+        # `not <=` instead of `>`, here and below, so that NaN is refused, too.
         if not mean_variance <= LARGEST_FEATURE**2:
             raise not_finite(float(np.sqrt(mean_variance)))
         if not mean_variance > 0:
@@ -69,6 +70,7 @@ class KltBasis:
     @cached_property
     def rotated_mean(self) -> NDArray[np.float32]:
         """U^T mean / phi: a token is phi U (rotated_mean + y), so cosines can be taken without rotating back."""
+        # In float64, and rounded once: errors of the mean would be in every cosine.
         rotated = self.basis.astype(np.float64).T @ self.mean.astype(np.float64)
         return (rotated / self.phi).astype(np.float32)
 
@@ -78,6 +80,7 @@ class KltBasis:
         Raises:
             CodecError: for NaN or infinity.
         """
+        # Centred before the product: a mean much larger than the deviations would take its digits.
         rotation = (self.basis / self.phi).astype(np.float32)
         coordinates: NDArray[np.float32] = np.matmul(features - self.mean, rotation, dtype=np.float32)
         if not np.isfinite(coordinates).all():

@@ -33,6 +33,7 @@ class KltSample:
             CodecError: if the moments have no basis.
         """
         if sample.basis is not None:
+            # Stored coordinates are rotated already: rotating back and forth would only round them.
             return cls(sample.basis, sample.tokens, sample.held_out)
         if sample.moments is None:
             raise ValueError("a calibration sample has neither moments nor a basis")
@@ -52,6 +53,7 @@ def smallest_enough(is_enough: Callable[[int], bool], largest: int) -> int:
 
     Args:
         is_enough: a monotone condition, evaluated about log2(`largest`) times.
+        largest: the largest number that is tried.
     """
     low, high = 0, largest + 1
     while low < high:

@@ -30,6 +30,7 @@ def gain_codes(rms: NDArray[np.float32], loudest: NDArray[np.float32]) -> NDArra
         loudest: gain below which the group's loudest value would exceed the limit of its channel.
     """
     with np.errstate(divide="ignore"):
+        # log2(0) is minus infinity, for a silent group.
         nearest = np.rint(GAINS_PER_OCTAVE * np.log2(rms))
         needed = np.ceil(GAINS_PER_OCTAVE * np.log2(loudest))
     # Clipped before the conversion to integers: the gain of a silent group is minus infinity.

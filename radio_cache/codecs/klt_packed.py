@@ -63,33 +63,41 @@ class KltPacked:
 
     @property
     def name(self) -> str:
+        """Name on the command line: "klt"."""
         return "klt"
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """uint8: bytes of packed bits."""
         return np.dtype("uint8")
 
     @property
     def fill_value(self) -> float:
+        """255: it would be gain code 127 of the first group, which is never emitted."""
         return 255
 
     @property
     def zstd_level(self) -> int | None:
+        """None: the widths are fitted already, so that zstd saves little."""
         return None
 
     @property
     def row_axes(self) -> tuple[str, ...]:
+        """Tokens and their bytes."""
         return (*TOKEN_AXES, "code")
 
     @property
     def channel_transform(self) -> KltBasis:
+        """The rotation back to features."""
         return self.basis
 
     @property
     def repackable(self) -> "KltPacked":
+        """The codec itself: its coordinates are those of klt/zstd."""
         return self
 
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
+        """Return (h, w, token_bytes)."""
         del channels  # they follow from the widths
         return (*grid_hw, self.token_bytes)
 
@@ -106,11 +114,13 @@ class KltPacked:
     @cached_property
     def bit_starts(self) -> NDArray[np.int64]:
         """(c,) first bit of every channel within a token."""
+        # The running sum includes each channel's own width, which starts after the bit in question.
         return GAIN_BITS * len(self.group_starts) + np.cumsum(self.widths.astype(np.int64)) - self.widths
 
     @cached_property
     def token_bytes(self) -> int:
         """Bytes of one token."""
+        # Summed in int64: uint8 widths would wrap around.
         bits = GAIN_BITS * len(self.group_starts) + int(self.widths.sum(dtype=np.int64))
         return -(-bits // 8)
 
@@ -121,7 +131,7 @@ class KltPacked:
         fields = np.repeat(np.arange(len(lengths)), lengths)
         starts = np.cumsum(lengths) - lengths
         bits = np.arange(len(fields)) - starts[fields]
-        padding = 8 * self.token_bytes - len(fields)
+        padding = 8 * self.token_bytes - len(fields)  # up to 7 bits of the last byte, taken from the field of zeros
         return np.append(fields, np.full(padding, len(lengths))), np.append(bits, np.zeros(padding, np.int64))
 
     @cached_property
@@ -145,6 +155,11 @@ class KltPacked:
         return np.array(errors, np.float32)
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Encode features (..., h, w, c) to bytes (..., h, w, token_bytes).
+
+        Raises:
+            CodecError: for values beyond 2^31 scales, infinity and NaN.
+        """
         return self.codes_of(self.basis.forward(features))
 
     def codes_of(self, coordinates: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -154,10 +169,12 @@ class KltPacked:
     def pack(self, gains: NDArray[np.int32], codes: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Pack gain codes (..., groups) and level numbers (..., c) into stored bytes (..., token_bytes)."""
         fields, bits = self.bit_sources
+        # (..., groups + c + 1): the last field is 0 and fills the last byte.
         values = np.concatenate([gains, codes, np.zeros_like(gains[..., :1])], axis=-1)
         return np.packbits(((values[..., fields] >> bits) & 1).astype(np.uint8), axis=-1, bitorder="little")
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Decode bytes (..., h, w, token_bytes) to features (..., h, w, c)."""
         return self.basis.inverse(self.coordinates(codes))
 
     def quantise(self, coordinates: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -169,12 +186,14 @@ class KltPacked:
         relative = np.abs(coordinates) / self.scales
         if not relative.max(initial=0) < LARGEST_RELATIVE:
             raise not_finite(float(np.abs(coordinates).max()) * self.basis.phi)
+        # (..., c) -> (..., groups)
         power = np.add.reduceat(np.square(relative), self.group_starts, axis=-1)
         sizes = np.diff(np.append(self.group_starts, self.basis.channels))
         loudest = np.maximum.reduceat(relative / self.limits, self.group_starts, axis=-1)
         gains = gain_codes(np.sqrt(power / sizes), loudest)
         normalised = coordinates / (self.scales * gain_values(gains)[..., self.group_of])
         codes = np.zeros(coordinates.shape, np.int32)
+        # All channels of one width share a table, so ten searches are enough whatever the number of channels.
         for width in np.unique(self.widths[self.widths > 0]):
             channels = np.flatnonzero(self.widths == width)
             table = level_table(self.levels, int(width))
@@ -185,27 +204,38 @@ class KltPacked:
         """Decode stored bytes (..., token_bytes) to coordinates (..., c)."""
         groups = len(self.group_starts)
         bits = np.unpackbits(codes, axis=-1, bitorder="little")
+        # Bits times powers of two, summed from each field's first bit to the next field's: reduceat adds up to the next start.
         weights = np.int32(1) << self.bit_sources[1].astype(np.int32)
         starts = np.concatenate([GAIN_BITS * np.arange(groups), self.bit_starts[self.widths > 0]])
+        # Channels without bits have no start of their own, and stay 0.
         fields = np.add.reduceat(bits * weights, starts, axis=-1, dtype=np.int32)
         numbers = np.zeros((*codes.shape[:-1], self.basis.channels), np.int32)
         numbers[..., self.widths > 0] = fields[..., groups:]
+        # Damaged bytes may hold the gain code that marks a hole.
         return self.dequantise(np.minimum(fields[..., :groups], LARGEST_GAIN), numbers)
 
     def dequantise(self, gains: NDArray[np.int32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the coordinates (..., c) of gain codes (..., groups) and level numbers (..., c)."""
+        # The tables of 2, 4, 8 ... levels lie one after the other: width b starts at 2^b - 2.
         offsets = np.maximum((1 << self.widths.astype(np.int32)) - 2, 0)
         scales = np.where(self.widths > 0, self.scales, np.float32(0))
         return self.levels[codes + offsets] * (scales * gain_values(gains)[..., self.group_of])
 
     def to_json(self) -> dict[str, Any]:
+        """Return name and packing."""
         return {"name": self.name, "packing": "packed"}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the basis, widths, scales and levels."""
         return {**self.basis.arrays(), "widths": self.widths, "scales": self.scales, "levels": self.levels}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "KltPacked":
+        """Build the codec from its arrays.
+
+        Raises:
+            StoreError: for missing arrays, shapes that do not fit together, and widths beyond `MAX_WIDTH`.
+        """
         del data  # all parameters are in the arrays
         basis = KltBasis.from_arrays(arrays)
         try:
@@ -239,6 +269,7 @@ class KltPacked:
 
         cosine = target.cosine if target.step is None else fidelity_of_step(klt, target.step).cosine
         most_bits = MAX_WIDTH * klt.basis.channels
+        # More bits keep more, because `order` only ever adds bits: the search may halve.
         bits = smallest_enough(lambda bits: fidelity_at(bits).cosine >= cosine, most_bits)
         if bits > most_bits:
             refuse_if_below(target, fidelity_at(most_bits))
@@ -247,7 +278,7 @@ class KltPacked:
 
 def level_table(levels: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     """Return the 2^width levels of a width, ascending."""
-    first = (1 << width) - 2
+    first = (1 << width) - 2  # 2 + 4 + ... + 2^(width - 1) levels lie before
     return levels[first : first + (1 << width)]
 
 
@@ -270,14 +301,17 @@ class PackedPlan:
         starts = group_starts(basis.channels)
         sizes = np.diff(np.append(starts, basis.channels))
         deviations = np.sqrt(basis.eigenvalues) / np.float32(basis.phi)
+        # (n, groups): magnitude of each group of a token, relative to the average token's
         rms = np.sqrt(np.add.reduceat(np.square(coordinates / deviations), starts, axis=-1) / sizes)
         group_of = np.repeat(np.arange(len(starts)), sizes)
         # (n, c): the gain of each channel's group
         gains = gain_values(np.minimum(gain_codes(rms, np.zeros_like(rms)), LARGEST_GAIN))[:, group_of]
         normalised = coordinates / gains
+        # A channel that is nearly constant in the sample gets a floor, so that dividing by its scale stays finite.
         scales = np.maximum(np.sqrt(np.square(normalised).mean(axis=0)), 1e-3 * deviations).astype(np.float32)
         normalised /= scales
         rng = np.random.default_rng(0)
+        # One set of tables for all channels: after gains and scales their distributions are nearly alike.
         pool = normalised.ravel()
         pool = pool[rng.permutation(len(pool))[:_TABLE_SAMPLES]] if len(pool) > _TABLE_SAMPLES else pool
         tables = [lloyd(pool, width) for width in range(1, MAX_WIDTH + 1)]
@@ -292,5 +326,6 @@ class PackedPlan:
         """Return the codec that gives a token's channels `bits` bits, rounded up so that the token fills its last byte."""
         gain_bits = GAIN_BITS * len(group_starts(self.basis.channels))
         whole = -(-(bits + gain_bits) // 8) * 8 - gain_bits
+        # A channel's width is the number of times that it occurs among the first bits.
         widths = np.bincount(self.order[:whole], minlength=self.basis.channels).astype(np.uint8)
         return KltPacked(self.basis, widths, self.scales, self.levels)

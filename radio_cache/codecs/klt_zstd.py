@@ -67,39 +67,47 @@ class KltZstd:
 
     @property
     def name(self) -> str:
+        """Name on the command line: "klt"."""
         return "klt"
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """int8: parts of integers, and gains."""
         return np.dtype("int8")
 
     @property
     def fill_value(self) -> float:
+        """-128, which is neither a gain nor a high part."""
         return -128
 
     @property
     def zstd_level(self) -> int | None:
+        """Level of zstd that shards are compressed with."""
         return self.level
 
     @property
     def row_axes(self) -> tuple[str, ...]:
-        # Rows and columns of tokens lie among channels and parts of codes, so the axes have numbers for names.
+        """Numbers for names: rows and columns of tokens lie among channels and parts of integers."""
         return tuple(f"code_{number}" for number in range(4 if self.layout == "planes" else 2))
 
     @property
     def channel_transform(self) -> KltBasis:
+        """The rotation back to features."""
         return self.basis
 
     @property
     def repackable(self) -> "KltZstd":
+        """The codec itself: its coordinates are those of klt/packed."""
         return self
 
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
+        """Return the shape of the layout."""
         h, w = grid_hw
         if self.layout == "planes":
             return (2, channels, h, w)
         if self.layout == "bytes":
             return ((1 + 2 * channels) * h, w)
+        # Two rows of low nibbles share a row of bytes, rounded up: h + ceil(c h / 2) + c h.
         return (h - (-channels * h // 2) + channels * h, w)
 
     def grid_height(self, row_height: int) -> int:
@@ -110,6 +118,11 @@ class KltZstd:
         return 2 * row_height // (2 + 3 * channels)  # half a byte row without a partner is rounded off
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Encode features (..., h, w, c) to codes (..., *row_shape).
+
+        Raises:
+            CodecError: for integers beyond `LARGEST`, infinity and NaN.
+        """
         return self.codes_of(self.basis.forward(features))
 
     def codes_of(self, coordinates: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -125,6 +138,7 @@ class KltZstd:
         return np.concatenate([gains, low, _stacked(high)], axis=-2)
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
+        """Decode codes (..., *row_shape) to features (..., h, w, c)."""
         return self.basis.inverse(self.coordinates(codes))
 
     def quantise(self, coordinates: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
@@ -134,6 +148,7 @@ class KltZstd:
             CodecError: for integers beyond `LARGEST`.
         """
         gains = self._gains(coordinates)
+        # `not <=` instead of `>`, so that NaN is refused, too.
         scaled = np.rint(coordinates / self._steps(gains)[..., None])
         if not float(np.abs(scaled).max(initial=0)) <= LARGEST[self.layout]:
             raise not_finite(float(np.abs(coordinates).max()) * self.basis.phi)
@@ -151,6 +166,7 @@ class KltZstd:
         else:
             (*images, row_height, w), c = codes.shape, self.basis.channels
             h = self.grid_height(row_height)
+            # Rows from the top: h of gains, the low parts (half as many for "nibbles"), c * h of high parts.
             gains, low, high = np.split(codes, [h, row_height - c * h], axis=-2)
             high = high.reshape(*images, c, h, w)
         return self.dequantise(gains, np.moveaxis(joined(low, high, self.layout), -3, -1))
@@ -158,6 +174,7 @@ class KltZstd:
     def _gains(self, coordinates: NDArray[np.float32]) -> NDArray[np.int8]:
         if self.layout == "planes":
             return np.zeros(coordinates.shape[:-1], np.int8)
+        # Squares of large coordinates overflow float32.
         squares = np.square(coordinates.astype(np.float64)).mean(axis=-1)
         with np.errstate(divide="ignore"):
             nearest = np.rint(GAINS_PER_OCTAVE / 2 * np.log2(squares))
@@ -167,14 +184,21 @@ class KltZstd:
         return np.float32(self.step) * np.exp2(gains.astype(np.float32) / np.float32(GAINS_PER_OCTAVE))
 
     def to_json(self) -> dict[str, Any]:
+        """Return name, packing, step, zstd level and layout."""
         layout = {} if self.layout == "planes" else {"layout": self.layout}  # the first caches have no layout
         return {"name": self.name, "packing": "zstd", "step": self.step, "level": self.level, **layout}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the basis."""
         return self.basis.arrays()
 
     @classmethod
     def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "KltZstd":
+        """Build the codec from its parameters and basis.
+
+        Raises:
+            StoreError: for impossible steps, levels and layouts, and for a damaged basis.
+        """
         step, level, layout = float(data["step"]), data["level"], data.get("layout", "planes")
         if not 0 < step < math.inf or type(level) is not int:
             raise StoreError(f"codec klt, zstd: step {step:g} and level {level!r:.20} are impossible")
@@ -188,6 +212,7 @@ class KltZstd:
         klt = KltSample.of(sample)
         step = target.step
         if step is None:
+            # The cosine falls as the step grows: halve the range of log(step).
             low, high = np.log(SMALLEST_STEP), np.log(LARGEST_STEP)
             refuse_if_below(target, fidelity_of_step(klt, SMALLEST_STEP))
             for _ in range(_SEARCH_ROUNDS):
@@ -224,15 +249,20 @@ def _compressed_bytes(codec: KltZstd, maps: NDArray[np.float32]) -> int:
 def split(integers: NDArray[np.int32], layout: Layout) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     """Split integers (..., c, h, w) into a low and a high part.
 
+    Args:
+        integers: codes of all channels, at most `LARGEST` of the layout.
+        layout: one of `Layout`.
+
     Returns:
         low (..., c, h, w) for "planes" and (..., rows, w) for other layouts, and high (..., c, h, w).
     """
     if layout != "nibbles":
         low = integers.astype(np.int8)  # wraps around
         return low if layout == "planes" else _stacked(low), ((integers - low) >> 8).astype(np.int8)
-    low = ((integers + 8) & 15) - 8
+    low = ((integers + 8) & 15) - 8  # -8 to 7, so that small negative integers have a high part of 0
     high, low = ((integers - low) >> 4).astype(np.int8), _stacked(low)
     if low.shape[-2] % 2:
+        # The last row of an odd number has a row of zeros for a partner.
         low = np.concatenate([low, np.zeros_like(low[..., :1, :])], axis=-2)
     return (low[..., 0::2, :] & 15 | low[..., 1::2, :] << 4).astype(np.int8), high
 

@@ -1,4 +1,4 @@
-"""How near decoded features are to what the teacher said."""
+"""Fidelity: the difference between decoded features and the teacher's."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,8 +10,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """Of `num_tokens` tokens: mean cosine of decoded and true token, and its first percentile; squared distance of
-    decoded and true token, and of the true token from the mean of all, both averaged over tokens."""
+    """Errors of decoded tokens, averaged over `num_tokens` tokens.
+
+    Args:
+        num_tokens: number of tokens measured.
+        cosine: mean cosine of decoded and true token.
+        cosine_worst: first percentile of these cosines.
+        squared_error: mean squared distance of decoded and true token, summed over channels.
+        variance: mean squared distance of the true tokens from their mean.
+    """
 
     num_tokens: int
     cosine: float
@@ -21,22 +28,24 @@ class Fidelity:
 
     @property
     def relative_mse(self) -> float:
-        """Squared error relative to the variance: 1 is what the mean token alone would reach."""
+        """Squared error relative to the variance; decoding every token to the mean token would give 1."""
         return self.squared_error / self.variance if self.variance > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields by name, as receipts store them."""
         return asdict(self)
 
 
 PERFECT = Fidelity(num_tokens=0, cosine=1.0, cosine_worst=1.0, squared_error=0.0, variance=0.0)
-"""Of no tokens at all."""
+"""Fidelity of no tokens at all."""
 
 
 def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fidelity:
-    """Fidelity of decoded tokens (n, c), beside the true ones. Of no tokens at all it is perfect."""
+    """Return the fidelity of decoded tokens (n, c) to true ones (n, c); `PERFECT` for no tokens."""
     if len(features) == 0:
         return PERFECT
     cosines, squared_errors = token_errors(features, decoded)
+    # float64: squares of float32 features are summed over up to millions of values.
     true = features.astype(np.float64)
     variance = float(np.square(true - true.mean(axis=0)).sum())
     return from_cosines(cosines, float(squared_errors.sum()), variance)
@@ -45,21 +54,25 @@ def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fide
 def token_errors(
     features: NDArray[np.float32], decoded: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) cosines of decoded tokens (n, c) and the true ones, and (n,) their squared distances."""
-    true, found = features.astype(np.float64), decoded.astype(np.float64)
-    lengths_true, lengths_found = np.linalg.norm(true, axis=-1), np.linalg.norm(found, axis=-1)
-    products = np.einsum("nc,nc->n", true, found)
-    lengths = lengths_true * lengths_found
-    # Two zero vectors agree; one zero vector beside another agrees in nothing.
-    both_zero = (lengths_true == 0) & (lengths_found == 0)
+    """Return the cosines (n,) of decoded and true tokens (n, c), and their squared distances (n,)."""
+    true, approximate = features.astype(np.float64), decoded.astype(np.float64)
+    true_lengths, decoded_lengths = np.linalg.norm(true, axis=-1), np.linalg.norm(approximate, axis=-1)
+    products = np.einsum("nc,nc->n", true, approximate)
+    lengths = true_lengths * decoded_lengths
+    # Two zero vectors agree, which is a cosine of 1. A zero vector and another one have a cosine of 0.
+    both_zero = (true_lengths == 0) & (decoded_lengths == 0)
     cosines = np.where(lengths > 0, products / np.maximum(lengths, 1e-300), both_zero.astype(np.float64))
-    return cosines, np.square(true - found).sum(axis=-1)
+    return cosines, np.square(true - approximate).sum(axis=-1)
 
 
 def after(first: Fidelity, second: Fidelity) -> Fidelity:
-    """Of tokens encoded twice, `second` beside what `first` had left of them: an estimate.
+    """Estimate the fidelity of tokens that were encoded twice.
 
-    The errors are taken to have nothing to do with each other, so that cosines multiply and squared errors add.
+    The errors of the two encodings are taken to be independent, so that cosines multiply and squared errors add.
+
+    Args:
+        first: of the first encoding, compared with the teacher's tokens.
+        second: of the second encoding, compared with the decoded tokens of the first.
     """
     return Fidelity(
         num_tokens=second.num_tokens,
@@ -71,7 +84,13 @@ def after(first: Fidelity, second: Fidelity) -> Fidelity:
 
 
 def from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, variance: float) -> Fidelity:
-    """From the cosines of all tokens (n,), n > 0, and their summed squared errors and squared distances from the mean."""
+    """Return the fidelity of n > 0 tokens.
+
+    Args:
+        cosines: (n,) of decoded and true tokens.
+        squared_errors: squared distances of decoded and true tokens, summed over tokens.
+        variance: squared distances of true tokens from their mean, summed over tokens.
+    """
     return Fidelity(
         num_tokens=len(cosines),
         cosine=float(cosines.mean()),
@@ -82,18 +101,20 @@ def from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, vari
 
 
 def combined(parts: Iterable[Fidelity]) -> Fidelity | None:
-    """Of all the parts together: means by tokens; the worst of their worst percentiles. None of no parts.
+    """Return the fidelity of all parts together; None if there is no part with tokens.
 
-    Its variance is the one within parts, less than that of the whole wherever parts differ: replace it where it is known.
+    `cosine_worst` is the smallest of the parts. `variance` is the one within parts, and less than that of the whole
+    wherever the means of parts differ: replace it where the whole's is known.
     """
-    known = [part for part in parts if part.num_tokens > 0]
-    count = sum(part.num_tokens for part in known)
+    measured = [part for part in parts if part.num_tokens > 0]
+    count = sum(part.num_tokens for part in measured)
     if count == 0:
         return None
+    # Means weigh by tokens: shards and images have different numbers of them.
     return Fidelity(
         num_tokens=count,
-        cosine=sum(part.cosine * part.num_tokens for part in known) / count,
-        cosine_worst=min(part.cosine_worst for part in known),
-        squared_error=sum(part.squared_error * part.num_tokens for part in known) / count,
-        variance=sum(part.variance * part.num_tokens for part in known) / count,
+        cosine=sum(part.cosine * part.num_tokens for part in measured) / count,
+        cosine_worst=min(part.cosine_worst for part in measured),
+        squared_error=sum(part.squared_error * part.num_tokens for part in measured) / count,
+        variance=sum(part.variance * part.num_tokens for part in measured) / count,
     )

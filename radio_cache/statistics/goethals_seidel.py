@@ -1,10 +1,10 @@
-"""Hadamard matrices from four circulants: the orders that finite fields do not give, 92 and 188 among them.
+"""Hadamard matrices from four circulants, for orders that finite fields do not give, such as 92 and 188.
 
 Four +-1 sequences of length m whose periodic autocorrelations sum to zero at every shift but 0 make, as circulants in
 the array of Goethals and Seidel, a Hadamard matrix of order 4 m.
 J.-M. Goethals and J. J. Seidel, Orthogonal matrices with zero diagonal, Canad. J. Math. 19 (1967) 1001-1010.
 
-Where the sequences come from, all found by searches of our own and proven by the tests:
+The sequences were computed for this project, and the tests prove them:
 
 - m = 23 and 29: symmetric sequences, as Williamson's (23 is the case of Baumert, Golomb and Hall, 1962).
 - m = 39, 43, 65, 67, 73, 93, 101, 113, 119, 127, 133: constant on the orbits of a group of multipliers mod m, which
@@ -27,15 +27,17 @@ Quadruple = tuple[str, str, str, str]
 
 
 def _from_turyn_type(x: str, y: str, z: str, w: str) -> Quadruple:
-    """Sequences of length 3 n - 1 from x, y, z of length n and w of length n - 1.
+    """Return four sequences of length 3 n - 1 from x, y, z of length n and w of length n - 1.
 
-    Turyn-type: the aperiodic autocorrelations N_x + N_y + 2 N_z + 2 N_w vanish at every shift but 0.
+    The input is of Turyn type: the aperiodic autocorrelations N_x + N_y + 2 N_z + 2 N_w vanish at every shift but 0.
     """
+    # The sequences of a pair differ in the sign of their last part, so that autocorrelations across the joint cancel.
     minus = str.maketrans("+-", "-+")
     return (z + w + x, z + w + x.translate(minus), z + w.translate(minus) + y, z + (w + y).translate(minus))
 
 
 CIRCULANT_QUADRUPLES: Final[Mapping[int, Quadruple]] = {
+    # 23 and 29: symmetric sequences.
     23: (
         "+++--+----+--+----+--++",
         "--+----+++----+++----+-",
@@ -48,6 +50,7 @@ CIRCULANT_QUADRUPLES: Final[Mapping[int, Quadruple]] = {
         "+-+---+++++--+--+--+++++---+-",
         "+++++--+++-+-+--+-+-+++--++++",
     ),
+    # From here on, but for 47 and 59: constant on the orbits of a group of multipliers.
     39: (
         "++++-+-+++-+--+-+--++-+----+++-++-++-+-",
         "+++--++++--++-+++-+++-+-----+++++-++++-",
@@ -121,11 +124,14 @@ CIRCULANT_QUADRUPLES: Final[Mapping[int, Quadruple]] = {
 
 
 def goethals_seidel(sequences: Quadruple) -> NDArray[np.int8]:
-    """The Hadamard matrix (4 m, 4 m), entries +1 and -1, of four sequences of length m; the first entry is +1."""
+    """Return the Hadamard matrix (4 m, 4 m) of four sequences of length m: entries +1 and -1, the first one +1."""
     shift = np.arange(len(sequences[0]))
     signs = [np.where(np.frombuffer(row.encode(), np.uint8) == ord("+"), 1, -1).astype(np.int8) for row in sequences]
+    # Circulants (m, m): every row is the one above, shifted by one to the right.
     a, b, c, d = (row[(shift[None, :] - shift[:, None]) % len(shift)] for row in signs)
+    # Columns in reverse order: times the back-diagonal matrix R, in the notation of the paper.
     br, cr, dr = b[:, ::-1], c[:, ::-1], d[:, ::-1]
     btr, ctr, dtr = b.T[:, ::-1], c.T[:, ::-1], d.T[:, ::-1]
     matrix = np.block([[a, br, cr, dr], [-br, a, dtr, -ctr], [-cr, -dtr, a, btr], [-dr, ctr, -btr, a]])
+    # Negating all entries keeps the rows orthogonal.
     return matrix * matrix[0, 0]

@@ -1,4 +1,4 @@
-"""Orthonormal Hadamard matrices: rotations whose entries all have one size, so that they spread variance evenly.
+"""Orthonormal Hadamard matrices: rotations whose entries all have the same magnitude, so that they spread variance evenly.
 
 An order n is built as a Sylvester factor (a power of two) times the smallest base that the first of these gives:
 
@@ -27,10 +27,13 @@ Signs = NDArray[np.int8]
 
 
 def hadamard(order: int) -> NDArray[np.float64]:
-    """The orthonormal Hadamard matrix H of this order: (n, n), entries exactly +-1/sqrt(n), H @ H.T = I.
+    """Return the orthonormal Hadamard matrix H of an order n: (n, n), entries exactly +-1/sqrt(n), H @ H.T = I.
 
-    The first entry is positive. The same matrix for ever, on every machine. Takes n^2 * 9 bytes and about a second at 4096.
-    Raises HadamardError, naming the nearest orders there are, if no such matrix exists or none is known here.
+    The first entry is positive. Every version returns the same matrix, on every machine. It takes n^2 * 9 bytes, and about a
+    second for n = 4096.
+
+    Raises:
+        HadamardError: if no such matrix exists or none is known; the message names the nearest orders that have one.
     """
     if not has_hadamard(order):
         raise HadamardError(_no_matrix(order))
@@ -44,17 +47,18 @@ def has_hadamard(order: int) -> bool:
 
 
 def known_orders(up_to: int) -> list[int]:
-    """Every order that `hadamard` builds, ascending, `up_to` included."""
+    """Return every order that `hadamard` builds, ascending, `up_to` included."""
     return [order for order in (1, 2, *range(4, up_to + 1, 4)) if order <= up_to and has_hadamard(order)]
 
 
 def _no_matrix(order: int) -> str:
     if order < 1:
-        return f"a Hadamard matrix of order {order} was asked for: an order is at least 1."
+        return f"there is no Hadamard matrix of order {order}: an order is at least 1."
+    # There is always a nearest one: the powers of two.
     below = next(n for n in range(order - 1, 0, -1) if has_hadamard(n))
     above = next(n for n in range(order + 1, 4 * order + 1) if has_hadamard(n))
     why = (
-        "the order is a multiple of 4, but none of the constructions here gives it"
+        "the order is a multiple of 4, but none of the known constructions gives it"
         if order % 4 == 0
         else "none exists, because orders above 2 must be multiples of 4"
     )
@@ -66,15 +70,17 @@ def _no_matrix(order: int) -> str:
 
 @cache
 def _factors(order: int) -> tuple[int, int] | None:
-    """Left and right factor whose Kronecker product has this order, (1, order) if it has a construction of its own."""
+    """Return the orders of two matrices whose Kronecker product has this order; (1, order) for a direct construction."""
     if order & (order - 1) == 0:
         return (1, order)
+    # The smallest base with the largest power of two, prime fields before all others: this order is part of the contract.
     for has_base in (_over_prime_field, _has_base):
         power = order & -order
         while power >= 1:
             if order // power % 4 == 0 and has_base(order // power):
                 return (power, order // power)
             power //= 2
+    # 12 is the smallest base that is no power of two.
     for left in range(12, order // 12 + 1, 4):
         if order % left == 0 and has_hadamard(left) and has_hadamard(order // left):
             return (left, order // left)
@@ -94,7 +100,7 @@ def _signs(order: int) -> Signs:
     if order & (order - 1) == 0:
         return _sylvester(order)
     factors = _factors(order)
-    assert factors is not None  # the caller has asked has_hadamard
+    assert factors is not None  # callers check has_hadamard first
     left, right = factors
     if left > 1:
         return np.kron(_signs(left), _signs(right))
@@ -112,26 +118,27 @@ def _sylvester(order: int) -> Signs:
 
 
 def _paley_field(order: int) -> tuple[int, int] | None:
-    """Prime and exponent of the field whose Paley matrix has this order; prime fields first, then Paley I before II."""
+    """Return prime and exponent of the field whose Paley matrix has this order; prime fields first, then Paley I before II."""
     first = _prime_power(order - 1)
+    # Paley II needs q = 1 mod 4, which is order / 2 = 2 mod 4.
     second = _prime_power(order // 2 - 1) if order // 2 % 4 == 2 else None
     fields = [field for field in (first, second) if field is not None]
     return min(fields, key=lambda field: field[1] > 1, default=None)
 
 
 def _prime_power(q: int) -> tuple[int, int] | None:
-    """(p, k) with p prime and p^k = q."""
+    """Return (p, k) with p prime and p^k = q; None if q is no prime power."""
     if q < 2:
         return None
     prime = next((p for p in range(2, int(q**0.5) + 1) if q % p == 0), q)
-    exponent, rest = 0, q
-    while rest % prime == 0:
-        exponent, rest = exponent + 1, rest // prime
-    return (prime, exponent) if rest == 1 else None
+    exponent, quotient = 0, q
+    while quotient % prime == 0:
+        exponent, quotient = exponent + 1, quotient // prime
+    return (prime, exponent) if quotient == 1 else None
 
 
 def _paley_one(prime: int, exponent: int) -> Signs:
-    """Identity plus skew core: first row +1, first column -1, Jacobsthal block. The result begins with +1."""
+    """Return the Paley I matrix: identity plus a skew core of a first row +1, a first column -1 and a Jacobsthal block."""
     core = _jacobsthal(prime, exponent)
     signs = np.ones((len(core) + 1, len(core) + 1), np.int8)
     signs[1:, 0] = -1
@@ -140,7 +147,7 @@ def _paley_one(prime: int, exponent: int) -> Signs:
 
 
 def _paley_two(prime: int, exponent: int) -> Signs:
-    """Symmetric core, first row and column +1; each entry becomes a 2 x 2 cell, the zeros of the diagonal another one."""
+    """Return the Paley II matrix: each entry of a symmetric core becomes a 2 x 2 cell, its zero diagonal another cell."""
     core = np.ones((prime**exponent + 1,) * 2, np.int8)
     core[0, 0] = 0
     core[1:, 1:] = _jacobsthal(prime, exponent)
@@ -149,30 +156,35 @@ def _paley_two(prime: int, exponent: int) -> Signs:
 
 
 def _jacobsthal(prime: int, exponent: int) -> Signs:
-    """(q, q): entry (i, j) is +1 where element i minus element j is a square in the field of q = p^k, -1 where not, 0 for i = j.
+    """Return the Jacobsthal matrix (q, q) of the field of q = p^k elements.
+
+    Entry (i, j) is +1 if element i minus element j is a square, -1 if it is not, and 0 for i = j.
 
     Element i has the base-p digits of i as coefficients, the lowest digit first.
     """
     q = prime**exponent
     digits = np.arange(q)[:, None] // prime ** np.arange(exponent) % prime  # (q, k)
     squares = _times(digits, digits, _irreducible(prime, exponent), prime) @ prime ** np.arange(exponent)
+    # Quadratic character of every element, by its number: squares of all elements mark the +1.
     character = np.full(q, -1, np.int8)
     character[squares] = 1
     character[0] = 0
     difference = np.zeros((q, q), np.int64)
-    for place in range(exponent):
-        digit = digits[:, place]
-        difference += (digit[:, None] - digit[None, :]) % prime * prime**place
+    # (q, q): number of the difference of two elements, digit by digit, since fields of prime powers do not carry.
+    for position in range(exponent):
+        digit = digits[:, position]
+        difference += (digit[:, None] - digit[None, :]) % prime * prime**position
     return character[difference]
 
 
 def _times(a: NDArray[np.int64], b: NDArray[np.int64], modulus: tuple[int, ...], prime: int) -> NDArray[np.int64]:
-    """Products of elements (m, k) and (m, k) in the field whose x^k is -(modulus[0] + modulus[1] x + ...)."""
+    """Return the products (m, k) of elements (m, k) and (m, k) in the field with x^k = -(modulus[0] + modulus[1] x + ...)."""
     k = len(modulus)
     full = np.zeros((len(a), 2 * k - 1), np.int64)
     for i in range(k):
         full[:, i : i + k] += a[:, i : i + 1] * b
     full %= prime
+    # Replace the highest power by lower ones, from the top down.
     for top in range(2 * k - 2, k - 1, -1):
         full[:, top - k : top] -= full[:, top : top + 1] * np.array(modulus)
         full %= prime
@@ -180,7 +192,10 @@ def _times(a: NDArray[np.int64], b: NDArray[np.int64], modulus: tuple[int, ...],
 
 
 def _irreducible(prime: int, degree: int) -> tuple[int, ...]:
-    """Lower coefficients, constant first, of the first monic irreducible polynomial of this degree in counting order."""
+    """Return the lower coefficients, constant first, of the first monic irreducible polynomial of a degree.
+
+    First in counting order of the coefficients, which is part of the contract: another polynomial is another matrix.
+    """
     monic = [(*low, 1) for d in range(1, degree // 2 + 1) for low in product(range(prime), repeat=d)]
     for high_first in product(range(prime), repeat=degree):
         low = high_first[::-1]
@@ -191,10 +206,11 @@ def _irreducible(prime: int, degree: int) -> tuple[int, ...]:
 
 def _divides(factor: tuple[int, ...], polynomial: tuple[int, ...], prime: int) -> bool:
     """Return whether a monic polynomial over the integers mod p divides another; coefficients, constant first."""
-    rest = list(polynomial)
-    while len(rest) >= len(factor):
-        lead = rest.pop()
-        offset = len(rest) - len(factor) + 1
+    # Long division: the factor is monic, so each leading coefficient is a digit of the quotient.
+    remainder = list(polynomial)
+    while len(remainder) >= len(factor):
+        lead = remainder.pop()
+        offset = len(remainder) - len(factor) + 1
         for i, coefficient in enumerate(factor[:-1]):
-            rest[offset + i] = (rest[offset + i] - lead * coefficient) % prime
-    return not any(rest)
+            remainder[offset + i] = (remainder[offset + i] - lead * coefficient) % prime
+    return not any(remainder)

@@ -1,8 +1,10 @@
-"""Count, mean and scatter of a stream of tokens: all that a codec or a normalisation needs to know about a teacher.
+"""Count, mean and scatter of a stream of tokens, which codecs are calibrated on and normalisations are fitted to.
 
-A sample of a hundred million tokens does not fit in memory, so it is seen in pieces, possibly by several workers. Each
-piece gives one `Moments`; pieces merge by the formula of Chan, Golub and LeVeque (Updating formulae and a pairwise
-algorithm for computing sample variances, 1979), which never subtracts large numbers from each other, as sums of squares do.
+A sample of a hundred million tokens does not fit in memory, so it is read in pieces, possibly by several workers. Each
+piece gives one `Moments`, and pieces merge.
+
+Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979. Their
+formula never subtracts large numbers from each other, as sums of squares do.
 """
 
 from collections.abc import Sequence
@@ -22,12 +24,17 @@ class Moments:
     """Moments of `count` tokens of c channels, in float64.
 
     Two halves merged are the whole, in any order, up to float64 rounding. A byte-exact result needs the same pieces
-    merged in the same order: merge by shard number, never by who finished first.
+    merged in the same order: merge by shard number, never in the order of completion.
+
+    Args:
+        count: number of tokens.
+        mean: (c,) in the teacher's units; zeros for no tokens.
+        scatter: (c, c) sum over tokens of the outer product of their deviation from the mean.
     """
 
     count: int
-    mean: NDArray[np.float64]  # (c,), in the teacher's units; zeros where count is 0
-    scatter: NDArray[np.float64]  # (c, c): sum over tokens of the outer product of their deviation from the mean
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         channels = self.mean.size
@@ -39,68 +46,81 @@ class Moments:
 
     @classmethod
     def empty(cls, channels: int) -> Self:
-        """Of no tokens at all: merging it changes nothing."""
+        """Return the moments of no tokens: merging them changes nothing."""
         return cls(0, np.zeros(channels), np.zeros((channels, channels)))
 
     @classmethod
     def of(cls, tokens: NDArray[Any]) -> Self:
-        """Of tokens (n, c), of any real type; n may be 0. Raises ShapeError if they have another number of axes."""
+        """Return the moments of tokens (n, c).
+
+        Args:
+            tokens: of any real type; n may be 0.
+
+        Raises:
+            ShapeError: if there are more or fewer than two axes.
+        """
         if tokens.ndim != 2:
             raise ShapeError(f"moments need tokens of shape (n, c), these have shape {tokens.shape}: flatten the maps.")
         if tokens.shape[0] == 0:
             return cls.empty(tokens.shape[1])
-        # A new array, so that the subtraction below may be in place: one float64 copy of the piece is all the memory used.
+        # One float64 copy of the piece is all the memory used: the subtractions below are in place.
         deviations = np.array(tokens, np.float64, order="C")
         mean = deviations.mean(axis=0)
         deviations -= mean
-        # The mean above is rounded; what the deviations still average to belongs to it.
-        rest = deviations.mean(axis=0)
-        deviations -= rest
+        # The mean above is rounded: the mean of the deviations is its error.
+        correction = deviations.mean(axis=0)
+        deviations -= correction
         scatter = deviations.T @ deviations
-        return cls(len(tokens), mean + rest, (scatter + scatter.T) / 2)
+        # Exactly symmetric, whatever the order in which BLAS adds.
+        return cls(len(tokens), mean + correction, (scatter + scatter.T) / 2)
 
     @property
     def channels(self) -> int:
+        """Number of channels c."""
         return self.mean.size
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """(c, c), of the population: scatter / count. Zeros where count is 0."""
+        """(c, c) covariance of the population: scatter / count; zeros for no tokens."""
         return self.scatter / max(self.count, 1)
 
     def principal_axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Eigenvalues (c,) of the covariance, largest first, and its eigenvectors (c, c) in columns.
+        """Return the eigenvalues (c,) of the covariance, largest first, and its eigenvectors (c, c) in columns.
 
-        Negative eigenvalues, which only rounding makes, are 0. The sign of an eigenvector is the solver's choice: the
-        largest of its entries is made positive, so that it is ours.
+        Negative eigenvalues, which only rounding makes, are set to 0. The largest entry of each eigenvector is positive.
         """
         eigenvalues, axes = np.linalg.eigh(self.covariance)
         order = np.argsort(-eigenvalues, kind="stable")
         axes = axes[:, order]
+        # The sign of an eigenvector is the solver's choice: fix it, so that every machine stores the same basis.
         signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(self.channels)])
         return np.maximum(eigenvalues[order], 0.0), axes * signs
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of the tokens of both. Raises ShapeError if their channels differ."""
+        """Return the moments of the tokens of both.
+
+        Raises:
+            ShapeError: if the numbers of channels differ.
+        """
         if self.channels != other.channels:
             raise ShapeError(f"moments of {self.channels} and of {other.channels} channels are not of one teacher.")
         if other.count == 0 or self.count == 0:
             return self if other.count == 0 else other
         count = self.count + other.count
         delta = other.mean - self.mean
-        # Written alike for both sides, so that a.merge(b) and b.merge(a) are equal to the last bit.
+        # Symmetric in both operands, so that a.merge(b) and b.merge(a) are equal to the last bit.
         mean = (self.mean * self.count + other.mean * other.count) / count
         scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, mean, scatter)
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
-    """Of the tokens of all parts, merged in their order. Raises IndexError for no parts."""
+    """Return the moments of the tokens of all parts, merged in their order. There is at least one part."""
     return reduce(Moments.merge, parts)
 
 
 def cross_validated(parts: Sequence[Moments]) -> Moments:
-    """Return moments of all parts whose eigenvalues are what the parts measure along each other's principal axes.
+    """Return moments of all parts, with eigenvalues that the parts measure along each other's principal axes.
 
     A sample's own weakest directions are those in which it happens to vary little: whitened by their sample variance, other
     images vary by more than 1 (by 8 % on 1,000 photos of 49 tokens, 320 channels). So an eigenvalue is the variance of each
@@ -109,6 +129,7 @@ def cross_validated(parts: Sequence[Moments]) -> Moments:
     Args:
         parts: disjoint, at least two of them with tokens; each token of an image in the same part, because tokens of one image
             resemble each other.
+
     Source: D. Bartz, Cross-validation based nonlinear shrinkage, arXiv 1611.00798, after C. Lam, Nonparametric eigenvalue-
         regularized precision or covariance matrix estimator, Annals of Statistics 44 (2016).
     """
@@ -116,19 +137,21 @@ def cross_validated(parts: Sequence[Moments]) -> Moments:
     whole = merged(parts)
     sums = np.zeros(whole.channels)
     for number, part in enumerate(parts):
+        # The variance of this part along axes that it has no share in.
         axes = merged([*parts[:number], *parts[number + 1 :]]).principal_axes()[1]
         sums += np.einsum("ji,jk,ki->i", axes, part.scatter, axes, optimize=True)
-    # Noise may turn the order of neighbours; axes of the whole are in descending order.
+    # Noise may swap neighbours, and the axes of the whole are in descending order.
     eigenvalues = np.sort(sums)[::-1] / whole.count
-    own, axes = whole.principal_axes()
+    sample_eigenvalues, axes = whole.principal_axes()
     total = float(eigenvalues.sum())
     if total <= 0:
         return whole
-    eigenvalues = eigenvalues * (own.sum() / total)
+    # The trace is the total variance, which a sample measures without bias.
+    eigenvalues = eigenvalues * (sample_eigenvalues.sum() / total)
     return Moments(whole.count, whole.mean, (axes * eigenvalues) @ axes.T * whole.count)
 
 
 def power_sums(features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """(2, c): sum and sum of squares over all but the last axis, in float64, so that those of shards add up exactly enough."""
+    """Return the sums and the sums of squares (2, c) over all but the last axis of features (..., c), in float64."""
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     return np.stack([flat.sum(axis=0), np.square(flat).sum(axis=0)])

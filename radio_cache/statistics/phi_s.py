@@ -1,4 +1,4 @@
-"""PHI-S and the normalisations it is compared with (M. Ranzinger et al., arXiv 2410.01680): a teacher's tokens made comparable.
+"""PHI-S and the normalisations that its paper compares it with.
 
 Teachers differ in scale by orders of magnitude, and so do channels of one teacher. Each normalisation here is an
 affine map fitted to the moments of a teacher's tokens: mean mu, covariance U L U^T, c channels.
@@ -13,8 +13,10 @@ affine map fitted to the moments of a teacher's tokens: mean mu, covariance U L 
 | phi-s       | H U^T (x - mu) / phi           | unit diagonal; one scale for all directions               |
 
 phi = sqrt(trace / c), H an orthonormal Hadamard matrix. Whitening divides by the deviation of every direction, so errors in
-weak directions weigh as much as errors in strong ones, and explode on the way back. PHI-S turns and scales, no more: distances
+weak directions weigh as much as errors in strong ones, and explode on the way back. PHI-S only rotates and scales: distances
 keep their proportions, and as every entry of H has the same size, every channel gets the mean variance: exactly 1.
+
+Source: M. Ranzinger et al., "PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation", arXiv 2410.01680.
 """
 
 from collections.abc import Callable
@@ -42,17 +44,21 @@ __all__ = [
 Matrix = NDArray[np.float64]
 
 _FLOOR = 1e-6
-"""Of the mean variance. A direction that calibration hardly saw has a variance that is mostly rounding and chance;
-divided by its root, noise would become the loudest target. The floor bounds what whitening amplifies to a thousandfold
-and keeps every map invertible; directions above it are not touched. PHI-S and `global` divide by no single direction's
-variance and need none."""
+"""Smallest variance of a direction, relative to the mean variance.
+
+A direction that hardly varies in the sample has a variance of rounding and chance: divided by its root, noise would become
+the loudest target. The floor limits the amplification by whitening to a thousandfold and keeps every map invertible. PHI-S
+and `global` divide by no single direction's variance and need none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """y = matrix (x - shift), and back: x = inverse_matrix y + shift. In float64 whatever comes in.
+    """The affine map y = matrix (x - shift), with x = inverse_matrix y + shift, in float64 for any input type.
 
-    shift (c,), in the teacher's units; matrix (c, c); inverse_matrix (c, c), in closed form, not by a solver.
+    Args:
+        shift: (c,) in the teacher's units.
+        matrix: (c, c).
+        inverse_matrix: (c, c) in closed form, not by a solver.
     """
 
     shift: NDArray[np.float64]
@@ -60,11 +66,19 @@ class Affine:
     inverse_matrix: Matrix
 
     def forward(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Features (..., c) to targets (..., c). Raises ShapeError for another number of channels."""
+        """Map features (..., c) to targets (..., c).
+
+        Raises:
+            ShapeError: for another number of channels.
+        """
         return (self._checked(features) - self.shift) @ self.matrix.T
 
     def inverse(self, targets: NDArray[Any]) -> NDArray[np.float64]:
-        """Targets (..., c) back to features (..., c). Raises ShapeError for another number of channels."""
+        """Map targets (..., c) back to features (..., c).
+
+        Raises:
+            ShapeError: for another number of channels.
+        """
         return self._checked(targets) @ self.inverse_matrix.T + self.shift
 
     def _checked(self, values: NDArray[Any]) -> NDArray[np.float64]:
@@ -74,46 +88,74 @@ class Affine:
 
 
 def global_standardise(moments: Moments) -> Affine:
-    """One mean and one deviation for all values of all channels. Raises MomentsError if all values are equal."""
+    """Fit one mean and one deviation to all values of all channels.
+
+    Raises:
+        MomentsError: if no channel varies.
+    """
     _mean_variance(moments)
     mean = float(moments.mean.mean())
+    # Variance of all values together: within channels, and between their means.
     sigma = float(np.sqrt((np.diag(moments.covariance) + np.square(moments.mean - mean)).mean()))
     unit = np.eye(moments.channels)
     return Affine(np.full(moments.channels, mean), unit / sigma, unit * sigma)
 
 
 def standardise(moments: Moments) -> Affine:
-    """Every channel by its own mean and deviation. Raises MomentsError if no channel varies."""
+    """Fit a mean and a deviation to every channel.
+
+    Raises:
+        MomentsError: if no channel varies.
+    """
     sigma = np.sqrt(np.maximum(np.diag(moments.covariance), _FLOOR * _mean_variance(moments)))
     return Affine(moments.mean, np.diag(1 / sigma), np.diag(sigma))
 
 
 def pca_whiten(moments: Moments) -> Affine:
-    """Principal components, each of unit variance, strongest first. Raises MomentsError if no channel varies."""
+    """Fit PCA whitening: principal components, each of unit variance, strongest first.
+
+    Raises:
+        MomentsError: if no channel varies.
+    """
     deviations, axes = _deviations(moments)
     return _whitened(moments.mean, deviations, axes, np.eye(moments.channels))
 
 
 def zca_whiten(moments: Moments) -> Affine:
-    """Whitened, then turned back: of all whitened features those nearest to the centred ones. Raises MomentsError alike."""
+    """Fit ZCA whitening: of all whitened features, those nearest to the centred features.
+
+    Raises:
+        MomentsError: if no channel varies.
+    """
     deviations, axes = _deviations(moments)
+    # U after L^-1/2 U^T rotates the components back to the channels.
     return _whitened(moments.mean, deviations, axes, axes)
 
 
 def hadamard_whiten(moments: Moments) -> Affine:
-    """Whitened, then every component spread over all channels. Raises MomentsError alike, and HadamardError for widths
-    that have no Hadamard matrix."""
+    """Fit Hadamard whitening: every principal component is spread evenly over all channels.
+
+    Raises:
+        MomentsError: if no channel varies.
+        HadamardError: for widths without a known Hadamard matrix.
+    """
     deviations, axes = _deviations(moments)
     return _whitened(moments.mean, deviations, axes, hadamard(moments.channels))
 
 
 def phi_s(moments: Moments) -> Affine:
-    """PCA-Hadamard isotropic standardisation: rotated so that all channels have equal variance, scaled to make it 1.
+    """Fit PCA-Hadamard isotropic standardisation: a rotation that gives all channels equal variance, and one scale.
 
-    Raises MomentsError if no channel varies, HadamardError for widths that have no Hadamard matrix.
-    From klt codes q it is `step * H q`: their coordinates are U^T (x - mu) / phi already.
+    Of klt codes q the target is `step * H q`: their coordinates are U^T (x - mu) / phi already.
+
+    Raises:
+        MomentsError: if no channel varies.
+        HadamardError: for widths without a known Hadamard matrix.
+
+    Source: arXiv 2410.01680.
     """
     phi = np.sqrt(_mean_variance(moments))
+    # (c, c): orthonormal, so that its inverse is its transpose
     rotation = hadamard(moments.channels) @ moments.principal_axes()[1].T
     return Affine(moments.mean, rotation / phi, rotation.T * phi)
 
@@ -126,7 +168,7 @@ NORMALISATIONS: Final[dict[str, Callable[[Moments], Affine]]] = {
     "hadamard": hadamard_whiten,
     "phi-s": phi_s,
 }
-"""Name -> how to fit it; the names of the table above."""
+"""Name in a recipe -> function that fits it."""
 
 
 def _mean_variance(moments: Moments) -> float:
@@ -141,12 +183,13 @@ def _mean_variance(moments: Moments) -> float:
 
 
 def _deviations(moments: Moments) -> tuple[NDArray[np.float64], Matrix]:
-    """Standard deviation (c,) along every principal axis, floored, and the axes (c, c) in columns."""
+    """Return the standard deviation (c,) along every principal axis, floored, and the axes (c, c) in columns."""
+    # Floored: see `_FLOOR`. Directions above the floor keep their measured variance.
     floor = _FLOOR * _mean_variance(moments)
     eigenvalues, axes = moments.principal_axes()
     return np.sqrt(np.maximum(eigenvalues, floor)), axes
 
 
 def _whitened(mean: NDArray[np.float64], deviations: NDArray[np.float64], axes: Matrix, rotation: Matrix) -> Affine:
-    """rotation L^-1/2 U^T; its inverse is U L^1/2 rotation^T, since both U and the rotation are orthonormal."""
+    """Return the map rotation L^-1/2 U^T, whose inverse is U L^1/2 rotation^T: U and the rotation are orthonormal."""
     return Affine(mean, rotation @ (axes / deviations).T, (axes * deviations) @ rotation.T)

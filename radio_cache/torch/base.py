@@ -66,6 +66,7 @@ def measured(codes: Tensor, true: Tensor, decoded: Tensor, scale: float = 1.0) -
     """Return codes with the cosines and squared errors of their decoded values.
 
     Args:
+        codes: (b, *row_shape), as they are stored.
         true: (b, h, w, c) values that were encoded: features, or coordinates with their rotated mean.
         decoded: (b, h, w, c) the same after decoding.
         scale: units of a feature per unit of these values.

@@ -16,6 +16,7 @@ class HalfEncoder:
         del codec, device  # half has no parameters
 
     def encode(self, features: Float[Tensor, "b h w c"]) -> Encoded:
+        """Round maps to float16."""
         codes = features.to(torch.float16)
         if not bool(torch.isfinite(codes).all()):
             raise beyond_half(largest_magnitude(features))
@@ -29,10 +30,13 @@ class HalfDecoder:
         del codec, device  # half has no parameters
 
     def coordinates(self, codes: Tensor) -> Float[Tensor, "b h w c"]:
+        """Return features in float32."""
         return codes.to(torch.float32)
 
     def features(self, coordinates: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+        """Return the coordinates, which are features."""
         return coordinates
 
     def axis_transforms(self, grid_hw: tuple[int, int]) -> None:
-        return None
+        """Return None: coordinates are those of tokens."""
+        return

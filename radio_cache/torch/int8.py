@@ -17,6 +17,7 @@ class Int8Encoder:
         self._scale = torch.from_numpy(codec.scale).to(device)
 
     def encode(self, features: Float[Tensor, "b h w c"]) -> Encoded:
+        """Encode maps to (b, h, w, c + 1) codes."""
         scaled = features / self._scale
         largest = scaled.abs().amax(dim=-1, keepdim=True)  # (b, h, w, 1)
         magnitude = largest_magnitude(features)
@@ -38,10 +39,13 @@ class Int8Decoder:
         self._scale = torch.from_numpy(codec.scale).to(device)
 
     def coordinates(self, codes: Tensor) -> Float[Tensor, "b h w c"]:
+        """Decode codes (b, h, w, c + 1) to features."""
         return torch.ldexp(codes[..., :-1].float(), codes[..., -1:].clamp(min=0).int()) * self._scale
 
     def features(self, coordinates: Float[Tensor, "*batch c"]) -> Float[Tensor, "*batch c"]:
+        """Return the coordinates, which are features."""
         return coordinates
 
     def axis_transforms(self, grid_hw: tuple[int, int]) -> None:
-        return None
+        """Return None: coordinates are those of tokens."""
+        return

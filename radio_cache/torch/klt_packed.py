@@ -53,6 +53,7 @@ class KltPackedEncoder:
         self._bit_values = on_device([1, 2, 4, 8, 16, 32, 64, 128]).to(torch.uint8)[:, None]
 
     def encode(self, features: Float[Tensor, "b h w c"]) -> Encoded:
+        """Encode maps to bytes (b, h, w, token_bytes)."""
         coordinates = self._klt.coordinates(features)
         codes, decoded = self._pack(coordinates)
         return self._klt.measured(codes, coordinates, decoded)
@@ -83,6 +84,7 @@ class KltPackedEncoder:
 
     def _gains(self, relative: Tensor) -> Tensor:
         """Return gain codes (n, groups), as floats, for magnitudes (n, c) in units of the channels' scales."""
+        # (n, c) -> (n, groups)
         rms = torch.stack([relative[:, group].square().mean(-1).sqrt() for group in self._groups], dim=-1)
         limited = relative / self._limits
         loudest = torch.stack([limited[:, group].amax(-1) for group in self._groups], dim=-1)
@@ -121,6 +123,7 @@ class KltPackedDecoder(KltInverse):
         self._num_groups = groups
 
     def coordinates(self, codes: Tensor) -> Float[Tensor, "b h w c"]:
+        """Decode bytes (b, h, w, token_bytes) to coordinates in the basis."""
         # index_select and take cost half as much as indexing on a CPU.
         low, middle, high = (codes.index_select(-1, indices).to(torch.int32) for indices in self._bytes)
         fields = ((low | middle << 8 | high << 16) >> self._shifts) & self._masks
@@ -129,4 +132,5 @@ class KltPackedDecoder(KltInverse):
         return levels * (self._scales * gains[..., self._group_of])
 
     def axis_transforms(self, grid_hw: tuple[int, int]) -> None:
-        return None
+        """Return None: coordinates are those of tokens."""
+        return

@@ -18,6 +18,7 @@ class KltZstdEncoder:
         self._codec, self._klt = codec, KltForward(codec.basis, device)
 
     def encode(self, features: Float[Tensor, "b h w c"]) -> Encoded:
+        """Encode maps to codes (b, *row_shape), which zstd compresses later, on the CPU."""
         coordinates = self._klt.coordinates(features)
         codes, decoded = _codes_and_decoded(coordinates, self._codec)
         return self._klt.measured(codes, coordinates, decoded)
@@ -31,15 +32,17 @@ class KltZstdDecoder(KltInverse):
         self._codec = codec
 
     def coordinates(self, codes: Tensor) -> Float[Tensor, "b h w c"]:
+        """Decode codes (b, *row_shape) to coordinates in the basis."""
         return _coordinates(codes, self._codec)
 
     def axis_transforms(self, grid_hw: tuple[int, int]) -> None:
-        return None
+        """Return None: coordinates are those of tokens."""
+        return
 
 
 def _codes_and_decoded(coordinates: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
     """Return the codes of coordinates (b, h, w, c), and the coordinates they decode to."""
-    gains = torch.zeros_like(coordinates[..., 0])
+    gains = torch.zeros_like(coordinates[..., 0])  # (b, h, w)
     if codec.layout != "planes":
         nearest = torch.round(GAINS_PER_OCTAVE / 2 * coordinates.double().square().mean(-1).log2())
         gains = nearest.clamp(SMALLEST_GAIN, LARGEST_GAIN).float()

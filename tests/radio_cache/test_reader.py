@@ -99,7 +99,7 @@ def test_a_codec_of_the_future_is_refused_with_the_cure(cache_path: Path) -> Non
     )
     cache = Cache(cache_path)
     assert list(cache.teachers) == ["fake-b"]  # the others are as good as ever
-    with pytest.raises(UnsupportedFormatError, match=r"fake-a/zarr\.json: codec 'klt9' is not known here"):
+    with pytest.raises(UnsupportedFormatError, match=r"fake-a/zarr\.json: codec 'klt9' is unknown"):
         cache.teachers["fake-a"]
 
 

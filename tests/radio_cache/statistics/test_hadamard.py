@@ -131,7 +131,7 @@ def test_an_order_is_known_or_refused_with_orders_that_work(order: int) -> None:
         (-4, "at least 1"),
         (3, "multiples of 4. Nearest orders that work: 2 and 4"),
         (30, "none exists, because orders above 2 must be multiples of 4. Nearest orders that work: 28 and 32"),
-        (428, "none of the constructions here gives it. Nearest orders that work: 424 and 432"),
+        (428, "none of the known constructions gives it. Nearest orders that work: 424 and 432"),
     ],
 )
 def test_the_refusal_says_why(order: int, sentence: str) -> None:
