@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from radio_cache.errors import HadamardError
 from radio_cache.statistics.goethals_seidel import CIRCULANT_QUADRUPLES, goethals_seidel
 
-__all__ = ["hadamard", "has_hadamard", "known_orders"]
+__all__ = ["hadamard", "has_hadamard"]
 
 Signs = NDArray[np.int8]
 """(n, n), entries +1 and -1, rows orthogonal."""
@@ -44,11 +44,6 @@ def hadamard(order: int) -> NDArray[np.float64]:
 def has_hadamard(order: int) -> bool:
     """Return whether `hadamard(order)` returns a matrix. Quick: nothing is built."""
     return order in (1, 2) or (order > 0 and order % 4 == 0 and _factors(order) is not None)
-
-
-def known_orders(up_to: int) -> list[int]:
-    """Return every order that `hadamard` builds, ascending, `up_to` included."""
-    return [order for order in (1, 2, *range(4, up_to + 1, 4)) if order <= up_to and has_hadamard(order)]
 
 
 def _no_matrix(order: int) -> str:

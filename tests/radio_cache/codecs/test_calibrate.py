@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import zstandard
 
+from cache_builder.commands.copy import copy
 from radio_cache.codecs import KltZstd
-from radio_cache.codecs.calibrate import CodecRequest, calibrate
+from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
 from radio_cache.errors import CodecError, ConfigError
 from radio_cache.statistics.fidelity import measure
 from radio_cache.statistics.moments import Moments
@@ -26,11 +27,11 @@ MOMENTS = Moments.of(TRAIN)
 @pytest.mark.parametrize("packing", ["packed", "zstd"])
 @pytest.mark.parametrize("fidelity", [0.95, 0.99, 0.999])
 def test_images_never_seen_keep_the_fidelity_asked_for(packing: str, fidelity: float) -> None:
-    found = calibrate(CodecRequest(packing=packing, fidelity=fidelity), MOMENTS, TRAIN, HELD_OUT)
-    decoded = found.codec.decode(found.codec.encode(NEW))
+    calibrated = calibrate(CodecRequest(packing=packing, fidelity=fidelity), MOMENTS, TRAIN, HELD_OUT)
+    decoded = calibrated.codec.decode(calibrated.codec.encode(NEW))
     measured = measure(NEW.reshape(-1, 24), decoded.reshape(-1, 24))
     assert measured.cosine >= fidelity
-    assert measured.cosine == pytest.approx(found.fidelity.cosine, abs=0.15 * (1 - fidelity))
+    assert measured.cosine == pytest.approx(calibrated.fidelity.cosine, abs=0.15 * (1 - fidelity))
     assert measured.cosine < 1 - 0.5 * (1 - fidelity), "it spends more than it was asked for"
 
 
@@ -88,3 +89,8 @@ def test_what_decides_the_bytes_is_recorded_and_nothing_else() -> None:
     assert CodecRequest(name="half").to_json() == {"name": "half"}
     assert CodecRequest().to_json() == {"name": "klt", "packing": "packed", "fidelity": 0.99}
     assert CodecRequest(step=0.5).to_json() == {"name": "klt", "packing": "packed", "step": 0.5}
+
+
+def test_the_copy_command_offers_every_packing() -> None:
+    option = next(parameter for parameter in copy.params if parameter.name == "packing")
+    assert tuple(option.type.choices) == packings()  # type: ignore[attr-defined]

@@ -21,15 +21,15 @@ FEATURES = (np.random.default_rng(0).standard_t(3, size=(2, 5, 4, 32)) * 3).asty
 TOKENS = (np.random.default_rng(1).standard_t(3, size=(2000, 32)) * 3).astype(np.float32)
 
 
-def made(request: CodecRequest) -> Codec:
+def calibrated(request: CodecRequest) -> Codec:
     return calibrate(request, Moments.of(TOKENS), TOKENS, TOKENS[:500]).codec
 
 
 EXAMPLES = {
-    "half": made(CodecRequest(name="half")),
-    "int8": made(CodecRequest(name="int8")),
-    "klt/packed": made(CodecRequest(packing="packed", fidelity=0.99)),
-    "klt/zstd": made(CodecRequest(packing="zstd", fidelity=0.99)),
+    "half": calibrated(CodecRequest(name="half")),
+    "int8": calibrated(CodecRequest(name="int8")),
+    "klt/packed": calibrated(CodecRequest(packing="packed", fidelity=0.99)),
+    "klt/zstd": calibrated(CodecRequest(packing="zstd", fidelity=0.99)),
 }
 """A value of each codec; a new codec adds its line here."""
 

@@ -24,12 +24,12 @@ def test_every_coordinate_with_bits_is_within_the_stated_bound(seed: int, loudne
     true = (np.random.default_rng(seed).standard_t(1.5, size=(4, 20)) * loudness).astype(np.float32)
     true = np.clip(true, -1e4, 1e4)
     gains, numbers = codec.quantise(true)
-    found = codec.dequantise(gains, numbers)
+    decoded = codec.dequantise(gains, numbers)
     bound = gain_values(gains)[:, codec.group_of] * codec.scales * codec.worst_error[codec.widths]
     # A gain of the smallest code serves everything quieter, too: silence is off by one level at most.
     has_bits = np.broadcast_to(codec.widths > 0, true.shape)
-    assert (np.abs(found - true)[has_bits] <= bound[has_bits] * (1 + 1e-4)).all()
-    assert (found[~has_bits] == 0).all()
+    assert (np.abs(decoded - true)[has_bits] <= bound[has_bits] * (1 + 1e-4)).all()
+    assert (decoded[~has_bits] == 0).all()
 
 
 @given(st.integers(0, 10_000))
@@ -82,8 +82,8 @@ def test_a_loud_channel_whose_first_bit_saves_nothing_gets_its_bits_all_the_same
 def test_one_value_far_out_is_followed_by_its_groups_gain() -> None:
     coordinates = BASIS.forward(TOKENS[:1]).copy()
     coordinates[0, 0] = 5000
-    found = CODEC.dequantise(*CODEC.quantise(coordinates))
-    assert found[0, 0] == pytest.approx(5000, rel=0.5)
+    decoded = CODEC.dequantise(*CODEC.quantise(coordinates))
+    assert decoded[0, 0] == pytest.approx(5000, rel=0.5)
 
 
 def test_gains_beyond_their_range_are_an_error() -> None:

@@ -30,15 +30,15 @@ def test_every_coordinate_is_off_by_at_most_half_a_step(
         with pytest.raises(CodecError):
             codec.encode(features)
         return
-    found = codec.coordinates(codec.encode(features))
-    assert (np.abs(found - true) <= 1.001 * steps[..., None] / 2 + 1e-5 * np.abs(true)).all()
+    decoded = codec.coordinates(codec.encode(features))
+    assert (np.abs(decoded - true) <= 1.001 * steps[..., None] / 2 + 1e-5 * np.abs(true)).all()
 
 
 @every_layout
 @given(data=st.data(), c=st.integers(1, 3), h=st.integers(1, 5), w=st.integers(1, 3))
 def test_codes_of_any_size_survive_the_split(layout: Layout, data: st.DataObject, c: int, h: int, w: int) -> None:
-    most = LARGEST[layout]
-    numbers = st.lists(st.integers(-most, most), min_size=c * h * w, max_size=c * h * w)
+    largest = LARGEST[layout]
+    numbers = st.lists(st.integers(-largest, largest), min_size=c * h * w, max_size=c * h * w)
     integers = np.array(data.draw(numbers), np.int32).reshape(1, c, h, w)
     low, high = split(integers, layout)
     assert (high != -128).all()

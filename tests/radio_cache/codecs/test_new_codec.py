@@ -198,7 +198,7 @@ def test_a_request_finds_it_by_its_name_and_calibrates_it() -> None:
     "check", SHARED.CONTRACT, ids=[getattr(check, "func", check).__name__ for check in SHARED.CONTRACT]
 )
 def test_it_keeps_the_contract_of_every_codec(check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHARED.EXAMPLES, "uint8", SHARED.made(CodecRequest(name="uint8")))
+    monkeypatch.setitem(SHARED.EXAMPLES, "uint8", SHARED.calibrated(CodecRequest(name="uint8")))
     check("uint8")
 
 
@@ -219,25 +219,25 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_a_cache_stores_it_and_training_reads_it(photos: Path, tmp_path: Path) -> None:
-    made = make_tiny_cache(tmp_path / "c.zarr", photos, codecs={"fake-a": CodecRequest(name="uint8")})
-    cached = Cache(made.url).teachers["fake-a"]
+    cache = make_tiny_cache(tmp_path / "c.zarr", photos, codecs={"fake-a": CodecRequest(name="uint8")})
+    cached = Cache(cache.url).teachers["fake-a"]
     codec = cached.codec
     assert isinstance(codec, Uint8)
-    rows = made.usable_rows().tolist()
+    rows = cache.usable_rows().tolist()
     maps = cached.maps(rows)
     bound = codec.scale * 2 ** cached.codes(rows)[:, -1, 0, 0].astype(float).max() / 2
     for row, features in zip(rows, maps, strict=True):
-        _, true = fake_features(made.decode(made.read_file(row)), cached.spec)
+        _, true = fake_features(cache.decode(cache.read_file(row)), cached.spec)
         assert np.abs(features - true).max() <= bound * 1.001
     # Crops are cut from coordinates, before the last step of decoding.
-    sizes_hw = [(int(h), int(w)) for h, w in made.sizes_hw[rows]]
+    sizes_hw = [(int(h), int(w)) for h, w in cache.sizes_hw[rows]]
     boxes = [(0.0, 0.0, w / 2, h / 2) for h, w in sizes_hw]
     weights = crop_weights(boxes, sizes_hw, cached.spec.geometry, out_hw=(2, 3))
     rows_matrix, columns_matrix = torch.from_numpy(weights.rows), torch.from_numpy(weights.columns)
     decoder = MapDecoder(codec, CPU)
     crops = decoder.features(decoder.crops(torch.from_numpy(cached.codes(rows)), rows_matrix, columns_matrix))
     torch.testing.assert_close(crops, crop_maps(torch.from_numpy(maps), rows_matrix, columns_matrix))
-    normaliser = spatial_normaliser(made, "fake-a", "global", made.usable_rows(), 0, CPU)
+    normaliser = spatial_normaliser(cache, "fake-a", "global", cache.usable_rows(), 0, CPU)
     assert normaliser is not None
     assert torch.isfinite(normaliser(crops)).all()
 

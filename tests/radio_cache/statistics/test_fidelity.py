@@ -7,15 +7,17 @@ FEATURES = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32) + 1
 
 
 def test_the_same_features_are_perfect() -> None:
-    found = measure(FEATURES, FEATURES)
-    assert (found.num_tokens, found.relative_mse) == (200, 0)
-    assert found.cosine == pytest.approx(1)
+    fidelity = measure(FEATURES, FEATURES)
+    assert (fidelity.num_tokens, fidelity.relative_mse) == (200, 0)
+    assert fidelity.cosine == pytest.approx(1)
 
 
 def test_scaling_changes_no_cosine_but_the_squared_error() -> None:
-    found = measure(FEATURES, 2 * FEATURES)
-    assert found.cosine == pytest.approx(1)
-    assert found.relative_mse == pytest.approx(np.square(FEATURES).sum() / (FEATURES.var(axis=0).sum() * 200), rel=1e-5)
+    fidelity = measure(FEATURES, 2 * FEATURES)
+    assert fidelity.cosine == pytest.approx(1)
+    assert fidelity.relative_mse == pytest.approx(
+        np.square(FEATURES).sum() / (FEATURES.var(axis=0).sum() * 200), rel=1e-5
+    )
 
 
 def test_the_mean_token_has_a_relative_error_of_one() -> None:
@@ -25,9 +27,9 @@ def test_the_mean_token_has_a_relative_error_of_one() -> None:
 def test_a_few_bad_tokens_show_in_the_worst_percentile() -> None:
     broken = FEATURES.copy()
     broken[:5] *= -1
-    found = measure(FEATURES, broken)
-    assert found.cosine == pytest.approx(0.95)
-    assert found.cosine_worst == pytest.approx(-1)
+    fidelity = measure(FEATURES, broken)
+    assert fidelity.cosine == pytest.approx(0.95)
+    assert fidelity.cosine_worst == pytest.approx(-1)
 
 
 def test_zero_tokens_agree_with_each_other_only() -> None:

@@ -59,14 +59,14 @@ def test_the_order_of_merging_does_not_matter(pieces: int, channels: int, seed: 
 
 
 def test_nothing_merges_into_anything() -> None:
-    some = Moments.of(_tokens(20, 3, 1))
+    moments = Moments.of(_tokens(20, 3, 1))
     for merged in (
-        some.merge(Moments.empty(3)),
-        Moments.empty(3).merge(some),
-        some.merge(Moments.of(np.zeros((0, 3)))),
+        moments.merge(Moments.empty(3)),
+        Moments.empty(3).merge(moments),
+        moments.merge(Moments.of(np.zeros((0, 3)))),
     ):
-        np.testing.assert_array_equal(merged.mean, some.mean)
-        np.testing.assert_array_equal(merged.scatter, some.scatter)
+        np.testing.assert_array_equal(merged.mean, moments.mean)
+        np.testing.assert_array_equal(merged.scatter, moments.scatter)
         assert merged.count == 20
     assert Moments.empty(3).merge(Moments.empty(3)).covariance.tolist() == np.zeros((3, 3)).tolist()
 

@@ -1,4 +1,4 @@
-"""Encoding on the device gives what the codec's own `encode` gives, and says what was lost."""
+"""Encoding on the device gives what the codec's own `encode` gives, and measures the loss."""
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ CPU = torch.device("cpu")
 
 def test_tensors_encode_to_the_same_codes_as_arrays(codec: Codec, maps: np.ndarray) -> None:
     codes = MapEncoder(codec, CPU)(torch.from_numpy(maps)).codes.numpy()
-    own = codec.encode(maps)
-    assert codes.dtype == own.dtype
-    assert codes.shape == own.shape
+    expected = codec.encode(maps)
+    assert codes.dtype == expected.dtype
+    assert codes.shape == expected.shape
     # A value on the border between two levels may fall to either side: matrix products are summed in different orders.
-    assert (codes != own).mean() < 0.002
+    assert (codes != expected).mean() < 0.002
 
 
 def test_what_is_measured_is_what_decoding_gives(codec: Codec, maps: np.ndarray) -> None:
