@@ -54,8 +54,16 @@ IMAGES_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 _COLUMN_AXES = {"size_hw": ("height_width",), "digest": ("digest_byte",)}
 
-_TRANSFORM_AXES = {"basis": ("channel", "component"), "eigenvalues": ("component",), "levels": ("level",)}
-"""Of the arrays that a codec decodes with; the others have one entry a channel, widths and scales in the order of components."""
+_TRANSFORM_AXES = {
+    "mean": ("channel",),
+    "scale": ("channel",),
+    "basis": ("channel", "component"),
+    "eigenvalues": ("component",),
+    "widths": ("component",),
+    "scales": ("component",),
+    "levels": ("level",),
+}
+"""Array that a codec decodes with -> names of its axes; arrays of other names have numbered axes."""
 
 
 def index_documents(num_images: int, num_key_bytes: int) -> Documents:
@@ -78,7 +86,7 @@ def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Docum
     if codec.arrays():
         yield f"{TRANSFORM}/{DOCUMENT}", group_document()
     for name, array in codec.arrays().items():
-        axes = _TRANSFORM_AXES.get(name, ("channel" if name in ("mean", "scale") else "component",))
+        axes = _TRANSFORM_AXES.get(name, tuple(f"axis_{number}" for number in range(array.ndim)))
         yield f"{TRANSFORM}/{name}/{DOCUMENT}", plain_array_document(array.shape, array.shape, array.dtype, 0, axes)
     if spec.summary_dim is not None:
         yield f"summary/{DOCUMENT}", summary_document(meta, spec)

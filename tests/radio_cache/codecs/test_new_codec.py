@@ -5,6 +5,7 @@
 """
 
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from radio_cache.codecs.base import Needs
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, codec_names, settings_of
 from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite, too_few_tokens
 from radio_cache.format.codec_record import CodecRecord
+from radio_cache.format.documents import teacher_documents
 from radio_cache.geometry.crops import crop_weights
 from radio_cache.reader import Cache
 from radio_cache.statistics.fidelity import measure
@@ -255,6 +257,19 @@ def test_a_build_calibrates_it_and_encodes_with_it(
     fidelity = cached.fidelity()
     assert fidelity is not None
     assert fidelity.cosine > 0.99
+
+
+class WithTable(Uint8):
+    """A codec with an array of two axes."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"table": np.zeros((2, 3), np.float32)}
+
+
+def test_an_array_of_a_new_name_has_a_name_for_each_axis(photos: Path, tmp_path: Path) -> None:
+    cache = make_tiny_cache(tmp_path / "c.zarr", photos)
+    documents = dict(teacher_documents(cache.meta, cache.teachers["fake-a"].spec, WithTable(0.1)))
+    assert json.loads(documents["transform/table/zarr.json"])["dimension_names"] == ["axis_0", "axis_1"]
 
 
 class CoefficientDecoder(Uint8Decoder):
