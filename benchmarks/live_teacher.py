@@ -11,7 +11,7 @@ from cache_builder.teachers import load_recorded
 from radio_cache.geometry.crops import crop_weights, rescaled_box_xyxy
 from radio_cache.reader import Cache
 from radio_cache.torch import crop_maps
-from trainer.data.batch import LevelPart, TeacherPart
+from trainer.data.batch import LevelCodes, TeacherCodes
 from trainer.data.crops import CodeReader, CropData, Crops, student_pixels
 from trainer.objective.targets import TargetMaker, Targets
 
@@ -32,7 +32,7 @@ class LiveData(CropData):
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         return [np.empty((images, *self.levels[name].geometry.input_hw, 3), np.uint8)]
 
-    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherPart:
+    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherCodes:
         geometry = self.levels[name].geometry
         for place, (row, box, hw) in enumerate(zip(crops.rows, crops.boxes, crops.sizes_hw, strict=True)):
             image = self.image(int(row))
@@ -40,10 +40,10 @@ class LiveData(CropData):
             out[0][place] = student_pixels(image, geometry.input_hw, box)
         whole = [(0.0, 0.0, float(geometry.input_hw[1]), float(geometry.input_hw[0]))] * len(crops.rows)
         weights = crop_weights(whole, [geometry.input_hw] * len(crops.rows), geometry, out_hw=self.grid_hw)
-        part = LevelPart(
+        part = LevelCodes(
             0, torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns))
         )
-        return TeacherPart((part,), torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
+        return TeacherCodes((part,), torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
 
 
 class LiveTargets:
@@ -58,10 +58,10 @@ class LiveTargets:
         hw = (int(pixels.shape[1]), int(pixels.shape[2]))
         return self._teacher(teacher_input(pixels, [hw] * len(pixels), self._teacher.spec.normalisation))
 
-    def __call__(self, part: TeacherPart, shift_yx: Any = None) -> Targets:
+    def __call__(self, part: TeacherCodes, shift_yx: Any = None) -> Targets:
         [level] = part.levels
         features = self._features(level.codes)
         spatial = self.spatial(crop_maps(features.spatial.clone().float(), level.rows, level.columns))
         summary = self.summary(features.summary.clone().float())
         h, w = part.valid.shape[1:]
-        return Targets(spatial, part.valid.flatten(1), summary, part.kept, (int(h), int(w)))
+        return Targets(spatial, part.valid.flatten(1), summary, part.coverage, (int(h), int(w)))

@@ -48,11 +48,11 @@ from radio_cache.geometry.views import ViewSampling
 from radio_cache.reader import Cache
 from trainer.data.batch import Batch, student_images
 from trainer.data.crops import CropData, student_pixels
-from trainer.data.sampler import FullOrder
+from trainer.data.sampler import FullSampler
 from trainer.distributed.processes import Processes
 from trainer.objective.targets import TargetMaker
 from trainer.recipes.presets import quick
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
 
@@ -73,7 +73,7 @@ KEY = ("setting", "codec", "seed", "images", "epochs", "area")
 
 def recipe_of(setting: str, args: argparse.Namespace, seed: int) -> Recipe:
     steps = args.epochs * args.train_images // BATCH
-    recipe = everywhere(quick(), image_px=STUDENT_PX, batch_images=BATCH, steps=steps, warmup_steps=steps // 10)
+    recipe = override_stages(quick(), image_px=STUDENT_PX, batch_images=BATCH, steps=steps, warmup_steps=steps // 10)
     whole = setting == "no-crops"
     return replace(
         recipe,
@@ -132,7 +132,7 @@ class HeldOut:
 def held_out(work: Path, train: Path) -> HeldOut:
     held, known = Cache(work / "held-out.zarr"), Cache(train)
     rows = np.arange(held.num_images, dtype=np.int64)
-    recipe = everywhere(quick(), image_px=STUDENT_PX, batch_images=100, steps=1)
+    recipe = override_stages(quick(), image_px=STUDENT_PX, batch_images=100, steps=1)
     maker = TargetMaker(
         known, known.teachers.levels(TEACHER)[:1], recipe, np.arange(known.num_images), torch.device("cpu")
     )
@@ -146,7 +146,7 @@ def held_out(work: Path, train: Path) -> HeldOut:
             [TEACHER],
             mine,
             rows,
-            FullOrder(rows, (5,), 100),
+            FullSampler(rows, (5,), 100),
             seed=(5,),
             image_px=STUDENT_PX,
             grid_hw=(grid, grid),
@@ -228,11 +228,11 @@ def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> 
         cast(Any, run).targets = {TEACHER: LiveTargets(run.targets[TEACHER], run.cache, TEACHER)}
     started, losses, curve = time.process_time(), list[float](), list[Any]()
     every = max(1, recipe.steps // CURVE_POINTS)
-    with run.feed(0) as feed:
-        fed = iter(feed)
+    with run.loader(0) as loader:
+        loaded_batches = iter(loader)
         for step in range(recipe.steps):
             run.model.train()
-            losses.append(run.step(step, fed)[0].total)
+            losses.append(run.step(step, loaded_batches)[0].total)
             if (step + 1) % every == 0:
                 run.model.eval()
                 few = summaries(run, held.pixels["whole"][:CURVE_IMAGES])

@@ -35,13 +35,13 @@ from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import TeacherOptions
 from radio_cache.format.pixels import PixelStore
-from trainer.data.batch import TeacherPart
+from trainer.data.batch import TeacherCodes
 from trainer.data.crops import CodeReader, CropData, Crops
-from trainer.data.loader import Fed
+from trainer.data.loader import LoadedBatch
 from trainer.data.waits import Waits
 from trainer.distributed.processes import Processes
 from trainer.recipes.presets import quick
-from trainer.recipes.recipe import everywhere
+from trainer.recipes.recipe import override_stages
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
 
@@ -65,12 +65,12 @@ def prepare(args: argparse.Namespace) -> None:
 class PixelsAlone(CropData):
     """Fresh pixels, and nothing read of any teacher."""
 
-    constant: dict[str, TeacherPart]
+    constant: dict[str, TeacherCodes]
 
     def code_buffers(self, name: str, images: int) -> list[Any]:
         return []
 
-    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherPart:
+    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Any) -> TeacherCodes:
         return self.constant[name]
 
 
@@ -79,19 +79,19 @@ class Setting:
 
     def __init__(self, cache: Path, out: Path, student: str, teachers: int) -> None:
         name, side, batch = STUDENTS[student]
-        recipe = replace(everywhere(quick(), image_px=side, batch_images=batch, steps=10_000), student=name)
+        recipe = replace(override_stages(quick(), image_px=side, batch_images=batch, steps=10_000), student=name)
         config = TrainConfig(cache=cache, recipe=recipe, out=out, teachers=TEACHERS[:teachers], data_threads=1)
         self.run = TrainingRun(config, Processes())
         self.run.model.train()
         self._from_cache = dict(self.run.targets)
         self._groups = dict(self.run.groups)
-        [part] = self.run.plan.parts(0)
+        [part] = self.run.schedule.batch_slices(0)
         batch = self.run.groups[0, 0].batch(0, part.first, part.last)
         made = {name: self._from_cache[name](one) for name, one in zip(self.run.teachers, batch.teachers, strict=True)}
         self._constant: Any = {
             name: (lambda part, shift=None, targets=targets: targets) for name, targets in made.items()
         }
-        self._same = Fed(part, batch, Waits())
+        self._same = LoadedBatch(part, batch, Waits())
         self._live: Any = {
             name: LiveTargets(self._from_cache[name], self.run.cache, name) for name in self.run.teachers
         }
@@ -104,8 +104,8 @@ class Setting:
         run.groups = {key: self._as_read(kind, data) for key, data in self._groups.items()}
         if kind == "constant":
             return self._timed(repeat(self._same), steps)
-        with run.feed(0) as feed:
-            return self._timed(iter(feed), steps)
+        with run.loader(0) as loader:
+            return self._timed(iter(loader), steps)
 
     def _as_read(self, kind: str, data: CropData) -> CropData:
         if kind == "cache":
@@ -116,11 +116,11 @@ class Setting:
             other.constant = cast(Any, dict(zip(self.run.teachers, self._same.batch.teachers, strict=True)))
         return other
 
-    def _timed(self, fed: Iterator[Fed], steps: int) -> list[tuple[float, float]]:
+    def _timed(self, loaded_batches: Iterator[LoadedBatch], steps: int) -> list[tuple[float, float]]:
         found: list[tuple[float, float]] = []
         for step in range(steps + 1):
             started = time.perf_counter()
-            _, waits, _, _ = self.run.step(step, fed)
+            _, waits, _, _ = self.run.step(step, loaded_batches)
             found.append((time.perf_counter() - started, waits.pixels + waits.codes + waits.transfer))
         return found[1:]
 

@@ -228,10 +228,10 @@ class RecipeFlags(TypedDict):
 
 def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "RecipeFlags") -> "Recipe":
     from trainer.model.student import STARTING_SETTINGS
-    from trainer.recipes.auto import suited
-    from trainer.recipes.overrides import with_settings
+    from trainer.recipes.auto import auto_recipe
+    from trainer.recipes.overrides import apply_overrides
     from trainer.recipes.presets import find_recipe, quick
-    from trainer.recipes.recipe import everywhere
+    from trainer.recipes.recipe import override_stages
     from trainer.students import is_of_timm
 
     pairs = [text.partition("=") for text in asked["settings"]]
@@ -243,15 +243,17 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
         start = _start(asked["init"], pretrained=asked["pretrained"])
         student = student or start.student
     if asked["recipe"] is None:
-        recipe = suited(
+        recipe = auto_recipe(
             quick(), Cache(cache), teachers, student, device, steps=asked["steps"], batch_images=asked["batch_size"]
         )
     else:
         recipe = find_recipe(asked["recipe"])
         if student is not None and student != recipe.student:
-            ours = tuple(path for path in recipe.ours if not path.startswith("student_overrides."))
-            recipe = replace(recipe, student=student, student_overrides={}, ours=ours)  # settings of another network
-    recipe = everywhere(
+            not_from_paper = tuple(path for path in recipe.not_from_paper if not path.startswith("student_overrides."))
+            recipe = replace(
+                recipe, student=student, student_overrides={}, not_from_paper=not_from_paper
+            )  # settings of another network
+    recipe = override_stages(
         recipe, steps=asked["steps"], batch_images=asked["batch_size"], image_px=asked["image_size"], lr=asked["lr"]
     )
     for name in ("seed", "centre_share", "holdout"):
@@ -269,7 +271,7 @@ def _recipe(cache: str | Path, teachers: tuple[str, ...], device: str, asked: "R
                 "one of timm with --set student_overrides.init_from=MODEL, any student from a finished one with --init"
             )
         recipe = replace(recipe, student_overrides={**recipe.student_overrides, "pretrained": True})
-    return with_settings(recipe, {key: value for key, _, value in pairs})
+    return apply_overrides(recipe, {key: value for key, _, value in pairs})
 
 
 def _start(folder: Path, *, pretrained: bool) -> "StudentConfig":

@@ -14,13 +14,13 @@ import torch
 from radio_cache.terminal.output import ProgressLine
 from trainer.distributed.processes import Processes
 from trainer.model.files import holds_student
-from trainer.monitoring.metrics import Log
+from trainer.monitoring.metrics import MetricsLog
 from trainer.monitoring.wandb_log import WandbLog, refuse_missing_package
-from trainer.recipes.summary import described
-from trainer.run.checkpoint import Progress, restore_last, save_checkpoint, telling_what_is_whole
-from trainer.run.evaluation import Watch
+from trainer.recipes.summary import summarise_recipe
+from trainer.run.checkpoint import Progress, report_last_checkpoint, restore_last, save_checkpoint
+from trainer.run.evaluation import Evaluation
 from trainer.run.folder import CHECKPOINTS, refuse_lost
-from trainer.run.memory import telling_what_to_turn_down
+from trainer.run.memory import explain_out_of_memory
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
 
@@ -51,10 +51,10 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
     try:
         if config.wandb is not None and processes.is_first:
             refuse_missing_package()
-        with telling_what_to_turn_down():
+        with explain_out_of_memory():
             run = TrainingRun(config, processes, say)
-        with run.owned():
-            progress = restore_last(config.out / CHECKPOINTS, run.trainee, say)
+        with run.claim_folder():
+            progress = restore_last(config.out / CHECKPOINTS, run.training_state, say)
             if progress.step == config.recipe.steps and holds_student(config.out):
                 return TrainReport(
                     progress.step, progress.step, 0.0, stopped=False, was_finished=True, has_classes=run.has_classes
@@ -67,8 +67,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
                         "differ from what it began with (docs/design/009-target-statistics.md)"
                     )
             width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
-            say(f"{described(config.recipe, width=width)}\n{run.headline()}")
-            with telling_what_to_turn_down(), telling_what_is_whole(config.out / CHECKPOINTS):
+            say(f"{summarise_recipe(config.recipe, width=width)}\n{run.headline()}")
+            with explain_out_of_memory(), report_last_checkpoint(config.out / CHECKPOINTS):
                 return run_steps(run, progress)
     finally:
         processes.leave()
@@ -78,21 +78,21 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
     """The steps that are left, with log lines and checkpoints, and what the user takes home at the end."""
     config, recipe, first = run.config, run.config.recipe, run.processes.is_first
     started, done = time.perf_counter(), progress.step
-    step, stopped, watch = done, False, Watch(run)
+    step, stopped, watch = done, False, Evaluation(run)
     run.model.train()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stop_signal())
         log = stack.enter_context(_log(config, progress, run.teachers)) if first else None
         line = stack.enter_context(ProgressLine("training", recipe.steps, unit="steps", done=done)) if first else None
-        fed = iter(stack.enter_context(run.feed(done)))
+        loaded_batches = iter(stack.enter_context(run.loader(done)))
         while step < recipe.steps and not stopped:
-            values, waits, images, stopped = run.step(step, fed, stop.is_set())
+            values, waits, images, stopped = run.step(step, loaded_batches, stop.is_set())
             step += 1
             if first:
                 refuse_lost(config.out)
             last = stopped or step == recipe.steps
             # The first process looks at the student and saves it; where it is divided, nobody can alone.
-            takes_part = first or run.trainee.is_divided
+            takes_part = first or run.training_state.is_divided
             measured = watch.measured(step, last) if takes_part else {}
             if log and line:
                 log.add(values, waits, images)
@@ -104,7 +104,7 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
             if is_best:
                 progress = replace(progress, best=measured["knn"], best_error=measured["knn_error"])
             if takes_part and (last or is_best or step % recipe.checkpoint_every == 0):
-                state = run.trainee.state(keep=first)
+                state = run.training_state.state(keep=first)
                 if log:
                     save_checkpoint(
                         config.out / CHECKPOINTS,
@@ -114,14 +114,14 @@ def run_steps(run: TrainingRun, progress: Progress) -> TrainReport:
                         is_best=is_best,
                     )
         run.processes.wait_for_all()
-    if not stopped and (first or run.trainee.is_divided):
+    if not stopped and (first or run.training_state.is_divided):
         run.finish()
     return TrainReport(step, done, time.perf_counter() - started, stopped, has_classes=run.has_classes)
 
 
-def _log(config: TrainConfig, progress: Progress, teachers: Sequence[str]) -> Log:
+def _log(config: TrainConfig, progress: Progress, teachers: Sequence[str]) -> MetricsLog:
     also = None if config.wandb is None else WandbLog(config.wandb, config.out, config.recipe)
-    return Log(config.out, progress.step, progress.losses or {}, teachers, also)
+    return MetricsLog(config.out, progress.step, progress.losses or {}, teachers, also)
 
 
 @contextlib.contextmanager

@@ -198,7 +198,7 @@ def several_per_teacher(
     named: dict[str, list[Value]] = {}
     for text in given:
         name, value = split_name_value(text)
-        if name in teachers:
+        if name is not None and name in teachers:
             own, one = named.setdefault(name, []), parse(value)
         elif name is not None and not Path(text).exists():
             raise ConfigError(

@@ -112,7 +112,7 @@ def _teacher_pictures(
     target, valid = _under_boxes(cached, boxes, sizes, teacher, out_hw=(guess.shape[1], guess.shape[2]))
     basis = PcaColours.fit(shown)
     mean = teacher.spatial_mean_std()[0]
-    everywhere = np.ones(grid_hw, dtype=np.bool_)
+    override_stages = np.ones(grid_hw, dtype=np.bool_)
     return [
         TeacherPictures(
             name=teacher.name,
@@ -120,7 +120,9 @@ def _teacher_pictures(
             cached=basis.colours(shown[number]),
             student=basis.colours(guess[number]),
             live_cosine=(
-                None if shown_live is None else _cosine(shown_live[number] - mean, shown[number] - mean, everywhere)
+                None
+                if shown_live is None
+                else _cosine(shown_live[number] - mean, shown[number] - mean, override_stages)
             ),
             student_cosine=_cosine(guess[number] - mean, target[number] - mean, valid[number]),
         )

@@ -17,11 +17,11 @@ from radio_cache.errors import ConfigError
 from radio_cache.geometry.views import ViewSampling
 from radio_cache.reader import Cache
 from trainer.data.crops import CropData
-from trainer.data.sampler import FullOrder
+from trainer.data.sampler import FullSampler
 from trainer.loop import train
 from trainer.objective.targets import TargetMaker
 from trainer.recipes.presets import quick
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.train_config import TrainConfig
 
 
@@ -42,13 +42,13 @@ def cache(tmp_path: Path, fake_teachers: tuple[str, ...]) -> Cache:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    made = everywhere(quick(), image_px=32, batch_images=4, steps=2, warmup_steps=0)
+    made = override_stages(quick(), image_px=32, batch_images=4, steps=2, warmup_steps=0)
     return replace(made, views=1.0, normalise="none", normalise_summary="none", adaptor_width=8)
 
 
 def test_a_stored_view_is_the_target_of_its_own_pixels(cache: Cache, recipe: Recipe, fake_module: ModuleType) -> None:
     rows = cache.usable_rows(["fake-a"])
-    data = CropData(cache, ["fake-a"], recipe, rows, FullOrder(rows, (0,), 4), seed=(0,), image_px=32, grid_hw=(4, 4))
+    data = CropData(cache, ["fake-a"], recipe, rows, FullSampler(rows, (0,), 4), seed=(0,), image_px=32, grid_hw=(4, 4))
     make = TargetMaker(cache, data.levels["fake-a"].all, recipe, rows, torch.device("cpu"))
     teacher = load_teacher("fake-a")
     seen: set[tuple[int, bool]] = set()
@@ -64,7 +64,7 @@ def test_a_stored_view_is_the_target_of_its_own_pixels(cache: Cache, recipe: Rec
         assert (targets.spatial - live.spatial.flatten(1, 2)).abs().max() < 0.15
         assert (targets.summary - live.summary).abs().max() < 0.1
         assert targets.valid.all()
-        torch.testing.assert_close(targets.kept, torch.ones(4))
+        torch.testing.assert_close(targets.coverage, torch.ones(4))
     assert {view for view, _ in seen} == {1, 2, 3}
     assert {flipped for _, flipped in seen} == {False, True}
 
@@ -74,7 +74,7 @@ def test_a_part_of_the_images_may_be_views_and_the_rest_fresh_crops(
 ) -> None:
     rows = cache.usable_rows(["fake-a"])
     mixed = replace(recipe, views=0.5)
-    data = CropData(cache, ["fake-a"], mixed, rows, FullOrder(rows, (0,), 4), seed=(0,), image_px=32, grid_hw=(4, 4))
+    data = CropData(cache, ["fake-a"], mixed, rows, FullSampler(rows, (0,), 4), seed=(0,), image_px=32, grid_hw=(4, 4))
     views = [view for number in range(30) for view in data.crops(number, 0, 4).views]
     assert 40 < views.count(0) < 80
     report = train(TrainConfig(cache=cache.path, recipe=mixed, out=tmp_path / "run"))

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from trainer.data.crops import CropData
-from trainer.data.sampler import FullOrder
+from trainer.data.sampler import FullSampler
 from trainer.recipes.presets import quick
-from trainer.recipes.recipe import Group, Recipe, Stage, everywhere
+from trainer.recipes.recipe import Group, Recipe, Stage, override_stages
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def tiny_cache(tmp_path: Path) -> Cache:
 @pytest.fixture
 def tiny_recipe() -> Recipe:
     """A few seconds of training: three images of 32 pixels a step."""
-    recipe = everywhere(quick(), image_px=32, batch_images=3, steps=8, warmup_steps=2)
+    recipe = override_stages(quick(), image_px=32, batch_images=3, steps=8, warmup_steps=2)
     return replace(recipe, name="tiny", adaptor_width=16, log_every=2, checkpoint_every=3)
 
 
@@ -47,7 +47,7 @@ def make_data() -> MakeData:
         [group] = stage.groups
         rows = cache.usable_rows(teachers)
         seed = (recipe.seed, 0, 0)
-        order = FullOrder(rows, seed, group.batch_images)
+        order = FullSampler(rows, seed, group.batch_images)
         return CropData(cache, teachers, recipe, rows, order, seed=seed, image_px=group.image_px, grid_hw=grid_hw)
 
     return make

@@ -24,7 +24,7 @@ from trainer.model.eval_view import eval_pixels
 from trainer.model.files import load_student
 from trainer.model.student import StudentConfig
 from trainer.recipes.recipe import Recipe
-from trainer.run.build import student_config
+from trainer.run.build import make_student_config
 from trainer.train_config import TrainConfig
 
 SMALL = ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--set", "adaptor_width=8", "--device", "cpu"]
@@ -60,7 +60,7 @@ def test_a_student_is_shown_what_its_teachers_saw(
 ) -> None:
     cache = cache_of(tmp_path, **geometries)
     names = tuple(geometries)
-    config = student_config(TrainConfig(cache=cache.path, recipe=tiny_recipe, out=tmp_path / "run"), cache, names)
+    config = make_student_config(TrainConfig(cache=cache.path, recipe=tiny_recipe, out=tmp_path / "run"), cache, names)
     assert (config.fit, config.centre_share) == (fit, share)
     if fit == "crop":
         box = eval_box_xyxy((3200, 6400), config.fit, config.centre_share)
@@ -115,7 +115,9 @@ def test_an_export_may_be_given_another_share(tmp_path: Path) -> None:
 
 def test_a_student_of_before_is_shown_what_it_was_shown(tiny_recipe: Recipe, tmp_path: Path) -> None:
     cache = cache_of(tmp_path, clip=geometry("crop"))
-    config = student_config(TrainConfig(cache=cache.path, recipe=tiny_recipe, out=tmp_path / "run"), cache, ("clip",))
+    config = make_student_config(
+        TrainConfig(cache=cache.path, recipe=tiny_recipe, out=tmp_path / "run"), cache, ("clip",)
+    )
     document = json.loads(json.dumps(config.to_json()))
     assert StudentConfig.from_json(document) == config
     del document["centre_share"]

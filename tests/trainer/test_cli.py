@@ -9,7 +9,7 @@ from radio_cache.testing import make_tiny_cache, write_images
 from trainer import loop
 from trainer.cli import main
 from trainer.model import files as export
-from trainer.recipes.auto import suited
+from trainer.recipes.auto import auto_recipe
 from trainer.recipes.presets import RECIPES, quick
 from trainer.run import step as training_run
 from trainer.students import STUDENTS, create_student
@@ -119,14 +119,14 @@ def test_errors_are_one_message_without_a_traceback(tiny_cache: Cache, tmp_path:
 
 
 def test_a_run_that_says_nothing_gets_settings_that_suit_cache_and_student(tiny_cache: Cache) -> None:
-    [stage] = suited(quick(), tiny_cache, (), "vit-tiny-16", "cpu").stages
+    [stage] = auto_recipe(quick(), tiny_cache, (), "vit-tiny-16", "cpu").stages
     assert stage.groups[0].image_px == 32  # the teachers' largest input; the student's own is 96
     assert stage.groups[0].batch_images == 8
     assert stage.steps == 25_600 // 8
-    assert suited(quick(), tiny_cache, (), None, "cpu", batch_images=2).steps == 25_600 // 2
-    short = suited(quick(), tiny_cache, (), None, "cpu", steps=30)
+    assert auto_recipe(quick(), tiny_cache, (), None, "cpu", batch_images=2).steps == 25_600 // 2
+    short = auto_recipe(quick(), tiny_cache, (), None, "cpu", steps=30)
     assert (short.steps, short.stages[0].warmup_steps, short.log_every) == (30, 1, 1)
-    assert stage.lr < suited(quick(), tiny_cache, (), "e-radio-tiny", "cpu").stages[0].lr
+    assert stage.lr < auto_recipe(quick(), tiny_cache, (), "e-radio-tiny", "cpu").stages[0].lr
 
 
 def test_the_recipe_is_shown_before_training_and_another_student_drops_its_settings(
@@ -148,7 +148,7 @@ def test_the_recipe_is_shown_before_training_and_another_student_drops_its_setti
     result = CliRunner().invoke(main, [*command, "--steps", "4", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "stage 1 'with SAM': 2 steps" in result.output
-    assert "(ours)" in result.output
+    assert "(not from paper)" in result.output
     assert "window_probability" not in result.output
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["teachers"].keys() == {"fake-a", "fake-b"}

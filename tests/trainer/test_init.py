@@ -14,7 +14,7 @@ from trainer import TrainConfig, load_student, train
 from trainer.cli import main as train_main
 from trainer.exports import Card, export_student
 from trainer.model.files import start_from
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.students import create_student
 
 SMALL_VIT = {"width": 24, "depth": 2, "heads": 2, "num_summary_tokens": 1}
@@ -26,7 +26,7 @@ def started(cache: Cache, out: Path, *arguments: str) -> Result:
 
 
 def finished(cache: Cache, recipe: Recipe, out: Path, **changes: object) -> Path:
-    train(TrainConfig(cache=cache.path, recipe=replace(everywhere(recipe, steps=2), **changes), out=out))
+    train(TrainConfig(cache=cache.path, recipe=replace(override_stages(recipe, steps=2), **changes), out=out))
     return out
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_was_started_goes_on_without_the_student_it_started_from(
     start = finished(tiny_cache, tiny_recipe, tmp_path / "first")
     finished(tiny_cache, tiny_recipe, tmp_path / "second", init=str(start))
     start.rename(tmp_path / "elsewhere")
-    recipe = replace(everywhere(tiny_recipe, steps=2), init=str(start))
+    recipe = replace(override_stages(tiny_recipe, steps=2), init=str(start))
     assert train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "second")).was_finished
     with pytest.raises(ConfigError, match=r"--init .*first.*holds no trained student"):
         load_student(tmp_path / "second", untrained=True)

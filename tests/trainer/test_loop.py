@@ -29,9 +29,9 @@ from trainer.data.waits import Waits
 from trainer.distributed.processes import Processes
 from trainer.loop import train
 from trainer.model.files import load_student
-from trainer.monitoring.metrics import Log, Values
-from trainer.recipes.recipe import Recipe, everywhere
-from trainer.run.folder import held, owned
+from trainer.monitoring.metrics import MetricsLog, StepLosses
+from trainer.recipes.recipe import Recipe, override_stages
+from trainer.run.folder import claim_run_folder, lock_run_folder
 from trainer.run.lr_schedule import lr_at
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
@@ -52,7 +52,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def test_training_brings_the_losses_down_and_leaves_a_student(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(everywhere(tiny_recipe, steps=40), log_every=5)
+    recipe = replace(override_stages(tiny_recipe, steps=40), log_every=5)
     report = train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     assert (report.steps, report.steps_before, report.stopped) == (40, 0, False)
     lines = losses_of(tmp_path / "run")
@@ -112,7 +112,7 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(everywhere(tiny_recipe, steps=24), checkpoint_every=2, log_every=4)
+    recipe = replace(override_stages(tiny_recipe, steps=24), checkpoint_every=2, log_every=4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=whole))
     command = [
@@ -174,7 +174,7 @@ def test_a_run_folder_with_other_settings_is_refused_by_name(
 ) -> None:
     train(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"holds a run with other settings: recipe.stages.0.lr was 0.002, now 0.5"):
-        train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, lr=0.5), out=tmp_path / "run"))
+        train(TrainConfig(cache=tiny_cache.path, recipe=override_stages(tiny_recipe, lr=0.5), out=tmp_path / "run"))
 
 
 def test_a_run_does_not_go_on_with_other_images(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -185,6 +185,18 @@ def test_a_run_does_not_go_on_with_other_images(tiny_cache: Cache, tiny_recipe: 
     (tmp_path / "receipt").rename(receipt)
     with pytest.raises(ConfigError, match=r"holds a run with other settings: images.used was 3, now 7"):
         train(config)
+
+
+def test_a_run_begun_with_earlier_names_of_fields_goes_on(
+    tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    config = TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run")
+    train(config)
+    run_file = tmp_path / "run/run.json"
+    recorded = json.loads(run_file.read_text())
+    recorded["recipe"]["ours"] = recorded["recipe"].pop("not_from_paper")
+    run_file.write_text(json.dumps(recorded))
+    assert train(config).was_finished
 
 
 def test_an_output_that_is_something_else_is_refused(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
@@ -226,7 +238,7 @@ def test_a_run_is_trained_by_one_start_at_a_time_even_if_the_other_was_orphaned(
     (tmp_path / "run/student.safetensors").unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     with (
-        held(tmp_path / "run"),
+        lock_run_folder(tmp_path / "run"),
         pytest.raises(TrainingError, match=r"run is being trained by another process .*run\.json"),
     ):
         train(config)
@@ -251,7 +263,7 @@ def test_of_many_starts_at_once_one_owns_the_folder(tiny_recipe: Recipe, tmp_pat
         ) -> None:
             ready.wait()
             try:
-                with owned(out, replace(tiny_recipe, seed=seed % 2), "cache", ["a"], {}):
+                with claim_run_folder(out, replace(tiny_recipe, seed=seed % 2), "cache", ["a"], {}):
                     owners.append(seed % 2)
                     done.wait()
             except (TrainingError, ConfigError) as exc:
@@ -318,7 +330,7 @@ def test_a_run_file_that_is_torn_or_odd_is_named(tiny_recipe: Recipe, tmp_path: 
     damaged = pytest.raises(
         ConfigError, match=r"run\.json is damaged \(.*\): restore it from a copy, or choose another"
     )
-    with damaged, owned(tmp_path, tiny_recipe, "cache", ["a"], {}):
+    with damaged, claim_run_folder(tmp_path, tiny_recipe, "cache", ["a"], {}):
         pass
     assert file.read_bytes() == content
 
@@ -337,8 +349,8 @@ LOGS = [
 def test_a_log_that_is_torn_or_odd_stops_no_run(tmp_path: Path, log: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(log)
     assert loss_table(tmp_path) is None
-    with Log(tmp_path, 3, {}, ["a"]) as lines:
-        lines.add(Values(1.0, {"a": {"spatial": 0.5}}), Waits(), 4)
+    with MetricsLog(tmp_path, 3, {}, ["a"]) as lines:
+        lines.add(StepLosses(1.0, {"a": {"spatial": 0.5}}), Waits(), 4)
         lines.write(4, 1e-3, {})
     assert [line["step"] for line in losses_of(tmp_path)] == [4]
     assert loss_table(tmp_path) is not None
@@ -357,7 +369,9 @@ def test_an_illegal_image_size_names_the_nearest(tiny_cache: Cache, tiny_recipe:
         ConfigError,
         match=r"image_px=50: student 'e-radio-tiny' takes 64 as the nearest; --set stages\.0\.groups\.0\.image_px=64",
     ):
-        train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, image_px=50), out=tmp_path / "run"))
+        train(
+            TrainConfig(cache=tiny_cache.path, recipe=override_stages(tiny_recipe, image_px=50), out=tmp_path / "run")
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -421,7 +435,7 @@ def test_a_run_on_part_of_a_cache_says_how_much(tiny_cache: Cache, tiny_recipe: 
 def test_a_loss_that_is_not_finite_names_teacher_step_and_images(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(everywhere(tiny_recipe, lr=1e30, warmup_steps=0), clip_grad_norm=1e30)
+    recipe = replace(override_stages(tiny_recipe, lr=1e30, warmup_steps=0), clip_grad_norm=1e30)
     with pytest.raises(
         NonFiniteLossError,
         match=r"step \d+: the loss of teacher 'fake-[ab]' is (nan|inf), on 3 of 3 images: \w+/\d.png, .* try a lower --lr",
@@ -433,20 +447,20 @@ def test_the_one_image_whose_loss_is_not_finite_is_named(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = TrainingRun(TrainConfig(cache=tiny_cache.path, recipe=tiny_recipe, out=tmp_path / "run"), Processes())
-    with run.feed(0) as feed:
-        fed = next(iter(feed))
-        targets = fed.batch.teachers[1]
+    with run.loader(0) as loader:
+        loaded = next(iter(loader))
+        targets = loaded.batch.teachers[1]
         assert isinstance(targets, Targets)
         targets.spatial[2] = math.nan
-        key = run.cache.index.key(int(fed.batch.rows[2]))
+        key = run.cache.index.key(int(loaded.batch.rows[2]))
         with pytest.raises(
             NonFiniteLossError, match=rf"step 0: .* teacher 'fake-b' is nan, on 1 of 3 images: {key}\. "
         ):
-            run.step(0, iter([fed]))
+            run.step(0, iter([loaded]))
 
 
 def test_the_rate_warms_up_and_falls_to_zero(tiny_recipe: Recipe) -> None:
-    [stage] = everywhere(tiny_recipe, lr=1.0, steps=104, warmup_steps=4).stages
+    [stage] = override_stages(tiny_recipe, lr=1.0, steps=104, warmup_steps=4).stages
     rates = [lr_at(step, stage) for step in range(stage.steps)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[54] == pytest.approx(0.5)
@@ -456,6 +470,6 @@ def test_the_rate_warms_up_and_falls_to_zero(tiny_recipe: Recipe) -> None:
 
 def test_a_vit_gives_each_summary_teacher_its_own_token(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(tiny_recipe, student="vit-tiny-16", student_overrides={"num_summary_tokens": 1})
-    recipe = everywhere(recipe, steps=2)
+    recipe = override_stages(recipe, steps=2)
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     assert (tmp_path / "run/student.safetensors").exists()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LevelPart:
+class LevelCodes:
     """What one level of a teacher contributes, of the whole images or of one of their stored views.
 
     level: its number. places (k,): images of the batch that it is for. codes (k, *row_shape): as stored.
@@ -19,23 +19,23 @@ class LevelPart:
     """
 
     level: int
-    places: Int[Tensor, " k"]
+    positions: Int[Tensor, " k"]
     codes: Tensor
     rows: Float[Tensor, "k i h"]
     columns: Float[Tensor, "k j w"]
 
 
 @dataclass(frozen=True)
-class TeacherPart:
+class TeacherCodes:
     """What one teacher contributes. levels: each image is in one of them.
 
     valid (b, out_h, out_w): tokens that the teacher saw. kept (b,): the share of the teacher's view in the crop, over what it
     is on average. summary (b, c), or None for a teacher without.
     """
 
-    levels: tuple[LevelPart, ...]
+    levels: tuple[LevelCodes, ...]
     valid: Bool[Tensor, "b i j"]
-    kept: Float[Tensor, " b"]
+    coverage: Float[Tensor, " b"]
     summary: Float[Tensor, "b c"] | None
 
 
@@ -51,7 +51,7 @@ class Targets:
     spatial: Float[Tensor, "b n c"]
     valid: Bool[Tensor, "b n"]
     summary: Float[Tensor, "b c"] | None
-    kept: Float[Tensor, " b"]
+    coverage: Float[Tensor, " b"]
     grid_hw: tuple[int, int]
     shift_yx: Int[Tensor, "b 2"] | None = None
     dispersion: float | None = None
@@ -67,7 +67,7 @@ class Batch:
 
     rows: NDArray[np.int64]
     pixels: UInt8[Tensor, "b h w 3"]
-    teachers: tuple[TeacherPart | Targets, ...]
+    teachers: tuple[TeacherCodes | Targets, ...]
     shift_yx: Int[Tensor, "b 2"] | None = None
     jitter: Float[Tensor, "b 3"] | None = None
 
@@ -77,21 +77,21 @@ class Batch:
         def maybe(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else move(tensor)
 
-        def moved(teacher: TeacherPart | Targets) -> TeacherPart | Targets:
+        def moved(teacher: TeacherCodes | Targets) -> TeacherCodes | Targets:
             if isinstance(teacher, Targets):
                 return replace(
                     teacher,
                     spatial=move(teacher.spatial),
                     valid=move(teacher.valid),
                     summary=maybe(teacher.summary),
-                    kept=move(teacher.kept),
+                    coverage=move(teacher.coverage),
                     shift_yx=maybe(teacher.shift_yx),
                 )
             levels = tuple(
-                LevelPart(part.level, move(part.places), move(part.codes), move(part.rows), move(part.columns))
+                LevelCodes(part.level, move(part.positions), move(part.codes), move(part.rows), move(part.columns))
                 for part in teacher.levels
             )
-            return TeacherPart(levels, move(teacher.valid), move(teacher.kept), maybe(teacher.summary))
+            return TeacherCodes(levels, move(teacher.valid), move(teacher.coverage), maybe(teacher.summary))
 
         teachers = tuple(map(moved, self.teachers))
         return replace(

@@ -27,9 +27,9 @@ from radio_cache.geometry.crops import (
 from radio_cache.geometry.views import View
 from radio_cache.prefetch.page_memory import page_array
 from radio_cache.reader import Cache, CachedTeacher
-from trainer.data.batch import Batch, LevelPart, Targets, TeacherPart
-from trainer.data.levels import Levels, drawn_area
-from trainer.data.sampler import Order
+from trainer.data.batch import Batch, LevelCodes, Targets, TeacherCodes
+from trainer.data.levels import Levels, draw_area
+from trainer.data.sampler import Sampler
 from trainer.model.eval_view import StudentFit
 from trainer.recipes.recipe import Recipe
 
@@ -95,7 +95,7 @@ class Crops:
     rows: NDArray[np.int64]
     sizes_hw: list[tuple[int, int]]
     boxes: list[BoxXYXY]
-    shown: list[BoxXYXY]
+    student_boxes: list[BoxXYXY]
     shift_yx: torch.Tensor | None
     jitter: torch.Tensor | None
     views: list[int]
@@ -121,7 +121,7 @@ class CropData:
         teachers: Sequence[str],
         recipe: Recipe,
         rows: NDArray[np.int64],
-        order: Order,
+        order: Sampler,
         *,
         seed: tuple[int, ...],
         image_px: int,
@@ -166,7 +166,7 @@ class CropData:
                 box = (float(x0), float(y0), float(x1), float(y1))
             else:
                 if recipe.match == "draw":
-                    area = drawn_area(rng, list(self.levels.values()), hw, recipe.crop_area)
+                    area = draw_area(rng, list(self.levels.values()), hw, recipe.crop_area)
                 box = random_box_xyxy(rng, seen, area=area, ratio=recipe.crop_ratio)
             boxes.append(box)
             if recipe.shift_tokens > 0 and not stored[1]:
@@ -188,7 +188,7 @@ class CropData:
     def read_pixels(self, crops: Crops, out: NDArray[np.uint8]) -> None:
         """Fill out (b, image_px, image_px, 3). Raises TrainingError naming an image that cannot be read any more."""
         side = (self.image_px, self.image_px)
-        for place, (row, box, hw) in enumerate(zip(crops.rows, crops.shown, crops.sizes_hw, strict=True)):
+        for place, (row, box, hw) in enumerate(zip(crops.rows, crops.student_boxes, crops.sizes_hw, strict=True)):
             x0, y0, x1, y1 = box
             # As large as the crop needs it, and no larger: decoding is most of what an image costs.
             image = self.image(int(row), math.ceil(self.image_px * max(hw[0] / (y1 - y0), hw[1] / (x1 - x0))))
@@ -196,7 +196,7 @@ class CropData:
             pixels = student_pixels(image, side, rescaled_box_xyxy(box, hw, (image.height, image.width)))
             out[place] = pixels[:, ::-1] if crops.flipped[place] else pixels
 
-    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherPart:
+    def read_teacher(self, name: str, crops: Crops, read: CodeReader, out: Sequence[NDArray[Any]]) -> TeacherCodes:
         """One teacher's part of a batch. out: for each of its levels, (b, *row_shape) codes to read into."""
         levels = self.levels[name]
         views = np.array(crops.views)
@@ -213,7 +213,7 @@ class CropData:
         # A summary speaks of one image, and a student's of all that it sees.
         summary_dim = reference.spec.summary_dim if self.mosaic == 1 else None
         summary = None if summary_dim is None else np.empty((len(crops.rows), summary_dim), np.float32)
-        parts: list[LevelPart] = []
+        parts: list[LevelCodes] = []
         used = [0] * len(levels.all)
         for number, view in sorted(set(zip(chosen.tolist(), crops.views, strict=True))):
             level = levels.all[number]
@@ -224,11 +224,11 @@ class CropData:
             boxes, sizes = self._in_frame(crops, places, view)
             weights = crop_weights(boxes, sizes, level.spec.geometry, out_hw=target_hw)
             valid[places], kept[places] = weights.valid, weights.kept / self._kept[name]
-            parts.append(LevelPart(number, *map(torch.from_numpy, (places, codes, weights.rows, weights.columns))))
+            parts.append(LevelCodes(number, *map(torch.from_numpy, (places, codes, weights.rows, weights.columns))))
             if summary is not None:
                 summary[places] = reference.summaries(crops.rows[places], view=view)
         told = None if summary is None else torch.from_numpy(summary)
-        return TeacherPart(tuple(parts), torch.from_numpy(valid), torch.from_numpy(kept), told)
+        return TeacherCodes(tuple(parts), torch.from_numpy(valid), torch.from_numpy(kept), told)
 
     def _in_frame(
         self, crops: Crops, places: NDArray[np.int64], view: int
@@ -286,7 +286,7 @@ class CropData:
         parts = tuple(
             self.read_teacher(name, crops, read_codes, self.code_buffers(name, len(crops.rows))) for name in self.levels
         )
-        return assembled(crops, torch.from_numpy(pixels), parts)
+        return make_batch(crops, torch.from_numpy(pixels), parts)
 
     def _geometries(self) -> list[ViewGeometry]:
         return [levels.geometry for levels in self.levels.values()]
@@ -343,6 +343,6 @@ def read_codes(teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any
     return teacher.codes(rows, out=out, view=view)
 
 
-def assembled(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherPart | Targets, ...]) -> Batch:
+def make_batch(crops: Crops, pixels: torch.Tensor, parts: tuple[TeacherCodes | Targets, ...]) -> Batch:
     """A batch of what was planned and what was read."""
     return Batch(crops.rows, pixels, parts, crops.shift_yx, crops.jitter)

@@ -54,7 +54,7 @@ class Levels:
         return [area for area in areas if least <= area <= 1 + 1e-6] or [1.0]
 
 
-def drawn_area(
+def draw_area(
     rng: np.random.Generator, levels: Sequence[Levels], image_hw: tuple[int, int], crop_area: tuple[float, float]
 ) -> tuple[float, float]:
     """A range for `random_box_xyxy` that is one value: the share at which a level of one of the teachers fits, jittered."""

@@ -19,26 +19,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radio_cache.prefetch.buffers import Ring
-from trainer.data.batch import Batch, Targets, TeacherPart
-from trainer.data.crops import CodeReader, CropData, Crops, assembled, read_codes
-from trainer.data.schedule import Part, Plan
+from trainer.data.batch import Batch, Targets, TeacherCodes
+from trainer.data.crops import CodeReader, CropData, Crops, make_batch, read_codes
+from trainer.data.schedule import BatchSlice, Schedule
 from trainer.data.waits import Waits
 
 GroupKey = tuple[int, int]
 """Stage and group of a recipe."""
 
 
-class Fed(NamedTuple):
+class LoadedBatch(NamedTuple):
     """A pass's batch on the device, and what the trainer waited for it."""
 
-    part: Part
+    part: BatchSlice
     batch: Batch
     waits: Waits
 
 
 @dataclass(frozen=True)
 class _Pass:
-    part: Part
+    part: BatchSlice
     data: CropData
 
     @functools.cached_property
@@ -46,7 +46,7 @@ class _Pass:
         return self.data.crops(self.part.number, self.part.first, self.part.last)
 
 
-MakeTargets = Callable[[TeacherPart, Tensor | None], Targets]
+MakeTargets = Callable[[TeacherCodes, Tensor | None], Targets]
 """What a `trainer.objective.targets.TargetMaker` is: from a teacher's part of a batch, and the student's shift, to targets."""
 
 
@@ -61,8 +61,8 @@ class _Read(NamedTuple):
 class _Passes:
     """The passes of a run, handed to two rings that go through them at their own pace; crops are drawn once."""
 
-    def __init__(self, plan: Plan, groups: Mapping[GroupKey, CropData], first: int, last: int) -> None:
-        self._parts = lambda: (part for step in range(first, last) for part in plan.parts(step))
+    def __init__(self, schedule: Schedule, groups: Mapping[GroupKey, CropData], first: int, last: int) -> None:
+        self._parts = lambda: (part for step in range(first, last) for part in schedule.batch_slices(step))
         self._groups = groups
         self._half_taken: dict[int, _Pass] = {}
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class _Buffers:
     pin: bool
     made: dict[tuple[GroupKey, str], list[NDArray[Any]]] = field(default_factory=dict[tuple[GroupKey, str], list[Any]])
 
-    def get(self, part: Part, name: str, make: Callable[[], list[NDArray[Any]]]) -> list[NDArray[Any]]:
+    def get(self, part: BatchSlice, name: str, make: Callable[[], list[NDArray[Any]]]) -> list[NDArray[Any]]:
         key = ((part.stage, part.group), name)
         if key not in self.made:
             self.made = {old: arrays for old, arrays in self.made.items() if old[0][0] == part.stage}
@@ -91,7 +91,7 @@ class _Buffers:
         return self.made[key]
 
 
-class Feed:
+class BatchLoader:
     """The batches of steps [first, last) of one process, in order. A context manager.
 
     groups: of every stage, what its groups see. threads: that decode pixels; one or two more read codes. read: how codes
@@ -101,7 +101,7 @@ class Feed:
 
     def __init__(
         self,
-        plan: Plan,
+        schedule: Schedule,
         groups: Mapping[GroupKey, CropData],
         first: int,
         last: int,
@@ -113,7 +113,7 @@ class Feed:
     ) -> None:
         self._device, self._read, self._targets = device, read, targets
         pin = device.type == "cuda"
-        passes = _Passes(plan, groups, first, last)
+        passes = _Passes(schedule, groups, first, last)
         keep = 3 if pin else 1  # a copy may still run from the buffers of the batch before and of the one ahead
         buffers = functools.partial(_Buffers, pin)
         readers = 1 if threads < 4 else 2
@@ -133,7 +133,7 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __iter__(self) -> Iterator[Fed]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         match self._device.type:
             case "cpu":
                 return iter(self._next, None)  # where they are made, nothing is copied
@@ -142,14 +142,14 @@ class Feed:
             case _:
                 return self._copied()
 
-    def _copied(self) -> Iterator[Fed]:
+    def _copied(self) -> Iterator[LoadedBatch]:
         while (fed := self._next()) is not None:
             started = time.perf_counter()
             batch = fed.batch.map(lambda tensor: tensor.to(self._device))
             fed.waits.transfer = time.perf_counter() - started
             yield fed._replace(batch=batch)
 
-    def _on_gpu(self) -> Iterator[Fed]:
+    def _on_gpu(self) -> Iterator[LoadedBatch]:
         """One batch is always on its way. What the device itself waited for a copy is known a step later, and told then."""
         stream = torch.cuda.Stream(self._device)
         stalled: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -170,7 +170,7 @@ class Feed:
                 fed.waits.transfer += start.elapsed_time(end) / 1e3
             yield fed
 
-    def _upload(self, stream: torch.cuda.Stream) -> tuple[Fed, torch.cuda.Event] | None:
+    def _upload(self, stream: torch.cuda.Stream) -> tuple[LoadedBatch, torch.cuda.Event] | None:
         fed = self._next()
         if fed is None:
             return None
@@ -180,14 +180,14 @@ class Feed:
             copied.record(stream)
         return fed, copied
 
-    def _next(self) -> Fed | None:
+    def _next(self) -> LoadedBatch | None:
         started = time.perf_counter()
         codes, pixels = next(self._codes, None), next(self._pixels, None)
         waited = time.perf_counter() - started
         if codes is None or pixels is None:
             return None
         waits = Waits(codes=waited) if codes.ready > pixels.ready else Waits(pixels=waited)
-        return Fed(codes.one.part, assembled(codes.one.crops, pixels.made, codes.made), waits)
+        return LoadedBatch(codes.one.part, make_batch(codes.one.crops, pixels.made, codes.made), waits)
 
     def _fill_pixels(self, one: _Pass, buffers: _Buffers) -> _Read:
         side = one.data.image_px
@@ -197,7 +197,7 @@ class Feed:
 
     def _fill_codes(self, one: _Pass, buffers: _Buffers) -> _Read:
         images = len(one.crops.rows)
-        parts: list[TeacherPart | Targets] = []
+        parts: list[TeacherCodes | Targets] = []
         shift_yx = one.data.head_shift_yx(one.crops.shift_yx) if self._targets else None
         for name in one.data.levels:
             out = buffers.get(one.part, name, lambda name=name: one.data.code_buffers(name, images))

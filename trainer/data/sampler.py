@@ -20,7 +20,7 @@ _ORDER = 0
 Seed = tuple[int, ...]
 
 
-class Order(Protocol):
+class Sampler(Protocol):
     """Which images a batch shows. Every image comes once an epoch; an epoch may begin inside a batch."""
 
     def rows(self, number: int, first: int, last: int) -> NDArray[np.int64]:
@@ -29,7 +29,7 @@ class Order(Protocol):
 
 
 @final
-class FullOrder:
+class FullSampler:
     """rows: all images. seed: of this order; batches of `batch_images` go through epoch after epoch."""
 
     def __init__(self, rows: NDArray[np.int64], seed: Seed, batch_images: int) -> None:
@@ -51,7 +51,7 @@ class FullOrder:
 
 
 @final
-class BlockOrder:
+class BlockSampler:
     """shards: of each image, ascending, as `rows` is. readers: processes that share a batch, each with shards of its own.
 
     A reader's epoch is its shards in a new order, `window` of them shuffled together. Readers with fewer images come round

@@ -19,7 +19,7 @@ _DRAW_GROUPS = 3
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchSlice:
     """A forward and backward pass of one process within a step.
 
     stage, group: which. number: how many batches of this group came before in its stage. first, last: the images of the
@@ -35,14 +35,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Place:
+class StageStep:
     """Where in the run a step lies: the stage, and how many steps of it came before."""
 
     stage: int
     step: int
 
 
-class Plan:
+class Schedule:
     """accumulate: passes that each slice of a batch is cut into, so that less is in memory at a time.
 
     Raises ConfigError for a batch that cannot be divided among the processes, naming the nearest that can.
@@ -53,30 +53,30 @@ class Plan:
         self._teams = [_teams(stage, world) if recipe.groups == "together" else None for stage in recipe.stages]
         for number, stage in enumerate(recipe.stages):
             for member, group in enumerate(stage.groups):
-                pieces = self.slices(number, member) * accumulate
+                pieces = self.num_slices(number, member) * accumulate
                 if group.batch_images % pieces:
                     nearest = max(1, round(group.batch_images / pieces)) * pieces
                     raise ConfigError(
                         f"stages.{number}.groups.{member}.batch_images={group.batch_images} cannot be divided by {pieces} "
-                        f"({self.slices(number, member)} processes, {accumulate} passes each): --set stages.{number}.groups."
+                        f"({self.num_slices(number, member)} processes, {accumulate} passes each): --set stages.{number}.groups."
                         f"{member}.batch_images={nearest}"
                     )
 
-    def place(self, step: int) -> Place:
+    def stage_step(self, step: int) -> StageStep:
         for number, stage in enumerate(self.recipe.stages):
             if step < stage.steps:
-                return Place(number, step)
+                return StageStep(number, step)
             step -= stage.steps
         raise ConfigError(f"the run has {self.recipe.steps} steps")
 
-    def slices(self, stage: int, group: int) -> int:
+    def num_slices(self, stage: int, group: int) -> int:
         """How many processes share a batch of a group."""
         teams = self._teams[stage]
         return self.world if teams is None else teams[group]
 
-    def parts(self, step: int) -> tuple[Part, ...]:
+    def batch_slices(self, step: int) -> tuple[BatchSlice, ...]:
         """The passes of this process, in order."""
-        place = self.place(step)
+        place = self.stage_step(step)
         stage, teams = self.recipe.stages[place.stage], self._teams[place.stage]
         if self.recipe.groups == "sampled" and len(stage.groups) > 1:
             group, number = self._drawn(place)
@@ -92,15 +92,15 @@ class Plan:
             first += size
         raise AssertionError("every process is in a team")
 
-    def _sliced(self, stage: int, group: int, number: int, member: int, share: float) -> tuple[Part, ...]:
+    def _sliced(self, stage: int, group: int, number: int, member: int, share: float) -> tuple[BatchSlice, ...]:
         images = self.recipe.stages[stage].groups[group].batch_images
-        pieces = self.slices(stage, group) * self.accumulate
+        pieces = self.num_slices(stage, group) * self.accumulate
         size = images // pieces
         start = member * size * self.accumulate
         firsts = range(start, start + size * self.accumulate, size)
-        return tuple(Part(stage, group, number, first, first + size, share / pieces) for first in firsts)
+        return tuple(BatchSlice(stage, group, number, first, first + size, share / pieces) for first in firsts)
 
-    def _drawn(self, place: Place) -> tuple[int, int]:
+    def _drawn(self, place: StageStep) -> tuple[int, int]:
         draws, before = self._draws(place.stage)
         return int(draws[place.step]), int(before[place.step])
 

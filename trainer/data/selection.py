@@ -11,7 +11,7 @@ from radio_cache.reader import Cache
 from trainer.recipes.recipe import Recipe
 
 
-def cached_teachers(cache: Cache, names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+def select_teachers(cache: Cache, names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
     """The teachers asked for, or all there are. Raises StoreError where there are none, ConfigError for unknown names."""
     if not cache.teachers:
         cache.teachers.refuse_unreadable()

@@ -25,7 +25,7 @@ from trainer.exports.timm_folder import write_timm
 from trainer.exports.written import PLACE, TOLERANCE, ExportError, FlatFeatures, Written, flat_features, largest_change
 from trainer.model.files import deployable, load_student, save_student
 from trainer.model.student import DistilledStudent, Heads, with_centre_share
-from trainer.run.unfinished import student_of_checkpoint
+from trainer.run.checkpoint_student import student_from_checkpoint
 from trainer.students import ERadio, foreign_module
 
 __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student"]
@@ -156,7 +156,7 @@ def _export(
     if checkpoint is None:
         model = deployable(load_student(run, adaptors=adaptors))
     else:
-        model, of_checkpoint = student_of_checkpoint(Path(run), checkpoint, adaptors=adaptors)
+        model, of_checkpoint = student_from_checkpoint(Path(run), checkpoint, adaptors=adaptors)
         model = deployable(model)
     if centre_share is not None:
         model.config = with_centre_share(model.config, centre_share)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast, final
 
 from radio_cache.storage.local import write_atomically
 from trainer.data.waits import Waits
-from trainer.monitoring.tensorboard_log import EventFile
+from trainer.monitoring.tensorboard_log import TensorBoardLog
 
 METRICS_FILE = "metrics.jsonl"
 """Name of the log in a run's folder: one JSON object a line."""
@@ -18,14 +18,14 @@ LossSums = dict[str, list[float]]
 """Losses since the last log line, so that a resumed run logs what an uninterrupted one would have."""
 
 
-class Values(NamedTuple):
+class StepLosses(NamedTuple):
     """What the losses of a step were: in all, and teacher -> part ("summary", "spatial") -> value."""
 
     total: float
     teachers: Mapping[str, Mapping[str, float]]
 
 
-class Listener(Protocol):
+class ScalarLogger(Protocol):
     """Somebody who is told what TensorBoard is."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
@@ -34,18 +34,18 @@ class Listener(Protocol):
 
 
 @final
-class Log:
+class MetricsLog:
     """Averages between two log lines, to `metrics.jsonl` and TensorBoard. A context manager.
 
     teachers: all of the run; a step may ask some of them. unlogged: of a checkpoint. also: somebody who is told the same.
     """
 
     def __init__(
-        self, out: Path, steps_done: int, unlogged: LossSums, teachers: Sequence[str], also: Listener | None = None
+        self, out: Path, steps_done: int, unlogged: LossSums, teachers: Sequence[str], also: ScalarLogger | None = None
     ) -> None:
         _drop_lines_after(out / METRICS_FILE, steps_done)
         self._file = (out / METRICS_FILE).open("a")
-        self._events = EventFile(out / "tensorboard", steps_done + 1)
+        self._events = TensorBoardLog(out / "tensorboard", steps_done + 1)
         self._teachers, self._also = tuple(teachers), also
         self.sums = unlogged
         self._images, self._waits, self._started = 0, Waits(), time.perf_counter()
@@ -59,7 +59,7 @@ class Log:
         if self._also:
             self._also.close()
 
-    def add(self, values: Values, waits: Waits, num_images: int) -> None:
+    def add(self, values: StepLosses, waits: Waits, num_images: int) -> None:
         """One step's losses. num_images: over all processes."""
         self._append("loss", values.total)
         for name, parts in values.teachers.items():

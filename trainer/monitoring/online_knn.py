@@ -39,7 +39,7 @@ def knn_predictions(
 
 
 @dataclass(frozen=True)
-class Monitor:
+class OnlineKnn:
     """Pixels (n, h, w, 3) and labels (n,) of a bank and of queries, in memory, as the student is shown images when it is used."""
 
     bank: UInt8[Tensor, "n h w 3"]

@@ -13,7 +13,7 @@ from typing import Any, cast, final
 
 
 @final
-class EventFile:
+class TensorBoardLog:
     """first_step: of the values to come; what earlier files in the folder say of it and of later ones is not shown."""
 
     def __init__(self, folder: Path, first_step: int) -> None:

@@ -72,13 +72,13 @@ def teacher_loss(guess: AdaptorOutput, target: Targets, recipe: Recipe, student_
     else:
         spatial = SPATIAL_LOSSES[recipe.spatial_loss](said, target.spatial, valid)
     if guess.summary is None or target.summary is None:
-        return TeacherLoss(None, spatial, target.kept)
+        return TeacherLoss(None, spatial, target.coverage)
     if recipe.summary_loss == "angle":
         assert target.dispersion is not None
         summary = summary_angle(guess.summary, target.summary, dispersion=target.dispersion)
     else:
         summary = SUMMARY_LOSSES[recipe.summary_loss](guess.summary, target.summary)
-    return TeacherLoss(summary, spatial, target.kept)
+    return TeacherLoss(summary, spatial, target.coverage)
 
 
 class Objective:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.torch import MapDecoder
-from trainer.data.batch import LevelPart, Targets, TeacherPart
+from trainer.data.batch import LevelCodes, Targets, TeacherCodes
 from trainer.model.adaptors import Head
 from trainer.model.student import DistilledStudent
 from trainer.objective.normalisation import Rotated, from_coordinates
@@ -44,25 +44,31 @@ class TargetMaker:
         if isinstance(self.spatial, Rotated):
             self._composed = [from_coordinates(d, self.spatial, self._channels, device) for d in self._decoders]
 
-    def __call__(self, part: TeacherPart, shift_yx: Int[Tensor, "b 2"] | None = None) -> Targets:
+    def __call__(self, part: TeacherCodes, shift_yx: Int[Tensor, "b 2"] | None = None) -> Targets:
         summary = part.summary
         if summary is not None and self.summary:
             summary = self.summary(summary)
         h, w = part.valid.shape[1:]
         return Targets(
-            self._spatial(part), part.valid.flatten(1), summary, part.kept, (int(h), int(w)), shift_yx, self._dispersion
+            self._spatial(part),
+            part.valid.flatten(1),
+            summary,
+            part.coverage,
+            (int(h), int(w)),
+            shift_yx,
+            self._dispersion,
         )
 
-    def _spatial(self, part: TeacherPart) -> Float[Tensor, "b n c"]:
+    def _spatial(self, part: TeacherCodes) -> Float[Tensor, "b n c"]:
         if len(part.levels) == 1:
             return self._under_crops(part.levels[0])
         b, h, w = part.valid.shape
         spatial = torch.empty(b, h * w, self._channels, device=part.valid.device)
         for level in part.levels:
-            spatial[level.places] = self._under_crops(level)
+            spatial[level.positions] = self._under_crops(level)
         return spatial
 
-    def _under_crops(self, level: LevelPart) -> Float[Tensor, "k n c"]:
+    def _under_crops(self, level: LevelCodes) -> Float[Tensor, "k n c"]:
         # Crops are cut before the codec's last step, which is linear: what is cut away need not be rotated.
         decoder = self._decoders[level.level]
         coordinates = decoder.crops(level.codes, level.rows, level.columns)

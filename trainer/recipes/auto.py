@@ -12,7 +12,7 @@ _VIT_LR = 1e-3
 """Rates are ours, found on CIFAR-10 with `e-radio-tiny` at 2e-3 (docs/results.md); ViTs take half, as they are less stable."""
 
 
-def suited(
+def auto_recipe(
     recipe: Recipe,
     cache: Cache,
     teachers: Sequence[str],

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.format.strict_json import from_json
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Shared:
 _SHARED = tuple(item.name for item in fields(Shared))
 
 
-def with_settings(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
+def apply_overrides(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     """The recipe with `key=value` texts applied: `seed=3`, `stages.0.groups.1.image_px=512`, `student_overrides.depth=3`.
 
     Keys of `Shared` hold for all stages and groups (`trainer.recipes.recipe.everywhere`), and come before the others.
@@ -37,7 +37,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
         if key in _SHARED:
             found = _fitting(key, text, lambda value, key=key: from_json(Shared, {key: value}))
             shared = replace(shared, **{key: getattr(found, key)})
-    recipe = everywhere(recipe, **asdict(shared))
+    recipe = override_stages(recipe, **asdict(shared))
     for key, text in settings.items():
         if key not in _SHARED:
             recipe = _with_one(recipe, key, text)

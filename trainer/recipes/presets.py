@@ -62,7 +62,7 @@ def quick() -> Recipe:
         log_every=20,
         knn_every=0,
         picture_every=0,
-        ours=(),
+        not_from_paper=(),
     )
 
 
@@ -114,7 +114,7 @@ def am_radio() -> Recipe:
         log_every=50,
         knn_every=10_000,
         picture_every=10_000,
-        ours=(
+        not_from_paper=(
             "stages.0.warmup_steps",
             "stages.1.warmup_steps",
             "stages.1.lr",
@@ -139,7 +139,7 @@ def phi_s() -> Recipe:
         stages=paper.stages[:1],
         normalise="phi-s",
         spatial_loss="mse",
-        ours=("stages.0.steps", "stages.0.lr", "stages.0.warmup_steps", "crop_area", "clip_grad_norm"),
+        not_from_paper=("stages.0.steps", "stages.0.lr", "stages.0.warmup_steps", "crop_area", "clip_grad_norm"),
     )
 
 
@@ -170,7 +170,7 @@ def radio_v25() -> Recipe:
         normalise="phi-s",
         spatial_loss="mse",
         target_grid="student",
-        ours=(*paths, "crop_area", "clip_grad_norm", "student_overrides.window_probability"),
+        not_from_paper=(*paths, "crop_area", "clip_grad_norm", "student_overrides.window_probability"),
     )
 
 
@@ -190,7 +190,7 @@ def efficient() -> Recipe:
         student_overrides={},
         stages=(stage,),
         channels_last=True,
-        ours=(
+        not_from_paper=(
             "stages.0.steps",
             "stages.0.lr",
             "stages.0.warmup_steps",
@@ -220,7 +220,7 @@ def sam_only() -> Recipe:
         target_grid="student",
         channels_last=True,
         summary_weight=0.0,
-        ours=(
+        not_from_paper=(
             "stages.0.steps",
             "stages.0.lr",
             "stages.0.warmup_steps",

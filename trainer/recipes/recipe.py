@@ -38,6 +38,10 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+_RENAMED_FIELDS: Final = {"ours": "not_from_paper"}
+"""Earlier name of a field, as saved recipes have it -> present name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """What part of a step asks: which teachers, at which student resolution, of how many images.
@@ -169,7 +173,7 @@ class Recipe:
     log_every: int
     knn_every: int
     picture_every: int
-    ours: tuple[str, ...]
+    not_from_paper: tuple[str, ...]
     fsdp: bool = False
     centre_share: float | None = None
     holdout: float = 0.0
@@ -282,7 +286,13 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Recipe":
-        """Raises ConfigError for a setting nobody knows, the nearest first, and for one that is lacking."""
+        """Return the recipe of a file.
+
+        Raises:
+            ConfigError: a setting is unknown, and the message names the nearest, or one is missing.
+        """
+        # Recipes were saved with the earlier names of fields, too.
+        data = {_RENAMED_FIELDS.get(name, name): value for name, value in data.items()}
         known = {item.name for item in fields(cls)}
         for name in data:
             if name not in known:
@@ -302,7 +312,7 @@ def group_shares(stage: Stage) -> list[float]:
     return [group.rate / total for group in stage.groups]
 
 
-def everywhere(
+def override_stages(
     recipe: Recipe,
     *,
     steps: int | None = None,

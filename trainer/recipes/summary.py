@@ -6,10 +6,10 @@ from typing import Any
 from trainer.recipes.recipe import Group, Recipe, Stage
 
 MAX_LINES = 25
-_OURS = " (ours)"
+_NOT_FROM_PAPER = " (not from paper)"
 
 
-def described(recipe: Recipe, *, width: int = 110) -> str:
+def summarise_recipe(recipe: Recipe, *, width: int = 110) -> str:
     """Everything that decides the run. What the papers do not say, and we chose, is marked. width: columns of the screen."""
     lines = [f"recipe {recipe.name}: student {recipe.student}{_in_brackets(recipe.student_overrides)}"]
     lines += [line for number, stage in enumerate(recipe.stages) for line in _stage(recipe, number, stage)]
@@ -23,7 +23,7 @@ def _stage(recipe: Recipe, number: int, stage: Stage) -> Iterator[str]:
     path = f"stages.{number}"
 
     def told(name: str, value: object) -> str:
-        return f"{value}{_OURS if f'{path}.{name}' in recipe.ours else ''}"
+        return f"{value}{_NOT_FROM_PAPER if f'{path}.{name}' in recipe.not_from_paper else ''}"
 
     groups = "" if len(stage.groups) == 1 else f", {len(stage.groups)} groups {recipe.groups}"
     yield (
@@ -36,22 +36,22 @@ def _stage(recipe: Recipe, number: int, stage: Stage) -> Iterator[str]:
 
 def _group(recipe: Recipe, path: str, group: Group, *, alone: bool) -> str:
     who = "all teachers" if group.teachers == ("*",) else f"teachers {' '.join(group.teachers)}"
-    ours = _OURS if f"{path}.batch_images" in recipe.ours else ""
+    not_from_paper = _NOT_FROM_PAPER if f"{path}.batch_images" in recipe.not_from_paper else ""
     rate = "" if alone else f", rate {group.rate:g}"
     mosaic = f" of {group.mosaic} x {group.mosaic} images" if group.mosaic > 1 else ""
-    return f"{who}: {group.image_px} px{mosaic}, {group.batch_images} images a step{ours}{rate}"
+    return f"{who}: {group.image_px} px{mosaic}, {group.batch_images} images a step{not_from_paper}{rate}"
 
 
 def _settings(recipe: Recipe) -> Iterator[str]:
-    shown_above = {"name", "student", "student_overrides", "stages", "groups", "ours"}
+    shown_above = {"name", "student", "student_overrides", "stages", "groups", "not_from_paper"}
     for name, value in recipe.to_json().items():
         if name in shown_above or value == {}:
             continue
-        ours = name in recipe.ours
-        yield f"{name}={_short(value)}{_OURS if ours else ''}"
-    for path in recipe.ours:
+        not_from_paper = name in recipe.not_from_paper
+        yield f"{name}={_short(value)}{_NOT_FROM_PAPER if not_from_paper else ''}"
+    for path in recipe.not_from_paper:
         if path.startswith("student_overrides."):
-            yield f"{path}{_OURS}"
+            yield f"{path}{_NOT_FROM_PAPER}"
 
 
 def _folded(words: Iterator[str], width: int) -> Iterator[str]:

@@ -12,8 +12,8 @@ from radio_cache.reader import Cache
 from radio_cache.storage.base import absolute_place
 from trainer.data.crops import CodeReader, CropData, StudentFit, read_codes
 from trainer.data.loader import GroupKey
-from trainer.data.sampler import BlockOrder, FullOrder, Order
-from trainer.data.schedule import Plan
+from trainer.data.sampler import BlockSampler, FullSampler, Sampler
+from trainer.data.schedule import Schedule
 from trainer.data.shard_cache import ShardCache
 from trainer.model.adaptors import TeacherWidths
 from trainer.model.image_split import ImageSplit
@@ -23,7 +23,7 @@ from trainer.students import STUDENTS, Student, ViTConfig
 from trainer.train_config import TrainConfig
 
 
-def student_config(
+def make_student_config(
     config: TrainConfig, cache: Cache, teachers: tuple[str, ...], images: ImageSplit | None = None
 ) -> StudentConfig:
     """The student with a head for each of these teachers. images: which it is trained on."""
@@ -66,11 +66,11 @@ def _overrides(recipe: Recipe, teachers: tuple[TeacherWidths, ...]) -> dict[str,
     return {"num_summary_tokens": max(1, summaries), **recipe.student_overrides}
 
 
-def crop_data(
+def make_crop_data(
     config: TrainConfig,
     cache: Cache,
     rows: NDArray[np.int64],
-    plan: Plan,
+    schedule: Schedule,
     student: Student,
     by_group: dict[GroupKey, tuple[str, ...]],
 ) -> tuple[dict[GroupKey, CropData], CodeReader]:
@@ -88,14 +88,19 @@ def crop_data(
             raise ConfigError(
                 f"{path}={side}: student '{recipe.student}' takes {legal[0]} as the nearest; --set {path}={legal[0]}"
             )
-        _refuse_uneven_mosaics(recipe, plan, key, student)
+        _refuse_uneven_mosaics(recipe, schedule, key, student)
         seed = (recipe.seed, *key)
-        order: Order = (
-            BlockOrder(
-                rows, shard_images, seed, group.batch_images, window=recipe.shuffle_shards, readers=plan.slices(*key)
+        order: Sampler = (
+            BlockSampler(
+                rows,
+                shard_images,
+                seed,
+                group.batch_images,
+                window=recipe.shuffle_shards,
+                readers=schedule.num_slices(*key),
             )
             if blocks
-            else FullOrder(rows, seed, group.batch_images)
+            else FullSampler(rows, seed, group.batch_images)
         )
         grid = group.crop_px // student.patch_size
         found[key] = CropData(
@@ -112,7 +117,7 @@ def crop_data(
     return found, ShardCache(rows, shard_images, config.shard_cache_bytes) if blocks else read_codes
 
 
-def _refuse_uneven_mosaics(recipe: Recipe, plan: Plan, key: GroupKey, student: Student) -> None:
+def _refuse_uneven_mosaics(recipe: Recipe, schedule: Schedule, key: GroupKey, student: Student) -> None:
     group = recipe.stages[key[0]].groups[key[1]]
     path, side = f"stages.{key[0]}.groups.{key[1]}", group.mosaic
     crop_px = student.nearest_supported_resolution(group.crop_px, group.crop_px)[0]
@@ -121,7 +126,7 @@ def _refuse_uneven_mosaics(recipe: Recipe, plan: Plan, key: GroupKey, student: S
             f"{path}.image_px={group.image_px} cannot be a mosaic of {side} x {side} images: student '{recipe.student}' takes "
             f"crops of {crop_px} as the nearest; --set {path}.image_px={crop_px * side}"
         )
-    passes = plan.slices(*key) * recipe.accumulate
+    passes = schedule.num_slices(*key) * recipe.accumulate
     images = passes * side**2
     if group.batch_images % images:
         raise ConfigError(
@@ -130,7 +135,7 @@ def _refuse_uneven_mosaics(recipe: Recipe, plan: Plan, key: GroupKey, student: S
         )
 
 
-def optimizer_of(model: DistilledStudent, balancing: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(model: DistilledStudent, balancing: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW; vectors (norms, biases), position tables, tokens, and what a balancing learns do not decay.
 
     The student's have groups of their own: one group's loops cannot take whole and divided weights.

@@ -29,7 +29,7 @@ _NAME = re.compile(r"step-(\d{8})\.pt\Z")
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainingState:
     """What is trained and saved together."""
 
     student: nn.Module
@@ -139,7 +139,7 @@ def _refuse_non_finite(step: int, state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def telling_what_is_whole(folder: Path) -> Generator[None]:
+def report_last_checkpoint(folder: Path) -> Generator[None]:
     """Turn what the system refuses a run into a TrainingError that says from where it goes on. folder: of checkpoints."""
     try:
         yield
@@ -184,7 +184,7 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
 
 
-def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> Progress:
+def restore_last(folder: Path, training_state: TrainingState, say: Callable[[str], None]) -> Progress:
     """Load the last checkpoint that is whole; says which were damaged and sets them aside.
 
     Raises TrainingError where there are checkpoints and all are damaged, where one is of another student, or where one
@@ -204,8 +204,8 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
         except DamagedCheckpointError as exc:
             damaged[path] = str(exc)
             continue
-        progress = _restored(path, state, trainee)
-        _tell_other_threads(state.get("threads"), trainee, say)
+        progress = _restored(path, state, training_state)
+        _tell_other_threads(state.get("threads"), training_state, say)
         for file, reason in damaged.items():
             say(f"{file.name} is damaged ({reason}) and set aside; the one before it, {path.name}, is used")
             file.replace(file.with_name(f"{file.name}.damaged"))
@@ -219,9 +219,9 @@ def restore_last(folder: Path, trainee: Trainee, say: Callable[[str], None]) -> 
     return Progress()
 
 
-def _tell_other_threads(recorded: Any, trainee: Trainee, say: Callable[[str], None]) -> None:
+def _tell_other_threads(recorded: Any, training_state: TrainingState, say: Callable[[str], None]) -> None:
     """Sums over another number of threads round otherwise, so that the weights are not those of a run that was never stopped."""
-    on_cpu = next((p.device.type for p in trainee.student.parameters()), "cpu") == "cpu"
+    on_cpu = next((p.device.type for p in training_state.student.parameters()), "cpu") == "cpu"
     now = torch.get_num_threads()
     if on_cpu and isinstance(recorded, int) and recorded != now:
         say(
@@ -290,9 +290,9 @@ def _system_error(exc: BaseException | None) -> OSError | None:
     return exc
 
 
-def _restored(path: Path, state: dict[str, Any], trainee: Trainee) -> Progress:
+def _restored(path: Path, state: dict[str, Any], training_state: TrainingState) -> Progress:
     try:
-        trainee.load(state)
+        training_state.load(state)
         return Progress(int(state["step"]), state["losses"], state["best"], state.get("best_error"))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MemoryError) as exc:
         if is_out_of_memory(exc):

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from trainer.data.batch import student_images
 from trainer.data.crops import CropData
-from trainer.monitoring.online_knn import Monitor, top1_error
+from trainer.monitoring.online_knn import OnlineKnn, top1_error
 from trainer.monitoring.pictures import picture, save_picture
 from trainer.run.step import TrainingRun
 
 
 @final
-class Watch:
+class Evaluation:
     """Looks at the student of a run between two steps, as it would be used, and leaves it as it was."""
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
-        self._monitor: Monitor | Literal["none"] | None = None  # None: not asked for yet
+        self._monitor: OnlineKnn | Literal["none"] | None = None  # None: not asked for yet
 
     def measured(self, step: int, last: bool) -> dict[str, float]:
         """What is measured beside the losses behind this step, if anything: k-NN on a few images. Draws the step's picture.
@@ -38,7 +38,7 @@ class Watch:
             return {}
         if self._monitor is None:
             self._monitor = (
-                Monitor.of(run.cache, self._final_data(), run.rows, run.held_out_rows, run.model.config) or "none"
+                OnlineKnn.of(run.cache, self._final_data(), run.rows, run.held_out_rows, run.model.config) or "none"
             )
         if self._monitor == "none":
             return {}
@@ -46,16 +46,16 @@ class Watch:
             top1 = self._monitor.top1(self._summaries)
         # What the first process found holds for all of them: it decides what is kept.
         told = torch.tensor(top1 if run.processes.is_first else 0.0, dtype=torch.float64, device=run.device)
-        top1 = float(run.processes.sum(told)) if run.trainee.is_divided else top1
+        top1 = float(run.processes.sum(told)) if run.training_state.is_divided else top1
         return {"knn": top1, "knn_error": top1_error(top1, len(self._monitor.queries))}
 
     @contextlib.contextmanager
     def _evaluating(self) -> Generator[None]:
         """The student as it is used: in evaluation, with averaged weights if the recipe has them; and as it was, afterwards."""
         run = self._run
-        kept = [p.detach().clone() for p in run.parameters] if run.trainee.ema else []
-        if run.trainee.ema:
-            run.trainee.ema.apply()
+        kept = [p.detach().clone() for p in run.parameters] if run.training_state.ema else []
+        if run.training_state.ema:
+            run.training_state.ema.apply()
         run.model.eval()
         try:
             with torch.no_grad():

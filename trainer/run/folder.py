@@ -18,7 +18,7 @@ RECIPE_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "run.json", "checkpoints"
 
 
 @contextlib.contextmanager
-def owned(
+def claim_run_folder(
     out: Path, recipe: Recipe, cache: str, teachers: Sequence[str], images: Mapping[str, str | int]
 ) -> Generator[None]:
     """Make the run's folder, or check that the one there is this run's, and keep it to this process.
@@ -41,14 +41,14 @@ def owned(
                 yield
                 return
     _refuse_other_settings(out, settings)
-    with held(out):
+    with lock_run_folder(out):
         if not (out / RECIPE_FILE).exists():  # a start that was killed between its first two files
             write_atomically(out / RECIPE_FILE, json.dumps(recipe.to_json(), indent=1).encode())
         yield
 
 
 @contextlib.contextmanager
-def held(out: Path) -> Generator[None]:
+def lock_run_folder(out: Path) -> Generator[None]:
     """Keep the run's folder to this process; the system lets go of it when the process ends, however it ends.
 
     What torchrun started may outlive it, and would write into the same files as the next start. Raises TrainingError if another

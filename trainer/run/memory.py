@@ -18,7 +18,7 @@ _NO_THREAD = "can't start new thread"
 
 
 @contextlib.contextmanager
-def telling_what_to_turn_down() -> Generator[None]:
+def explain_out_of_memory() -> Generator[None]:
     """Turn "out of memory", of a GPU or of the machine, into a TrainingError that names the settings."""
     try:
         yield

@@ -16,12 +16,12 @@ from torch import Tensor
 from radio_cache.errors import ConfigError, NonFiniteLossError
 from radio_cache.reader import Cache
 from radio_cache.storage.base import absolute_place
-from trainer.data.batch import Batch, Targets, TeacherPart, student_images
+from trainer.data.batch import Batch, Targets, TeacherCodes, student_images
 from trainer.data.crops import CropData
 from trainer.data.holdout import split_rows
-from trainer.data.loader import Fed, Feed
-from trainer.data.schedule import Plan
-from trainer.data.selection import cached_teachers, teachers_by_group, usable_rows
+from trainer.data.loader import BatchLoader, LoadedBatch
+from trainer.data.schedule import Schedule
+from trainer.data.selection import select_teachers, teachers_by_group, usable_rows
 from trainer.data.waits import Waits
 from trainer.distributed.fsdp import clip_gradients, is_sharded, shard_student
 from trainer.distributed.processes import Processes
@@ -29,17 +29,17 @@ from trainer.model.ema import Ema
 from trainer.model.files import save_student, start_from
 from trainer.model.mosaic import cut, joined
 from trainer.model.student import DistilledStudent, build_distilled
-from trainer.monitoring.metrics import Values
+from trainer.monitoring.metrics import StepLosses
 from trainer.objective.objective import Objective, TeacherLoss, teacher_loss
 from trainer.objective.target_statistics import RunStatistics
 from trainer.objective.targets import TargetMaker, fold_targets
-from trainer.run.build import crop_data, optimizer_of, student_config
-from trainer.run.checkpoint import Trainee, checkpoints
-from trainer.run.folder import CHECKPOINTS, owned
+from trainer.run.build import make_crop_data, make_optimizer, make_student_config
+from trainer.run.checkpoint import TrainingState, checkpoints
+from trainer.run.folder import CHECKPOINTS, claim_run_folder
 from trainer.run.layout import memory_layout
 from trainer.run.lr_schedule import lr_at
 from trainer.run.memory import checkpoint_activations
-from trainer.run.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
+from trainer.run.step_memory import available_bytes, refuse_oversized_step, saved_activation_bytes
 from trainer.train_config import TrainConfig
 
 _DRAWS = 2
@@ -65,19 +65,21 @@ class TrainingRun:
     ) -> None:
         self.config, self.processes = config, processes
         recipe, self.device = config.recipe, torch.device(config.device)
-        self.plan = Plan(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
+        self.schedule = Schedule(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
         self.cache = Cache(config.cache)
         if note := self.cache.web_note():
             say(note)
-        by_group = teachers_by_group(recipe, cached_teachers(self.cache, config.teachers, recipe))
+        by_group = teachers_by_group(recipe, select_teachers(self.cache, config.teachers, recipe))
         asked = {name for names in by_group.values() for name in names}
         self.teachers = tuple(name for name in self.cache.teachers.names() if name in asked)
         rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
         self.rows, self.held_out_rows, split = split_rows(self.cache, rows, recipe.holdout)
-        self.model = build_distilled(student_config(config, self.cache, self.teachers, split))
+        self.model = build_distilled(make_student_config(config, self.cache, self.teachers, split))
         if recipe.init is not None and not checkpoints(config.out / CHECKPOINTS):
             start_from(self.model.student, Path(recipe.init))
-        self.groups, self._read = crop_data(config, self.cache, self.rows, self.plan, self.model.student, by_group)
+        self.groups, self._read = make_crop_data(
+            config, self.cache, self.rows, self.schedule, self.model.student, by_group
+        )
         next(iter(self.groups.values())).refuse_unreadable_pixels()
         self.layout = memory_layout(self.model.student, recipe, self.device)
         self.model.to(self.device, memory_format=self.layout)  # pyright: ignore[reportCallIssue]  # not in torch's stub
@@ -107,13 +109,15 @@ class TrainingRun:
         if recipe.compile:
             self.model.student.compile()
             self.model.adaptors.compile()
-        optimizer = optimizer_of(self.model, self.objective.balancing, recipe)
+        optimizer = make_optimizer(self.model, self.objective.balancing, recipe)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         ema = None if recipe.ema is None else Ema([self.model.student, self.model.adaptors], recipe.ema)
-        self.trainee = Trainee(self.model.student, self.model.adaptors, self.objective.balancing, optimizer, ema)
+        self.training_state = TrainingState(
+            self.model.student, self.model.adaptors, self.objective.balancing, optimizer, ema
+        )
 
     @contextlib.contextmanager
-    def owned(self) -> Generator[None]:
+    def claim_folder(self) -> Generator[None]:
         """Make the run's folder, or check that it is this run's; the first process keeps it to itself meanwhile."""
         images: dict[str, str | int] = {
             "list": self.cache.meta.index,
@@ -125,7 +129,7 @@ class TrainingRun:
         with contextlib.ExitStack() as stack:
             if self.processes.is_first:
                 place = absolute_place(self.config.cache)
-                stack.enter_context(owned(self.config.out, self.config.recipe, place, self.teachers, images))
+                stack.enter_context(claim_run_folder(self.config.out, self.config.recipe, place, self.teachers, images))
                 if not self.statistics.kept:
                     self.statistics.save(self.config.out)
             self.processes.wait_for_all()
@@ -144,15 +148,15 @@ class TrainingRun:
         self.model.eval()
         for (stage, group), data in self.groups.items():
             images = recipe.stages[stage].groups[group].batch_images
-            images //= self.plan.slices(stage, group) * recipe.accumulate
+            images //= self.schedule.num_slices(stage, group) * recipe.accumulate
             unit = data.mosaic**2
             if images < 2 * unit:
                 continue  # no more of a batch can be drawn, and nothing smaller can be proposed
             one, two = (
-                kept_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters)
+                saved_activation_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters)
                 for count in (1, 2)
             )
-            refuse_too_large_a_step(
+            refuse_oversized_step(
                 per_image=(two - one) / unit,
                 images=images,
                 fixed=fixed + 2 * one - two,
@@ -170,10 +174,10 @@ class TrainingRun:
         labels = np.unique(self.cache.index.labels[self.rows])
         return bool(np.count_nonzero(labels >= 0) > 1)
 
-    def feed(self, done: int) -> Feed:
+    def loader(self, done: int) -> BatchLoader:
         """The batches of the steps that are left."""
-        return Feed(
-            self.plan,
+        return BatchLoader(
+            self.schedule,
             self.groups,
             done,
             self.config.recipe.steps,
@@ -184,28 +188,30 @@ class TrainingRun:
         )
 
     def lr_of(self, step: int) -> float:
-        place = self.plan.place(step)
+        place = self.schedule.stage_step(step)
         return lr_at(place.step, self.config.recipe.stages[place.stage])
 
-    def step(self, step: int, fed: Iterator[Fed], stop: bool = False) -> tuple[Values, Waits, int, bool]:
+    def step(
+        self, step: int, loaded_batches: Iterator[LoadedBatch], stop: bool = False
+    ) -> tuple[StepLosses, Waits, int, bool]:
         """One optimiser step over all passes of all processes.
 
         Returns the losses before it, what this process waited for data, images over all processes, and whether any process
         was asked to stop. Raises NonFiniteLossError instead of stepping.
         """
-        recipe, trainee = self.config.recipe, self.trainee
+        recipe, training_state = self.config.recipe, self.training_state
         seeds = np.random.SeedSequence((recipe.seed, _DRAWS, step, self.processes.rank))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        for group in trainee.optimizer.param_groups:
+        for group in training_state.optimizer.param_groups:
             group["lr"] = self.lr_of(step)
-        trainee.optimizer.zero_grad(set_to_none=True)
+        training_state.optimizer.zero_grad(set_to_none=True)
         waits, seen = Waits(), list[_Seen]()
         terms = self.objective.terms
         # In one tensor, so that one copy from the device tells all: total, stop, images; of each term its sum and its weight.
         told = torch.zeros(_TOLD + 2 * len(terms), device=self.device)
         told[1] = float(stop)
-        for _ in self.plan.parts(step):
-            part, batch, waited = next(fed)
+        for _ in self.schedule.batch_slices(step):
+            part, batch, waited = next(loaded_batches)
             for cause in ("pixels", "codes", "transfer"):
                 setattr(waits, cause, getattr(waits, cause) + getattr(waited, cause))
             total, losses = self._pass(self.groups[part.stage, part.group], batch)
@@ -245,21 +251,21 @@ class TrainingRun:
         total = self.objective(losses, features.summary)
         return total, {name: loss.detached() for name, loss in losses.items()}
 
-    def targets_of(self, name: str, part: TeacherPart | Targets, shift_yx: Tensor | None = None) -> Targets:
+    def targets_of(self, name: str, part: TeacherCodes | Targets, shift_yx: Tensor | None = None) -> Targets:
         """A teacher's targets in a batch, made now unless they were ahead of time."""
         return part if isinstance(part, Targets) else self.targets[name](part, shift_yx)
 
     def _update(self, present: Tensor) -> None:
-        recipe, trainee = self.config.recipe, self.trainee
+        recipe, training_state = self.config.recipe, self.training_state
         self.processes.sum_gradients([p for p in self.parameters if not is_sharded(p)])
-        for buffer in trainee.balancing.buffers():
+        for buffer in training_state.balancing.buffers():
             self.processes.average_present(buffer, present)
         clip_gradients(list(self.model.parameters()), recipe.clip_grad_norm)
-        trainee.optimizer.step()
-        if trainee.ema:
-            trainee.ema.update()
+        training_state.optimizer.step()
+        if training_state.ema:
+            training_state.ema.update()
 
-    def _refuse_non_finite(self, step: int, values: Values, seen: Sequence[_Seen]) -> None:
+    def _refuse_non_finite(self, step: int, values: StepLosses, seen: Sequence[_Seen]) -> None:
         if math.isfinite(values.total):
             return
         sums = {name: sum(parts.values()) for name, parts in values.teachers.items()}
@@ -298,8 +304,8 @@ class TrainingRun:
 
         The first process writes; where the student is divided, all of them call this.
         """
-        if self.trainee.ema:
-            self.trainee.ema.apply()
+        if self.training_state.ema:
+            self.training_state.ema.apply()
         model = self._whole_model()
         if not self.processes.is_first:
             return
@@ -308,9 +314,9 @@ class TrainingRun:
 
     def _whole_model(self) -> DistilledStudent:
         """The model, put together from its parts where it is divided."""
-        if not self.trainee.is_divided:
+        if not self.training_state.is_divided:
             return self.model
-        state = self.trainee.state(keep=self.processes.is_first)
+        state = self.training_state.state(keep=self.processes.is_first)
         model = build_distilled(self.model.config)
         if self.processes.is_first:
             model.student.load_state_dict(state["student"])
@@ -318,11 +324,11 @@ class TrainingRun:
         return model.to(self.device)
 
 
-def _values(sums: list[float], terms: tuple[tuple[str, str], ...]) -> Values:
+def _values(sums: list[float], terms: tuple[tuple[str, str], ...]) -> StepLosses:
     """Means over the step's images, of the terms that were asked."""
     teachers: dict[str, dict[str, float]] = {}
     for number, (name, part) in enumerate(terms):
         total, weight = sums[_TOLD + number], sums[_TOLD + len(terms) + number]
         if weight > 0:
             teachers.setdefault(name, {})[part] = total / weight
-    return Values(sums[0], teachers)
+    return StepLosses(sums[0], teachers)

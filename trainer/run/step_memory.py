@@ -14,7 +14,7 @@ from radio_cache.errors import TrainingError
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
-def kept_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
+def saved_activation_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
     """Return the bytes that a forward pass keeps for its backward pass, beside the parameters themselves."""
     known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: dict[int, int] = {}
@@ -31,7 +31,7 @@ def kept_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> i
     return sum(kept.values())
 
 
-def refuse_too_large_a_step(
+def refuse_oversized_step(
     *, per_image: float, images: int, fixed: float, path: str, processes: int, accumulate: int, available: float | None
 ) -> None:
     """Raise TrainingError for a pass that does not fit into memory, with the settings that make it fit.

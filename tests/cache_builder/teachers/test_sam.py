@@ -230,8 +230,8 @@ def test_a_fine_tuning_that_resized_one_of_its_tables_is_refused(tmp_path: Path)
     torch.save({**state, name: state[name][:, :5, :5]}, tmp_path / "w.pth")
     with pytest.raises(TeacherWeightsError, match="those of a map of 16 tokens a side, and pos_embed is that of 5"):
         load(tmp_path / "w.pth")
-    everywhere = small_sam(encoder(global_blocks=(0, 1, 2, 3))).state_dict()
-    torch.save({**everywhere, name: everywhere[name][:, :8, :8]}, tmp_path / "w.pth")
+    override_stages = small_sam(encoder(global_blocks=(0, 1, 2, 3))).state_dict()
+    torch.save({**override_stages, name: override_stages[name][:, :8, :8]}, tmp_path / "w.pth")
     with pytest.raises(TeacherWeightsError, match="those of a map of 16 tokens a side, and pos_embed is that of 8"):
         load(tmp_path / "w.pth")
 

@@ -13,11 +13,11 @@ from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache
 from radio_cache.torch import crop_maps
 from trainer.data.crops import eval_box_xyxy, shifted_box_xyxy, student_pixels
-from trainer.data.loader import Feed
-from trainer.data.schedule import Plan
+from trainer.data.loader import BatchLoader
+from trainer.data.schedule import Schedule
 from trainer.data.selection import usable_rows
 from trainer.objective.targets import TargetMaker
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 
 if TYPE_CHECKING:
     from conftest import MakeData
@@ -39,9 +39,9 @@ def test_order_and_crops_depend_only_on_seed_and_step(
     tiny_cache: Cache, tiny_recipe: Recipe, make_data: "MakeData"
 ) -> None:
     groups = {(0, 0): make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2))}
-    with Feed(Plan(tiny_recipe), groups, 0, 6, device=torch.device("cpu"), threads=3) as feed:
+    with BatchLoader(Schedule(tiny_recipe), groups, 0, 6, device=torch.device("cpu"), threads=3) as loader:
         # The feed's memory is used again for later batches: keep copies.
-        ahead = [fed.batch.map(torch.clone) for fed in feed]
+        ahead = [loaded.batch.map(torch.clone) for loaded in loader]
     alone = make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(4, 0, 3)
     assert len(ahead) == 6
     np.testing.assert_array_equal(ahead[4].rows, alone.rows)
@@ -82,7 +82,7 @@ def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(
     (tmp_path / "images/ramp").mkdir(parents=True)
     Image.fromarray(ramp).save(tmp_path / "images/ramp/0.png")
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 12)})
-    recipe = replace(everywhere(tiny_recipe, batch_images=1), crop_area=(0.3, 0.6), normalise="none")
+    recipe = replace(override_stages(tiny_recipe, batch_images=1), crop_area=(0.3, 0.6), normalise="none")
     data = make_data(cache, ("colours",), recipe, (4, 4))
     make = TargetMaker(cache, data.levels["colours"].all, recipe, data.order.rows(0, 0, 1), torch.device("cpu"))
     spec = fake_spec("colours", summary_dim=None, spatial_dim=12)
@@ -205,7 +205,7 @@ def test_a_smaller_copy_of_an_image_is_cut_at_the_same_place(
     (tmp_path / "images/a").mkdir(parents=True)
     Image.fromarray(waves).save(tmp_path / "images/a/0.jpg", quality=95)
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 4)})
-    data = make_data(cache, ("colours",), everywhere(tiny_recipe, batch_images=1), (4, 4))
+    data = make_data(cache, ("colours",), override_stages(tiny_recipe, batch_images=1), (4, 4))
     whole, sizes = data.image, list[tuple[int, int]]()
 
     def shown(image: Callable[[int, int | None], Image.Image]) -> np.ndarray:

@@ -11,7 +11,7 @@ from radio_cache.reader import Cache
 from radio_cache.testing import fake_features, fake_spec, make_tiny_cache
 from trainer.loop import train
 from trainer.objective.targets import TargetMaker
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.train_config import TrainConfig
 
 NAMES = ("colours",)
@@ -31,7 +31,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def recipe(tiny_recipe: Recipe) -> Recipe:
-    return replace(everywhere(tiny_recipe, batch_images=4), crop_area=(0.2, 1.0), normalise="none")
+    return replace(override_stages(tiny_recipe, batch_images=4), crop_area=(0.2, 1.0), normalise="none")
 
 
 def test_a_crop_is_compared_with_the_level_of_its_magnification(cache: Cache, recipe: Recipe, make_data: Any) -> None:
@@ -78,7 +78,7 @@ def test_crops_may_be_drawn_so_that_a_level_fits(cache: Cache, recipe: Recipe, m
 
 def test_a_student_has_one_head_for_all_levels_of_a_teacher(cache: Cache, recipe: Recipe, tmp_path: Path) -> None:
     for match in ("off", "nearest", "draw"):
-        settings = replace(everywhere(recipe, steps=2), match=match, normalise="phi-s")
+        settings = replace(override_stages(recipe, steps=2), match=match, normalise="phi-s")
         train(TrainConfig(cache=cache.path, recipe=settings, out=tmp_path / match))
     from trainer.model.files import load_student
 

@@ -10,8 +10,8 @@ import torch
 from radio_cache.errors import CorruptShardError
 from radio_cache.reader import Cache, CachedTeacher
 from trainer.data.crops import CropData
-from trainer.data.loader import Feed
-from trainer.data.schedule import Plan
+from trainer.data.loader import BatchLoader
+from trainer.data.schedule import Schedule
 from trainer.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -28,15 +28,15 @@ def slow_codes(teacher: CachedTeacher, rows: np.ndarray, out: np.ndarray, view: 
 
 
 def test_waiting_is_told_by_what_came_last(data: CropData, tiny_recipe: Recipe) -> None:
-    with Feed(Plan(tiny_recipe), {(0, 0): data}, 0, 4, device=CPU, threads=1, read=slow_codes) as feed:
-        waits = [fed.waits for fed in feed]
+    with BatchLoader(Schedule(tiny_recipe), {(0, 0): data}, 0, 4, device=CPU, threads=1, read=slow_codes) as loader:
+        waits = [loaded.waits for loaded in loader]
     assert sum(wait.codes for wait in waits) > 0.1 > 10 * sum(wait.pixels for wait in waits)
 
 
 def test_accumulation_cuts_a_batch_and_keeps_its_images(data: CropData, tiny_recipe: Recipe) -> None:
-    plan = Plan(dataclasses.replace(tiny_recipe), accumulate=3)
-    with Feed(plan, {(0, 0): data}, 2, 3, device=CPU, threads=2) as feed:
-        pieces = [(fed.part, fed.batch.map(torch.clone)) for fed in feed]
+    schedule = Schedule(dataclasses.replace(tiny_recipe), accumulate=3)
+    with BatchLoader(schedule, {(0, 0): data}, 2, 3, device=CPU, threads=2) as loader:
+        pieces = [(loaded.part, loaded.batch.map(torch.clone)) for loaded in loader]
     whole = data.batch(2, 0, 3)
     assert [len(batch.rows) for _, batch in pieces] == [1, 1, 1]
     torch.testing.assert_close(torch.cat([batch.pixels for _, batch in pieces]), whole.pixels)
@@ -51,6 +51,6 @@ def test_damage_stops_training_where_it_is_met(data: CropData, tiny_cache: Cache
         shard.write_bytes(content)
     with (
         pytest.raises(CorruptShardError, match="fake-a"),
-        Feed(Plan(tiny_recipe), {(0, 0): data}, 0, 4, device=CPU, threads=2) as feed,
+        BatchLoader(Schedule(tiny_recipe), {(0, 0): data}, 0, 4, device=CPU, threads=2) as loader,
     ):
-        list(feed)
+        list(loader)

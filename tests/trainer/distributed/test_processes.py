@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from trainer.loop import train
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_two_processes_train_as_one_does(two: "TwoProcesses", two_groups: Recipe
 def test_two_processes_killed_twice_go_on_to_the_same_weights(
     two: "TwoProcesses", tiny_cache: Cache, two_groups: Recipe, tmp_path: Path
 ) -> None:
-    recipe = replace(everywhere(two_groups, steps=40), student="e-radio-tiny", student_overrides={})
+    recipe = replace(override_stages(two_groups, steps=40), student="e-radio-tiny", student_overrides={})
     two.ended(two.run(tiny_cache, recipe, tmp_path / "whole"))
     for wait_for in (5, 20):
         two.killed(two.run(tiny_cache, recipe, tmp_path / "cut"), tmp_path / "cut", step=wait_for)
@@ -57,7 +57,7 @@ def test_two_processes_killed_twice_go_on_to_the_same_weights(
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
     two: "TwoProcesses", tiny_cache: Cache, two_groups: Recipe, tmp_path: Path
 ) -> None:
-    processes = two.run(tiny_cache, everywhere(two_groups, steps=4000), tmp_path / "run")
+    processes = two.run(tiny_cache, override_stages(two_groups, steps=4000), tmp_path / "run")
     while not list((tmp_path / "run/checkpoints").glob("step-*.pt")):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)

@@ -10,13 +10,13 @@ from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 from trainer import TrainConfig, train
 from trainer.exports import Card, export_student
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 
 
 def test_a_card_names_teachers_licences_recipe_results_and_shows_what_the_student_sees(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
-    train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, steps=1), out=tmp_path / "run"))
+    train(TrainConfig(cache=tiny_cache.path, recipe=override_stages(tiny_recipe, steps=1), out=tmp_path / "run"))
     rows = [{"name": "student", "kind": "student", "top1": 0.5, "share_of_best_teacher": None}]
     (tmp_path / "knn.json").write_text(json.dumps({"protocol": "k-NN, k = 20", "rows": rows}))
     export_student(tmp_path / "run", tmp_path / "out", card=Card(results=[tmp_path / "knn.json"]))

@@ -17,7 +17,7 @@ from trainer.export_cli import main as export_main
 from trainer.model.adaptors import AdaptorOutput, MlpHead, TeacherWidths, fold_into_last
 from trainer.model.files import save_student
 from trainer.model.student import StudentConfig, backbone_and_heads, build_distilled
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 
 
 def test_folded_statistics_give_the_teachers_own_units() -> None:
@@ -33,7 +33,7 @@ def test_a_trained_student_speaks_in_the_units_of_the_cache(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     """The exported heads are near the cached maps themselves; without the folded mean they could not be."""
-    recipe = replace(everywhere(tiny_recipe, steps=60, lr=5e-3), crop_area=(0.9, 1.0))
+    recipe = replace(override_stages(tiny_recipe, steps=60, lr=5e-3), crop_area=(0.9, 1.0))
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     model = load_student(tmp_path / "run", adaptors="all")
     from radio_cache.images.decode import decode_image
@@ -87,7 +87,7 @@ def test_residual_heads_that_upsample_are_trained_and_speak_of_a_finer_grid_in_t
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = replace(
-        everywhere(tiny_recipe, steps=25, lr=5e-3),
+        override_stages(tiny_recipe, steps=25, lr=5e-3),
         adaptor="residual-mlp",
         adaptor_blocks=1,
         adaptor_upsample=2,
@@ -314,7 +314,7 @@ def test_weights_a_student_started_from_are_not_fetched_again_for_a_trained_one(
     start = tmp_path / "start.pt"
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), start)
     overrides = {"depth": 12, "patch_bias": True, "init_from": "vit_tiny_patch16_224", "init_file": str(start)}
-    recipe = replace(everywhere(tiny_recipe, steps=1), student="vit-tiny-16", student_overrides=overrides)
+    recipe = replace(override_stages(tiny_recipe, steps=1), student="vit-tiny-16", student_overrides=overrides)
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     started = load_student(tmp_path / "run", untrained=True)
     start.unlink()

@@ -11,7 +11,7 @@ from trainer.distributed.processes import Processes
 from trainer.loop import train
 from trainer.model.files import load_student
 from trainer.model.mosaic import cut, joined
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.run.step import TrainingRun
 from trainer.students.base import StudentOutput
 from trainer.train_config import TrainConfig
@@ -56,15 +56,15 @@ def test_a_mosaic_of_a_student_that_sees_one_token_at_a_time_has_the_loss_of_its
         "position_drop": 0.0,
         "num_summary_tokens": 1,
     }
-    alone = replace(everywhere(tiny_recipe, batch_images=4), student="vit-tiny-16", student_overrides=overrides)
+    alone = replace(override_stages(tiny_recipe, batch_images=4), student="vit-tiny-16", student_overrides=overrides)
     spatial: list[float] = []
     for recipe in (with_mosaic(alone), alone):
         run = TrainingRun(TrainConfig(cache=cache.path, recipe=recipe, out=tmp_path / "run"), Processes())
         for name, parameter in run.model.student.named_parameters():
             if name.endswith("table") or ".proj." in name or ".mlp.2." in name:  # no place, no attention, no MLP
                 torch.nn.init.zeros_(parameter)
-        with run.feed(0) as feed:
-            parts = run.step(0, iter(feed))[0].teachers["fake-a"]
+        with run.loader(0) as loader:
+            parts = run.step(0, iter(loader))[0].teachers["fake-a"]
         assert ("summary" in parts) == (recipe is alone)
         spatial.append(parts["spatial"])
     assert spatial[0] == pytest.approx(spatial[1], rel=1e-5)

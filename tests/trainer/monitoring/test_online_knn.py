@@ -11,9 +11,9 @@ from radio_cache.reader import Cache
 from radio_cache.testing import make_tiny_cache, write_images
 from trainer.distributed.processes import Processes
 from trainer.loop import train
-from trainer.monitoring.online_knn import Monitor, knn_predictions
+from trainer.monitoring.online_knn import OnlineKnn, knn_predictions
 from trainer.monitoring.pictures import picture
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
 
@@ -34,7 +34,7 @@ def test_class_numbers_may_be_identifiers() -> None:
 def test_a_run_tells_its_quality_keeps_the_best_and_draws_what_it_sees(tmp_path: Path, tiny_recipe: Recipe) -> None:
     write_images(tmp_path / "images", per_class=8)
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
-    recipe = replace(everywhere(tiny_recipe, steps=6), knn_every=2, picture_every=3, ema=0.9)
+    recipe = replace(override_stages(tiny_recipe, steps=6), knn_every=2, picture_every=3, ema=0.9)
     whole, cut = tmp_path / "whole", tmp_path / "plain"
     train(TrainConfig(cache=cache.path, recipe=recipe, out=whole))
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -55,7 +55,7 @@ def test_a_run_tells_its_quality_keeps_the_best_and_draws_what_it_sees(tmp_path:
 
 
 def test_images_without_labels_are_no_reason_to_stop(tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(everywhere(tiny_recipe, steps=2), knn_every=1)  # seven images are too few to measure on
+    recipe = replace(override_stages(tiny_recipe, steps=2), knn_every=1)  # seven images are too few to measure on
     train(TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run"))
     assert "knn" not in (tmp_path / "run/metrics.jsonl").read_text()
 
@@ -73,7 +73,7 @@ def test_classes_of_one_image_each_are_not_measured(tmp_path: Path, tiny_recipe:
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
     train(
         TrainConfig(
-            cache=cache.path, recipe=replace(everywhere(tiny_recipe, steps=2), knn_every=1), out=tmp_path / "run"
+            cache=cache.path, recipe=replace(override_stages(tiny_recipe, steps=2), knn_every=1), out=tmp_path / "run"
         )
     )
     assert "knn" not in (tmp_path / "run/metrics.jsonl").read_text()
@@ -85,10 +85,10 @@ def test_the_queries_are_held_out_where_there_are_enough(tmp_path: Path, tiny_re
     config = TrainConfig(cache=cache.path, recipe=replace(tiny_recipe, holdout=0.5), out=tmp_path / "run")
     run = TrainingRun(config, Processes())
     assert len(run.held_out_rows) >= 8
-    monitor = Monitor.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows, run.model.config)
+    monitor = OnlineKnn.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows, run.model.config)
     assert monitor is not None
     assert (len(monitor.bank), len(monitor.queries)) == (len(run.rows), len(run.held_out_rows))
     assert len({row for group in run.groups.values() for row in group.order.rows(0, 0, 3)} & {*run.held_out_rows}) == 0
-    few = Monitor.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows[:3], run.model.config)
+    few = OnlineKnn.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows[:3], run.model.config)
     assert few is not None
     assert len(few.bank) + len(few.queries) == len(run.rows)

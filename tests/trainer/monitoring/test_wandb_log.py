@@ -11,7 +11,7 @@ import pytest
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
 from trainer.loop import train
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.train_config import TrainConfig
 
 
@@ -40,7 +40,7 @@ def test_it_is_told_what_tensorboard_is_and_a_resumed_run_is_the_same_one(
 ) -> None:
     wandb = StandIn()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    recipe = replace(everywhere(tiny_recipe, steps=4), checkpoint_every=2)
+    recipe = replace(override_stages(tiny_recipe, steps=4), checkpoint_every=2)
     config = TrainConfig(cache=tiny_cache.path, recipe=recipe, out=tmp_path / "run", wandb="radio")
     train(config)
     assert [step for step, _ in wandb.logged] == [2, 4]
@@ -62,7 +62,7 @@ def test_nobody_is_told_unless_asked(
 ) -> None:
     wandb = StandIn()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    train(TrainConfig(cache=tiny_cache.path, recipe=everywhere(tiny_recipe, steps=2), out=tmp_path / "run"))
+    train(TrainConfig(cache=tiny_cache.path, recipe=override_stages(tiny_recipe, steps=2), out=tmp_path / "run"))
     assert wandb.started == []
 
 

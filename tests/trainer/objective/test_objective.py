@@ -13,7 +13,7 @@ from trainer.model.adaptors import AdaptorOutput
 from trainer.objective.balancing import BALANCINGS
 from trainer.objective.losses import SPATIAL_LOSSES, SUMMARY_LOSSES
 from trainer.objective.objective import Objective, TeacherLoss, teacher_loss
-from trainer.recipes.recipe import Recipe, everywhere
+from trainer.recipes.recipe import Recipe, override_stages
 from trainer.train_config import TrainConfig
 
 
@@ -98,7 +98,7 @@ def test_every_name_trains_and_resumes_bitwise(
     recipe = Recipe.from_json(
         {
             **replace(
-                everywhere(tiny_recipe, steps=3), student="vit-tiny-16", log_every=1, checkpoint_every=1
+                override_stages(tiny_recipe, steps=3), student="vit-tiny-16", log_every=1, checkpoint_every=1
             ).to_json(),
             **settings,
         }

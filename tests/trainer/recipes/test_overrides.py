@@ -1,12 +1,12 @@
 import pytest
 
 from radio_cache.errors import ConfigError
-from trainer.recipes.overrides import with_settings
+from trainer.recipes.overrides import apply_overrides
 from trainer.recipes.presets import am_radio, quick
 
 
 def test_settings_are_typed_by_their_field() -> None:
-    changed = with_settings(
+    changed = apply_overrides(
         quick(),
         {
             "lr": "1e-4",
@@ -29,7 +29,7 @@ def test_settings_are_typed_by_their_field() -> None:
 
 def test_a_path_reaches_one_group_of_one_stage() -> None:
     settings = {"stages.1.groups.1.teachers": "a,b*", "stages.1.groups.1.image_px": "64", "stages.0.lr": "0.1"}
-    changed = with_settings(am_radio(), settings)
+    changed = apply_overrides(am_radio(), settings)
     assert changed.stages[1].groups[1].teachers == ("a", "b*")
     assert [group.image_px for group in changed.stages[1].groups] == [432, 64]
     assert [stage.lr for stage in changed.stages] == [0.1, 1e-3]
@@ -56,5 +56,5 @@ def test_a_path_reaches_one_group_of_one_stage() -> None:
 )
 def test_a_bad_setting_is_named(key: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        with_settings(quick(), {key: value})
+        apply_overrides(quick(), {key: value})
     assert message in str(error.value)

@@ -7,8 +7,8 @@ import pytest
 
 from radio_cache.errors import ConfigError
 from trainer.recipes.presets import RECIPES, am_radio, find_recipe, quick, radio_v25
-from trainer.recipes.recipe import Group, Recipe, everywhere
-from trainer.recipes.summary import MAX_LINES, described
+from trainer.recipes.recipe import Group, Recipe, override_stages
+from trainer.recipes.summary import MAX_LINES, summarise_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,16 +22,25 @@ def test_a_recipe_survives_its_json(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_shown_in_few_lines_and_says_what_we_chose(name: str, width: int) -> None:
     recipe = find_recipe(name)
-    text = described(recipe, width=width)
+    text = summarise_recipe(recipe, width=width)
     assert len(text.splitlines()) <= MAX_LINES
     assert f"seed={recipe.seed}" in text
-    assert text.count("(ours)") == len(recipe.ours)
+    assert text.count("(not from paper)") == len(recipe.not_from_paper)
 
 
 def test_a_saved_recipe_is_found_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(everywhere(quick(), lr=0.5).to_json()))
+    path.write_text(json.dumps(override_stages(quick(), lr=0.5).to_json()))
     assert find_recipe(str(path)).stages[0].lr == 0.5
+
+
+def test_a_recipe_saved_with_earlier_names_of_fields_still_loads() -> None:
+    saved = json.loads((Path(__file__).parent / "saved/am-radio-2026-11-30.json").read_text())
+    assert "ours" in saved
+    recipe = Recipe.from_json(saved)
+    assert recipe == am_radio()
+    assert recipe.not_from_paper == tuple(saved["ours"])
+    assert find_recipe(str(Path(__file__).parent / "saved/am-radio-2026-11-30.json")) == am_radio()
 
 
 def test_am_radio_has_the_numbers_of_the_paper() -> None:
@@ -57,19 +66,19 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
 
 
 def test_steps_of_the_whole_run_keep_the_stages_shares() -> None:
-    stages = everywhere(radio_v25(), steps=8).stages
+    stages = override_stages(radio_v25(), steps=8).stages
     assert [stage.steps for stage in stages] == [4, 2, 2]
     assert [stage.warmup_steps for stage in stages] == [0, 0, 0]
-    assert [stage.steps for stage in everywhere(radio_v25(), steps=3).stages] == [1, 1, 1]
+    assert [stage.steps for stage in override_stages(radio_v25(), steps=3).stages] == [1, 1, 1]
     with pytest.raises(ConfigError, match="steps must be at least 1 for each of 3 stages, not 2"):
-        everywhere(radio_v25(), steps=2)
+        override_stages(radio_v25(), steps=2)
 
 
 def test_one_value_for_groups_that_differ_is_answered_with_the_settings_to_use() -> None:
     with pytest.raises(
         ConfigError, match=r"several image_px.*--set stages\.0\.groups\.0\.image_px=256 --set stages\.1"
     ):
-        everywhere(am_radio(), image_px=64)
+        override_stages(am_radio(), image_px=64)
 
 
 def test_a_recipe_file_with_an_unknown_or_a_missing_field_is_refused(tmp_path: Path) -> None:

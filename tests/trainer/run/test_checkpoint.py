@@ -14,7 +14,14 @@ from radio_cache.errors import NonFiniteLossError, TrainingError
 from radio_cache.reader import Cache
 from trainer.loop import train
 from trainer.recipes.recipe import Recipe
-from trainer.run.checkpoint import Progress, Trainee, checkpoints, restore_last, save_checkpoint, telling_what_is_whole
+from trainer.run.checkpoint import (
+    Progress,
+    TrainingState,
+    checkpoints,
+    report_last_checkpoint,
+    restore_last,
+    save_checkpoint,
+)
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
 
@@ -58,16 +65,16 @@ IN_THE_WAY: dict[str, tuple[Exception, str]] = {
 }
 
 
-def two_checkpoints(folder: Path) -> Trainee:
+def two_checkpoints(folder: Path) -> TrainingState:
     """A trainee whose states after two and after four steps are saved."""
     student, adaptors = nn.Linear(2, 3), nn.Linear(3, 1)
     optimizer = torch.optim.AdamW([*student.parameters(), *adaptors.parameters()])
     adaptors(student(torch.ones(1, 2))).sum().backward()
-    trainee = Trainee(student, adaptors, nn.Identity(), optimizer)
+    training_state = TrainingState(student, adaptors, nn.Identity(), optimizer)
     for step in (2, 4):
         optimizer.step()
-        save_checkpoint(folder, trainee.state(), Progress(step), keep=2)
-    return trainee
+        save_checkpoint(folder, training_state.state(), Progress(step), keep=2)
+    return training_state
 
 
 @pytest.mark.parametrize("cause", IN_THE_WAY)
@@ -76,7 +83,7 @@ def test_a_checkpoint_that_cannot_be_used_just_now_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: str, where: str
 ) -> None:
     error, message = IN_THE_WAY[cause]
-    trainee = two_checkpoints(tmp_path)
+    training_state = two_checkpoints(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 2
 
@@ -92,16 +99,16 @@ def test_a_checkpoint_that_cannot_be_used_just_now_is_not_called_damaged(
             case _:
                 patch.setattr(torch, "load", refuse)
         with pytest.raises(TrainingError, match=rf"step-00000004\.pt .*{message}") as caught:
-            restore_last(tmp_path, trainee, print)
+            restore_last(tmp_path, training_state, print)
     assert "damaged" not in str(caught.value)
     assert "remove" not in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert restore_last(tmp_path, trainee, print).step == 4
+    assert restore_last(tmp_path, training_state, print).step == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "a bit", "empty"])
 def test_damage_is_what_the_bytes_show(tmp_path: Path, damage: str) -> None:
-    trainee = two_checkpoints(tmp_path)
+    training_state = two_checkpoints(tmp_path)
     file = tmp_path / "step-00000004.pt"
     content = bytearray(file.read_bytes())
     match damage:
@@ -110,24 +117,24 @@ def test_damage_is_what_the_bytes_show(tmp_path: Path, damage: str) -> None:
         case "flipped":
             content[:100] = bytes(100)
         case "a bit":  # in a weight: torch loads it without a word
-            place = bytes(content).index(trainee.student.weight.detach().numpy().tobytes())
+            place = bytes(content).index(training_state.student.weight.detach().numpy().tobytes())
             content[place] ^= 1
         case _:
             content.clear()
     file.write_bytes(content)
     said: list[str] = []
-    assert restore_last(tmp_path, trainee, said.append).step == 2
+    assert restore_last(tmp_path, training_state, said.append).step == 2
     assert "step-00000004.pt is damaged" in said[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002.pt", "step-00000004.pt.damaged"]
 
 
 def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
-    trainee, said, before = two_checkpoints(tmp_path), list[str](), torch.get_num_threads()
-    restore_last(tmp_path, trainee, said.append)
+    training_state, said, before = two_checkpoints(tmp_path), list[str](), torch.get_num_threads()
+    restore_last(tmp_path, training_state, said.append)
     assert said == []
     torch.set_num_threads(before + 1)
     try:
-        restore_last(tmp_path, trainee, said.append)
+        restore_last(tmp_path, training_state, said.append)
     finally:
         torch.set_num_threads(before)
     assert f"by {before} threads so far and is by {before + 1} now" in said[0]
@@ -138,7 +145,7 @@ def test_checkpoints_of_a_folder_that_cannot_be_listed_are_not_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would train anew, over what is there."""
-    trainee, listed = two_checkpoints(tmp_path), os.scandir
+    training_state, listed = two_checkpoints(tmp_path), os.scandir
 
     def refuse(place: Any = ".") -> Any:
         if Path(place) == tmp_path:
@@ -147,7 +154,7 @@ def test_checkpoints_of_a_folder_that_cannot_be_listed_are_not_none(
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(TrainingError, match=r"cannot be listed \(Permission denied\)"):
-        restore_last(tmp_path, trainee, print)
+        restore_last(tmp_path, training_state, print)
 
 
 def test_nothing_is_trained_anew_where_every_checkpoint_is_damaged(
@@ -203,9 +210,9 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_is_named(
 def test_what_the_system_refuses_in_a_run_says_from_where_it_goes_on(tmp_path: Path) -> None:
     (tmp_path / "step-00000007.pt").touch()
     refused = pytest.raises(TrainingError, match=r"No such file .*nowhere'\. step-00000007.pt is whole: cure that")
-    with refused, telling_what_is_whole(tmp_path):
+    with refused, report_last_checkpoint(tmp_path):
         (tmp_path / "nowhere").open()
-    with pytest.raises(BrokenPipeError), telling_what_is_whole(tmp_path):
+    with pytest.raises(BrokenPipeError), report_last_checkpoint(tmp_path):
         raise BrokenPipeError
 
 

@@ -2,17 +2,17 @@ import pytest
 import torch
 
 from radio_cache.errors import ConfigError, TrainingError
-from trainer.run.memory import checkpoint_activations, telling_what_to_turn_down
+from trainer.run.memory import checkpoint_activations, explain_out_of_memory
 from trainer.students import create_student
 
 
 def test_too_little_memory_names_the_settings_to_turn_down() -> None:
-    with pytest.raises(TrainingError, match=r"out of memory .*--set accumulate=2"), telling_what_to_turn_down():
+    with pytest.raises(TrainingError, match=r"out of memory .*--set accumulate=2"), explain_out_of_memory():
         torch.empty(1 << 60, dtype=torch.uint8)
     no_thread = pytest.raises(TrainingError, match=r"starts no more threads .*ulimit -u")
-    with no_thread, telling_what_to_turn_down():
+    with no_thread, explain_out_of_memory():
         raise RuntimeError("can't start new thread")
-    with pytest.raises(RuntimeError, match="memory format"), telling_what_to_turn_down():
+    with pytest.raises(RuntimeError, match="memory format"), explain_out_of_memory():
         raise RuntimeError("required rank 4 tensor to use this memory format")
 
 

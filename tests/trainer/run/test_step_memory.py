@@ -12,16 +12,16 @@ from radio_cache.errors import TrainingError
 from radio_cache.reader import Cache
 from trainer.distributed.processes import Processes
 from trainer.loop import train
-from trainer.recipes.recipe import Recipe, Shuffle, everywhere
+from trainer.recipes.recipe import Recipe, Shuffle, override_stages
 from trainer.run import step as training_run
 from trainer.run.step import TrainingRun
-from trainer.run.step_memory import available_bytes, kept_bytes, refuse_too_large_a_step
+from trainer.run.step_memory import available_bytes, refuse_oversized_step, saved_activation_bytes
 from trainer.train_config import TrainConfig
 
 
 def test_what_a_pass_keeps_is_counted_once_and_without_weights() -> None:
     linear, x = nn.Linear(100, 200, bias=False), torch.rand(50, 100)
-    kept = kept_bytes(lambda: torch.relu(linear(x)), linear.parameters())
+    kept = saved_activation_bytes(lambda: torch.relu(linear(x)), linear.parameters())
     assert kept == 4 * (50 * 100 + 50 * 200)  # the input of the matrix, and the output of relu
 
 
@@ -30,7 +30,9 @@ def test_the_count_grows_with_the_images(tiny_cache: Cache, tiny_recipe: Recipe,
     run.model.eval()
     data = run.groups[0, 0]
     batches = [data.batch(0, 0, number) for number in (1, 2, 3)]
-    counts = [kept_bytes(functools.partial(run._pass, data, batch), run.model.parameters()) for batch in batches]
+    counts = [
+        saved_activation_bytes(functools.partial(run._pass, data, batch), run.model.parameters()) for batch in batches
+    ]
     assert counts[1] > counts[0]
     assert counts[2] - counts[1] == pytest.approx(counts[1] - counts[0], rel=0.1)
 
@@ -39,7 +41,7 @@ def test_a_step_that_does_not_fit_names_the_number_of_passes_that_does(
     tiny_cache: Cache, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(
-        cache=tiny_cache.path, recipe=everywhere(tiny_recipe, batch_images=64, image_px=64), out=tmp_path / "run"
+        cache=tiny_cache.path, recipe=override_stages(tiny_recipe, batch_images=64, image_px=64), out=tmp_path / "run"
     )
     monkeypatch.setattr(training_run, "available_bytes", lambda: 100e6)
     message = r"a step of stages.0.groups.0 needs about 0\.\d GB .* --set accumulate=\d+"
@@ -47,7 +49,7 @@ def test_a_step_that_does_not_fit_names_the_number_of_passes_that_does(
         train(config)
     assert not (tmp_path / "run").exists()
     passes = int(str(caught.value).partition("accumulate=")[2].split()[0])
-    train(replace(config, recipe=replace(everywhere(config.recipe, steps=1), accumulate=passes)))
+    train(replace(config, recipe=replace(override_stages(config.recipe, steps=1), accumulate=passes)))
 
 
 def test_nothing_that_is_trained_changes_by_the_count(
@@ -74,11 +76,11 @@ def test_nothing_that_is_trained_changes_by_the_count(
 )
 def test_the_cure_fits(images: int, available: float, cure: str) -> None:
     with pytest.raises(TrainingError, match=cure):
-        refuse_too_large_a_step(
+        refuse_oversized_step(
             per_image=0.05e9, images=images, fixed=1e9, path="x", processes=1, accumulate=2, available=available
         )
     for enough in (None, 4.1e9):
-        refuse_too_large_a_step(
+        refuse_oversized_step(
             per_image=0.05e9, images=images, fixed=1e9, path="x", processes=1, accumulate=2, available=enough
         )
 
@@ -103,7 +105,7 @@ def test_batches_of_one_image_are_trained_in_either_order(
 ) -> None:
     for batch_images in (1, 2):
         recipe = replace(
-            everywhere(tiny_recipe, batch_images=batch_images),
+            override_stages(tiny_recipe, batch_images=batch_images),
             shuffle=shuffle,
             student="vit-tiny-16",
             student_overrides={"width": 24, "depth": 1, "heads": 2},

@@ -13,8 +13,8 @@ from radio_cache.testing import make_tiny_cache, write_images
 from trainer.export_cli import main as export_main
 from trainer.loop import train
 from trainer.model.files import load_student
-from trainer.recipes.recipe import Recipe, everywhere
-from trainer.run.unfinished import student_of_checkpoint
+from trainer.recipes.recipe import Recipe, override_stages
+from trainer.run.checkpoint_student import student_from_checkpoint
 from trainer.train_config import TrainConfig
 
 
@@ -23,14 +23,14 @@ def run(tmp_path: Path, tiny_recipe: Recipe) -> Path:
     """A run with averaged weights, k-NN at its second, fourth and last step, and checkpoints of the last two."""
     write_images(tmp_path / "images", per_class=8)
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images")
-    recipe = replace(everywhere(tiny_recipe, steps=6), knn_every=2, ema=0.9, normalise="zca", checkpoint_every=3)
+    recipe = replace(override_stages(tiny_recipe, steps=6), knn_every=2, ema=0.9, normalise="zca", checkpoint_every=3)
     train(TrainConfig(cache=cache.path, recipe=recipe, out=tmp_path / "run"))
     return tmp_path / "run"
 
 
 def test_the_last_checkpoint_gives_the_student_that_the_run_ended_with(run: Path) -> None:
     expected = load_student(run, adaptors="all")
-    student, said = student_of_checkpoint(run, "last", adaptors="all")
+    student, said = student_from_checkpoint(run, "last", adaptors="all")
     assert said == "step-00000006.pt: step 6 of 6"
     assert student.config == expected.config
     state = expected.state_dict()
@@ -62,9 +62,9 @@ def test_a_run_that_was_stopped_early_is_exported_and_the_best_says_how_good_it_
 
 def test_other_images_and_no_run_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(NotACacheError, match="holds no checkpoint"):
-        student_of_checkpoint(tmp_path, "last")
+        student_from_checkpoint(tmp_path, "last")
     recorded = json.loads((run / "run.json").read_text())
     recorded["images"]["in_cache"] = 3
     (run / "run.json").write_text(json.dumps(recorded))
     with pytest.raises(ConfigError, match=r"has other images than when .* \(3 then, 16 now\)"):
-        student_of_checkpoint(run, "last")
+        student_from_checkpoint(run, "last")

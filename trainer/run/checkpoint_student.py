@@ -16,14 +16,14 @@ from trainer.model.student import STARTING_SETTINGS, DistilledStudent, Heads, bu
 from trainer.objective.target_statistics import RunStatistics
 from trainer.objective.targets import TargetMaker, fold_targets
 from trainer.recipes.recipe import Recipe
-from trainer.run.build import student_config
+from trainer.run.build import make_student_config
 from trainer.run.checkpoint import BEST, DamagedCheckpointError, checkpoints, load_checkpoint
 from trainer.run.folder import CHECKPOINTS, read_run_file
 from trainer.students import refuse_foreign_code
 from trainer.train_config import TrainConfig
 
 
-def student_of_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> tuple[DistilledStudent, str]:
+def student_from_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> tuple[DistilledStudent, str]:
     """Make the student of a checkpoint, with heads that speak the teachers' units, in evaluation, on the CPU.
 
     Args:
@@ -50,7 +50,7 @@ def student_of_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> tup
     teachers, step = tuple(recorded["teachers"]), int(state["step"])
     rows, _, split = split_rows(cache, usable_rows(cache, teachers, allow_partial=True), recipe.holdout)
     place = TrainConfig(cache=recorded["cache"], recipe=recipe, out=run, teachers=teachers)
-    config = student_config(place, cache, teachers, split)
+    config = make_student_config(place, cache, teachers, split)
     config = replace(config, steps=step, images_seen=round(config.images_seen * step / recipe.steps))
     with torch.random.fork_rng(devices=[]):
         # Weights that will be replaced are not worth a download.
