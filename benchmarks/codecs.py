@@ -32,12 +32,12 @@ from cache_builder.sources.folder import walk_folder
 from cache_builder.teachers import load_teacher
 from radio_cache.codecs import Codec
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.codecs.klt_zstd import split
+from radio_cache.codecs.klt_zstd import split_integers
 from radio_cache.errors import CodecError
 from radio_cache.geometry.crops import valid_hw
 from radio_cache.images.decode import decode_image
 from radio_cache.shards.encoding import encode_shard
-from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.fidelity import measure_fidelity
 from radio_cache.statistics.moments import Moments
 from radio_cache.statistics.phi_s import Affine, phi_s
 
@@ -85,7 +85,7 @@ class Sample:
             len(encode_shard(chunks[first : first + SHARD_IMAGES], len(chunks[first : first + SHARD_IMAGES])))
             for first in range(0, len(chunks), SHARD_IMAGES)
         )
-        found = measure(_tokens(self.held_out), _tokens(decoded))
+        found = measure_fidelity(_tokens(self.held_out), _tokens(decoded))
         return Row(
             teacher=self.teacher,
             family=family,
@@ -144,11 +144,11 @@ def phi_s_uniform(sample: Sample) -> Iterator[Row]:
         for _ in range(14):
             step = float(np.exp((low + high) / 2))
             decoded = affine.inverse(np.rint(targets / step) * step).astype(np.float32)
-            reached = measure(sample.tokens, decoded).cosine >= fidelity
+            reached = measure_fidelity(sample.tokens, decoded).cosine >= fidelity
             low, high = (np.log(step), high) if reached else (low, np.log(step))
         step = float(np.exp(low))
         codes = np.rint(measured / step)
-        planes = np.stack(split(np.moveaxis(codes, -1, 1).astype(np.int32), "planes"), axis=1)
+        planes = np.stack(split_integers(np.moveaxis(codes, -1, 1).astype(np.int32), "planes"), axis=1)
         decoded = affine.inverse(codes * step).astype(np.float32)
         label = f"PHI-S step + zstd, fidelity {fidelity:g}"
         chunks = _zstd([row.tobytes() for row in planes])

@@ -47,7 +47,7 @@ from radio_cache.receipts import read_receipt
 from radio_cache.shards.batch import Verify
 from radio_cache.shards.index_cache import ShardLayout
 from radio_cache.shards.reader import ShardReader
-from radio_cache.statistics.fidelity import Fidelity, after, combined
+from radio_cache.statistics.fidelity import Fidelity, chain_fidelity, combine_fidelity
 
 Rows = NDArray[np.int64] | Sequence[int] | range
 
@@ -253,9 +253,9 @@ class CachedTeacher:
 
         Measured while building. In a copy that was encoded again (`conversion`) it is an estimate from two measurements.
         """
-        found = combined(receipt.fidelity for receipt in self._done() if receipt.fidelity)
+        found = combine_fidelity(receipt.fidelity for receipt in self._done() if receipt.fidelity)
         if found and self.conversion and self.conversion.fidelity:
-            found = after(self.conversion.fidelity, found)
+            found = chain_fidelity(self.conversion.fidelity, found)
         return found and replace(found, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
 
     @property

@@ -20,7 +20,7 @@ from radio_cache.format.documents import PIXELS
 from radio_cache.format.schema import IMAGES_UNIT, Failure, Receipt, StoredFile, unit_group
 from radio_cache.images.stored import chunk_of
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.statistics.fidelity import PERFECT, Fidelity, combined, from_cosines
+from radio_cache.statistics.fidelity import PERFECT, Fidelity, combine_fidelity, fidelity_from_cosines
 from radio_cache.statistics.moments import power_sums
 from radio_cache.writer import ShardWriter
 
@@ -177,13 +177,13 @@ class _Made:
         variance = float((self.sums[1] - np.square(self.sums[0]) / max(1, count)).sum())
         if self._copying.repacked:
             cosines = np.concatenate(self._cosines)
-            return from_cosines(cosines, self._squared_errors, variance) if count else PERFECT
+            return fidelity_from_cosines(cosines, self._squared_errors, variance) if count else PERFECT
         parts: list[Fidelity] = []
         for row, tokens in self._tokens_of.items():
             receipt = self._copying.receipts[row // self._copying.source.meta.shard_images]
             if receipt and receipt.fidelity:
                 parts.append(replace(receipt.fidelity, num_tokens=tokens))
-        found = combined(parts)
+        found = combine_fidelity(parts)
         return found and replace(found, variance=variance / max(1, count))
 
 

@@ -35,7 +35,7 @@ from radio_cache.geometry.views import View
 from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_outdated_receipt, drop_receipt, is_finished, read_receipt, unfinished_shards
-from radio_cache.statistics.fidelity import PERFECT, from_cosines
+from radio_cache.statistics.fidelity import PERFECT, fidelity_from_cosines
 from radio_cache.statistics.moments import power_sums
 from radio_cache.writer import ShardWriter
 
@@ -290,7 +290,7 @@ def write_shard(
     fidelity = PERFECT
     if len(features.cosines):
         variance = float((features.sums[1] - np.square(features.sums[0]) / len(features.cosines)).sum())
-        fidelity = from_cosines(features.cosines, features.squared_errors, variance)
+        fidelity = fidelity_from_cosines(features.cosines, features.squared_errors, variance)
     return writer.commit(
         {
             "first_row": shard_rows[0],

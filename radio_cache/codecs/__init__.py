@@ -77,17 +77,17 @@ def codec_from_json(
     return codec
 
 
-def refuse_unknown(data: dict[str, Any], place: str | None = None) -> None:
+def refuse_unknown(data: dict[str, Any], document: str | None = None) -> None:
     """Raise UnsupportedFormatError for a codec that this version does not have.
 
     Args:
         data: the codec's stored JSON.
-        place: path or URL of the document with it, for the message.
+        document: path or URL of the document with it, for the message.
     """
     name = codec_label(data)
     if name not in CODECS:
         raise UnsupportedFormatError(
-            f"{f'{place}: ' if place else ''}codec '{name:.40}' is unknown (known: {', '.join(CODECS)}): "
+            f"{f'{document}: ' if document else ''}codec '{name:.40}' is unknown (known: {', '.join(CODECS)}): "
             "install the radio-cache that wrote the cache"
         )
 

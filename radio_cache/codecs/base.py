@@ -93,7 +93,7 @@ class Repackable(Protocol):
 
 
 class Codec(Protocol):
-    """What every codec implements; one test body runs over all of `radio_cache.codecs.CODECS`.
+    """Interface of every codec; one test body runs over all of `radio_cache.codecs.CODECS`.
 
     A codec is a small frozen value: what the cache stores of it (`to_json`, `arrays`) is all that it is.
     """
@@ -102,7 +102,7 @@ class Codec(Protocol):
     """Input of its calibration."""
 
     reaches_fidelity: ClassVar[bool]
-    """Whether calibration chooses the bits by a requested fidelity or step."""
+    """True if calibration chooses the number of bits by a requested fidelity or step."""
 
     @property
     def name(self) -> str:

@@ -82,7 +82,7 @@ class CodecRequest:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the codec has parameters that depend on the teacher."""
+        """True if the codec has parameters that depend on the teacher."""
         return self.codec_class.needs != "nothing"
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from radio_cache.codecs.base import TOKEN_AXES, Calibrated, CalibrationSample, CalibrationTarget, Needs
 from radio_cache.errors import CodecError
-from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.fidelity import measure_fidelity
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Half:
         """Measure the rounding on the held-out tokens."""
         del target  # the error of half follows from its type
         codec = cls()
-        return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(sample.held_out))))
+        return Calibrated(codec, measure_fidelity(sample.held_out, codec.decode(codec.encode(sample.held_out))))
 
 
 def beyond_half(magnitude: float) -> CodecError:

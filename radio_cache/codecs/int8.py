@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from radio_cache.codecs.base import TOKEN_AXES, Calibrated, CalibrationSample, CalibrationTarget, Needs
 from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite, too_few_tokens
 from radio_cache.errors import StoreError
-from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.fidelity import measure_fidelity
 
 LARGEST = 127
 """The largest code of a channel. The smallest is -127: -128 marks a hole in the store."""
@@ -138,4 +138,4 @@ class Int8:
         """Fit the scales to the tokens and measure them on the held-out ones."""
         del target  # the number of bits is fixed
         codec = cls.fit(sample.tokens)
-        return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(sample.held_out))))
+        return Calibrated(codec, measure_fidelity(sample.held_out, codec.decode(codec.encode(sample.held_out))))

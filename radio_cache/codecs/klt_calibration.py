@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from radio_cache.codecs.base import CalibrationSample, CalibrationTarget
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.errors import CodecError
-from radio_cache.statistics.fidelity import Fidelity, measure
+from radio_cache.statistics.fidelity import Fidelity, measure_fidelity
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class KltSample:
 
         The fidelity equals that of the features, since a rotation changes no angle and no ratio of lengths.
         """
-        return measure(self.held_out + self.basis.rotated_mean, decoded + self.basis.rotated_mean)
+        return measure_fidelity(self.held_out + self.basis.rotated_mean, decoded + self.basis.rotated_mean)
 
 
 def smallest_enough(is_enough: Callable[[int], bool], largest: int) -> int:

@@ -325,7 +325,7 @@ class PackedPlan:
     def codec(self, bits: int) -> KltPacked:
         """Return the codec that gives a token's channels `bits` bits, rounded up so that the token fills its last byte."""
         gain_bits = GAIN_BITS * len(group_starts(self.basis.channels))
-        whole = -(-(bits + gain_bits) // 8) * 8 - gain_bits
+        channel_bits = -(-(bits + gain_bits) // 8) * 8 - gain_bits
         # A channel's width is the number of times that it occurs among the first bits.
-        widths = np.bincount(self.order[:whole], minlength=self.basis.channels).astype(np.uint8)
+        widths = np.bincount(self.order[:channel_bits], minlength=self.basis.channels).astype(np.uint8)
         return KltPacked(self.basis, widths, self.scales, self.levels)

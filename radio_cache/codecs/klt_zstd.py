@@ -132,7 +132,7 @@ class KltZstd:
     def rows_of(self, gains: NDArray[np.int8], integers: NDArray[np.int32]) -> NDArray[np.int8]:
         """Arrange gains (..., h, w) and integers (..., h, w, c) as codes (..., *row_shape)."""
         # (..., h, w, c) -> (..., c, h, w): neighbours of one channel resemble each other, which zstd uses
-        low, high = split(np.moveaxis(integers, -1, -3), self.layout)
+        low, high = split_integers(np.moveaxis(integers, -1, -3), self.layout)
         if self.layout == "planes":
             return np.stack([low, high], axis=-4)
         return np.concatenate([gains, low, _stacked(high)], axis=-2)
@@ -169,7 +169,7 @@ class KltZstd:
             # Rows from the top: h of gains, the low parts (half as many for "nibbles"), c * h of high parts.
             gains, low, high = np.split(codes, [h, row_height - c * h], axis=-2)
             high = high.reshape(*images, c, h, w)
-        return self.dequantise(gains, np.moveaxis(joined(low, high, self.layout), -3, -1))
+        return self.dequantise(gains, np.moveaxis(join_integers(low, high, self.layout), -3, -1))
 
     def _gains(self, coordinates: NDArray[np.float32]) -> NDArray[np.int8]:
         if self.layout == "planes":
@@ -246,7 +246,7 @@ def _compressed_bytes(codec: KltZstd, maps: NDArray[np.float32]) -> int:
     return sum(len(compressor.compress(row.tobytes())) for row in codec.codes_of(maps))
 
 
-def split(integers: NDArray[np.int32], layout: Layout) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+def split_integers(integers: NDArray[np.int32], layout: Layout) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
     """Split integers (..., c, h, w) into a low and a high part.
 
     Args:
@@ -267,8 +267,8 @@ def split(integers: NDArray[np.int32], layout: Layout) -> tuple[NDArray[np.int8]
     return (low[..., 0::2, :] & 15 | low[..., 1::2, :] << 4).astype(np.int8), high
 
 
-def joined(low: NDArray[np.int8], high: NDArray[np.int8], layout: Layout) -> NDArray[np.int16]:
-    """Return the integers (..., c, h, w) that `split` made these parts of."""
+def join_integers(low: NDArray[np.int8], high: NDArray[np.int8], layout: Layout) -> NDArray[np.int16]:
+    """Return the integers (..., c, h, w) that `split_integers` made these parts of."""
     if layout != "nibbles":
         return low.astype(np.int16).reshape(high.shape) + high.astype(np.int16) * np.int16(256)
     upper = (low << np.int8(4)) >> np.int8(4)  # the shift to the right keeps the sign

@@ -50,7 +50,7 @@ class CodecRecord:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether a codec is named, if only by a request."""
+        """True if a codec is named, if only by a request."""
         return self != CodecRecord()
 
     def requested(self) -> CodecRequest | None:

@@ -40,7 +40,7 @@ PERFECT = Fidelity(num_tokens=0, cosine=1.0, cosine_worst=1.0, squared_error=0.0
 """Fidelity of no tokens at all."""
 
 
-def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fidelity:
+def measure_fidelity(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fidelity:
     """Return the fidelity of decoded tokens (n, c) to true ones (n, c); `PERFECT` for no tokens."""
     if len(features) == 0:
         return PERFECT
@@ -48,7 +48,7 @@ def measure(features: NDArray[np.float32], decoded: NDArray[np.float32]) -> Fide
     # float64: squares of float32 features are summed over up to millions of values.
     true = features.astype(np.float64)
     variance = float(np.square(true - true.mean(axis=0)).sum())
-    return from_cosines(cosines, float(squared_errors.sum()), variance)
+    return fidelity_from_cosines(cosines, float(squared_errors.sum()), variance)
 
 
 def token_errors(
@@ -65,7 +65,7 @@ def token_errors(
     return cosines, np.square(true - approximate).sum(axis=-1)
 
 
-def after(first: Fidelity, second: Fidelity) -> Fidelity:
+def chain_fidelity(first: Fidelity, second: Fidelity) -> Fidelity:
     """Estimate the fidelity of tokens that were encoded twice.
 
     The errors of the two encodings are taken to be independent, so that cosines multiply and squared errors add.
@@ -83,7 +83,7 @@ def after(first: Fidelity, second: Fidelity) -> Fidelity:
     )
 
 
-def from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, variance: float) -> Fidelity:
+def fidelity_from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, variance: float) -> Fidelity:
     """Return the fidelity of n > 0 tokens.
 
     Args:
@@ -100,7 +100,7 @@ def from_cosines(cosines: NDArray[np.floating[Any]], squared_errors: float, vari
     )
 
 
-def combined(parts: Iterable[Fidelity]) -> Fidelity | None:
+def combine_fidelity(parts: Iterable[Fidelity]) -> Fidelity | None:
     """Return the fidelity of all parts together; None if there is no part with tokens.
 
     `cosine_worst` is the smallest of the parts. `variance` is the one within parts, and less than that of the whole

@@ -76,9 +76,9 @@ def _factors(order: int) -> tuple[int, int] | None:
                 return (power, order // power)
             power //= 2
     # 12 is the smallest base that is no power of two.
-    for left in range(12, order // 12 + 1, 4):
-        if order % left == 0 and has_hadamard(left) and has_hadamard(order // left):
-            return (left, order // left)
+    for factor in range(12, order // 12 + 1, 4):
+        if order % factor == 0 and has_hadamard(factor) and has_hadamard(order // factor):
+            return (factor, order // factor)
     return None
 
 
@@ -96,9 +96,9 @@ def _signs(order: int) -> Signs:
         return _sylvester(order)
     factors = _factors(order)
     assert factors is not None  # callers check has_hadamard first
-    left, right = factors
-    if left > 1:
-        return np.kron(_signs(left), _signs(right))
+    outer, inner = factors
+    if outer > 1:
+        return np.kron(_signs(outer), _signs(inner))
     field = _paley_field(order)
     if field is None:
         return goethals_seidel(CIRCULANT_QUADRUPLES[order // 4])

@@ -114,7 +114,7 @@ class Moments:
         return Moments(count, mean, scatter)
 
 
-def merged(parts: Sequence[Moments]) -> Moments:
+def merge_all(parts: Sequence[Moments]) -> Moments:
     """Return the moments of the tokens of all parts, merged in their order. There is at least one part."""
     return reduce(Moments.merge, parts)
 
@@ -134,11 +134,11 @@ def cross_validated(parts: Sequence[Moments]) -> Moments:
         regularized precision or covariance matrix estimator, Annals of Statistics 44 (2016).
     """
     parts = [part for part in parts if part.count]
-    whole = merged(parts)
+    whole = merge_all(parts)
     sums = np.zeros(whole.channels)
     for number, part in enumerate(parts):
         # The variance of this part along axes that it has no share in.
-        axes = merged([*parts[:number], *parts[number + 1 :]]).principal_axes()[1]
+        axes = merge_all([*parts[:number], *parts[number + 1 :]]).principal_axes()[1]
         sums += np.einsum("ji,jk,ki->i", axes, part.scatter, axes, optimize=True)
     # Noise may swap neighbours, and the axes of the whole are in descending order.
     eigenvalues = np.sort(sums)[::-1] / whole.count

@@ -58,7 +58,7 @@ def _codes_and_decoded(coordinates: Tensor, codec: KltZstd) -> tuple[Tensor, Ten
 
 
 def _split(integers: Tensor, codec: KltZstd) -> tuple[Tensor, Tensor]:
-    """`klt_zstd.split` on the device."""
+    """`klt_zstd.split_integers` on the device."""
     if codec.layout != "nibbles":
         low = integers.to(torch.int8)  # wraps around
         return low if codec.layout == "planes" else low.flatten(-3, -2), ((integers - low) >> 8).to(torch.int8)

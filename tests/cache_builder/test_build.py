@@ -45,7 +45,7 @@ from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import receipt_path
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.receipts import read_receipt
-from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.fidelity import measure_fidelity
 from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import make_tiny_cache, write_images
 
@@ -685,7 +685,7 @@ def test_maps_of_every_codec_keep_what_was_asked_and_the_receipts_say_so(
     ).cache
     cache = build(images=(str(eighty_images),), out=tmp_path / "coded.zarr", teachers=stored_as(request_)).cache
     for name in ("fake-a", "fake-maps"):
-        found = measure(
+        found = measure_fidelity(
             exact.teachers[name].maps(range(80)).reshape(-1, 5), cache.teachers[name].maps(range(80)).reshape(-1, 5)
         )
         said = cache.teachers[name].fidelity()

@@ -23,7 +23,7 @@ from radio_cache.codecs.base import ChannelTransform
 from radio_cache.errors import HadamardError, MomentsError
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.reader import Cache, CachedTeacher
-from radio_cache.statistics.moments import Moments, cross_validated, merged
+from radio_cache.statistics.moments import Moments, cross_validated, merge_all
 from radio_cache.statistics.phi_s import NORMALISATIONS
 from radio_cache.torch import MapDecoder
 from trainer.model.adaptors import Head, fold_into_last
@@ -157,13 +157,13 @@ def _known(how: Normalise, parts: list[Moments]) -> Moments:
     """What a normalisation is fitted to. PHI-S and `global` divide by no single direction's variance."""
     filled = [part for part in parts if part.count]
     if len(filled) < 2 or how in ("phi-s", "global"):
-        return merged(parts)
+        return merge_all(parts)
     return cross_validated(filled)
 
 
 def _rescaled(parts: list[Moments], mean: NDArray[np.float64], std: NDArray[np.float64]) -> list[Moments]:
     """The parts with such factors on their channels that the whole has the recorded mean and deviations."""
-    whole = merged(parts)
+    whole = merge_all(parts)
     own = np.sqrt(np.diag(whole.covariance))
     factors = np.where((own > 0) & (std > 0), std / np.where(own > 0, own, 1), 1.0)
     return [

@@ -8,7 +8,7 @@ from cache_builder.commands.copy import copy
 from radio_cache.codecs import KltZstd
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
 from radio_cache.errors import CodecError, ConfigError
-from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.fidelity import measure_fidelity
 from radio_cache.statistics.moments import Moments
 
 RNG = np.random.default_rng(0)
@@ -29,7 +29,7 @@ MOMENTS = Moments.of(TRAIN)
 def test_images_never_seen_keep_the_fidelity_asked_for(packing: str, fidelity: float) -> None:
     calibrated = calibrate(CodecRequest(packing=packing, fidelity=fidelity), MOMENTS, TRAIN, HELD_OUT)
     decoded = calibrated.codec.decode(calibrated.codec.encode(NEW))
-    measured = measure(NEW.reshape(-1, 24), decoded.reshape(-1, 24))
+    measured = measure_fidelity(NEW.reshape(-1, 24), decoded.reshape(-1, 24))
     assert measured.cosine >= fidelity
     assert measured.cosine == pytest.approx(calibrated.fidelity.cosine, abs=0.15 * (1 - fidelity))
     assert measured.cosine < 1 - 0.5 * (1 - fidelity), "it spends more than it was asked for"

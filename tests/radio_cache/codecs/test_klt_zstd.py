@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from radio_cache.codecs import KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
-from radio_cache.codecs.klt_zstd import LARGEST, Layout, fits_nibbles, joined, split
+from radio_cache.codecs.klt_zstd import LARGEST, Layout, fits_nibbles, join_integers, split_integers
 from radio_cache.errors import CodecError, StoreError
 from radio_cache.statistics.moments import Moments
 
@@ -40,9 +40,9 @@ def test_codes_of_any_size_survive_the_split(layout: Layout, data: st.DataObject
     largest = LARGEST[layout]
     numbers = st.lists(st.integers(-largest, largest), min_size=c * h * w, max_size=c * h * w)
     integers = np.array(data.draw(numbers), np.int32).reshape(1, c, h, w)
-    low, high = split(integers, layout)
+    low, high = split_integers(integers, layout)
     assert (high != -128).all()
-    np.testing.assert_array_equal(joined(low, high, layout), integers)
+    np.testing.assert_array_equal(join_integers(low, high, layout), integers)
 
 
 @every_layout
@@ -58,8 +58,8 @@ def test_the_grid_follows_from_the_shape_of_a_row(layout: Layout, h: int, w: int
 
 
 def test_small_codes_have_an_empty_high_part() -> None:
-    assert (split(np.arange(-128, 128, dtype=np.int32).reshape(8, 8, 4), "bytes")[1] == 0).all()
-    assert (split(np.arange(-8, 8, dtype=np.int32).reshape(2, 2, 4), "nibbles")[1] == 0).all()
+    assert (split_integers(np.arange(-128, 128, dtype=np.int32).reshape(8, 8, 4), "bytes")[1] == 0).all()
+    assert (split_integers(np.arange(-8, 8, dtype=np.int32).reshape(2, 2, 4), "nibbles")[1] == 0).all()
 
 
 @every_layout

@@ -29,7 +29,7 @@ from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.documents import teacher_documents
 from radio_cache.geometry.crops import crop_weights
 from radio_cache.reader import Cache
-from radio_cache.statistics.fidelity import measure
+from radio_cache.statistics.fidelity import measure_fidelity
 from radio_cache.statistics.moments import Moments
 from radio_cache.testing import fake_features, make_tiny_cache, write_images
 from radio_cache.torch import DEVICE_CODECS, DeviceCodec, Encoded, MapDecoder, MapEncoder, crop_maps, decode_codes
@@ -120,7 +120,7 @@ class Uint8:
             raise too_few_tokens(0, "uint8")
         codec = cls(float(np.abs(sample.tokens).max()) / 127)
         maps = sample.held_out[:, None, None]  # (m, c) -> (m, 1, 1, c)
-        return Calibrated(codec, measure(sample.held_out, codec.decode(codec.encode(maps))[:, 0, 0]))
+        return Calibrated(codec, measure_fidelity(sample.held_out, codec.decode(codec.encode(maps))[:, 0, 0]))
 
 
 # ------------------------------------------------------------------ radio_cache/torch/uint8.py

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from radio_cache.errors import ShapeError
-from radio_cache.statistics.moments import Moments, cross_validated, power_sums
-from radio_cache.statistics.moments import merged as merged_parts
+from radio_cache.statistics.moments import Moments, cross_validated, merge_all, power_sums
 from radio_cache.statistics.phi_s import pca_whiten
 
 
@@ -136,7 +135,7 @@ def test_cross_validated_eigenvalues_whiten_tokens_of_other_images() -> None:
     others = rng.normal(size=(20_000, 40)) @ mix.T
     variances = {
         name: float(pca_whiten(moments).forward(others).var(axis=0).mean())
-        for name, moments in (("own", merged_parts(parts)), ("others'", cross_validated(parts)))
+        for name, moments in (("own", merge_all(parts)), ("others'", cross_validated(parts)))
     }
     assert variances["own"] > 1.2
     assert variances["others'"] == pytest.approx(1, abs=0.05)
@@ -145,7 +144,7 @@ def test_cross_validated_eigenvalues_whiten_tokens_of_other_images() -> None:
 def test_cross_validation_keeps_mean_trace_and_axes() -> None:
     rng = np.random.default_rng(4)
     parts = [Moments.of(rng.normal(size=(30, 6)) * np.arange(1, 7)) for _ in range(4)]
-    whole, shrunk = merged_parts(parts), cross_validated([Moments.empty(6), *parts])
+    whole, shrunk = merge_all(parts), cross_validated([Moments.empty(6), *parts])
     assert shrunk.count == whole.count
     np.testing.assert_array_equal(shrunk.mean, whole.mean)
     assert np.trace(shrunk.covariance) == pytest.approx(np.trace(whole.covariance))
