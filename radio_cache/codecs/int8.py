@@ -130,7 +130,7 @@ class Int8:
         """
         del data  # all parameters are in the array
         if "scale" not in arrays:
-            raise StoreError("codec int8: the array 'scale' is not there")
+            raise StoreError("codec int8: the array 'scale' is missing")
         return cls(np.asarray(arrays["scale"], np.float32))
 
     @classmethod

@@ -106,7 +106,7 @@ class KltBasis:
         try:
             basis = cls(*(np.asarray(arrays[name], np.float32) for name in ("mean", "basis", "eigenvalues")))
         except KeyError as exc:
-            raise StoreError(f"codec klt: the array {exc} is not there") from exc
+            raise StoreError(f"codec klt: the array {exc} is missing") from exc
         shapes = [basis.mean.shape, basis.basis.shape, basis.eigenvalues.shape]
         if shapes != [(basis.mean.size,), (basis.mean.size, basis.mean.size), (basis.mean.size,)]:
             raise StoreError(f"codec klt: mean, basis and eigenvalues have shapes {shapes}, which do not fit together")

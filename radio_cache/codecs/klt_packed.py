@@ -241,7 +241,7 @@ class KltPacked:
         try:
             widths, scales, levels = (arrays[name] for name in ("widths", "scales", "levels"))
         except KeyError as exc:
-            raise StoreError(f"codec klt, packed: the array {exc} is not there") from exc
+            raise StoreError(f"codec klt, packed: the array {exc} is missing") from exc
         if (
             widths.shape != basis.mean.shape
             or scales.shape != basis.mean.shape

@@ -103,7 +103,9 @@ class Moments:
             ShapeError: if the numbers of channels differ.
         """
         if self.channels != other.channels:
-            raise ShapeError(f"moments of {self.channels} and of {other.channels} channels are not of one teacher.")
+            raise ShapeError(
+                f"moments of {self.channels} and of {other.channels} channels cannot be merged: they are of different teachers."
+            )
         if other.count == 0 or self.count == 0:
             return self if other.count == 0 else other
         count = self.count + other.count

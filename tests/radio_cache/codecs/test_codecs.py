@@ -93,7 +93,7 @@ def test_values_a_codec_cannot_keep_are_an_error_and_never_stored(name: str, val
 def test_arrays_that_are_not_there_are_a_named_error(name: str) -> None:
     codec = EXAMPLES[name]
     for missing in codec.arrays():
-        with pytest.raises(StoreError, match=f"'{missing}' is not there"):
+        with pytest.raises(StoreError, match=f"'{missing}' is missing"):
             codec_from_json(codec.to_json(), {k: a for k, a in codec.arrays().items() if k != missing})
 
 
