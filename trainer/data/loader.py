@@ -124,7 +124,7 @@ class BatchLoader:
             passes, self._fill_codes, buffers, depth=threads + 1, threads=readers, keep=keep
         )
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "BatchLoader":
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(self._pixels)
         self._stack.enter_context(self._codes)

@@ -50,7 +50,7 @@ class MetricsLog:
         self.sums = unlogged
         self._images, self._waits, self._started = 0, Waits(), time.perf_counter()
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -50,7 +50,7 @@ class OnlineKnn:
     @classmethod
     def of(
         cls, cache: Cache, data: CropData, rows: NDArray[np.int64], held_out: NDArray[np.int64], config: StudentConfig
-    ) -> "Monitor | None":
+    ) -> "OnlineKnn | None":
         """Take a seeded sample of the labelled images; None where there are very few, or fewer than two classes of several.
 
         Args:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class StageValues:
     """Settings of stages and groups that may be given without saying which, where one value says enough."""
 
     steps: int | None = None
@@ -23,7 +23,7 @@ class Shared:
     batch_images: int | None = None
 
 
-_SHARED = tuple(item.name for item in fields(Shared))
+_STAGE_VALUES = tuple(item.name for item in fields(StageValues))
 
 
 def apply_overrides(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
@@ -32,14 +32,14 @@ def apply_overrides(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     Keys of `Shared` hold for all stages and groups (`trainer.recipes.recipe.everywhere`), and come before the others.
     Raises ConfigError for unknown keys, the nearest first, and for values that do not fit the field.
     """
-    shared = Shared()
+    shared = StageValues()
     for key, text in settings.items():
-        if key in _SHARED:
-            found = _fitting(key, text, lambda value, key=key: from_json(Shared, {key: value}))
+        if key in _STAGE_VALUES:
+            found = _fitting(key, text, lambda value, key=key: from_json(StageValues, {key: value}))
             shared = replace(shared, **{key: getattr(found, key)})
     recipe = override_stages(recipe, **asdict(shared))
     for key, text in settings.items():
-        if key not in _SHARED:
+        if key not in _STAGE_VALUES:
             recipe = _with_one(recipe, key, text)
     return recipe
 
@@ -75,7 +75,7 @@ def _place(inner: Any, part: str, key: str, before: list[str], text: str) -> str
     if part not in known and not free:
         raise ConfigError(
             unknown_name(
-                "recipe setting" + (f" of {where}" if where else ""), part, [*known, *(() if where else _SHARED)]
+                "recipe setting" + (f" of {where}" if where else ""), part, [*known, *(() if where else _STAGE_VALUES)]
             )
         )
     return part
