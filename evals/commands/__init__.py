@@ -1,1 +1,1 @@
-"""The commands of radio-eval, one per file. They import what they run: torch takes seconds, and --help needs none of it."""
+"""The commands of radio-eval, one per file. Each imports its evaluation when it runs: torch takes seconds to load."""

@@ -1,4 +1,4 @@
-"""radio-eval rank, mode-switch, retrieve and similarity: what features are like, without labels."""
+"""The commands radio-eval rank, mode-switch, retrieve and similarity: properties of features, without labels."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ from evals.commands.shared import (
     AGAIN,
     IMAGES,
     PATH,
-    Compared,
-    Drawn,
+    EncoderOptions,
     ProgressLines,
-    compared,
+    SampledEncoderOptions,
     device_option,
-    drawn,
+    encoder_options,
     json_option,
+    sampling_options,
     seed_option,
     write_record,
 )
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture, write_output
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _images = click.option(
     "images",
     type=PLACE,
     metavar="PLACE",
-    help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run learned from.",
+    help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run was trained on.",
 )
 _picture = click.option(
     "--out", type=OutputFile(*PICTURE_ENDINGS), required=True, metavar="FILE.png", help="The picture to write."
@@ -45,12 +46,12 @@ _picture = click.option(
 
 @click.command()
 @_images
-@compared
-@drawn(2000)
+@encoder_options
+@sampling_options(2000)
 @json_option
 @plain_errors(on_interrupt=AGAIN)
-def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[Drawn]) -> None:
-    """RankMe of summaries, and their linear CKA with every teacher: how rich, and how alike. Needs no labels."""
+def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[SampledEncoderOptions]) -> None:
+    """Measure the effective rank of summaries (RankMe), and their similarity to every teacher (linear CKA), without labels."""
     from evals.features.rank import RankConfig, run_rank
 
     config = RankConfig(images=images, **encoders)
@@ -63,12 +64,12 @@ def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[D
 @click.command("mode-switch")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
 @click.option(
-    "--cache", type=PLACE, metavar="CACHE", help="Holds the teachers. Default: the cache the run learned from."
+    "--cache", type=PLACE, metavar="CACHE", help="Cache with the teachers. Default: the cache the run was trained on."
 )
 @click.option(
-    "--size", "sizes", type=int, multiple=True, metavar="PX", help="Of the student's input. May be given again."
+    "--size", "sizes", type=int, multiple=True, metavar="PX", help="Size of the student's input. May be given again."
 )
-@drawn(100)
+@sampling_options(100)
 @click.option("--plot", type=OutputFile(".svg"), metavar="FILE.svg", help="Draw cosine over sizes.")
 @json_option
 @device_option
@@ -83,7 +84,7 @@ def mode_switch(
     json_file: Path | None,
     device: "Device",
 ) -> None:
-    """How well a student follows each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
+    """Compare a student with each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
     from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 
     config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, seed=seed, device=device)
@@ -98,14 +99,16 @@ def mode_switch(
 
 @click.command()
 @_images
-@compared
-@click.option("--queries", default=4, show_default=True, help="Images whose nearest are shown.")
-@click.option("-k", "--k", default=6, show_default=True, help="Nearest images shown of each.")
-@drawn()
+@encoder_options
+@click.option("--queries", default=4, show_default=True, help="Number of query images.")
+@click.option("-k", "--k", default=6, show_default=True, help="Number of neighbours of each query.")
+@sampling_options()
 @_picture
 @plain_errors(on_interrupt=AGAIN)
-def retrieve(images: str | Path | None, queries: int, k: int, out: Path, **encoders: Unpack[Drawn]) -> None:
-    """The nearest images of a few, by every encoder, as a picture: the query left, green borders for its class."""
+def retrieve(
+    images: str | Path | None, queries: int, k: int, out: Path, **encoders: Unpack[SampledEncoderOptions]
+) -> None:
+    """Draw the nearest images of a few queries by every encoder: the query left, green borders for its class."""
     from evals.features.retrieve import RetrieveConfig, run_retrieve
 
     config = RetrieveConfig(images=images, queries=queries, k=k, **encoders)
@@ -116,54 +119,55 @@ def retrieve(images: str | Path | None, queries: int, k: int, out: Path, **encod
 
 @click.command()
 @_images
-@compared
-@click.option("--shown", default=3, show_default=True, help="Images.")
-@click.option("--anchors", default=3, show_default=True, help="Tokens of each that all others are compared with.")
+@encoder_options
+@click.option("--num-images", default=3, show_default=True, help="Number of images to draw.")
+@renamed_option("--shown", "--num-images")
+@click.option("--anchors", default=3, show_default=True, help="Tokens of each image that all others are compared with.")
 @seed_option
 @_picture
 @plain_errors(on_interrupt=AGAIN)
 def similarity(
-    images: str | Path | None, shown: int, anchors: int, seed: int, out: Path, **encoders: Unpack[Compared]
+    images: str | Path | None, num_images: int, anchors: int, seed: int, out: Path, **encoders: Unpack[EncoderOptions]
 ) -> None:
-    """Which parts of an image are alike: cosine of all tokens with a few, chosen to be unlike each other, as heat maps."""
+    """Draw the cosine of all tokens of an image with a few of them, chosen to be unlike each other, as heat maps."""
     from evals.features.similarity import SimilarityConfig, run_similarity
 
-    config = SimilarityConfig(images=images, num_images=shown, anchors=anchors, seed=seed, **encoders)
+    config = SimilarityConfig(images=images, num_images=num_images, anchors=anchors, seed=seed, **encoders)
     with ProgressLines() as progress:
         rows = run_similarity(config, progress=progress)
     _save(rows, out)
 
 
 def print_rank(result: "RankTable") -> None:
-    """The table."""
+    """Print the table and notes."""
     out = console()
     out.print(result.protocol)
-    # Names of teachers stand below each other, so that there is room for those of rows.
+    # Headings are wrapped, so that there is room for the names of rows.
     teachers = ("\n".join(["CKA", *textwrap.wrap(name, 13, break_long_words=False)]) for name in result.teachers)
-    shown = table("", "", "what it is", "width", "RankMe", *teachers, left=2)
+    rows = table("", "", "what it is", "width", "RankMe", *teachers, left=2)
     for row in result.rows:
         cka = (f"{row.cka[name]:.3f}" for name in result.teachers)
-        shown.add_row(row.name, row.about, str(row.width), f"{row.rank:.1f}", *cka)
-    out.print(shown)
+        rows.add_row(row.name, row.about, str(row.width), f"{row.rank:.1f}", *cka)
+    out.print(rows)
     for note in result.notes:
         out.print(f"note: {note}")
 
 
 def print_mode_switch(result: "ModeSwitchTable") -> None:
-    """The table."""
+    """Print the table and notes."""
     out = console()
     out.print(result.protocol)
-    shown = table("", "teacher", "px", "cosine", "fidelity", "summary cosine")
+    rows = table("", "teacher", "px", "cosine", "fidelity", "summary cosine")
     for row in sorted(result.rows, key=lambda row: (row.teacher, row.size_px)):
         summary = "–" if row.summary_cosine is None else f"{row.summary_cosine:.3f}"
-        shown.add_row(row.teacher, str(row.size_px), f"{row.cosine:.3f}", f"{row.fidelity:.2f}", summary)
-    out.print(shown)
+        rows.add_row(row.teacher, str(row.size_px), f"{row.cosine:.3f}", f"{row.fidelity:.2f}", summary)
+    out.print(rows)
     for note in result.notes:
         out.print(f"note: {note}")
 
 
-def _save(rows: "Sequence[Sequence[Pane]]", file: Path) -> None:
+def _save(panes: "Sequence[Sequence[Pane]]", file: Path) -> None:
     from radio_cache.view.picture_grid import picture_grid
 
-    save_picture(file, picture_grid(rows))
+    save_picture(file, picture_grid(panes))
     console().print(str(file))

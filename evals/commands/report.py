@@ -1,4 +1,4 @@
-"""radio-eval all and radio-eval report: one page about a run, with every evaluation or with k-NN alone."""
+"""The commands radio-eval all and radio-eval report: one page about a run, with every evaluation or with k-NN alone."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,27 +6,29 @@ from typing import TYPE_CHECKING
 import click
 
 from evals.commands.knn import print_knn
-from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, drawn, write_record
+from evals.commands.shared import AGAIN, PATH, ProgressLines, device_option, sampling_options, write_record
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.statistics.knn_protocol import PAPER_K
 from radio_cache.terminal.files import OutputFile
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable
 
 if TYPE_CHECKING:
     from evals.shared.devices import Device
 
 EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-switch", "throughput")
-"""Names of `evals.report.sections.SECTIONS`, repeated for the help; a test compares them."""
+"""Keys of `evals.report.sections.SECTIONS`, repeated so that the help needs no torch; a test compares them."""
 
 
 @click.command()
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
-@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
-@click.option("--queries", type=PLACE, help="Labelled images to classify and show. Default: the bank's own.")
+@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run was trained on.")
+@click.option("--queries", type=PLACE, help="Labelled images to classify and draw. Default: those of the bank.")
 @click.option("--out", type=OutputFile(".html", ".htm"), required=True, help="The HTML file to write.")
-@click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
-@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote.")
-@drawn()
+@click.option("--num-images", default=4, show_default=True, help="Images of each cache to draw as feature maps.")
+@renamed_option("--shown", "--num-images")
+@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Number of neighbours that vote.")
+@sampling_options()
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def report(
@@ -34,20 +36,28 @@ def report(
     cache: str | Path | None,
     queries: str | Path | None,
     out: Path,
-    shown: int,
+    num_images: int,
     k: int,
     limit: int | None,
     seed: int,
     device: "Device",
 ) -> None:
-    """One HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, what is in the cache.
+    """Write one HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, the cache.
 
     The page is a single file that needs no network: mail it, or open it on a phone.
     """
     from evals.report.page import ReportConfig, write_report
 
     config = ReportConfig(
-        run=run, cache=cache, queries=queries, out=out, shown=shown, k=k, limit=limit, seed=seed, device=device
+        run=run,
+        cache=cache,
+        queries=queries,
+        out=out,
+        num_images=num_images,
+        k=k,
+        limit=limit,
+        seed=seed,
+        device=device,
     )
     with ProgressLines() as progress:
         result = write_report(config, progress=progress)
@@ -58,23 +68,24 @@ def report(
 
 @click.command("all")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
-@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run learned from.")
-@click.option("--queries", type=PLACE, help="Images to evaluate on and to show. Default: the bank's own.")
+@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run was trained on.")
+@click.option("--queries", type=PLACE, help="Images to evaluate on and to draw. Default: those of the bank.")
 @click.option(
     "--out",
     type=OutputFile(".html", ".htm"),
     help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html.",
 )
-@click.option("--shown", default=4, show_default=True, help="Images of each cache shown as feature maps.")
-@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Neighbours that vote in k-NN.")
+@click.option("--num-images", default=4, show_default=True, help="Images of each cache to draw as feature maps.")
+@renamed_option("--shown", "--num-images")
+@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Number of neighbours that vote in k-NN.")
 @click.option(
     "--masks", type=PATH, nargs=2, metavar="IMAGES MASKS", help="For segmentation: folders of images and masks."
 )
-@click.option("--classes", metavar="FILE|N|A,B,C", help="What the classes of --masks are called.")
+@click.option("--classes", metavar="FILE|N|A,B,C", help="Names of the classes in --masks.")
 @click.option(
-    "--skip", multiple=True, metavar="NAME", help=f"Leave one out: {', '.join(EVALUATIONS)}. May be given again."
+    "--skip", multiple=True, metavar="NAME", help=f"Skip an evaluation: {', '.join(EVALUATIONS)}. May be given again."
 )
-@drawn()
+@sampling_options()
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def everything(
@@ -82,7 +93,7 @@ def everything(
     cache: str | Path | None,
     queries: str | Path | None,
     out: Path | None,
-    shown: int,
+    num_images: int,
     k: int,
     masks: tuple[Path, Path] | None,
     classes: str | None,
@@ -91,9 +102,9 @@ def everything(
     seed: int,
     device: "Device",
 ) -> None:
-    """Everything about a run on one page: report.html, self-contained, and its figures in report.json.
+    """Run every evaluation of a run and write one self-contained page, report.html, and its figures, report.json.
 
-    What cannot be evaluated for this run (no labels, no masks, no CLIP head) is listed there with the reason.
+    What cannot be evaluated for this run (no labels, no masks, no CLIP head) is listed on the page with the reason.
     """
     from evals.report.page import ReportConfig, headline, page_record, write_report
 
@@ -106,7 +117,7 @@ def everything(
         cache=cache,
         queries=queries,
         out=page_file,
-        shown=shown,
+        num_images=num_images,
         k=k,
         masks=masks,
         classes=classes,
@@ -120,8 +131,8 @@ def everything(
     write_record(page_file.with_suffix(".json"), page_record(page), config)
     if page.table is not None:
         print_knn(page.table)
-    for one in page.not_run:
-        console().print(f"not run: {one.name}: {printable(one.reason)}")
+    for evaluation in page.not_run:
+        console().print(f"not run: {evaluation.name}: {printable(evaluation.reason)}")
     if page.table is not None:
         console().print(f"\n{headline(page.student, page.table)}")
     console().print(f"\n{page_file} ({human_bytes(page_file.stat().st_size)})")

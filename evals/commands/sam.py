@@ -1,4 +1,4 @@
-"""radio-eval sam."""
+"""The command radio-eval sam."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,9 +10,9 @@ from evals.commands.shared import (
     PATH,
     ProgressLines,
     device_option,
-    drawn,
     json_option,
     runs_option,
+    sampling_options,
     write_record,
 )
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
@@ -26,32 +26,38 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--annotations", type=PATH, required=True, metavar="FILE.json", help="Instances in COCO's format.")
-@click.option("--images", type=PATH, required=True, metavar="DIR", help="The folder that their file names are below.")
+@click.option(
+    "--images",
+    type=PATH,
+    required=True,
+    metavar="DIR",
+    help="The folder that the file names of the annotations are relative to.",
+)
 @runs_option
 @click.option(
-    "--sam", "sam_name", default="sam", show_default=True, help="The SAM whose decoder is used: a teacher's name."
+    "--sam", "sam_name", default="sam", show_default=True, help="Teacher name of the SAM whose decoder is used."
 )
-@click.option("--weights", type=PATH, metavar="FILE", help="Its weights, as segment-anything publishes them.")
+@click.option("--weights", type=PATH, metavar="FILE", help="Weights of that SAM, as segment-anything publishes them.")
 @click.option(
     "--prompt",
     type=click.Choice(["box", "1-point", "3-points", "detections"]),
     default="box",
     show_default=True,
-    help="What asks for a mask: the true box, points within the true mask, or a detector's boxes.",
+    help="Prompt for a mask: the true box, points inside the true mask, or a detector's boxes.",
 )
 @click.option(
     "--protocol",
     type=click.Choice(["efficientvit-sam", "single-mask"]),
     default="efficientvit-sam",
     show_default=True,
-    help="How masks are asked for and counted: as the public script behind the papers' rows does (best of three masks, "
+    help="How masks are prompted and counted: as the public script behind the papers' rows does (best of three masks, "
     "crowd regions included, sizes by the file's area, further points where the last mask is wrong), or one mask a prompt.",
 )
 @click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
 @click.option(
     "--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png", help="Draw the masks of a few images."
 )
-@drawn()
+@sampling_options()
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
@@ -70,7 +76,7 @@ def sam(
     json_file: Path | None,
     device: "Device",
 ) -> None:
-    """Masks of COCO instances by SAM, and by the same SAM with a student for its image encoder: mIoU by size, and AP."""
+    """Score SAM, and SAM with a student as its image encoder, on COCO instances: mIoU by size, and AP."""
     from evals.sam import SamConfig, run_sam
     from radio_cache.view.picture_grid import picture_grid
 
@@ -92,13 +98,13 @@ def sam(
         result = run_sam(config, progress=progress)
     out = console()
     out.print(result.protocol)
-    shown = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
+    rows = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
     for row in result.rows:
         figures = (row.miou, row.small, row.medium, row.large, row.ap)
-        shown.add_row(row.name, f"{row.instances:,}", *("–" if value is None else f"{value:.1%}" for value in figures))
+        rows.add_row(row.name, f"{row.instances:,}", *("–" if value is None else f"{value:.1%}" for value in figures))
     for paper in result.paper:
-        shown.add_row(f"{paper.name}, {paper.px} px, reported", "", f"{paper.sam_coco}%", "", "", "", "")
-    out.print(shown)
+        rows.add_row(f"{paper.name}, {paper.px} px, reported", "", f"{paper.sam_coco}%", "", "", "", "")
+    out.print(rows)
     for note in result.notes:
         out.print(f"note: {note}")
     write_record(json_file, result.to_json(), config)

@@ -1,12 +1,21 @@
-"""radio-eval segment."""
+"""The command radio-eval segment."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from evals.commands.shared import PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
+from evals.commands.shared import (
+    PATH,
+    ProgressLines,
+    SampledEncoderOptions,
+    encoder_options,
+    json_option,
+    sampling_options,
+    write_record,
+)
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
@@ -23,36 +32,44 @@ _CLASSES_SHOWN = 30
     type=PATH,
     nargs=2,
     metavar="IMAGES MASKS",
-    help="Folders of images and of masks (palette or grey PNG) with the same names.",
+    help="Training images: folders of images and of masks (palette or grey PNG) with the same names.",
 )
-@click.option("--test", type=PATH, nargs=2, metavar="IMAGES MASKS", help="Likewise; without, a fifth of the pairs.")
+@click.option(
+    "--test", type=PATH, nargs=2, metavar="IMAGES MASKS", help="Test images, likewise. Default: a fifth of --train."
+)
 @click.option(
     "--classes",
     metavar="FILE|N|A,B,C",
-    help="Names of the classes in --train: a file with a name a line. Default: numbers.",
+    help="Names of the classes in --train: a file with one name per line. Default: numbers.",
 )
-@click.option("--first-id", default=0, show_default=True, help="The number in masks of the first class.")
-@click.option("--ignore", default=255, show_default=True, help="The number in masks of pixels that nobody labelled.")
+@click.option("--first-id", default=0, show_default=True, help="The number of the first class in masks.")
 @click.option(
-    "--cache", type=PLACE, metavar="CACHE", help="Compare the teachers of a cache of these images, as it holds them."
+    "--ignore", default=255, show_default=True, help="The number of unlabelled pixels in masks (ignore index)."
 )
-@compared
-@click.option("--crop", default=512, show_default=True, help="Side of the windows that a network is shown, pixels.")
-@click.option("--steps", type=int, help="Of the probe. Default: 80,000, or 100 passes where the images are few.")
-@click.option("--batch-size", default=16, show_default=True, help="Windows in a step of the probe.")
 @click.option(
-    "--features", type=PATH, metavar="DIR", help="Where maps are kept. Default: ~/.cache/radio-cache/features."
+    "--cache",
+    type=PLACE,
+    metavar="CACHE",
+    help="A cache of these images, whose teachers are compared by their cached maps.",
+)
+@encoder_options
+@click.option("--crop", default=512, show_default=True, help="Side of the windows that a network sees, pixels.")
+@click.option("--steps", type=int, help="Steps of the probe. Default: 80,000, or 100 passes if those are fewer.")
+@click.option("--batch-size", default=16, show_default=True, help="Windows per step of the probe.")
+@click.option(
+    "--features", type=PATH, metavar="DIR", help="Folder of stored maps. Default: ~/.cache/radio-cache/features."
 )
 @click.option(
     "--pictures",
     type=OutputFile(*PICTURE_ENDINGS),
     metavar="FILE.png",
-    help="Show a few test images: image, truth, prediction.",
+    help="Draw a few test images: image, truth, prediction.",
 )
-@click.option("--shown", default=6, show_default=True, help="How many images --pictures shows.")
-@drawn()
+@click.option("--num-images", default=6, show_default=True, help="Number of images in --pictures.")
+@renamed_option("--shown", "--num-images")
+@sampling_options()
 @json_option
-@plain_errors(on_interrupt="The same command goes on: maps that were computed are kept.")
+@plain_errors(on_interrupt="The same command continues: maps that were computed are stored.")
 def segment(
     ade20k: Path | None,
     voc: Path | None,
@@ -67,13 +84,13 @@ def segment(
     batch_size: int,
     features: Path | None,
     pictures: Path | None,
-    shown: int,
+    num_images: int,
     json_file: Path | None,
-    **encoders: Unpack[Drawn],
+    **encoders: Unpack[SampledEncoderOptions],
 ) -> None:
-    """Semantic segmentation by a linear probe on frozen maps: mIoU of students, teachers and any model, side by side.
+    """Train a linear probe for semantic segmentation on frozen maps: mIoU of students, teachers and any model.
 
-    Maps are computed once and kept in a cache of their own; a run that was stopped goes on where it was.
+    Maps are computed once and stored; an interrupted run continues where it stopped.
     """
     from evals.segmentation import SegmentConfig, run_segment
     from evals.segmentation.probe import ProbeConfig
@@ -90,7 +107,7 @@ def segment(
         crop_px=crop,
         features=features,
         probe=ProbeConfig(steps=steps, batch=batch_size, seed=encoders["seed"]),
-        pictures=0 if pictures is None else shown,
+        pictures=0 if pictures is None else num_images,
         **encoders,
     )
     with ProgressLines() as progress:
@@ -103,13 +120,13 @@ def segment(
 
 
 def print_segment(result: "SegmentTable") -> None:
-    """The table, IoU by class, and what the figures need to be believed."""
+    """Print the table, IoU by class, and notes."""
     out = console()
     out.print(result.protocol)
-    shown = table("", "", "what it is", "width", "steps", "mIoU", "pixels right", left=2)
+    rows = table("", "", "what it is", "width", "steps", "mIoU", "pixels right", left=2)
     for row in result.rows:
         scores = row.scores
-        shown.add_row(
+        rows.add_row(
             row.name,
             row.about,
             str(row.width),
@@ -118,13 +135,13 @@ def print_segment(result: "SegmentTable") -> None:
             f"{scores.pixel_accuracy:.1%}",
         )
     for paper, miou in result.paper:
-        shown.add_row(paper.name, f"reported, {paper.px} px", "", "", f"{miou:.1f}%", "")
-    out.print(shown)
+        rows.add_row(paper.name, f"reported, {paper.px} px", "", "", f"{miou:.1f}%", "")
+    out.print(rows)
     by_class = table("", "IoU by class", *(row.name for row in result.rows))
     for number, name in enumerate(result.class_names[:_CLASSES_SHOWN]):
         values = [row.scores.iou[number] for row in result.rows]
         if all(value is None for value in values):
-            continue  # in no test image, and nobody said it was: a note counts them
+            continue  # in no test image and never predicted; a note counts such classes
         by_class.add_row(name, *("–" if value is None else f"{value:.1%}" for value in values))
     out.print(by_class)
     if (more := len(result.class_names) - _CLASSES_SHOWN) > 0:
@@ -134,7 +151,7 @@ def print_segment(result: "SegmentTable") -> None:
 
 
 def write_pictures(result: "SegmentTable", file: Path) -> None:
-    """The table's pictures as one PNG."""
+    """Write the table's pictures as one PNG."""
     from evals.segmentation.pictures import key_colours
     from radio_cache.view.picture_grid import picture_grid
 

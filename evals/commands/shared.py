@@ -1,6 +1,5 @@
-"""What the commands of radio-eval share: options, progress lines, and how a result is written down."""
+"""Shared by the commands of radio-eval: options, progress lines, and the JSON record of a result."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ device_option = click.option(
     type=click.Choice(get_args(Device)),
     default="auto",
     show_default=True,
-    help="Where models run and neighbours are searched.",
+    help="Device for models and for the neighbour search.",
 )
 runs_option = click.option(
     "--run", "runs", type=PATH, multiple=True, help="Folder of a training run. May be given again."
@@ -34,8 +33,8 @@ _models = click.option(
     "--model",
     "models",
     multiple=True,
-    metavar="[NAME=]WHAT[@PX]",
-    help="Anything else to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
+    metavar="[NAME=]MODEL[@PX]",
+    help="Another model to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
     "FILE.onnx; @PX sets its input size. May be given again.",
 )
 _weights = click.option(
@@ -49,13 +48,13 @@ json_option = click.option(
     "json_file",
     type=OutputFile(),
     metavar="FILE",
-    help="Write protocol, settings, versions, image hashes and rows here; - is standard output.",
+    help="Write protocol, settings, versions, image hashes and rows to this file; - is standard output.",
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Of what is drawn at random.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of random choices.")
 
 
-class Compared(TypedDict):
-    """What `compared` adds to a command: who is compared, and where they run."""
+class EncoderOptions(TypedDict):
+    """The parameters that `encoder_options` adds to a command: encoders and device."""
 
     runs: tuple[Path, ...]
     models: tuple[str, ...]
@@ -63,56 +62,65 @@ class Compared(TypedDict):
     device: Device
 
 
-class Drawn(Compared):
-    """What `compared` and `drawn` add to a command: who is compared, on how many images, drawn by which seed."""
+class SampledEncoderOptions(EncoderOptions):
+    """The parameters that `encoder_options` and `sampling_options` add to a command."""
 
     limit: int | None
     seed: int
 
 
-def compared(command: F) -> F:
-    """--run, --model, --weights and --device."""
+def encoder_options(command: F) -> F:
+    """Add --run, --model, --weights and --device to a command."""
     return runs_option(_models(_weights(device_option(command))))
 
 
-def drawn(limit: int | None = None) -> Callable[[F], F]:
-    """--limit, with its default, and --seed."""
+def sampling_options(limit: int | None = None) -> Callable[[F], F]:
+    """Return a decorator that adds --limit, with this default, and --seed to a command."""
     option = click.option(
         "--limit",
         type=int,
         metavar="N",
         default=limit,
         show_default=limit is not None,
-        help="Use at most N images of each place, drawn at random.",
+        help="Use at most N images of each set, drawn at random.",
     )
     return lambda command: option(seed_option(command))
 
 
 def write_record(file: Path | None, record: dict[str, Any], config: Any = None) -> None:
-    """Write a result with its settings (a dataclass) and the software that made it; nothing without a file."""
+    """Write a result with its settings, software and hardware as JSON.
+
+    Args:
+        file: None writes nothing.
+        record: of the result.
+        config: a dataclass with the settings; None for a result without.
+    """
     if file is not None:
+        # Imports torch, which takes seconds: only commands that ran an evaluation get here.
+        from evals.shared.record import settings_record
         from evals.shared.versions import hardware, software_versions
 
-        settings = {} if config is None else {"settings": dataclasses.asdict(config)}
+        settings = {} if config is None else {"settings": settings_record(config)}
         full = {**record, **settings, "versions": software_versions(), "hardware": hardware()}
         write_output(file, json.dumps(full, indent=1, default=str).encode())
 
 
 @final
 class ProgressLines:
-    """One progress line after the other on standard error: a new one whenever the name changes. A context manager."""
+    """A context manager that reports progress on standard error, on a new line whenever the name of the task changes."""
 
     def __init__(self) -> None:
         self._line: ProgressLine | None = None
-        self._name, self._done = "", 0
+        self._name, self._num_done = "", 0
 
     def __call__(self, name: str, done: int, total: int, /, *, unit: str = "images") -> None:
+        """Report progress, see `evals.shared.progress.Progress`."""
         if name != self._name:
             self._close()
-            self._name, self._done, self._line = name, 0, ProgressLine(name, total, unit=unit).__enter__()
-        assert self._line is not None, "opened above for a new name, and kept until the next"
-        self._line.advance(done - self._done)
-        self._done = done
+            self._name, self._num_done, self._line = name, 0, ProgressLine(name, total, unit=unit).__enter__()
+        assert self._line is not None, "opened above for a new name"
+        self._line.advance(done - self._num_done)  # the line counts steps, not totals
+        self._num_done = done
 
     def __enter__(self) -> "ProgressLines":
         return self

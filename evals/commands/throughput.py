@@ -1,4 +1,4 @@
-"""radio-eval throughput."""
+"""The command radio-eval throughput."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
-from evals.commands.shared import AGAIN, PATH, Compared, ProgressLines, compared, json_option, write_record
+from evals.commands.shared import AGAIN, PATH, EncoderOptions, ProgressLines, encoder_options, json_option, write_record
 from radio_cache.errors import ConfigError
 from radio_cache.terminal.files import OutputFile, write_output
 from radio_cache.terminal.output import console, plain_errors, table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@compared
+@encoder_options
 @click.option(
     "--batch-size",
     "batches",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     type=click.Choice(["eager", "channels-last", "compiled"]),
     default=("eager",),
     show_default=True,
-    help="How it runs. May be given again.",
+    help="How networks run. May be given again.",
 )
 @click.option(
     "--dtype",
@@ -43,12 +43,15 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default=("float32",),
     show_default=True,
-    help="What it computes in; 16 bits by autocast. May be given again.",
+    help="Number format of the computation; 16 bits by autocast. May be given again.",
 )
-@click.option("--repeats", default=5, show_default=True, help="Timed batches, at least; the median counts.")
-@click.option("--warmup", default=2, show_default=True, help="Batches before the clock starts.")
+@click.option("--repeats", default=5, show_default=True, help="Timed batches, at least; the median is reported.")
+@click.option("--warmup", default=2, show_default=True, help="Batches before timing starts.")
 @click.option(
-    "--quality", type=PATH, metavar="FILE.json", help="Of radio-eval knn, zero-shot or segment --json: for --plot."
+    "--quality",
+    type=PATH,
+    metavar="FILE.json",
+    help="Record of radio-eval knn, zero-shot or segment --json, for --plot.",
 )
 @click.option(
     "--plot",
@@ -67,14 +70,14 @@ def throughput(
     quality: Path | None,
     plot: Path | None,
     json_file: Path | None,
-    **encoders: Unpack[Compared],
+    **encoders: Unpack[EncoderOptions],
 ) -> None:
-    """Images a second, parameters, FLOPs and memory of students, teachers and any model, by mode, precision and batch."""
+    """Measure images per second, parameters, FLOPs and memory of students, teachers and any model."""
     from evals.throughput import ThroughputConfig, run_throughput
 
     if (plot is None) != (quality is None):
         raise ConfigError(
-            "--plot FILE.svg and --quality FILE.json go together: one says where, the other how good they are"
+            "--plot FILE.svg and --quality FILE.json go together: the plot shows the quality of that file over speed"
         )
     config = ThroughputConfig(
         batches=batches,
@@ -84,18 +87,22 @@ def throughput(
         warmup=warmup,
         **encoders,
     )
-    judged = None if quality is None else read_quality(quality)
+    quality_of = None if quality is None else read_quality(quality)
     with ProgressLines() as progress:
         result = run_throughput(config, progress=progress)
     print_throughput(result)
     write_record(json_file, result.to_json(), config)
-    if plot is not None and judged is not None:
-        write_output(plot, result.quality_chart(*judged).encode())
+    if plot is not None and quality_of is not None:
+        write_output(plot, result.quality_chart(*quality_of).encode())
         console().print(f"\n{plot}")
 
 
 def read_quality(file: Path) -> tuple[dict[str, float], str]:
-    """Name -> per cent, and what it is, from a record of k-NN, zero-shot or segmentation. Raises ConfigError."""
+    """Read name -> per cent, and the title of the metric, from a record of k-NN, zero-shot or segmentation.
+
+    Raises:
+        ConfigError: if the file is no such record.
+    """
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
         if "top1" in rows[0]:
@@ -103,18 +110,18 @@ def read_quality(file: Path) -> tuple[dict[str, float], str]:
         return {row["name"]: 100 * row["scores"]["mean_iou"] for row in rows}, "mIoU, %"
     except (OSError, ValueError, KeyError, IndexError, TypeError) as exc:
         raise ConfigError(
-            f"--quality {file} is no record of radio-eval knn, zero-shot or segment --json: {exc!r}"
+            f"--quality {file} is not a record of radio-eval knn, zero-shot or segment --json: {exc!r}"
         ) from exc
 
 
 def print_throughput(result: "ThroughputTable") -> None:
-    """The table, and what could not be timed."""
+    """Print the table and notes."""
     out = console()
     out.print(result.protocol)
-    shown = table("", "", "M params", "GFLOPs", "px", "mode", "dtype", "batch", "images/s", "range", "peak MB")
+    rows = table("", "", "M params", "GFLOPs", "px", "mode", "dtype", "batch", "images/s", "range", "peak MB")
     for row in result.rows:
         peak = "–" if row.peak_mb is None else f"{row.peak_mb:,.0f}"
-        shown.add_row(
+        rows.add_row(
             row.name,
             f"{row.params_m:,.1f}",
             f"{row.gflops:,.2f}",
@@ -126,6 +133,6 @@ def print_throughput(result: "ThroughputTable") -> None:
             f"{row.slowest:,.0f}–{row.fastest:,.0f}",
             peak,
         )
-    out.print(shown)
+    out.print(rows)
     for note in result.notes:
         out.print(f"note: {note}")

@@ -1,4 +1,4 @@
-"""radio-eval vlm."""
+"""The command radio-eval vlm."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +13,22 @@ if TYPE_CHECKING:
     from evals.shared.devices import Device
 
 VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
-"""Names of `evals.vlm.TASKS`, repeated for the help; a test compares them."""
+"""Keys of `evals.vlm.TASKS`, repeated so that the help needs no torch; a test compares them."""
 
 
 @click.command()
 @click.option(
     "--check",
     is_flag=True,
-    help="Put the student of --run before a small random language model, and see that it works.",
+    help="Check that the student of --run works as the vision tower of a small random language model.",
 )
 @click.option("--run", type=PATH, help="Folder of a training run, for --check.")
-@click.option("--head", metavar="TEACHER", help="Whose features LLaVA reads, for --check. Default: the student's own.")
+@click.option("--head", metavar="TEACHER", help="Head whose features LLaVA reads, for --check. Default: the backbone.")
 @click.option(
-    "--llava", type=PATH, metavar="DIR", help="A LLaVA and its processor, saved by transformers: asked by lmms-eval."
+    "--llava",
+    type=PATH,
+    metavar="DIR",
+    help="A LLaVA and its processor, saved by transformers, to evaluate with lmms-eval.",
 )
 @click.option(
     "--task",
@@ -34,8 +37,10 @@ VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
     metavar="NAME",
     help=f"One of {', '.join(VLM_TASKS)}. May be given again. Default: all.",
 )
-@click.option("--out", type=PATH, metavar="DIR", help="Where lmms-eval writes. Default: DIR of --llava, lmms-eval.")
-@click.option("--limit", type=int, help="The first questions of each task, at most.")
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="Folder that lmms-eval writes to. Default: lmms-eval in DIR of --llava."
+)
+@click.option("--limit", type=int, help="Number of questions of each task at most, the first ones.")
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
@@ -50,14 +55,14 @@ def vlm(
     json_file: Path | None,
     device: "Device",
 ) -> None:
-    """A student as LLaVA's vision tower: --check proves the wiring, --llava asks a trained one GQA, TextVQA, POPE, VQAv2."""
+    """Evaluate a student as LLaVA's vision tower: --check tests the wiring, --llava runs GQA, TextVQA, POPE and VQAv2."""
     if check == (llava is not None) or check != (run is not None):
         raise ConfigError("give --check and --run RUN, or --llava DIR")
     from trainer.exports.libraries import library
 
     library("transformers", "radio-eval vlm")
     if llava is None:
-        assert run is not None, "seen above"
+        assert run is not None, "checked above"
         _check(run, head, json_file)
         return
     from evals.vlm import HarnessConfig, run_harness
@@ -68,14 +73,15 @@ def vlm(
     result = run_harness(config)
     write_record(json_file, result.to_json(), config)
     console().print(result.protocol)
-    shown = table("", "task", "metric", "value", left=2)
+    rows = table("", "task", "metric", "value", left=2)
     for row in result.rows:
-        shown.add_row(row.task, row.metric, f"{row.value:.4g}")
-    console().print(shown)
+        rows.add_row(row.task, row.metric, f"{row.value:.4g}")
+    console().print(rows)
     console().print(result.record)
 
 
 def _check(run: Path, head: str | None, json_file: Path | None) -> None:
+    """Run the check and print what holds."""
     from evals.vlm import check_wiring
     from trainer.model.adaptors import BACKBONE
 
@@ -86,6 +92,6 @@ def _check(run: Path, head: str | None, json_file: Path | None) -> None:
         f"{wiring.student} ({wiring.teacher}) as the vision tower of a LLaVA with a small random language model: "
         f"{wiring.tokens} tokens a picture, {wiring.width} wide"
     )
-    for what in wiring.held:
-        out.print(f"holds: {what}")
+    for check in wiring.held:
+        out.print(f"holds: {check}")
     out.print(printable(f"it answers (random weights, no meaning): {wiring.answer}"))

@@ -1,11 +1,21 @@
-"""radio-eval zero-shot."""
+"""The command radio-eval zero-shot."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from evals.commands.shared import AGAIN, IMAGES, PATH, Drawn, ProgressLines, compared, drawn, json_option, write_record
+from evals.commands.shared import (
+    AGAIN,
+    IMAGES,
+    PATH,
+    ProgressLines,
+    SampledEncoderOptions,
+    encoder_options,
+    json_option,
+    sampling_options,
+    write_record,
+)
 from radio_cache.terminal.output import PLACE, console, plain_errors, table
 
 if TYPE_CHECKING:
@@ -19,29 +29,32 @@ if TYPE_CHECKING:
     "images",
     type=PLACE,
     metavar="PLACE",
-    help=f"Labelled images: {IMAGES}. The CLIPs of a cache are compared, too. Default: the cache the run learned from.",
+    help=f"Labelled images: {IMAGES}. The CLIPs of a cache are compared, too. Default: the cache the run was trained on.",
 )
-@compared
+@encoder_options
 @click.option(
     "--text-weights",
     multiple=True,
     metavar="[TEACHER=]FILE",
-    help="The weights file, in open_clip's format, whose text tower belongs to a teacher.",
+    help="A weights file in open_clip's format with the text tower of a teacher.",
 )
 @click.option(
     "--classes",
     type=PATH,
     metavar="FILE",
-    help="What classes are called: lines of class<TAB>phrase, or a phrase a line. "
-    "Default: CLIP's names for ImageNet, else the folders'.",
+    help="Phrases for the classes: lines of class<TAB>phrase, or one phrase per line. "
+    "Default: CLIP's names for ImageNet, else the names of folders.",
 )
 @click.option(
-    "--templates", type=PATH, metavar="FILE", help="Sentences, one a line, {} for the class. Default: CLIP's 80."
+    "--templates", type=PATH, metavar="FILE", help="Sentences, one per line, {} for the class. Default: CLIP's 80."
 )
 @click.option(
-    "--classifiers", type=PATH, metavar="DIR", help="Where text classifiers are kept. Default: ~/.cache/radio-cache."
+    "--classifiers",
+    type=PATH,
+    metavar="DIR",
+    help="Folder of stored text classifiers. Default: ~/.cache/radio-cache/text-classifiers.",
 )
-@drawn()
+@sampling_options()
 @json_option
 @plain_errors(on_interrupt=AGAIN)
 def zero_shot(
@@ -51,11 +64,11 @@ def zero_shot(
     templates: Path | None,
     classifiers: Path | None,
     json_file: Path | None,
-    **encoders: Unpack[Drawn],
+    **encoders: Unpack[SampledEncoderOptions],
 ) -> None:
-    """Zero-shot accuracy of CLIP-family teachers, of students through their CLIP heads, and of open_clip models.
+    """Compare the zero-shot accuracy of CLIP-family teachers, of students' CLIP heads, and of open_clip models.
 
-    Images are compared with sentences about the classes, by the text tower of the teacher's own CLIP.
+    Images are compared with sentences about the classes, encoded by the text tower of the teacher's own CLIP.
     """
     from evals.zero_shot import ZeroShotConfig, run_zero_shot
 
@@ -74,14 +87,14 @@ def zero_shot(
 
 
 def print_zero_shot(result: "ZeroShotTable") -> None:
-    """The table, and what it needs to be believed."""
+    """Print the table and notes."""
     out = console()
     out.print(result.protocol)
-    shown = table("", "", "what it is", "sentences by", "top-1", "top-5", left=3)
+    rows = table("", "", "what it is", "sentences by", "top-1", "top-5", left=3)
     for row in result.rows:
-        shown.add_row(row.name, row.about, row.text, f"{row.top1:.1%}", f"{row.top5:.1%}")
+        rows.add_row(row.name, row.about, row.text, f"{row.top1:.1%}", f"{row.top5:.1%}")
     for paper in result.paper:
-        shown.add_row(paper.name, f"reported, {paper.px} px", "", f"{paper.zero_shot:.1f}%", "")
-    out.print(shown)
+        rows.add_row(paper.name, f"reported, {paper.px} px", "", f"{paper.zero_shot:.1f}%", "")
+    out.print(rows)
     for note in result.notes:
         out.print(f"note: {note}")

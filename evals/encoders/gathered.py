@@ -22,7 +22,8 @@ def live_encoders(
 
     Args:
         runs: folders of training runs.
-        models, weights: as `parse_models` takes them.
+        models: as `parse_models` takes them.
+        weights: likewise.
         device: where models run.
         untrained: whether untrained students are loaded as well.
 

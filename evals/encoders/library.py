@@ -31,7 +31,8 @@ def tiling_network(
     """Return a network whose tokens tile its input evenly; it is run once to count them.
 
     Args:
-        library, model: names for messages.
+        library: name for messages.
+        model: name for messages.
         weights: for the description.
         module: holds the parameters.
         call: runs the network.

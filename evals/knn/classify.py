@@ -22,7 +22,7 @@ class SpaceVotes:
     Attributes:
         labels: (n,), the true classes of the queries that could be read.
         ranked: number of neighbours -> (n, 5) classes by falling vote, see `vote`.
-        num_voters: neighbours that voted for the largest number asked for; fewer where the bank is smaller.
+        num_voters: neighbours that voted for the largest k; fewer than k where the bank is smaller.
         similarity: (n, k) cosines of the neighbours, best first; -inf where the bank is smaller.
         width: values of a summary.
     """

@@ -20,6 +20,7 @@ from evals.shared.notes import counted, left_out_notes, sampling_note
 from evals.shared.progress import Progress
 from evals.shared.published import ROWS, PaperRow, is_imagenet_validation
 from radio_cache.errors import ConfigError, TeacherError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.reader import Cache, is_cache
 from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
 from radio_cache.torch import pick_device
@@ -226,7 +227,7 @@ def _refuse_different_teachers(names: Sequence[str], bank: Cache, queries: Cache
     """Raise EvalError if a teacher was built in another way in one cache than in the other."""
     for name in names:
         # How maps are stored and how many crops are kept does not touch the summary of the whole image.
-        bank_spec, query_spec = (replace(c.teachers[name].spec, codec={}, views=1) for c in (bank, queries))
+        bank_spec, query_spec = (replace(c.teachers[name].spec, codec=CodecRecord(), views=1) for c in (bank, queries))
         if differences := bank_spec.differences(query_spec):
             raise EvalError(
                 f"teacher '{name}' is not the same in {bank.url} and {queries.url}: "
@@ -262,7 +263,8 @@ def knn_table(
 
     Args:
         encoders: each is classified by `classify_images`.
-        bank, queries: labelled images.
+        bank: labelled images that vote.
+        queries: labelled images to classify; None for leave-one-out.
         k: neighbours that vote.
         temperature: of the votes, above 0.
         sweep: other numbers of neighbours to report.

@@ -1,4 +1,4 @@
-"""Training losses as small line charts: numbers from a run's `metrics.jsonl`, coordinates for inline SVG."""
+"""Training losses as small line charts: values from a run's `metrics.jsonl`, coordinates for inline SVG."""
 
 import json
 import math
@@ -12,12 +12,19 @@ from trainer.monitoring.metrics import METRICS_FILE
 
 WIDTH, HEIGHT = 320, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 308, 10, 154
-"""Edges of the plotting area in the chart's own units; beyond them stand the numbers."""
+"""Edges of the plotting area in chart units; the numbers of the axes are outside."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Lines of a run's log, by step. losses: teacher -> part ("summary", "spatial") -> one value per line or None."""
+    """A run's log.
+
+    Attributes:
+        steps: of the lines.
+        losses: teacher -> part ("summary", "spatial") -> one value per line, or None.
+        images_per_s: median over the lines.
+        data_wait: mean share of time spent waiting for data.
+    """
 
     steps: tuple[int, ...]
     losses: dict[str, dict[str, tuple[float | None, ...]]]
@@ -27,7 +34,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Tick:
-    """A number on an axis and where it stands, in chart units."""
+    """A number on an axis and its coordinate in chart units."""
 
     at: float
     text: str
@@ -35,7 +42,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: SVG `points`, the part of the loss it shows, its last value."""
+    """One line of a chart.
+
+    Attributes:
+        part: "summary" or "spatial".
+        points: of an SVG polyline.
+        end_x, end_y: of the last point, chart units.
+        last: its value.
+    """
 
     part: str
     points: str
@@ -60,12 +74,10 @@ class Chart:
 
 
 def read_metrics(run: Path) -> Metrics | None:
-    """Read the log of a run, or None if it has none (an exported student). A last line that was cut short is left out.
-
-    images_per_s is the median over the log; data_wait the mean share of time that training waited for data.
+    """Read the log of a run; return None if there is none, as for an exported student. An incomplete last line is ignored.
 
     Raises:
-        EvalError: for a file that cannot be read, or lines that are not a log's.
+        EvalError: if the file cannot be read, or is not a log of radio-train.
     """
     path = run / METRICS_FILE
     if not path.exists():
@@ -99,12 +111,13 @@ def read_metrics(run: Path) -> Metrics | None:
 
 
 def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
-    """One chart per teacher, all on the same scale from zero, so that their heights can be compared."""
+    """Return one chart per teacher, all on one scale from zero, so that their heights can be compared."""
     values = [v for parts in metrics.losses.values() for part in parts.values() for v in part if _drawable(v)]
     y_values = nice_ticks(max(values, default=0.0) or 1.0, at_most=4)
     x_span, y_span = max(*metrics.steps, 1), y_values[-1]
     x_values = nice_ticks(x_span, at_most=5, whole=True)
 
+    # SVG's y axis points down.
     def x(step: float) -> float:
         return round(_LEFT + (_RIGHT - _LEFT) * step / x_span, 1)
 
@@ -115,10 +128,12 @@ def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
     for teacher, parts in metrics.losses.items():
         curves: list[Curve] = []
         for part, series in parts.items():
-            drawn = [(step, value) for step, value in zip(metrics.steps, series, strict=True) if _drawable(value)]
-            if drawn:
-                points = " ".join(f"{x(step)},{y(value)}" for step, value in drawn)
-                step, value = drawn[-1]
+            drawable_points = [
+                (step, value) for step, value in zip(metrics.steps, series, strict=True) if _drawable(value)
+            ]
+            if drawable_points:
+                points = " ".join(f"{x(step)},{y(value)}" for step, value in drawable_points)
+                step, value = drawable_points[-1]
                 curves.append(Curve(part, points, x(step), y(value), value))
         charts.append(
             Chart(
@@ -132,4 +147,5 @@ def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
 
 
 def _drawable(value: float | None) -> TypeGuard[float]:
+    # A step without this teacher has no value, and a diverged one has NaN.
     return value is not None and math.isfinite(value)

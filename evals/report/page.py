@@ -1,13 +1,13 @@
-"""One self-contained HTML page about a run: k-NN beside its teachers, losses, feature maps, the cache, how to repeat.
+"""The report page about a run: k-NN beside its teachers, losses, feature maps, the cache, and how to reproduce it.
 
-`write_report` gathers, `render` turns what was gathered into HTML; the page needs no network and no scripts.
+`write_report` gathers a `Page`, `render` turns it into HTML. The page is one file without network access or scripts.
 """
 
 import base64
 import io
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from evals.report.sections import NotRun, Section, SectionsConfig, make_sections
 from evals.shared.devices import Device
 from evals.shared.image_set import CacheImages, ImageSet, image_set
 from evals.shared.progress import Progress
+from evals.shared.record import RECORDED_AS
 from evals.shared.versions import hardware, software_versions
 from radio_cache.errors import ConfigError, NotACacheError, RadioCacheError, TeacherError
 from radio_cache.reader import Cache, is_cache
@@ -45,20 +46,27 @@ _SECTION_IMAGES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """A page about `run`. queries: images to classify and to show; None leaves one of the bank out, and shows the bank.
+    """Settings of a report.
 
-    cache: the bank; None takes the one the run was trained on. shown: how many images of each cache are shown as feature maps.
-    sections: evaluations beside k-NN, names of `evals.report.sections.SECTIONS`; with some, what cannot be done is told
-    on the page, and
-    without, it is an error. masks, classes: for segmentation, see `SectionsConfig`. limit: images of each place, at
-    most, drawn by seed.
+    Attributes:
+        run: folder of the student's run.
+        out: HTML file to write.
+        cache: the bank; None takes the cache that the run was trained on.
+        queries: images to classify and to draw; None classifies and draws those of the bank.
+        num_images: images of each cache to draw as feature maps.
+        k, temperature: of k-NN.
+        sections: evaluations beside k-NN, keys of `evals.report.sections.SECTIONS`. If there are some, the page lists what
+            cannot be evaluated; otherwise that is an error.
+        masks, classes: for segmentation, see `SectionsConfig`.
+        limit: images of bank and of queries at most, drawn by `seed`.
+        device: where models run.
     """
 
     run: Path
     out: Path
     cache: str | Path | None = None
     queries: str | Path | None = None
-    shown: int = 4
+    num_images: int = field(default=4, metadata={RECORDED_AS: "shown"})
     k: int = PAPER_K
     temperature: float = PAPER_TEMPERATURE
     sections: tuple[str, ...] = ()
@@ -69,13 +77,18 @@ class ReportConfig:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
-        if self.shown < 0:
-            raise ConfigError(f"--shown is how many images are shown, 0 or more, not {self.shown}")
+        if self.num_images < 0:
+            raise ConfigError(f"--num-images is the number of images to draw, 0 or more, not {self.num_images}")
 
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """Images shown together, in colours that may be compared. title: what kind of images. note: why something is missing."""
+    """Images drawn together, in comparable colours.
+
+    Attributes:
+        title: the kind of images.
+        note: the reason why something is missing, or "".
+    """
 
     title: str
     note: str
@@ -84,9 +97,12 @@ class PictureGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that the page says.
+    """The contents of the page.
 
-    commands: to make all of it again. table: None where k-NN cannot be done; not_run then says why.
+    Attributes:
+        table: None if k-NN could not be run; `not_run` then holds the reason.
+        metrics: None if the run has no log.
+        commands: reproduce everything on the page.
     """
 
     student: StudentConfig
@@ -104,7 +120,11 @@ class Page:
 
 
 def write_report(config: ReportConfig, *, progress: Progress | None = None) -> Page:
-    """Evaluate the run, write the page to `config.out`, return what it says. Raises RadioCacheError."""
+    """Evaluate the run, write the page to `config.out`, and return its contents.
+
+    Raises:
+        RadioCacheError: if run, cache or queries cannot be opened; without `sections`, also if k-NN cannot be run.
+    """
     device = torch.device(pick_device(config.device))
     student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
     table, groups, not_run = None, list[PictureGroup](), list[NotRun]()
@@ -115,18 +135,21 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
         if not config.sections:
             raise
         not_run.append(NotRun("knn", str(exc)))
-    if config.shown and config.queries is not None and is_cache(config.queries):
+    if config.num_images and config.queries is not None and is_cache(config.queries):
         title, cache = _queries_group(config.queries, student)
-        groups.append(picture_group(title, cache, student, config.shown, device))
-    if config.shown:
+        groups.append(picture_group(title, cache, student, config.num_images, device))
+    if config.num_images:
         images = image_set(CacheImages(bank))
-        parts = divided(images, split_of([student]))
+        training_and_held_out = divided(images, split_of([student]))
         kinds = [("Images it was trained on", images)]
-        if parts is not None:
-            kinds = [("Images that were held out of training", parts[1]), ("Images it was trained on", parts[0])]
-        for title, part in kinds:
-            groups.append(picture_group(title, bank, student, config.shown, device, rows=part.rows))
-    about = SectionsConfig(
+        if training_and_held_out is not None:
+            kinds = [
+                ("Images that were held out of training", training_and_held_out[1]),
+                ("Images it was trained on", training_and_held_out[0]),
+            ]
+        for title, selection in kinds:
+            groups.append(picture_group(title, bank, student, config.num_images, device, rows=selection.rows))
+    sections_config = SectionsConfig(
         run=config.run,
         cache=bank.url,
         images=config.queries or bank.url,
@@ -137,14 +160,14 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
         seed=config.seed,
         device=config.device,
     )
-    sections, others = make_sections(about, config.sections, progress=progress)
+    sections, sections_not_run = make_sections(sections_config, config.sections, progress=progress)
     page = Page(
         student=student.config,
         table=table,
         metrics=read_metrics(config.run),
         groups=tuple(groups),
         sections=tuple(sections),
-        not_run=(*not_run, *others),
+        not_run=(*not_run, *sections_not_run),
         cache=bank.url,
         cache_images=bank.num_images,
         teachers=tuple(teacher_infos(bank)),
@@ -157,21 +180,21 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
 
 
 def _bank(config: ReportConfig, student: StudentEncoder) -> Cache:
-    """The cache that the page is about. Raises ConfigError if the run's own is no longer where it was."""
+    """Return the cache that the page is about. Raises ConfigError if the run's own cache was moved."""
     if config.cache is not None:
         return Cache(config.cache)
     try:
         return Cache(student.config.cache)
     except NotACacheError as exc:
         raise ConfigError(
-            f"the cache that {config.run} learned from is not at {student.config.cache} now: if it was moved, say where it is: "
+            f"the cache that {config.run} learned from is not at {student.config.cache} now: if it was moved, name its new path: "
             "--cache NEW"
         ) from exc
 
 
-def _queries_group(place: str | Path, student: StudentEncoder) -> tuple[str, Cache]:
-    """The title of the pictures of the queries, which says whether the student was trained on them, and their cache."""
-    cache = Cache(place)
+def _queries_group(path_or_url: str | Path, student: StudentEncoder) -> tuple[str, Cache]:
+    """Return the title of the queries' pictures, by whether the student was trained on them, and their cache."""
+    cache = Cache(path_or_url)
     images = image_set(CacheImages(cache))
     count = count_trained_on(student.config, images)
     titles = {None: "Images to classify", 0: "Images it never saw", len(images): "Images it was trained on, as queries"}
@@ -195,12 +218,12 @@ def _knn(config: ReportConfig, progress: Progress | None) -> KnnTable:
 
 
 def page_record(page: Page) -> dict[str, Any]:
-    """The figures of a page, for `report.json`: one entry per evaluation, and what was not run."""
+    """Return the figures of a page for `report.json`: one entry per evaluation, and those that were not run."""
     return {
         "student": page.student.to_json(),
         "knn": None if page.table is None else page.table.to_json(),
         **{section.name: dict(section.record) for section in page.sections if section.record is not None},
-        "not_run": {one.name: one.reason for one in page.not_run},
+        "not_run": {evaluation.name: evaluation.reason for evaluation in page.not_run},
         "commands": page.commands,
     }
 
@@ -214,17 +237,23 @@ def picture_group(
     *,
     rows: NDArray[np.int64] | None = None,
 ) -> PictureGroup:
-    """Pictures of `count` images of a cache; a teacher that cannot be run here is left out, and the note says why.
+    """Draw `count` images of a cache; a teacher that cannot be run is left out, with the reason in the note.
 
-    rows: the images to choose from; None for all.
+    Args:
+        title: of the group.
+        cache: of the images.
+        student: to compare with its teachers.
+        count: number of images.
+        device: where teachers run.
+        rows: to choose from; None for all.
     """
-    taught_by = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
-    usable = image_set(CacheImages(cache), teachers=taught_by)
+    teacher_names = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
+    usable = image_set(CacheImages(cache), teachers=teacher_names)
     chosen = varied_rows(usable if rows is None else usable.at(np.flatnonzero(np.isin(usable.rows, rows))), count)
     chosen_rows = chosen.rows.tolist()
     live: dict[str, NDArray[np.float32]] = {}
     notes: list[str] = []
-    for name in taught_by:
+    for name in teacher_names:
         try:
             live[name] = live_maps(cache, name, chosen_rows, device=device)
         except TeacherError as exc:
@@ -235,65 +264,70 @@ def picture_group(
 
 
 def render(page: Page) -> str:
-    """The page as HTML. The same `Page` gives the same text."""
+    """Render the page as HTML. The same `Page` gives the same text."""
     environment = Environment(
         loader=PackageLoader("evals"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": _percent, "png": _png_uri, "jpeg": _jpeg_uri, "human_bytes": human_bytes}
     charts: Sequence[Chart] = loss_charts(page.metrics) if page.metrics else ()
-    text: dict[str, Any] = {
+    variables: dict[str, Any] = {
         "page": page,
         "headline": headline(page.student, page.table)
         if page.table
-        else f"{page.student.student}, without labels to judge it by.",
+        else f"{page.student.student}, without labels to evaluate it on.",
         "charts": charts,
     }
-    return environment.get_template("report.html").render(text)
+    return environment.get_template("report.html").render(variables)
 
 
 def headline(student: StudentConfig, table: KnnTable) -> str:
-    """What the page found, in two sentences."""
-    own = _first(table.rows, "student")
+    """Return the result of the page in one or two sentences."""
+    student_row = _first(table.rows, "student")
     untrained = _first(table.rows, "untrained")
     best = max((row for row in table.rows if row.kind == "teacher"), key=lambda row: row.top1, default=None)
-    if own is None:
+    if student_row is None:
         raise EvalError("a report is about a student, and the table has none")
     total = table.queries["images"]
-    memorised = table.trained_on.get(own.name, 0)
+    memorised = table.trained_on.get(student_row.name, 0)
     if memorised == total:
-        what = f"the {total:,} images it was trained on"
+        image_phrase = f"the {total:,} images it was trained on"
     elif memorised:
-        what = f"{total:,} images, {memorised:,} of which it was trained on,"
+        image_phrase = f"{total:,} images, {memorised:,} of which it was trained on,"
     else:
-        what = f"{total:,} {'images' if table.leave_one_out else 'test images'}"
-    said = f"By its nearest neighbours, {student.student} gets {own.top1:.1%} of {what} right, among {table.classes:,} classes."
-    others = [f"its best teacher, {best.name}, gets {best.top1:.1%}"] if best else []
-    others += [f"the same network untrained {untrained.top1:.1%}"] if untrained else []
-    compared = "; ".join(others)
-    return f"{said} {compared[0].upper()}{compared[1:]}." if compared else said
+        image_phrase = f"{total:,} {'images' if table.leave_one_out else 'test images'}"
+    student_sentence = (
+        f"By its nearest neighbours, {student.student} gets {student_row.top1:.1%} of {image_phrase} right, among "
+        f"{table.classes:,} classes."
+    )
+    comparisons = [f"its best teacher, {best.name}, gets {best.top1:.1%}"] if best else []
+    comparisons += [f"the same network untrained {untrained.top1:.1%}"] if untrained else []
+    comparison = "; ".join(comparisons)
+    return f"{student_sentence} {comparison[0].upper()}{comparison[1:]}." if comparison else student_sentence
 
 
 def varied_rows(images: ImageSet, count: int) -> ImageSet:
-    """`count` of the images, drawn with seed 0: one of each class, in random order, then second ones, and so on."""
+    """Draw `count` images with seed 0: one of each class in random order, then a second one of each, and so on."""
     order = np.random.default_rng(0).permutation(len(images))
-    seen: dict[int, int] = {}
-    turn = np.empty(len(images), dtype=np.int64)
+    num_drawn: dict[int, int] = {}
+    round_of = np.empty(len(images), dtype=np.int64)
     for position in order:
         label = int(images.labels[position])
-        turn[position] = seen.get(label, 0)
-        seen[label] = int(turn[position]) + 1
-    chosen = np.sort(order[np.argsort(turn[order], kind="stable")][:count])
+        round_of[position] = num_drawn.get(label, 0)
+        num_drawn[label] = int(round_of[position]) + 1
+    # Sorted by round, then by the random order: the sort is stable.
+    chosen = np.sort(order[np.argsort(round_of[order], kind="stable")][:count])
     return images.at(chosen)
 
 
 def _first(rows: Sequence[KnnRow], kind: str) -> KnnRow | None:
+    """Return the first row of a kind: an encoder's own features come before those of its heads."""
     return next((row for row in rows if row.kind == kind), None)
 
 
 def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list[str]:
-    """The commands that make caches, run and page again, from what caches and run recorded about themselves."""
-    held = config.queries is not None and is_cache(config.queries)
-    caches = [bank, Cache(config.queries)] if config.queries is not None and held else [bank]
+    """Return the commands that reproduce caches, run and page, from what caches and run recorded."""
+    queries_are_cache = config.queries is not None and is_cache(config.queries)
+    caches = [bank, Cache(config.queries)] if config.queries is not None and queries_are_cache else [bank]
     commands = [command for cache in caches for command in build_commands(cache)]
     train = ["radio-train", "--cache", short_place(student.cache), "--recipe", short_place(config.run / "recipe.json")]
     if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
@@ -310,10 +344,11 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
     if config.queries is not None:
         report += ["--queries", short_place(config.queries)]
     defaults = ReportConfig(run=config.run, out=config.out)
-    for name in ("k", "shown", "limit", "seed", "device"):
+    # Only options that differ from their default, so that the commands stay short.
+    for name in ("k", "num_images", "limit", "seed", "device"):
         value = getattr(config, name)
         if value != getattr(defaults, name):
-            report += [f"--{name}", str(value)]
+            report += [f"--{name.replace('_', '-')}", str(value)]
     if config.masks is not None:
         report += [
             "--masks",

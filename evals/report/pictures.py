@@ -1,4 +1,4 @@
-"""Feature maps of a few images as colours: the live teacher, the cache, and what the student makes of it."""
+"""Feature maps of a few images as colours: the live teacher, the cached map, and the student's prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ PICTURE_PX = 224
 class TeacherPictures:
     """One image through one teacher, in the colours of one basis: equal colours are equal features.
 
-    live, cached, student (h, w, 3): maps as colours, row-major tokens; live is None where the teacher cannot be run.
-    student_cosine, live_cosine: mean over tokens of the cosine with the cached map, from which the teacher's mean token
-        was subtracted first: what all tokens share would otherwise make any two maps look alike.
+    Attributes:
+        live, cached, student: (h, w, 3) maps as colours; live is None if the teacher cannot be run.
+        live_cosine, student_cosine: mean over tokens of the cosine with the cached map. The teacher's mean token is
+            subtracted first: what all tokens share would otherwise make any two maps look alike.
     """
 
     name: str
@@ -38,7 +39,11 @@ class TeacherPictures:
 
 @dataclass(frozen=True)
 class ImagePictures:
-    """One image: its key, its class, (h, w, 3) pixels of what the student is shown of it, and its maps."""
+    """One image and its maps.
+
+    Attributes:
+        image: (h, w, 3) pixels of the part that the student sees.
+    """
 
     key: str
     class_name: str
@@ -47,15 +52,26 @@ class ImagePictures:
 
 
 def live_maps(cache: Cache, name: str, rows: Sequence[int], *, device: torch.device) -> NDArray[np.float32]:
-    """(n, h, w, c) maps of these rows from the teacher itself, with the weights and geometry recorded in the cache.
+    """Run a teacher of the cache on its images, in float32, with the weights and geometry recorded in the cache.
 
-    Runs in float32, whatever precision the build used. Raises TeacherError if the teacher cannot be had.
+    Args:
+        cache: of the images.
+        name: of the teacher.
+        rows: of the cache.
+        device: where the teacher runs.
+
+    Returns:
+        (n, h, w, c) maps.
+
+    Raises:
+        TeacherError: if the teacher cannot be loaded.
     """
     teacher = recorded_teacher(cache.teachers[name].spec, device=device)
     return _maps(teacher, cache, rows)[OWN]
 
 
 def _maps(encoder: LiveEncoder, cache: Cache, rows: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+    """Return feature space -> (n, h, w, c) maps of rows of the cache."""
     source = CacheImages(cache)
     chosen = np.asarray(rows, np.int64)
     batches = list(encoder.maps(ImageSet(source, chosen, source.labels[chosen], source.class_names)))
@@ -69,24 +85,36 @@ def feature_pictures(
     student: StudentEncoder,
     live: Mapping[str, NDArray[np.float32]],
 ) -> tuple[ImagePictures, ...]:
-    """Pictures of these rows. class_names: one per row. live: teacher -> (n, h, w, c) maps as `live_maps` gives them.
+    """Return pictures of rows of a cache.
 
-    Every map shows the part of the image that the student is shown, teachers on their own grid. One basis per teacher,
-    fitted to the cached maps shown. Raises EvalError if the cache holds none of the student's teachers.
+    Every map covers the part of the image that the student sees, teachers on their own grid. The colours are one basis per
+    teacher, fitted to its cached maps of these rows.
+
+    Args:
+        cache: of the images.
+        rows: of the cache.
+        class_names: one per row.
+        student: a student of some of the cache's teachers.
+        live: teacher -> maps of `live_maps`; teachers that cannot be run are absent.
+
+    Raises:
+        EvalError: if the cache holds none of the student's teachers.
+        ShapeError: if live maps differ from the cached ones in shape.
     """
     names = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
     if not names:
-        learned = ", ".join(teacher.name for teacher in student.config.teachers)
-        raise EvalError(f"{cache.url} holds no teacher of {student.name} ({learned}): there is no map to show")
-    guesses = _maps(student, cache, rows)
+        teacher_names = ", ".join(teacher.name for teacher in student.config.teachers)
+        raise EvalError(f"{cache.url} holds no teacher of {student.name} ({teacher_names}): there is no map to show")
+    predictions = _maps(student, cache, rows)
     per_teacher = [
-        _teacher_pictures(cache, rows, cache.teachers[name], student, guesses[name], live.get(name)) for name in names
+        _teacher_pictures(cache, rows, cache.teachers[name], student, predictions[name], live.get(name))
+        for name in names
     ]
     return tuple(
         ImagePictures(
             key=cache.index.key(row),
             class_name=class_names[number],
-            image=_shown_image(cache, row, student),
+            image=_student_view(cache, row, student),
             teachers=tuple(pictures[number] for pictures in per_teacher),
         )
         for number, row in enumerate(rows)
@@ -98,39 +126,41 @@ def _teacher_pictures(
     rows: Sequence[int],
     teacher: CachedTeacher,
     student: StudentEncoder,
-    guess: NDArray[np.float32],
+    prediction: NDArray[np.float32],
     live: NDArray[np.float32] | None,
 ) -> list[TeacherPictures]:
+    """Return one teacher's pictures of every row."""
     sizes = [(int(h), int(w)) for h, w in cache.sizes_hw[list(rows)]]
     boxes = [student.seen_box_xyxy(size) for size in sizes]
     grid_hw = teacher.spec.geometry.grid_hw
     cached = teacher.maps(rows)
     if live is not None and live.shape != cached.shape:
         raise ShapeError(f"teacher '{teacher.name}': live maps are {live.shape}, the cache has {cached.shape}")
-    shown, _ = _under_boxes(cached, boxes, sizes, teacher, out_hw=grid_hw)
-    shown_live = None if live is None else _under_boxes(live, boxes, sizes, teacher, out_hw=grid_hw)[0]
-    target, valid = _under_boxes(cached, boxes, sizes, teacher, out_hw=(guess.shape[1], guess.shape[2]))
-    basis = PcaColours.fit(shown)
+    cached_in_view, _ = _sample_boxes(cached, boxes, sizes, teacher, out_hw=grid_hw)
+    live_in_view = None if live is None else _sample_boxes(live, boxes, sizes, teacher, out_hw=grid_hw)[0]
+    # The cosine is measured on the student's grid, where the student has its tokens.
+    target, valid = _sample_boxes(cached, boxes, sizes, teacher, out_hw=(prediction.shape[1], prediction.shape[2]))
+    basis = PcaColours.fit(cached_in_view)
     mean = teacher.spatial_mean_std()[0]
-    override_stages = np.ones(grid_hw, dtype=np.bool_)
+    all_tokens = np.ones(grid_hw, dtype=np.bool_)
     return [
         TeacherPictures(
             name=teacher.name,
-            live=None if shown_live is None else basis.colours(shown_live[number]),
-            cached=basis.colours(shown[number]),
-            student=basis.colours(guess[number]),
+            live=None if live_in_view is None else basis.colours(live_in_view[number]),
+            cached=basis.colours(cached_in_view[number]),
+            student=basis.colours(prediction[number]),
             live_cosine=(
                 None
-                if shown_live is None
-                else _cosine(shown_live[number] - mean, shown[number] - mean, override_stages)
+                if live_in_view is None
+                else _cosine(live_in_view[number] - mean, cached_in_view[number] - mean, all_tokens)
             ),
-            student_cosine=_cosine(guess[number] - mean, target[number] - mean, valid[number]),
+            student_cosine=_cosine(prediction[number] - mean, target[number] - mean, valid[number]),
         )
         for number in range(len(rows))
     ]
 
 
-def _under_boxes(
+def _sample_boxes(
     maps: NDArray[np.float32],
     boxes: Sequence[BoxXYXY],
     sizes_hw: Sequence[tuple[int, int]],
@@ -138,18 +168,19 @@ def _under_boxes(
     *,
     out_hw: tuple[int, int],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(n, *out_hw, c) maps sampled under the boxes, and (n, *out_hw) which of those tokens the teacher saw."""
+    """Return (n, *out_hw, c) maps sampled inside the boxes, and (n, *out_hw) True for tokens inside the teacher's view."""
     weights = crop_weights(boxes, sizes_hw, teacher.spec.geometry, out_hw=out_hw)
     return weights.sample(maps), weights.valid
 
 
 def _cosine(a: NDArray[np.floating], b: NDArray[np.floating], valid: NDArray[np.bool_]) -> float:
-    """Mean cosine of the tokens (h, w, c) where valid (h, w)."""
+    """Return the mean cosine of the tokens of two (h, w, c) maps where valid (h, w)."""
     products = (a * b).sum(axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
     return float(products[valid].mean())
 
 
-def _shown_image(cache: Cache, row: int, student: StudentEncoder) -> NDArray[np.uint8]:
+def _student_view(cache: Cache, row: int, student: StudentEncoder) -> NDArray[np.uint8]:
+    """Return (h, w, 3) pixels of the part of the image that the student sees, its longer side PICTURE_PX."""
     image = CacheImages(cache).decoded(row)
     left, top, right, bottom = box = student.seen_box_xyxy((image.height, image.width))
     scale = PICTURE_PX / max(right - left, bottom - top)

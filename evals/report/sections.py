@@ -1,4 +1,4 @@
-"""The parts of a page about a run that its evaluations fill: a table, a chart or pictures each, or the reason why not."""
+"""The sections of a report, one per evaluation: a table, a chart or pictures, or the reason why it could not be run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,17 @@ _CLASSES_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class SectionsConfig:
-    """What the parts of a page are about. images: to evaluate on, the bank or the queries. cache: holds the teachers.
+    """Settings of the sections.
 
-    masks: images and their masks, for segmentation; classes: what they are called; crop_px: side of the windows, pixels.
-    limit: images of each evaluation, at most, drawn by seed.
+    Attributes:
+        run: folder of the student's run.
+        cache: holds the teachers.
+        images: to evaluate on, the bank or the queries.
+        masks: folders of images and masks, for segmentation.
+        classes: names of the classes in the masks.
+        crop_px: side of the windows for segmentation.
+        limit: images of each evaluation at most, drawn by `seed`.
+        device: where models run.
     """
 
     run: Path
@@ -46,7 +53,18 @@ class SectionsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part. header, rows: a table, the first column being names; empty for none. svg: a chart. picture: (h, w, 3)."""
+    """One section.
+
+    Attributes:
+        name: of the evaluation.
+        title: heading on the page.
+        text: below the heading.
+        header, rows: a table whose first column holds names; empty for none.
+        svg: a chart.
+        picture: (h, w, 3).
+        notes: limits of the figures, one sentence each.
+        record: for report.json; None for pictures alone.
+    """
 
     name: str
     title: str
@@ -61,7 +79,7 @@ class Section:
 
 @dataclass(frozen=True)
 class NotRun:
-    """An evaluation that could not be done for this run, and why."""
+    """An evaluation that could not be run, and the reason."""
 
     name: str
     reason: str
@@ -70,24 +88,33 @@ class NotRun:
 def make_sections(
     config: SectionsConfig, names: Sequence[str], *, progress: Progress | None = None
 ) -> tuple[list[Section], list[NotRun]]:
-    """The sections named, in order; one that cannot be made is told with its reason, and the others go on.
+    """Run evaluations; one that fails is listed with the reason, and the others go on.
 
-    Raises ConfigError for a name that is none.
+    Args:
+        config: for all of them.
+        names: keys of `SECTIONS`.
+        progress: receives the progress of each.
+
+    Returns:
+        The sections, and the evaluations that were not run.
+
+    Raises:
+        ConfigError: for an unknown name.
     """
-    made: list[Section] = []
-    missing: list[NotRun] = []
+    sections: list[Section] = []
+    not_run: list[NotRun] = []
     for name in names:
         if name not in SECTIONS:
             raise ConfigError(unknown_name("evaluation", name, SECTIONS))
         try:
-            made.append(SECTIONS[name](config, progress))
+            sections.append(SECTIONS[name](config, progress))
         except RadioCacheError as exc:
-            missing.append(NotRun(name, str(exc)))
-    return made, missing
+            not_run.append(NotRun(name, str(exc)))
+    return sections, not_run
 
 
 def _zero_shot(config: SectionsConfig, progress: Progress | None) -> Section:
-    found = run_zero_shot(
+    result = run_zero_shot(
         ZeroShotConfig(
             images=config.images, runs=(config.run,), limit=config.limit, seed=config.seed, device=config.device
         ),
@@ -96,18 +123,18 @@ def _zero_shot(config: SectionsConfig, progress: Progress | None) -> Section:
     return Section(
         name="zero-shot",
         title="Zero-shot classification",
-        text=f"{found.protocol}.",
+        text=f"{result.protocol}.",
         header=("features", "sentences by", "top-1", "top-5"),
-        notes=found.notes,
-        record=found.to_json(),
-        rows=tuple((row.name, row.text, f"{row.top1:.1%}", f"{row.top5:.1%}") for row in found.rows),
+        notes=result.notes,
+        record=result.to_json(),
+        rows=tuple((row.name, row.text, f"{row.top1:.1%}", f"{row.top5:.1%}") for row in result.rows),
     )
 
 
 def _segment(config: SectionsConfig, progress: Progress | None) -> Section:
     if config.masks is None:
         raise ConfigError("there are no masks: give --masks IMAGES MASKS, folders of images and of their masks")
-    found = run_segment(
+    result = run_segment(
         SegmentConfig(
             train=config.masks,
             classes=config.classes,
@@ -120,21 +147,21 @@ def _segment(config: SectionsConfig, progress: Progress | None) -> Section:
         ),
         progress=progress,
     )
-    legend = key_colours(found.class_names[:_CLASSES_SHOWN])
+    legend = key_colours(result.class_names[:_CLASSES_SHOWN])
     return Section(
         name="segment",
         title="Segmentation",
-        text=f"{found.protocol}.",
+        text=f"{result.protocol}.",
         header=("features", "mIoU", "pixels right"),
-        rows=tuple((row.name, f"{row.scores.mean_iou:.1%}", f"{row.scores.pixel_accuracy:.1%}") for row in found.rows),
-        picture=_pixels(picture_grid([one.panes for one in found.pictures], legend=legend)),
-        notes=found.notes,
-        record=found.to_json(),
+        rows=tuple((row.name, f"{row.scores.mean_iou:.1%}", f"{row.scores.pixel_accuracy:.1%}") for row in result.rows),
+        picture=_pixels(picture_grid([pictures.panes for pictures in result.pictures], legend=legend)),
+        notes=result.notes,
+        record=result.to_json(),
     )
 
 
 def _rank(config: SectionsConfig, progress: Progress | None) -> Section:
-    found = run_rank(
+    result = run_rank(
         RankConfig(
             images=config.images, runs=(config.run,), limit=config.limit, seed=config.seed, device=config.device
         ),
@@ -142,51 +169,51 @@ def _rank(config: SectionsConfig, progress: Progress | None) -> Section:
     )
     return Section(
         name="rank",
-        title="How rich, and how alike",
-        text=f"{found.protocol}. A rank of 1 is one direction for all images; a likeness "
-        "of 1 is the same space up to a rotation.",
-        header=("features", "RankMe", *(f"like {name}" for name in found.teachers)),
-        notes=found.notes,
-        record=found.to_json(),
+        title="Rank and similarity of features",
+        text=f"{result.protocol}. A rank of 1 is one direction for all images; a "
+        "similarity of 1 is the same space up to a rotation.",
+        header=("features", "RankMe", *(f"similarity to {name}" for name in result.teachers)),
+        notes=result.notes,
+        record=result.to_json(),
         rows=tuple(
-            (row.name, f"{row.rank:.0f} of {row.width}", *(f"{row.cka[name]:.2f}" for name in found.teachers))
-            for row in found.rows
+            (row.name, f"{row.rank:.0f} of {row.width}", *(f"{row.cka[name]:.2f}" for name in result.teachers))
+            for row in result.rows
         ),
     )
 
 
 def _mode_switch(config: SectionsConfig, progress: Progress | None) -> Section:
-    found = run_mode_switch(
+    result = run_mode_switch(
         ModeSwitchConfig(run=config.run, cache=config.cache, limit=32, seed=config.seed, device=config.device),
         progress=progress,
     )
-    ordered = sorted(found.rows, key=lambda row: (row.teacher, row.size_px))
+    ordered = sorted(result.rows, key=lambda row: (row.teacher, row.size_px))
     return Section(
         name="mode-switch",
         title="At other resolutions",
-        text=f"{found.protocol}. Fidelity is the teacher's variance over the error.",
+        text=f"{result.protocol}. Fidelity is the teacher's variance over the error.",
         header=("teacher", "input", "cosine", "fidelity"),
-        svg=found.chart(),
-        notes=found.notes,
-        record=found.to_json(),
+        svg=result.chart(),
+        notes=result.notes,
+        record=result.to_json(),
         rows=tuple((row.teacher, f"{row.size_px} px", f"{row.cosine:.2f}", f"{row.fidelity:.2f}") for row in ordered),
     )
 
 
 def _throughput(config: SectionsConfig, progress: Progress | None) -> Section:
-    found = run_throughput(
+    result = run_throughput(
         ThroughputConfig(runs=(config.run,), batches=(1, 16), device=config.device), progress=progress
     )
     return Section(
         name="throughput",
         title="Speed",
-        text=f"{found.protocol}.",
-        notes=found.notes,
-        record=found.to_json(),
+        text=f"{result.protocol}.",
+        notes=result.notes,
+        record=result.to_json(),
         header=("network", "batch", "images/s", "M params", "GFLOPs"),
         rows=tuple(
             (row.name, str(row.batch), f"{row.images_per_s:,.0f}", f"{row.params_m:,.1f}", f"{row.gflops:,.2f}")
-            for row in found.rows
+            for row in result.rows
         ),
     )
 
@@ -221,9 +248,9 @@ def _similarity(config: SectionsConfig, progress: Progress | None) -> Section:
     )
     return Section(
         name="similarity",
-        title="What is alike within an image",
+        title="Similarity within an image",
         picture=_pixels(picture_grid(rows)),
-        text="Cosine of all tokens with the ringed one, after their mean was subtracted; bright is alike.",
+        text="Cosine of all tokens with the ringed one, after their mean was subtracted; bright is similar.",
     )
 
 

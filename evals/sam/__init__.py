@@ -1,4 +1,4 @@
-"""A student in the place of SAM's image encoder: masks of COCO's instances, beside those of SAM itself."""
+"""Evaluation of a student as SAM's image encoder: masks of COCO's instances, beside those of SAM itself."""
 
 from evals.sam.table import SamConfig, SamTable, run_sam
 

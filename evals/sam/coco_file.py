@@ -42,20 +42,20 @@ def identifier(value: Any) -> str:
         TypeError: for anything but text and whole numbers.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError(f"{value!r:.50} is no identifier")
+        raise TypeError(f"{value!r:.50} is not an identifier")
     if isinstance(value, float):
         if not value.is_integer():
-            raise TypeError(f"{value!r} is no identifier")
+            raise TypeError(f"{value!r} is not an identifier")
         value = int(value)
     return str(value)
 
 
 def image_path(images: Path, name: str) -> Path:
-    """Return where an image of a COCO file lies, without following links.
+    """Return the path of an image of a COCO file, without following links.
 
     Args:
         images: the folder that the user named.
-        name: `file_name` of the image, in a file that may come from anybody.
+        name: `file_name` of the image, from a file that may not be trustworthy.
 
     Raises:
         EvalError: the name leads out of the folder.
@@ -94,13 +94,14 @@ def read_coco(file: Path) -> CocoFile:
         image_numbers = _numbers((image["id"] for image in images), "image", file)
         categories = [dict(category) for category in dataset.get("categories") or ()]
         category_numbers = _numbers((category["id"] for category in categories), "category", file)
-        for annotation in annotations:  # classes without an entry of their own would not be scored at all
+        # Classes without an entry in the file would not be scored at all.
+        for annotation in annotations:
             annotation.setdefault("category_id", "object")
             name = identifier(annotation["category_id"])
             if name not in category_numbers:
                 category_numbers[name] = len(category_numbers) + 1
                 categories.append({"id": name, "name": name})
-        known = [annotation for annotation in annotations if identifier(annotation["image_id"]) in image_numbers]
+        matched = [annotation for annotation in annotations if identifier(annotation["image_id"]) in image_numbers]
         dataset = {
             "info": {},
             "images": [image | {"id": number} for number, image in enumerate(images, start=1)],
@@ -112,9 +113,10 @@ def read_coco(file: Path) -> CocoFile:
                     "image_id": image_numbers[identifier(annotation["image_id"])],
                     "category_id": category_numbers[identifier(annotation["category_id"])],
                 }
-                for number, annotation in enumerate(known, start=1)
+                for number, annotation in enumerate(matched, start=1)
             ],
         }
+        # Set in memory, so that pycocotools sees the renumbered file.
         coco: Any = COCO()
         coco.dataset = dataset
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
@@ -123,12 +125,12 @@ def read_coco(file: Path) -> CocoFile:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise EvalError(f"{file} is no file of COCO instances: {exc!r:.200}") from exc
-    if not known:
+    if not matched:
         raise EvalError(
             f"{file}: no instance belongs to an image that the file lists; the first one names image "
             f"{annotations[0]['image_id']!r:.80}, the first image is {images[0]['id']!r:.80}"
         )
-    strays = len(annotations) - len(known)
+    strays = len(annotations) - len(matched)
     skipped = {"instances of images that the file does not list": strays} if strays else {}
     return CocoFile(coco, image_numbers, category_numbers, skipped)
 
@@ -153,6 +155,7 @@ def checked_outline(outline: Any, image_hw: tuple[int, int]) -> Any:
         return {"size": [height, width], "counts": counts if isinstance(counts, str) else lengths}
     if not isinstance(outline, list):
         raise TypeError("an outline is a list of polygons, or a run-length code")
+    # A list of polygons x, y, x, y, ...; or one polygon without its outer list; or corners as pairs.
     parts = cast(list[Any], outline)
     if parts and not isinstance(parts[0], list):
         parts = [parts]
@@ -170,7 +173,7 @@ def checked_outline(outline: Any, image_hw: tuple[int, int]) -> Any:
 
 
 def run_lengths(text: str) -> list[int]:
-    """Return the lengths that COCO's compressed run-length code states: five bits a character, from the third on as differences.
+    """Decode COCO's compressed run-length code into lengths: five bits a character; differences from the third length on.
 
     Raises:
         ValueError: for text that is no such code.
@@ -186,6 +189,7 @@ def run_lengths(text: str) -> list[int]:
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
+            # Bit 4 of the last character is the sign.
             value -= (1 << shift) if bits & 16 else 0
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
@@ -195,7 +199,7 @@ def run_lengths(text: str) -> list[int]:
 
 
 def _numbers(identifiers: Iterable[Any], noun: str, file: Path) -> dict[str, int]:
-    """Return identifier -> number from 1. Raises EvalError where one comes twice: which of the two is meant is unknown."""
+    """Return identifier -> number from 1. Raises EvalError for a repeated one: annotations would be ambiguous."""
     numbers: dict[str, int] = {}
     for value in identifiers:
         name = identifier(value)

@@ -1,4 +1,4 @@
-"""Instances of a COCO-format file: their images, boxes and masks, and what is broken about some."""
+"""Instances of a COCO-format file: their images, boxes and masks; broken ones are counted and left out."""
 
 import contextlib
 import io
@@ -41,9 +41,11 @@ class Instances:
     """The instances of a COCO file.
 
     Attributes:
-        left_out: reason -> how many instances were left out, as far as they were met.
+        file: of the annotations.
+        contents: of the file, renumbered.
+        left_out: reason -> number of instances left out, in the images read so far.
         broken: annotations that cannot be drawn.
-        misplaced: instances whose box and outline hardly overlap, as far as they were met; one of the two is wrong.
+        misplaced: instances whose box and outline hardly overlap, in the images read so far; one of the two is wrong.
     """
 
     file: Path
@@ -54,7 +56,11 @@ class Instances:
 
     @classmethod
     def opened(cls, file: Path) -> "Instances":
-        """Raises EvalError for what is no COCO file with instances."""
+        """Read a file.
+
+        Raises:
+            EvalError: if it is not a COCO file with instances.
+        """
         contents = read_coco(file)
         return cls(file, contents, dict(contents.skipped))
 
@@ -67,19 +73,24 @@ class Instances:
         """Return the numbers of images with instances, in order; at most `limit`, drawn at random.
 
         Args:
-            empty: images without instances as well: a detector's boxes there are false ones, which AP counts.
+            limit: images at most; None for all.
+            seed: of the draw.
+            empty: include images without instances: a detector's boxes there are false positives, which AP counts.
         """
-        ids = sorted(self.coco.imgs if empty else {int(known["image_id"]) for known in self.coco.anns.values()})
+        ids = sorted(
+            self.coco.imgs if empty else {int(annotation["image_id"]) for annotation in self.coco.anns.values()}
+        )
         if limit is None or limit >= len(ids):
             return ids
         chosen = np.random.default_rng(seed).choice(len(ids), limit, replace=False)
         return [ids[number] for number in sorted(chosen.tolist())]
 
     def is_coco_validation(self) -> bool:
-        """Return whether this is the file that the paper's figures are on, by its counts."""
+        """Return whether the file is COCO's validation set, which the paper's figures are on, by its counts."""
         return is_coco_validation(categories=len(self.coco.getCatIds()), images=len(self.coco.getImgIds()))
 
     def file_name(self, image: int) -> str:
+        """Return the file name of an image, relative to the folder of images."""
         return str(self.coco.imgs[image]["file_name"])
 
     def of(
@@ -87,13 +98,19 @@ class Instances:
     ) -> Iterator[Instance]:
         """Yield the instances of an image that the protocol counts; the others are counted in `left_out`.
 
-        Raises EvalError if the file says that the image has another size.
+        Args:
+            image: its number.
+            image_hw: its size, upright.
+            protocol: decides which instances count.
+
+        Raises:
+            EvalError: if the annotations state another size for the image.
         """
-        known = self.coco.imgs[image]
-        if (int(known["height"]), int(known["width"])) != image_hw:
+        image_record = self.coco.imgs[image]
+        if (int(image_record["height"]), int(image_record["width"])) != image_hw:
             raise EvalError(
-                f"{self.file}: {known['file_name']} is listed as {known['width']} x {known['height']}, and the file has "
-                f"{image_hw[1]} x {image_hw[0]} pixels: are these the annotations of these images?"
+                f"{self.file}: {image_record['file_name']} is listed as {image_record['width']} x {image_record['height']}, "
+                f"and the file has {image_hw[1]} x {image_hw[0]} pixels: are these the annotations of these images?"
             )
         for annotation in self.coco.imgToAnns[image]:
             try:
@@ -108,57 +125,59 @@ class Instances:
                 annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
                 x, y, w, h = _box_xywh(annotation, mask)
             except Exception:  # pycocotools raises whatever its C code meets in a broken polygon or run-length code
-                self._leave("instances whose outline or box is broken")
+                self._count_left_out("instances whose outline or box is broken")
                 self.broken.add(int(annotation["id"]))
                 continue
             if annotation["iscrowd"] and not protocol.crowds:
-                self._leave("crowd regions")
+                self._count_left_out("crowd regions")
                 continue
             if area_px < 1 if protocol.file_area else not mask.any() or w <= 0 or h <= 0:
-                self._leave("instances of no pixel")
+                self._count_left_out("instances of no pixel")
                 continue
             if not annotation["iscrowd"] and _far_from_its_box(mask, (x, y, w, h)):
                 self.misplaced += 1
             yield Instance(int(annotation["id"]), int(annotation["category_id"]), (x, y, x + w, y + h), mask, area_px)
 
     def drop_broken(self) -> None:
-        """Take those that cannot be drawn out of the index in memory: COCO's evaluation would stop at them."""
-        sound = [known for known in self.coco.dataset["annotations"] if int(known["id"]) not in self.broken]
+        """Remove annotations that cannot be drawn from the index in memory: COCO's evaluation would stop at them."""
+        sound = [
+            annotation for annotation in self.coco.dataset["annotations"] if int(annotation["id"]) not in self.broken
+        ]
         self.coco.dataset["annotations"] = sound
         with contextlib.redirect_stdout(io.StringIO()):
             self.coco.createIndex()
 
-    def _leave(self, reason: str) -> None:
+    def _count_left_out(self, reason: str) -> None:
         self.left_out[reason] = self.left_out.get(reason, 0) + 1
 
 
 _ROUNDED_PX = 4
-"""Side in pixels below which boxes of one object may differ by half from rounding alone."""
+"""Side in pixels below which two boxes of one object may differ by half from rounding alone."""
 
 
 def _area_px(stated: Any, mask: NDArray[np.bool_]) -> float:
-    """Return the area by which COCO's evaluation sorts: the file's, or that of the mask where the file states none.
+    """Return the area by which COCO's evaluation sorts instances: the file's, or that of the mask if the file states none.
 
-    Some writers leave it out, or write null, NaN, 0 or -1 for it.
+    Some writers omit it, or write null, NaN, 0 or -1 for it.
     """
     area_px = float("nan") if stated is None else float(stated)
     return area_px if np.isfinite(area_px) and area_px > 0 else float(mask.sum())
 
 
 def _far_from_its_box(mask: NDArray[np.bool_], box_xywh: tuple[float, float, float, float]) -> bool:
-    """Return whether a box overlaps less than half with the box of the mask; tiny masks are left to rounding."""
+    """Return whether a box overlaps less than half with the box of the mask; False for tiny masks, because of rounding."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    drawn = np.zeros(4)
+    mask_box = np.zeros(4)
     if len(rows):
-        drawn = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+        mask_box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
     x, y, w, h = box_xywh
-    stated = np.array([x, y, x + max(0.0, w), y + max(0.0, h)])
-    if max(float((box[2:] - box[:2]).min()) for box in (drawn, stated)) < _ROUNDED_PX:
+    file_box = np.array([x, y, x + max(0.0, w), y + max(0.0, h)])
+    if max(float((box[2:] - box[:2]).min()) for box in (mask_box, file_box)) < _ROUNDED_PX:
         return False
-    sides = np.maximum(0, np.minimum(drawn, stated)[2:] - np.maximum(drawn, stated)[:2])
-    both = float(np.prod(sides))
-    either = float(np.prod(drawn[2:] - drawn[:2]) + np.prod(stated[2:] - stated[:2]))
-    return both < 0.5 * (either - both)
+    overlap_wh = np.maximum(0, np.minimum(mask_box, file_box)[2:] - np.maximum(mask_box, file_box)[:2])
+    intersection = float(np.prod(overlap_wh))
+    areas = float(np.prod(mask_box[2:] - mask_box[:2]) + np.prod(file_box[2:] - file_box[:2]))
+    return intersection < 0.5 * (areas - intersection)
 
 
 def _box_xywh(annotation: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
@@ -177,7 +196,15 @@ def _box_xywh(annotation: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[floa
 
 
 def inner_points(mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
-    """(count, 2) points x, y inside a mask: the deepest one, then always the deepest that is far from those before."""
+    """Choose points inside a mask: the deepest one, then always the deepest far from those before.
+
+    Args:
+        mask: (h, w), not empty.
+        count: number of points.
+
+    Returns:
+        (count, 2) points x, y.
+    """
     depth = _depth(mask)
     ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]]
     points: list[tuple[float, float]] = []
@@ -186,7 +213,7 @@ def inner_points(mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
         y, x = np.unravel_index(int(weight.argmax()), weight.shape)
         points.append((float(x), float(y)))
         weight = depth * np.min([np.hypot(xs - px, ys - py) for px, py in points], axis=0)
-        if weight.max() == 0:
+        if weight.max() == 0:  # every pixel of the mask is a point already
             weight = depth
     return np.array(points, np.float32)
 
@@ -198,11 +225,11 @@ def next_point(
 
     Args:
         truth: (h, w), the true mask.
-        mask: (h, w), the last answer; all False before the first.
+        mask: (h, w), the last predicted mask; all False before the first.
         placed_xy: clicks so far; no pixel is clicked twice.
 
     Returns:
-        The point x, y, and whether it is positive (the mask lacks it) or negative (the mask has it too much).
+        The point x, y, and whether it is positive (missing from the mask) or negative (wrongly in the mask).
 
     Source: the click simulation of RITM (arXiv 2102.06583), which EfficientViT-SAM's script uses.
     """
@@ -219,4 +246,5 @@ def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return (h, w): the distance in pixels of every pixel of the mask to the nearest outside it, or outside the image."""
     from scipy.ndimage import distance_transform_edt
 
+    # Padding makes the border of the image a border of the mask.
     return np.asarray(distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]

@@ -1,4 +1,4 @@
-"""How masks are asked for and counted: two protocols, one of them that of a public evaluation script."""
+"""Protocols of prompting and counting masks: that of a public evaluation script, and one mask per prompt."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ class Protocol:
     """One way to evaluate prompted masks.
 
     Attributes:
-        best_of_three: SAM answers with three masks, and the one with the highest predicted IoU counts.
+        best_of_three: SAM predicts three masks, and the one with the highest predicted IoU counts.
         crowds: crowd regions are prompted and counted as well.
         file_area: an instance's size class follows the file's `area`, and an instance on a limit counts in both classes;
             otherwise it follows the pixels of its mask.

@@ -1,4 +1,4 @@
-"""Masks from prompts, by SAM itself and with a student for its encoder, against COCO's: mIoU by size, and AP."""
+"""Prompted masks of SAM, and of SAM with a student as its encoder, against COCO's instances: mIoU by size, and AP."""
 
 import contextlib
 import io
@@ -42,15 +42,25 @@ from trainer.dropins.sam import sam_with_student
 Prompt = Literal["box", "1-point", "3-points", "detections"]
 
 _MAX_DETECTIONS = 100
-"""Masks of a category in an image that COCO's evaluation looks at."""
+"""Masks of a category in an image that COCO's evaluation considers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig:
-    """annotations: COCO instances. images: the folder that their file names are below. sam: a teacher's name; weights: its file.
+    """Settings of an evaluation in the place of SAM's image encoder.
 
-    runs: students with a head for that teacher. detections: COCO result JSON whose boxes prompt. pictures: images to draw.
-    protocol: how masks are asked for and counted (`evals.sam.protocol`).
+    Attributes:
+        annotations: COCO instances.
+        images: the folder that their file names are relative to.
+        sam: name of a SAM teacher, whose decoder is used.
+        weights: its file; None for the published one.
+        runs: students with a head for that teacher.
+        prompt: true boxes, points inside the true mask, or boxes of a detector.
+        protocol: see `evals.sam.protocol`.
+        detections: COCO result file with the boxes of a detector.
+        limit: images at most, drawn by `seed`.
+        pictures: number of images to draw.
+        device: where SAM and students run.
     """
 
     annotations: Path
@@ -82,7 +92,14 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class SamRow:
-    """Shares in [0, 1], None where nothing could be measured. miou: over instances, by COCO's sizes too; ap: COCO's mask AP."""
+    """One predictor. Figures lie in [0, 1]; None where there was nothing to measure.
+
+    Attributes:
+        instances: number of masks.
+        miou: mean IoU over instances.
+        small, medium, large: the same by COCO's size classes.
+        ap: COCO's mask AP.
+    """
 
     name: str
     instances: int
@@ -95,7 +112,15 @@ class SamRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SamTable:
-    """What was measured and how. annotations_sha256: of their file. paper: rows to compare with, where they apply."""
+    """The figures, and how they were measured.
+
+    Attributes:
+        images: number of images.
+        annotations_sha256: of their file.
+        notes: limits of the figures, one sentence each.
+        paper: published rows, if they are comparable.
+        pictures: rows of titled pictures; no part of the record.
+    """
 
     protocol: str
     images: int
@@ -106,44 +131,59 @@ class SamTable:
     pictures: tuple[tuple[Pane, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this table, without pictures."""
         return asdict(self) | {"pictures": []}
 
 
 @dataclass
-class _Judged:
-    """What one predictor did so far. ious: IoU and size classes of every true instance; results: COCO's records of all masks."""
+class _PredictorResults:
+    """The results of one predictor so far.
+
+    Attributes:
+        ious: IoU and size classes of every true instance.
+        records: all masks in COCO's result format.
+    """
 
     ious: list[tuple[float, tuple[str, ...]]] = field(default_factory=list[tuple[float, tuple[str, ...]]])
-    results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
-    """Every predictor on the same prompts. Raises RadioCacheError with what is wrong."""
+    """Prompt every predictor in the same way and score its masks.
+
+    Raises:
+        RadioCacheError: if annotations, images, weights or runs cannot be used.
+    """
     protocol = PROTOCOLS[config.protocol]
     instances = Instances.opened(config.annotations)
     boxes = None if config.detections is None else _detections(config.detections, instances)
     ids = instances.image_ids(config.limit, config.seed, empty=boxes is not None)
     predictors = _predictors(config)
-    judged = {name: _Judged() for name in predictors}
-    drawn: list[tuple[Pane, ...]] = []
-    turned = 0
+    results_of = {name: _PredictorResults() for name in predictors}
+    picture_rows: list[tuple[Pane, ...]] = []
+    num_turned = 0
     for number, image_id in enumerate(ids):
         path = image_path(config.images, instances.file_name(image_id))
         image = _image(path)
-        turned += _turned(path)
+        num_turned += _is_turned_file(path)
         truth = list(instances.of(image_id, (image.height, image.width), protocol))
         prompts: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
         masks = {
-            name: _judge(predictor, image, image_id, prompts, config.prompt, protocol, judged[name])
+            name: _add_image(predictor, image, image_id, prompts, config.prompt, protocol, results_of[name])
             for name, predictor in predictors.items()
         }
         if number < config.pictures:
             columns = {"annotated": [instance.mask for instance in truth], **masks}
-            drawn.append((("image", thumbnail(image)), *((name, _overlay(of, image)) for name, of in columns.items())))
+            picture_rows.append(
+                (
+                    ("image", thumbnail(image)),
+                    *((name, _overlay(prompt_masks, image)) for name, prompt_masks in columns.items()),
+                )
+            )
         if progress is not None:
             progress("SAM", number + 1, len(ids))
     instances.drop_broken()
-    rows = tuple(_row(name, judgement, instances, ids) for name, judgement in judged.items())
+    rows = tuple(_row(name, judgement, instances, ids) for name, judgement in results_of.items())
     images = f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}"
     is_paper = _is_paper(config, instances)
     return SamTable(
@@ -151,14 +191,14 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
         images=len(ids),
         annotations_sha256=file_sha256(config.annotations),
         rows=rows,
-        notes=tuple(_notes(config, instances, judged, turned)),
+        notes=tuple(_notes(config, instances, results_of, num_turned)),
         paper=SAM_ROWS if is_paper else (),
-        pictures=tuple(drawn),
+        pictures=tuple(picture_rows),
     )
 
 
 def _is_paper(config: SamConfig, instances: Instances) -> bool:
-    """Return whether the paper's rows, true boxes by the script of EfficientViT-SAM on all of COCO, are comparable with ours."""
+    """Return whether the paper's rows (true boxes, script of EfficientViT-SAM, all of COCO) are comparable with ours."""
     return (
         config.protocol == "efficientvit-sam"
         and config.prompt == "box"
@@ -167,19 +207,21 @@ def _is_paper(config: SamConfig, instances: Instances) -> bool:
     )
 
 
-def _notes(config: SamConfig, instances: Instances, judged: dict[str, _Judged], turned: int) -> Iterator[str]:
-    """Yield what a reader of the table has to know."""
-    for what, count in instances.left_out.items():
-        yield f"Left out: {what} ({count:,})."
+def _notes(
+    config: SamConfig, instances: Instances, results_of: dict[str, _PredictorResults], num_turned: int
+) -> Iterator[str]:
+    """Yield the limits of the figures, one sentence each."""
+    for reason, count in instances.left_out.items():
+        yield f"Left out: {reason} ({count:,})."
     if instances.misplaced:
         yield (
             f"The box and the outline of {counted(instances.misplaced, 'instance overlaps', 'instances overlap')} by less than "
             "half, so that one of the two is wrong, and so are the figures: boxes are x, y, width, height, and all are pixels "
             "of the upright image."
         )
-    if turned:
+    if num_turned:
         yield (
-            f"{counted(turned, 'image is', 'images are')} turned by an orientation tag: annotations are taken to be of the "
+            f"{counted(num_turned, 'image is', 'images are')} turned by an orientation tag: annotations are taken to be of the "
             "upright image, as viewers show it."
         )
     if config.protocol == "single-mask" and instances.is_coco_validation():
@@ -188,54 +230,63 @@ def _notes(config: SamConfig, instances: Instances, judged: dict[str, _Judged], 
             "--protocol efficientvit-sam gives figures that are comparable with them."
         )
     per_image: Counter[tuple[int, int]] = Counter()
-    for record in next(iter(judged.values())).results:
+    for record in next(iter(results_of.values())).records:
         per_image[record["image_id"], record["category_id"]] += 1
     crowded = sum(count > _MAX_DETECTIONS for count in per_image.values())
     if crowded:
         yield (
-            f"COCO's AP looks at the {_MAX_DETECTIONS} surest masks of a category in an image; there are more in {crowded:,} "
+            f"COCO's AP considers the {_MAX_DETECTIONS} surest masks of a category in an image; there are more in {crowded:,} "
             "cases, and even true masks stay below an AP of 100 % there. The mIoU counts all of them."
         )
 
 
 def _predictors(config: SamConfig) -> dict[str, SamPredictor]:
-    """SAM itself, then the same SAM with every run's student in front of its decoder."""
+    """Load SAM itself, then the same decoder behind every run's student."""
     device = torch.device(pick_device(config.device))
     sam = load_sam(config.sam, config.weights).to(device)
-    made = {config.sam: SamPredictor(sam)}
+    predictors = {config.sam: SamPredictor(sam)}
     for run, name in zip(config.runs, run_names(config.runs), strict=True):
         student = load_student(run, adaptors="all").to(device)
-        made[name] = SamPredictor(sam_with_student(sam, student, config.sam))
-    return made
+        predictors[name] = SamPredictor(sam_with_student(sam, student, config.sam))
+    return predictors
 
 
-def _judge(
+def _add_image(
     predictor: SamPredictor,
     image: Image.Image,
     image_id: int,
     prompts: Sequence[Instance | Detection],
     prompt: Prompt,
     protocol: Protocol,
-    judged: _Judged,
+    results: _PredictorResults,
 ) -> list[NDArray[np.bool_]]:
-    """Return the masks of one image, and note them in `judged`."""
+    """Prompt one image, add its masks to the results, and return them."""
     if not prompts:
         return []
-    predictor.set_image(np.asarray(image))
+    predictor.set_image(np.asarray(image))  # the encoder runs once per image, the decoder once per prompt
     masks: list[NDArray[np.bool_]] = []
     for source in prompts:
         mask, score = _mask(predictor, source, prompt, protocol)
         if isinstance(source, Instance):
             area_px = source.file_area_px if protocol.file_area else float(source.mask.sum())
-            judged.ious.append((iou(mask, source.mask), protocol.sizes(area_px)))
+            results.ious.append((iou(mask, source.mask), protocol.sizes(area_px)))
         confidence = score if isinstance(source, Instance) else source.score
-        judged.results.append(_result(image_id, source.category, mask, confidence))
+        results.records.append(_result(image_id, source.category, mask, confidence))
         masks.append(mask)
     return masks
 
 
 def load_sam(name: str, weights: Path | None) -> Sam:
-    """All of SAM from a file in segment-anything's format. Raises TeacherError if it cannot be had or does not fit."""
+    """Load encoder and decoder of SAM from a file in segment-anything's format.
+
+    Args:
+        name: of a SAM teacher.
+        weights: its file; None for the published one.
+
+    Raises:
+        ConfigError: if the teacher is not a SAM.
+        TeacherError: if the weights cannot be downloaded or do not fit.
+    """
     preset = find_teacher(name)
     if preset.family != "sam":
         raise ConfigError(
@@ -248,10 +299,10 @@ def load_sam(name: str, weights: Path | None) -> Sam:
     return sam.eval()
 
 
-def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks; 1 for two empty ones."""
-    union = int((one | other).sum())
-    return 1.0 if union == 0 else float((one & other).sum() / union)
+def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Return the intersection over union of two masks; 1 for two empty ones."""
+    union = int((first | second).sum())
+    return 1.0 if union == 0 else float((first & second).sum() / union)
 
 
 def _mask(
@@ -259,11 +310,12 @@ def _mask(
 ) -> tuple[NDArray[np.bool_], float]:
     """Return one mask and SAM's own estimate of its IoU."""
     if prompt == "box" or not isinstance(source, Instance):
-        return _answer(predictor, protocol, box=np.array(source.box_xyxy))
+        return _predict_mask(predictor, protocol, box=np.array(source.box_xyxy))
     count = 1 if prompt == "1-point" else 3
     if not protocol.interactive_points:
         points = inner_points(source.mask, count)
-        return _answer(predictor, protocol, point_coords=points, point_labels=np.ones(len(points), np.int64))
+        return _predict_mask(predictor, protocol, point_coords=points, point_labels=np.ones(len(points), np.int64))
+    # One click after the other, each where the last mask is most wrong.
     mask, score = np.zeros_like(source.mask), 0.0
     placed_xy: list[tuple[float, float]] = []
     labels: list[int] = []
@@ -271,43 +323,47 @@ def _mask(
         point_xy, positive = next_point(source.mask, mask, placed_xy)
         placed_xy.append(point_xy)
         labels.append(int(positive))
-        mask, score = _answer(predictor, protocol, point_coords=np.array(placed_xy), point_labels=np.array(labels))
+        mask, score = _predict_mask(
+            predictor, protocol, point_coords=np.array(placed_xy), point_labels=np.array(labels)
+        )
     return mask, score
 
 
-def _answer(predictor: SamPredictor, protocol: Protocol, **prompts: Any) -> tuple[NDArray[np.bool_], float]:
-    """Return the mask that the protocol counts of those that SAM answers with, and its predicted IoU."""
+def _predict_mask(predictor: SamPredictor, protocol: Protocol, **prompts: Any) -> tuple[NDArray[np.bool_], float]:
+    """Return the mask that the protocol counts among those that SAM predicts, and its predicted IoU."""
     masks, scores, _ = predictor.predict(**prompts, multimask_output=protocol.best_of_three)
     best = int(np.argmax(scores))
     return np.asarray(masks[best], np.bool_), float(scores[best])
 
 
 def _result(image: int, category: int, mask: NDArray[np.bool_], score: float) -> dict[str, Any]:
+    """Return COCO's record of a mask."""
+    # pycocotools encodes Fortran-ordered arrays only.
     code: Any = run_length.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"image_id": image, "category_id": category, "segmentation": code, "score": score}
 
 
-def _row(name: str, judged: _Judged, instances: Instances, ids: Sequence[int]) -> SamRow:
+def _row(name: str, results: _PredictorResults, instances: Instances, ids: Sequence[int]) -> SamRow:
     def mean(size: str | None) -> float | None:
-        values = [value for value, sizes in judged.ious if size is None or size in sizes]
+        values = [value for value, sizes in results.ious if size is None or size in sizes]
         return float(np.mean(values)) if values else None
 
     return SamRow(
         name=name,
-        instances=len(judged.results),
+        instances=len(results.records),
         miou=mean(None),
         small=mean("small"),
         medium=mean("medium"),
         large=mean("large"),
-        ap=_average_precision(judged.results, instances, ids),
+        ap=_average_precision(results.records, instances, ids),
     )
 
 
 def _average_precision(results: list[dict[str, Any]], instances: Instances, ids: Sequence[int]) -> float | None:
-    """Return COCO's mask AP, or None where these images hold no instance that it counts."""
-    counted = any(not known["iscrowd"] for image in ids for known in instances.coco.imgToAnns[image])
-    if not counted or not results:
-        return 0.0 if counted else None
+    """Return COCO's mask AP, or None if these images hold no instance that it counts."""
+    has_countable = any(not annotation["iscrowd"] for image in ids for annotation in instances.coco.imgToAnns[image])
+    if not has_countable or not results:
+        return 0.0 if has_countable else None
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # pycocotools prints as it goes
         warnings.simplefilter("ignore", DeprecationWarning)
         evaluation: Any = COCOeval(instances.coco, instances.coco.loadRes(results), "segm")
@@ -342,7 +398,7 @@ def _detections(file: Path, instances: Instances) -> dict[int, list[Detection]]:
                 boxes.setdefault(image, []).append(Detection(category, (x, y, x + w, y + h), score))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
         raise EvalError(
-            f"--detections {file} is no list of image_id, category_id, bbox (x, y, w, h) and score: {exc!r:.200}"
+            f"--detections {file} is not a list of image_id, category_id, bbox (x, y, w, h) and score: {exc!r:.200}"
         ) from exc
     if not boxes:
         raise EvalError(
@@ -355,19 +411,20 @@ def _detections(file: Path, instances: Instances) -> dict[int, list[Detection]]:
 
 
 def _image(path: Path) -> Image.Image:
+    """Return the image, upright. Raises EvalError if it cannot be read."""
     try:
         return decode_image(path.read_bytes())
     except (ImageError, OSError) as exc:
         raise EvalError(f"{path}: {exc}; --images is the folder that the annotations' file names are below") from exc
 
 
-def _turned(path: Path) -> bool:
+def _is_turned_file(path: Path) -> bool:
     with path.open("rb") as file, open_image(file) as image:
         return is_turned(image)
 
 
 def _overlay(masks: Sequence[NDArray[np.bool_]], image: Image.Image) -> NDArray[np.uint8]:
-    """(h, w, 3): every mask in a colour of its own, later ones on top, and the rest dark."""
+    """Return (h, w, 3): every mask in its own colour, later ones on top, everything else dark."""
     numbers = np.zeros((image.height, image.width), np.int16)
     for number, mask in enumerate(masks, start=1):
         numbers[mask] = number

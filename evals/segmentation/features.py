@@ -27,6 +27,7 @@ from evals.segmentation.windows import Window, sliding_windows, teacher_window, 
 from evals.shared.progress import Progress
 from radio_cache.codecs import Half
 from radio_cache.errors import ConfigError
+from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, ImageStatus, TeacherSpec
 from radio_cache.geometry.crops import ViewGeometry, crop_weights
 from radio_cache.prefetch.ordered import ahead
@@ -164,7 +165,7 @@ class StoredMaps(WindowMaps):
             summary_note="not kept",
             spatial_note="windows of images, for radio-eval segment",
             compute_dtype="float32",
-            codec=Half().to_json(),
+            codec=CodecRecord(parameters=Half().to_json()),
             views=1,
             software={},
         )

@@ -229,7 +229,8 @@ def mask_folders(images: Path, masks: Path, format: MaskFormat) -> MaskedImages:
     """Pair images and masks of two folders by their relative path without the extension.
 
     Args:
-        images, masks: folders.
+        images: folder.
+        masks: folder.
         format: of the masks.
 
     Raises:

@@ -25,7 +25,8 @@ def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> str
 
     Args:
         points: with x > 0 and y >= 0.
-        x_title, y_title: of the axes.
+        x_title: of the horizontal axis.
+        y_title: of the vertical axis.
 
     Returns:
         A complete SVG document.
@@ -53,7 +54,8 @@ def line_chart(lines: Mapping[str, Sequence[float]], x_labels: Sequence[str], *,
     Args:
         lines: name -> values, one per label: at or above 0, or NaN, which leaves a gap.
         x_labels: below the axis.
-        x_title, y_title: of the axes.
+        x_title: of the horizontal axis.
+        y_title: of the vertical axis.
 
     Returns:
         A complete SVG document.

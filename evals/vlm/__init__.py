@@ -1,4 +1,4 @@
-"""A student as LLaVA's vision tower: whether it is wired right, and what a LLaVA trained with it answers."""
+"""Evaluation of a student as LLaVA's vision tower: a check of the wiring, and benchmarks of a trained LLaVA."""
 
 from evals.vlm.harness import TASKS, HarnessConfig, VlmTable, run_harness
 from evals.vlm.wiring import Wiring, check_wiring

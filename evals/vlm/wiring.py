@@ -1,4 +1,4 @@
-"""Is a student wired right as LLaVA's vision tower? Shown with a small random language model, in the way a harness uses one."""
+"""Check of a student as LLaVA's vision tower, with a small random language model and as a harness uses it."""
 
 import tempfile
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from trainer.model.adaptors import BACKBONE
 QUESTION: list[dict[str, Any]] = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it ?"}]}
 ]
-"""What it is asked about every picture, in words that `word_tokenizer` knows, as processors take it."""
+"""The question about every picture, in words of `word_tokenizer` and in the form that processors take."""
 
 _WORDS = (
     "<pad>",
@@ -50,8 +50,13 @@ _NEW_TOKENS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Wiring:
-    """A student in LLaVA. tokens: that a picture takes in a prompt. width: of each, before the projector. answer: the random
-    language model's, which means nothing. held: what was seen to be so.
+    """The result of a check.
+
+    Attributes:
+        tokens: number of tokens of a picture in a prompt.
+        width: of each token, before the projector.
+        answer: of the random language model; it has no meaning.
+        held: the checks that passed.
     """
 
     student: str
@@ -62,13 +67,20 @@ class Wiring:
     held: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this check."""
         return asdict(self)
 
 
 def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring:
-    """Build a LLaVA, save it, load it as a harness does, ask it about two pictures of noise.
+    """Build a LLaVA, save it, load it as a harness does, and run it on two pictures of noise.
 
-    teacher: whose features the language model reads, or "backbone". Raises EvalError with what does not hold.
+    Args:
+        run: folder of the student's run.
+        teacher: whose features the language model reads, or "backbone".
+        seed: of language model and pictures.
+
+    Raises:
+        EvalError: if a check fails.
     """
     student = load_student(run, adaptors="all")
     tokenizer, language_model = word_tokenizer(), random_language_model(seed)
@@ -82,28 +94,37 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     question: str = processor.apply_chat_template(QUESTION, add_generation_prompt=True)
     rng = np.random.default_rng(seed)
     pictures = [Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)) for _ in range(2)]
-    one, other = (processor(images=picture, text=question, return_tensors="pt") for picture in pictures)
-    held: list[str] = []
+    inputs, other_inputs = (processor(images=picture, text=question, return_tensors="pt") for picture in pictures)
+    passed: list[str] = []
 
-    def must(so: bool, what: str) -> None:
-        if not so:
-            raise EvalError(f"{run} as LLaVA's vision tower: it does not hold that {what}")
-        held.append(what)
+    def require(holds: bool, check: str) -> None:
+        if not holds:
+            raise EvalError(f"{run} as LLaVA's vision tower: this does not hold: {check}")
+        passed.append(check)
 
-    must(
-        int((one["input_ids"] == loaded.config.image_token_id).sum()) == tokens,
+    require(
+        int((inputs["input_ids"] == loaded.config.image_token_id).sum()) == tokens,
         f"the processor makes room for the {tokens} tokens that the tower gives",
     )
     with torch.inference_mode():
-        logits, again, elsewhere = loaded(**one).logits, built(**one).logits, loaded(**other).logits
-        answer = loaded.generate(**one, max_new_tokens=_NEW_TOKENS, do_sample=False)[0, one["input_ids"].shape[1] :]
-    must(bool(torch.isfinite(logits).all()), "logits are finite")
-    must(torch.allclose(logits, again, rtol=1e-4, atol=1e-5), "a saved and loaded LLaVA gives the same logits")
-    must(not torch.allclose(logits[:, -1], elsewhere[:, -1]), "another picture gives other logits")
-    must(len(answer) > 0, "it generates")
-    built(**one, labels=one["input_ids"]).loss.backward()
+        logits, built_logits, other_logits = (
+            loaded(**inputs).logits,
+            built(**inputs).logits,
+            loaded(**other_inputs).logits,
+        )
+        answer = loaded.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)[
+            0, inputs["input_ids"].shape[1] :
+        ]
+    require(bool(torch.isfinite(logits).all()), "logits are finite")
+    require(
+        torch.allclose(logits, built_logits, rtol=1e-4, atol=1e-5), "a saved and loaded LLaVA gives the same logits"
+    )
+    require(not torch.allclose(logits[:, -1], other_logits[:, -1]), "another picture gives other logits")
+    require(len(answer) > 0, "it generates")
+    # One backward pass shows what a training of LLaVA would change.
+    built(**inputs, labels=inputs["input_ids"]).loss.backward()
     inner: Any = built.model
-    must(
+    require(
         all(weight.grad is not None for weight in inner.multi_modal_projector.parameters())
         and all(weight.grad is None for weight in inner.vision_tower.parameters()),
         "the projector learns, and the student stays as it is",
@@ -114,16 +135,16 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
         tokens=tokens,
         width=int(loaded.config.vision_config.hidden_size),
         answer=str(processor.decode(answer)),
-        held=tuple(held),
+        held=tuple(passed),
     )
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of a handful of words: none can be had offline."""
-    known = Tokenizer(models.WordLevel({word: number for number, word in enumerate(_WORDS)}, unk_token="<unk>"))
-    known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    """Return a tokenizer of a few words, because a real one would have to be downloaded."""
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(_WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=known,
+        tokenizer_object=words,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -133,7 +154,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_language_model(seed: int) -> Any:
-    """A Llama: what transformers declares of it is narrower than what a tower asks."""
+    """Return a tiny Llama with random weights; typed Any because the declared types of transformers are too narrow."""
     config = LlamaConfig(
         vocab_size=len(_WORDS),
         hidden_size=32,

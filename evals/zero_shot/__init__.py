@@ -1,4 +1,4 @@
-"""Zero-shot classification: images are compared with sentences about classes, and nothing is trained on their labels."""
+"""Zero-shot classification: images are compared with sentences about classes; nothing is trained on labels."""
 
 from evals.zero_shot.table import ZeroShotConfig, ZeroShotTable, run_zero_shot
 

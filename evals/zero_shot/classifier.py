@@ -1,4 +1,4 @@
-"""A classifier made of sentences: one vector per class, kept on disk under the hash of what it was made from."""
+"""Classifiers made of sentences: one vector per class, stored under the hash of everything it depends on."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from safetensors.numpy import load_file, save
 
 from evals.shared.progress import Progress
 from evals.zero_shot.prompts import sentences
-from evals.zero_shot.text_tower import TextTower, embedded
+from evals.zero_shot.text_tower import TextTower, embed_sentences
 from radio_cache.storage.local import write_atomically
 
 _VECTORS = "vectors"
 
 
 def default_classifiers() -> Path:
-    """Where classifiers are kept unless --classifiers says otherwise."""
+    """Return the folder of stored classifiers if --classifiers names none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "radio-cache" / "text-classifiers"
 
 
@@ -34,10 +34,23 @@ def text_classifier(
     device: torch.device,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """(classes, c) vectors of length 1: of every class, the mean of its sentences' vectors of length 1.
+    """Return one vector per class: the normalised mean of the normalised vectors of its sentences.
 
-    Source: CLIP, arXiv 2103.00020, section 3.1.4. Read from `folder` if the same tower, phrases and templates were there before;
-    a file that cannot be read is made again.
+    The classifier is read from `folder` if it is stored there for the same tower, phrases and templates. A file that cannot
+    be read is replaced.
+
+    Args:
+        tower: encodes sentences.
+        phrases: one per class.
+        templates: sentences with {} for the phrase.
+        folder: of stored classifiers.
+        device: where the tower runs.
+        progress: receives the number of classes.
+
+    Returns:
+        (classes, c) vectors of length 1.
+
+    Source: CLIP, arXiv 2103.00020, section 3.1.4.
     """
     content = json.dumps([tower.content, list(phrases), list(templates)], ensure_ascii=False)
     file = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
@@ -46,15 +59,16 @@ def text_classifier(
             return load_file(file)[_VECTORS]
         except (SafetensorError, KeyError):
             file.unlink()
+    # Loading the tower is the slow part; it happens only if no classifier is stored.
     embed = tower.load(device)
     vectors: list[NDArray[np.float32]] = []
     for number, phrase in enumerate(phrases, start=1):
-        mean = embedded(embed, sentences(phrase, templates)).mean(axis=0)
+        mean = embed_sentences(embed, sentences(phrase, templates)).mean(axis=0)
         vectors.append(mean / np.linalg.norm(mean))
         if progress is not None:
             progress(tower.description, number, len(phrases), unit="classes")
-    made = np.stack(vectors).astype(np.float32)
+    classifier = np.stack(vectors).astype(np.float32)
     write_atomically(
-        file, save({_VECTORS: made}, metadata={"about": f"{tower.description}, {len(templates)} templates"})
+        file, save({_VECTORS: classifier}, metadata={"about": f"{tower.description}, {len(templates)} templates"})
     )
-    return made
+    return classifier

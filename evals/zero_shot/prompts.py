@@ -1,4 +1,4 @@
-"""What classes are called in sentences: names people would use, and templates they stand in."""
+"""Sentences about classes: phrases for class names, and templates that hold them."""
 
 import functools
 import re
@@ -16,17 +16,22 @@ PAPER_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_cli
 """The 80 sentences of CLIP's paper (arXiv 2103.00020) for ImageNet; {} is the class."""
 
 _MAX_NUMBERED = 1 << 17
-"""Above the classes of ImageNet-21k and of iNaturalist; numbers far above are identifiers of something else."""
+"""More classes than ImageNet-21k and iNaturalist have; larger numbers are identifiers of something else."""
 
 _WORDNET = re.compile(r"(n\d{8})(?:[_ -]+(.*))?")
 
 
 def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
-    """What every class of the images is called in a sentence, by its number.
+    """Return the phrase of every class of the images, in the order of class numbers.
 
-    file: lines of `class<TAB>phrase`, class being the folder's name or the number, or one phrase a line in the order of the
-    classes. Without: an ImageNet class has the name that CLIP's authors gave it; other folders are called what they are called,
-    underscores as spaces. Raises ConfigError for classes without a name.
+    Args:
+        images: with labels.
+        file: lines of `class<TAB>phrase`, where class is the name of the folder or the number; or one phrase per line in the
+            order of the classes. None takes the names of CLIP's authors for ImageNet classes, and folder names with spaces
+            for underscores otherwise.
+
+    Raises:
+        ConfigError: for classes without a name.
     """
     if not images.class_names and int(images.labels.max()) >= _MAX_NUMBERED:
         raise ConfigError(
@@ -38,42 +43,49 @@ def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
         return _from_file(file, names)
     if not images.class_names:
         raise ConfigError(
-            f"{images.location} numbers its {len(names)} classes and does not name them: give --classes FILE with a name a line"
+            f"{images.location} numbers its {len(names)} classes and does not name them: give --classes FILE with one name per "
+            "line"
         )
     return tuple(_phrase(name) for name in names)
 
 
 def templates_from(file: Path | None) -> tuple[str, ...]:
-    """The user's sentences, one a line with {} for the class; the paper's 80 without a file. Raises ConfigError."""
+    """Read templates from a file with one per line, {} for the class; without a file, return the paper's 80.
+
+    Raises:
+        ConfigError: if the file holds no template, or one without a single {}.
+    """
     if file is None:
         return PAPER_TEMPLATES
     lines = [line.strip() for line in text_lines(file, "--templates") if line.strip()]
     if not lines:
-        raise ConfigError(f"--templates {file} holds no sentence: one a line, with {{}} for the class")
-    if lost := [line for line in lines if line.count("{}") != 1]:
-        raise ConfigError(f"--templates {file}: '{lost[0]}' has no {{}} where the class stands, or several")
+        raise ConfigError(f"--templates {file} holds no sentence: write one per line, with {{}} for the class")
+    if malformed := [line for line in lines if line.count("{}") != 1]:
+        raise ConfigError(f"--templates {file}: '{malformed[0]}' has no {{}} where the class stands, or several")
     return tuple(lines)
 
 
 def sentences(phrase: str, templates: Sequence[str]) -> list[str]:
-    """The templates about one class."""
+    """Return the templates with the phrase of one class."""
     return [template.replace("{}", phrase) for template in templates]
 
 
 def _phrase(name: str) -> str:
-    found = _WORDNET.fullmatch(name)
-    known = _imagenet_phrases().get(found[1]) if found else None
-    plain = (found[2] or name) if found else name
-    return known or " ".join(plain.replace("_", " ").split())
+    """Return the phrase for a folder name: CLIP's for a WordNet id of ImageNet, else the name with spaces."""
+    wordnet = _WORDNET.fullmatch(name)
+    imagenet_phrase = _imagenet_phrases().get(wordnet[1]) if wordnet else None
+    folder_name = (wordnet[2] or name) if wordnet else name
+    return imagenet_phrase or " ".join(folder_name.replace("_", " ").split())
 
 
 @functools.cache
 def _imagenet_phrases() -> dict[str, str]:
-    """WordNet id -> the name CLIP's authors gave the class; both lists are in ImageNet's order."""
+    """Return WordNet id -> the name of the class by CLIP's authors; both lists are in ImageNet's order."""
     return dict(zip(ImageNetInfo("imagenet-1k").label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
 
 
 def _from_file(file: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return one phrase per class from a file of either form."""
     lines = text_lines(file, "--classes")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -99,6 +111,7 @@ def _from_file(file: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_class(file: Path, lines: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return one phrase per class from lines of class<TAB>phrase."""
     phrase_of: dict[str, str] = {}
     for line in lines:
         name, phrase = (part.strip() for part in line.split("\t", 1))
@@ -114,7 +127,7 @@ def _by_class(file: Path, lines: Sequence[str], names: Sequence[str]) -> tuple[s
 
 
 def _refuse_misplaced(file: Path, phrases: Sequence[str], names: Sequence[str]) -> None:
-    """Raise ConfigError where lines without tabs are plainly in another order than the classes, or begin with the class."""
+    """Raise ConfigError if lines without tabs begin with the class, or name another class than their position does."""
     if all(re.match(re.escape(name) + r"[\s,;:]+\S", phrase) for name, phrase in zip(names, phrases, strict=True)):
         raise ConfigError(
             f"--classes {file}: every line begins with its class, such as '{phrases[0]}', and the class would be part of the "
@@ -124,9 +137,11 @@ def _refuse_misplaced(file: Path, phrases: Sequence[str], names: Sequence[str]) 
         form: number for number, name in enumerate(names) for form in (name.casefold(), _phrase(name).casefold())
     }
     for number, phrase in enumerate(phrases):
-        other = number_of.get(phrase.casefold(), number)
-        if other != number and not names[other].isdecimal():
+        named_class = number_of.get(phrase.casefold(), number)
+        # A class that is a mere number may be the right phrase by chance.
+        if named_class != number and not names[named_class].isdecimal():
             raise ConfigError(
-                f"--classes {file}: line {number + 1} is '{phrase}', which names class {other + 1} ({names[other]}), and class "
-                f"{number + 1} is {names[number]}: order the lines as the classes, or write class<TAB>phrase"
+                f"--classes {file}: line {number + 1} is '{phrase}', which names class {named_class + 1} "
+                f"({names[named_class]}), and class {number + 1} is {names[number]}: order the lines as the classes, or write "
+                "class<TAB>phrase"
             )

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of teachers, students and models side by side, each by the text tower of its own CLIP."""
+"""Zero-shot accuracy of teachers, students and models, each with the text tower of its own CLIP, as a table."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,15 +32,21 @@ from radio_cache.reader import Cache
 from radio_cache.torch import pick_device
 
 CLIP_FAMILY = "clip"
-_PLACES = 5
+_NUM_RANKS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotConfig:
-    """What to compare on which images. images: labelled, a cache, folder or tars; None takes the first run's cache.
+    """Settings of a zero-shot evaluation.
 
-    runs, models, weights: as for k-NN. text_weights: `[TEACHER=]FILE` where a teacher's text tower is, for those whose file
-    is not found. classes, templates: files, see `evals.zero_shot.prompts`. classifiers: the folder where they are kept.
+    Attributes:
+        images: labelled, a cache, folder or tars; None takes the cache of the first run.
+        runs, models, weights: as for k-NN.
+        text_weights: `[TEACHER=]FILE` with the text tower of a teacher, if the teacher's own file is not available.
+        classes, templates: files, see `evals.zero_shot.prompts`.
+        classifiers: folder of stored classifiers.
+        limit: images at most, drawn by `seed`.
+        device: where models run.
     """
 
     images: str | Path | None = None
@@ -64,7 +70,13 @@ class ZeroShotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotRow:
-    """One feature space of one encoder. top1, top5: in [0, 1]. text: the tower whose sentences it was compared with."""
+    """One feature space of one encoder.
+
+    Attributes:
+        about: a short description of the encoder.
+        text: the text tower that encoded the sentences.
+        top1, top5: in [0, 1].
+    """
 
     name: str
     kind: str
@@ -76,7 +88,15 @@ class ZeroShotRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotTable:
-    """What was measured and how. phrases: what every class was called. images: identity of the images."""
+    """The accuracies, and how they were measured.
+
+    Attributes:
+        phrases: of the classes, by number.
+        templates: of the sentences.
+        images: identity of the images.
+        notes: limits of the figures, one sentence each.
+        paper: published rows on the same images; empty for other images.
+    """
 
     protocol: str
     phrases: tuple[str, ...]
@@ -87,12 +107,13 @@ class ZeroShotTable:
     paper: tuple[PaperRow, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the record of this table."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class _Space:
-    """A feature space that has sentences in it."""
+    """A feature space with a text tower."""
 
     encoder: Encoder
     name: str
@@ -100,28 +121,36 @@ class _Space:
 
 
 def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -> ZeroShotTable:
-    """Open everything, make or read the classifiers, compare. Raises RadioCacheError with what is wrong."""
+    """Open images, encoders and text towers, and classify the images by sentences about their classes.
+
+    Raises:
+        RadioCacheError: if something cannot be opened, or no encoder has a text tower.
+    """
     device = torch.device(pick_device(config.device))
     notes = list[str]()
     live = live_encoders(config.runs, config.models, config.weights, device=device)
     source = open_source(config.images or learned_from(live) or "")
     cached = _cached_clips(source.cache if isinstance(source, CacheImages) else None)
-    refuse_namesakes(one.name for one in [*cached, *live])
-    named = [one.name for one in cached]
-    images, held_out = held_out_of(image_set(source, teachers=named, labelled=True), live)
+    refuse_namesakes(encoder.name for encoder in [*cached, *live])
+    cached_names = [encoder.name for encoder in cached]
+    images, held_out = held_out_of(image_set(source, teachers=cached_names, labelled=True), live)
     images = images.sampled(config.limit, config.seed)
     parsed = parse_models(config.models, config.weights)
-    models = list(zip(parsed, live, strict=False))  # those named come first, then those of runs
-    students = [one for one in live[len(models) :] if isinstance(one, StudentEncoder)]
-    asked = [*named, *(m.path_or_name for m, _ in parsed if m.family == "teacher")]
-    asked += [space for one in live if isinstance(one, StudentEncoder) for space in one.spaces[1:]]
+    models = list(zip(parsed, live, strict=False))  # `live_encoders` puts --model before --run
+    students = [encoder for encoder in live[len(models) :] if isinstance(encoder, StudentEncoder)]
+    teacher_names = [*cached_names, *(m.path_or_name for m, _ in parsed if m.family == "teacher")]
+    teacher_names += [space for encoder in live if isinstance(encoder, StudentEncoder) for space in encoder.spaces[1:]]
     files = per_teacher(
-        "--text-weights", config.text_weights, sorted(set(asked)), lambda text: Path(text).expanduser(), shared=False
+        "--text-weights",
+        config.text_weights,
+        sorted(set(teacher_names)),
+        lambda text: Path(text).expanduser(),
+        shared=False,
     )
     towers = _Towers(_recorded(source, live), files, notes)
     spaces = [_Space(encoder, OWN, tower) for encoder in cached if (tower := towers.of(encoder.name, required=False))]
-    for (model, given), encoder in models:
-        spaces += _model_spaces(model, given, encoder, towers, notes)
+    for (model, model_weights), encoder in models:
+        spaces += _model_spaces(model, model_weights, encoder, towers, notes)
     for student in students:
         spaces += _head_spaces(student, towers)
     if not spaces:
@@ -129,10 +158,10 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
             "no encoder has a text tower: zero-shot needs a student of a CLIP-family teacher, such a teacher, or an "
             "open_clip model" + "".join(f"; {note}" for note in dict.fromkeys(notes))
         )
-    return _compared(spaces, images, config, [*held_out, *notes], device, progress)
+    return _compare(spaces, images, config, [*held_out, *notes], device, progress)
 
 
-def _compared(
+def _compare(
     spaces: Sequence[_Space],
     images: ImageSet,
     config: ZeroShotConfig,
@@ -140,66 +169,81 @@ def _compared(
     device: torch.device,
     progress: Progress | None,
 ) -> ZeroShotTable:
+    """Classify the images in every space and return the table."""
     phrases, templates = class_phrases(images, config.classes), templates_from(config.templates)
     folder = config.classifiers or default_classifiers()
+    # Spaces of one text tower share a classifier.
     classifiers = {
         tower.content: text_classifier(tower, phrases, templates, folder, device=device, progress=progress)
         for tower in {space.tower.content: space.tower for space in spaces}.values()
     }
     rows = _rows(spaces, images, classifiers, progress)
-    seen = images.usable()
-    classes = len(np.unique(seen.labels))
-    if alike := len(phrases) - len(set(phrases)):
+    usable = images.usable()
+    classes = len(np.unique(usable.labels))
+    if num_shared := len(phrases) - len(set(phrases)):
         notes.append(
-            f"{counted(alike, 'class shares', 'classes share')} its name with another: no sentence tells them apart."
+            f"{counted(num_shared, 'class shares', 'classes share')} its name with another: their sentences are the same."
         )
     return ZeroShotTable(
-        protocol=_protocol(templates, phrases, len(seen)),
+        protocol=_protocol(templates, phrases, len(usable)),
         phrases=phrases,
         templates=templates,
-        images=seen.identity(),
+        images=usable.identity(),
         rows=tuple(rows),
-        notes=(*left_out_notes(images), *sampling_note(len(seen)), *dict.fromkeys(notes)),
+        notes=(*left_out_notes(images), *sampling_note(len(usable)), *dict.fromkeys(notes)),
         paper=tuple(row for row in ROWS if row.zero_shot is not None)
-        if is_imagenet_validation(classes=classes, images=len(seen))
+        if is_imagenet_validation(classes=classes, images=len(usable))
         else (),
     )
 
 
-def _protocol(templates: Sequence[str], phrases: Sequence[str], tested: int) -> str:
-    whose = "the 80 of CLIP's paper" if tuple(templates) == PAPER_TEMPLATES else f"{len(templates)} of your own"
+def _protocol(templates: Sequence[str], phrases: Sequence[str], num_images: int) -> str:
+    """Return the protocol as one line of text."""
+    template_phrase = (
+        "the 80 of CLIP's paper" if tuple(templates) == PAPER_TEMPLATES else f"{len(templates)} of your own"
+    )
     return (
-        f"zero-shot: {len(phrases):,} classes as sentences ({whose}), the mean of their unit vectors, cosine; {tested:,} images, "
+        f"zero-shot: {len(phrases):,} classes as sentences ({template_phrase}), the mean of their unit vectors, cosine; "
+        f"{num_images:,} images, "
         "nothing trained on their labels"
     )
 
 
 def _recorded(source: ImageSource, live: Sequence[LiveEncoder]) -> dict[str, TeacherSpec]:
-    """Group name -> what the build recorded of the teacher: in the cache of the images, and in those students learned from."""
-    places = [one.config.cache for one in live if isinstance(one, StudentEncoder)]
-    caches = [Cache(place) for place in dict.fromkeys(places) if is_cache(place)]
+    """Return teacher name -> its spec, from the cache of the images and the caches that students learned from."""
+    cache_urls = [encoder.config.cache for encoder in live if isinstance(encoder, StudentEncoder)]
+    caches = [Cache(url) for url in dict.fromkeys(cache_urls) if is_cache(url)]
     caches += [source.cache] if isinstance(source, CacheImages) else []
     return {name: teacher.spec for cache in caches for name, teacher in cache.teachers.items()}
 
 
 def _cached_clips(cache: Cache | None) -> list[CachedTeacherEncoder]:
+    """Return the CLIP-family teachers of the cache of the images."""
     if cache is None:
         return []
     cache.teachers.refuse_unreadable()
-    return [CachedTeacherEncoder(one) for one in cache.teachers.values() if one.spec.family == CLIP_FAMILY]
+    return [CachedTeacherEncoder(teacher) for teacher in cache.teachers.values() if teacher.spec.family == CLIP_FAMILY]
 
 
 class _Towers:
-    """Text towers by teacher. recorded: of caches, by group. notes: what to tell about those that are not to be had."""
+    """Text towers by teacher, loaded when they are first used.
+
+    Args:
+        recorded: name -> spec of the teachers of caches.
+        files: name -> file with the text tower, from --text-weights.
+        notes: receives a note for every tower that cannot be loaded.
+    """
 
     def __init__(self, recorded: dict[str, TeacherSpec], files: dict[str, Path], notes: list[str]) -> None:
         self._recorded, self._files, self._notes = recorded, files, notes
         self._towers: dict[str, TextTower | None] = {}
 
     def of(self, name: str, *, required: bool) -> TextTower | None:
-        """The tower of a CLIP-family teacher; None for another family, and, with a note, where its weights are not here.
+        """Return the tower of a CLIP-family teacher; None for another family.
 
-        required: raise instead.
+        Args:
+            name: of the teacher.
+            required: raise TeacherError if the weights are not available; otherwise return None and add a note.
         """
         if name not in self._towers:
             try:
@@ -212,6 +256,7 @@ class _Towers:
         return self._towers[name]
 
     def _load(self, name: str) -> TextTower | None:
+        """Find the tower's file: --text-weights, then the file that the cache was built with, then the published one."""
         spec = self._recorded.get(name)
         try:
             preset = find_teacher(name.partition("@")[0] if spec is None else recorded_name(spec))
@@ -219,77 +264,93 @@ class _Towers:
             return None
         if preset.family != CLIP_FAMILY:
             return None
-        given = self._files.get(name)
-        if given is None and spec is not None and Path(spec.weights).is_absolute() and Path(spec.weights).exists():
-            given = Path(spec.weights)
-        return teacher_text_tower(name, preset.model, find_weights(preset, given), tag=preset.tag)
+        path = self._files.get(name)
+        if path is None and spec is not None and Path(spec.weights).is_absolute() and Path(spec.weights).exists():
+            path = Path(spec.weights)
+        return teacher_text_tower(name, preset.model, find_weights(preset, path), tag=preset.tag)
 
 
 def _model_spaces(
     model: ModelName, weights: Weights, encoder: Encoder, towers: _Towers, notes: list[str]
 ) -> list[_Space]:
+    """Return the spaces of one --model that have a text tower; a note if there is none."""
     if model.family == "open_clip":
         return [_Space(encoder, OWN, open_clip_text_tower(model.path_or_name, weights))]
     if model.family == "teacher":
         tower = towers.of(model.path_or_name, required=True)
-        made = [_Space(encoder, OWN, tower)] if tower else []
+        spaces = [_Space(encoder, OWN, tower)] if tower else []
     else:
-        made = _head_spaces(encoder, towers)
-    if not made:
+        spaces = _head_spaces(encoder, towers)
+    if not spaces:
         notes.append(f"{encoder.name} has no text tower: its features are in no space with sentences.")
-    return made
+    return spaces
 
 
 def _head_spaces(encoder: Encoder, towers: _Towers) -> list[_Space]:
-    """A student's heads for teachers with a text tower."""
-    found = [(space, towers.of(space, required=False)) for space in encoder.spaces[1:]]
-    return [_Space(encoder, space, tower) for space, tower in found if tower is not None]
+    """Return the spaces of a student's heads whose teachers have a text tower."""
+    space_towers = [(space, towers.of(space, required=False)) for space in encoder.spaces[1:]]
+    return [_Space(encoder, space, tower) for space, tower in space_towers if tower is not None]
 
 
 def _rows(
     spaces: Sequence[_Space], images: ImageSet, classifiers: dict[str, NDArray[np.float32]], progress: Progress | None
 ) -> list[ZeroShotRow]:
+    """Return one row per space; every encoder runs once over the images."""
     rows: list[ZeroShotRow] = []
     for encoder in dict.fromkeys(space.encoder for space in spaces):
-        here = [space for space in spaces if space.encoder is encoder]
-        ranked: dict[str, list[NDArray[np.int64]]] = {space.name: [] for space in here}
+        encoder_spaces = [space for space in spaces if space.encoder is encoder]
+        ranked: dict[str, list[NDArray[np.int64]]] = {space.name: [] for space in encoder_spaces}
         positions: list[NDArray[np.int64]] = []
         for block in encoder.blocks(images, on_images=CountedImages(encoder, len(images), progress)):
             positions.append(block.positions)
-            for space in here:
+            for space in encoder_spaces:
                 ranked[space.name].append(
-                    likeliest(block.summaries[space.name], classifiers[space.tower.content], whose=encoder.name)
+                    rank_classes(block.summaries[space.name], classifiers[space.tower.content], name=encoder.name)
                 )
         if not positions:
             raise EvalError(f"{images.location}: none of its {len(images)} images could be read")
         labels = images.labels[np.concatenate(positions)]
-        for space in here:
-            found: Accuracy = accuracy(np.concatenate(ranked[space.name]), labels)
-            own = space.name == OWN
+        for space in encoder_spaces:
+            result: Accuracy = accuracy(np.concatenate(ranked[space.name]), labels)
+            is_own = space.name == OWN
             rows.append(
                 ZeroShotRow(
-                    name=encoder.name if own else f"{encoder.name} → {space.name}",
+                    name=encoder.name if is_own else f"{encoder.name} → {space.name}",
                     kind=encoder.kind,
                     about=encoder.description,
                     text=space.tower.description,
-                    top1=found.top1,
-                    top5=found.top5,
+                    top1=result.top1,
+                    top5=result.top5,
                 )
             )
     return rows
 
 
-def likeliest(summaries: NDArray[np.float32], classifier: NDArray[np.float32], *, whose: str) -> NDArray[np.int64]:
-    """(n, 5) classes by falling cosine; -1 behind where there are fewer. Raises ShapeError for vectors of another width."""
+def rank_classes(summaries: NDArray[np.float32], classifier: NDArray[np.float32], *, name: str) -> NDArray[np.int64]:
+    """Rank the classes of every image by cosine.
+
+    Args:
+        summaries: (n, c) of images.
+        classifier: (classes, c), of length 1.
+        name: of the encoder, for messages.
+
+    Returns:
+        (n, 5) classes by falling cosine; -1 fills the ranks beyond the number of classes.
+
+    Raises:
+        ShapeError: if the two differ in width.
+        EvalError: for summaries that are not finite.
+    """
     if summaries.shape[1] != classifier.shape[1]:
         raise ShapeError(
-            f"{whose} gives summaries of {summaries.shape[1]} values, its text tower sentences of {classifier.shape[1]}: the "
+            f"{name} gives summaries of {summaries.shape[1]} values, its text tower sentences of {classifier.shape[1]}: the "
             "weights of the text tower are not those of this teacher"
         )
     if not np.isfinite(summaries).all():
         broken = int((~np.isfinite(summaries).all(axis=1)).sum())
-        raise EvalError(f"{whose} gives summaries that are not finite for {broken:,} of {len(summaries):,} images")
-    order = np.argsort(-(summaries @ classifier.T), axis=1, kind="stable")[:, :_PLACES]
-    padded = np.full((len(order), _PLACES), -1, np.int64)
+        raise EvalError(f"{name} gives summaries that are not finite for {broken:,} of {len(summaries):,} images")
+    # The length of a summary does not change the order of its cosines, so it is not normalised.
+    order = np.argsort(-(summaries @ classifier.T), axis=1, kind="stable")[:, :_NUM_RANKS]
+    padded = np.full((len(order), _NUM_RANKS), -1, np.int64)
     padded[:, : order.shape[1]] = order
     return padded

@@ -1,4 +1,4 @@
-"""The text tower that belongs to a CLIP: of a teacher's weights file, or of a model of open_clip."""
+"""Text towers of CLIPs: from a teacher's weights file, or from a model of open_clip."""
 
 import hashlib
 import os
@@ -28,16 +28,18 @@ from evals.encoders.open_clip_model import load_open_clip
 from evals.errors import EvalError
 from radio_cache.errors import TeacherWeightsError
 
-_SENTENCES_AT_ONCE = 256
+_BATCH_SENTENCES = 256
 _TOKENIZER_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """Sentences to vectors of the space in which a CLIP compares them with images.
+    """Maps sentences to the space in which a CLIP compares them with images.
 
-    about: for people. content: a hash of what the vectors depend on, weights and tokenizer. load: makes the tower on a device;
-    it is only called where no classifier of it is kept.
+    Attributes:
+        description: a short phrase for tables.
+        content: identifies weights and tokenizer, on which the vectors depend.
+        load: loads the tower to a device; called only if no classifier of it is stored.
     """
 
     description: str
@@ -46,12 +48,16 @@ class TextTower:
 
 
 def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -> TextTower:
-    """Of a teacher's weights file in open_clip's format, which holds both towers. model, tag: open_clip's names of it.
+    """Return the text tower in a teacher's weights file in open_clip's format, which holds both towers.
 
-    Widths and layers are those of the file. When loaded, raises EvalError or TeacherWeightsError for a file
-    without a text tower.
+    Widths and layers are those of the file. Loading raises EvalError or TeacherWeightsError for a file without a text tower.
+
+    Args:
+        name: of the teacher, for messages.
+        model: open_clip's name of the architecture.
+        weights: the file.
+        tag: open_clip's name of the weights; "" for others.
     """
-
     quick_gelu = trained_with_quick_gelu(model, tag)
 
     def load(device: torch.device) -> Callable[[list[str]], Tensor]:
@@ -65,7 +71,7 @@ def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -
         text, embed_dim = _text_config(config["text_cfg"], state, int(config["embed_dim"]))
         tower: Any = _build_text_tower(embed_dim, text, quick_gelu).eval()
         load_exactly(tower, state, teacher=f"{name}, text tower", path=weights)
-        return _embedding(tower.to(device), _tokenizer(model, text.context_length), device)
+        return _embedder(tower.to(device), _tokenizer(model, text.context_length), device)
 
     of_model = trained_with_quick_gelu(model, "")
     content = f"{file_sha256(weights)} {model}{' other activation' if quick_gelu != of_model else ''}"
@@ -73,7 +79,8 @@ def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -
 
 
 def open_clip_text_tower(model: str, weights: Weights) -> TextTower:
-    """Of a model of open_clip, with the weights its image tower is compared with."""
+    """Return the text tower of a model of open_clip, with the same weights as its image tower."""
+    # Published and random weights have no file whose hash could identify them: the loaded tensors do.
     net = load_open_clip(model, weights)
     name = model.rpartition("/")[0] if "/" in model else model
     digest = hashlib.sha256()
@@ -92,31 +99,37 @@ def open_clip_text_tower(model: str, weights: Weights) -> TextTower:
     return TextTower(description=f"text tower of {model}", content=f"{digest.hexdigest()} {name}", load=load)
 
 
-def embedded(embed: Callable[[list[str]], Tensor], sentences: list[str]) -> NDArray[np.float32]:
-    """(n, c) vectors of length 1."""
+def embed_sentences(embed: Callable[[list[str]], Tensor], sentences: list[str]) -> NDArray[np.float32]:
+    """Return (n, c) vectors of length 1, one per sentence."""
     parts: list[Tensor] = []
     with torch.inference_mode():
-        for first in range(0, len(sentences), _SENTENCES_AT_ONCE):
-            made = embed(sentences[first : first + _SENTENCES_AT_ONCE]).float()
-            parts.append(torch.nn.functional.normalize(made, dim=-1).cpu())
+        for first in range(0, len(sentences), _BATCH_SENTENCES):
+            vectors = embed(sentences[first : first + _BATCH_SENTENCES]).float()
+            parts.append(torch.nn.functional.normalize(vectors, dim=-1).cpu())
     return torch.cat(parts).numpy()
 
 
-def _embedding(tower: Any, tokenizer: Any, device: torch.device) -> Callable[[list[str]], Tensor]:
+def _embedder(tower: Any, tokenizer: Any, device: torch.device) -> Callable[[list[str]], Tensor]:
+    """Return a function from sentences to vectors."""
     return lambda sentences: tower(tokenizer(sentences).to(device))
 
 
 def _tokenizer(model: str, context_length: int | None) -> Any:
-    """CLIP's own comes with open_clip; SigLIP's and others are repositories of Hugging Face. Raises TeacherWeightsError."""
+    """Return the tokenizer of a model: CLIP's comes with open_clip, SigLIP's and others are repositories of Hugging Face.
+
+    Raises:
+        TeacherWeightsError: if the repository cannot be downloaded.
+    """
     config = model_config(model)
     repository: str | None = config.get("text_cfg", {}).get("hf_tokenizer_name")
     try:
+        # The hub client retries for minutes without a network: it is tried first, unless the files are there.
         if repository is not None and not isinstance(try_to_load_from_cache(repository, _TOKENIZER_FILE), str):
             check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         return open_clip.get_tokenizer(model, context_length=context_length)
     except Exception as exc:  # transformers and the hub client raise many kinds; the cure is the same for all
         raise TeacherWeightsError(
-            f"the tokenizer of {model} is huggingface.co/{repository}, which could not be had ({first_line(exc)}).\n"
+            f"the tokenizer of {model} is huggingface.co/{repository}, which could not be downloaded ({first_line(exc)}).\n"
             f"On a machine with a network: hf download {repository} --include '*token*' --include '*.model'\n"
             f"and copy what that makes, the folder models--{str(repository).replace('/', '--')}, into {HF_HUB_CACHE}; "
             "transformers must be installed, too"
@@ -124,18 +137,19 @@ def _tokenizer(model: str, context_length: int | None) -> Any:
 
 
 def _text_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the text tower, named as it names them: some files keep them below `text.`, some beside the image's."""
+    """Return the tensors of the text tower by its own names; some files prefix them with `text.`, others mix both towers."""
     if any(key.startswith("text.") for key in state):
         return {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
-    other = ("visual.", "logit_scale", "logit_bias", "attn_mask")
-    return {key: value for key, value in state.items() if not key.startswith(other)}
+    image_keys = ("visual.", "logit_scale", "logit_bias", "attn_mask")
+    return {key: value for key, value in state.items() if not key.startswith(image_keys)}
 
 
 def _text_config(published: dict[str, Any], state: dict[str, Tensor], embed_dim: int) -> tuple[CLIPTextCfg, int]:
-    """The published configuration, or, where the file has other sizes, that with the file's own; and the output's width."""
-    known = {item.name for item in fields(CLIPTextCfg)}
-    text = CLIPTextCfg(**{key: value for key, value in published.items() if key in known})
+    """Return the published configuration with the sizes of the file, and the width of the output."""
+    field_names = {item.name for item in fields(CLIPTextCfg)}
+    text = CLIPTextCfg(**{key: value for key, value in published.items() if key in field_names})
     length, width = (int(side) for side in state["positional_embedding"].shape)
+    # The numbers of the residual blocks count the layers.
     layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
     if "text_projection" in state:
         embed_dim = int(state["text_projection"].shape[1])

@@ -29,7 +29,7 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
     """The page of a run whose cache has labels; its teacher is no CLIP, and there are no masks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     run = make_run("run", make_cache("bank").path)
-    said = " ".join(invoke("all", "--run", run, "--shown", 2).split())
+    said = " ".join(invoke("all", "--run", run, "--num-images", 2).split())
     assert re.search(
         r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of the 20 images it was trained on right, among", said
     )
@@ -38,7 +38,13 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
 
 def test_every_evaluation_is_on_the_page_or_its_reason(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for title in ("k-NN classification", "Nearest images", "How rich, and how alike", "At other resolutions", "Speed"):
+    for title in (
+        "k-NN classification",
+        "Nearest images",
+        "Rank and similarity of features",
+        "At other resolutions",
+        "Speed",
+    ):
         assert f"<h2>{title}</h2>" in text
     assert re.search(r"<dt>zero-shot</dt><dd>no encoder has a text tower", text)
     assert re.search(r"<dt>segment</dt><dd>there are no masks: give --masks", text)
@@ -53,9 +59,13 @@ def test_without_labels_the_page_is_made_all_the_same(make_cache, make_run, tmp_
     run = make_run("run", make_cache("plain", [-1] * 8).path)
     out = tmp_path / "a" / "page.html"
     skipped = [word for name in EVALUATIONS if name != "rank" for word in ("--skip", name)]
-    told = invoke("all", "--run", run, "--shown", 1, "--out", out, *skipped)
-    assert "not run: knn:" in told
-    assert "has no labels" in " ".join(told.split())
+    result = CliRunner().invoke(main, ["all", "--run", str(run), "--shown", "1", "--out", str(out), *skipped])
+    assert result.exit_code == 0, result.output
+    assert "not run: knn:" in result.stdout
+    assert "has no labels" in " ".join(result.stdout.split())
+    assert "--shown is called --num-images now" in result.stderr
+    # Keys of records keep their spelling.
+    assert json.loads(out.with_suffix(".json").read_text())["settings"]["shown"] == 1
     assert "<h2>k-NN classification</h2>" not in out.read_text(encoding="utf-8")
     assert json.loads(out.with_suffix(".json").read_text())["knn"] is None
 
@@ -72,7 +82,7 @@ def test_masks_give_a_segmentation_section(make_cache, make_run, tmp_path: Path,
     run = make_run("run", make_cache("bank").path)
     skipped = [word for name in EVALUATIONS if name != "segment" for word in ("--skip", name)]
     masks = ("--masks", tmp_path / "i", tmp_path / "m", "--classes", "left,right")
-    invoke("all", "--run", run, "--shown", 0, *masks, *skipped)
+    invoke("all", "--run", run, "--num-images", 0, *masks, *skipped)
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "<h2>Segmentation</h2>" in text
     assert "--classes left,right" in text

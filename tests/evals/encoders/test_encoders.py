@@ -274,7 +274,7 @@ def test_two_models_of_one_name_are_refused() -> None:
 
 def test_names_and_sizes_are_told_apart() -> None:
     assert ModelName.parsed("teacher:sam@1024") == ModelName("sam@1024", "teacher", "sam", 1024)
-    assert ModelName.parsed("a b=open_clip:ViT-B-32/laion2b_s34b_b79k").what == "ViT-B-32/laion2b_s34b_b79k"
+    assert ModelName.parsed("a b=open_clip:ViT-B-32/laion2b_s34b_b79k").path_or_name == "ViT-B-32/laion2b_s34b_b79k"
 
 
 def test_models_libraries_do_not_have_name_the_nearest() -> None:

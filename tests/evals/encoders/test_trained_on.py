@@ -55,7 +55,7 @@ def test_other_evaluations_take_the_held_out_images_and_say_so(run: Path) -> Non
 
 
 def test_the_page_speaks_of_test_images_and_shows_both_kinds(run: Path, tmp_path: Path) -> None:
-    page = write_report(ReportConfig(run=run, out=tmp_path / "page.html", shown=1))
+    page = write_report(ReportConfig(run=run, out=tmp_path / "page.html", num_images=1))
     assert [group.title for group in page.groups] == [
         "Images that were held out of training",
         "Images it was trained on",

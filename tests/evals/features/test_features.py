@@ -133,7 +133,7 @@ def test_the_commands_print_write_and_draw(make_cache, make_run, tmp_path: Path)
     assert "fidelity" in invoke("mode-switch", "--run", run, "--limit", 3, "--plot", tmp_path / "m.svg")
     assert (tmp_path / "m.svg").read_text().startswith("<svg")
     invoke("retrieve", "--run", run, "--queries", 1, "-k", 2, "--out", tmp_path / "r.png")
-    invoke("similarity", "--run", run, "--shown", 1, "--anchors", 2, "--out", tmp_path / "s.png")
+    invoke("similarity", "--run", run, "--num-images", 1, "--anchors", 2, "--out", tmp_path / "s.png")
     for name in ("r.png", "s.png"):
         with Image.open(tmp_path / name) as drawn:
             assert min(drawn.size) > 100

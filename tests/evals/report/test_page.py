@@ -40,7 +40,7 @@ def test_page_holds_the_numbers_and_reaches_for_nothing(make_cache, make_run, tm
     bank, queries = make_cache("bank"), make_cache("queries", seed=1)
     run = make_run("run", bank.path)
     out = tmp_path / "page.html"
-    arguments = ["--run", run, "--cache", bank.path, "--queries", queries.path, "--out", out, "--shown", 3]
+    arguments = ["--run", run, "--cache", bank.path, "--queries", queries.path, "--out", out, "--num-images", 3]
     result = CliRunner().invoke(main, ["report", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     assert f"{out} (" in result.stdout.replace("\n", "")
@@ -66,7 +66,7 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
     bank = make_cache("bank")
     run = make_run("run", bank.path)
     (run / "metrics.jsonl").unlink()
-    page = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", shown=1))
+    page = write_report(ReportConfig(run=run, out=tmp_path / "a" / "page.html", num_images=1))
     text = (tmp_path / "a" / "page.html").read_text(encoding="utf-8")
     assert page.table is not None
     assert page.table.leave_one_out
@@ -83,11 +83,13 @@ def test_page_without_queries_says_that_its_images_were_trained_on(make_cache, m
 def test_queries_that_were_trained_on_are_said_to_be(make_cache, make_run, tmp_path: Path) -> None:
     bank, other = make_cache("bank"), make_cache("other", seed=1)
     run = make_run("run", bank.path)
-    page = write_report(ReportConfig(run=run, cache=other.path, queries=bank.path, out=tmp_path / "page.html", shown=1))
+    page = write_report(
+        ReportConfig(run=run, cache=other.path, queries=bank.path, out=tmp_path / "page.html", num_images=1)
+    )
     assert page.table is not None
     assert page.table.trained_on == {"student": 20}
     assert page.groups[0].title == "Images it was trained on, as queries"
-    held_out = write_report(ReportConfig(run=run, queries=other.path, out=tmp_path / "page.html", shown=1))
+    held_out = write_report(ReportConfig(run=run, queries=other.path, out=tmp_path / "page.html", num_images=1))
     assert held_out.table is not None
     assert held_out.table.trained_on == {}
     assert "20 test images right" in (tmp_path / "page.html").read_text()
@@ -95,24 +97,26 @@ def test_queries_that_were_trained_on_are_said_to_be(make_cache, make_run, tmp_p
 
 def test_a_moved_cache_is_asked_for_and_taken_where_it_is(make_cache, make_run, tmp_path: Path) -> None:
     cache = make_cache("bank").path
-    config = ReportConfig(run=make_run("run", cache), out=tmp_path / "page.html", shown=0)
+    config = ReportConfig(run=make_run("run", cache), out=tmp_path / "page.html", num_images=0)
     moved = cache.rename(tmp_path / "moved.zarr")
-    with pytest.raises(ConfigError, match=r"is not at .*bank\.zarr now: if it was moved, say where it is: --cache NEW"):
+    with pytest.raises(
+        ConfigError, match=r"is not at .*bank\.zarr now: if it was moved, name its new path: --cache NEW"
+    ):
         write_report(config)
     assert write_report(replace(config, cache=moved)).cache == str(moved)
 
 
 def test_page_may_go_without_pictures(make_cache, make_run, tmp_path: Path) -> None:
     bank = make_cache("bank")
-    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", shown=0))
+    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", num_images=0))
     assert "Feature maps" not in (tmp_path / "page.html").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="0 or more, not -1"):
-        ReportConfig(run=tmp_path, out=tmp_path, shown=-1)
+        ReportConfig(run=tmp_path, out=tmp_path, num_images=-1)
 
 
 def test_names_from_the_data_are_escaped(make_cache, make_run, tmp_path: Path) -> None:
     bank = make_cache("bank", class_names=("<script>alert(1)</script>", "bee", "cat"))
-    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", shown=3))
+    write_report(ReportConfig(run=make_run("run", bank.path), out=tmp_path / "page.html", num_images=3))
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text

@@ -141,13 +141,13 @@ def test_more_masks_than_coco_looks_at_are_said(score: Callable[..., SamTable]) 
     many = [annotation(n, 1, 1 + n, 1, 5 + n % 7, 9) for n in range(101)]
     result = score(many)
     assert result.rows[0].ap < 1.0
-    assert "looks at the 100 surest masks" in result.notes[0]
+    assert "considers the 100 surest masks" in result.notes[0]
 
 
 def test_identifiers_are_compared_by_value() -> None:
     assert identifier(7) == identifier(7.0) == identifier("7")
     for odd in (True, None, 1.5, [1]):
-        with pytest.raises(TypeError, match="is no identifier"):
+        with pytest.raises(TypeError, match="is not an identifier"):
             identifier(odd)
 
 

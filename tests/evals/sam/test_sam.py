@@ -152,7 +152,7 @@ def test_a_detectors_boxes_are_judged_by_ap(place: Path) -> None:
     (row,) = run_sam(config(place, prompt="detections", detections=place / "boxes.json")).rows
     assert (row.instances, row.miou) == (1, None)
     (place / "boxes.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(EvalError, match="no list of image_id, category_id, bbox"):
+    with pytest.raises(EvalError, match="not a list of image_id, category_id, bbox"):
         run_sam(config(place, prompt="detections", detections=place / "boxes.json"))
     with pytest.raises(ConfigError, match="go together"):
         config(place, prompt="detections")

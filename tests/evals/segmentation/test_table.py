@@ -121,7 +121,7 @@ def test_the_command_prints_writes_and_draws(pairs, tmp_path: Path) -> None:
         20,
     ]
     arguments += ["--classes", "red,green,blue,grey", "--features", tmp_path / "f", "--json", tmp_path / "out.json"]
-    arguments += ["--pictures", tmp_path / "p.png", "--shown", 2]
+    arguments += ["--pictures", tmp_path / "p.png", "--num-images", 2]
     result = CliRunner().invoke(main, ["segment", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     assert "mIoU" in result.stdout

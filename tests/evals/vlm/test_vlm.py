@@ -72,7 +72,7 @@ def test_a_tower_that_does_not_see_is_told(
         return forward(self, pixel_values=None if pixel_values is None else pixel_values * 0, **rest)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "forward", blind)
-    with pytest.raises(EvalError, match="does not hold that another picture gives other logits"):
+    with pytest.raises(EvalError, match="this does not hold: another picture gives other logits"):
         check_wiring(make_run("run", tmp_path / "none.zarr"))
 
 

@@ -19,7 +19,7 @@ from evals.cli import main
 from evals.errors import EvalError
 from evals.zero_shot import ZeroShotConfig, run_zero_shot, text_tower
 from evals.zero_shot.classifier import text_classifier
-from evals.zero_shot.table import likeliest
+from evals.zero_shot.table import rank_classes
 from evals.zero_shot.text_tower import TextTower
 from radio_cache.errors import ConfigError, ShapeError, TeacherWeightsError
 from radio_cache.format.codec_record import CodecRecord
@@ -111,7 +111,7 @@ def test_a_library_model_in_a_cache_and_a_student_elsewhere_find_the_recorded_te
 def test_a_tokenizer_that_is_not_here_says_where_it_comes_from_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_tower, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(text_tower, "check_network", lambda url: (_ for _ in ()).throw(ConnectionError("no way")))
-    whole = r"timm/ViT-B-16-SigLIP, which could not be had \(no way\).\n.*hf download timm/ViT-B-16-SigLIP .*\n"
+    whole = r"timm/ViT-B-16-SigLIP, which could not be downloaded \(no way\).\n.*hf download timm/ViT-B-16-SigLIP .*\n"
     with pytest.raises(TeacherWeightsError, match=whole + ".*models--timm--ViT-B-16-SigLIP, into "):
         text_tower._tokenizer("ViT-B-16-SigLIP", None)
 
@@ -193,4 +193,4 @@ def test_a_class_is_the_mean_of_unit_vectors(tmp_path: Path) -> None:
 def test_summaries_that_are_not_finite_are_never_ranked() -> None:
     summaries = np.array([[1.0, 0.0], [np.nan, 0.0]], np.float32)
     with pytest.raises(EvalError, match="x gives summaries that are not finite for 1 of 2 images"):
-        likeliest(summaries, np.eye(2, dtype=np.float32), whose="x")
+        rank_classes(summaries, np.eye(2, dtype=np.float32), name="x")
