@@ -1,4 +1,7 @@
-"""Where images come from: folder trees, WebDataset tars and lists of files, listed once into the columns a cache keeps."""
+"""Sources of images: folder trees, WebDataset tars, Parquet files and lists of files.
+
+A source is listed once, into the columns of a cache's image index.
+"""
 
 from cache_builder.sources.listing import Listing, list_for, list_images, record_listing
 from cache_builder.sources.listing_record import ListingRequest

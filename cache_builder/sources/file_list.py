@@ -1,5 +1,6 @@
-"""A text file that lists images: a path or a URL a line, and behind a tab, if there is one, its class; or a CSV or TSV file with
-a column of either.
+"""Text files that list images: one path or URL a line, optionally followed by a tab and its class.
+
+A CSV or TSV file lists images in one of its columns, and their classes in another.
 """
 
 import csv
@@ -18,10 +19,10 @@ from radio_cache.storage.base import is_url
 
 CSV, TSV = ".csv", ".tsv"
 TABLES = (CSV, TSV)
-"""Lists whose first line may name columns; in a CSV file it does."""
+"""Extensions of lists whose first line may name columns. The first line of a CSV file always does."""
 
-ENDINGS = (".txt", ".lst", ".list", *TABLES)
-"""Names of files that are taken for lists."""
+EXTENSIONS = (".txt", ".lst", ".list", *TABLES)
+"""Extensions of files that are read as lists."""
 
 PATH_NAMES = (
     "path",
@@ -36,37 +37,47 @@ PATH_NAMES = (
     "img_path",
     "url",
 )
+"""Default names of the column with the paths of images. The first one that exists is used."""
+
 LABEL_NAMES = ("label", "cls", "class", "labels")
-"""Columns that are taken for the places of images and their classes where nobody says; the first of them counts."""
+"""Default names of the column with the classes. The first one that exists is used."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def list_file_list(path: str, content: bytes, *, image: str = "", label: str = "") -> SourceImages:
-    """The images that a list names, in its order; relative paths start from the list's own folder.
+    """List the images that a list names, in its order. Relative paths start from the list's own folder.
 
-    path: of the list, absolute, or its URL. image, label: columns of a CSV or TSV file; found by their names if empty. Labels are
-    class numbers if all are whole numbers, names otherwise (`cache_builder.sources.labels`).
-    Raises SourceError with the line: two tabs, a column that is not there, or what `found_at_places` does not take.
+    Labels are class numbers if all are whole numbers, and names otherwise (`cache_builder.sources.labels`).
+
+    Args:
+        path: absolute path or URL of the list.
+        content: bytes of the list.
+        image: column of paths in a CSV or TSV file. Empty: the first of `PATH_NAMES`.
+        label: column of classes in a CSV or TSV file. Empty: the first of `LABEL_NAMES`.
+
+    Raises:
+        SourceError: a line has two tabs, a column does not exist, or `images_at_paths` refuses the entries.
     """
+    # A CSV file always has a header; a list with tabs has one only if its first line reads like one.
     if path.lower().endswith(CSV):
         rows = _table_rows(path, content, ",", image, label)
     elif image or label or _has_header(path, content):
         rows = _table_rows(path, content, "\t", image, label)
     else:
-        rows = _rows(path, content)
+        rows = _plain_rows(path, content)
     lines: list[int] = []
     entries: list[str] = []
     labels: list[str | None] = []
-    for line, entry, given in rows:
+    for line, entry, row_label in rows:
         lines.append(line)
         entries.append(entry)
-        labels.append(given)
+        labels.append(row_label)
     numbers, names = parse_labels(labels)
-    return found_at_places(path, entries, lines, numbers, names, counted="line")
+    return images_at_paths(path, entries, lines, numbers, names, counted="line")
 
 
-def found_at_places(
+def images_at_paths(
     path: str,
     entries: list[str],
     lines: Sequence[int],
@@ -75,38 +86,35 @@ def found_at_places(
     *,
     counted: str,
 ) -> SourceImages:
-    """The images at these places. Whether there is anything at a URL is found out when the image is read.
+    """Return the images at these paths and URLs. A URL is not requested before its image is read.
 
-    lines: where in the file at `path` each entry is; counted: what is counted there, such as lines.
-    Raises SourceError for an image that comes twice, and if none of the files exists.
+    Args:
+        path: path or URL of the file that lists them.
+        entries: the paths and URLs as they are written in that file.
+        lines: position of each entry in that file.
+        labels: (n,) class numbers, -1 for an image without a class.
+        class_names: names of the class numbers, None if there are none.
+        counted: unit of `lines` in messages: "line" or "row".
+
+    Raises:
+        SourceError: an image is listed twice, or none of the files exists.
     """
-    line_of: dict[str, tuple[int, str]] = {}
+    first_entry: dict[str, tuple[int, str]] = {}  # file -> line and spelling of its first entry
     missing: list[str] = []
     for line, entry in zip(lines, entries, strict=True):
         file = _file_of(path, entry)
-        if file in line_of:
-            first_line, first = line_of[file]
-            spelling = "" if first == entry else f", as {first}"
+        if file in first_entry:
+            first_line, first_spelling = first_entry[file]
+            spelling = "" if first_spelling == entry else f", as {first_spelling}"
             raise SourceError(
                 f"{path}, {counted} {line}: {entry} is in {counted} {first_line} already{spelling}: list every image once"
             )
-        line_of[file] = line, entry
-        if not is_there(path, entry):
+        first_entry[file] = line, entry
+        if not may_exist(path, entry):
             missing.append(f"{counted} {line}: {entry}")
+    # A few missing files are reported and left out; if all are missing, the list itself is wrong.
     if missing and len(missing) == len(entries):
-        entry, blank, label = entries[0].rpartition(" ")
-        cure = (
-            f"its lines end in a blank and a class ({label}): put a tab before the class instead"
-            if blank and entry.strip() and is_there(path, entry)
-            else "its paths begin with a blank: leave out the blanks behind the separators"
-            if entries[0] != entries[0].lstrip() and is_there(path, entries[0].lstrip())
-            else "relative paths start from the list's own folder"
-        )
-        try:
-            looked_for = f"looked for at {listed_place(path, entries[0])}): {cure}"
-        except ImageError as exc:
-            looked_for = f"which {exc})"
-        raise SourceError(f"{path}: none of its {len(missing)} files exists ({missing[0]}, {looked_for}")
+        raise SourceError(_all_missing_message(path, entries[0], missing))
     notes: list[str] = []
     if missing:
         notes.append(
@@ -120,15 +128,32 @@ def found_at_places(
         offset=nowhere(len(entries)),
         length=nowhere(len(entries)),
         notes=tuple(notes),
-        kind="list",
+        kind="list",  # also for a Parquet file of paths: its images are read like those of a text file
     )
 
 
+def _all_missing_message(path: str, first: str, missing: Sequence[str]) -> str:
+    """Return the error for a list none of whose files exists, with the mistake in its syntax that would explain it."""
+    entry, blank, label = first.rpartition(" ")
+    if blank and entry.strip() and may_exist(path, entry):
+        cure = f"its lines end in a blank and a class ({label}): put a tab before the class instead"
+    elif first != first.lstrip() and may_exist(path, first.lstrip()):
+        cure = "its paths begin with a blank: leave out the blanks behind the separators"
+    else:
+        cure = "relative paths start from the list's own folder"
+    try:
+        searched = f"looked for at {listed_place(path, first)}): {cure}"
+    except ImageError as exc:
+        searched = f"which {exc})"
+    return f"{path}: none of its {len(missing)} files exists ({missing[0]}, {searched}"
+
+
 _Row = tuple[int, str, str | None]
-"""The number of a line, the place it names, and its class."""
+"""Number of a line, its path or URL, and its class."""
 
 
-def _rows(path: str, content: bytes) -> Iterator[_Row]:
+def _plain_rows(path: str, content: bytes) -> Iterator[_Row]:
+    """Yield the rows of a list without a header: a path, and after one tab its class."""
     for number, line in _lines(content):
         entry, *label = line.split("\t")
         if len(label) > 1 or not entry:
@@ -137,51 +162,62 @@ def _rows(path: str, content: bytes) -> Iterator[_Row]:
 
 
 def _has_header(path: str, content: bytes) -> bool:
-    """Return whether the first line of a list with tabs names columns instead of a file: one of paths, and of classes
-    if it has two.
+    """Return whether the first line of a list with tabs names columns instead of a file.
+
+    A header names a column of paths, and one of classes if it has two columns.
     """
-    first = next((line for _, line in _lines(content)), "")
-    names = [name.strip().lower() for name in first.split("\t")]
+    first_line = next((line for _, line in _lines(content)), "")
+    names = [name.strip().lower() for name in first_line.split("\t")]
+    # A TSV file may have columns of any name beside the paths; in other lists only the two expected columns are a header.
     if path.lower().endswith(TSV) and len(names) > 1:
-        return any(name in PATH_NAMES for name in names) and not is_there(path, first.split("\t")[0])
+        return any(name in PATH_NAMES for name in names) and not may_exist(path, first_line.split("\t")[0])
     is_header = names[0] in PATH_NAMES and (len(names) == 1 or names[1] in LABEL_NAMES)
-    return is_header and not is_there(path, names[0])
+    # A file may really be called "image": then the line is an entry.
+    return is_header and not may_exist(path, names[0])
 
 
 def _table_rows(path: str, content: bytes, delimiter: str, image: str, label: str) -> Iterator[_Row]:
-    """Of a file whose first line names its columns."""
+    """Yield the rows of a file whose first line names its columns."""
+    # surrogateescape: paths are bytes in any encoding, and must lead to the same file again.
     text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
-        at = _column(path, header, image, PATH_NAMES)
-        if at is None:
+        image_column = _column(path, header, image, PATH_NAMES)
+        if image_column is None:
             raise SourceError(
                 f"{path}: its columns are {', '.join(header) or 'none'}, and none is called {', '.join(PATH_NAMES)}: name the "
                 f"one with the paths of the images, as in '{path}#COLUMN' or '{path}#COLUMN,CLASS'"
             )
-        labels_at = _column(path, header, label, LABEL_NAMES)
+        label_column = _column(path, header, label, LABEL_NAMES)
         for row in rows:
             if not any(row):
                 continue
-            if len(row) != len(header) or not row[at]:
-                what = f"{len(row)} fields under {len(header)} columns" if len(row) != len(header) else "no path"
-                raise SourceError(f"{path}, line {rows.line_num}: {what}: {','.join(row)!r:.120}")
-            for value in (row[at], "" if labels_at is None else row[labels_at]):
-                if value.startswith(" ") and value.lstrip().startswith('"'):  # to the csv module a part of the value
-                    where = f"{path}, line {rows.line_num}"
-                    raise SourceError(f"{where}: a quote behind a blank, {value!r:.120}: leave out the blank")
-            yield rows.line_num, row[at], None if labels_at is None else row[labels_at].strip() or None
+            line = f"{path}, line {rows.line_num}"
+            if len(row) != len(header) or not row[image_column]:
+                problem = f"{len(row)} fields under {len(header)} columns" if len(row) != len(header) else "no path"
+                raise SourceError(f"{line}: {problem}: {','.join(row)!r:.120}")
+            for value in (row[image_column], "" if label_column is None else row[label_column]):
+                # The csv module takes a quote after a blank for a part of the value.
+                if value.startswith(" ") and value.lstrip().startswith('"'):
+                    raise SourceError(f"{line}: a quote behind a blank, {value!r:.120}: leave out the blank")
+            row_label = None if label_column is None else row[label_column].strip() or None
+            yield rows.line_num, row[image_column], row_label
     except csv.Error as exc:
         raise SourceError(f"{path}, line {rows.line_num}: {exc}") from exc
 
 
-def _column(path: str, header: Sequence[str], asked: str, known: Sequence[str]) -> int | None:
-    """Where a column is, the one asked for or the first of those known. Raises SourceError if the one asked for is not there."""
-    if asked and asked not in header:
-        raise SourceError(f"{path}: column {asked} is not there; the columns are {', '.join(header)}")
-    names = header if asked else [name.lower() for name in header]
-    name = asked or next((name for name in known if name in names), None)
+def _column(path: str, header: Sequence[str], requested: str, defaults: Sequence[str]) -> int | None:
+    """Return the position of the requested column, or of the first default that exists; None if there is none.
+
+    Raises:
+        SourceError: the requested column does not exist, or several columns have the name.
+    """
+    if requested and requested not in header:
+        raise SourceError(f"{path}: column {requested} does not exist; the columns are {', '.join(header)}")
+    # A requested name must match exactly; default names match in any case.
+    names = header if requested else [name.lower() for name in header]
+    name = requested or next((name for name in defaults if name in names), None)
     if name is None:
         return None
     if names.count(name) > 1:
@@ -190,7 +226,7 @@ def _column(path: str, header: Sequence[str], asked: str, known: Sequence[str]) 
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines that are not empty. File names are bytes, in any encoding."""
+    """Yield (number, text) of the lines that are not empty. File names are bytes, in any encoding."""
     for number, line in enumerate(content.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
         text = line.rstrip(b"\r").decode("utf-8", "surrogateescape")
         if text.strip():
@@ -198,21 +234,21 @@ def _lines(content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _file_of(path: str, entry: str) -> str:
-    """Return the place that an entry of the list at `path` leads to, in one spelling: `./a.jpg` is `a.jpg`; a URL as it is.
+    """Return the file that an entry of the list at `path` leads to, in one spelling: `./a.jpg` is `a.jpg`. URLs stay as they are.
 
-    `..` stays: behind a link it leads elsewhere than the text says.
+    `..` stays: behind a symbolic link it leads elsewhere than the text suggests.
     """
     try:
-        place = listed_place(path, entry)
-    except (ValueError, ImageError):  # named where the image is read
+        location = listed_place(path, entry)
+    except (ValueError, ImageError):  # the error is reported when the image is read
         return entry
-    return place if is_url(place) else "/".join(part for part in place.split("/") if part not in ("", "."))
+    return location if is_url(location) else "/".join(part for part in location.split("/") if part not in ("", "."))
 
 
-def is_there(path: str, entry: str) -> bool:
-    """Return whether there is, or may be, an image where an entry of the list at `path` leads."""
+def may_exist(path: str, entry: str) -> bool:
+    """Return whether an entry of the list at `path` is a URL or an existing file."""
     try:
-        place = listed_place(path, entry)
-        return is_url(place) or os.path.exists(place)  # noqa: PTH110  # a million entries: no Path for each
-    except (ValueError, ImageError):  # a zero byte; a URL that nothing reads
+        location = listed_place(path, entry)
+        return is_url(location) or os.path.exists(location)  # noqa: PTH110  # a million entries: no Path for each
+    except (ValueError, ImageError):  # a zero byte in the path, or a URL of an unknown scheme
         return False

@@ -1,4 +1,4 @@
-"""A folder tree of image files; the first folder below the root is the class."""
+"""Folder trees of image files. The first folder below the root is the class."""
 
 import errno
 import os
@@ -19,83 +19,95 @@ _USUAL_PATH_MAX = 4096
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies below a folder. images: sorted paths with forward slashes; others: files that are no images by name.
-
-    special: images by name that are pipes, sockets or devices, as "path (what it is)". too_deep: folders and images whose whole
-    path is longer than the system opens.
-    folders: every folder looked into ("" is the root) with the time of its last change, in nanoseconds.
-    """
+    """The files below a folder, by paths with forward slashes that start from it."""
 
     images: list[str] = field(default_factory=list[str])
+    """Sorted paths of the images."""
+
     others: SkippedFiles = field(default_factory=SkippedFiles)
+    """Files without the name of an image."""
+
     special: list[str] = field(default_factory=list[str])
+    """Pipes, sockets and devices with the name of an image, as "path (kind)"."""
+
     too_deep: list[str] = field(default_factory=list[str])
+    """Folders and images whose whole path is longer than the system opens."""
+
     folders: dict[str, int] = field(default_factory=dict[str, int])
+    """Every listed folder ("" is the root) -> time of its last change in nanoseconds."""
 
 
-def walk_folder(root: Path, tell: OnListed = lambda _: None) -> Tree:
-    """List a folder tree. Hidden files and folders are passed over; linked folders are followed, each only once.
+def walk_folder(root: Path, on_listed: OnListed = lambda _: None) -> Tree:
+    """List a folder tree without its hidden files and folders. Symbolic links are followed, each folder once.
 
-    tell: told after each folder how many images were found in it.
-    Raises SourceError for a folder that must not be read: its images would be lost without a word.
+    Args:
+        root: the folder.
+        on_listed: called after each folder with the number of images in it.
+
+    Raises:
+        SourceError: a folder cannot be listed. Skipping it would silently lose its images.
     """
     images: list[str] = []
     special: list[str] = []
     too_deep: list[str] = []
-    most_bytes = _path_max(root)
+    max_path_bytes = _path_max(root)
     folders: dict[str, int] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
+    visited: set[tuple[int, int]] = set()  # (device, inode)
+    pending = [""]
     others = SkippedFiles()
-    while waiting:
-        below = waiting.pop()
-        place = f"{root}/{below}" if below else str(root)
+    while pending:
+        below = pending.pop()
+        folder = f"{root}/{below}" if below else str(root)
         try:
-            status = os.stat(place)  # noqa: PTH116  # a million files: no Path for each
-            if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above would never end
+            status = os.stat(folder)  # noqa: PTH116  # a million files: no Path for each
+            if (status.st_dev, status.st_ino) in visited:  # a link to a folder above would never end
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             folders[below] = status.st_mtime_ns
-            room = most_bytes - len(os.fsencode(place)) - 2  # of a name, behind a slash and before a zero byte
-            before = len(images)
-            inner: list[str] = []
-            with os.scandir(place) as entries:
+            # Bytes left for a name, after the slash before it and the zero byte behind it.
+            max_name_bytes = max_path_bytes - len(os.fsencode(folder)) - 2
+            num_before = len(images)
+            subfolders: list[str] = []
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name
                     if name.startswith("."):
                         continue
                     path = f"{below}/{name}" if below else name
                     kind = _kind(entry)
+                    # The cheap comparison first: hardly any folder is so deep that names must be measured.
                     if (
-                        room < _LONGEST_NAME
-                        and len(os.fsencode(name)) > room
+                        max_name_bytes < _LONGEST_NAME
+                        and len(os.fsencode(name)) > max_name_bytes
                         and (kind == "a folder" or has_image_name(name))
                     ):
                         too_deep.append(path)
                     elif kind == "a folder":
-                        inner.append(path)
+                        subfolders.append(path)
                     elif not has_image_name(name):
                         others.add(path)
                     elif kind:
                         special.append(f"{path} ({kind})")
                     else:
                         images.append(path)
-            waiting += sorted(inner, reverse=True)
-            tell(len(images) - before)
+            # `pending` is a stack: reversed, so that folders are visited in sorted order.
+            pending += sorted(subfolders, reverse=True)
+            on_listed(len(images) - num_before)
         except OSError as exc:
-            may_not = exc.errno in (errno.EACCES, errno.EPERM)
-            cure = "have its permissions changed" if may_not else "look at the disk, and run the same command again"
-            raise SourceError(f"{place} cannot be listed: {exc.strerror or exc}: {cure}") from exc
+            is_refused = exc.errno in (errno.EACCES, errno.EPERM)
+            cure = "change its permissions" if is_refused else "check the disk, and run the same command again"
+            raise SourceError(f"{folder} cannot be listed: {exc.strerror or exc}: {cure}") from exc
+    # Sorted as whole paths: the order of rows does not depend on the order of the file system.
     images.sort()
     return Tree(images, others, sorted(special), sorted(too_deep), folders)
 
 
 def listed_tree(names: Iterable[str]) -> Tree:
-    """The tree that these files make, as a bucket lists them: paths below it."""
+    """Return the tree of these files, as a bucket lists them: by paths below a prefix."""
     images: list[str] = []
     others = SkippedFiles()
     for name in names:
-        # "." and ".." in a key hide nothing: whoever reads such an object says what is the matter with it.
+        # "." and ".." as parts of a key hide nothing. An object with such a key is refused when it is read.
         if not name or any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
             continue
         if has_image_name(name):
@@ -106,39 +118,39 @@ def listed_tree(names: Iterable[str]) -> Tree:
 
 
 def images_of_tree(tree: Tree) -> SourceImages:
-    """All images of a tree, in sorted order."""
+    """Return all images of a tree in sorted order, with their classes and notes on what is skipped."""
     labels, names = numbered(list(_classes(tree.images)))
     notes: list[str] = []
     if tree.others.count:
         notes.append(tree.others.note)
     if tree.special:
-        many = f"s such as {tree.special[0]}" if len(tree.special) > 1 else f", {tree.special[0]},"
+        example = f"s such as {tree.special[0]}" if len(tree.special) > 1 else f", {tree.special[0]},"
         notes.append(
-            f"{len(tree.special)} image name{many} passed over: not {'files' if len(tree.special) > 1 else 'a file'}"
+            f"{len(tree.special)} image name{example} skipped: not {'files' if len(tree.special) > 1 else 'a file'}"
         )
     if tree.too_deep:
         notes.append(
-            f"{len(tree.too_deep)} too deep to be opened, passed over with all below: the system opens paths of {_path_max()} "
+            f"{len(tree.too_deep)} too deep to be opened, skipped with all below: the system opens paths of {_path_max()} "
             f"bytes ({tree.too_deep[0][:40]}...)"
         )
-    count = len(tree.images)
+    num_images = len(tree.images)
     return SourceImages(
         members=tree.images,
         labels=labels,
         class_names=names or None,
-        offset=nowhere(count),
-        length=nowhere(count),
+        offset=nowhere(num_images),
+        length=nowhere(num_images),
         notes=tuple(notes),
     )
 
 
 def has_image_name(name: str) -> bool:
-    """Return whether a file counts as an image by the ending of its name."""
+    """Return whether the extension of a file's name is that of an image."""
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 
 def _path_max(root: Path = Path("/")) -> int:
-    """The bytes of the longest path that the system opens, with the zero byte at its end."""
+    """Return the length in bytes of the longest path that the system opens, with the zero byte at its end."""
     try:
         return os.pathconf(root, "PC_PATH_MAX")
     except (OSError, ValueError, AttributeError):  # no such folder, no limit, no POSIX
@@ -146,15 +158,19 @@ def _path_max(root: Path = Path("/")) -> int:
 
 
 def _classes(members: list[str]) -> Iterator[str | None]:
+    """Yield the first folder of each path, None for a file in the root itself."""
     for member in members:
-        first, slash, _ = member.partition("/")
-        yield first or None if slash else None
+        first_folder, slash, _ = member.partition("/")
+        yield first_folder or None if slash else None
 
 
 def _kind(entry: "os.DirEntry[str]") -> str:
-    """What an entry is, links followed; nothing for a file, and for a link to nowhere, which the build shall name."""
+    """Return the kind of an entry, symbolic links followed: "" for a file, "a folder", or another kind.
+
+    A broken link counts as a file, so that the build reports it by name.
+    """
     try:
-        if entry.is_file():  # these two ask the system nothing, for all but links
+        if entry.is_file():  # is_file and is_dir need a system call for links only
             return ""
         mode = stat.S_IFDIR if entry.is_dir() else entry.stat().st_mode
     except OSError:

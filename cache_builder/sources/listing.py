@@ -1,4 +1,4 @@
-"""From `--images` to the list of images that a cache keeps: keys, labels and places."""
+"""The list of images that a cache keeps: keys, labels and locations, from the arguments of `--images`."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,92 +39,121 @@ from radio_cache.writer import ImageIndex
 _EVERYTHING = Selection()
 
 _MAX_NOTES = 8
-"""About all sources together: thousands of tars have as many notes."""
+"""Limit of notes on all sources together. Thousands of tars have as many notes."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a cache will be made of. notes: sentences a user should see (files passed over, names that came twice).
-
-    stamps: when everything that was looked at, from listed_at_ns on, was changed last. from_cache: whether the list is the
-    cache's own.
-    """
+    """The images of a cache to be built, and what is recorded to recognise unchanged sources later."""
 
     index: ImageIndex
     containers: tuple[Container, ...]
     class_names: tuple[str, ...]
+
     notes: tuple[str, ...]
+    """Messages for the user, such as numbers of skipped files and duplicate names."""
+
     stamps: Stamps = field(default_factory=dict[str, tuple[int, int]])
+    """Last changes of all listed folders and files."""
+
     listed_at_ns: int = 0
+    """Time before the first source was listed."""
+
     from_cache: bool = False
+    """True if this is the list of an existing cache, whose sources are unchanged."""
 
 
 def list_for(request: ListingRequest, cache: Cache | None, *, rescan: bool = False) -> Listing:
-    """The images that a build is to use: the cache's own list if the sources look unchanged since it was made.
+    """Return the images for a build: the cache's own list if its sources are unchanged, else a new one.
 
-    rescan: list the sources in any case. Raises SourceError as `list_images` does.
+    Args:
+        request: the sources and the selection of their images.
+        cache: the cache that the build continues, None for a new one.
+        rescan: list the sources even if they look unchanged.
+
+    Raises:
+        SourceError: as `list_images`.
     """
     with CountLine("listing the images", "files") as line:
         if cache is not None and not rescan and is_unchanged(cache, request):
             note = f"{cache.num_images} images, as listed when {cache.url} was made: nothing has changed since"
             return Listing(cache.index, cache.meta.containers, cache.meta.class_names, (note,), from_cache=True)
-        return list_images(request.sources, selection=request.selection, member=request.member, tell=line.advance)
+        return list_images(request.sources, selection=request.selection, member=request.member, on_listed=line.advance)
 
 
 def record_listing(cache: Cache, request: ListingRequest, listing: Listing) -> None:
-    """Note in a cache, which has these images now, what to look at to know that nothing has changed."""
+    """Record in a cache, which has these images now, the request and the stamps that a later build compares."""
     if not listing.from_cache:
         record(cache, request, listing.stamps, listed_at_ns=listing.listed_at_ns)
 
 
 def list_images(
-    sources: Sequence[str], *, selection: Selection = _EVERYTHING, member: str = "", tell: OnListed = lambda _: None
+    sources: Sequence[str],
+    *,
+    selection: Selection = _EVERYTHING,
+    member: str = "",
+    on_listed: OnListed = lambda _: None,
 ) -> Listing:
-    """List the images of folders, tars, Parquet files and lists, in the order given, sorted within a folder.
+    """List the images of folders, tars, Parquet files and lists in the order of the sources, sorted within a folder.
 
-    sources: folders of images, of tars or of Parquet files, such files, glob patterns and WebDataset brace ranges
-        (`train-{000..004}.tar`), text files that list images; paths or URLs. selection: which of them, in what order.
-    member: which member of a sample in a tar is the photo (`jpg;png`), where its source does not say; all images if empty.
-    tell: told of files as they are found.
-    An empty shard among others (of a folder, a pattern or a range) is passed over with a note.
-    Raises SourceError, naming the path, if one is missing, is no source, or holds no image, or no image is selected.
+    An empty shard among others (of a folder, a pattern or a range) is skipped with a note.
+
+    Args:
+        sources: paths or URLs of folders of images, tars or Parquet files, of such files, and of text files that list images;
+            glob patterns and WebDataset brace ranges (`train-{000..004}.tar`).
+        selection: filters, order and limit of the images.
+        member: extensions of the photos in tars (`jpg;png`), for tars that have none behind "#". Empty: all images.
+        on_listed: called with the number of files as they are listed.
+
+    Raises:
+        SourceError: a source is missing, is of no known kind or holds no image, or no image is selected.
     """
     listed_at_ns = time.time_ns()
-    groups = [[one for place in expand_source(typed, tell) for one in sources_at(place, tell)] for typed in sources]
-    places = [source for group in groups for source in group]
+    # Grouped by argument: an argument that names only empty shards is an error, one empty shard among others is not.
+    groups = [
+        [source for path in expand_source(argument, on_listed) for source in sources_at(path, on_listed)]
+        for argument in sources
+    ]
+    all_sources = [source for group in groups for source in group]
     if member:
-        places = with_member(places, member)
-    refuse_doubles(places)
+        all_sources = with_member(all_sources, member)
+    refuse_doubles(all_sources)
     containers: list[Container] = []
-    found: list[SourceImages] = []
+    listed: list[SourceImages] = []
     keys: list[str] = []
     notes: list[str] = []
     stamps: Stamps = {}
-    empty: dict[str, str] = {}
-    for source, prefix, (one, seen) in zip(places, prefixes(places), _all_listed(places, tell), strict=True):
-        if not one.members:
-            more = f": {one.notes[0]}" if one.notes else ""
+    empty: dict[str, str] = {}  # path of a source without images -> message
+    results = _all_listed(all_sources, on_listed)
+    for source, prefix, (images, source_stamps) in zip(all_sources, prefixes(all_sources), results, strict=True):
+        if not images.members:
+            detail = f": {images.notes[0]}" if images.notes else ""
             names = (
                 f". Images are files whose names end in {' '.join(sorted(EXTENSIONS))}"
                 if source.kind == "folder"
                 else ""
             )
-            empty[source.path] = f"{source.path} holds no image{more}{names}"
-        stamps |= seen
-        containers.append(Container(kind=one.kind or source.kind, path=source.path, prefix=prefix, column=one.column))
-        notes += [f"{source.path}: {note}" for note in one.notes if one.members]
-        keys += [prefix + member for member in one.members] if prefix else one.members
-        found.append(one)
+            empty[source.path] = f"{source.path} holds no image{detail}{names}"
+        stamps |= source_stamps
+        containers.append(
+            Container(kind=images.kind or source.kind, path=source.path, prefix=prefix, column=images.column)
+        )
+        notes += [f"{source.path}: {note}" for note in images.notes if images.members]
+        # Without a prefix the list itself is used: a million keys are not copied one by one.
+        keys += [prefix + name for name in images.members] if prefix else images.members
+        listed.append(images)
     notes += _empty_shards(groups, empty)
     if len(notes) > _MAX_NOTES:
         notes[_MAX_NOTES - 1 :] = [f"... and {len(notes) - _MAX_NOTES + 1} more such notes"]
-    rows, passing = selection.rows(keys)
-    notes += _told(selection, len(rows), passing, keys)
-    labels, names = joined_labels(found)
+    rows, num_passing = selection.rows(keys)
+    notes += _selection_notes(selection, len(rows), num_passing, keys)
+    # Labels are joined for all images first. Classes without a selected image are dropped below.
+    labels, names = joined_labels(listed)
     labels = labels[rows]
-    if (labels >= 0).any() and (missing := np.flatnonzero(labels < 0)).size:
-        notes.append(f"{missing.size} of {len(rows)} images have no class (such as {keys[rows[missing[0]]]})")
+    if (labels >= 0).any() and (unlabelled := np.flatnonzero(labels < 0)).size:
+        notes.append(f"{unlabelled.size} of {len(rows)} images have no class (such as {keys[rows[unlabelled[0]]]})")
     if names is None:
+        # Identifiers as class numbers would make every count by class allocate gigabytes.
         labels, names = sparse_numbers_named(labels)
         if names is not None:
             notes.append(
@@ -132,140 +161,163 @@ def list_images(
             )
     else:
         labels, names = without_empty_classes(labels, names)
-    numbers = np.repeat(np.arange(len(found), dtype=np.int32), [len(one.members) for one in found])
+    # (n,) the container of every listed image, before the selection.
+    numbers = np.repeat(np.arange(len(listed), dtype=np.int32), [len(images.members) for images in listed])
     index = ImageIndex(
+        # Unselected and unshuffled, the list of keys is used without a copy.
         keys=keys
         if len(rows) == len(keys) and selection.shuffle_seed is None
         else [keys[row] for row in rows.tolist()],
         labels=labels,
         container=numbers[rows],
-        offset=np.concatenate([one.offset for one in found])[rows],
-        length=np.concatenate([one.length for one in found])[rows],
+        offset=np.concatenate([images.offset for images in listed])[rows],
+        length=np.concatenate([images.length for images in listed])[rows],
     )
     return Listing(index, tuple(containers), names or (), tuple(notes), stamps, listed_at_ns)
 
 
 def _empty_shards(groups: Sequence[Sequence[Source]], empty: Mapping[str, str]) -> list[str]:
-    """A note on the shards without an image. Raises SourceError if all that one `--images` names have none.
+    """Return a note on the shards without an image.
 
     Args:
-        groups: what each `--images` names.
-        empty: path -> a sentence about it.
+        groups: the sources that each `--images` names.
+        empty: path of a source without an image -> message about it.
+
+    Raises:
+        SourceError: all sources of one `--images` are empty.
     """
     for group in groups:
         if group and all(source.path in empty for source in group):
             raise SourceError(empty[group[0].path])
     if not empty:
         return []
-    more = f", and so do {len(empty) - 1} more" if len(empty) > 1 else ""
-    return [f"{next(iter(empty.values()))}{more}"]
+    further = f", and so do {len(empty) - 1} more" if len(empty) > 1 else ""
+    return [f"{next(iter(empty.values()))}{further}"]
 
 
-def _all_listed(places: Sequence[Source], tell: OnListed) -> Iterator[tuple[SourceImages, Stamps]]:
-    """Each source listed, in order; several at once where there are buckets to wait for."""
-    if not any(is_url(source.path) for source in places):
-        yield from (_listed(source, tell) for source in places)
+def _all_listed(sources: Sequence[Source], on_listed: OnListed) -> Iterator[tuple[SourceImages, Stamps]]:
+    """Yield the images of each source in order. Sources at URLs are listed in parallel."""
+    if not any(is_url(source.path) for source in sources):
+        yield from (_listed(source, on_listed) for source in sources)
         return
+    # Listing a tar in a bucket waits for many small requests: threads overlap the waiting.
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as pool:
-        yield from ahead(pool, lambda source: _listed(source, tell), places, depth=2 * REQUESTS_AT_ONCE)
+        yield from ahead(pool, lambda source: _listed(source, on_listed), sources, depth=2 * REQUESTS_AT_ONCE)
 
 
-def _listed(source: Source, tell: OnListed) -> tuple[SourceImages, Stamps]:
-    """One source, and when what it consists of was changed last; asked before it is read."""
+def _listed(source: Source, on_listed: OnListed) -> tuple[SourceImages, Stamps]:
+    """Return the images of one source, and the stamps of its folders and files.
+
+    Stamps are taken before a file is read, so that a change during the reading is noticed by the next build.
+    """
     path = source.path
     try:
         if source.kind == "folder":
+            # The files of a bucket were listed with its prefix. A prefix has no time of change.
             if is_url(path):
                 return images_of_tree(listed_tree(source.files)), {path: never_trusted()}
-            tree = walk_folder(Path(path), tell)
+            tree = walk_folder(Path(path), on_listed)
             return images_of_tree(tree), {
-                f"{path}/{below}" if below else path: (at, 0) for below, at in tree.folders.items()
+                f"{path}/{below}" if below else path: (changed_ns, 0) for below, changed_ns in tree.folders.items()
             }
         stamps = stamps_of([path])
     except FileNotFoundError as exc:
         raise SourceError(f"{path} does not exist") from exc
-    except ImageError as exc:  # an address that nothing can have
+    except ImageError as exc:  # the URL itself is invalid
         raise SourceError(f"{path} {exc}") from exc
     except OSError as exc:
         raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     match source.kind:
         case "tar":
-            return list_tar(path, tell, member=source.image_column, class_field=source.label_column), stamps
+            # A tar reports its images one by one: at a URL each header may be a request.
+            return list_tar(path, on_listed, member=source.image_column, class_field=source.label_column), stamps
         case "parquet":
-            found = list_parquet(path, image=source.image_column, label=source.label_column)
+            images = list_parquet(path, image=source.image_column, label=source.label_column)
         case "list":
-            found = list_file_list(path, read_source(path), image=source.image_column, label=source.label_column)
-    tell(len(found.members))
-    return found, stamps
+            images = list_file_list(path, read_source(path), image=source.image_column, label=source.label_column)
+    on_listed(len(images.members))
+    return images, stamps
 
 
-def _told(selection: Selection, used: int, passing: int, keys: Sequence[str]) -> list[str]:
-    if passing == 0:
+def _selection_notes(selection: Selection, num_used: int, num_passing: int, keys: Sequence[str]) -> list[str]:
+    """Return notes on the effect of filters and limit.
+
+    Raises:
+        SourceError: no image passes the filters.
+    """
+    if num_passing == 0:
         raise SourceError(
-            f"no image passes {' '.join(f'--filter {pattern!r}' for pattern in selection.filters)}: a pattern is held against "
+            f"no image passes {' '.join(f'--filter {pattern!r}' for pattern in selection.filters)}: a pattern is compared with "
             f"the whole key, such as '{keys[0]}'"
         )
     notes: list[str] = []
-    if selection.filters and passing < len(keys):
-        notes.append(f"{passing} of {len(keys)} images pass the filters (--filter)")
-    if used < passing:
+    if selection.filters and num_passing < len(keys):
+        notes.append(f"{num_passing} of {len(keys)} images pass the filters (--filter)")
+    if num_used < num_passing:
         shuffled = "" if selection.shuffle_seed is None else ", shuffled,"
-        notes.append(f"the first {used} of {passing} images{shuffled} are used (--limit)")
+        notes.append(f"the first {num_used} of {num_passing} images{shuffled} are used (--limit)")
     return notes
 
 
 def same_images(stored: ImageIndex, listed: ImageIndex) -> str | None:
-    """None if a cache's list of images is what the sources hold now; else the difference in words."""
+    """Return the difference between a cache's list of images and a new listing in words; None if they are the same."""
     if stored.keys == listed.keys:
         if all((getattr(stored, column) == getattr(listed, column)).all() for column in ("labels", "offset", "length")):
             return None
-        return "the same images with other labels or at other places in their tars"
+        # The same keys in the same order: only the other columns can differ.
+        return "the same images with other labels or at other offsets in their tars"
     old, new = set(stored.keys), set(listed.keys)
-    added, gone = sorted(new - old), sorted(old - new)
-    if not added and not gone:
+    added, removed = sorted(new - old), sorted(old - new)
+    if not added and not removed:
         return "the same images in another order"
     parts: list[str] = []
     if added:
         parts.append(f"{len(added)} new image{'s' if len(added) > 1 else ''} (such as {added[0]})")
-    if gone:
-        parts.append(f"{len(gone)} missing (such as {gone[0]})")
+    if removed:
+        parts.append(f"{len(removed)} missing (such as {removed[0]})")
     return " and ".join(parts)
 
 
 def begins_with(listing: Listing, stored: ImageIndex, meta: CacheMeta) -> bool:
-    """Return whether a listing is a cache's list of images and then more: nothing moved, renamed or in another class."""
-    known, index = len(stored), listing.index
-    if len(index) <= known or listing.containers[: len(meta.containers)] != meta.containers:
+    """Return whether a listing is a cache's list of images followed by new ones.
+
+    No image may have been moved, renamed or put into another class.
+    """
+    num_stored, index = len(stored), listing.index
+    if len(index) <= num_stored or listing.containers[: len(meta.containers)] != meta.containers:
         return False
     columns = ("container", "offset", "length")
+    # Rows of a cache are positions: a build can append images, but not insert them.
     return (
-        index.keys[:known] == [*stored.keys]
-        and all(np.array_equal(getattr(index, name)[:known], getattr(stored, name)) for name in columns)
-        and _classes(index.labels[:known], listing.class_names) == _classes(stored.labels, meta.class_names)
+        index.keys[:num_stored] == [*stored.keys]
+        and all(np.array_equal(getattr(index, name)[:num_stored], getattr(stored, name)) for name in columns)
+        and _classes(index.labels[:num_stored], listing.class_names) == _classes(stored.labels, meta.class_names)
     )
 
 
 def with_recorded_prefixes(listing: Listing, meta: CacheMeta) -> Listing:
-    """Return a listing whose first places have their images under the keys that a cache has for them.
+    """Return the listing with the key prefixes that a cache has for its containers.
 
-    A key begins with the path of its place below the folder that all places share: it changes where a place is renamed, and
-    where another place is added. Images are the same all the same. Returned as it is where the places are of other kinds, or
-    where a key would come twice.
+    A key begins with the path of its container below the folder that all containers share. So it changes when a container is
+    renamed or another one is added, although the images are the same. The listing is returned unchanged if its containers are
+    of other kinds, or if two images would get the same key.
     """
-    then, now = meta.containers, listing.containers
-    prefixes = [old.prefix for old in then] + [new.prefix for new in now[len(then) :]]
-    if len(now) < len(then) or prefixes == [new.prefix for new in now]:
+    stored, current = meta.containers, listing.containers
+    # Containers behind those of the cache are new, and keep their own prefixes.
+    prefixes = [old.prefix for old in stored] + [new.prefix for new in current[len(stored) :]]
+    if len(current) < len(stored) or prefixes == [new.prefix for new in current]:
         return listing
-    if [(old.kind, old.column) for old in then] != [(new.kind, new.column) for new in now[: len(then)]]:
+    if [(old.kind, old.column) for old in stored] != [(new.kind, new.column) for new in current[: len(stored)]]:
         return listing
     index = listing.index
     keys = [
-        prefixes[number] + key.removeprefix(now[number].prefix)
+        prefixes[number] + key.removeprefix(current[number].prefix)
         for key, number in zip(index.keys, index.container.tolist(), strict=True)
     ]
+    # An old prefix may be that of a new container.
     if len(set(keys)) < len(keys):
         return listing
-    containers = tuple(replace(new, prefix=prefix) for new, prefix in zip(now, prefixes, strict=True))
+    containers = tuple(replace(new, prefix=prefix) for new, prefix in zip(current, prefixes, strict=True))
     index = ImageIndex(
         keys=keys, labels=index.labels, container=index.container, offset=index.offset, length=index.length
     )
@@ -273,7 +325,7 @@ def with_recorded_prefixes(listing: Listing, meta: CacheMeta) -> Listing:
 
 
 def _classes(labels: NDArray[np.int32], names: tuple[str, ...]) -> list[str | int]:
-    """Names, because numbers shift when a class is added."""
+    """Return the class names of labels: numbers shift when a class is added. A number without a name stays."""
     return [names[label] if 0 <= label < len(names) else label for label in labels.tolist()]
 
 

@@ -1,8 +1,8 @@
-"""Whether a cache's own list of images still says what the sources hold, so that nothing need be listed again.
+"""The record that lets a build reuse a cache's list of images instead of listing unchanged sources again.
 
-A build keeps beside the list when every folder it looked into, and every tar, Parquet file and list, was changed last. A folder's
-time changes when an entry comes, goes or is renamed; so if all times are as they were, listing again would find the same.
-The prefix of a bucket has no such time: whatever lies loose in one is listed each time.
+A build records the time of the last change of every folder, tar, Parquet file and list that it listed. The time of a folder
+changes when an entry is added, removed or renamed. So if all times are the same, listing again would give the same images.
+A prefix of a bucket has no such time: loose images in a bucket are listed by every build.
 """
 
 import json
@@ -25,19 +25,21 @@ from radio_cache.reader import Cache
 from radio_cache.storage.base import is_url
 
 LISTING_FILE = "listing.json"
-"""Below the root of a cache; whoever removes it makes the next build list again."""
+"""File below the root of a cache. Without it the next build lists the sources again."""
 
 _RULES = 2
-"""Raised whenever the same sources give other images, classes or places than an earlier version found in them: what that one
-recorded is then listed again. 2: classes of samples in tars, sparse and linked members, missing classes, headers of TSV files."""
+"""Version of the listing rules. It is increased whenever the same sources give other images, classes or offsets than before;
+a record of an older version is then ignored. 2: classes of samples in tars, sparse and linked members, missing classes, headers
+of TSV files."""
 
 _SETTLED_NS = 2_000_000_000
-"""Whatever changed less than this before it was looked at may change again within the same tick of its clock."""
+"""A file that changed less than this before it was listed may change again within the same tick of its clock."""
 
 REQUESTS_AT_ONCE = 32
-"""To a bucket, whose answers take long and cost nothing here."""
+"""Parallel requests to buckets. They spend their time waiting for the network and use no CPU."""
 
 _MAX_STAMPS = 200_000
+"""Limit of recorded stamps: a tree of a million folders is listed again instead of storing a time for each."""
 
 Stamps = dict[str, tuple[int, int]]
 """Path -> (time of its last change in nanoseconds, bytes; 0 of a folder)."""
@@ -45,23 +47,37 @@ Stamps = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class ListingRequest:
-    """All that decides which images a build has, and in what order. sources: as typed. member: as of `list_images`."""
+    """All settings that decide the images of a build and their order."""
 
     sources: tuple[str, ...]
+    """Arguments of `--images` as typed."""
+
     selection: Selection
+
     member: str = ""
+    """Extensions of the photos in tars, as in `list_images`."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the request as it is recorded, with all patterns and links resolved.
+
+        Raises:
+            SourceError: a source does not exist.
+        """
         data = asdict(self)
         del data["sources"]
-        # Patterns match other files tomorrow, and links lead elsewhere.
-        places = [expand_source(source) for source in self.sources]
-        return json.loads(json.dumps({**data, "places": places, "rules": _RULES}))
+        # The arguments themselves prove nothing: tomorrow a pattern may match other files, and a link lead elsewhere.
+        paths = [expand_source(source) for source in self.sources]
+        # Through JSON and back, so that it compares equal to a record that was read (tuples become lists).
+        return json.loads(json.dumps({**data, "places": paths, "rules": _RULES}))
 
 
 def stamps_of(paths: Iterable[str]) -> Stamps:
-    """When these files and folders, at paths or URLs, were changed last. Raises OSError if one is gone, StorageError for
-    a bucket that does not answer."""
+    """Return the last change of each of these files and folders, at paths or URLs.
+
+    Raises:
+        OSError: a file or folder does not exist.
+        StorageError: a bucket does not answer.
+    """
     stamps: Stamps = {}
     remote: list[str] = []
     for path in paths:
@@ -70,6 +86,7 @@ def stamps_of(paths: Iterable[str]) -> Stamps:
             continue
         status = os.stat(path)  # noqa: PTH116  # a folder for every class, or for every image: no Path for each
         stamps[path] = (status.st_mtime_ns, 0 if stat.S_ISDIR(status.st_mode) else status.st_size)
+    # Each remote stamp is a request: they are sent in parallel.
     if remote:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="stamps") as pool:
             stamps.update(ahead(pool, lambda url: (url, _remote_stamp(url)), remote, depth=2 * REQUESTS_AT_ONCE))
@@ -77,11 +94,12 @@ def stamps_of(paths: Iterable[str]) -> Stamps:
 
 
 def never_trusted() -> tuple[int, int]:
-    """The stamp of what has no time of its own: a moment ago, which is never settled."""
+    """Return the stamp of a source without a time of change: the current time, which never counts as settled."""
     return (time.time_ns(), 0)
 
 
 def _remote_stamp(url: str) -> tuple[int, int]:
+    """Return the stamp of a file at a URL."""
     status = remote_status(url)
     if status.changed_ns is None or status.num_bytes is None:
         return never_trusted()
@@ -89,10 +107,17 @@ def _remote_stamp(url: str) -> tuple[int, int]:
 
 
 def record(cache: Cache, request: ListingRequest, stamps: Stamps, *, listed_at_ns: int) -> None:
-    """Keep what a later build needs to trust the cache's list of images.
+    """Write what a later build compares before it reuses the cache's list of images.
 
-    listed_at_ns: the time before anything was looked at. No stamps are kept where something changed just then.
+    No stamps are written if a source changed just before it was listed.
+
+    Args:
+        cache: the cache with these images.
+        request: the settings that the images were listed with.
+        stamps: last changes of all listed folders and files.
+        listed_at_ns: time before the first source was listed.
     """
+    # A file that changed within the last tick of the clock may change once more without a new time.
     newest = max((changed for changed, _ in stamps.values()), default=0)
     settled = newest <= listed_at_ns - _SETTLED_NS and len(stamps) <= _MAX_STAMPS
     document = {"index": cache.meta.index, "request": request.to_json(), "stamps": stamps if settled else None}
@@ -103,58 +128,69 @@ _FLAGS = {"shuffle_seed": "--shuffle-seed", "limit": "--limit", "filters": "--fi
 
 
 def _settings(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recorded request by the keys of `_FLAGS`."""
+    # Records of older versions have no member.
     return {"member": request.get("member") or None, **request["selection"]}
 
 
 def selection_changes(cache: Cache, request: ListingRequest) -> list[str]:
-    """How a request chooses other images, or in another order, than the one a cache was made by, option by option; nothing
-    where that was not recorded."""
+    """Return the options that select or order images otherwise than those the cache was built with, one message each.
+
+    The list is empty if the cache has no record.
+    """
     try:
         document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
+        # The record belongs to another index, such as one that a later build replaced.
         if document["index"] != cache.meta.index:
             return []
-        then, now = _settings(document["request"]), _settings(request.to_json())
+        old, new = _settings(document["request"]), _settings(request.to_json())
         return [
-            f"{flag} was {_given(then[name])} when the cache was made, and is {_given(now[name])} now"
+            f"{flag} was {_setting_text(old[name])} when the cache was made, and is {_setting_text(new[name])} now"
             for name, flag in _FLAGS.items()
-            if then[name] != now[name]
+            if old[name] != new[name]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
         return []
 
 
 def recorded_request(cache: Cache) -> ListingRequest | None:
-    """Return the request that a cache's list of images was made by, with its places as sources; None if it is not recorded."""
+    """Return the request that a cache was built with, with resolved paths as sources; None if it is not recorded."""
     try:
         document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         if document["index"] != cache.meta.index:
             return None
         request = document["request"]
         selection = request["selection"]
-        sources = tuple(str(place) for places in request["places"] for place in places)
-        chosen = Selection(
+        # "places": one list of resolved paths for each argument of --images.
+        sources = tuple(str(path) for paths in request["places"] for path in paths)
+        recorded_selection = Selection(
             filters=tuple(map(str, selection["filters"])),
             shuffle_seed=selection["shuffle_seed"],
             limit=selection["limit"],
         )
-        return ListingRequest(sources=sources, selection=chosen, member=str(request.get("member") or ""))
+        return ListingRequest(sources=sources, selection=recorded_selection, member=str(request.get("member") or ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError, ConfigError):
         return None
 
 
 def record_moved_sources(cache: Cache, sources: Sequence[str]) -> None:
-    """Have what a cache recorded of its request name the places where the same images are now; they are listed anew next time."""
+    """Write the new locations of moved images into a cache's record. The next build lists them again.
+
+    Args:
+        cache: the cache.
+        sources: new paths and URLs, in the order of the recorded ones.
+    """
     try:
         document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         request = {**document["request"], "places": [expand_source(source) for source in sources]}
-        moved = {"index": document["index"], "request": request, "stamps": None}
+        updated = {"index": document["index"], "request": request, "stamps": None}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StoreError):
-        return  # nothing is recorded that could name the place of before: the cache's own containers are taken
-    cache.storage.write(LISTING_FILE, [json.dumps(moved).encode()])
+        return  # no record that names an old location: a build uses the containers of the cache
+    cache.storage.write(LISTING_FILE, [json.dumps(updated).encode()])
 
 
 def is_listed_by_older_version(cache: Cache) -> bool:
-    """Return whether an earlier version listed a cache's images, which took other classes or places from the same sources."""
+    """Return whether a cache's images were listed by older rules, which give other classes or offsets for the same sources."""
     try:
         document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         return document["index"] == cache.meta.index and document["request"].get("rules", 1) != _RULES
@@ -162,14 +198,15 @@ def is_listed_by_older_version(cache: Cache) -> bool:
         return False
 
 
-def _given(value: Any) -> str:
+def _setting_text(value: Any) -> str:
+    """Return the value of an option as in the messages of `selection_changes`."""
     if isinstance(value, list):
         return " ".join(map(str, cast(list[Any], value))) or "not given"
     return "not given" if value is None else str(value)
 
 
 def is_unchanged(cache: Cache, request: ListingRequest) -> bool:
-    """Return whether listing again would surely find just what the cache has."""
+    """Return whether listing the sources again would certainly give the images that the cache has."""
     try:
         document = parse_json(cache.storage.read_at_most(LISTING_FILE, MAX_DOCUMENT_BYTES))
         stamps = {path: tuple(stamp) for path, stamp in document["stamps"].items()}
@@ -179,4 +216,4 @@ def is_unchanged(cache: Cache, request: ListingRequest) -> bool:
             and stamps_of(stamps) == stamps
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SourceError, StoreError):
-        return False  # whatever it is, listing again says it better
+        return False  # listing again reports the same problem with its cause

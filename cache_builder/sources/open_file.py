@@ -1,4 +1,4 @@
-"""A source that is one file, opened for reading: on a disk or at a URL."""
+"""A source that is one file, opened for reading: a local path or a URL."""
 
 import io
 from collections.abc import Generator
@@ -11,39 +11,51 @@ from radio_cache.images.remote import RemoteFile, fetch
 from radio_cache.storage.base import is_url
 
 _REQUEST_BYTES = 1 << 16
-"""What a request to a bucket brings at least. Waiting for one costs as much as some hundred kilobytes."""
-
+"""Smallest range that is requested of a bucket. The latency of a request costs as much as some hundred kilobytes."""
 
 _MAX_LIST_BYTES = 1 << 32
 
 
 @contextmanager
-def open_source(place: str) -> Generator[BinaryIO]:
-    """The file at a path or a URL. Raises SourceError if it cannot be opened or read; StorageError for a bucket or a
-    server that does not answer."""
-    with _named(place):
-        if is_url(place):
-            # Its raw file is one by all that readers ask of it, and not one by the letter.
-            with io.BufferedReader(RemoteFile(place), _REQUEST_BYTES) as remote:
+def open_source(path_or_url: str) -> Generator[BinaryIO]:
+    """Open the file at a path or a URL.
+
+    Raises:
+        SourceError: the file cannot be opened or read.
+        StorageError: a bucket or a server does not answer.
+    """
+    with _source_errors(path_or_url):
+        if is_url(path_or_url):
+            # RemoteFile has all methods that readers use, but does not derive from RawIOBase.
+            with io.BufferedReader(RemoteFile(path_or_url), _REQUEST_BYTES) as remote:
                 yield cast(BinaryIO, remote)
         else:
-            with Path(place).open("rb") as file:
+            with Path(path_or_url).open("rb") as file:
                 yield file
 
 
-def read_source(place: str) -> bytes:
-    """Return the whole file at a path or a URL, also of a web server that gives no parts of files. Raises as `open_source`."""
-    with _named(place):
-        return fetch(place, most=_MAX_LIST_BYTES) if is_url(place) else Path(place).read_bytes()
+def read_source(path_or_url: str) -> bytes:
+    """Return the whole file at a path or a URL. Web servers without support for ranges work, too.
+
+    Raises:
+        SourceError: the file cannot be opened or read.
+        StorageError: a bucket or a server does not answer.
+    """
+    with _source_errors(path_or_url):
+        # Whole, and not through RemoteFile: lists are small, and many web servers refuse ranges.
+        if is_url(path_or_url):
+            return fetch(path_or_url, most=_MAX_LIST_BYTES)
+        return Path(path_or_url).read_bytes()
 
 
 @contextmanager
-def _named(place: str) -> Generator[None]:
+def _source_errors(path_or_url: str) -> Generator[None]:
+    """Convert errors of reading one file into a SourceError that names it."""
     try:
         yield
     except FileNotFoundError as exc:
-        raise SourceError(f"{place} does not exist (any more)") from exc
-    except ImageError as exc:  # an address that nothing can have
-        raise SourceError(f"{place} {exc}") from exc
+        raise SourceError(f"{path_or_url} does not exist (any more)") from exc
+    except ImageError as exc:  # the URL itself is invalid
+        raise SourceError(f"{path_or_url} {exc}") from exc
     except OSError as exc:
-        raise SourceError(f"{place} cannot be read: {exc.strerror or exc}") from exc
+        raise SourceError(f"{path_or_url} cannot be read: {exc.strerror or exc}") from exc

@@ -1,4 +1,4 @@
-"""Which of the images found are used, and in what order."""
+"""The choice and the order of the images that a cache uses."""
 
 import hashlib
 import re
@@ -14,27 +14,40 @@ from radio_cache.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """filters: patterns of keys to keep, or, after "!", to leave out. shuffle_seed: of the order of rows; None keeps the
-    sources' own. limit: keep the first so many, after filtering and shuffling.
+    """Filters, shuffling and a limit, applied in this order to the keys of the listed images.
+
+    Raises:
+        ConfigError: the limit is below 1, or a filter is empty.
     """
 
     filters: tuple[str, ...] = ()
+    """Shell patterns of keys to keep, or, after "!", to leave out. `*` matches any text, slashes included."""
+
     shuffle_seed: int | None = None
+    """Seed of the order of rows; None keeps the order of the sources."""
+
     limit: int | None = None
+    """Number of images to use, after filtering and shuffling; None uses all."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit must be at least 1, not {self.limit}")
         empty = [pattern for pattern in self.filters if not pattern.removeprefix("!")]
         if empty:
-            raise ConfigError(f"--filter '{empty[0]}': a pattern such as 'cat/*', or '!*/draft-*' to leave images out")
+            raise ConfigError(
+                f"--filter '{empty[0]}' is empty: pass a pattern such as 'cat/*', or '!*/draft-*' to leave images out"
+            )
 
     def rows(self, keys: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-        """Numbers of the keys to use, in the order of the cache's rows, and how many there would be without the limit.
+        """Return the positions of the selected keys in the order of the cache's rows.
 
         The same keys and settings give the same order on any machine, with any version of any library.
 
-        A pattern is the shell's: * stands for anything, also for slashes.
+        Args:
+            keys: keys of all listed images.
+
+        Returns:
+            The positions, and the number of keys that pass the filters.
         """
         rows = np.arange(len(keys))
         if self.filters:
@@ -43,15 +56,20 @@ class Selection:
                 [row for row, key in enumerate(keys) if (not keep or keep(key)) and not (drop and drop(key))], np.int64
             )
         if self.shuffle_seed is not None:
+            # Sorting by a keyed hash instead of a random generator: the streams of generators may change between versions,
+            # and an image keeps its place relative to the others when images are added.
             salt = str(self.shuffle_seed).encode()
-            draws = [
+            hashes = [
                 hashlib.blake2b(keys[row].encode("utf-8", "surrogateescape"), digest_size=8, key=salt).digest()
                 for row in rows.tolist()
             ]
-            rows = rows[np.argsort(np.frombuffer(b"".join(draws), ">u8"), kind="stable")]
+            # ">u8": the byte order is fixed, because it decides the order of rows.
+            rows = rows[np.argsort(np.frombuffer(b"".join(hashes), ">u8"), kind="stable")]
         return rows[: self.limit], len(rows)
 
 
 def _pattern(filters: Sequence[str], sign: str) -> Callable[[str], object] | None:
-    chosen = [pattern.removeprefix("!") for pattern in filters if pattern.startswith("!") == bool(sign)]
-    return re.compile("|".join(translate(pattern) for pattern in chosen)).match if chosen else None
+    """Return a function that matches any filter with the sign ("" or "!"); None if there is no such filter."""
+    patterns = [pattern.removeprefix("!") for pattern in filters if pattern.startswith("!") == bool(sign)]
+    # One regular expression for all patterns: a pass over a million keys for each would take seconds.
+    return re.compile("|".join(translate(pattern) for pattern in patterns)).match if patterns else None

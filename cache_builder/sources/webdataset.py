@@ -1,7 +1,7 @@
-"""A WebDataset tar: consecutive files that share a name up to the first dot of its last part are one sample (img.jpg, img.cls).
+"""WebDataset tars: consecutive files that share a name up to the first dot of its last part are one sample (img.jpg, img.cls).
 
-The tar is read once, headers only; images are then read by offset, in any order. At a URL a header is a request for a
-range: what lies between them is not read, unless it is shorter than what a request brings.
+The tar is read once, headers only; images are then read by offset, in any order. At a URL a header is a request for a range.
+The bytes between two headers are not read, unless they are shorter than the smallest request.
 """
 
 import json
@@ -16,85 +16,96 @@ from cache_builder.sources.folder import has_image_name
 from cache_builder.sources.labels import parse_label, parse_labels
 from cache_builder.sources.open_file import open_source
 from cache_builder.sources.samples import Samples, stem_of
-from cache_builder.sources.tar_members import PassedOver, TarMember, read_member, tar_members
+from cache_builder.sources.tar_members import SkippedMembers, TarMember, read_member, tar_members
 from radio_cache.errors import ImageError, SourceError
 from radio_cache.images.remote import OnListed
 
+# Limits on the members that are read while listing: a longer one is no class, and a hostile one would fill the memory.
 _MAX_CLS_BYTES = 64
 _MAX_JSON_BYTES = 1 << 24
 
 
-def list_tar(place: str, tell: OnListed = lambda _: None, *, member: str = "", class_field: str = "") -> SourceImages:
-    """The images of a tar at a path or a URL, in tar order, with the classes of their `.cls` files.
+def list_tar(
+    path_or_url: str, on_listed: OnListed = lambda _: None, *, member: str = "", class_field: str = ""
+) -> SourceImages:
+    """List the images of a tar at a path or a URL, in tar order, with the classes of their `.cls` files.
 
-    A name that comes again is kept apart as `name#2`: unpacking would silently lose the earlier one. Hidden members are
-    passed over as in a folder, and members whose path leads out of the tar, as only an attacker's does.
+    A repeated name is stored as `name#2`: unpacking would silently lose the earlier file. Hidden members are skipped, as in a
+    folder, and so are members whose path leads out of the tar, which only an attacker writes.
 
     Args:
-        tell: told of each image, for at a URL every header may be a request.
-        member: which member of a sample is the photo, in webdataset's syntax (`jpg;png`); all images if empty.
-        class_field: of the `.json` members, holds the class; a field within another behind a point. `.cls` counts if empty.
+        path_or_url: location of the tar.
+        on_listed: called for each image, because at a URL every header may be a request.
+        member: extensions of the photos, in webdataset's syntax (`jpg;png`); all images if empty.
+        class_field: field of the `.json` members that holds the class; "a.b" is field b within field a. Empty: `.cls` members.
 
     Raises:
-        SourceError: the tar is compressed, damaged, ends before its end-of-archive mark, or goes on behind it; a class is
-            none; an image has two; no `.json` member has the field.
+        SourceError: the tar is compressed, damaged, ends before its end-of-archive mark, or continues behind it; a label is no
+            class; an image has two classes; no `.json` member has the field.
     """
-    samples = Samples(place, member)
-    passed, others = PassedOver(), SkippedFiles()
-    class_ending = ".json" if class_field else ".cls"
-    fields: set[str] = set()
-    read_any = found_any = False
-    with open_source(place) as file:
-        for one in tar_members(place, file, passed):
-            if has_image_name(one.name):
-                samples.add_image(one)
-                tell(1)
-            elif one.name[-len(class_ending) :].lower() == class_ending:
-                read_any = True
+    samples = Samples(path_or_url, member)
+    skipped, others = SkippedMembers(), SkippedFiles()
+    class_extension = ".json" if class_field else ".cls"
+    json_fields: set[str] = set()  # names of all fields, for the error if none is `class_field`
+    has_class_file = has_field = False
+    with open_source(path_or_url) as file:
+        for tar_member in tar_members(path_or_url, file, skipped):
+            name = tar_member.name
+            if has_image_name(name):
+                samples.add_image(tar_member)
+                on_listed(1)
+            elif name[-len(class_extension) :].lower() == class_extension:
+                has_class_file = True
+                # The class is read at once, while the header's neighbourhood is in the buffer of a remote file.
                 if class_field:
-                    label, there = _json_label(file, one, place, class_field, fields)
-                    found_any |= there
+                    label, member_has_field = _json_label(file, tar_member, path_or_url, class_field, json_fields)
+                    has_field |= member_has_field
                 else:
-                    label = _cls_label(file, one, place)
-                samples.add_class(one.name, label)
+                    label = _cls_label(file, tar_member, path_or_url)
+                samples.add_class(name, label)
             else:
-                samples.end_run(one.name)
-                others.add(one.name)
+                samples.end_run(name)
+                others.add(name)
         samples.close()
-    if class_field and samples.images and not found_any:
-        known = f"; their fields are {', '.join(sorted(fields)[:20])}" if fields else ""
-        what = f"no .json member has a field {class_field}{known}" if read_any else "there is no .json member"
-        raise SourceError(f"{place}: {what}: name the one that holds the class, as in '{place}#,FIELD'")
+    # Some members without the field are images without a class; all members without it are a mistake in its name.
+    if class_field and samples.images and not has_field:
+        known_fields = f"; their fields are {', '.join(sorted(json_fields)[:20])}" if json_fields else ""
+        problem = (
+            f"no .json member has a field {class_field}{known_fields}" if has_class_file else "there is no .json member"
+        )
+        raise SourceError(f"{path_or_url}: {problem}: name the one that holds the class, as in '{path_or_url}#,FIELD'")
     images, labels = samples.images, samples.labels
-    apart = _labels_from_afar(samples)
-    notes = _notes(samples, passed, others, member)
-    if not (images or notes or apart):
+    orphan_notes = _assign_orphans(samples)  # fills in `labels`
+    notes = _notes(samples, skipped, others, member)
+    if not (images or notes or orphan_notes):
         notes = ["there is no file in the tar: fetch it again, or leave it out"]
     numbers, names = parse_labels(labels)
-    members, repeated = unique_names([one.name for one in images])
+    members, repeated = unique_names([image.name for image in images])
     return SourceImages(
         members=members,
         labels=numbers,
         class_names=names,
-        offset=np.array([one.offset for one in images], np.int64),
-        length=np.array([one.length for one in images], np.int64),
-        notes=(*notes, *apart, *_folder_note(images, numbers), *repeated),
+        offset=np.array([image.offset for image in images], np.int64),
+        length=np.array([image.length for image in images], np.int64),
+        notes=(*notes, *orphan_notes, *_folder_note(images, numbers), *repeated),
     )
 
 
-def _labels_from_afar(samples: Samples) -> list[str]:
-    """Give class files that lie apart from their image to it where both names occur only once: `tar` of a folder does not sort.
+def _assign_orphans(samples: Samples) -> list[str]:
+    """Give class files that are not beside their image to the image with the same stem, and return notes on them.
 
-    Returns notes.
+    `tar` of a folder does not sort its files. Both names must occur only once in the tar.
     """
     orphans = samples.notes.orphans
     classes: dict[str, list[int | str | None]] = {}
-    for one in orphans:
-        classes.setdefault(one.stem, []).append(one.label)
+    for class_file in orphans:
+        classes.setdefault(class_file.stem, []).append(class_file.label)
+    # stem -> images, only for stems of orphans: most tars have none, and need no pass over their images.
     rows: dict[str, list[int]] = {}
     for row, image in enumerate(samples.images if orphans else ()):
         if (stem := stem_of(image.name)) in classes:
             rows.setdefault(stem, []).append(row)
+    # An image that has a class already keeps it.
     matched = {
         stem: rows[stem][0]
         for stem, labels in classes.items()
@@ -102,7 +113,7 @@ def _labels_from_afar(samples: Samples) -> list[str]:
     }
     for stem, row in matched.items():
         samples.labels[row] = classes[stem][0]
-    left = [one.name for one in orphans if one.stem not in matched]
+    unmatched = [class_file.name for class_file in orphans if class_file.stem not in matched]
     notes: list[str] = []
     if matched:
         image = samples.images[next(iter(matched.values()))].name
@@ -110,41 +121,42 @@ def _labels_from_afar(samples: Samples) -> list[str]:
             f"{counted(len(matched), 'class file')} not beside the image in the tar, such as that of {image}, found by name "
             "(webdataset does not: tar --sort=name)"
         )
-    if left:
-        notes.append(f"{counted(len(left), 'class file')} passed over, with no image to belong to ({left[0]})")
+    if unmatched:
+        notes.append(f"{counted(len(unmatched), 'class file')} skipped, with no image to belong to ({unmatched[0]})")
     return notes
 
 
-def _notes(samples: Samples, passed: PassedOver, others: SkippedFiles, member: str) -> list[str]:
-    """What a user should hear of what the tar holds besides the images."""
+def _notes(samples: Samples, skipped: SkippedMembers, others: SkippedFiles, member: str) -> list[str]:
+    """Return messages about the members of the tar that are not used, or that may be used by mistake."""
     notes = samples.notes
-    sentences = (
+    messages = (
         [f"{counted(len(notes.left_out), 'image')} left out, not the member {member} of a sample ({notes.left_out[0]})"]
         if notes.left_out
         else []
     )
     if notes.companions:
-        sentences.append(
+        messages.append(
             f"{counted(notes.companions, 'image')} beside another one of the same sample, such as {notes.companion}: cached as "
-            "photos of their own; --member says which member is the photo, as in --member 'jpg;png'"
+            "photos of their own; select the photos with --member, as in --member 'jpg;png'"
         )
     if others.count:
-        sentences.append(others.note)
-    for names, kind, why in (
-        (passed.outside, "file", ", whose path leads out of the tar"),
-        (passed.symbolic_links, "symbolic link", ""),
-        (passed.broken_links, "hard link", ", whose file is not before it in the tar"),
-        (passed.special, "image name", ", not a file"),
+        messages.append(others.note)
+    for names, kind, reason in (
+        (skipped.outside, "file", ", whose path leads out of the tar"),
+        (skipped.symbolic_links, "symbolic link", ""),
+        (skipped.broken_links, "hard link", ", whose file is not before it in the tar"),
+        (skipped.special, "image name", ", not a file"),
     ):
         if names:
-            sentences.append(f"{counted(len(names), kind)} passed over{why} ({names[0]})")
-    return sentences
+            messages.append(f"{counted(len(names), kind)} skipped{reason} ({names[0]})")
+    return messages
 
 
 def _folder_note(images: Sequence[TarMember], labels: NDArray[np.int32]) -> list[str]:
-    """Folders in a tar are no classes, as webdataset has it; who expects them is told."""
+    """Return a note that folders within a tar are no classes, which users may expect. webdataset ignores them, too."""
     if (labels >= 0).any():
         return []
+    # "./" is how `tar` of the current folder writes names.
     folders = sorted({image.name.removeprefix("./").rpartition("/")[0] for image in images})
     if len(folders) < 2:
         return []
@@ -154,32 +166,53 @@ def _folder_note(images: Sequence[TarMember], labels: NDArray[np.int32]) -> list
     ]
 
 
-def _cls_label(file: BinaryIO, member: TarMember, place: str) -> int | None:
-    text = _content(file, member, place, _MAX_CLS_BYTES).decode(errors="replace").strip()
+def _cls_label(file: BinaryIO, member: TarMember, path_or_url: str) -> int | None:
+    """Return the class number that a .cls member holds, None for no class.
+
+    Raises:
+        SourceError: the member holds anything else.
+    """
+    text = _content(file, member, path_or_url, _MAX_CLS_BYTES).decode(errors="replace").strip()
+    # Also a number beyond the limit is reported as it is written.
     try:
         label = parse_label(text)
     except ValueError:
         label = text
     if isinstance(label, str):
         raise SourceError(
-            f"{place}: {member.name} holds '{text:.40}', and a .cls file holds one whole number, the class; nothing, nan or a "
-            "negative number for none"
+            f"{path_or_url}: {member.name} holds '{text:.40}', and a .cls file holds one whole number, the class; nothing, nan "
+            "or a negative number for none"
         )
     return label
 
 
 def _json_label(
-    file: BinaryIO, member: TarMember, place: str, field: str, fields: set[str]
+    file: BinaryIO, member: TarMember, path_or_url: str, field: str, known_fields: set[str]
 ) -> tuple[int | str | None, bool]:
-    """The class that a .json member holds, and whether it has the field at all. fields: takes the names of those it has."""
+    """Read the class of a .json member.
+
+    Args:
+        file: the open tar.
+        member: the .json member.
+        path_or_url: location of the tar, for messages.
+        field: field with the class.
+        known_fields: receives the names of the member's fields.
+
+    Returns:
+        The class, and whether the member has the field.
+
+    Raises:
+        SourceError: the member is no JSON object, or the field holds no class.
+    """
     try:
-        document: Any = json.loads(_content(file, member, place, _MAX_JSON_BYTES))
+        document: Any = json.loads(_content(file, member, path_or_url, _MAX_JSON_BYTES))
     except (ValueError, RecursionError) as exc:
-        raise SourceError(f"{place}: {member.name} is no JSON ({exc!s:.100}): the class is read from it") from exc
+        raise SourceError(f"{path_or_url}: {member.name} is no JSON ({exc!s:.100}): the class is read from it") from exc
     if not isinstance(document, dict):
-        raise SourceError(f"{place}: {member.name} holds no fields, and the class is read from its field {field}")
-    fields.update(cast(dict[str, Any], document))
+        raise SourceError(f"{path_or_url}: {member.name} holds no fields, and the class is read from its field {field}")
+    known_fields.update(cast(dict[str, Any], document))
     value: Any = document
+    # A field that is really called "a.b" has precedence over field b within field a.
     for name in [field] if field in document else field.split("."):
         if not isinstance(value, dict) or name not in value:
             return None, False
@@ -188,14 +221,21 @@ def _json_label(
         return parse_label(value), True
     except ValueError as exc:
         raise SourceError(
-            f"{place}: field {field} of {member.name} holds {exc}: a class is a whole number or a name"
+            f"{path_or_url}: field {field} of {member.name} holds {exc}: a class is a whole number or a name"
         ) from exc
 
 
-def _content(file: BinaryIO, member: TarMember, place: str, most: int) -> bytes:
-    if member.length > most:
-        raise SourceError(f"{place}: {member.name} has {member.length} bytes, and what says a class has at most {most}")
+def _content(file: BinaryIO, member: TarMember, path_or_url: str, max_bytes: int) -> bytes:
+    """Return the content of a class file.
+
+    Raises:
+        SourceError: it has more than `max_bytes`, or is damaged.
+    """
+    if member.length > max_bytes:
+        raise SourceError(
+            f"{path_or_url}: {member.name} has {member.length} bytes, and a file with a class has at most {max_bytes}"
+        )
     try:
         return read_member(file, member)
     except ImageError as exc:
-        raise SourceError(f"{place}: {member.name} {exc}") from exc
+        raise SourceError(f"{path_or_url}: {member.name} {exc}") from exc

@@ -71,7 +71,7 @@ def test_a_member_that_climbs_out_of_a_tar_is_passed_over_and_named(
     place = tar(tmp_path / "a.tar", {"0.png": images[0], "../../etc/1.png": images[1]})
     result = run("--images", place)
     assert result.exit_code == 0, result.output
-    assert "1 file passed over, whose path leads out of the tar (../../etc/1.png)" in result.stderr
+    assert "1 file skipped, whose path leads out of the tar (../../etc/1.png)" in result.stderr
     assert Cache(tmp_path / "out.zarr").num_images == 1
 
 
@@ -82,9 +82,9 @@ def test_a_member_that_climbs_out_of_a_tar_is_passed_over_and_named(
         (
             {"jpg": [b"x"], "label": [1]},
             "#image",
-            "column image is not there; the columns are jpg (binary), label (int64)",
+            "column image does not exist; the columns are jpg (binary), label (int64)",
         ),
-        ({"jpg": [b"x"], "label": [1]}, "#jpg,kind", "column kind is not there; the columns are jpg, label"),
+        ({"jpg": [b"x"], "label": [1]}, "#jpg,kind", "column kind does not exist; the columns are jpg, label"),
     ],
 )
 def test_a_parquet_file_without_the_column_names_those_it_has(

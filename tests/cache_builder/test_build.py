@@ -143,7 +143,7 @@ def test_the_notes_of_sources_and_teachers_reach_the_user(build: Build, tmp_path
     said: list[str] = []
     build(images=(str(tmp_path / "photos"),), say=said.append)
     assert said == [
-        f"{tmp_path}/photos: 1 file passed over (no image by name): 1 .txt, such as readme.txt",
+        f"{tmp_path}/photos: 1 file skipped (no image by name): 1 .txt, such as readme.txt",
         "fake-a: fake-a is made up",
         "fake-maps: fake-maps is made up",
         "fake-a: 10 images are too few to calibrate the codec klt (it wants 64): keeping float16",

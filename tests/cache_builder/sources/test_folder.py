@@ -53,7 +53,7 @@ def test_endings_count_in_any_case_and_other_files_are_counted(tmp_path: Path) -
     assert tree.images == ["a.JPG", "b.Png", "c.webp", "d.tiff"]
     assert tree.others.count == 6
     assert images_of_tree(walk_folder(tmp_path)).notes == (
-        "6 files passed over (no image by name): 2 without an ending, 2 ., 1 .csv, 1 .txt, such as f.",
+        "6 files skipped (no image by name): 2 without an extension, 2 ., 1 .csv, 1 .txt, such as f.",
     )
 
 
@@ -104,7 +104,7 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
     os.mkfifo(tmp_path / "cat/pipe.jpg")
     assert walk_folder(tmp_path).images == ["a.jpg"]
     assert images_of_tree(walk_folder(tmp_path)).notes == (
-        "1 image name, cat/pipe.jpg (a named pipe), passed over: not a file",
+        "1 image name, cat/pipe.jpg (a named pipe), skipped: not a file",
     )
     (tmp_path / "null.png").symlink_to("/dev/null")
     with socket.socket(socket.AF_UNIX) as server:
@@ -117,7 +117,7 @@ def test_pipes_sockets_and_devices_are_no_images_and_are_told(tmp_path: Path, mo
         "s.jpg (a socket)",
     ]
     assert (
-        "3 image names such as cat/pipe.jpg (a named pipe) passed over: not files"
+        "3 image names such as cat/pipe.jpg (a named pipe) skipped: not files"
         in images_of_tree(walk_folder(tmp_path)).notes
     )
 
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_instead_of_losing_its_images
         return scan(place)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(SourceError, match="dog cannot be listed: Permission denied: have its permissions changed"):
+    with pytest.raises(SourceError, match="dog cannot be listed: Permission denied: change its permissions"):
         walk_folder(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_a_folder_deeper_than_paths_can_be_is_passed_over_and_told(
     assert max(len(f"{tmp_path}/{image}") for image in tree.images) < 4096
     # Where the limit falls, between a folder and the files in it, depends on how long tmp_path is.
     assert re.match(
-        "[12] too deep to be opened, passed over with all below: the system opens paths of 4096", found.notes[0]
+        "[12] too deep to be opened, skipped with all below: the system opens paths of 4096", found.notes[0]
     )
 
 
@@ -176,5 +176,5 @@ def test_photos_that_nothing_decodes_are_told_first(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert images_of_tree(walk_folder(tmp_path)).notes == (
-        "5 files passed over (no image by name): 1 .cr2, 1 .heic, 2 .txt, 1 .json, such as c.heic",
+        "5 files skipped (no image by name): 1 .cr2, 1 .heic, 2 .txt, 1 .json, such as c.heic",
     )

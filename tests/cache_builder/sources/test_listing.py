@@ -107,7 +107,7 @@ def test_a_folder_of_tars_and_image_folders_is_a_folder_of_images(tmp_path: Path
     write_tars(touch(tmp_path, "cat/1.jpg"), 1)
     listing = list_images([str(tmp_path)])
     assert listing.index.keys == ["cat/1.jpg"]
-    assert listing.notes == (f"{tmp_path}: 1 file passed over (no image by name): 1 .tar, such as train-000.tar",)
+    assert listing.notes == (f"{tmp_path}: 1 file skipped (no image by name): 1 .tar, such as train-000.tar",)
 
 
 def test_several_folders_keep_equal_names_apart(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_limit_keeps_the_first_images_and_says_so(tmp_path: Path) -> None:
 def test_files_passed_over_and_repeated_names_are_told(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", ("a.jpg", b"1"), ("a.jpg", b"2"), ("a.json", b"{}"), ("b.txt", b""))
     assert list_images([str(tmp_path / "t.tar")]).notes == (
-        f"{tmp_path}/t.tar: 2 files passed over (no image by name): 1 .json, 1 .txt, such as a.json",
-        f"{tmp_path}/t.tar: 1 image name came twice; the later ones are called name#2",
+        f"{tmp_path}/t.tar: 2 files skipped (no image by name): 1 .json, 1 .txt, such as a.json",
+        f"{tmp_path}/t.tar: 1 duplicate image name; later ones are stored as name#2",
     )
 
 
@@ -188,13 +188,13 @@ def test_an_empty_folder_holds_no_image(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_files_says_how_many(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b.csv")
-    with pytest.raises(SourceError, match=r"holds no image: 2 files passed over"):
+    with pytest.raises(SourceError, match=r"holds no image: 2 files skipped"):
         list_images([str(tmp_path)])
 
 
 def test_a_tar_without_images_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", ("a.txt", b"x"))
-    with pytest.raises(SourceError, match=r"t\.tar holds no image: 1 file passed over"):
+    with pytest.raises(SourceError, match=r"t\.tar holds no image: 1 file skipped"):
         list_images([f"{tmp_path}/t.tar"])
 
 
@@ -273,8 +273,8 @@ def index(keys: list[str], labels: list[int] | None = None, offset: int = -1) ->
         (index(["b"]), "1 missing (such as a)"),
         (index(["b", "c"]), "1 new image (such as c) and 1 missing (such as a)"),
         (index(["b", "a"]), "the same images in another order"),
-        (index(["a", "b"], labels=[0, 1]), "the same images with other labels or at other places in their tars"),
-        (index(["a", "b"], offset=512), "the same images with other labels or at other places in their tars"),
+        (index(["a", "b"], labels=[0, 1]), "the same images with other labels or at other offsets in their tars"),
+        (index(["a", "b"], offset=512), "the same images with other labels or at other offsets in their tars"),
     ],
 )
 def test_what_changed_is_said_in_words(now: ImageIndex, difference: str | None) -> None:

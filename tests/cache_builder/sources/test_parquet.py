@@ -64,7 +64,7 @@ def test_names_of_images_are_keys_and_equal_ones_are_kept_apart(tmp_path: Path) 
     listing = list_images([f"{tmp_path}/a.parquet"])
     assert listing.index.keys == [f"a.parquet/{name}" for name in ("x.jpg", "y/z.png", "x.jpg#2", "w.jpg")]
     assert contents(listing) == IMAGES
-    assert listing.notes[0] == f"{tmp_path}/a.parquet: 1 image name came twice; the later ones are called name#2"
+    assert listing.notes[0] == f"{tmp_path}/a.parquet: 1 duplicate image name; later ones are stored as name#2"
 
 
 def test_names_that_are_missing_for_some_rows_name_none(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_several_columns_of_classes_are_told_and_none_is_guessed(tmp_path: Path)
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("#photo", r"column photo is not there; the columns are image \(binary\), label \(int64\), score \(double\)"),
+        ("#photo", r"column photo does not exist; the columns are image \(binary\), label \(int64\), score \(double\)"),
         ("#label", "column label is int64, and images are bytes"),
-        ("#,klass", "column klass is not there; the columns are image, label, score"),
+        ("#,klass", "column klass does not exist; the columns are image, label, score"),
         ("#,score", "column score holds 0.5, which is no whole number"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_file_without_bytes_names_its_columns(tmp_path: Path) -> None:
 def test_several_columns_of_bytes_are_named_with_the_way_to_choose(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", left=IMAGES, right=IMAGES)
     with pytest.raises(
-        SourceError, match=r"several columns of bytes \(left, right\): say which .* as in '.*a\.parquet#left'"
+        SourceError, match=r"several columns of bytes \(left, right\): name the one .* as in '.*a\.parquet#left'"
     ):
         list_images([path])
 
@@ -288,8 +288,8 @@ def test_a_file_without_images_may_name_them_by_path(tmp_path: Path, columns: st
         ({"path": ["a.jpg", "a.jpg"]}, "", r"row 1: a\.jpg is in row 0 already"),
         ({"path": ["x.jpg", "y.jpg"]}, "", r"none of its 2 files exists \(row 0: x\.jpg"),
         ({"where": ["a.jpg"]}, "", r"no column with the bytes of images; its columns are where \(string\); nor is one"),
-        ({"where": ["a.jpg"]}, "#place", r"column place is not there; the columns are where"),
-        ({"path": ["a.jpg"]}, "#path,kind", r"column kind is not there; the columns are path"),
+        ({"where": ["a.jpg"]}, "#place", r"column place does not exist; the columns are where"),
+        ({"path": ["a.jpg"]}, "#path,kind", r"column kind does not exist; the columns are path"),
     ],
 )
 def test_what_is_wrong_with_a_column_of_paths_is_named(
@@ -552,7 +552,7 @@ def test_further_image_columns_and_nested_classes_are_told(tmp_path: Path) -> No
     path = write(tmp_path / "t.parquet", image=picture, mask=picture, meta=meta)
     notes = list_images([path]).notes
     assert any(
-        "images are those of column image.bytes; other columns of bytes are left alone: mask.bytes" in n for n in notes
+        "images are those of column image.bytes; other columns of bytes are not used: mask.bytes" in n for n in notes
     )
     assert any("no classes: meta.label is a field within another column" in n for n in notes)
-    assert not any("left alone" in n for n in list_images([f"{path}#mask"]).notes)
+    assert not any("are not used" in n for n in list_images([f"{path}#mask"]).notes)

@@ -132,7 +132,7 @@ def test_files_are_counted_while_they_are_found(request: pytest.FixtureRequest, 
     """What lies there, images or not, and what tars, tables and lists hold."""
     for place in ("filled", "memory"):
         counted: list[int] = []
-        list_images([f"{request.getfixturevalue(place)}/{way}"], tell=counted.append)
+        list_images([f"{request.getfixturevalue(place)}/{way}"], on_listed=counted.append)
         assert sum(counted) == files
 
 
@@ -514,7 +514,7 @@ def test_a_bucket_that_fails_in_the_middle_stops_the_build_and_blames_no_image(
 def test_columns_of_parquet_files_at_urls(filled: str) -> None:
     listing = list_images([f"{filled}/hf/*.parquet#image,label"])
     assert {container.column for container in listing.containers} == {"image.bytes"}
-    with pytest.raises(SourceError, match=r"column photo is not there; the columns are image\.bytes"):
+    with pytest.raises(SourceError, match=r"column photo does not exist; the columns are image\.bytes"):
         list_images([f"{filled}/hf/#photo"])
 
 

@@ -67,7 +67,7 @@ def test_impossible_settings_are_named() -> None:
     with pytest.raises(ConfigError, match="limit must be at least 1, not 0"):
         Selection(limit=0)
     for pattern in ("", "!"):
-        with pytest.raises(ConfigError, match=f"--filter '{pattern}': a pattern such as"):
+        with pytest.raises(ConfigError, match=f"--filter '{pattern}' is empty: pass a pattern such as"):
             Selection(filters=(pattern,))
 
 

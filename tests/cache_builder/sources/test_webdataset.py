@@ -69,7 +69,7 @@ def test_other_members_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> No
     members = [("0001.json", b"{}"), ("0001.txt", b"cat"), ("._0001.jpg", b"mac"), ("0001.JPG", b"x")]
     found = list_tar(str(write_tar(tmp_path / "a.tar", members)))
     assert found.members == ["0001.JPG"]
-    assert found.notes == ("2 files passed over (no image by name): 1 .json, 1 .txt, such as 0001.json",)
+    assert found.notes == ("2 files skipped (no image by name): 1 .json, 1 .txt, such as 0001.json",)
 
 
 def test_hidden_folders_are_passed_over_as_in_a_folder_and_the_working_folder_is_not_hidden(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_hidden_folders_are_passed_over_as_in_a_folder_and_the_working_folder_is
 def test_a_member_whose_path_leads_out_of_the_tar_is_passed_over_and_told(tmp_path: Path, name: str) -> None:
     found = list_tar(str(write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), (name, b"2")])))
     assert found.members == ["a.jpg"]
-    assert found.notes == (f"1 file passed over, whose path leads out of the tar ({name})",)
+    assert found.notes == (f"1 file skipped, whose path leads out of the tar ({name})",)
 
 
 def test_folders_links_and_devices_are_no_images(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_folders_links_and_devices_are_no_images(tmp_path: Path) -> None:
     found = list_tar(str(tmp_path / "a.tar"))
     assert found.members == []
     assert found.notes == (
-        "1 symbolic link passed over (link.jpg -> )",
-        "1 image name passed over, not a file (fifo.jpg (a named pipe))",
+        "1 symbolic link skipped (link.jpg -> )",
+        "1 image name skipped, not a file (fifo.jpg (a named pipe))",
     )
 
 
@@ -103,7 +103,7 @@ def test_a_name_that_comes_again_is_kept_apart_with_its_own_bytes(tmp_path: Path
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"old"), ("b.jpg", b"-"), ("a.jpg", b"new"), ("a.jpg", b"newest")])
     found = list_tar(str(path))
     assert found.members == ["a.jpg", "b.jpg", "a.jpg#2", "a.jpg#3"]
-    assert found.notes == ("2 image names came twice; the later ones are called name#2",)
+    assert found.notes == ("2 duplicate image names; later ones are stored as name#2",)
     assert contents(path, found) == [b"old", b"-", b"new", b"newest"]
 
 
@@ -257,7 +257,7 @@ def test_a_class_of_no_image_is_told_and_goes_to_no_other(tmp_path: Path) -> Non
     path = write_tar(tmp_path / "a.tar", [("cam.1.cls", b"1"), ("cam.2.jpg", b"x"), ("b.cls", b"2")])
     found = list_tar(str(path))
     assert found.labels.tolist() == [-1]
-    assert found.notes == ("2 class files passed over, with no image to belong to (cam.1.cls)",)
+    assert found.notes == ("2 class files skipped, with no image to belong to (cam.1.cls)",)
 
 
 def test_classes_far_from_their_image_are_found_by_name_and_told(tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def test_images_beside_a_photo_are_told_and_the_member_can_be_named(tmp_path: Pa
     found = list_tar(str(path))
     assert found.members == ["a.jpg", "a.seg.png", "b.jpg", "b.seg.png", "c.png"]
     assert found.notes == (
-        "2 images beside another one of the same sample, such as a.seg.png: cached as photos of their own; --member says which "
-        "member is the photo, as in --member 'jpg;png'",
+        "2 images beside another one of the same sample, such as a.seg.png: cached as photos of their own; select the photos "
+        "with --member, as in --member 'jpg;png'",
     )
     found = list_tar(str(path), member="jpg;png")
     assert (found.members, found.labels.tolist()) == (["a.jpg", "b.jpg", "c.png"], [1, 2, -1])
@@ -381,9 +381,9 @@ def test_hard_links_are_followed_and_other_links_are_told(tmp_path: Path) -> Non
     assert contents(tmp_path / "a.tar", found) == [b"first", b"first", b"second", b"second"]
     assert found.labels.tolist() == [-1, -1, -1, 7]
     assert found.notes == (
-        "2 files passed over (no image by name): 2 without an ending, such as blob/1",
-        "2 symbolic links passed over (f.jpg -> a.jpg)",
-        "1 hard link passed over, whose file is not before it in the tar (e.jpg -> gone.jpg)",
+        "2 files skipped (no image by name): 2 without an extension, such as blob/1",
+        "2 symbolic links skipped (f.jpg -> a.jpg)",
+        "1 hard link skipped, whose file is not before it in the tar (e.jpg -> gone.jpg)",
     )
 
 
@@ -417,9 +417,7 @@ def test_an_absurd_size_is_an_error_and_no_traceback(tmp_path: Path, size: str) 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGLINK])
 def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
     path = with_header(tmp_path / "a.tar", kind, b"a" * 100, size=1 << 30)
-    with pytest.raises(
-        SourceError, match=r"a\.tar is damaged, or made to hurt: the header before byte 512 has 1,073,7"
-    ):
+    with pytest.raises(SourceError, match=r"a\.tar is damaged or hostile: the header before byte 512 has 1,073,7"):
         list_tar(str(path))
 
 
@@ -435,7 +433,7 @@ def test_headers_without_end_are_an_error(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"", r"an empty file \(0 bytes\): fetch it again"),
-        (b"<!DOCTYPE html><html>", "a web page: look at the address"),
+        (b"<!DOCTYPE html><html>", "a web page: check the address"),
         (b"\n <html>", "a web page"),
         (b"PK\x03\x04" + bytes(600), "a zip archive: unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
