@@ -17,6 +17,7 @@ from radio_cache.terminal.output import allow_module_option
 
 @click.group(
     cls=OrderedGroup,
+    # By use: the whole report first, then single evaluations, then tools.
     order=("all", "report", "knn", "zero-shot", "segment", "sam", "vlm"),
     context_settings=HELP_SETTINGS,
 )
@@ -39,6 +40,7 @@ for command in (
     report,
     everything,
 ):
+    # Students may be modules of the user's own: every command can load them.
     main.add_command(allow_module_option(command))
 
 

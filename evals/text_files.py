@@ -18,6 +18,7 @@ def text_lines(file: Path, option: str) -> list[str]:
     try:
         # utf-8-sig drops the byte order mark that some editors write in front of the first line.
         return file.read_text(encoding="utf-8-sig").splitlines()
+    # Editors on Windows still save in other encodings; guessing one could change names silently.
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{option} {file} is not UTF-8 text (byte {exc.start}): save it as UTF-8") from exc
     except OSError as exc:

@@ -143,10 +143,12 @@ def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None
     kinds: list[tuple[Mode, Precision]] = [
         (mode, precision) for mode in config.modes for precision in config.precisions
     ]
+    # Every pair of mode and precision is timed at every batch size.
     total = len(encoders) * len(kinds) * len(config.batches)
     num_done = 0
     for encoder in encoders:
         try:
+            # ONNX files have no module to count or to compile.
             network = encoder.measurable()
         except EvalError as exc:
             notes.append(f"{exc}.")
@@ -170,6 +172,7 @@ def run_throughput(config: ThroughputConfig, *, progress: Progress | None = None
 
 def gflops(encoder: LiveEncoder, network: Measurable, device: torch.device) -> float:
     """Return billions of floating point operations for one image, counted while the network runs."""
+    # Counts matrix products and convolutions, which are nearly all operations.
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.call(_random_images(encoder, 1, device))
     return counter.get_total_flops() / 1e9
@@ -185,8 +188,10 @@ def _timed(
     notes: list[str],
 ) -> Iterator[ThroughputRow]:
     """Yield a row per batch size, without parameters and FLOPs; a failure becomes a note."""
+    # Weights and inputs need the same layout, or every layer converts.
     layout = torch.channels_last if mode == "channels-last" else torch.contiguous_format
     network.module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's overloads lack it alone
+    # Compiled anew for every precision: autocast is part of the traced graph.
     call: Callable[[Tensor], object] = torch.compile(network.call) if mode == "compiled" else network.call
     for batch in config.batches:
         images = _random_images(encoder, batch, device).to(memory_format=layout)
@@ -205,6 +210,7 @@ def _timed(
             mode=mode,
             precision=precision,
             batch=batch,
+            # The median is robust against single slow batches.
             images_per_s=batch / statistics.median(seconds),
             slowest=batch / max(seconds),
             fastest=batch / min(seconds),
@@ -221,12 +227,15 @@ def _seconds(
 ) -> tuple[list[float], float | None]:
     """Return seconds of every timed batch, and the peak GPU memory in MB."""
     gpu = device.type == "cuda"
+    # Weights stay in float32, as in training; autocast converts per operation.
     half = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
     with torch.inference_mode(), half:
+        # Compilation, autotuning and the first allocation happen here.
         for _ in range(config.warmup):
             call(images)
         if gpu:
             torch.cuda.synchronize()
+            # After the warm-up, so that autotuning's scratch memory does not count.
             torch.cuda.reset_peak_memory_stats()
         seconds: list[float] = []
         while len(seconds) < config.repeats or sum(seconds) < _SHORTEST_S:

@@ -85,6 +85,7 @@ def mode_switch(
     device: "Device",
 ) -> None:
     """Compare a student with each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
+    # A student's predictions are evaluated, so other models make no sense here.
     from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 
     config = ModeSwitchConfig(run=run, cache=cache, sizes=sizes, limit=limit, seed=seed, device=device)
@@ -158,6 +159,7 @@ def print_mode_switch(result: "ModeSwitchTable") -> None:
     out = console()
     out.print(result.protocol)
     rows = table("", "teacher", "px", "cosine", "fidelity", "summary cosine")
+    # The sizes of one teacher stand below each other.
     for row in sorted(result.rows, key=lambda row: (row.teacher, row.size_px)):
         summary = "–" if row.summary_cosine is None else f"{row.summary_cosine:.3f}"
         rows.add_row(row.teacher, str(row.size_px), f"{row.cosine:.3f}", f"{row.fidelity:.2f}", summary)
@@ -169,5 +171,6 @@ def print_mode_switch(result: "ModeSwitchTable") -> None:
 def _save(panes: "Sequence[Sequence[Pane]]", file: Path) -> None:
     from radio_cache.view.picture_grid import picture_grid
 
+    # The endings of the option decide the format.
     save_picture(file, picture_grid(panes))
     console().print(str(file))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
+    # --cache is the older name, from when a bank was always a cache.
     "--bank",
     "--cache",
     "bank",
@@ -64,6 +65,7 @@ def knn(
 
     Nothing is trained: every image is classified by the labels of the k images with the most similar summaries.
     """
+    # Imported here: it loads torch and FAISS, which --help does not need.
     from evals.knn.table import KnnConfig, run_knn
 
     config = KnnConfig(bank=bank, queries=queries, k=k, sweep=sweep, temperature=temperature, **encoders)
@@ -81,9 +83,11 @@ def print_knn(result: "KnnTable") -> None:
     for row in result.rows:
         share = "" if row.share_of_best_teacher is None else f"{row.share_of_best_teacher:.1%}"
         rows.add_row(row.name, row.about, str(row.width), f"{row.top1:.1%}", f"{row.top5:.1%}", share)
+    # Published rows only appear on the full validation set of ImageNet.
     for paper in result.paper:
         rows.add_row(paper.name, f"reported, {paper.px} px", "", f"{paper.knn:.1f}%", "", "")
     out.print(rows)
+    # k itself is in by_k: a second number comes from --sweep.
     if len(result.rows[0].by_k) > 1:
         ks = sorted(result.rows[0].by_k)
         out.print("\ntop-1 by the number of neighbours")

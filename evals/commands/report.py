@@ -108,9 +108,11 @@ def everything(
     """
     from evals.report.page import ReportConfig, headline, page_record, write_report
 
+    # Checked before anything runs: evaluations take minutes.
     for name in skip:
         if name not in EVALUATIONS:
             raise ConfigError("--skip: " + unknown_name("evaluation", name, EVALUATIONS))
+    # Beside the run by default, as its metrics are.
     page_file = out or run / "report.html"
     config = ReportConfig(
         run=run,
@@ -123,11 +125,13 @@ def everything(
         classes=classes,
         limit=limit,
         seed=seed,
+        # In the order of the page, whatever the order of --skip.
         sections=tuple(name for name in EVALUATIONS if name not in skip),
         device=device,
     )
     with ProgressLines() as progress:
         page = write_report(config, progress=progress)
+    # Figures for scripts, from the same evaluations as the page.
     write_record(page_file.with_suffix(".json"), page_record(page), config)
     if page.table is not None:
         print_knn(page.table)

@@ -89,6 +89,7 @@ def sam(
         prompt=cast("Prompt", prompt),
         protocol=cast("ProtocolName", protocol),
         detections=detections,
+        # Four images fill a screen; masks of more would only be smaller.
         pictures=0 if pictures is None else 4,
         seed=seed,
         limit=limit,
@@ -100,6 +101,7 @@ def sam(
     out.print(result.protocol)
     rows = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
     for row in result.rows:
+        # A size without instances has no figure.
         figures = (row.miou, row.small, row.medium, row.large, row.ap)
         rows.add_row(row.name, f"{row.instances:,}", *("–" if value is None else f"{value:.1%}" for value in figures))
     for paper in result.paper:

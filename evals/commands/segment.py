@@ -21,6 +21,7 @@ from radio_cache.terminal.output import PLACE, console, plain_errors, table
 if TYPE_CHECKING:
     from evals.segmentation import SegmentTable
 
+# ADE20K's 150 classes would scroll the table away.
 _CLASSES_SHOWN = 30
 
 
@@ -106,6 +107,7 @@ def segment(
         cache=cache,
         crop_px=crop,
         features=features,
+        # The probe shares --seed with the draw of images.
         probe=ProbeConfig(steps=steps, batch=batch_size, seed=encoders["seed"]),
         pictures=0 if pictures is None else num_images,
         **encoders,
@@ -140,6 +142,7 @@ def print_segment(result: "SegmentTable") -> None:
     by_class = table("", "IoU by class", *(row.name for row in result.rows))
     for number, name in enumerate(result.class_names[:_CLASSES_SHOWN]):
         values = [row.scores.iou[number] for row in result.rows]
+        # A class that occurs nowhere has no IoU.
         if all(value is None for value in values):
             continue  # in no test image and never predicted; a note counts such classes
         by_class.add_row(name, *("–" if value is None else f"{value:.1%}" for value in values))

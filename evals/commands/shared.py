@@ -19,6 +19,7 @@ AGAIN = "Nothing was written; the same command starts over."
 IMAGES = "a cache, a folder with one subfolder per class, or tars such as 'train-{000..004}.tar'"
 
 PATH = click.Path(path_type=Path)
+# A choice, as FAISS and torch have to agree on it; cuda:1 would hold for torch alone.
 device_option = click.option(
     "--device",
     type=click.Choice(get_args(Device)),
@@ -38,6 +39,7 @@ _models = click.option(
     "FILE.onnx; @PX sets its input size. May be given again.",
 )
 _weights = click.option(
+    # Belongs to --model, not to --run: a student has its own weights.
     "--weights",
     multiple=True,
     metavar="[NAME=]FILE",
@@ -62,6 +64,7 @@ class EncoderOptions(TypedDict):
     device: Device
 
 
+# A TypedDict for **kwargs: pyright checks that configs take exactly these fields.
 class SampledEncoderOptions(EncoderOptions):
     """The parameters that `encoder_options` and `sampling_options` add to a command."""
 
@@ -71,6 +74,7 @@ class SampledEncoderOptions(EncoderOptions):
 
 def encoder_options(command: F) -> F:
     """Add --run, --model, --weights and --device to a command."""
+    # Applied from the inside out, so that help lists them in this order.
     return runs_option(_models(_weights(device_option(command))))
 
 
@@ -84,6 +88,7 @@ def sampling_options(limit: int | None = None) -> Callable[[F], F]:
         show_default=limit is not None,
         help="Use at most N images of each set, drawn at random.",
     )
+    # The default of --limit differs by command, hence a factory.
     return lambda command: option(seed_option(command))
 
 
@@ -101,6 +106,7 @@ def write_record(file: Path | None, record: dict[str, Any], config: Any = None) 
         from evals.shared.versions import hardware, software_versions
 
         settings = {} if config is None else {"settings": settings_record(config)}
+        # The record first, so that its protocol is at the top of the file.
         full = {**record, **settings, "versions": software_versions(), "hardware": hardware()}
         write_output(file, json.dumps(full, indent=1, default=str).encode())
 

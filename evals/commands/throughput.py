@@ -75,6 +75,7 @@ def throughput(
     """Measure images per second, parameters, FLOPs and memory of students, teachers and any model."""
     from evals.throughput import ThroughputConfig, run_throughput
 
+    # Checked before the measurement, which takes minutes.
     if (plot is None) != (quality is None):
         raise ConfigError(
             "--plot FILE.svg and --quality FILE.json go together: the plot shows the quality of that file over speed"
@@ -87,6 +88,7 @@ def throughput(
         warmup=warmup,
         **encoders,
     )
+    # Read before the measurement, too: a damaged file is an early error.
     quality_of = None if quality is None else read_quality(quality)
     with ProgressLines() as progress:
         result = run_throughput(config, progress=progress)
@@ -104,6 +106,7 @@ def read_quality(file: Path) -> tuple[dict[str, float], str]:
         ConfigError: if the file is no such record.
     """
     try:
+        # Records of k-NN and zero-shot have top1, those of segmentation have scores.
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
         if "top1" in rows[0]:
             return {row["name"]: 100 * row["top1"] for row in rows}, "top-1, %"

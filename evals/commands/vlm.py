@@ -56,10 +56,12 @@ def vlm(
     device: "Device",
 ) -> None:
     """Evaluate a student as LLaVA's vision tower: --check tests the wiring, --llava runs GQA, TextVQA, POPE and VQAv2."""
+    # Exactly one of the two modes, and --run with --check only.
     if check == (llava is not None) or check != (run is not None):
         raise ConfigError("give --check and --run RUN, or --llava DIR")
     from trainer.exports.libraries import library
 
+    # An optional dependency: the message names what to install.
     library("transformers", "radio-eval vlm")
     if llava is None:
         assert run is not None, "checked above"
@@ -74,6 +76,7 @@ def vlm(
     write_record(json_file, result.to_json(), config)
     console().print(result.protocol)
     rows = table("", "task", "metric", "value", left=2)
+    # Metrics have different scales: four significant digits suit all of them.
     for row in result.rows:
         rows.add_row(row.task, row.metric, f"{row.value:.4g}")
     console().print(rows)

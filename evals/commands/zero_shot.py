@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @encoder_options
 @click.option(
+    # Caches record the file of a teacher, which may have moved, or hold the image tower alone.
     "--text-weights",
     multiple=True,
     metavar="[TEACHER=]FILE",
@@ -93,6 +94,7 @@ def print_zero_shot(result: "ZeroShotTable") -> None:
     rows = table("", "", "what it is", "sentences by", "top-1", "top-5", left=3)
     for row in result.rows:
         rows.add_row(row.name, row.about, row.text, f"{row.top1:.1%}", f"{row.top5:.1%}")
+    # Published rows only appear on the full validation set of ImageNet.
     for paper in result.paper:
         rows.add_row(paper.name, f"reported, {paper.px} px", "", f"{paper.zero_shot:.1f}%", "")
     out.print(rows)

@@ -94,6 +94,7 @@ class Encoder(ABC):
         if not blocks:
             raise EvalError(f"{images.location}: none of its {len(images)} images could be read")
         return Block(
+            # Every space has the same positions: a block encodes all spaces of its images at once.
             np.concatenate([block.positions for block in blocks]),
             {space: np.concatenate([block.summaries[space] for block in blocks]) for space in self.spaces},
         )
@@ -109,6 +110,7 @@ class LiveEncoder(Encoder):
     """
 
     geometry: ViewGeometry
+    # A head without a summary (SAM) has a map space and no summary space.
     map_spaces: tuple[str, ...]
 
     @abstractmethod
@@ -152,6 +154,7 @@ class LiveEncoder(Encoder):
         if not self.spaces:
             raise EvalError(f"{self.name} has no summary, only maps: its images cannot be compared as wholes")
         for batch in self._batches(images, on_images):
+            # A model returns maps with its summaries; they are dropped here, batch by batch, so that they never pile up.
             summaries = self._run(batch).summaries
             yield Block(batch.positions, {space: numpy_of(summaries[space]) for space in self.spaces})
 
@@ -176,12 +179,14 @@ class LiveEncoder(Encoder):
             on_images(len(images) - num_done)
 
     def _run(self, batch: PixelBatch) -> Outputs:
+        # Inference mode, not no_grad: it also skips the version counters of tensors.
         with torch.inference_mode():
             return self.outputs(torch.from_numpy(batch.pixels), batch.images_hw)
 
 
 def numpy_of(features: Tensor) -> NDArray[np.float32]:
     """Return the features as float32 on the CPU."""
+    # NumPy has no bfloat16, so the conversion comes before the copy.
     return features.float().cpu().numpy()
 
 

@@ -33,6 +33,7 @@ def live_encoders(
     encoders: list[LiveEncoder] = [
         load_model(model, model_weights, device=device) for model, model_weights in parse_models(models, weights)
     ]
+    # Models first: callers pair the leading encoders with the parsed --model values.
     encoders += load_runs(runs, device=device, untrained=untrained)
     refuse_namesakes(encoder.name for encoder in encoders)
     return encoders
@@ -84,19 +85,23 @@ def images_and_encoders(
     teachers: list[Encoder] = []
     if first.cache is not None:
         first.cache.teachers.refuse_unreadable()
+        # SAM and others without a summary cannot be compared as whole images.
         teachers = [
             CachedTeacherEncoder(encoder)
             for encoder in first.cache.teachers.values()
             if encoder.spec.summary_dim is not None
         ]
+    # Teachers come first in tables: students are read against them.
     encoders = [*teachers, *(encoder for encoder in live if encoder.spaces)]
     refuse_namesakes(encoder.name for encoder in encoders)
     if not encoders:
         raise EvalError(
             f"no encoder gives summaries of the images of {path_or_url}: name a --run, a --model, or a cache with such teachers"
         )
+    # An image must have features of every teacher, so that all rows are on the same images.
     usable = image_set(source, teachers=[encoder.name for encoder in teachers], labelled=labelled)
     images, notes = held_out_of(usable, live)
+    # Sampled after the held-out selection, so that --limit counts held-out images.
     return images.sampled(limit, seed), encoders, notes
 
 

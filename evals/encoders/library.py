@@ -46,6 +46,7 @@ def tiling_network(
     size = prepared.size_px
     try:
         with torch.inference_mode():
+            # (1, 3, size, size) -> (1, h, w, c); zeros are enough to see the shape.
             probe_map = call(torch.zeros(1, 3, size, size, device=device)).spatial
     except Exception as exc:  # libraries assert, or fail in the middle of a reshape
         raise ConfigError(f"{library} model '{model}' cannot take {size} px: {exc}") from exc
@@ -66,6 +67,7 @@ def tiling_network(
 @contextlib.contextmanager
 def seeded() -> Generator[None]:
     """Initialise weights with seed 0 inside the context, and restore torch's random state afterwards."""
+    # Only the CPU's generator: weights are initialised there and moved afterwards.
     state = torch.get_rng_state()
     torch.manual_seed(0)
     try:

@@ -22,7 +22,9 @@ FORMS = (
     "a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS, or FILE.onnx; @PX behind it sets the size"
 )
 
+# A name may hold spaces and dots, but no slash: a path with "=" in a folder is not a name.
 _NAMED = re.compile(r"([\w .-]+)=(.+)")
+# Greedy: only the last @ is the size, so that paths may hold others.
 _SIZED = re.compile(r"(.+)@(\d+)")
 
 
@@ -56,16 +58,19 @@ class ModelName:
         unsized = sized[1] if sized else path_or_name
         name = named[1] if named else path_or_name
         prefix, colon, library_name = unsized.partition(":")
+        # A prefix decides before the file system does: a folder called "timm:x" needs "./timm:x".
         if colon and prefix in ("teacher", "timm", "open_clip") and library_name:
             if prefix == "teacher":
                 find_teacher(library_name)  # an unknown name is an error before anything is loaded
             return cls(name if named else path_or_name.removeprefix("teacher:"), prefix, library_name, size_px)
+        # Without a prefix it is a path: an ONNX file, or a folder with a student.
         path = Path(unsized)
         if path.suffix == ".onnx":
             if not path.is_file():
                 raise ConfigError(f"--model {text}: there is no file {path}")
             return cls(name if named else path.name, "onnx", unsized, size_px)
         if (path / CONFIG_FILE).exists():
+            # resolve() names the folder even for ".".
             return cls(name if named else path.resolve().name, "student", unsized, size_px)
         raise ConfigError(f"--model {text} is none of these: {FORMS}")
 
@@ -89,6 +94,7 @@ def parse_models(
         raise ConfigError(f"two models are called {repeated[0]}: name one, as in --model 'other={repeated[0]}'")
     if weights and not names:
         raise ConfigError(f"--weights {weights[0]}: there is no --model it could belong to")
+    # Weights go by the name of the row, so that one architecture can be compared with two files.
     files = per_teacher("--weights", weights, names, _weights, shared=False)
     for model in parsed:
         if model.name in files and model.family in ("student", "onnx"):
@@ -115,8 +121,10 @@ def load_model(model: ModelName, weights: Path | Literal["random"] | None, *, de
                 Path(model.path_or_name), name=model.name, trained=True, device=device, size_px=model.size_px
             )
         case "teacher":
+            # parse_models refuses random weights for teachers; None takes the published ones.
             options = TeacherOptions(weights=None if weights == "random" else weights, size_px=model.size_px)
             encoder = live_teacher(model.path_or_name, options, device=device)
+            # A teacher may be compared at several sizes, and each needs a name of its own.
             encoder.name = model.name
             return encoder
         case "timm":
@@ -154,6 +162,7 @@ def load_runs(runs: Sequence[Path], *, device: torch.device, untrained: bool = T
             continue
         try:
             start = StudentEncoder.of_run(run, name=f"{name}, untrained", trained=False, device=device)
+        # The trained student does not need those weights any more, so the evaluation goes on.
         except RadioCacheError as exc:
             say(f"'{name}, untrained' is left out, because the weights that {run} started from cannot be had: {exc}")
         else:
@@ -165,6 +174,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     """Return the names of the students in tables: "student" for one run, folder names for several, paths if those repeat."""
     if len(runs) == 1:
         return ["student"]
+    # Folder names read well, but runs of two projects may share them: then the paths are unique.
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 

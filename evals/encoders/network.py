@@ -75,8 +75,10 @@ class NetworkEncoder(LiveEncoder):
         """Run the network on normalised pixels."""
         # Padding beyond the valid size is filled after normalisation, as SAM does it.
         valid_sizes_hw = [valid_hw(hw, self.geometry) for hw in images_hw or []]
+        # (b, h, w, 3) uint8 -> (b, 3, h, w) normalised, by the same code as a build.
         images = teacher_input(pixels.to(self._device), valid_sizes_hw, self._network.normalisation)
         out = self._network.call(images)
+        # Half-precision outputs become float32 here, before any cosine is computed.
         summaries = {} if out.summary is None else {OWN: out.summary.float()}
         return Outputs(summaries, {} if out.spatial is None else {OWN: out.spatial.float()})
 
@@ -98,6 +100,7 @@ def live_teacher(name: str, options: TeacherOptions, *, device: torch.device) ->
 
     def load(size_px: int | None) -> Network:
         sized = options if size_px is None else replace(options, size_px=size_px)
+        # The size of a teacher is set while it is loaded, so another size is another load.
         return teacher_network(load_teacher(name, sized), device=device, at_size=load)
 
     return NetworkEncoder(load(options.size_px), name=name, kind="teacher", device=device)
@@ -109,6 +112,7 @@ def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncod
     def load(size_px: int) -> Network:
         return teacher_network(load_recorded(spec, size_px=size_px), device=device, at_size=load)
 
+    # Without a size, the recorded geometry is used exactly, so that maps match the cached ones.
     network = teacher_network(load_recorded(spec), device=device, at_size=load)
     return NetworkEncoder(network, name=spec.name, kind="teacher", device=device)
 

@@ -101,6 +101,7 @@ def open_onnx(path: Path, *, gpu: bool) -> OnnxSession:
         runtime: Any = import_module("onnxruntime")
     except ModuleNotFoundError as exc:
         raise EvalError(f"{path} needs ONNX Runtime, which is not installed: pip install onnxruntime") from exc
+    # ONNX Runtime takes the first provider that is available, so the CPU remains as a fallback.
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if gpu else ["CPUExecutionProvider"]
     try:
         return runtime.InferenceSession(str(path), providers=providers)
@@ -133,10 +134,12 @@ class OnnxEncoder(LiveEncoder):
             raise EvalError(
                 f"{path} takes {[tensor.shape for tensor in inputs]}, expected is one input (batch, 3, h, w)"
             )
+        # A dimension of an exported graph is a number if it is fixed, a name if it is free.
         fixed = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
         view = _recorded_view(session, path)
         if fixed is not None and size_px is not None and fixed != (size_px, size_px):
             raise ConfigError(f"{path} takes {size_phrase(fixed)} and nothing else, not {size_px} px")
+        # (0, 0) stands for a file that records no size.
         recorded = view.image_hw if min(view.image_hw) > 0 else None
         input_hw = fixed or (recorded if size_px is None else (size_px, size_px))
         if input_hw is None:
@@ -144,6 +147,7 @@ class OnnxEncoder(LiveEncoder):
         _refuse_size(path, input_hw, view.step)
         self._session, self._path, self._view = session, path, view
         self._input = str(inputs[0].name)
+        # Some exporters fix the batch as well as the size.
         self._fixed_batch = shape[0] if isinstance(shape[0], int) else None
         super().__init__(
             name=name, kind="model", description=f"ONNX {path.name}, {size_phrase(input_hw)}", spaces=(OWN,)
@@ -154,6 +158,7 @@ class OnnxEncoder(LiveEncoder):
         maps = [number for number, output in enumerate(outputs) if output.ndim in (3, 4)]
         if not vectors and not maps:
             raise EvalError(f"{path} gives {[output.shape for output in outputs]}: none of them is a summary or a map")
+        # The first output of each kind: an export lists the backbone before its heads.
         self._summary, self._map = (vectors or [None])[0], (maps or [None])[0]
         self.spaces = (OWN,) if self._summary is not None else ()
         self.map_spaces = (OWN,) if self._map is not None else ()
@@ -205,6 +210,7 @@ class OnnxEncoder(LiveEncoder):
         parts: list[list[NDArray[np.float32]]] = []
         for first in range(0, len(images), size):
             part = images[first : first + size]
+            # Repeating the last image fills the batch; its copies are cut off again.
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             parts.append([output[: len(part)] for output in self._run_session(filled)])
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
@@ -219,6 +225,7 @@ class OnnxEncoder(LiveEncoder):
         """Return the grid of a map; that of a token sequence (b, n, c) has the aspect ratio of the input."""
         if output.ndim == 4:
             return int(output.shape[2]), int(output.shape[3])
+        # n = h * w tokens in the aspect ratio of the input: h = sqrt(n * height / width).
         tokens = output.shape[1]
         h = round((tokens * input_hw[0] / input_hw[1]) ** 0.5)
         if h == 0 or tokens % h or h * input_hw[1] != tokens // h * input_hw[0]:

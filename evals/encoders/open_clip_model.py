@@ -33,6 +33,7 @@ def open_clip_network(model: str, weights: Weights, *, size_px: int | None, devi
     net = load_open_clip(model, weights, size_px=size_px)
     config: dict[str, Any] = open_clip.get_model_preprocess_cfg(net)
     net = net.to(device)
+    # Some image towers lack the method: they have a summary alone.
     has_map = hasattr(net.visual, "forward_intermediates")
 
     def call(images: Tensor) -> NetworkOutput:
@@ -71,6 +72,7 @@ LISTS_MODELS = "python -c 'import open_clip; print(*open_clip.list_models())'"
 
 def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) -> Any:
     """Load both towers, in eval mode, on the CPU. Raises as `open_clip_network` does."""
+    # The tag of the weights follows the last slash.
     name, slash, tag = model.rpartition("/") if "/" in model else (model, "", "")
     if name not in open_clip.list_models():
         raise ConfigError(unknown_name("open_clip model", name, open_clip.list_models(), listed_by=LISTS_MODELS))
@@ -82,6 +84,7 @@ def load_open_clip(model: str, weights: Weights, *, size_px: int | None = None) 
             f"(there are {', '.join(tags) or 'none'}), or --weights FILE, or --weights random"
         )
     try:
+        # The text tower is initialised as well, so that random image and text weights are reproducible.
         with seeded(), _no_warning_of_random_weights(published):
             net: Any = open_clip.create_model(
                 name,

@@ -39,6 +39,7 @@ class StudentEncoder(LiveEncoder):
     ) -> None:
         config = model.config
         input_hw = config.image_hw if size_px is None else (size_px, size_px)
+        # Convolutional students need multiples of their stride, window attention multiples of its window.
         nearest = model.student.nearest_supported_resolution(*input_hw)
         if nearest != input_hw:
             raise ConfigError(
@@ -46,6 +47,7 @@ class StudentEncoder(LiveEncoder):
                 f"{size_phrase(nearest)}"
             )
         history = f"{config.steps:,} steps, {config.images_seen:,} images seen" if trained else "never trained"
+        # An export may carry some of the heads only.
         heads = [teacher for teacher in config.teachers if teacher.name in model.heads]
         super().__init__(
             name=name,
@@ -57,6 +59,7 @@ class StudentEncoder(LiveEncoder):
         self.map_spaces = (OWN, *(t.name for t in heads))
         patch = model.student.patch_size
         self.geometry = ViewGeometry(
+            # The view is made by `eval_pixels`, so the geometry only describes where tokens lie in it.
             fit="squash",
             input_hw=input_hw,
             resize_px=min(input_hw),
@@ -84,6 +87,7 @@ class StudentEncoder(LiveEncoder):
     def seen_box_xyxy(self, image_hw: tuple[int, int]) -> BoxXYXY:
         """Return the box of the evaluation view; the whole image for "squash"."""
         h, w = image_hw
+        # None stands for the whole image.
         box = eval_box_xyxy(image_hw, self.config.fit, self.config.centre_share)
         return box or (0.0, 0.0, float(w), float(h))
 
@@ -96,6 +100,7 @@ class StudentEncoder(LiveEncoder):
         fine_hw = tuple(side * self.config.adaptor_upsample for side in self.geometry.grid_hw)
         summaries, maps = {OWN: backbone.summary.float()}, {OWN: backbone.spatial.float()}
         for name, prediction in predictions.items():
+            # Heads predict in the units of their teacher's features: maps compare with cached ones directly.
             maps[name] = prediction.spatial
             if prediction.summary is not None:
                 summaries[name] = prediction.summary

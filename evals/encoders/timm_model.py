@@ -34,6 +34,7 @@ def timm_network(model: str, weights: Weights, *, size_px: int | None, device: t
     net = _load(model, weights)
     config: dict[str, Any] = resolve_model_data_config(net)
     native = int(config["input_size"][1])
+    # The size is applied to the network before the preprocessing is derived from it.
     size = size_px or native
     if size != native:
         _resize(net, model, native, size)
@@ -62,6 +63,7 @@ def timm_network(model: str, weights: Weights, *, size_px: int | None, device: t
 
 def _load(model: str, weights: Weights) -> Any:
     if not is_model(model):
+        # timm has over a thousand names: a list of all would hide the near ones.
         near = difflib.get_close_matches(model, list_models(), n=5, cutoff=0.4)
         raise ConfigError(
             f"timm {timm.__version__} has no model '{model}'. Nearest: {', '.join(near) or 'none'}. "
@@ -82,6 +84,7 @@ def _load(model: str, weights: Weights) -> Any:
 def _resize(net: Any, model: str, native: int, size: int) -> None:
     """Prepare the network for another input size; only transformers need it."""
     try:
+        # Transformers resample their position embedding; convolutional networks take any size as they are.
         if hasattr(net, "set_input_size"):
             net.set_input_size(img_size=(size, size))
             return

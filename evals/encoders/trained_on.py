@@ -22,6 +22,7 @@ def count_trained_on(student: StudentConfig, images: ImageSet) -> int | None:
         images_of_run = ImagesOfRun(student)
     except RadioCacheError:  # replaced, damaged, or without these teachers: its images are unknown
         return None
+    # By the hash of the file, so that a copy of an image in another folder is recognised.
     return int(images_of_run.trained_on(images.source.digests(images.rows)).sum())
 
 
@@ -37,6 +38,7 @@ def memory_note(name: str, count: int, total: int) -> str:
 def split_of(encoders: Iterable[Encoder]) -> ImageSplit | None:
     """Return the split of the first student with held-out images; None if no student has any."""
     splits = (encoder.config.images for encoder in encoders if isinstance(encoder, StudentEncoder))
+    # Runs compared in one table share their cache as a rule, so the first split stands for all.
     return next((split for split in splits if split is not None and split.held_out), None)
 
 
@@ -48,7 +50,9 @@ def divided(images: ImageSet, split: ImageSplit | None) -> tuple[ImageSet, Image
     """
     if split is None or images.cache is None:
         return None
+    # The rule hashes files, so it holds for a cache that grew, or was moved, since the training.
     held_out = split.is_held_out(images.source.digests(images.rows))
+    # A cache of other images may fall on one side of the rule entirely: then it is no split.
     if held_out.all() or not held_out.any():
         return None
     return images.at(np.flatnonzero(~held_out)), images.at(np.flatnonzero(held_out))

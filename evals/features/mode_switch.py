@@ -26,6 +26,7 @@ from radio_cache.reader import Cache
 from radio_cache.torch import pick_device
 
 PAPER_IMAGES = 100
+# Half to twice the training size, denser around it.
 _SHARES = (0.5, 0.75, 1.0, 1.5, 2.0)
 _BATCH = 16
 
@@ -100,8 +101,10 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"--limit needs at least 1 image, got {config.limit}")
     device = torch.device(pick_device(config.device))
+    # The untrained student is left out: its heads predict nothing.
     (student,) = load_runs((config.run,), device=device, untrained=False)
     cache = Cache(config.cache or student.config.cache)
+    # The first map space is the backbone's own, which has no teacher to compare with.
     teachers = [name for name in student.map_spaces[1:] if name in cache.teachers]
     if not teachers:
         raise EvalError(f"{cache.url} holds none of the student's teachers ({', '.join(student.map_spaces[1:])})")
@@ -111,6 +114,7 @@ def run_mode_switch(config: ModeSwitchConfig, *, progress: Progress | None = Non
     trained_px = student.geometry.input_hw[0]
     sizes, notes = _sizes(student, config.sizes)
     for number, size in enumerate(sizes):
+        # The same weights at another size; only the view and the token grid change.
         sized = student.at_size(size)
         rows += _compare(sized, cache, images, teachers, size)
         if progress is not None:
@@ -134,6 +138,7 @@ def _sizes(student: StudentEncoder, requested_sizes: Sequence[int]) -> tuple[lis
     candidate_sizes = list(requested_sizes) or [round(trained * share) for share in _SHARES]
     if too_small := [size for size in candidate_sizes if size < 1]:
         raise ConfigError(f"--size {too_small[0]}: a size is at least one pixel")
+    # Moved sizes may coincide, so duplicates are dropped at the end.
     supported_sizes = [student.model.nearest_supported_resolution(size, size)[0] for size in candidate_sizes]
     moved = [
         f"{size} to {near}"
@@ -168,10 +173,12 @@ def _compare(
             # The teacher's map is sampled where the student has its tokens: (b, H, W, c) -> (b, h, w, c).
             weights = crop_weights(boxes, hws, teacher.spec.geometry, out_hw=(prediction.shape[1], prediction.shape[2]))
             target = weights.sample(teacher.maps(batch.rows))
+            # Over all tokens of the cache, not of this batch, so that batches agree.
             mean = teacher.spatial_mean_std()[0]
             # Boolean indexing flattens the valid tokens: (b, h, w, c) -> (tokens, c).
             a, b = prediction[weights.valid] - mean, target[weights.valid] - mean
             cosines = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+            # Sums, not means: batches differ in their number of valid tokens.
             sums[name] += [cosines.sum(), (b**2).sum(), ((a - b) ** 2).sum(), len(cosines)]
             if name in out.summaries:
                 summary_cosines[name].append(
@@ -182,6 +189,7 @@ def _compare(
             teacher=name,
             size_px=size,
             cosine=float(total[0] / total[3]),
+            # A perfect prediction has no error; the floor keeps the ratio finite.
             fidelity=float(total[1] / max(total[2], 1e-12)),
             summary_cosine=float(np.concatenate(summary_cosines[name]).mean()) if summary_cosines[name] else None,
         )

@@ -18,6 +18,7 @@ from evals.shared.progress import Progress
 from radio_cache.errors import ConfigError, ShapeError
 from radio_cache.torch import pick_device
 
+# The SVD of (2000, c) takes seconds, and 2000 exceeds the width of common encoders.
 DEFAULT_IMAGES = 2000
 
 
@@ -97,9 +98,11 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
         # An untrained student's heads are random projections: only its own features mean something.
         for space in encoder.spaces if encoder.kind != "untrained" else (OWN,):
             name = encoder.name if space == OWN else f"{encoder.name} → {space}"
+            # float64: the entropy depends on small singular values.
             features_of[name] = (encoder, block.summaries[space].astype(np.float64))
     if len(read_positions) < 2:
         raise EvalError(f"{images.location}: it takes two images that can be read, and there is {len(read_positions)}")
+    # Rows without the arrow: a teacher has no other space than its own.
     teachers = tuple(name for name, (encoder, _) in features_of.items() if encoder.kind == "teacher")
     rows = tuple(
         RankRow(
@@ -137,6 +140,7 @@ def rank_me(features: NDArray[np.float64]) -> float:
     """
     if not np.isfinite(features).all():
         raise EvalError("features hold NaN or infinity: they have no rank")
+    # Not centred: RankMe is defined on the features as they are.
     values = np.linalg.svd(features, compute_uv=False)
     if values.sum() == 0:
         raise EvalError("all features are zero: they have no rank")
@@ -164,5 +168,6 @@ def linear_cka(first: NDArray[np.float64], second: NDArray[np.float64]) -> float
         raise ShapeError(f"CKA compares features of the same images: {len(first)} and {len(second)}")
     # The n x n kernels are never made: their products reduce to (c, c), (d, d) and (d, c).
     centred_first, centred_second = first - first.mean(axis=0), second - second.mean(axis=0)
+    # Norms of the self-similarities; 0 if all images have the same features.
     scale = np.linalg.norm(centred_first.T @ centred_first) * np.linalg.norm(centred_second.T @ centred_second)
     return float(np.linalg.norm(centred_second.T @ centred_first) ** 2 / scale) if scale > 0 else 0.0

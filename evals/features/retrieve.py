@@ -68,12 +68,14 @@ def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) ->
     grids: dict[str, list[list[Pane]]] = {}
     for encoder in encoders:
         block = encoder.summaries(images, on_images=CountedImages(encoder, len(images), progress))
+        # A query needs at least one other image.
         if len(block.positions) < 2:
             raise EvalError(f"{images.location}: retrieval needs at least two images that can be read")
         # The same seed for every encoder: all rows of a query show the same image first.
         order = np.random.default_rng(config.seed).permutation(len(block.positions))
         query_positions = np.sort(order[: config.queries])
         features = block.summaries[OWN]
+        # Queries are rows of the bank: each excludes itself.
         search = NeighbourSearch(
             features[query_positions], config.k, excluded_rows=query_positions, device=config.device
         )
@@ -90,10 +92,12 @@ def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) ->
 def _row(images: ImageSet, name: str, query: int, rows: NDArray[np.int64]) -> list[Pane]:
     """Return the pictures of a query and its neighbours."""
     label = int(images.labels[query])
+    # With no other image of its class, every neighbour would be marked as wrong.
     is_lone = (images.labels == label).sum() < 2
     panes: list[Pane] = [(name, _square(images, query, _PLAIN))]
     for position in rows.tolist():
         neighbour_label = int(images.labels[position])
+        # Without a class there is no right and wrong.
         colour = _PLAIN if label < 0 or is_lone else _RIGHT if neighbour_label == label else _WRONG
         panes.append(
             (images.name_of(neighbour_label) if neighbour_label >= 0 else "", _square(images, position, colour))
@@ -105,6 +109,7 @@ def _square(images: ImageSet, position: int, border: tuple[int, int, int]) -> ND
     """Return the centre of an image as a small square with a border of this colour."""
     image = images.decoded(position)
     assert image is not None, "it was decoded before, for its summary, or lies in a cache"
+    # A centred square, so that pictures fill the grid without distortion.
     side = min(image.width, image.height)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     small = image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

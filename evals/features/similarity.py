@@ -21,6 +21,7 @@ from radio_cache.torch import pick_device
 from radio_cache.view.picture_grid import Pane
 
 _SIDE_PX = 176
+# Dark blue to pale yellow, rising in brightness, so that it also reads in grey.
 _HEAT = np.array([[20, 20, 60], [70, 60, 140], [190, 80, 110], [250, 170, 80], [255, 250, 210]], np.float64)
 
 
@@ -59,6 +60,7 @@ def run_similarity(config: SimilarityConfig, *, progress: Progress | None = None
         RadioCacheError: if something cannot be opened, or no encoder has maps.
     """
     device = torch.device(pick_device(config.device))
+    # A summary alone has no tokens to compare.
     encoders = [
         encoder
         for encoder in live_encoders(config.runs, config.models, config.weights, device=device)
@@ -70,17 +72,20 @@ def run_similarity(config: SimilarityConfig, *, progress: Progress | None = None
     location = config.images if config.images is not None else fallback
     if location is None:
         raise ConfigError("similarity needs images: give --images PLACE, or --run RUN")
+    # A student has memorised its training images, so held-out ones are drawn if there are any.
     images, _ = held_out_of(image_set(open_source(location)), encoders)
     order = np.random.default_rng(config.seed).permutation(len(images))
     rows: list[list[Pane]] = []
     chosen = np.sort(order[: config.num_images]).tolist()
     for number, position in enumerate(chosen):
         image = images.decoded(position)
+        # A file that cannot be decoded costs one picture.
         if image is None:
             continue
         anchors_yx: list[tuple[float, float]] = []
         for encoder in encoders:
             tokens, thumbnail = token_map(encoder, image)
+            # Chosen once per image, by the first encoder; relative positions fit the grids of all others.
             anchors_yx = anchors_yx or distinct_tokens(tokens, config.anchors)
             rows.append(
                 [
@@ -119,8 +124,10 @@ def distinct_tokens(tokens: NDArray[np.float32], count: int) -> list[tuple[float
     """
     h, w, _ = tokens.shape
     flat = tokens.reshape(h * w, -1)
+    # Farthest-point sampling, which begins at the centre: most photos have their subject there.
     chosen = [(h // 2) * w + w // 2]
     while len(chosen) < min(count, h * w):
+        # (n, c) @ (c, m): for every token its highest cosine with a chosen one; the lowest of these is farthest.
         chosen.append(int((flat @ flat[chosen].T).max(axis=1).argmin()))
     return [((token // w + 0.5) / h, (token % w + 0.5) / w) for token in chosen]
 
@@ -128,6 +135,7 @@ def distinct_tokens(tokens: NDArray[np.float32], count: int) -> list[tuple[float
 def similarity_to(tokens: NDArray[np.float32], anchor_yx: tuple[float, float]) -> NDArray[np.float32]:
     """Return (h, w) cosine of every token with the one at (y, x) in [0, 1]."""
     h, w, _ = tokens.shape
+    # The minimum guards against a coordinate of exactly 1.
     return tokens @ tokens[min(h - 1, int(anchor_yx[0] * h)), min(w - 1, int(anchor_yx[1] * w))]
 
 
@@ -137,10 +145,13 @@ def _heat(cosines: NDArray[np.float32], thumbnail: NDArray[np.uint8], anchor_yx:
     share = np.clip(cosines, 0.0, 1.0) * (len(_HEAT) - 1)
     low = np.minimum(share.astype(np.int64), len(_HEAT) - 2)
     colours = _HEAT[low] + (share - low)[..., None] * (_HEAT[low + 1] - _HEAT[low])
+    # Nearest neighbour, so that tokens remain visible as squares.
     large = np.asarray(Image.fromarray(colours.astype(np.uint8)).resize((_SIDE_PX, _SIDE_PX), Image.Resampling.NEAREST))
+    # A quarter of the image in grey gives orientation without changing the colours of the map.
     grey = thumbnail.mean(axis=-1, keepdims=True)
     mixed = (0.75 * large + 0.25 * grey).astype(np.uint8)
     ys, xs = np.mgrid[:_SIDE_PX, :_SIDE_PX] + 0.5
+    # A circle of radius 5 px and 3 px line around the centre of the anchor.
     ring = np.abs(np.hypot(ys - anchor_yx[0] * _SIDE_PX, xs - anchor_yx[1] * _SIDE_PX) - 5) < 1.5
     mixed[ring] = (255, 255, 255)
     return mixed

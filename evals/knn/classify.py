@@ -69,6 +69,7 @@ def classify_images(
     """
     leave_one_out = queries is None
     classified = bank if queries is None else queries
+    # The neighbours of a smaller k are the first of these.
     largest_k = max(ks)
     num_voters(len(bank), len(classified), largest_k, leave_one_out=leave_one_out)  # refuse empty sets before encoding
     on_images = CountedImages(encoder, len(bank) + (0 if queries is None else len(queries)), progress)
@@ -84,7 +85,9 @@ def classify_images(
     }
     for block in [encoded] if leave_one_out else encoder.blocks(bank, on_images=on_images):
         for space, search in searches.items():
+            # One pass of the model over the bank serves all feature spaces.
             search.add(block.positions, block.summaries[space])
+    # Images that could not be read have no position, so they are not counted as wrong.
     labels = classified.labels[encoded.positions]
     votes: dict[str, SpaceVotes] = {}
     for space, search in searches.items():

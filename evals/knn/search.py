@@ -29,8 +29,11 @@ _TIE_STEP = 2.0**-20
 _BLOCK_BYTES = 1 << 28
 """Bytes of the bank compared at once: large enough that merging costs nothing, small beside any model."""
 
+# 256 rows of 1,280 float32 values are 1.3 MB.
 _STRIP_ROWS = 256
+# FAISS holds queries x candidates of results: 65,536 queries keep that below 100 MB.
 _QUERY_BATCH = 1 << 16
+# A limit of FAISS's GPU kernels.
 _GPU_LARGEST_K = 2048
 
 
@@ -89,6 +92,7 @@ class NeighbourSearch:
         self._num_candidates = k + _BORDER + (excluded_rows is not None)
         self._queries = unit_rows(queries, "queries")
         self._gpus = _gpus(device, self._num_candidates)
+        # Inner products: the largest are kept.
         self._heap: Any = faiss.ResultHeap(len(queries), self._num_candidates, keep_max=True)
         block_rows = max(1, _BLOCK_BYTES // (4 * max(1, queries.shape[1])))
         # One buffer for all blocks: allocating a new one for each costs as much as the copying.
@@ -113,6 +117,7 @@ class NeighbourSearch:
             )
         num_done = 0
         while num_done < len(rows):
+            # Blocks are searched when full, whatever the size of the pieces, so that the speed does not depend on it.
             if self._num_waiting == len(self._block):
                 self._flush()
             num_rows = min(len(rows) - num_done, len(self._block) - self._num_waiting)
@@ -135,6 +140,7 @@ class NeighbourSearch:
     def _flush(self) -> None:
         if not self._num_waiting:
             return
+        # The last block may be partly filled.
         rows, block = self._block_rows[: self._num_waiting], self._block[: self._num_waiting]
         self._num_waiting = 0
         num_candidates = min(self._num_candidates, len(block))
@@ -182,9 +188,11 @@ def _write_unit_rows(rows: NDArray[np.floating[Any]], out: NDArray[np.float32], 
     for first in range(0, len(rows), _STRIP_ROWS):  # a strip stays in the processor's cache between the passes
         strip = out[first : first + _STRIP_ROWS]
         strip[...] = rows[first : first + _STRIP_ROWS]
+        # A NaN or infinity in a row makes its norm NaN or infinite: one check covers both.
         norms = np.sqrt(np.einsum("nc,nc->n", strip, strip, dtype=np.float32))
         finite = np.isfinite(norms)
         unusable += int((~finite).sum())
+        # A row of zeros stays zero: the smallest normal float avoids 0 / 0.
         strip /= np.where(finite, np.maximum(norms, np.finfo(np.float32).tiny), 1)[:, None]
     if unusable:
         raise EvalError(f"{unusable} summaries of the {role} hold NaN or infinity")
@@ -217,6 +225,7 @@ def _search(
     """Return (n, k) similarities and positions in the block. Several GPUs share the queries."""
     if not gpus:
         return faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    # Each GPU searches the whole block for a part of the queries.
     shares = [share for share in np.array_split(queries, len(gpus)) if len(share)]
 
     def on_gpu(number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

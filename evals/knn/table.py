@@ -132,9 +132,11 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
     Raises:
         RadioCacheError: if something cannot be opened, or there is nothing to compare.
     """
+    # Models run on one device; the neighbour search may use all GPUs, see NeighbourSearch.
     device = torch.device(pick_device(config.device))
     live = live_encoders(config.runs, config.models, config.weights, device=device)
     bank_source = open_source(config.bank) if config.bank else _bank_of(live)
+    # Sources are opened before anything is encoded, so that a typing error costs no time.
     query_source = open_source(config.queries) if config.queries else None
     teachers, notes = _teachers(bank_source, query_source, device=device)
     names = [teacher.name for teacher in teachers]
@@ -148,6 +150,7 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
         notes.append(
             f"The queries are the {len(queries):,} images of {queries.location} that were held out of training."
         )
+    # Sampled after the split, so that the limit applies to each side.
     bank = bank.sampled(config.limit, config.seed)
     queries = None if queries is None else queries.sampled(config.limit, config.seed)
     table = knn_table(
@@ -160,6 +163,7 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
         device=config.device,
         progress=progress,
     )
+    # Counted from file hashes, whether the images come from the run's cache or from elsewhere.
     trained_on = _trained_on(live, bank if queries is None else queries)
     num_classified = len(bank if queries is None else queries)
     memory_notes = [memory_note(name, count, num_classified) for name, count in trained_on.items()]
@@ -169,6 +173,7 @@ def run_knn(config: KnnConfig, *, progress: Progress | None = None) -> KnnTable:
 
 def _trained_on(live: Sequence[LiveEncoder], classified: ImageSet) -> dict[str, int]:
     """Return name of a student -> number of the classified images that it was trained on, where there are any."""
+    # An untrained student has seen no image, although its config names the cache.
     students = [encoder for encoder in live if isinstance(encoder, StudentEncoder) and encoder.kind == "student"]
     counts = {student.name: count_trained_on(student.config, classified) for student in students}
     return {name: count for name, count in counts.items() if count}
@@ -200,6 +205,7 @@ def _teachers(
         return [], []
     first, notes = caches[0], list[str]()
     for cache in caches:
+        # A damaged teacher is an error here, not a missing row.
         cache.teachers.refuse_unreadable()
     if maps_only := [name for name, teacher in first.teachers.items() if teacher.spec.summary_dim is None]:
         notes.append(f"{', '.join(maps_only)}: maps only, no summary to compare.")
@@ -207,6 +213,7 @@ def _teachers(
     if len(caches) == 2:
         if unmatched := sorted(first.teachers.keys() ^ caches[1].teachers.keys()):
             notes.append(f"Only one of the two caches holds {', '.join(unmatched)}: not compared.")
+        # Summaries of bank and queries have to come from the same teacher.
         names = [name for name in names if name in caches[1].teachers]
         _refuse_different_teachers(names, first, caches[1])
     encoders: list[CachedTeacherEncoder] = []
@@ -216,6 +223,7 @@ def _teachers(
             # The images of a folder or tar have no cached summaries: the teacher itself has to run.
             try:
                 live = recorded_teacher(first.teachers[name].spec, device=device)
+            # Weights that are not on this machine cost a row, not the whole table.
             except TeacherError as exc:
                 notes.append(f"{name} cannot be run on the images that are in no cache, and is left out: {exc}")
                 continue
@@ -237,6 +245,7 @@ def _refuse_different_teachers(names: Sequence[str], bank: Cache, queries: Cache
 
 def _missing_teacher_notes(live: Sequence[LiveEncoder], bank: ImageSource) -> list[str]:
     """Return notes about teachers that students learned from and the bank lacks."""
+    # A folder or tar holds no teachers: all of the student's are missing.
     bank_teachers = bank.cache.teachers.keys() if isinstance(bank, CacheImages) else set[str]()
     notes: list[str] = []
     for student in live:
@@ -279,7 +288,9 @@ def knn_table(
     # From here on queries carry the class numbers of the bank.
     matched = None if queries is None else in_classes_of(bank, queries)
     _refuse_hopeless(bank, matched)
+    # One search for the largest k serves them all: its first k neighbours are those of a smaller k.
     ks = sorted({k, *sweep})
+    # Replaced by the number that could vote; the images that can be read are the same for all encoders.
     used_k = k
     rows: list[KnnRow] = []
     indistinct_notes: list[str] = []
@@ -296,6 +307,7 @@ def knn_table(
                     f"{_INDISTINCT_COSINE:.5f}, so its accuracy hangs on rounding, and may differ from machine to machine."
                 )
             by_k = {number: accuracy(ranked, result.labels) for number, ranked in result.ranked.items()}
+            # Encoders differ in their neighbours; the note gives the worst case.
             num_unfilled = max(num_unfilled, int((result.ranked[k] == NO_CLASS).any(axis=1).sum()))
             rows.append(
                 KnnRow(
@@ -313,6 +325,7 @@ def knn_table(
     usable_bank = bank.usable()
     usable_queries = None if matched is None else matched.usable()
     classified = usable_bank if usable_queries is None else usable_queries
+    # Classes that occur, not names: a list of class names may be longer than the images use.
     classes = len(np.unique(np.concatenate([usable_bank.labels, classified.labels])))
     notes = _notes(usable_bank, usable_queries, requested_k=k, used_k=used_k)
     if num_unfilled:
@@ -346,6 +359,7 @@ def _refuse_hopeless(bank: ImageSet, queries: ImageSet | None) -> None:
             "(or a higher --limit)"
         )
     if queries is not None and not np.isin(queries.labels, bank.labels).any():
+        # Both sides come from one cache: the cure is another split, not other images.
         if queries.source is bank.source:
             raise EvalError(
                 f"k-NN: the {len(queries):,} images of {queries.location} that were held out of training have none of the "
@@ -360,6 +374,7 @@ def _refuse_hopeless(bank: ImageSet, queries: ImageSet | None) -> None:
 
 def _with_shares(rows: Sequence[KnnRow]) -> tuple[KnnRow, ...]:
     """Return the rows with their share of the best teacher's top-1, where a teacher was compared."""
+    # A best teacher at 0 would divide by zero; a share of it means nothing.
     best = max((row.top1 for row in rows if row.kind == "teacher"), default=0.0)
     if best == 0.0:
         return tuple(rows)
@@ -372,6 +387,7 @@ def _notes(bank: ImageSet, queries: ImageSet | None, *, requested_k: int, used_k
     if used_k < requested_k:
         notes.append(f"k was lowered from {requested_k} to {used_k}: the bank has only {used_k} images that can vote.")
     if queries is None:
+        # With its only image left out, a class gets no vote.
         lone = lone_classes(bank.labels)
         if len(lone):
             names = ", ".join(bank.name_of(int(label)) for label in lone[:3]) + (", ..." if len(lone) > 3 else "")
@@ -383,6 +399,7 @@ def _notes(bank: ImageSet, queries: ImageSet | None, *, requested_k: int, used_k
                 "which makes k-NN look better than it is."
             )
     else:
+        # A class name may exist in the bank's list without an image of it.
         missing = np.setdiff1d(queries.labels, bank.labels)
         if len(missing):
             num_affected = int(np.isin(queries.labels, missing).sum())
@@ -391,6 +408,7 @@ def _notes(bank: ImageSet, queries: ImageSet | None, *, requested_k: int, used_k
                 f"{counted(len(missing), 'class', 'classes')} ({queries.name_of(int(missing[0]))}"
                 f"{', ...' if len(missing) > 1 else ''})."
             )
+        # Leaked test images are their own nearest neighbours, with similarity 1.
         if shared := queries.shared_with(bank):
             notes.append(
                 f"{counted(shared, 'query is', 'queries are')} in the bank too (same file), "

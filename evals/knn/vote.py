@@ -94,6 +94,7 @@ def accuracy(ranked: NDArray[np.int64], labels: NDArray[np.integer[Any]]) -> Acc
     """
     if len(ranked) != len(labels) or len(labels) == 0:
         raise ShapeError(f"{len(ranked)} predictions cannot be compared with {len(labels)} labels")
+    # (n, 5) against (n, 1); NO_CLASS equals no label, so an empty rank is never correct.
     correct = ranked == labels[:, None]
     return Accuracy(top1=float(correct[:, 0].mean()), top5=float(correct.any(axis=1).mean()))
 

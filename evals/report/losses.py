@@ -80,6 +80,7 @@ def read_metrics(run: Path) -> Metrics | None:
         EvalError: if the file cannot be read, or is not a log of radio-train.
     """
     path = run / METRICS_FILE
+    # An export has no log, and a page without charts is still of use.
     if not path.exists():
         return None
     try:
@@ -91,12 +92,14 @@ def read_metrics(run: Path) -> Metrics | None:
         try:
             lines.append(cast(dict[str, Any], json.loads(text)))
         except (ValueError, RecursionError) as exc:
+            # Only the last line can be cut short, and only if it has no line end.
             if number == len(texts) and not text.endswith(b"\n"):  # a run that was killed while it wrote
                 break
             raise EvalError(f"{path}, line {number} is not JSON: {exc}") from exc
     if not lines:
         return None
     try:
+        # All lines of a run have the same teachers.
         teachers = list(lines[-1]["teachers"])
         losses = {
             teacher: {part: tuple(line["teachers"][teacher][part] for line in lines) for part in ("summary", "spatial")}
@@ -112,6 +115,7 @@ def read_metrics(run: Path) -> Metrics | None:
 
 def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
     """Return one chart per teacher, all on one scale from zero, so that their heights can be compared."""
+    # One scale for all charts needs the largest loss of all teachers.
     values = [v for parts in metrics.losses.values() for part in parts.values() for v in part if _drawable(v)]
     y_values = nice_ticks(max(values, default=0.0) or 1.0, at_most=4)
     x_span, y_span = max(*metrics.steps, 1), y_values[-1]
@@ -139,6 +143,7 @@ def loss_charts(metrics: Metrics) -> tuple[Chart, ...]:
             Chart(
                 teacher=teacher,
                 curves=tuple(curves),
+                # nice_ticks may end beyond the last step; such a tick would lie outside the chart.
                 x_ticks=tuple(Tick(x(v), f"{v:,.0f}") for v in x_values if v <= x_span),
                 y_ticks=tuple(Tick(y(v), f"{v:g}") for v in y_values),
             )

@@ -41,6 +41,7 @@ from radio_cache.view.info import TeacherInfo, teacher_infos
 from trainer import StudentConfig
 
 _JPEG_QUALITY = 85
+# Gives an accuracy to about two points, see `sampling_note`, and is quick enough for a CPU.
 _SECTION_IMAGES = 2000
 
 
@@ -128,17 +129,21 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
     device = torch.device(pick_device(config.device))
     student = StudentEncoder.of_run(config.run, name="student", trained=True, device=device)
     table, groups, not_run = None, list[PictureGroup](), list[NotRun]()
+    # Opened before k-NN, so that a moved cache is reported with its cure.
     bank = _bank(config, student)
     try:
         table = _knn(config, progress)
     except RadioCacheError as exc:
+        # The plain report is about k-NN: without it there is no page.
         if not config.sections:
             raise
         not_run.append(NotRun("knn", str(exc)))
+    # Feature maps need cached teachers, so a folder of queries has no pictures.
     if config.num_images and config.queries is not None and is_cache(config.queries):
         title, cache = _queries_group(config.queries, student)
         groups.append(picture_group(title, cache, student, config.num_images, device))
     if config.num_images:
+        # Without teachers, so that images without a class are drawn, too.
         images = image_set(CacheImages(bank))
         training_and_held_out = divided(images, split_of([student]))
         kinds = [("Images it was trained on", images)]
@@ -156,6 +161,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
         masks=config.masks,
         classes=config.classes,
         crop_px=student.geometry.input_hw[0],
+        # k-NN uses all images by default; the other evaluations are slower and get a limit.
         limit=config.limit or _SECTION_IMAGES,
         seed=config.seed,
         device=config.device,
@@ -175,6 +181,7 @@ def write_report(config: ReportConfig, *, progress: Progress | None = None) -> P
         versions=software_versions(),
         hardware=hardware(),
     )
+    # Rendered before the file is opened: an error leaves an earlier page untouched.
     write_output(config.out, render(page).encode())
     return page
 
@@ -197,6 +204,7 @@ def _queries_group(path_or_url: str | Path, student: StudentEncoder) -> tuple[st
     cache = Cache(path_or_url)
     images = image_set(CacheImages(cache))
     count = count_trained_on(student.config, images)
+    # Counts decide the title: unknown, none, all of them; anything else is a mixture.
     titles = {None: "Images to classify", 0: "Images it never saw", len(images): "Images it was trained on, as queries"}
     return titles.get(count, f"Images to classify, {count} of which it was trained on"), cache
 
@@ -222,6 +230,7 @@ def page_record(page: Page) -> dict[str, Any]:
     return {
         "student": page.student.to_json(),
         "knn": None if page.table is None else page.table.to_json(),
+        # Sections of pictures alone have no record.
         **{section.name: dict(section.record) for section in page.sections if section.record is not None},
         "not_run": {evaluation.name: evaluation.reason for evaluation in page.not_run},
         "commands": page.commands,
@@ -249,12 +258,14 @@ def picture_group(
     """
     teacher_names = [teacher.name for teacher in student.config.teachers if teacher.name in cache.teachers]
     usable = image_set(CacheImages(cache), teachers=teacher_names)
+    # Few pictures show more if every class comes once before any comes twice.
     chosen = varied_rows(usable if rows is None else usable.at(np.flatnonzero(np.isin(usable.rows, rows))), count)
     chosen_rows = chosen.rows.tolist()
     live: dict[str, NDArray[np.float32]] = {}
     notes: list[str] = []
     for name in teacher_names:
         try:
+            # Run one teacher after the other, so that only one model is in memory.
             live[name] = live_maps(cache, name, chosen_rows, device=device)
         except TeacherError as exc:
             # The page is about the student: without the teacher's weights it shows less, and says why.
@@ -265,6 +276,7 @@ def picture_group(
 
 def render(page: Page) -> str:
     """Render the page as HTML. The same `Page` gives the same text."""
+    # Autoescape: names of classes and files come from data. StrictUndefined: a typing error is no blank.
     environment = Environment(
         loader=PackageLoader("evals"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -288,6 +300,7 @@ def headline(student: StudentConfig, table: KnnTable) -> str:
     if student_row is None:
         raise EvalError("a report is about a student, and the table has none")
     total = table.queries["images"]
+    # The headline must not praise an accuracy on training images as if they were new.
     memorised = table.trained_on.get(student_row.name, 0)
     if memorised == total:
         image_phrase = f"the {total:,} images it was trained on"
@@ -309,6 +322,7 @@ def varied_rows(images: ImageSet, count: int) -> ImageSet:
     """Draw `count` images with seed 0: one of each class in random order, then a second one of each, and so on."""
     order = np.random.default_rng(0).permutation(len(images))
     num_drawn: dict[int, int] = {}
+    # The round in which an image of a class comes up: 0 for the first one drawn, then 1, ...
     round_of = np.empty(len(images), dtype=np.int64)
     for position in order:
         label = int(images.labels[position])
@@ -326,10 +340,12 @@ def _first(rows: Sequence[KnnRow], kind: str) -> KnnRow | None:
 
 def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list[str]:
     """Return the commands that reproduce caches, run and page, from what caches and run recorded."""
+    # Only a cache records the command that built it.
     queries_are_cache = config.queries is not None and is_cache(config.queries)
     caches = [bank, Cache(config.queries)] if config.queries is not None and queries_are_cache else [bank]
     commands = [command for cache in caches for command in build_commands(cache)]
     train = ["radio-train", "--cache", short_place(student.cache), "--recipe", short_place(config.run / "recipe.json")]
+    # A recipe without --teacher takes all teachers of the cache.
     if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
         train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
     commands.append([*train, "--out", "another-run"])
@@ -369,5 +385,6 @@ def _png_uri(picture: NDArray[np.uint8]) -> str:
 
 def _jpeg_uri(picture: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
+    # JPEG for photos: PNG would make the page several times larger.
     Image.fromarray(picture).save(buffer, format="JPEG", quality=_JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

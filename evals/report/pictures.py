@@ -16,6 +16,7 @@ from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.view import PcaColours
 from trainer.data.crops import student_pixels
 
+# Four columns of this size fit a laptop's screen.
 PICTURE_PX = 224
 
 
@@ -66,6 +67,7 @@ def live_maps(cache: Cache, name: str, rows: Sequence[int], *, device: torch.dev
     Raises:
         TeacherError: if the teacher cannot be loaded.
     """
+    # float32, so that the difference to the cached map shows the loss of storage alone.
     teacher = recorded_teacher(cache.teachers[name].spec, device=device)
     return _maps(teacher, cache, rows)[OWN]
 
@@ -73,6 +75,7 @@ def live_maps(cache: Cache, name: str, rows: Sequence[int], *, device: torch.dev
 def _maps(encoder: LiveEncoder, cache: Cache, rows: Sequence[int]) -> dict[str, NDArray[np.float32]]:
     """Return feature space -> (n, h, w, c) maps of rows of the cache."""
     source = CacheImages(cache)
+    # Labels and rows of a set of the chosen images, in the order of the page.
     chosen = np.asarray(rows, np.int64)
     batches = list(encoder.maps(ImageSet(source, chosen, source.labels[chosen], source.class_names)))
     return {space: np.concatenate([batch[space] for batch in batches]) for space in batches[0]}
@@ -105,6 +108,7 @@ def feature_pictures(
     if not names:
         teacher_names = ", ".join(teacher.name for teacher in student.config.teachers)
         raise EvalError(f"{cache.url} holds no teacher of {student.name} ({teacher_names}): there is no map to show")
+    # One pass of the student gives the maps of all heads.
     predictions = _maps(student, cache, rows)
     per_teacher = [
         _teacher_pictures(cache, rows, cache.teachers[name], student, predictions[name], live.get(name))
@@ -133,15 +137,19 @@ def _teacher_pictures(
     sizes = [(int(h), int(w)) for h, w in cache.sizes_hw[list(rows)]]
     boxes = [student.seen_box_xyxy(size) for size in sizes]
     grid_hw = teacher.spec.geometry.grid_hw
+    # (n, h, w, c), of the whole view of the teacher.
     cached = teacher.maps(rows)
     if live is not None and live.shape != cached.shape:
         raise ShapeError(f"teacher '{teacher.name}': live maps are {live.shape}, the cache has {cached.shape}")
+    # The student may see less of the image than the teacher: all maps are cut to its view.
     cached_in_view, _ = _sample_boxes(cached, boxes, sizes, teacher, out_hw=grid_hw)
     live_in_view = None if live is None else _sample_boxes(live, boxes, sizes, teacher, out_hw=grid_hw)[0]
     # The cosine is measured on the student's grid, where the student has its tokens.
     target, valid = _sample_boxes(cached, boxes, sizes, teacher, out_hw=(prediction.shape[1], prediction.shape[2]))
+    # Fitted to cached maps only: a poor student must not change the colours of its teacher.
     basis = PcaColours.fit(cached_in_view)
     mean = teacher.spatial_mean_std()[0]
+    # Live and cached maps share the teacher's grid, where every token is valid.
     all_tokens = np.ones(grid_hw, dtype=np.bool_)
     return [
         TeacherPictures(
@@ -175,6 +183,7 @@ def _sample_boxes(
 
 def _cosine(a: NDArray[np.floating], b: NDArray[np.floating], valid: NDArray[np.bool_]) -> float:
     """Return the mean cosine of the tokens of two (h, w, c) maps where valid (h, w)."""
+    # (h, w, c) -> (h, w) cosines; the floor keeps tokens of zeros from dividing by zero.
     products = (a * b).sum(axis=-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
     return float(products[valid].mean())
 
@@ -183,6 +192,7 @@ def _student_view(cache: Cache, row: int, student: StudentEncoder) -> NDArray[np
     """Return (h, w, 3) pixels of the part of the image that the student sees, its longer side PICTURE_PX."""
     image = CacheImages(cache).decoded(row)
     left, top, right, bottom = box = student.seen_box_xyxy((image.height, image.width))
+    # The aspect ratio of the view is kept.
     scale = PICTURE_PX / max(right - left, bottom - top)
     hw = (max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale)))
     return student_pixels(image, hw, box)

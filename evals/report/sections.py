@@ -108,6 +108,7 @@ def make_sections(
             raise ConfigError(unknown_name("evaluation", name, SECTIONS))
         try:
             sections.append(SECTIONS[name](config, progress))
+        # Errors of our own explain why an evaluation is not possible; others are bugs and stop the page.
         except RadioCacheError as exc:
             not_run.append(NotRun(name, str(exc)))
     return sections, not_run
@@ -142,11 +143,13 @@ def _segment(config: SectionsConfig, progress: Progress | None) -> Section:
             limit=config.limit,
             seed=config.seed,
             pictures=3,
+            # Windows of the student's own input size: no resampling of its position embedding.
             crop_px=config.crop_px,
             device=config.device,
         ),
         progress=progress,
     )
+    # A longer legend would be larger than the pictures.
     legend = key_colours(result.class_names[:_CLASSES_SHOWN])
     return Section(
         name="segment",
@@ -184,9 +187,11 @@ def _rank(config: SectionsConfig, progress: Progress | None) -> Section:
 
 def _mode_switch(config: SectionsConfig, progress: Progress | None) -> Section:
     result = run_mode_switch(
+        # 32 images: each of five sizes is a pass of the student over all of them.
         ModeSwitchConfig(run=config.run, cache=config.cache, limit=32, seed=config.seed, device=config.device),
         progress=progress,
     )
+    # By teacher, so that the sizes of one teacher stand below each other.
     ordered = sorted(result.rows, key=lambda row: (row.teacher, row.size_px))
     return Section(
         name="mode-switch",
@@ -202,7 +207,9 @@ def _mode_switch(config: SectionsConfig, progress: Progress | None) -> Section:
 
 def _throughput(config: SectionsConfig, progress: Progress | None) -> Section:
     result = run_throughput(
-        ThroughputConfig(runs=(config.run,), batches=(1, 16), device=config.device), progress=progress
+        # Latency at one image, throughput at 16.
+        ThroughputConfig(runs=(config.run,), batches=(1, 16), device=config.device),
+        progress=progress,
     )
     return Section(
         name="throughput",
@@ -255,9 +262,11 @@ def _similarity(config: SectionsConfig, progress: Progress | None) -> Section:
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    # The template embeds arrays, not PIL images.
     return np.asarray(picture.convert("RGB"), np.uint8)
 
 
+# A dict, so that the order of the page is the order here.
 SECTIONS: dict[str, Callable[[SectionsConfig, Progress | None], Section]] = {
     "zero-shot": _zero_shot,
     "segment": _segment,

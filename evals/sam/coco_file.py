@@ -43,6 +43,7 @@ def identifier(value: Any) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError(f"{value!r:.50} is not an identifier")
+    # JSON of some writers has 7.0 where others have 7.
     if isinstance(value, float):
         if not value.is_integer():
             raise TypeError(f"{value!r} is not an identifier")
@@ -77,12 +78,14 @@ def read_coco(file: Path) -> CocoFile:
         EvalError: if the file cannot be read, holds no instances, or lists an image or a category twice.
     """
     try:
+        # Bytes, not text: json recognises UTF-8, UTF-16 and UTF-32 by itself.
         dataset = json.loads(file.read_bytes())
         images: list[dict[str, Any]] = [dict(image) for image in dataset["images"]]
         annotations: list[dict[str, Any]] = [dict(annotation) for annotation in dataset["annotations"]]
         if not images or not annotations:
             raise EvalError(f"{file} lists no images, or no instances")
         for image in images:
+            # pycocotools would fail much later, in the middle of the evaluation.
             if missing := [name for name in ("file_name", "height", "width") if image.get(name) is None]:
                 raise EvalError(f"{file}: image {image.get('id')!r:.80} has no {missing[0]}; every image states it")
             for side in ("height", "width"):  # some writers use floats or text, which pycocotools cannot draw by
@@ -96,11 +99,13 @@ def read_coco(file: Path) -> CocoFile:
         category_numbers = _numbers((category["id"] for category in categories), "category", file)
         # Classes without an entry in the file would not be scored at all.
         for annotation in annotations:
+            # Files of class-agnostic masks have no category.
             annotation.setdefault("category_id", "object")
             name = identifier(annotation["category_id"])
             if name not in category_numbers:
                 category_numbers[name] = len(category_numbers) + 1
                 categories.append({"id": name, "name": name})
+        # Subsets of COCO often list fewer images than their annotations name.
         matched = [annotation for annotation in annotations if identifier(annotation["image_id"]) in image_numbers]
         dataset = {
             "info": {},
@@ -130,6 +135,7 @@ def read_coco(file: Path) -> CocoFile:
             f"{file}: no instance belongs to an image that the file lists; the first one names image "
             f"{annotations[0]['image_id']!r:.80}, the first image is {images[0]['id']!r:.80}"
         )
+    # Counted and reported, because a wrong file looks like this, too.
     strays = len(annotations) - len(matched)
     skipped = {"instances of images that the file does not list": strays} if strays else {}
     return CocoFile(coco, image_numbers, category_numbers, skipped)
@@ -149,7 +155,9 @@ def checked_outline(outline: Any, image_hw: tuple[int, int]) -> Any:
         code = cast(dict[str, Any], outline)
         height, width = (int(side) for side in code["size"])
         counts: Any = code["counts"]
+        # Compressed codes are text, plain ones are lists of lengths.
         lengths = run_lengths(counts) if isinstance(counts, str) else [int(length) for length in counts]
+        # pycocotools draws the lengths as they are: a wrong sum would run beyond the mask.
         if (height, width) != image_hw or min(lengths) < 0 or sum(lengths) != height * width:
             raise ValueError("the run-length code is not of the image's pixels")
         return {"size": [height, width], "counts": counts if isinstance(counts, str) else lengths}
@@ -165,6 +173,7 @@ def checked_outline(outline: Any, image_hw: tuple[int, int]) -> Any:
         polygon = [float(value) for value in corners]
         if len(polygon) % 2 or not all(map(math.isfinite, polygon)):
             raise ValueError("a polygon has an x without its y, or a corner that is no number")
+        # Three corners enclose an area.
         if len(polygon) >= 6:
             polygons.append(polygon)
     if not polygons:
@@ -183,6 +192,7 @@ def run_lengths(text: str) -> list[int]:
     lengths: list[int] = []
     value = shift = 0
     for character in text:
+        # The code uses the 64 characters from "0" on: five bits of value, one for continuation.
         bits = ord(character) - 48
         if not 0 <= bits < 64:
             raise ValueError(f"{character!r} is in no run-length code")

@@ -77,6 +77,7 @@ class Instances:
             seed: of the draw.
             empty: include images without instances: a detector's boxes there are false positives, which AP counts.
         """
+        # Sorted, so that the seeded draw does not depend on the order in the file.
         ids = sorted(
             self.coco.imgs if empty else {int(annotation["image_id"]) for annotation in self.coco.anns.values()}
         )
@@ -112,6 +113,7 @@ class Instances:
                 f"{self.file}: {image_record['file_name']} is listed as {image_record['width']} x {image_record['height']}, "
                 f"and the file has {image_hw[1]} x {image_hw[0]} pixels: are these the annotations of these images?"
             )
+        # Any single annotation may be broken; the others still count.
         for annotation in self.coco.imgToAnns[image]:
             try:
                 annotation["segmentation"] = checked_outline(annotation["segmentation"], image_hw)
@@ -122,18 +124,21 @@ class Instances:
                 if mask.shape != image_hw:  # a run-length code has a size of its own
                     raise ValueError("the mask is of another size than the image")
                 area_px = annotation["area"] = _area_px(annotation.get("area"), mask)
+                # Some writers omit it, or write null.
                 annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
                 x, y, w, h = _box_xywh(annotation, mask)
             except Exception:  # pycocotools raises whatever its C code meets in a broken polygon or run-length code
                 self._count_left_out("instances whose outline or box is broken")
                 self.broken.add(int(annotation["id"]))
                 continue
+            # A crowd region outlines many objects, for which one box is no fair prompt.
             if annotation["iscrowd"] and not protocol.crowds:
                 self._count_left_out("crowd regions")
                 continue
             if area_px < 1 if protocol.file_area else not mask.any() or w <= 0 or h <= 0:
                 self._count_left_out("instances of no pixel")
                 continue
+            # Crowd regions are outlined roughly.
             if not annotation["iscrowd"] and _far_from_its_box(mask, (x, y, w, h)):
                 self.misplaced += 1
             yield Instance(int(annotation["id"]), int(annotation["category_id"]), (x, y, x + w, y + h), mask, area_px)
@@ -143,6 +148,7 @@ class Instances:
         sound = [
             annotation for annotation in self.coco.dataset["annotations"] if int(annotation["id"]) not in self.broken
         ]
+        # The index refers to the old list, so it is built again.
         self.coco.dataset["annotations"] = sound
         with contextlib.redirect_stdout(io.StringIO()):
             self.coco.createIndex()
@@ -167,6 +173,7 @@ def _area_px(stated: Any, mask: NDArray[np.bool_]) -> float:
 def _far_from_its_box(mask: NDArray[np.bool_], box_xywh: tuple[float, float, float, float]) -> bool:
     """Return whether a box overlaps less than half with the box of the mask; False for tiny masks, because of rounding."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    # An empty mask has an empty box.
     mask_box = np.zeros(4)
     if len(rows):
         mask_box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
@@ -174,6 +181,7 @@ def _far_from_its_box(mask: NDArray[np.bool_], box_xywh: tuple[float, float, flo
     file_box = np.array([x, y, x + max(0.0, w), y + max(0.0, h)])
     if max(float((box[2:] - box[:2]).min()) for box in (mask_box, file_box)) < _ROUNDED_PX:
         return False
+    # Of the two boxes: from the larger of the left upper corners to the smaller of the right lower ones.
     overlap_wh = np.maximum(0, np.minimum(mask_box, file_box)[2:] - np.maximum(mask_box, file_box)[:2])
     intersection = float(np.prod(overlap_wh))
     areas = float(np.prod(mask_box[2:] - mask_box[:2]) + np.prod(file_box[2:] - file_box[:2]))
@@ -186,6 +194,7 @@ def _box_xywh(annotation: dict[str, Any], mask: NDArray[np.bool_]) -> tuple[floa
     Raises:
         ValueError, TypeError: if the file's box is not four finite numbers.
     """
+    # COCO's boxes are x, y, width, height.
     if annotation.get("bbox"):
         x, y, w, h = (float(value) for value in annotation["bbox"])
         if not np.isfinite([x, y, w, h]).all():
@@ -208,6 +217,7 @@ def inner_points(mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
     depth = _depth(mask)
     ys, xs = np.mgrid[: mask.shape[0], : mask.shape[1]]
     points: list[tuple[float, float]] = []
+    # The first point is the deepest; later ones weigh depth by their distance to the points so far.
     weight = depth.copy()
     for _ in range(count):
         y, x = np.unravel_index(int(weight.argmax()), weight.shape)
@@ -233,6 +243,7 @@ def next_point(
 
     Source: the click simulation of RITM (arXiv 2102.06583), which EfficientViT-SAM's script uses.
     """
+    # Depth in both kinds of error: pixels missing from the mask, and pixels wrongly in it.
     missing, extra = _depth(truth & ~mask), _depth(mask & ~truth)
     for x, y in placed_xy:
         missing[int(y), int(x)] = extra[int(y), int(x)] = 0

@@ -30,8 +30,10 @@ class Protocol:
 
     def sizes(self, area_px: float) -> tuple[str, ...]:
         """Return the size classes in which an instance of this area counts."""
+        # Disjoint classes by the mask's own pixels.
         if not self.file_area:
             return ("small",) if area_px < SMALL_PX else ("medium",) if area_px < MEDIUM_PX else ("large",)
+        # Closed intervals, as in the public script: an area on a limit counts twice.
         limits = {"small": (0.0, SMALL_PX), "medium": (SMALL_PX, MEDIUM_PX), "large": (MEDIUM_PX, float("inf"))}
         return tuple(name for name, (low, high) in limits.items() if low <= area_px <= high)
 

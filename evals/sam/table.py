@@ -157,6 +157,7 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     protocol = PROTOCOLS[config.protocol]
     instances = Instances.opened(config.annotations)
     boxes = None if config.detections is None else _detections(config.detections, instances)
+    # A detector may fire on images without instances, and AP counts that.
     ids = instances.image_ids(config.limit, config.seed, empty=boxes is not None)
     predictors = _predictors(config)
     results_of = {name: _PredictorResults() for name in predictors}
@@ -164,14 +165,17 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
     num_turned = 0
     for number, image_id in enumerate(ids):
         path = image_path(config.images, instances.file_name(image_id))
+        # Decoded and encoded once for all prompts of the image.
         image = _image(path)
         num_turned += _is_turned_file(path)
+        # Masks are drawn image by image: those of COCO's validation set would fill 11 GB at once.
         truth = list(instances.of(image_id, (image.height, image.width), protocol))
         prompts: Sequence[Instance | Detection] = truth if boxes is None else boxes.get(image_id, [])
         masks = {
             name: _add_image(predictor, image, image_id, prompts, config.prompt, protocol, results_of[name])
             for name, predictor in predictors.items()
         }
+        # The first images of the draw, so that pictures do not depend on the results.
         if number < config.pictures:
             columns = {"annotated": [instance.mask for instance in truth], **masks}
             picture_rows.append(
@@ -182,6 +186,7 @@ def run_sam(config: SamConfig, *, progress: Progress | None = None) -> SamTable:
             )
         if progress is not None:
             progress("SAM", number + 1, len(ids))
+    # Only after all images: broken annotations are found while they are drawn.
     instances.drop_broken()
     rows = tuple(_row(name, judgement, instances, ids) for name, judgement in results_of.items())
     images = f"{len(ids):,} images of {config.annotations}, prompted by {config.prompt}"
@@ -229,6 +234,7 @@ def _notes(
             "The papers' rows follow EfficientViT-SAM's script (best of three masks, crowd regions included): "
             "--protocol efficientvit-sam gives figures that are comparable with them."
         )
+    # All predictors had the same prompts, so the first one's counts stand for all.
     per_image: Counter[tuple[int, int]] = Counter()
     for record in next(iter(results_of.values())).records:
         per_image[record["image_id"], record["category_id"]] += 1
@@ -244,8 +250,10 @@ def _predictors(config: SamConfig) -> dict[str, SamPredictor]:
     """Load SAM itself, then the same decoder behind every run's student."""
     device = torch.device(pick_device(config.device))
     sam = load_sam(config.sam, config.weights).to(device)
+    # SAM itself is the upper reference of the table.
     predictors = {config.sam: SamPredictor(sam)}
     for run, name in zip(config.runs, run_names(config.runs), strict=True):
+        # With all heads: the one for this SAM makes the decoder's input.
         student = load_student(run, adaptors="all").to(device)
         predictors[name] = SamPredictor(sam_with_student(sam, student, config.sam))
     return predictors
@@ -268,8 +276,10 @@ def _add_image(
     for source in prompts:
         mask, score = _mask(predictor, source, prompt, protocol)
         if isinstance(source, Instance):
+            # COCO's own area is that of the polygon, not of its pixels; the two differ at borders.
             area_px = source.file_area_px if protocol.file_area else float(source.mask.sum())
             results.ious.append((iou(mask, source.mask), protocol.sizes(area_px)))
+        # AP ranks masks: by the detector's score, or by SAM's own estimate for true boxes.
         confidence = score if isinstance(source, Instance) else source.score
         results.records.append(_result(image_id, source.category, mask, confidence))
         masks.append(mask)
@@ -292,6 +302,7 @@ def load_sam(name: str, weights: Path | None) -> Sam:
         raise ConfigError(
             f"--sam {name} is of the family {preset.family}: this takes sam-vit-b, sam-vit-l or sam-vit-h"
         )
+    # The whole file: the teacher of a build loads the encoder alone.
     path = find_weights(preset, weights)
     sam: Sam = sam_model_registry[preset.model]()
     file = extract_network(read_weights_file(path, teacher=name), ("image_encoder.",), teacher=name, path=path)
@@ -301,6 +312,7 @@ def load_sam(name: str, weights: Path | None) -> Sam:
 
 def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Return the intersection over union of two masks; 1 for two empty ones."""
+    # Two empty masks agree, and 0 / 0 would not show it.
     union = int((first | second).sum())
     return 1.0 if union == 0 else float((first & second).sum() / union)
 
@@ -332,6 +344,7 @@ def _mask(
 def _predict_mask(predictor: SamPredictor, protocol: Protocol, **prompts: Any) -> tuple[NDArray[np.bool_], float]:
     """Return the mask that the protocol counts among those that SAM predicts, and its predicted IoU."""
     masks, scores, _ = predictor.predict(**prompts, multimask_output=protocol.best_of_three)
+    # With a single mask there is one score.
     best = int(np.argmax(scores))
     return np.asarray(masks[best], np.bool_), float(scores[best])
 
@@ -361,13 +374,16 @@ def _row(name: str, results: _PredictorResults, instances: Instances, ids: Seque
 
 def _average_precision(results: list[dict[str, Any]], instances: Instances, ids: Sequence[int]) -> float | None:
     """Return COCO's mask AP, or None if these images hold no instance that it counts."""
+    # AP ignores crowd regions: without other instances it is undefined, not 0.
     has_countable = any(not annotation["iscrowd"] for image in ids for annotation in instances.coco.imgToAnns[image])
     if not has_countable or not results:
         return 0.0 if has_countable else None
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # pycocotools prints as it goes
         warnings.simplefilter("ignore", DeprecationWarning)
         evaluation: Any = COCOeval(instances.coco, instances.coco.loadRes(results), "segm")
+        # Only these: images left out by --limit would count as missed.
         evaluation.params.imgIds = list(ids)
+        # COCO's defaults, named because a note refers to the last one.
         evaluation.params.maxDets = [1, 10, _MAX_DETECTIONS]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -387,6 +403,7 @@ def _detections(file: Path, instances: Instances) -> dict[int, list[Detection]]:
     try:
         records = json.loads(file.read_bytes())
         for record in records:
+            # Detections of a subset's complement are common, and no error.
             image = images.get(identifier(record["image_id"]))
             category = categories.get(identifier(record["category_id"]))
             x, y, w, h, score = (float(value) for value in (*record["bbox"], record["score"]))
@@ -425,6 +442,7 @@ def _is_turned_file(path: Path) -> bool:
 
 def _overlay(masks: Sequence[NDArray[np.bool_]], image: Image.Image) -> NDArray[np.uint8]:
     """Return (h, w, 3): every mask in its own colour, later ones on top, everything else dark."""
+    # 0 is the background; later masks overwrite earlier ones.
     numbers = np.zeros((image.height, image.width), np.int16)
     for number, mask in enumerate(masks, start=1):
         numbers[mask] = number

@@ -34,6 +34,7 @@ from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache, CachedTeacher, digest, is_cache
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
+# An interruption loses at most one shard: 32 windows of 37 x 37 x 1024 are 90 MB in half precision.
 _SHARD_WINDOWS = 32
 _BATCH_WINDOWS = 8
 
@@ -91,6 +92,7 @@ class StoredMaps(WindowMaps):
         if h != w:
             raise EvalError(f"{encoder.name} takes {size_phrase((h, w))}: windows are square, set their side by --crop")
         self.name, self.kind, self.description = encoder.name, encoder.kind, encoder.description
+        # One row of the cache per window; the order is fixed by the images.
         self.windows = tuple(window for p, hw in enumerate(sizes_hw) for window in sliding_windows(p, hw, h))
         self.window_hw, self.grid_hw = (h, w), encoder.geometry.grid_hw
         self._encoder, self._images = encoder, images
@@ -98,13 +100,16 @@ class StoredMaps(WindowMaps):
         fingerprint, self.width = self._fingerprint()
         digests = b"".join(images.image_digests)
         content = hashlib.sha256(fingerprint + digests + repr((h, self.windows)).encode()).hexdigest()
+        # Names of encoders may hold slashes and spaces; a teacher's name in a cache may not.
         slug = re.sub(r"[^a-z0-9.-]+", "-", encoder.name.lower()).strip("-.") or "encoder"
         self._teacher = f"{slug:.40}"
         cache_path = folder / f"{slug:.40}-{content[:16]}.zarr"
         if not is_cache(cache_path):
             self._create(cache_path, content)
         self._cache = Cache(cache_path)
+        # Also for a finished cache, where no shard is missing.
         self._compute(progress)
+        # Opened again, so that it sees the shards that were written just now.
         self._maps = Cache(cache_path).teachers[self._teacher]
 
     def read(self, rows: Sequence[int]) -> NDArray[np.float32]:
@@ -114,6 +119,7 @@ class StoredMaps(WindowMaps):
     def _fingerprint(self) -> tuple[bytes, int]:
         """Return a hash of the map of one fixed picture, and the width: they differ for other weights or another size."""
         h, w = self.window_hw
+        # Noise has all frequencies and colours, so that any change of the network shows.
         noise = np.random.default_rng(0).integers(0, 256, (1, h, w, 3), dtype=np.uint8)
         maps = self._run(noise)
         return digest(np.ascontiguousarray(maps).tobytes()), int(maps.shape[-1])
@@ -127,6 +133,7 @@ class StoredMaps(WindowMaps):
     def _create(self, cache_path: Path, content: str) -> None:
         """Create the cache: an image index with one entry per window, and the encoder as its only teacher."""
         count = len(self.windows)
+        # The cache names the images for people; maps are found by window, never by path.
         folder = Path(os.path.commonpath([path.resolve().parent for path in self._images.images]))
         meta = CacheMeta(
             num_images=count,
@@ -137,6 +144,7 @@ class StoredMaps(WindowMaps):
             containers=(Container(kind="folder", path=str(folder), prefix=""),),
         )
         no_value = np.full(count, -1, np.int64)
+        # Image, then the upper left corner of the window in the resized frame.
         keys = [f"{self._images.keys[w.position]}#{w.top},{w.left}" for w in self.windows]
         create_cache(
             cache_path, meta, ImageIndex(keys, no_value.astype(np.int32), np.zeros(count, np.int32), no_value, no_value)
@@ -165,6 +173,7 @@ class StoredMaps(WindowMaps):
             summary_note="not kept",
             spatial_note="windows of images, for radio-eval segment",
             compute_dtype="float32",
+            # Half precision needs no calibration, and its error is far below that of a probe.
             codec=CodecRecord(parameters=Half().to_json()),
             views=1,
             software={},
@@ -180,6 +189,7 @@ class StoredMaps(WindowMaps):
                 shard for shard in range(meta.num_shards) if any(receipts[unit][shard] is None for unit in receipts)
             ]
             num_done = meta.num_images - sum(len(meta.shard_rows(shard)) for shard in missing)
+            # Three shards of pixels ahead keep the model busy and memory small.
             shards = ahead(pool, self._shard_pixels, missing, depth=3)
             for shard, pixels in zip(missing, shards, strict=True):
                 self._write(shard, pixels)
@@ -203,6 +213,7 @@ class StoredMaps(WindowMaps):
         maps = np.concatenate(
             [self._run(pixels[n : n + _BATCH_WINDOWS]) for n in range(0, len(pixels), _BATCH_WINDOWS)]
         )
+        # Arrays of a shard have their full size, also in the last one, which is filled up with zeros.
         status, sizes, digests = np.zeros(size, np.uint8), np.zeros((size, 2), np.int32), np.zeros((size, 16), np.uint8)
         status[: len(rows)], sizes[: len(rows)] = ImageStatus.OK, self.window_hw
         receipt = {"first_row": rows[0], "num_rows": len(rows), "failures": ()}
@@ -237,6 +248,7 @@ class CachedTeacherMaps(WindowMaps):
         self, cache: Cache, teacher: CachedTeacher, images: MaskedImages, sizes_hw: Sequence[tuple[int, int]]
     ) -> None:
         geometry = teacher.spec.geometry
+        # Copies of a file in the cache map to one of its rows: their features are equal.
         usable = cache.usable_rows((teacher.name,))
         row_of = {file.tobytes(): int(row) for row, file in zip(usable, cache.digests[usable], strict=True)}
         rows = [row_of.get(file) for file in images.image_digests]
@@ -249,12 +261,14 @@ class CachedTeacherMaps(WindowMaps):
             )
         self.name, self.kind = teacher.name, "teacher"
         self.description = f"teacher, from the cache, {size_phrase(geometry.input_hw)}, whole image by {geometry.fit}"
+        # One window per image: a cache holds the whole-image view alone.
         self.windows = tuple(teacher_window(p, hw, geometry) for p, hw in enumerate(sizes_hw))
         self.window_hw, self.grid_hw, self.width = geometry.input_hw, geometry.grid_hw, teacher.spec.spatial_dim
         self._teacher, self._rows, self._geometry = teacher, rows, geometry
 
     def read(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """Return the cached maps of the images of these windows."""
+        # No row is None here: the constructor refuses missing images.
         return _tiled(self._teacher.maps([self._rows[row] or 0 for row in rows]), self._geometry)
 
 
@@ -283,9 +297,11 @@ def _tiled(maps: NDArray[np.float32], geometry: ViewGeometry) -> NDArray[np.floa
     """Resample maps so that their tokens tile the input evenly; those of convolutions that pad unevenly do not."""
     h, w = geometry.input_hw
     grid_h, grid_w = geometry.grid_hw
+    # Tokens tile the input if they fill it, and the first centre is half a stride from the edge.
     even = geometry.stride_px * grid_h == h and geometry.stride_px * grid_w == w
     if even and geometry.offset_px == geometry.stride_px / 2:
         return maps
+    # The map is sampled as if its whole input were one crop.
     whole = replace(geometry, fit="squash")
     weights = crop_weights([(0.0, 0.0, float(w), float(h))], [(h, w)], whole, out_hw=geometry.grid_hw)
     # (n, H, W, c) -> (n, h, w, c), separable in rows and columns.

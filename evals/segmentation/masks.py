@@ -109,9 +109,12 @@ class MaskedImages:
                 f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, its image {self.images[position]} is {image_hw[1]} x "
                 f"{image_hw[0]}: a mask has one pixel per pixel of the image"
             )
+        # int64: ids of 32-bit masks would overflow the subtraction in a narrower type.
         classes = ids.astype(np.int64) - self.format.first_id
+        # Ids below the first class are unlabelled as well, as 0 is in ADE20K.
         unlabelled = (ids == self.format.ignore) | (classes < 0)
         names = self.format.class_names
+        # An id beyond the list is an error: silently ignoring it would change the score.
         if names and (outside := classes[~unlabelled & (classes >= len(names))]).size:
             raise EvalError(
                 f"{path} holds the id {int(outside[0]) + self.format.first_id} ({outside.size:,} pixels), the list of classes "
@@ -124,6 +127,7 @@ class MaskedImages:
                 f"{path} holds the id {int(classes.max()) + self.format.first_id}; classes are at most {_LARGEST_CLASS:,}. If it "
                 "marks unlabelled pixels, give it by --ignore"
             )
+        # _LARGEST_CLASS fits, and a set of masks takes a quarter of the memory.
         return classes.astype(np.int16)
 
     def at(self, positions: NDArray[np.int64]) -> "MaskedImages":
@@ -146,6 +150,7 @@ class MaskedImages:
         """Return the highest class in any mask; IGNORED if no pixel is labelled."""
         largest = IGNORED
         for position in range(len(self)):
+            # Unique values first: a mask has megapixels and few classes.
             ids = np.unique(self._ids(position)).astype(np.int64)
             if (too_large := ids[(ids != self.format.ignore) & (ids - self.format.first_id > _LARGEST_CLASS)]).size:
                 raise EvalError(
@@ -166,6 +171,7 @@ class MaskedImages:
 
     def identity(self) -> dict[str, str | int]:
         """Return location, number and one hash over the hashes of all images and masks, for the record of a result."""
+        # Masks are hashed as well: a corrected mask changes the score.
         masks = [digest(path.read_bytes()) for path in self.masks]
         files = b"".join(file_digest for pair in zip(self.image_digests, masks, strict=True) for file_digest in pair)
         return {
@@ -183,6 +189,7 @@ class MaskedImages:
         """Return height and width of an image, upright, from its header. Raises EvalError naming the file."""
         path = self.images[position]
         try:
+            # The header is enough: pixels are decoded when the windows are cut.
             with path.open("rb") as file, open_image(file) as image:
                 return upright_hw(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
@@ -193,11 +200,13 @@ class MaskedImages:
         path = self.masks[position]
         try:
             with path.open("rb") as file, open_image(file) as mask:
+                # RGB masks would need a table from colours to classes, for which there is no option.
                 if mask.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
                     raise EvalError(
                         f"{path} is a picture in {mask.mode}: a mask holds one number per pixel (a palette or grey PNG), and "
                         "colours alone do not identify a class"
                     )
+                # Read before the mask is loaded: loading replaces the raw mode.
                 largest, bits, inverted = _scaling(mask)
                 ids = np.asarray(upright(mask)).astype(np.int64)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
@@ -216,9 +225,11 @@ def _scaling(mask: Image.Image) -> tuple[int, int, bool]:
         in the file (TIFF), so that PIL inverts the numbers.
     """
     largest = {"1": 1, "L": 255}.get(mask.mode, 0)
+    # The decoder's arguments hold the raw mode; PIL has no public name for it.
     tiles: list[Any] = cast(Any, mask).tile
     arguments: Any = tiles[0][3] if largest and tiles else ""
     stored = _STORED.match(str(arguments[0] if isinstance(arguments, tuple) else arguments))
+    # Palettes, 8-bit grey and 16-bit values are loaded as they are.
     if stored is None:
         return 1, 1, False
     bits = 1 if largest == 1 else int(stored["bits"] or 8)
@@ -237,6 +248,7 @@ def mask_folders(images: Path, masks: Path, format: MaskFormat) -> MaskedImages:
         EvalError: for missing folders, masks without an image, two files of one name, or no pair at all.
     """
     image_of, mask_of = _by_stem(images, EXTENSIONS), _by_stem(masks, frozenset(_MASK_EXTENSIONS))
+    # A mask without an image is a mistake; an image without a mask is an unlabelled image.
     if orphans := sorted(mask_of.keys() - image_of.keys()):
         raise EvalError(
             f"{masks}: {len(orphans)} masks have no image in {images}, such as {orphans[0]}: an image and its mask have the "
@@ -267,9 +279,11 @@ def ade20k(root: Path) -> tuple[MaskedImages, MaskedImages]:
     """
     _expect(root, ("images/training", "images/validation", "annotations/training", "annotations/validation"), "ADE20K")
     info = root / "objectInfo150.txt"
+    # The release without the list of names is still usable.
     names = tuple(f"class {number}" for number in range(1, _ADE_CLASSES + 1))
     if info.exists():
         rows = [line.split("\t") for line in info.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        # The last column holds synonyms, of which the first is the usual name.
         names = tuple(row[-1].split(",")[0].strip() for row in rows)
         if len(names) != _ADE_CLASSES:
             raise EvalError(
@@ -306,10 +320,12 @@ def voc2012(root: Path) -> tuple[MaskedImages, MaskedImages]:
     )
     _expect(root, ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"), "Pascal VOC 2012")
     lists = root / "ImageSets/Segmentation"
+    # Most papers train on these; the official 1,464 images give lower figures.
     augmented = (root / "SegmentationClassAug").exists() and (lists / "trainaug.txt").exists()
     format = MaskFormat(_VOC)
 
     def split_images(name: str, masks: Path) -> MaskedImages:
+        # One name per line, without extension.
         names = (lists / f"{name}.txt").read_text(encoding="utf-8").split()
         image_paths, mask_paths = (
             tuple(root / f"JPEGImages/{n}.jpg" for n in names),
@@ -337,6 +353,7 @@ def class_list(text: str | None) -> tuple[str, ...]:
         return ()
     if text.isdecimal():
         return tuple(f"class {number}" for number in range(int(text)))
+    # A file goes before commas: its name may hold one.
     path = Path(text)
     if path.is_file():
         names = [line.strip() for line in text_lines(path, "--classes")]
@@ -370,6 +387,7 @@ def split(pairs: MaskedImages, *, test_share: float, seed: int) -> tuple[MaskedI
     """
     if len(pairs) < 2:
         raise EvalError(f"{pairs.location} has one image with a mask: it takes one to train on and another to test")
+    # At least one pair on either side.
     count = min(len(pairs) - 1, max(1, round(test_share * len(pairs))))
     order = np.random.default_rng(seed).permutation(len(pairs))
     return pairs.at(np.sort(order[count:])), pairs.at(np.sort(order[:count]))
@@ -388,6 +406,7 @@ def _by_stem(folder: Path, extensions: frozenset[str]) -> dict[str, Path]:
     path_of: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in extensions and path.is_file():
+            # Folders below are part of the key, so that the same name may occur in several.
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in path_of:
                 raise EvalError(f"{path_of[key]} and {path} have the same name up to the ending: which one is meant?")

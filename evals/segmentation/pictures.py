@@ -10,6 +10,7 @@ from PIL import Image
 from evals.segmentation.masks import IGNORED
 
 PICTURE_PX = 320
+# Strong enough to tell 21 colours apart, with the outlines of the image still visible.
 _OPACITY = 0.65
 _UNLABELLED_COLOUR = (235, 235, 235)
 
@@ -31,6 +32,7 @@ def class_colours(count: int) -> NDArray[np.uint8]:
     """Return (count, 3) colours of Pascal VOC's palette, which spreads the bits of a number over red, green and blue."""
     numbers = np.arange(count)
     colours = np.zeros((count, 3), np.int64)
+    # Bits 0, 3, 6 of the number go to red, 1, 4, 7 to green, and so on, highest colour bit first.
     for bit in range(8):
         for channel in range(3):
             colours[:, channel] |= ((numbers >> (3 * bit + channel)) & 1) << (7 - bit)
@@ -41,6 +43,7 @@ def overlay(image: Image.Image, classes: NDArray[np.int16], count: int) -> NDArr
     """Return (h, w, 3): the image, made small, tinted by class; grey for unlabelled pixels."""
     scale = min(1.0, PICTURE_PX / max(image.width, image.height))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    # Nearest neighbour: a mean of two class numbers would be a third class.
     ids = np.asarray(Image.fromarray(classes.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     colours = np.concatenate([class_colours(count), [_UNLABELLED_COLOUR]]).astype(np.float64)
     # Index `count` of the palette is the colour of unlabelled pixels.

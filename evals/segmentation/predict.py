@@ -40,15 +40,19 @@ def predicted_classes(
         top, left = max(0, window.top), max(0, window.left)
         bottom, right = min(frame_h, window.top + window_hw[0]), min(frame_w, window.left + window_hw[1])
         inside = at_pixels[:, top - window.top : bottom - window.top, left - window.left : right - window.left]
+        # Logits are averaged, not probabilities: a window that is sure weighs more.
         total[:, top:bottom, left:right] += inside
         num_windows[top:bottom, left:right] += 1
+    # Where no window reaches, the sum stays 0 and is ignored below.
     total /= num_windows.clamp(min=1)
     # All classes at image size may not fit in memory: the running best is kept over chunks of classes.
     best, classes = None, torch.zeros(image_hw, dtype=torch.int16, device=logits.device)
+    # The number of classes resized at once, from the number of pixels.
     step = max(1, _CHUNK_CELLS // (image_hw[0] * image_hw[1]))
     for first in range(0, len(total), step):
         sized = interpolate(total[None, first : first + step], size=image_hw, mode="bilinear", align_corners=False)[0]
         value, class_in_chunk = sized.max(dim=0)
+        # Strictly greater: ties go to the lower class, as argmax does.
         better = torch.ones_like(value, dtype=torch.bool) if best is None else value > best
         classes[better] = (class_in_chunk[better] + first).to(torch.int16)
         best = value if best is None else torch.maximum(best, value)
@@ -92,6 +96,7 @@ class Confusion:
     def scores(self) -> Scores:
         """Return the scores of all pixels added so far."""
         hits = np.diag(self._counts)
+        # Row sums are true pixels, column sums predicted ones; the diagonal is in both.
         union = self._counts.sum(axis=0) + self._counts.sum(axis=1) - hits
         iou = tuple(float(hit / all_) if all_ else None for hit, all_ in zip(hits, union, strict=True))
         defined_iou = [value for value in iou if value is not None]

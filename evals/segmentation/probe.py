@@ -21,6 +21,7 @@ from radio_cache.errors import ConfigError
 from radio_cache.prefetch.ordered import ahead
 
 PAPER_STEPS, PAPER_WARMUP, PAPER_BATCH, PAPER_LR = 80_000, 1_500, 16, 1e-3
+# As a share of the peak rate.
 _WARMUP_FROM = 1e-6
 _MAX_PASSES, _MIN_STEPS = 100, 300
 
@@ -60,8 +61,10 @@ class LinearProbe(nn.Module):
 
     def __init__(self, width: int, classes: int, *, seed: int) -> None:
         super().__init__()
+        # Encoders differ in scale by orders of magnitude: normalisation lets one learning rate serve all.
         self.norm = nn.BatchNorm2d(width)
         self.classify = nn.Conv2d(width, classes, 1)
+        # A generator of its own: the global random state does not change the probe.
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.classify.weight.copy_(0.01 * torch.randn(self.classify.weight.shape, generator=generator))
@@ -102,10 +105,13 @@ def train_probe(
     steps = config.steps_for(windows)
     probe = LinearProbe(width, classes, seed=config.seed).to(device).train()
     optimiser = torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=0.0)
+    # At least one step at the low rate, however short the training is.
     warmup = max(1, round(steps * PAPER_WARMUP / PAPER_STEPS))
     labelled = False
+    # Maps are decoded two batches at a time while the device trains.
     with ThreadPoolExecutor(2, thread_name_prefix="maps") as pool:
         for step, (maps, labels) in enumerate(ahead(pool, read, _batches(windows, steps, config), depth=4)):
+            # One formula is plainer than two chained schedulers of torch.
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * learning_rate(step, steps, warmup)
             targets = torch.from_numpy(labels).to(device)
@@ -115,6 +121,7 @@ def train_probe(
             labelled = True
             # (b, h, w, c) -> (b, c, h, w)
             loss = pixel_loss(probe(torch.from_numpy(maps).to(device).permute(0, 3, 1, 2)), targets)
+            # Checked before the step, which would spread NaN to the weights.
             if not bool(torch.isfinite(loss)):
                 raise EvalError(
                     f"the probe's loss is {loss.item()} at step {step}: the maps hold values that are not finite"
@@ -149,6 +156,7 @@ def _batches(windows: int, steps: int, config: ProbeConfig) -> Iterator[NDArray[
     rng = np.random.default_rng(config.seed)
     queue = np.zeros(0, np.int64)
     for _ in range(steps):
+        # A set smaller than a batch gives batches of its own size.
         while len(queue) < min(config.batch, windows):
             queue = np.concatenate([queue, rng.permutation(windows)])
         yield queue[: config.batch]

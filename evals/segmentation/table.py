@@ -30,6 +30,7 @@ from radio_cache.reader import Cache
 from radio_cache.torch import pick_device
 
 PAPER_CROP_PX = 512
+# Sizes of the validation sets, by which published rows are recognised.
 _ADE_IMAGES, _VOC_IMAGES = 2000, 1449
 _TEST_SHARE = 0.2
 _BATCH_WINDOWS = 16
@@ -142,10 +143,12 @@ def run_segment(config: SegmentConfig, *, progress: Progress | None = None) -> S
         RadioCacheError: if something cannot be opened or compared.
     """
     device = torch.device(pick_device(config.device))
+    # Data before models: a wrong folder is noticed at once.
     train, test = masked_images(config)
     live = live_encoders(config.runs, config.models, config.weights, device=device)
     cache = None if config.cache is None else Cache(config.cache)
     refuse_namesakes(name for name, _ in _all_names(live, cache))
+    # Headers only; sizes decide where windows lie.
     sizes = tuple([pairs.size_hw(position) for position in range(len(pairs))] for pairs in (train, test))
     folder = config.features or default_features()
     rows: list[SegmentRow] = []
@@ -195,6 +198,7 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
         format = MaskFormat(class_list(config.classes), config.first_id, config.ignore)
         train = mask_folders(*config.train, format)
         if config.test is None:
+            # Seeded by --seed, so that runs compared later use the same split.
             train, test = split(train, test_share=_TEST_SHARE, seed=config.seed)
         else:
             test = mask_folders(*config.test, format)
@@ -211,6 +215,7 @@ def masked_images(config: SegmentConfig) -> tuple[MaskedImages, MaskedImages]:
                     f"right; pixels of {config.ignore} are unlabelled (--ignore: give another number, such as -1, if that is a "
                     "class)"
                 )
+            # Both parts get the same names, whichever of them has the highest id.
             names = class_list(str(count))
             train, test = (replace(pairs, format=replace(format, class_names=names)) for pairs in (train, test))
     return train.limited(config.limit, config.seed), test.limited(config.limit, config.seed)
@@ -243,6 +248,7 @@ def _row(
         if progress is not None:
             progress(f"{name}: probe", step, steps, unit="steps")
 
+    # Training and test share their classes by construction.
     count = len(train.format.class_names)
     probe = train_probe(
         _reader(train_maps, train),
@@ -257,8 +263,10 @@ def _row(
     # Windows are in order of their images, so each group is a whole image.
     for position, group in groupby(range(len(test_maps.windows)), key=lambda row: test_maps.windows[row].position):
         hw = test.size_hw(position)
+        # One image at a time: its windows overlap, so they are merged before scoring.
         predicted = _predicted(probe, test_maps, list(group), hw, device)
         confusion.add(test.classes(position, hw), predicted)
+        # Predictions are megapixels each; only those to draw are stored.
         if position in picture_positions:
             predictions[position] = predicted
         if progress is not None:
@@ -307,6 +315,7 @@ def _predicted(
 
 def _picture_positions(test: MaskedImages, config: SegmentConfig) -> list[int]:
     """Return the positions of the test images to draw."""
+    # A permutation, so that a larger number adds pictures to those of a smaller one.
     order = np.random.default_rng(config.seed).permutation(len(test))
     return sorted(order[: config.pictures].tolist())
 
@@ -362,6 +371,7 @@ def _notes(
     names = train.format.class_names
     # A teacher of a cache saw only a part of each image: its scores cover fewer pixels.
     num_pixels_of = {row.name: sum(row.scores.pixels) for row in rows}
+    # The encoder that was scored on most pixels shows which classes occur at all.
     widest_name = max(num_pixels_of, key=num_pixels_of.__getitem__)
     widest = next(row.scores.pixels for row in rows if row.name == widest_name)
     absent = [name for name, pixels in zip(names, widest, strict=True) if not pixels]

@@ -44,8 +44,10 @@ def sliding_windows(position: int, image_hw: tuple[int, int], side_px: int) -> l
         side_px: of the windows.
     """
     h, w = image_hw
+    # The shorter side becomes side_px, the longer one keeps the aspect ratio.
     scale = side_px / min(h, w)
     frame_hw = (max(side_px, round(h * scale)), max(side_px, round(w * scale)))
+    # 341 of 512 px, rounded down as in the paper.
     step = max(1, int(side_px * STRIDE_SHARE))
     starts = [_starts(length, side_px, step) for length in frame_hw]
     return [Window(position, frame_hw, top, left) for top in starts[0] for left in starts[1]]
@@ -75,6 +77,7 @@ def window_classes(classes: NDArray[np.int16], window: Window, window_hw: tuple[
         np.clip(((offsets + 0.5) * size / frame).astype(np.int64), 0, size - 1)
         for offsets, size, frame in ((ys, classes.shape[0], h), (xs, classes.shape[1], w))
     )
+    # Beyond the frame there is padding, which has no class.
     inside = ((ys >= 0) & (ys < h))[:, None] & ((xs >= 0) & (xs < w))[None, :]
     return np.where(inside, classes[rows[:, None], columns[None, :]], IGNORED).astype(np.int16)
 
@@ -83,4 +86,5 @@ def _starts(length: int, side: int, step: int) -> list[int]:
     """Return the starts of windows along one side of the frame."""
     if length <= side:
         return [0]
+    # The last window ends with the frame and may overlap more than a third.
     return [*range(0, length - side, step), length - side]

@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 300, 46, 550, 12, 258
+# Mid tones, legible on the light and on the dark page.
 _COLOURS = ("#1f6f8b", "#c2703d", "#6a8f3c", "#7a5aa6", "#b04a6f", "#808080")
 
 
@@ -68,6 +69,7 @@ def line_chart(lines: Mapping[str, Sequence[float]], x_labels: Sequence[str], *,
     parts += [_text(x, _BOTTOM + 16, label, "middle") for x, label in zip(xs, x_labels, strict=True)]
     for number, (name, line) in enumerate(lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
+        # Values below 0, such as a negative cosine, are drawn on the axis.
         points = [(x, _y(max(0.0, value), ticks[-1])) for x, value in zip(xs, line, strict=True) if np.isfinite(value)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
@@ -115,6 +117,7 @@ def nice_ticks(largest: float, *, at_most: int, whole: bool = False) -> Sequence
     power = 10.0 ** math.floor(math.log10(rough))
     # The tolerance keeps an exact fit, such as 0.3 / 3, from the next larger step.
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    # Steps of training have no halves.
     if whole:
         step = max(1.0, step)
     return [round(number * step, 12) for number in range(math.ceil(largest / step - 1e-9) + 1)]

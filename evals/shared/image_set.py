@@ -20,6 +20,7 @@ from radio_cache.images.decode import MAX_PIXELS, decode_image
 from radio_cache.reader import Cache, digest, is_cache
 from radio_cache.storage.base import is_url
 
+# BLAKE2b-128, as the build stores it.
 _DIGEST_BYTES = 16
 
 
@@ -91,11 +92,13 @@ class CacheImages(ImageSource):
                 self._rows_from_kept_pixels.add(row)
             return self.cache.decode(file)
         except ImageError as exc:
+            # With kept pixels the message of the cache names the cure itself.
             cure = "bring the files back to where they were, or name other images" if self.cache.pixels is None else ""
             raise EvalError(f"image {self.key(row)} of {self.location}: {exc}" + (f"; {cure}" if cure else "")) from exc
 
     def digests(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the hashes that the build stored."""
+        # No file is read: the identity of a cache's images is known even if they are gone.
         return self.cache.digests[rows]
 
     @property
@@ -122,6 +125,7 @@ class ListedImages(ImageSource):
     """
 
     def __init__(self, location: str, *, max_pixels: int = MAX_PIXELS) -> None:
+        # The same listing as a build's --images, so that a folder and its cache agree on classes.
         listing = list_images([location])
         self.location, self.class_names = location, listing.class_names
         self.labels = listing.index.labels.astype(np.int64)
@@ -219,15 +223,18 @@ class ImageSet:
         """Return at most `limit` of the images, drawn at random, so that images sorted by class still give all classes."""
         if limit is None or limit >= len(self):
             return self
+        # Sorted again: rows in ascending order are read shard by shard.
         return self.at(np.sort(np.random.default_rng(seed).choice(len(self), limit, replace=False)))
 
     def usable(self) -> "ImageSet":
         """Return the set without the images that turned out to be unusable while they were read."""
+        # Failures grow while images are decoded, so this is called after the encoding.
         failures = self.source.failures
         return self if not failures else self.at(np.flatnonzero([row not in failures for row in self.rows.tolist()]))
 
     def identity(self) -> dict[str, str | int]:
         """Return location, counts and one hash over the hashes of the files, for the record of a result."""
+        # One hash over all files: a changed, added or missing image changes it.
         digests = self.source.digests(self.rows)
         return {
             "place": self.location,
@@ -277,6 +284,7 @@ def image_set(
     rows = np.arange(len(source))
     if isinstance(source, CacheImages):
         teachers = tuple(teachers)
+        # Images that failed in the build, or that a teacher lacks, are left out at once.
         rows = source.cache.usable_rows(teachers)
         if len(rows) == 0:
             raise EvalError(
@@ -284,6 +292,7 @@ def image_set(
                 + (f" for {', '.join(teachers)}" if teachers else "")
                 + f" ({len(source)} are listed): run the build again"
             )
+    # Images at the top of a folder tree, or without a .cls, have the label -1.
     if labelled:
         rows = rows[source.labels[rows] >= 0]
         if len(rows) == 0:
@@ -305,6 +314,7 @@ def in_classes_of(bank: ImageSet, queries: ImageSet) -> ImageSet:
         locations = (bank.location, queries.location)
         named, numbered = locations if bank.class_names else locations[::-1]
         raise EvalError(f"{named} names its classes and {numbered} only numbers them: they cannot be matched")
+    # Numbers without names are taken to mean the same in both.
     if not bank.class_names:
         return queries
     number_of = {name: number for number, name in enumerate(bank.class_names)}
@@ -316,6 +326,7 @@ def in_classes_of(bank: ImageSet, queries: ImageSet) -> ImageSet:
             f"{len(unknown)} of the {len(names)} classes of {queries.location} are not classes of {bank.location} ({listed}): "
             "bank and queries need the same class names"
         )
+    # A table from old to new numbers; classes without images stay at -1.
     renumbered = np.full(len(queries.class_names), -1, dtype=np.int64)
     for label, name in enumerate(queries.class_names):
         renumbered[label] = number_of.get(name, -1)

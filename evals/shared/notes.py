@@ -27,6 +27,7 @@ def left_out_notes(images: ImageSet) -> list[str]:
     failed = {row: reason for row, reason in images.source.failures.items() if row in rows}
     if not failed:
         return images.source.notes
+    # Three examples show the kind of failure; a list of all could be endless.
     listed = "; ".join(f"{images.source.key(row)}: {failed[row]}" for row in sorted(failed)[:3])
     more = "; ..." if len(failed) > 3 else ""
     return [

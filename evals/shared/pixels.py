@@ -12,6 +12,7 @@ from PIL import Image
 from evals.shared.image_set import ImageSet
 from radio_cache.prefetch.ordered import ahead
 
+# Decoding varies from image to image; three batches even it out.
 _BATCHES_AHEAD = 3
 
 ToPixels = Callable[[Image.Image], NDArray[np.uint8]]
@@ -57,14 +58,17 @@ def pixel_batches(images: ImageSet, to_pixels: ToPixels, *, batch_images: int) -
         return None if image is None else _ImagePixels(position, to_pixels(image), (image.height, image.width))
 
     # Lazily read arrays of the index are loaded before the threads start: each thread would load them again.
+    # An empty set has no key to load.
     if len(images):
         images.key(0)
         if images.cache is not None:
             _ = images.cache.index.container, images.cache.index.offset, images.cache.index.length, images.cache.digests
+    # More threads would compete with a model that runs on the same CPU.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pixels") as pool:
         batch: list[_ImagePixels] = []
         for item in ahead(pool, load, range(len(images)), depth=_BATCHES_AHEAD * batch_images):
             batch += [] if item is None else [item]
+            # Counted after images were left out, so that batches are full.
             if len(batch) == batch_images:
                 yield _stacked(batch)
                 batch = []

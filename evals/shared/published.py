@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+# Data sets are recognised by their counts: their files carry no name.
 IMAGENET_CLASSES, IMAGENET_VALIDATION = 1000, 50_000
 COCO_CATEGORIES, COCO_VALIDATION = 80, 5000
 

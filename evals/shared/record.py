@@ -9,5 +9,6 @@ RECORDED_AS = "recorded_as"
 
 def settings_record(config: Any) -> dict[str, Any]:
     """Return the fields of a dataclass by their keys in records."""
+    # asdict goes into nested dataclasses, such as the settings of a probe.
     values = asdict(config)
     return {field.metadata.get(RECORDED_AS, field.name): values[field.name] for field in fields(config)}

@@ -9,6 +9,7 @@ import torch
 
 from radio_cache import __version__
 
+# Libraries whose version may change a figure.
 _PACKAGES = ("torch", "timm", "numpy", "zarr", "pillow", "faiss-gpu", "faiss-cpu")
 
 
@@ -18,6 +19,7 @@ def software_versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
+        # Optional libraries: only those that are installed could have had an effect.
         except PackageNotFoundError:
             continue
     return versions

@@ -45,6 +45,7 @@ class HarnessConfig:
                 raise ConfigError("--task: " + unknown_name("task", task, TASKS))
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit needs at least 1 question, got {self.limit}")
+        # lmms-eval splits --model_args at commas.
         if "," in str(self.llava):
             raise ConfigError(f"--llava {self.llava}: lmms-eval takes no path with a comma; rename it, or link to it")
 
@@ -85,6 +86,7 @@ def run_harness(config: HarnessConfig) -> VlmTable:
     Raises:
         EvalError: if lmms-eval is not installed or fails, or if the folder holds no LLaVA.
     """
+    # Checked first: lmms-eval would download data sets before it fails on the folder.
     vision = _vision_tower(config.llava)
     if find_spec("lmms_eval") is None:
         raise EvalError(
@@ -94,12 +96,14 @@ def run_harness(config: HarnessConfig) -> VlmTable:
     # lmms-eval names its files by date: those that are new afterwards are the results.
     before = set(config.out.rglob("*results.json"))
     command = harness_command(config)
+    # A process of its own: lmms-eval changes global state, and may exit.
     code = subprocess.run(command, check=False).returncode
     if code != 0:
         raise EvalError(f"lmms-eval ended with exit code {code}; its message is above. It was run as: {command[3:]}")
     new_records = set(config.out.rglob("*results.json")) - before
     if not new_records:
         raise EvalError(f"lmms-eval succeeded but wrote no *results.json below {config.out}; its messages are above")
+    # One run may write several files; the newest is read.
     record = max(new_records, key=lambda file: file.stat().st_mtime)
     num_questions = "all questions" if config.limit is None else f"the first {config.limit:,} questions of each"
     return VlmTable(
@@ -135,6 +139,7 @@ def _vision_tower(folder: Path) -> str:
         ) from exc
     if kind != "llava":
         raise EvalError(f"--llava {folder} holds a model of the type {kind}, not a LLaVA")
+    # Which of the two names is written depends on the version of transformers.
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise EvalError(
             f"--llava {folder} holds no processor, which prepares pictures and words: save it there, too "
@@ -151,6 +156,7 @@ def _rows(record: Path, tasks: Sequence[str]) -> list[TaskMetric]:
             TaskMetric(task=task, metric=metric, value=float(value))
             for task in tasks
             for metric, value in results[TASKS[task]].items()
+            # lmms-eval also lists aliases and sample counts as text.
             if isinstance(value, int | float) and "stderr" not in metric
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as exc:

@@ -44,6 +44,7 @@ _WORDS = (
     "cat",
     "dog",
 )
+# The placeholder that the processor repeats for every token of a picture.
 IMAGE_ID = _WORDS.index(IMAGE_TOKEN)
 _NEW_TOKENS = 5
 
@@ -86,14 +87,17 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     tokenizer, language_model = word_tokenizer(), random_language_model(seed)
     built = llava_with_student(student, language_model, image_token_id=IMAGE_ID, teacher=teacher).eval()
     tokens: int = built.config.image_seq_length
+    # Through the disk, as a harness loads it: registration and configs are tested, too.
     with tempfile.TemporaryDirectory() as folder, no_progress_bar():
         built.save_pretrained(folder)
         llava_processor(student, tokenizer, teacher=teacher).save_pretrained(folder)
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         processor: Any = AutoProcessor.from_pretrained(folder)
     question: str = processor.apply_chat_template(QUESTION, add_generation_prompt=True)
+    # Noise of another size than the student's input, so that the processor has to resize.
     rng = np.random.default_rng(seed)
     pictures = [Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)) for _ in range(2)]
+    # The same question, so that logits can differ by the picture alone.
     inputs, other_inputs = (processor(images=picture, text=question, return_tensors="pt") for picture in pictures)
     passed: list[str] = []
 
@@ -123,6 +127,7 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     require(len(answer) > 0, "it generates")
     # One backward pass shows what a training of LLaVA would change.
     built(**inputs, labels=inputs["input_ids"]).loss.backward()
+    # transformers nests the parts of LLaVA below `model`.
     inner: Any = built.model
     require(
         all(weight.grad is not None for weight in inner.multi_modal_projector.parameters())
@@ -165,6 +170,7 @@ def random_language_model(seed: int) -> Any:
         eos_token_id=2,
         pad_token_id=0,
     )
+    # The caller's random state stays as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()

@@ -18,6 +18,7 @@ PAPER_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_cli
 _MAX_NUMBERED = 1 << 17
 """More classes than ImageNet-21k and iNaturalist have; larger numbers are identifiers of something else."""
 
+# A WordNet id alone, or followed by a name, as some copies of ImageNet call their folders.
 _WORDNET = re.compile(r"(n\d{8})(?:[_ -]+(.*))?")
 
 
@@ -38,6 +39,7 @@ def class_phrases(images: ImageSet, file: Path | None) -> tuple[str, ...]:
             f"{images.location} numbers its classes up to {int(images.labels.max())} and does not name them: there would be a "
             f"sentence for every number below that, and at most {_MAX_NUMBERED} are compared: number them from 0 without gaps"
         )
+    # A list file may still name numbered classes.
     names = images.class_names or tuple(str(number) for number in range(int(images.labels.max()) + 1))
     if file is not None:
         return _from_file(file, names)
@@ -57,6 +59,7 @@ def templates_from(file: Path | None) -> tuple[str, ...]:
     """
     if file is None:
         return PAPER_TEMPLATES
+    # Empty lines separate groups of templates in some published lists.
     lines = [line.strip() for line in text_lines(file, "--templates") if line.strip()]
     if not lines:
         raise ConfigError(f"--templates {file} holds no sentence: write one per line, with {{}} for the class")
@@ -67,6 +70,7 @@ def templates_from(file: Path | None) -> tuple[str, ...]:
 
 def sentences(phrase: str, templates: Sequence[str]) -> list[str]:
     """Return the templates with the phrase of one class."""
+    # replace, not format: other braces in a sentence stay as they are.
     return [template.replace("{}", phrase) for template in templates]
 
 
@@ -89,6 +93,7 @@ def _from_file(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     lines = text_lines(file, "--classes")
     while lines and not lines[-1].strip():
         lines.pop()
+    # One file has one of the two forms; a mixture is a mistake in some line.
     tabbed = ["\t" in line for line in lines if line.strip()]
     if any(tabbed):
         if not all(tabbed):
@@ -96,6 +101,7 @@ def _from_file(file: Path, names: Sequence[str]) -> tuple[str, ...]:
                 f"--classes {file}: some lines have a tab and some have none: class<TAB>phrase on each, or on none"
             )
         return _by_class(file, [line for line in lines if line.strip()], names)
+    # Positions matter in this form: an empty line would shift all classes behind it.
     if blank := [number for number, line in enumerate(lines, start=1) if not line.strip()]:
         raise ConfigError(
             f"--classes {file}: line {blank[0]} is empty; line n is the n-th class, so that none may be left out"
@@ -117,6 +123,7 @@ def _by_class(file: Path, lines: Sequence[str], names: Sequence[str]) -> tuple[s
         name, phrase = (part.strip() for part in line.split("\t", 1))
         if not phrase:
             raise ConfigError(f"--classes {file}: class '{name}' has no phrase behind the tab")
+        # The same line twice is harmless.
         if phrase_of.setdefault(name, phrase) != phrase:
             raise ConfigError(f"--classes {file} calls class '{name}' both '{phrase_of[name]}' and '{phrase}'")
     if missing := [name for name in names if name not in phrase_of]:
@@ -133,6 +140,7 @@ def _refuse_misplaced(file: Path, phrases: Sequence[str], names: Sequence[str]) 
             f"--classes {file}: every line begins with its class, such as '{phrases[0]}', and the class would be part of the "
             "sentence: put a tab behind it"
         )
+    # Either spelling of a class: the folder's name, or the phrase for it.
     number_of = {
         form: number for number, name in enumerate(names) for form in (name.casefold(), _phrase(name).casefold())
     }

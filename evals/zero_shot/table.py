@@ -129,10 +129,12 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
     device = torch.device(pick_device(config.device))
     notes = list[str]()
     live = live_encoders(config.runs, config.models, config.weights, device=device)
+    # Empty without images and runs, which the config refuses.
     source = open_source(config.images or learned_from(live) or "")
     cached = _cached_clips(source.cache if isinstance(source, CacheImages) else None)
     refuse_namesakes(encoder.name for encoder in [*cached, *live])
     cached_names = [encoder.name for encoder in cached]
+    # The student has seen its training images with their CLIP features.
     images, held_out = held_out_of(image_set(source, teachers=cached_names, labelled=True), live)
     images = images.sampled(config.limit, config.seed)
     parsed = parse_models(config.models, config.weights)
@@ -140,6 +142,7 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
     students = [encoder for encoder in live[len(models) :] if isinstance(encoder, StudentEncoder)]
     teacher_names = [*cached_names, *(m.path_or_name for m, _ in parsed if m.family == "teacher")]
     teacher_names += [space for encoder in live if isinstance(encoder, StudentEncoder) for space in encoder.spaces[1:]]
+    # Names that no encoder has are refused there, so that a typing error shows.
     files = per_teacher(
         "--text-weights",
         config.text_weights,
@@ -147,10 +150,12 @@ def run_zero_shot(config: ZeroShotConfig, *, progress: Progress | None = None) -
         lambda text: Path(text).expanduser(),
         shared=False,
     )
+    # One tower per teacher, shared by the cached teacher, live models and heads.
     towers = _Towers(_recorded(source, live), files, notes)
     spaces = [_Space(encoder, OWN, tower) for encoder in cached if (tower := towers.of(encoder.name, required=False))]
     for (model, model_weights), encoder in models:
         spaces += _model_spaces(model, model_weights, encoder, towers, notes)
+    # A student reaches text only through the head that predicts a CLIP's summary.
     for student in students:
         spaces += _head_spaces(student, towers)
     if not spaces:
@@ -178,6 +183,7 @@ def _compare(
         for tower in {space.tower.content: space.tower for space in spaces}.values()
     }
     rows = _rows(spaces, images, classifiers, progress)
+    # After encoding: only then it is known which files could not be decoded.
     usable = images.usable()
     classes = len(np.unique(usable.labels))
     if num_shared := len(phrases) - len(set(phrases)):
@@ -213,6 +219,7 @@ def _recorded(source: ImageSource, live: Sequence[LiveEncoder]) -> dict[str, Tea
     """Return teacher name -> its spec, from the cache of the images and the caches that students learned from."""
     cache_urls = [encoder.config.cache for encoder in live if isinstance(encoder, StudentEncoder)]
     caches = [Cache(url) for url in dict.fromkeys(cache_urls) if is_cache(url)]
+    # Last, so that the cache of the images wins if two record the same name.
     caches += [source.cache] if isinstance(source, CacheImages) else []
     return {name: teacher.spec for cache in caches for name, teacher in cache.teachers.items()}
 
@@ -245,6 +252,7 @@ class _Towers:
             name: of the teacher.
             required: raise TeacherError if the weights are not available; otherwise return None and add a note.
         """
+        # A failure is stored as well, so that its note appears once.
         if name not in self._towers:
             try:
                 self._towers[name] = self._load(name)
@@ -260,6 +268,7 @@ class _Towers:
         spec = self._recorded.get(name)
         try:
             preset = find_teacher(name.partition("@")[0] if spec is None else recorded_name(spec))
+        # A cache may hold teachers of the user's own, which are no CLIPs as far as is known.
         except UnknownTeacherError:
             return None
         if preset.family != CLIP_FAMILY:
@@ -297,6 +306,7 @@ def _rows(
 ) -> list[ZeroShotRow]:
     """Return one row per space; every encoder runs once over the images."""
     rows: list[ZeroShotRow] = []
+    # dict.fromkeys keeps the order of the table, which a set would not.
     for encoder in dict.fromkeys(space.encoder for space in spaces):
         encoder_spaces = [space for space in spaces if space.encoder is encoder]
         ranked: dict[str, list[NDArray[np.int64]]] = {space.name: [] for space in encoder_spaces}
@@ -309,6 +319,7 @@ def _rows(
                 )
         if not positions:
             raise EvalError(f"{images.location}: none of its {len(images)} images could be read")
+        # Only of the images that could be read.
         labels = images.labels[np.concatenate(positions)]
         for space in encoder_spaces:
             result: Accuracy = accuracy(np.concatenate(ranked[space.name]), labels)

@@ -58,6 +58,7 @@ def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -
         weights: the file.
         tag: open_clip's name of the weights; "" for others.
     """
+    # OpenAI's weights need the approximate GELU, which the architecture's name does not include.
     quick_gelu = trained_with_quick_gelu(model, tag)
 
     def load(device: torch.device) -> Callable[[list[str]], Tensor]:
@@ -73,6 +74,7 @@ def teacher_text_tower(name: str, model: str, weights: Path, *, tag: str = "") -
         load_exactly(tower, state, teacher=f"{name}, text tower", path=weights)
         return _embedder(tower.to(device), _tokenizer(model, text.context_length), device)
 
+    # Part of the identity only where it differs, so that classifiers of earlier versions stay valid.
     of_model = trained_with_quick_gelu(model, "")
     content = f"{file_sha256(weights)} {model}{' other activation' if quick_gelu != of_model else ''}"
     return TextTower(description=f"text tower of {model}", content=content, load=load)
@@ -84,6 +86,7 @@ def open_clip_text_tower(model: str, weights: Weights) -> TextTower:
     net = load_open_clip(model, weights)
     name = model.rpartition("/")[0] if "/" in model else model
     digest = hashlib.sha256()
+    # Sorted, so that the hash does not depend on the order of modules.
     for key, value in sorted(_text_state(net.state_dict()).items()):
         digest.update(key.encode() + value.numpy().tobytes())
 
@@ -138,6 +141,7 @@ def _tokenizer(model: str, context_length: int | None) -> Any:
 
 def _text_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the text tower by its own names; some files prefix them with `text.`, others mix both towers."""
+    # Files of SigLIP and newer models prefix the tower; OpenAI's layout does not.
     if any(key.startswith("text.") for key in state):
         return {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
     image_keys = ("visual.", "logit_scale", "logit_bias", "attn_mask")
@@ -148,9 +152,11 @@ def _text_config(published: dict[str, Any], state: dict[str, Tensor], embed_dim:
     """Return the published configuration with the sizes of the file, and the width of the output."""
     field_names = {item.name for item in fields(CLIPTextCfg)}
     text = CLIPTextCfg(**{key: value for key, value in published.items() if key in field_names})
+    # The position embedding (tokens, c) states both sizes.
     length, width = (int(side) for side in state["positional_embedding"].shape)
     # The numbers of the residual blocks count the layers.
     layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
+    # A matrix (c, out) in CLIP; a linear layer, weight (out, c), in SigLIP.
     if "text_projection" in state:
         embed_dim = int(state["text_projection"].shape[1])
     elif "text_projection.weight" in state:
