@@ -26,7 +26,7 @@ def main() -> None:
     """Evaluate students beside their teachers."""
 
 
-for command in (
+COMMANDS = (
     knn,
     zero_shot,
     segment,
@@ -39,7 +39,9 @@ for command in (
     similarity,
     report,
     everything,
-):
+)
+
+for command in COMMANDS:
     # Students may be modules of the user's own: every command can load them.
     main.add_command(allow_module_option(command))
 
