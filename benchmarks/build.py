@@ -219,7 +219,7 @@ def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *,
                 one for row in rows[first : first + BATCH] for one in shown(cache, access, teacher.spec, (row, (0,)))
             ]
             for part in work.features(batch):
-                for one, image in zip(part.shown, part.spatial, strict=True):
+                for one, image in zip(part.views, part.spatial, strict=True):
                     kept = {"spatial": image.half().contiguous()}
                     if archive is None:
                         torch.save(kept, folder / f"{one.row}.pt")

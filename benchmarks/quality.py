@@ -39,6 +39,7 @@ from torch import Tensor
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
+from cache_builder.pipeline.events import ReportedEvents
 from cache_builder.teachers import TeacherOptions
 from cache_builder.workers.allocator import keep_freed_memory
 from radio_cache.codecs.calibrate import CodecRequest
@@ -112,7 +113,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def _build(images: list[Path], out: Path, teachers: dict[str, TeacherOptions]) -> None:
-    build_cache(BuildConfig(images=tuple(map(str, images)), out=out, teachers=teachers), say=print)
+    build_cache(BuildConfig(images=tuple(map(str, images)), out=out, teachers=teachers), ReportedEvents(print))
 
 
 @dataclass(frozen=True)

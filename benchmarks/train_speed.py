@@ -33,6 +33,7 @@ from live_teacher import LiveData, LiveTargets
 
 from cache_builder.build import build_cache
 from cache_builder.build_config import BuildConfig
+from cache_builder.pipeline.events import ReportedEvents
 from cache_builder.teachers import TeacherOptions
 from radio_cache.format.pixels import PixelStore
 from trainer.data.batch import TeacherCodes
@@ -59,7 +60,10 @@ def cache_of(args: argparse.Namespace) -> Path:
 def prepare(args: argparse.Namespace) -> None:
     teachers = {name: TeacherOptions() for name in TEACHERS}
     kept = PixelStore(side_px=args.store_pixels, format="jpeg", quality=90) if args.store_pixels else None
-    build_cache(BuildConfig(images=(str(args.images),), out=cache_of(args), teachers=teachers, pixels=kept), say=print)
+    build_cache(
+        BuildConfig(images=(str(args.images),), out=cache_of(args), teachers=teachers, pixels=kept),
+        ReportedEvents(print),
+    )
 
 
 class PixelsAlone(CropData):

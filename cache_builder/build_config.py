@@ -31,7 +31,7 @@ class BuildConfig:
     retry_unusable: look again at every image that could not be used, not only at those that could not be read.
     leave_out_unreadable: images that cannot be read are left out, however many.
     pixels: how the cache keeps the images themselves; None takes what a cache that is there does, and a new one keeps none.
-    log_json: a file that one JSON object a line is appended to, per shard and per teacher (`BuildLog`).
+    log_json: a file that one JSON object a line is appended to, per shard and per teacher (docs/build.md).
     """
 
     images: tuple[str, ...]

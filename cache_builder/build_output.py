@@ -14,8 +14,9 @@ from cache_builder.teachers import cache_group
 from cache_builder.teachers.preset import COMPILED
 from radio_cache import __version__
 from radio_cache.errors import NotACacheError, StaleCacheError
-from radio_cache.format.schema import CacheMeta, Container, TeacherSpec
+from radio_cache.format.schema import IMAGES_UNIT, CacheMeta, Container, TeacherSpec
 from radio_cache.reader import Cache, is_cache
+from radio_cache.receipts import shards_lacking_rows, unfinished_shards
 from radio_cache.writer import create_cache, grow_cache, refuse_remains
 
 OnMessage = Callable[[str], None]
@@ -79,7 +80,7 @@ def _places_of_moved(listing: Listing, cache: Cache) -> tuple[Container, ...] | 
     return now if begins_with(as_before, cache.index, meta) else None
 
 
-def create(config: BuildConfig, listing: Listing) -> Cache:
+def create_or_open(config: BuildConfig, listing: Listing) -> Cache:
     """A new cache of these images, or the one that another process made a moment ago."""
     meta = CacheMeta(
         num_images=len(listing.index.keys),
@@ -90,13 +91,13 @@ def create(config: BuildConfig, listing: Listing) -> Cache:
         max_pixels=config.max_pixels,
         pixels=config.pixels,
     )
-    with unless_another_was_faster(config.out):
+    with tolerate_concurrent_creation(config.out):
         create_cache(config.out, meta, listing.index)
     return open_cache(config, listing)
 
 
 @contextlib.contextmanager
-def unless_another_was_faster(out: str | Path) -> Generator[None]:
+def tolerate_concurrent_creation(out: str | Path) -> Generator[None]:
     """That the place is taken is no error if it holds a cache now: another build made it a moment ago."""
     try:
         yield
@@ -117,15 +118,31 @@ def with_recorded_loading(config: BuildConfig, cache: Cache | None) -> BuildConf
     return replace(config, teachers=teachers)
 
 
-def extend_cache(cache: Cache, listing: Listing, say: OnMessage) -> Cache:
-    """The cache itself, made longer if the listing goes on where it ends."""
+def extend_cache(cache: Cache, listing: Listing, on_message: OnMessage) -> Cache:
+    """Return the cache, with the images appended that the listing has beyond its end."""
     meta = cache.meta
     if not begins_with(listing, cache.index, meta):
         return cache
-    grown = replace(meta, num_images=len(listing.index), containers=listing.containers, class_names=listing.class_names)
-    grow_cache(cache.storage, grown, listing.index)
-    say(f"{cache.url}: {grown.num_images - meta.num_images} images are added to the {meta.num_images} that are there")
-    return Cache(cache.storage)
+    longer = replace(
+        meta, num_images=len(listing.index), containers=listing.containers, class_names=listing.class_names
+    )
+    grow_cache(cache.storage, longer, listing.index)
+    num_new = longer.num_images - meta.num_images
+    on_message(f"{cache.url}: {num_new} images are added to the {meta.num_images} that are there")
+    return cache.reopened()
+
+
+def missing_shards(cache: Cache, unit: str) -> list[int]:
+    """Return the shards of a unit that a build has to make.
+
+    These include shards of a teacher that lack an image which can be used by now.
+    """
+    meta, columns = cache.meta, cache.receipt_columns(unit)
+    missing = unfinished_shards(columns, meta.shard_rows, meta.num_shards)
+    if unit == IMAGES_UNIT or not len(columns.failed_rows):
+        return missing
+    lacking = shards_lacking_rows(columns, cache.receipt_columns(IMAGES_UNIT), meta.shard_images)
+    return sorted({*missing, *lacking})
 
 
 def check_same(cache: Cache, specs: Sequence[TeacherSpec]) -> None:

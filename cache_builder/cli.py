@@ -288,6 +288,7 @@ def build(
     """
     from cache_builder.build import build_cache
     from cache_builder.commands.build_options import build_config
+    from cache_builder.pipeline.events import ReportedEvents
     from cache_builder.workers.allocator import keep_freed_memory
     from cache_builder.workers.cluster import workplace
     from radio_cache.checks.fidelity_loss import drifts
@@ -305,7 +306,7 @@ def build(
         click.echo(
             f"building {out} with {', '.join(teachers)} on {_workers_name(place.worker_pool, config.device)}", err=True
         )
-        report = build_cache(config, say, place.worker_pool)
+        report = build_cache(config, ReportedEvents(say, log_json=config.log_json), place.worker_pool)
 
     console().print(_build_table(report))
     if report.unusable:

@@ -70,7 +70,7 @@ def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:
                 "the same images are"
             )
     cache.storage.write(DOCUMENT, [root_document(replace(cache.meta, containers=tuple(containers)))])
-    return Cache(cache.storage)
+    return cache.reopened()
 
 
 def are_same_but_for_path(then: Sequence[Container], now: Sequence[Container]) -> bool:

@@ -71,6 +71,10 @@ class Cache:
     def __reduce__(self) -> tuple[type["Cache"], tuple[Storage]]:
         return (Cache, (self.storage,))
 
+    def reopened(self) -> "Cache":
+        """Return the same cache as it is stored now. An open cache keeps the documents and receipts that it has read."""
+        return Cache(self.storage)
+
     @property
     def url(self) -> str:
         """Where the cache lies, as the user typed it."""

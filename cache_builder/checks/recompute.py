@@ -193,7 +193,7 @@ def _run(
         while batch := list(islice(seen, config.batch_images)):
             for part in work.features(batch):
                 now, summary = part.spatial.cpu().numpy(), None if part.summary is None else part.summary.cpu().numpy()
-                for number, one in enumerate(part.shown):
+                for number, one in enumerate(part.views):
                     view, on_image = views[one.row], one.valid_tokens(spec.geometry)
                     own, _ = token_errors(now[number][on_image], cached.maps([one.row], view=view)[0][on_image])
                     # An image so thin that no token's centre lies on it has no token to differ in.
@@ -202,7 +202,7 @@ def _run(
                     if summary is not None:
                         stored = cached.summaries([one.row], view=view)
                         summaries.append(token_errors(summary[number : number + 1], stored)[0])
-                line.advance(len(part.shown))
+                line.advance(len(part.views))
     recorded = cached.fidelity() or PERFECT  # the first caches recorded nothing, and lost nothing but half precision
     tokens = np.concatenate(cosines)
     return Recomputed(

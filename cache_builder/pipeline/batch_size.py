@@ -1,7 +1,7 @@
-"""`--batch-size auto`: how many images to show a teacher at once.
+"""The batch size of `--batch-size auto`: images in one forward pass.
 
-On a GPU it is measured: the batch doubles until it is no faster, does not fit any more, or fills a shard. On a CPU it is fixed:
-passes of one thread gain nothing from larger batches, and take more memory (docs/log.md).
+On a GPU it is measured: the batch doubles until it is no faster, does not fit, or fills a shard. On a CPU it is fixed, because
+passes of one thread gain nothing from larger batches and take more memory (docs/log.md).
 """
 
 import time
@@ -25,31 +25,36 @@ from radio_cache.prefetch.ordered import ahead
 CPU_BATCH = 4
 """Measured with EfficientNet-Lite0 (docs/log.md): larger batches are slower, and take more memory."""
 
-MOST_IMAGES = 1024
-_FASTER = 1.05
-"""Of images a second, to take a batch twice as large."""
+MAX_BATCH = 1024
+_MIN_GAIN = 1.05
+"""Gain in images per second below which a batch twice as large is not worth its memory."""
 
-_PASSES = 3
-"""Timed, of each stream."""
+_TIMED_PASSES = 3
+"""Timed passes of each stream."""
 
 
-def resolve_batch_size(config: BuildConfig, teacher: Teacher, say: OnMessage) -> BuildConfig:
-    """The config with a batch that suits the teacher, which is on its device, if it is to be found; else as it is."""
+def resolve_batch_size(config: BuildConfig, teacher: Teacher, on_message: OnMessage) -> BuildConfig:
+    """Return the configuration with a batch size measured for the teacher on its device, if it is to be measured."""
     if not config.auto_batch:
         return config
     device = torch.device(config.device)
     if device.type == "cpu":
         return replace(config, batch_images=CPU_BATCH, auto_batch=False)
-    most = min(MOST_IMAGES, config.shard_images * teacher.spec.views)
-    batch = fastest_batch(lambda images: images_per_s(teacher, device, images), most)
-    say(f"{teacher.spec.name}: batches of {batch} images")
+    max_images = min(MAX_BATCH, config.shard_images * teacher.spec.views)
+    batch = fastest_batch(lambda images: images_per_s(teacher, device, images), max_images)
+    on_message(f"{teacher.spec.name}: batches of {batch} images")
     return replace(config, batch_images=batch, auto_batch=False)
 
 
 def resolve_shared_batch_size(config: BuildConfig, *, begun: bool = False) -> BuildConfig:
-    """The config for several workers, which must cut the same batches. Raises ConfigError on a GPU, where each would measure.
+    """Return the configuration with one batch size for several workers, which must cut the same batches.
 
-    begun: every teacher is in the cache with a batch size of its own.
+    Args:
+        config: the configuration of the build.
+        begun: every teacher is in the cache with a batch size of its own.
+
+    Raises:
+        ConfigError: the batch size would be measured, on GPUs.
     """
     if not config.auto_batch or begun:
         return replace(config, auto_batch=False)
@@ -61,30 +66,32 @@ def resolve_shared_batch_size(config: BuildConfig, *, begun: bool = False) -> Bu
     return replace(config, batch_images=CPU_BATCH, auto_batch=False)
 
 
-def fastest_batch(rate: Callable[[int], float | None], most: int) -> int:
-    """The smallest power of two, or `most`, after which doubling brings less than 5 %.
+def fastest_batch(rate_of: Callable[[int], float | None], max_images: int) -> int:
+    """Return the smallest power of two, or `max_images`, after which doubling brings less than 5 %.
 
-    rate: images a second in batches of that size; None where they do not fit.
+    Args:
+        rate_of: batch size -> images per second; None if the batch does not fit into memory.
+        max_images: the largest batch to try.
     """
     best, best_rate = 1, 0.0
-    for images in _sizes(most):
-        here = rate(images)
-        if here is None or here < _FASTER * best_rate:
+    for images in _sizes(max_images):
+        rate = rate_of(images)
+        if rate is None or rate < _MIN_GAIN * best_rate:
             break
-        best, best_rate = images, here
+        best, best_rate = images, rate
     return best
 
 
-def _sizes(most: int) -> Iterable[int]:
+def _sizes(max_images: int) -> Iterable[int]:
     images = 1
-    while images < most:
+    while images < max_images:
         yield images
         images *= 2
-    yield most
+    yield max_images
 
 
 def images_per_s(teacher: Teacher, device: torch.device, images: int) -> float | None:
-    """Of forward passes as a build makes them, in batches of that size; None if they do not fit into memory."""
+    """Return images per second of forward passes as a build makes them, in batches of `images`; None if they do not fit."""
     spec = teacher.spec
     h, w = spec.geometry.input_hw
     pixels = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
@@ -93,17 +100,17 @@ def images_per_s(teacher: Teacher, device: torch.device, images: int) -> float |
     with device_streams(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
 
         def passes(count: int) -> list[list[MapBatch]]:
-            done = list(ahead(streams, work.features, [batch] * count, depth=num_streams + 1))
+            map_batches = list(ahead(streams, work.features, [batch] * count, depth=num_streams + 1))
             if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return done
+                torch.cuda.synchronize(device)  # kernels run on after the calls return
+            return map_batches
 
-        # The first ones load kernels and allocate.
+        # The first passes load kernels and allocate memory. A batch that came back in parts did not fit.
         if any(len(parts) > 1 for parts in passes(num_streams)):
             return None
-        count = _PASSES * num_streams
-        started = time.perf_counter()
+        count = _TIMED_PASSES * num_streams
+        started_s = time.perf_counter()
         for _ in range(count // num_streams):
             if any(len(parts) > 1 for parts in passes(num_streams)):
                 return None
-        return count * images / (time.perf_counter() - started)
+        return count * images / (time.perf_counter() - started_s)

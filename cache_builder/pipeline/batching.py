@@ -1,69 +1,50 @@
-"""Between decoding and the teacher: the images of a shard as they come, cut into batches."""
+"""Batches: the decoded images of a shard, cut into the batches that a teacher is called with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.scan import ScanResult
 from cache_builder.pipeline.timing import StageSeconds, Stopwatch
-from cache_builder.pipeline.views import TeacherView, ViewRequest, scan_and_load_views, shown
-from radio_cache.format.schema import TeacherSpec
+from cache_builder.pipeline.views import LoadedViews, TeacherView
 from radio_cache.geometry.views import View
-from radio_cache.reader import Cache
-
-Decoded = tuple[list[TeacherView], ScanResult | None]
-"""What a teacher is shown of one image, nothing if it cannot be used; and what was found, if this was a first look."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a teacher is shown at once. last: of its shard; that one is empty where a shard has no image that can be used."""
+    """Views for one call of a teacher. The last batch of a shard is empty if the shard has no usable image."""
 
-    shown: list[TeacherView]
-    last: bool
+    views: list[TeacherView]
+    is_last: bool
 
 
 @dataclass
 class ShardImages:
-    """What was decoded of one shard so far: rows that can be used, their views in turn, and what first looks found."""
+    """Decoded images of one shard so far: usable rows, their views in turn, and results of scanning on the way."""
 
     rows: list[int] = field(default_factory=list[int])
     views: list[View] = field(default_factory=list[View])
-    looks: list[ScanResult] = field(default_factory=list[ScanResult])
+    scan_results: list[ScanResult] = field(default_factory=list[ScanResult])
 
-    def add(self, decoded: Decoded) -> list[TeacherView]:
-        """Note one more image, in row order; returns what the teacher is shown of it."""
-        views, look = decoded
-        if look is not None:
-            self.looks.append(look)
+    def add(self, loaded: LoadedViews) -> list[TeacherView]:
+        """Add one more image, in row order, and return its views."""
+        views, scan_result = loaded
+        if scan_result is not None:
+            self.scan_results.append(scan_result)
         if views:
             self.rows.append(views[0].row)
-            self.views += [one.view for one in views]
+            self.views += [teacher_view.view for teacher_view in views]
         return views
 
     def batches(
-        self, decoded: Iterator[Decoded], count: int, batch_images: int, stages: StageSeconds
+        self, loaded: Iterator[LoadedViews], count: int, batch_images: int, stages: StageSeconds
     ) -> Iterator[Batch]:
-        """The next `count` images, which are this shard's, in batches."""
-        waiting: list[TeacherView] = []
+        """Yield the next `count` images of `loaded`, which are this shard's, in batches of `batch_images` views."""
+        pending: list[TeacherView] = []
         for _ in range(count):
             with Stopwatch(stages, "wait_decode"):
-                waiting += self.add(next(decoded))
-            while len(waiting) > batch_images:
-                yield Batch(waiting[:batch_images], last=False)
-                waiting = waiting[batch_images:]
-        yield Batch(waiting, last=True)
-
-
-def decoding(
-    cache: Cache, access: ImageAccess, spec: TeacherSpec, unseen: set[int], stages: StageSeconds
-) -> Callable[[ViewRequest], Decoded]:
-    """Reads, decodes and resizes the image of a job. unseen: shards that were not scanned, whose images are looked at first."""
-
-    def decoded(job: ViewRequest) -> Decoded:
-        with Stopwatch(stages, "decode"):
-            if job[0] // cache.meta.shard_images in unseen:
-                return scan_and_load_views(access, spec, job)
-            return shown(cache, access, spec, job), None
-
-    return decoded
+                pending += self.add(next(loaded))
+            # A full batch waits until another view follows it: the last one has to be known as the last.
+            while len(pending) > batch_images:
+                yield Batch(pending[:batch_images], is_last=False)
+                pending = pending[batch_images:]
+        yield Batch(pending, is_last=True)

@@ -1,12 +1,13 @@
-"""Before a teacher's first shard: its codec, calibrated on a seeded random sample of the images.
+"""Choice of a new teacher's codec, calibrated on a seeded random sample of the images before its first shard.
 
-The sample, the order of the sums and everything after them are fixed, so a build that is killed here and started again
-comes to the same codec; and whatever is written first is what every later run uses.
+The sample, the order of the sums and everything after them are fixed. A build that is killed here and started again therefore
+comes to the same codec, and every later run uses the codec that is recorded first.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,60 +21,59 @@ from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import TeacherSpec
 from radio_cache.statistics.moments import Moments
 
-TokensOf = Callable[[list[int]], Iterable[NDArray[np.float32]]]
-"""Rows -> for each row in order its tokens (n, c) that show the image."""
-
 _SEED = 0
 _TOKENS_PER_CHANNEL = 16
-"""Calibration tokens per channel; a covariance of c channels needs some multiple of c tokens."""
+"""Calibration tokens per channel: a covariance of c channels needs some multiple of c tokens."""
 
-_FEWEST_PER_CHANNEL = 6
-_FEWEST_IMAGES = 64
-_MOST_IMAGES = 512
-_HELD_OUT = 0.2
-_KEPT_TOKENS = 32_768
-"""Tokens kept in memory for choosing widths and steps; the moments see all of them."""
+_MIN_TOKENS_PER_CHANNEL = 6
+_MIN_IMAGES = 64
+_MAX_IMAGES = 512
+_HELD_OUT_SHARE = 0.2
+_SAMPLED_TOKENS = 32_768
+"""Tokens kept in memory to choose widths and steps with. The moments include all tokens."""
 
 
 @dataclass(frozen=True)
 class ChosenCodec:
-    """A codec, its record in the teacher's spec, and a sentence for the user."""
+    """A codec, its record in the teacher's spec, and a sentence for the user, which may be empty."""
 
     codec: Codec
     recorded: CodecRecord
     note: str
 
 
-def choose_codec(spec: TeacherSpec, sample: Sequence[int], tokens_of: TokensOf) -> ChosenCodec:
-    """The codec for a teacher that is not in the cache yet.
+def resolve_codec_request(spec: TeacherSpec, num_images: int) -> tuple[CodecRequest, str]:
+    """Return the request to follow for a teacher that is not in the cache yet, and a note for the user.
 
-    sample: the first `images_wanted` usable rows of `sample_rows`; all of them, where there are fewer.
-    Without a request it is klt, packed, at fidelity 0.99; or half, where there are too few images to calibrate on.
-    Raises CodecError if klt was asked for and there are too few images, or the fidelity is out of reach.
+    Without a request it is klt, packed, at fidelity 0.99, or half if there are too few images to calibrate on.
+
+    Args:
+        spec: the teacher's spec, with the codec that was requested, if any.
+        num_images: usable images of the sample.
+
+    Raises:
+        CodecError: a codec that needs more images was requested.
     """
-    fewest = fewest_images(spec)
+    min_images = min_calibration_images(spec)
     request = _request(spec)
-    if request.codec_class.needs == "covariance" and len(sample) < fewest:
-        if spec.codec.request is None:
-            half = CodecRequest(name="half")
-            note = f"{too_few_images(len(sample))} to calibrate the codec klt (it wants {fewest}): keeping float16"
-            return ChosenCodec(*_without_sample(half), note)
-        raise CodecError(
-            f"{too_few_images(len(sample))} to calibrate {request.name} for {spec.spatial_dim} channels: take at least "
-            f"{fewest}, or --codec int8 or half"
-        )
-    if not request.needs_calibration:
-        return ChosenCodec(*_without_sample(request), "")
-    return calibrate_on_sample(request, list(sample), tokens_of)
+    if request.codec_class.needs != "covariance" or num_images >= min_images:
+        return request, ""
+    if spec.codec.request is None:
+        note = f"{too_few_images(num_images)} to calibrate the codec klt (it wants {min_images}): keeping float16"
+        return CodecRequest(name="half"), note
+    raise CodecError(
+        f"{too_few_images(num_images)} to calibrate {request.name} for {spec.spatial_dim} channels: take at least "
+        f"{min_images}, or --codec int8 or half"
+    )
 
 
 def too_few_images(count: int) -> str:
-    """The beginning of a sentence about images."""
+    """Return the beginning of a sentence about too few images."""
     return "1 image is too few" if count == 1 else f"{count} images are too few"
 
 
-def images_wanted(spec: TeacherSpec) -> int:
-    """How many usable images a codec is chosen by: 0 if it needs none."""
+def num_images_wanted(spec: TeacherSpec) -> int:
+    """Return the number of usable images that a teacher's codec is chosen by, 0 if it needs none."""
     return sample_size(spec) if _request(spec).needs_calibration else 0
 
 
@@ -81,20 +81,20 @@ def _request(spec: TeacherSpec) -> CodecRequest:
     return spec.codec.requested() or CodecRequest()
 
 
-def fewest_images(spec: TeacherSpec) -> int:
-    """How many usable images a build wants before it calibrates a codec."""
-    return max(_FEWEST_IMAGES, _images_for(spec, _FEWEST_PER_CHANNEL))
+def min_calibration_images(spec: TeacherSpec) -> int:
+    """Return the number of usable images below which a build does not calibrate a codec."""
+    return max(_MIN_IMAGES, _images_for(spec, _MIN_TOKENS_PER_CHANNEL))
 
 
 def sample_size(spec: TeacherSpec) -> int:
-    """How many images a teacher's codec is calibrated on, where there are as many."""
-    fewest = fewest_images(spec)
-    return min(max(fewest, _images_for(spec, _TOKENS_PER_CHANNEL)), max(_MOST_IMAGES, fewest))
+    """Return the number of images that a teacher's codec is calibrated on, if there are as many."""
+    min_images = min_calibration_images(spec)
+    return min(max(min_images, _images_for(spec, _TOKENS_PER_CHANNEL)), max(_MAX_IMAGES, min_images))
 
 
 def enough_tokens(spec: TeacherSpec, images: int) -> bool:
-    """Return whether so many images give a covariance that is worth its name."""
-    return images >= max(2, _images_for(spec, _FEWEST_PER_CHANNEL))
+    """Return whether a covariance over this number of images is reliable."""
+    return images >= max(2, _images_for(spec, _MIN_TOKENS_PER_CHANNEL))
 
 
 def _images_for(spec: TeacherSpec, tokens_per_channel: int) -> int:
@@ -102,46 +102,92 @@ def _images_for(spec: TeacherSpec, tokens_per_channel: int) -> int:
 
 
 def sample_rows(rows: NDArray[np.int64], count: int, name: str) -> list[int]:
-    """A seeded sample of `count` of these rows, in random order; another one for every teacher."""
+    """Return a seeded sample of `count` of these rows, in random order, which differs from teacher to teacher."""
     rng = np.random.default_rng((_SEED, zlib.crc32(name.encode())))
     return [int(row) for row in rng.permutation(rows)[:count]]
 
 
-def _without_sample(request: CodecRequest) -> tuple[Codec, CodecRecord]:
-    nothing = np.zeros((0, 1), np.float32)
-    codec = calibrate(request, Moments.of(nothing), nothing, nothing).codec
-    return codec, CodecRecord(parameters=codec.to_json())
+def codec_without_calibration(request: CodecRequest, note: str = "") -> ChosenCodec:
+    """Return the codec of a request that needs no sample."""
+    no_tokens = np.zeros((0, 1), np.float32)
+    codec = calibrate(request, Moments.of(no_tokens), no_tokens, no_tokens).codec
+    return ChosenCodec(codec, CodecRecord(parameters=codec.to_json()), note)
 
 
-def calibrate_on_sample(request: CodecRequest, rows: list[int], tokens_of: TokensOf) -> ChosenCodec:
-    """A codec calibrated on the later four fifths of these images, and measured on the first fifth. Raises CodecError,
-    UnstorableFeaturesError for an image whose features are not finite."""
-    # How many threads BLAS takes changes the last bits of a covariance and its eigenvectors, and with them every code.
-    libraries = ThreadpoolController()
-    held_out_images = max(1, round(_HELD_OUT * len(rows)))
-    kept_of_each = max(1, _KEPT_TOKENS // len(rows))
-    moments: Moments | None = None
-    kept: list[NDArray[np.float32]] = []
-    for number, tokens in enumerate(tokens_of(rows)):
+@final
+class Calibration:
+    """A codec in the making: add the tokens of each image of the sample in order, then call `finish`.
+
+    The codec is calibrated on the later four fifths of the images, and its fidelity is measured on the first fifth.
+
+    Args:
+        request: the codec that is wanted.
+        rows: rows of the sample, in the order in which their tokens are added.
+    """
+
+    def __init__(self, request: CodecRequest, rows: Sequence[int]) -> None:
+        self._request, self._rows = request, rows
+        self._num_held_out = max(1, round(_HELD_OUT_SHARE * len(rows)))
+        self._tokens_per_image = max(1, _SAMPLED_TOKENS // len(rows))
+        self._moments: Moments | None = None
+        self._sampled_tokens: list[NDArray[np.float32]] = []
+        # The number of threads of BLAS changes the last bits of a covariance and its eigenvectors, and with them every code.
+        self._libraries = ThreadpoolController()
+
+    def add(self, tokens: NDArray[np.float32]) -> None:
+        """Add the tokens (n, c) of the next image, those that show it.
+
+        Raises:
+            UnstorableFeaturesError: a feature is not finite, or too large.
+        """
+        number = len(self._sampled_tokens)
         magnitude = float(np.abs(tokens).max(initial=0))
-        if not magnitude <= LARGEST_FEATURE:
-            raise UnstorableFeaturesError(rows[number], str(not_finite(magnitude)))
-        if number >= held_out_images:
-            with libraries.limit(limits=1, user_api="blas"):
-                own = Moments.of(tokens)
-            moments = own if moments is None else moments.merge(own)
-        rng = np.random.default_rng((_SEED, number))
-        kept.append(tokens if len(tokens) <= kept_of_each else tokens[rng.permutation(len(tokens))[:kept_of_each]])
-    if moments is None:
-        raise CodecError(f"{len(rows)} image is too few to calibrate the codec {request.name}: take --codec half")
-    held_out, seen = np.concatenate(kept[:held_out_images]), np.concatenate(kept[held_out_images:])
-    with libraries.limit(limits=1, user_api="blas"):
-        found = calibrate(request, moments, seen, held_out)
-    record = {"images": len(rows), "tokens": moments.count, "seed": _SEED, **found.fidelity.to_json()}
-    label = request.label.replace("/", ", ")
-    note = (
-        f"codec {label}: mean cosine {found.fidelity.cosine:.4f} (worst percentile {found.fidelity.cosine_worst:.4f}) on "
-        f"{held_out_images} held-out images, calibrated on {len(rows) - held_out_images}"
-    )
-    codec_record = CodecRecord(parameters=found.codec.to_json(), request=request.to_json(), calibration=record)
-    return ChosenCodec(found.codec, codec_record, note)
+        if not magnitude <= LARGEST_FEATURE:  # true for NaN, too
+            raise UnstorableFeaturesError(self._rows[number], str(not_finite(magnitude)))
+        if number >= self._num_held_out:
+            with self._libraries.limit(limits=1, user_api="blas"):
+                image_moments = Moments.of(tokens)
+            self._moments = image_moments if self._moments is None else self._moments.merge(image_moments)
+        if len(tokens) > self._tokens_per_image:
+            rng = np.random.default_rng((_SEED, number))
+            tokens = tokens[rng.permutation(len(tokens))[: self._tokens_per_image]]
+        self._sampled_tokens.append(tokens)
+
+    def finish(self) -> ChosenCodec:
+        """Return the calibrated codec. Raise CodecError if there are too few images or the fidelity is out of reach."""
+        num_images, num_held_out = len(self._rows), self._num_held_out
+        if self._moments is None:
+            raise CodecError(
+                f"{num_images} image is too few to calibrate the codec {self._request.name}: take --codec half"
+            )
+        held_out = np.concatenate(self._sampled_tokens[:num_held_out])
+        calibrated_on = np.concatenate(self._sampled_tokens[num_held_out:])
+        with self._libraries.limit(limits=1, user_api="blas"):
+            calibrated = calibrate(self._request, self._moments, calibrated_on, held_out)
+        fidelity = calibrated.fidelity
+        label = self._request.label.replace("/", ", ")
+        note = (
+            f"codec {label}: mean cosine {fidelity.cosine:.4f} (worst percentile {fidelity.cosine_worst:.4f}) on "
+            f"{num_held_out} held-out images, calibrated on {num_images - num_held_out}"
+        )
+        record = CodecRecord(
+            parameters=calibrated.codec.to_json(),
+            request=self._request.to_json(),
+            calibration={
+                "images": num_images,
+                "tokens": self._moments.count,
+                "seed": _SEED,
+                **fidelity.to_json(),
+            },
+        )
+        return ChosenCodec(calibrated.codec, record, note)
+
+
+def calibrate_on_sample(
+    request: CodecRequest, rows: Sequence[int], tokens_by_image: Iterable[NDArray[np.float32]]
+) -> ChosenCodec:
+    """Return a codec calibrated on the tokens (n, c) of each row in order. Raise as `Calibration` does."""
+    calibration = Calibration(request, rows)
+    for tokens in tokens_by_image:
+        calibration.add(tokens)
+    return calibration.finish()

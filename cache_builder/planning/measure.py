@@ -133,7 +133,7 @@ def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, flo
             f"none of {cache.num_images} images of the probe can be used: {cache.index.key(first.row)}: {first.reason}"
         )
     pixel_bytes = sum(file.num_bytes for file in receipt.files if file.path.startswith(PIXELS)) / cache.num_images
-    return Cache(cache.storage), seconds, pixel_bytes
+    return cache.reopened(), seconds, pixel_bytes
 
 
 def probe_teacher(
@@ -236,7 +236,7 @@ def _measured(
             return None, CodecCost(request=request, bytes_per_image=None, why=why)
     try:
         chosen = calibrate_on_sample(
-            request, list(range(len(maps))), lambda rows: (maps[row][shown[row]] for row in rows)
+            request, range(len(maps)), (image[is_shown] for image, is_shown in zip(maps, shown, strict=True))
         )
     except CodecError as exc:
         return None, CodecCost(request=request, bytes_per_image=None, why=str(exc))

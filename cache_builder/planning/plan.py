@@ -25,11 +25,10 @@ from typing import Any
 import torch
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import OnMessage, check_same, open_cache, with_recorded_loading
+from cache_builder.build_output import OnMessage, check_same, missing_shards, open_cache, with_recorded_loading
 from cache_builder.computed_with import with_recorded_batch
 from cache_builder.pipeline.batch_size import resolve_batch_size
-from cache_builder.pipeline.calibrate import fewest_images, sample_size
-from cache_builder.pipeline.passes import missing_shards
+from cache_builder.pipeline.calibrate import min_calibration_images, sample_size
 from cache_builder.planning.measure import CodecCost, TeacherProbe, probe_cache, probe_teacher, time_scan
 from cache_builder.sources import list_for
 from cache_builder.teachers import TeacherOptions, find_teacher, find_weights, load_teacher_file
@@ -284,7 +283,7 @@ def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache:
         return request
     if there:
         return CodecRequest(name=codec.parameters["name"])
-    return CodecRequest() if num_images >= fewest_images(spec) else CodecRequest(name="half")
+    return CodecRequest() if num_images >= min_calibration_images(spec) else CodecRequest(name="half")
 
 
 def teacher_plan(

@@ -10,26 +10,33 @@ import itertools
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 from cache_builder.build_config import BuildConfig
-from cache_builder.build_output import OnMessage
+from cache_builder.build_output import OnMessage, missing_shards
 from cache_builder.computed_with import recorded_batch
+from cache_builder.pipeline.events import BuildEvents
 from cache_builder.pipeline.image_access import ImageAccess, known_witnesses
-from cache_builder.pipeline.log import BuildLog, UnitLog
-from cache_builder.pipeline.passes import TeacherResult, missing_shards, report_unusable_images, told_if_stopped
+from cache_builder.pipeline.passes import TeacherResult, report_unusable_images
 from cache_builder.pipeline.timing import StageSeconds
 from cache_builder.workers.heartbeats import HUNG_S, NOTICED_S, Heartbeats
 from cache_builder.workers.task_queue import AbandonedTask, TaskQueue
-from cache_builder.workers.worker import JOIN, ShardTask, TaskReport, WorkerFacts, do_task, worker_facts
+from cache_builder.workers.worker import (
+    BuildTask,
+    CalibrationTask,
+    ShardTask,
+    TaskReport,
+    WorkerFacts,
+    do_task,
+    worker_facts,
+)
 from radio_cache.errors import BlindWorkerError, ClusterError
 from radio_cache.format.schema import IMAGES_UNIT, unit_group
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, read_receipt
 from radio_cache.storage.base import absolute_place
-from radio_cache.terminal.output import ProgressLine
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -50,10 +57,10 @@ _COMPACT_EVERY = (
     4096  # finished shards: a large build that is started again lists a few logs, not a file for every shard
 )
 
-Done = Callable[[ShardTask | None, TaskReport], object]
-"""Told each task that is done and what came of it; now and then None, so that a progress line is alive."""
+OnCompleted = Callable[[BuildTask | None, TaskReport], object]
+"""Receives each completed task with its report, and now and then None, so that a progress line stays alive."""
 
-_NOTHING = TaskReport()
+_EMPTY_REPORT = TaskReport()
 
 
 @final
@@ -104,123 +111,141 @@ class WorkerPool:
         """Let go of the scheduler; workers finish what they are at."""
         _close(self._client)
 
-    def build(self, cache: Cache, config: BuildConfig, say: OnMessage, log: BuildLog) -> list[TeacherResult]:
-        """Everything of a build but making the cache: a look at all images, then teacher after teacher.
+    def build(self, cache: Cache, config: BuildConfig, events: BuildEvents) -> list[TeacherResult]:
+        """Scan all images of a cache and make all teachers' shards, teacher after teacher.
 
-        Raises ClusterError, listing the shards that could not be made, after all others are done.
+        Raises:
+            ClusterError: some tasks could not be done. It is raised after all others are done, and lists them.
         """
         config = replace(config, out=absolute_place(config.out))
         access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
-        task = ShardTask(
-            build=uuid.uuid4().hex, config=config, unit=IMAGES_UNIT, shard=0, witnesses=known_witnesses(cache, access)
-        )
-        scan = UnitLog(log, IMAGES_UNIT)
-        _refuse_failed(cache, self._all_shards("checking images", cache, task, scan))
-        if scan.images or scan.failures:
-            scan.end("scan")
-        cache = Cache(cache.storage)
-        report_unusable_images(cache, say)
+        build_id, witnesses = uuid.uuid4().hex, known_witnesses(cache, access)
+        todo = missing_shards(cache, IMAGES_UNIT)
+        if todo:
+            with events.shard_pass(cache, IMAGES_UNIT, todo, title="checking images"):
+                task = ShardTask(build=build_id, config=config, unit=IMAGES_UNIT, shard=0, witnesses=witnesses)
+                _refuse_abandoned(cache, self._do_shards(cache, task, todo, events))
+        cache = cache.reopened()
+        report_unusable_images(cache, events)
         results: list[TeacherResult] = []
-        failed: list[AbandonedTask] = []
+        abandoned: list[AbandonedTask] = []
         for name in config.groups:
-            started = time.perf_counter()
-            task = replace(task, unit=name)
+            started_s = time.perf_counter()
             if name not in cache.teachers:
-                say(f"{name}: calibrating on one worker")
-                join = replace(task, shard=JOIN)
-                _refuse_failed(cache, self._run([join], lambda _, report: [say(note) for note in report.notes]))
-                cache = Cache(cache.storage)
+                events.message(f"{name}: calibrating on one worker")
+                calibration = CalibrationTask(build=build_id, config=config, unit=name, witnesses=witnesses)
+
+                def report_notes(_: BuildTask | None, report: TaskReport) -> None:
+                    for note in report.notes:
+                        events.message(note)
+
+                _refuse_abandoned(cache, self._do([calibration], report_notes))
+                cache = cache.reopened()
                 if (batch := recorded_batch(cache, name)) not in (None, config.batch):
-                    say(f"{name}: batches of {batch} images, as another build has just begun it with")
+                    events.message(f"{name}: batches of {batch} images, as another build has just begun it with")
             before = len(cache.usable_rows([name]))
-            stages = StageSeconds()
-            unit = UnitLog(log, name, stages)
-            with cache.storage.locked(unit_group(name), shared=True):
-                failed += self._all_shards(name, cache, task, unit, stages)
-            compact_receipts(cache.storage, name)
-            unit.end("teacher")
-            cache = Cache(cache.storage)
-            made = len(cache.usable_rows([name])) - before
-            results.append(TeacherResult(name, made, before, time.perf_counter() - started, stages))
+            stages, todo = StageSeconds(), missing_shards(cache, name)
+            with (
+                cache.storage.locked(unit_group(name), shared=True),
+                events.shard_pass(cache, name, todo, stages=stages),
+            ):
+                task = ShardTask(build=build_id, config=config, unit=name, shard=0, witnesses=witnesses)
+                abandoned += self._do_shards(cache, task, todo, events, stages)
+                compact_receipts(cache.storage, name)
+            cache = cache.reopened()
+            images = len(cache.usable_rows([name])) - before
+            results.append(TeacherResult(name, images, before, time.perf_counter() - started_s, stages))
         cache.storage.remove_leftovers()  # of workers on this machine that were killed while they wrote
-        _refuse_failed(cache, failed)
+        _refuse_abandoned(cache, abandoned)
         return results
 
-    def _all_shards(
-        self, title: str, cache: Cache, task: ShardTask, unit: UnitLog, stages: StageSeconds | None = None
+    def _do_shards(
+        self,
+        cache: Cache,
+        task: ShardTask,
+        shards: list[int],
+        events: BuildEvents,
+        stages: StageSeconds | None = None,
     ) -> list[AbandonedTask]:
-        """Make what is missing of a unit; returns what was given up, and why. stages: what workers spent is added there."""
-        todo = missing_shards(cache, task.unit)
-        if not todo:
-            return []
-        rows = {shard: len(cache.meta.shard_rows(shard)) for shard in todo}
-        landed = itertools.count(1)
-        with (
-            ProgressLine(title, cache.num_images, done=cache.num_images - sum(rows.values())) as line,
-            told_if_stopped(unit, cache, task.unit, self._say),
-        ):
+        """Make shards of a unit and return the tasks that were abandoned.
 
-            def advance(done: ShardTask | None, report: TaskReport) -> None:
-                workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
-                workers += f", {len(self._silent)} of them silent" if self._silent else ""
-                if stages is not None:
-                    stages.add(report.stage_seconds)
-                if done and (receipt := read_receipt(cache.storage, done.unit, done.shard)) is not None:
-                    unit.shard(receipt)
-                    if next(landed) % _COMPACT_EVERY == 0:
-                        compact_receipts(cache.storage, done.unit, from_files=1)
-                told = (stages.bottleneck() if stages else "", workers, unit.note)
-                line.advance(rows[done.shard] if done else 0, ", ".join(filter(None, told)))
+        Args:
+            cache: the cache.
+            task: a task of the unit, for any shard.
+            shards: the shards to make.
+            events: receives each shard that is on disk, and progress.
+            stages: the workers' seconds are added to it.
+        """
+        num_completed = itertools.count(1)
+        on_shard = events.scanned if task.unit == IMAGES_UNIT else events.committed
 
-            return self._run([replace(task, shard=shard) for shard in todo], advance)
+        def advance(completed: BuildTask | None, report: TaskReport) -> None:
+            workers = f"{self._num_workers} worker{'s' if self._num_workers != 1 else ''}"
+            workers += f", {len(self._silent)} of them silent" if self._silent else ""
+            if stages is not None:
+                stages.add(report.stage_seconds)
+            num_images = 0
+            if isinstance(completed, ShardTask):
+                num_images = len(cache.meta.shard_rows(completed.shard))
+                if (receipt := read_receipt(cache.storage, completed.unit, completed.shard)) is not None:
+                    on_shard(receipt)
+                    if next(num_completed) % _COMPACT_EVERY == 0:
+                        compact_receipts(cache.storage, completed.unit, from_files=1)
+            events.progress(num_images, workers)
 
-    def _run(self, tasks: list[ShardTask], tell: Done) -> list[AbandonedTask]:
-        """Do all tasks; returns those that were given up, and why. Raises what another worker would not cure."""
-        book = TaskQueue.of(tasks)
-        flying: dict[Future[TaskReport], ShardTask] = {}
+        return self._do([replace(task, shard=shard) for shard in shards], advance)
+
+    def _do(self, tasks: Sequence[BuildTask], on_completed: OnCompleted) -> list[AbandonedTask]:
+        """Do all tasks and return those that were abandoned. Raise errors that another worker would raise, too."""
+        queue = TaskQueue.of(tasks)
+        in_flight: dict[Future[TaskReport], BuildTask] = {}
         try:
-            while flying or not book.is_empty:
+            while in_flight or not queue.is_empty:
                 try:
-                    self._round(book, flying, tell)
+                    self._exchange(queue, in_flight, on_completed)
                 except (OSError, TimeoutError) as exc:  # distributed's CommClosedError is one, too
-                    book.put_back(flying.values())
-                    flying.clear()
+                    queue.put_back(in_flight.values())
+                    in_flight.clear()
                     self._reconnect(exc)
         finally:
-            for future in flying:
+            for future in in_flight:
                 with contextlib.suppress(Exception):
                     future.cancel()
-        return book.abandoned
+        return queue.abandoned
 
-    def _round(self, book: TaskQueue, flying: "dict[Future[TaskReport], ShardTask]", tell: Done) -> None:
-        """Hand out what there is room for, and take in what has landed."""
+    def _exchange(
+        self, queue: TaskQueue, in_flight: "dict[Future[TaskReport], BuildTask]", on_completed: OnCompleted
+    ) -> None:
+        """Hand out tasks as far as there is room, and take in those that are completed."""
         self._count_workers()
-        was_alone = len(flying) == 1
-        room = book.room(flying=len(flying), workers=self._num_workers)
-        for task in book.take(flying=len(flying), room=room):
-            key = f"radio-cache-{task.unit}-{task.shard}-{uuid.uuid4().hex}"
+        was_alone = len(in_flight) == 1
+        room = queue.room(in_flight=len(in_flight), workers=self._num_workers)
+        for task in queue.take(in_flight=len(in_flight), room=room):
+            key = f"radio-cache-{task.key}-{uuid.uuid4().hex}"
             # Loosely: workers that see the images may be gone by then, and those that come later are not known yet.
-            where: dict[str, Any] = {"workers": self._seeing(), "allow_other_workers": True} if self._blind else {}
-            flying[self._client.submit(do_task, task, key=key, pure=False, **where)] = task
-        landed = [future for future in flying if future.status != "pending"]
-        for future in landed:
-            task = flying.pop(future)
+            where: dict[str, Any] = (
+                {"workers": self._seeing_workers(), "allow_other_workers": True} if self._blind else {}
+            )
+            in_flight[self._client.submit(do_task, task, key=key, pure=False, **where)] = task
+        completed = [future for future in in_flight if future.status != "pending"]
+        for future in completed:
+            task = in_flight.pop(future)
             if future.status == "finished":
-                tell(task, _report(future))
+                on_completed(task, _report(future))
             elif future.status == "error" and isinstance(error := future.exception(), BlindWorkerError):
                 self._note_blind(error)
-                book.put_back([task])
+                queue.put_back([task])
             elif future.status == "error":
-                _note_error(book, task, future, was_alone=was_alone)
+                _record_error(queue, task, future, was_alone=was_alone)
             else:
-                book.put_back([task])  # the scheduler has forgotten it
+                queue.put_back([task])  # the scheduler has forgotten it
         if self._client.status != "running":
             raise OSError("the connection broke")
-        if not landed:
-            tell(None, _NOTHING)
+        if not completed:
+            on_completed(None, _EMPTY_REPORT)
             time.sleep(_POLL_S)
 
-    def _seeing(self) -> list[str]:
+    def _seeing_workers(self) -> list[str]:
         """Addresses of the workers that are not known to be blind."""
         there = cast(dict[str, int], self._client.nthreads())
         return [address for address in there if address not in self._blind]
@@ -233,7 +258,7 @@ class WorkerPool:
         if error.worker not in self._blind:
             self._blind.add(error.worker)
             self._say(f"{error}; others do its work")
-        if not self._seeing():
+        if not self._seeing_workers():
             raise error
 
     def _count_workers(self) -> None:
@@ -370,35 +395,37 @@ def _report(future: "Future[TaskReport]") -> TaskReport:
     try:
         return future.result(timeout=_REPORT_S)
     except Exception:  # whatever Dask makes of it; a scheduler that is lost is noticed right after
-        return _NOTHING
+        return _EMPTY_REPORT
 
 
-def _note_error(book: TaskQueue, task: ShardTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
+def _record_error(queue: TaskQueue, task: BuildTask, future: "Future[TaskReport]", *, was_alone: bool) -> None:
     from distributed import KilledWorker
 
     error = cast(BaseException | None, future.exception())
     if isinstance(error, KilledWorker):
-        book.died(task, error.allowed_failures + 1, was_alone=was_alone)
+        queue.record_worker_deaths(task, error.allowed_failures + 1, was_alone=was_alone)
     elif error is not None:
-        book.failed(task, error)
+        queue.record_failure(task, error)
 
 
-def _refuse_failed(cache: Cache, failed: list[AbandonedTask]) -> None:
-    """Raise ClusterError with every shard that was given up, its images and the reason."""
-    if not failed:
+def _refuse_abandoned(cache: Cache, abandoned: Sequence[AbandonedTask]) -> None:
+    """Raise ClusterError with every abandoned task, its images and the reason, if there are any."""
+    if not abandoned:
         return
     lines: list[str] = []
-    for one in failed:
-        task, why = one.task, one.why
-        if task.shard == JOIN:
-            lines.append(f"{task.unit}, choosing its codec: {why}")
+    for item in abandoned:
+        task = item.task
+        if not isinstance(task, ShardTask):
+            lines.append(f"{task.unit}, choosing its codec: {item.reason}")
             continue
         rows = cache.meta.shard_rows(task.shard)
         keys = [cache.index.key(row) for row in rows[:_NAMED_IMAGES]]
         more = f" and {len(rows) - len(keys)} more" if len(rows) > len(keys) else ""
-        lines.append(f"{task.unit}, shard {task.shard} (rows {rows[0]} to {rows[-1]}: {', '.join(keys)}{more}): {why}")
+        lines.append(
+            f"{task.unit}, shard {task.shard} (rows {rows[0]} to {rows[-1]}: {', '.join(keys)}{more}): {item.reason}"
+        )
     raise ClusterError(
-        f"{cache.url}: {len(failed)} task{'s' if len(failed) > 1 else ''} could not be done, all others are; the same "
+        f"{cache.url}: {len(abandoned)} task{'s' if len(abandoned) > 1 else ''} could not be done, all others are; the same "
         "command tries again:\n  " + "\n  ".join(lines)
     )
 

@@ -1,6 +1,6 @@
-"""Shards one behind the other: a worker is given several, so that its device need not wait between them.
+"""The queue of shards in a worker process: it holds several, so that the device need not wait between them.
 
-While one is computed, images of the next are decoded, and the last one is written (`run_shards`).
+While one shard is computed, images of the next are decoded, and the one before is written (`run_shards`).
 """
 
 import threading
@@ -11,82 +11,84 @@ from typing import final
 
 from radio_cache.format.schema import Receipt
 
-Committed = Callable[[Receipt], None]
+OnCommitted = Callable[[Receipt], None]
 
-Run = Callable[[Iterator[int], Committed], None]
-"""Makes shards as they come, and tells of each, in that order, when it is on disk."""
+Run = Callable[[Iterator[int], OnCommitted], None]
+"""Makes shards as they come, and reports each, in that order, when it is on disk."""
 
 
 @final
 class ShardQueue:
-    """Makes the shards that threads ask for, in that order, in a thread of its own.
+    """Makes the shards that threads request, in the order of the requests, in a thread of its own.
 
-    run: takes what is asked for while it runs, too; it ends when nothing is. made: the receipt of a shard if all of it is there.
+    Args:
+        run: makes shards. It also takes those that are requested while it runs, and ends when there are none.
+        finished_receipt: returns the receipt of a shard whose files are all there, or None.
     """
 
-    def __init__(self, run: Run, made: Callable[[int], Receipt | None]) -> None:
-        self._run, self._made = run, made
+    def __init__(self, run: Run, finished_receipt: Callable[[int], Receipt | None]) -> None:
+        self._run, self._finished_receipt = run, finished_receipt
         self._lock = threading.Lock()
-        self._asked: deque[int] = deque()
-        self._taken: deque[int] = deque()  # and not on disk yet
-        self._answers: dict[int, Future[Receipt]] = {}
-        self._running = False
+        self._requested: deque[int] = deque()
+        self._in_flight: deque[int] = deque()  # taken by `run`, and not on disk yet
+        self._receipts: dict[int, Future[Receipt]] = {}
+        self._is_running = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
 
     def receipt(self, shard: int) -> Receipt:
-        """Have a shard made, and wait for it. Raises what making it raised."""
+        """Return the receipt of a shard, after it has been made. Raise the error of making it."""
         with self._lock:
-            if shard not in self._answers:  # a scheduler that was lost may ask again
-                self._answers[shard] = Future()
-                self._asked.append(shard)
-            answer = self._answers[shard]
-            if not self._running:
-                self._running = True
+            if shard not in self._receipts:  # a scheduler that was lost may request it again
+                self._receipts[shard] = Future()
+                self._requested.append(shard)
+            receipt = self._receipts[shard]
+            if not self._is_running:
+                self._is_running = True
                 self._thread.submit(self._work)
-        return answer.result()
+        return receipt.result()
 
     def close(self) -> None:
-        """Wait until nothing is being made any more, for whoever needs its memory."""
+        """Wait until no shard is being made, so that the memory can be freed."""
         self._thread.shutdown(wait=True)
 
     def _work(self) -> None:
         while True:
             try:
-                self._run(self._shards(), lambda receipt: self._answer(self._taken.popleft(), receipt))
-            except BaseException as exc:  # whoever waits for it is to have it, whatever it is
-                self._failed(exc)
+                self._run(self._shards(), lambda receipt: self._resolve(self._in_flight.popleft(), receipt))
+            except BaseException as exc:  # raised again in the thread that waits for the shard
+                self._fail_first(exc)
             with self._lock:
-                if not self._asked:
-                    self._running = False
+                if not self._requested:
+                    self._is_running = False
                     return
 
     def _shards(self) -> Iterator[int]:
         while True:
             with self._lock:
-                if not self._asked:
+                if not self._requested:
                     return
-                shard = self._asked.popleft()
-                self._taken.append(shard)
+                shard = self._requested.popleft()
+                self._in_flight.append(shard)
             yield shard
 
-    def _answer(self, shard: int, found: Receipt | BaseException) -> None:
+    def _resolve(self, shard: int, outcome: Receipt | BaseException) -> None:
         with self._lock:
-            answer = self._answers.pop(shard)
-        if isinstance(found, BaseException):
-            answer.set_exception(found)
+            receipt = self._receipts.pop(shard)
+        if isinstance(outcome, BaseException):
+            receipt.set_exception(outcome)
         else:
-            answer.set_result(found)
+            receipt.set_result(outcome)
 
-    def _failed(self, error: BaseException) -> None:
-        """The first shard that is not there is the one that failed; those behind it get another turn."""
-        if not self._taken:  # it failed before it took one
+    def _fail_first(self, error: BaseException) -> None:
+        """Blame the error on the first shard that is not finished, and queue those behind it again."""
+        if not self._in_flight:  # the error came before a shard was taken
             next(self._shards(), None)
-        while self._taken:
-            shard = self._taken.popleft()
-            made = self._made(shard)
-            self._answer(shard, error if made is None else made)
-            if made is None:
+        while self._in_flight:
+            shard = self._in_flight.popleft()
+            receipt = self._finished_receipt(shard)
+            self._resolve(shard, error if receipt is None else receipt)
+            if receipt is None:
                 break
         with self._lock:
-            self._asked.extendleft(reversed(self._taken))
-        self._taken.clear()
+            self._requested.extendleft(reversed(self._in_flight))
+        self._in_flight.clear()

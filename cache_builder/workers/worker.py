@@ -1,7 +1,7 @@
-"""One shard as a task for another process: small, picklable, and all that a worker needs to know.
+"""Tasks of worker processes: small, picklable, and with all that a worker needs.
 
-A worker process keeps the cache, the teacher and its threads from one task to the next. It computes one shard at a time; what it
-is given meanwhile stands in a line, so that the device goes from one to the next.
+A worker process keeps the cache, the teacher and its threads from one task to the next. It computes one shard at a time. Tasks
+that arrive meanwhile wait in a queue, so that the device goes from one to the next without a pause.
 """
 
 import contextlib
@@ -9,19 +9,22 @@ import gc
 import os
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import final
 
 import torch
 
 from cache_builder.build_config import BuildConfig
 from cache_builder.build_output import check_same
 from cache_builder.computed_with import with_recorded_batch
+from cache_builder.pipeline.events import BuildEvents
 from cache_builder.pipeline.image_access import ImageAccess, Witness
-from cache_builder.pipeline.passes import register_teacher
+from cache_builder.pipeline.passes import codec_sample, register_teacher
 from cache_builder.pipeline.scan import scan_shard
 from cache_builder.pipeline.shards import run_shards
 from cache_builder.pipeline.timing import StageSeconds
@@ -35,13 +38,18 @@ from radio_cache.reader import Cache, is_cache
 from radio_cache.receipts import is_finished, read_receipt
 from radio_cache.storage.base import is_url
 
-JOIN = -1
-"""In place of a shard: choose the codec of the teacher and make its group."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerFacts:
-    """What must be the same everywhere, for the bytes to be; has_gpu says what `--device auto` means."""
+    """Properties of a worker process. Those of software must be equal everywhere, or the stored bytes would differ.
+
+    Attributes:
+        radio_cache: version.
+        torch: version.
+        has_gpu: decides what `--device auto` means.
+        host: name of the machine.
+        pid: number of the process.
+    """
 
     radio_cache: str
     torch: str
@@ -51,7 +59,7 @@ class WorkerFacts:
 
 
 def worker_facts() -> WorkerFacts:
-    """Of this process."""
+    """Return the facts of this process."""
     return WorkerFacts(
         radio_cache=__version__,
         torch=version("torch"),
@@ -62,75 +70,122 @@ def worker_facts() -> WorkerFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """One shard of one unit. build: tells one run of `radio-cache build` from the next; config.out is absolute.
+class BuildTask(ABC):
+    """A task of one unit of a build.
 
-    unit: a teacher of the config, or IMAGES_UNIT for a first look at the images. shard: or JOIN. witnesses: images that the
-    command has read; a worker that reads none of them may judge no image.
+    Attributes:
+        build: identifies one run of `radio-cache build`.
+        config: the configuration, whose `out` is absolute.
+        unit: a teacher of the configuration, or IMAGES_UNIT for the scan.
+        witnesses: images that the command has read; a worker that reads none of them may judge no image.
     """
 
     build: str
     config: BuildConfig
     unit: str
-    shard: int
     witnesses: tuple[Witness, ...] = ()
 
     @property
+    @abstractmethod
     def key(self) -> str:
-        """Of the task among all tasks of its build."""
-        return f"{self.unit}-{'join' if self.shard == JOIN else self.shard}"
+        """Name of the task among all tasks of its build."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CalibrationTask(BuildTask):
+    """Choose the codec of a teacher, and register the teacher in the cache."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.unit}-calibration"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ShardTask(BuildTask):
+    """Make one shard: of a teacher, or of the scan."""
+
+    shard: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.unit}-{self.shard}"
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """What came of a task. notes: sentences for the user. stage_seconds: as `StageSeconds.to_json`."""
+    """Result of a task: sentences for the user, and seconds by stage as `StageSeconds.to_json` returns them."""
 
     notes: tuple[str, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def do_task(task: ShardTask) -> TaskReport:
-    """Do a task in this process. May be done twice, here or elsewhere.
+def do_task(task: BuildTask) -> TaskReport:
+    """Do a task in this process. The same task may be done twice, here or elsewhere.
 
-    Raises ClusterError if this worker cannot see the cache, BlindWorkerError if it does not see the images.
+    Raises:
+        ClusterError: this worker cannot see the cache.
+        BlindWorkerError: it does not see the images.
     """
-    kept = process_state(task)
-    if task.shard == JOIN:
-        notes: list[str] = []
-        with kept.computing:
-            kept.cache = register_teacher(
-                kept.cache, kept.teacher, task.config, kept.pool, notes.append, access=kept.access
-            )
-        return TaskReport(tuple(notes))
-    build_shard(task)
-    return TaskReport(stage_seconds=kept.spent())
+    state = _state_for(task)
+    match task:
+        case CalibrationTask():
+            return TaskReport(tuple(state.calibrate()))
+        case ShardTask():
+            build_shard(task)
+            return TaskReport(stage_seconds=state.take_stage_seconds())
+        case _:
+            raise AssertionError(f"unknown task {task}")
 
 
 def build_shard(task: ShardTask) -> Receipt:
-    """Compute and commit one shard: the unit of work. Writes only that shard's files and its receipt.
+    """Compute and commit one shard, the unit of work. Writes only that shard's files and its receipt.
 
-    A shard that is there already is left alone.
+    A shard that is finished already is left alone.
     """
-    kept = process_state(task)
-    cache = kept.cache
+    state = _state_for(task)
+    cache = state.cache
     if task.unit != IMAGES_UNIT and task.unit not in cache.teachers:
         raise ClusterError(
-            f"{here()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?"
+            f"{worker_name()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?"
         )
-    there = kept.there(task.shard)
-    if there is not None:
-        return there
+    finished = state.finished_receipt(task.shard)
+    if finished is not None:
+        return finished
     if task.unit == IMAGES_UNIT:
-        return scan_shard(cache, task.shard, kept.pool, kept.access)
-    return kept.line.receipt(task.shard)
+        return scan_shard(cache, task.shard, state.pool, state.access)
+    return state.queue.receipt(task.shard)
 
 
-class _Kept:
-    """What a process keeps for the tasks of one unit of one build."""
+@final
+class _QueueEvents(BuildEvents):
+    """Events of a worker's shards: each committed shard is handed to the thread that waits for it."""
 
-    def __init__(self, task: ShardTask) -> None:
-        self.of = (task.build, task.unit)
-        self.computing = threading.Lock()
+    def __init__(self, on_committed: Callable[[Receipt], None]) -> None:
+        self._on_committed = on_committed
+
+    def committed(self, receipt: Receipt) -> None:
+        self._on_committed(receipt)
+
+
+@final
+class _NotedEvents(BuildEvents):
+    """Events whose messages are kept, to be reported with the task."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def message(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+class _ProcessState:
+    """State that a process keeps for the tasks of one unit of one build."""
+
+    def __init__(self, task: BuildTask) -> None:
+        self.key = (task.build, task.unit)
+        self._computing = threading.Lock()
         self._task = task
         self._loading = threading.Lock()
         self._teacher: Teacher | None = None
@@ -140,100 +195,113 @@ class _Kept:
             self.cache,
             leave_out=task.config.leave_out_unreadable,
             witnesses=task.witnesses,
-            blind=_blind_at(_own_address()),
+            blind=_blind_worker_error_at(_own_address()),
         )
         self.access.prove_sight()
-        self.line = ShardQueue(self._run, self.there)
-        self._stages, self._told = StageSeconds(), dict[str, float]()
+        self.queue = ShardQueue(self._run, self.finished_receipt)
+        self._stages, self._reported_seconds = StageSeconds(), dict[str, float]()
 
     @property
     def teacher(self) -> Teacher:
+        """The teacher of the unit, on its device; loaded at the first use."""
         with self._loading:
             if self._teacher is None:
                 teacher = load_teacher(*self._task.config.groups[self._task.unit])
                 try:
                     check_same(self.cache, [teacher.spec])
                 except RadioCacheError as exc:
-                    raise ClusterError(f"{here()} would store something else: {exc}") from exc
+                    raise ClusterError(f"{worker_name()} would store something else: {exc}") from exc
                 teacher.to(torch.device(self._task.config.device))
                 self._teacher = teacher
             return self._teacher
 
-    def there(self, shard: int) -> Receipt | None:
-        """The receipt of a shard that has all its rows; None of one that was the last before the cache grew, or that lacks an
-        image which can be used by now."""
-        receipt = read_receipt(self.cache.storage, self._task.unit, shard)
-        finished = is_finished(self.cache.storage, receipt, len(self.cache.meta.shard_rows(shard)))
-        return receipt if finished else None
+    def calibrate(self) -> list[str]:
+        """Register the teacher unless the cache has it, and return messages about its codec."""
+        events, config = _NotedEvents(), self._task.config
+        with self._computing:
+            spec = self.teacher.spec
+            if spec.name not in self.cache.teachers:
+                # The scan has run before, so a sample of all images is at hand.
+                sample = codec_sample(self.cache, spec, config, self.pool, self.access) or []
+                register_teacher(self.cache, self.teacher, sample, config, self.pool, events, self.access)
+            self.cache = self.cache.reopened()
+            check_same(self.cache, [spec])
+        return events.notes
 
-    def _run(self, shards: Iterator[int], committed: Callable[[Receipt], None]) -> None:
+    def finished_receipt(self, shard: int) -> Receipt | None:
+        """Return the receipt of a shard that has all its rows.
+
+        None for the shard that was the last one before the cache grew, and for one that lacks an image which can be used by
+        now.
+        """
+        receipt = read_receipt(self.cache.storage, self._task.unit, shard)
+        is_whole = is_finished(self.cache.storage, receipt, len(self.cache.meta.shard_rows(shard)))
+        return receipt if is_whole else None
+
+    def _run(self, shards: Iterator[int], on_committed: Callable[[Receipt], None]) -> None:
         config = with_recorded_batch(self._task.config, self.cache, self._task.unit)
-        made = run_shards(
-            self.cache,
-            self.teacher,
-            shards,
-            config,
-            self.pool,
-            self._stages,
-            committed=committed,
-            access=self.access,
-        )
-        with contextlib.closing(made):
-            for _ in made:
+        events = _QueueEvents(on_committed)
+        receipts = run_shards(self.cache, self.teacher, shards, config, self.pool, self._stages, events, self.access)
+        with contextlib.closing(receipts):
+            for _ in receipts:
                 pass
 
-    def spent(self) -> dict[str, float]:
-        """Seconds by stage since this was asked last, whichever shard they were spent on."""
+    def take_stage_seconds(self) -> dict[str, float]:
+        """Return seconds by stage since the last call, whichever shard they were spent on."""
         with self._loading:
-            before, self._told = self._told, self._stages.to_json()
-            return {stage: seconds - before.get(stage, 0.0) for stage, seconds in self._told.items()}
+            before, self._reported_seconds = self._reported_seconds, self._stages.to_json()
+            return {stage: seconds - before.get(stage, 0.0) for stage, seconds in self._reported_seconds.items()}
 
 
-_last: list[_Kept] = []
-_changing = threading.Lock()
+_states: list[_ProcessState] = []
+"""The state of the current unit; at most one."""
+
+_changing_state = threading.Lock()
 
 
-def process_state(task: ShardTask) -> _Kept:
-    """What this process keeps for a task: made by its first one, and dropped by the first of another unit."""
-    with _changing:
-        if not _last or _last[0].of != (task.build, task.unit):
-            while _last:  # before the next one is made: two teachers need not fit
-                _last.pop().line.close()
-            gc.collect()  # the line and what it is kept by hold each other
-            _last.append(_Kept(task))
-        return _last[0]
+def _state_for(task: BuildTask) -> _ProcessState:
+    """Return the state of this process for a task, made anew for the first task of a unit."""
+    with _changing_state:
+        if not _states or _states[0].key != (task.build, task.unit):
+            while _states:  # before the next one is made: two teachers need not fit into memory
+                _states.pop().queue.close()
+            gc.collect()  # the state and its queue refer to each other
+            _states.append(_ProcessState(task))
+        return _states[0]
 
 
 def _visible_cache(config: BuildConfig) -> Cache:
-    place = config.out
-    if not is_url(place) and not Path(place).is_absolute():
-        raise ClusterError(f"{place} is not absolute: nobody knows where {here()} runs")
-    if not is_cache(place):
+    path_or_url = config.out
+    if not is_url(path_or_url) and not Path(path_or_url).is_absolute():
         raise ClusterError(
-            f"{here()} sees no cache at {place}: it must be mounted there under the same path, or be a bucket"
+            f"{path_or_url} is not absolute, and the working folder of {worker_name()} is unknown: name an absolute path"
         )
-    cache = Cache(place)
-    if not is_url(place) and not os.access(place, os.W_OK):
-        raise ClusterError(f"{here()} may not write to {place}: have its permissions changed there")
+    if not is_cache(path_or_url):
+        raise ClusterError(
+            f"{worker_name()} sees no cache at {path_or_url}: it must be mounted there under the same path, or be a bucket"
+        )
+    cache = Cache(path_or_url)
+    if not is_url(path_or_url) and not os.access(path_or_url, os.W_OK):
+        raise ClusterError(f"{worker_name()} may not write to {path_or_url}: have its permissions changed there")
     for container in cache.meta.containers:
         if not is_url(container.path) and not os.path.exists(container.path):  # noqa: PTH110  # a thousand tars
             raise BlindWorkerError(
-                f"{here()} does not see the images at {container.path}: they must be mounted there under the same path",
+                f"{worker_name()} does not see the images at {container.path}: they must be mounted there under the same path",
                 _own_address(),
             )
     return cache
 
 
-def _blind_at(address: str) -> Callable[[str], BlindWorkerError]:
-    """Return what makes the error of the worker at an address, which does not see the images.
+def _blind_worker_error_at(address: str) -> Callable[[str], BlindWorkerError]:
+    """Return a function that makes the error of the worker at an address, which does not see the images.
 
-    The address is asked for beforehand: threads that decode do not know whose they are.
+    The address is found beforehand, because threads that decode do not know which worker they belong to.
     """
-    return lambda sentence: BlindWorkerError(f"{here()} does not see the images: {sentence}", address)
+    return lambda sentence: BlindWorkerError(f"{worker_name()} does not see the images: {sentence}", address)
 
 
 def _own_address() -> str:
-    """Of this worker at its scheduler; '' where a task is done without one."""
+    """Return the address of this worker at its scheduler, or '' if a task is done without one."""
     with contextlib.suppress(ImportError, ValueError):
         from distributed import get_worker
 
@@ -241,6 +309,6 @@ def _own_address() -> str:
     return ""
 
 
-def here() -> str:
-    """This worker, in words."""
+def worker_name() -> str:
+    """Return the name of this worker for messages."""
     return f"the worker on {socket.gethostname()} (process {os.getpid()})"

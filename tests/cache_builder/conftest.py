@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from cache_builder.build import BuildConfig, BuildReport, build_cache
+from cache_builder.pipeline.events import ReportedEvents
 from cache_builder.pipeline.preprocess import teacher_input, view_pixels
 from cache_builder.teachers import FAMILIES, TEACHERS
 from cache_builder.teachers.base import Teacher
@@ -103,7 +104,8 @@ def build(
 
     def run(**changes: Any) -> BuildReport:
         say = changes.pop("say", print)
-        return build_cache(BuildConfig(**{**fake_module.settings(ten_images, tmp_path / "out.zarr"), **changes}), say)
+        config = BuildConfig(**{**fake_module.settings(ten_images, tmp_path / "out.zarr"), **changes})
+        return build_cache(config, ReportedEvents(say, log_json=config.log_json))
 
     return run
 

@@ -22,10 +22,11 @@ from PIL import Image
 import cache_builder.build
 import cache_builder.pipeline.shards
 import cache_builder.workers.worker
-from cache_builder.build import BuildConfig, BuildReport, ShardTask, build_cache, build_shard
+from cache_builder.build import BuildConfig, BuildReport, build_cache
 from cache_builder.pipeline.device import DeviceWork
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import FAMILIES, TEACHERS, TeacherOptions, load_teacher
+from cache_builder.workers.worker import ShardTask, build_shard
 from radio_cache import Cache
 from radio_cache.checks.verify import verify_cache
 from radio_cache.codecs.calibrate import CodecRequest
@@ -288,7 +289,7 @@ def test_a_worker_lets_go_of_one_teacher_before_it_loads_the_next(
     for name in ("fake-a", "fake-maps"):
         (built.path / receipt_path(name, 3)).unlink()
     build_shard(ShardTask(build="two", config=config, unit="fake-a", shard=3))
-    first = weakref.ref(cache_builder.workers.worker._last[0].teacher)
+    first = weakref.ref(cache_builder.workers.worker._states[0].teacher)
     build_shard(ShardTask(build="two", config=config, unit="fake-maps", shard=3))
     assert first() is None
 

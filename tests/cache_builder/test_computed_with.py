@@ -165,16 +165,16 @@ def test_a_build_that_comes_second_takes_the_batches_of_the_first(
     build: Build, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both found no teacher in the cache; the other one has made it while this one chose its codec."""
-    choose, said = cache_builder.pipeline.passes.choose_codec, list[str]()
+    choose, said = cache_builder.pipeline.passes.resolve_codec_request, list[str]()
 
     def slower(*arguments: Any) -> Any:
-        monkeypatch.setattr(cache_builder.pipeline.passes, "choose_codec", choose)
+        monkeypatch.setattr(cache_builder.pipeline.passes, "resolve_codec_request", choose)
         begun = build(teachers=ONE, batch_images=3, say=lambda _: None).cache
         drop_receipt(begun.storage, "fake-a", 0)
         batches.clear()
         return choose(*arguments)
 
-    monkeypatch.setattr(cache_builder.pipeline.passes, "choose_codec", slower)
+    monkeypatch.setattr(cache_builder.pipeline.passes, "resolve_codec_request", slower)
     build(teachers=ONE, batch_images=2, say=said.append)
     assert batches == [3]
     assert "fake-a: batches of 3 images, as another build has just begun it with" in said
@@ -182,14 +182,14 @@ def test_a_build_that_comes_second_takes_the_batches_of_the_first(
 
 def test_a_shard_is_committed_under_a_lock(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[bool] = []
-    write = cache_builder.pipeline.shards.write_shard
+    write = cache_builder.pipeline.shards._write_spatial
 
-    def watched(cache: Cache, spec: Any, *rest: Any) -> Any:
+    def watched(writer: Any, cache: Cache, spec: Any, *rest: Any) -> Any:
         with locked(cache.storage.local_path(f"teachers/{spec.name}/spatial"), wait=False) as held:
             free.append(held)
-        return write(cache, spec, *rest)
+        return write(writer, cache, spec, *rest)
 
-    monkeypatch.setattr(cache_builder.pipeline.shards, "write_shard", watched)
+    monkeypatch.setattr(cache_builder.pipeline.shards, "_write_spatial", watched)
     build(teachers=ONE)
     assert free == [False] * 4
 

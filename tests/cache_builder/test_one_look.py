@@ -14,9 +14,10 @@ import cache_builder.pipeline.scan
 import cache_builder.pipeline.shards
 import cache_builder.pipeline.views
 from cache_builder.build import BuildReport
+from cache_builder.build_output import missing_shards
 from cache_builder.commands.build_options import view_sampling
-from cache_builder.pipeline.log import BuildLog
-from cache_builder.pipeline.passes import missing_shards, scan_images, usable_sample
+from cache_builder.pipeline.events import ReportedEvents
+from cache_builder.pipeline.passes import scan_images, usable_sample
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
@@ -68,14 +69,16 @@ def tree(path: Path) -> dict[str, bytes]:
 
 
 def two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on all images are scanned before a teacher joins, as worker processes do it."""
-    join = cache_builder.build.register_teacher
+    """From now on all images are scanned before a teacher is registered, as worker processes do it."""
+    sample, scanned = cache_builder.build.codec_sample, []
 
-    def scan_and_join(cache: Cache, *arguments: Any) -> Cache:
-        arguments[-1]()
-        return join(Cache(cache.storage), *arguments)
+    def scan_first(cache: Cache, *arguments: Any) -> list[int] | None:
+        if cache.url not in scanned:
+            scanned.append(cache.url)
+            return None
+        return sample(cache, *arguments)
 
-    monkeypatch.setattr(cache_builder.build, "register_teacher", scan_and_join)
+    monkeypatch.setattr(cache_builder.build, "codec_sample", scan_first)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,7 @@ def test_a_sample_is_the_same_before_and_after_the_scan(
     with ThreadPoolExecutor(2) as pool:
         before = usable_sample(unseen, "fake-a", 64, pool)
         assert usable_sample(unseen, "fake-a", 99, pool) is None  # there are 98
-        scan_images(unseen, pool, print, BuildLog(None))
+        scan_images(unseen, pool, ReportedEvents(print))
         seen = Cache(unseen.storage)
         assert before == usable_sample(seen, "fake-a", 64, pool)
         assert sorted(usable_sample(seen, "fake-a", 99, pool) or []) == seen.usable_rows().tolist()

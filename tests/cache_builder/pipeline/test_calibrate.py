@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cache_builder.pipeline.calibrate import choose_codec, sample_rows
+from cache_builder.pipeline.calibrate import (
+    ChosenCodec,
+    calibrate_on_sample,
+    codec_without_calibration,
+    resolve_codec_request,
+    sample_rows,
+)
 from radio_cache.codecs import Half, Int8, KltPacked, KltZstd
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError
 from radio_cache.format.codec_record import CodecRecord
+from radio_cache.format.schema import TeacherSpec
 from radio_cache.testing import fake_spec
 
 SPEC = replace(fake_spec("t", summary_dim=None, spatial_dim=8), codec=CodecRecord())  # 4 x 4 tokens an image
@@ -22,6 +29,14 @@ MANY = np.arange(500)
 def tokens_of(rows: list[int]) -> Iterator[np.ndarray]:
     for row in rows:
         yield (np.random.default_rng(row).normal(size=(16, 8)) @ MIX).astype(np.float32)
+
+
+def choose_codec(spec: TeacherSpec, sample: Any, tokens_of: Any) -> ChosenCodec:
+    """Choose as a build does when it registers a teacher."""
+    request, note = resolve_codec_request(spec, len(sample))
+    if not request.needs_calibration:
+        return codec_without_calibration(request, note)
+    return calibrate_on_sample(request, list(sample), tokens_of(list(sample)))
 
 
 def chosen(request: CodecRequest | None, usable: Any = MANY) -> Any:

@@ -437,7 +437,7 @@ def test_dead_links_in_a_list_are_left_out_and_do_not_stop_a_build(
 
 def recorded_as(reason: str, row: int) -> Callable[[ImageAccess, int], Any]:
     """A look that finds one image unusable, as builds of before recorded it."""
-    original = cache_builder.pipeline.scan.look
+    original = cache_builder.pipeline.scan.scan_image
 
     def look(access: ImageAccess, at: int) -> Any:
         return (ScanResult(bytes(16), (0, 0), reason), None) if at == row else original(access, at)
@@ -454,7 +454,7 @@ def test_a_cache_without_kinds_has_its_unreadable_images_looked_at_again(
     run("undisturbed.zarr")
     with monkeypatch.context() as patched:
         for module in (cache_builder.pipeline.scan, cache_builder.pipeline.views):
-            patched.setattr(module, "look", recorded_as(reason, 9))
+            patched.setattr(module, "scan_image", recorded_as(reason, 9))
         run()
     receipt = read_receipt(tmp_path / "out.zarr", IMAGES_UNIT, 1)
     assert receipt is not None
@@ -469,7 +469,7 @@ def test_all_that_is_recorded_is_looked_at_again_when_asked(
     run("undisturbed.zarr")
     with monkeypatch.context() as patched:
         for module in (cache_builder.pipeline.scan, cache_builder.pipeline.views):
-            patched.setattr(module, "look", recorded_as("cannot be decoded: broken data stream", 9))
+            patched.setattr(module, "scan_image", recorded_as("cannot be decoded: broken data stream", 9))
         run()
     before = tree(tmp_path / "out.zarr")
     assert run().unusable == 1

@@ -30,6 +30,7 @@ import cache_builder.workers.cluster
 import cache_builder.workers.pool
 import cache_builder.workers.worker
 from cache_builder.build import BuildConfig, build_cache
+from cache_builder.pipeline.events import ReportedEvents
 from cache_builder.pipeline.image_access import Witness
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
@@ -139,7 +140,7 @@ def test_workers_that_are_killed_store_the_bytes_of_one_process(
     out = tmp_path / "pool.zarr"
     said: list[str] = []
     with workers(2, FAKE_CALL_SECONDS="0.03") as worker_pool, killer(worker_pool, count_receipts(out), [22]) as killed:
-        report = build_cache(settings(photos, out), said.append, worker_pool)
+        report = build_cache(settings(photos, out), ReportedEvents(said.append), worker_pool)
     assert len(killed) == 1
     assert tree(out) == one_process
     assert [(result.name, result.images) for result in report.results] == [("fake-a", 66), ("fake-maps", 66)]

@@ -50,7 +50,7 @@ def asked(maker: Maker, shards: list[int]) -> list[Receipt | BaseException]:
         waiting = []
         for number, shard in enumerate(shards):
             waiting.append(pool.submit(line.receipt, shard))
-            while len(line._answers) < len(set(shards[: number + 1])):  # so that the order is known
+            while len(line._receipts) < len(set(shards[: number + 1])):  # so that the order is known
                 pass
         maker.may_begin.set()
         return [one.exception(10) or one.result() for one in waiting]

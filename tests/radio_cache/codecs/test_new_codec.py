@@ -252,7 +252,7 @@ def test_a_build_calibrates_it_and_encodes_with_it(
     monkeypatch.setitem(TEACHERS, "fake-a", fake.PRESETS[0])
     options = TeacherOptions(codec=CodecRecord.of_request(CodecRequest(name="uint8")))
     settings = fake.settings(photos, tmp_path / "out.zarr") | {"teachers": {"fake-a": options}}
-    cached = build_cache(BuildConfig(**settings), lambda _: None).cache.teachers["fake-a"]
+    cached = build_cache(BuildConfig(**settings)).cache.teachers["fake-a"]
     assert isinstance(cached.codec, Uint8)
     fidelity = cached.fidelity()
     assert fidelity is not None

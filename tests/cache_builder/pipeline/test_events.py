@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cache_builder.build import BuildReport
-from cache_builder.pipeline.log import BuildLog, UnitLog
+from cache_builder.pipeline.events import JsonLinesFile, UnitCounts
 from cache_builder.teachers import TeacherOptions
 from radio_cache.errors import ConfigError
 from radio_cache.receipts import drop_receipt, read_receipt
@@ -88,7 +88,7 @@ def test_a_build_that_goes_on_appends_what_it_did_itself(build: Build, tmp_path:
 def test_after_a_line_that_was_cut_short_the_next_one_is_whole(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'{"event": "sha')
-    BuildLog(log).write("teacher", unit="x")
+    JsonLinesFile(log).write("teacher", unit="x")
     cut, whole = log.read_text().splitlines()
     assert cut == '{"event": "sha'
     assert json.loads(whole)["unit"] == "x"
@@ -97,11 +97,11 @@ def test_after_a_line_that_was_cut_short_the_next_one_is_whole(tmp_path: Path) -
 def test_two_builds_may_share_a_file(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
 
-    def build(own: BuildLog) -> None:
+    def build(own: JsonLinesFile) -> None:
         for _ in range(50):
             own.write("shard", unit="u" * 999)
 
-    threads = [threading.Thread(target=build, args=(BuildLog(log),)) for _ in range(4)]
+    threads = [threading.Thread(target=build, args=(JsonLinesFile(log),)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -117,11 +117,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(build: Build, 
 
 
 def test_the_progress_line_says_bytes_and_what_is_unusable(build: Build, tmp_path: Path) -> None:
-    unit = UnitLog(BuildLog(None), "fake-a")
+    unit = UnitCounts(JsonLinesFile(None), "fake-a")
     assert unit.note == "0 B written"
     receipt = read_receipt(build().cache.storage, "fake-a", 0)
     assert receipt is not None
-    unit.shard(receipt)
+    unit.add(receipt)
     assert unit.note == f"{sum(file.num_bytes for file in receipt.files)} B written"
     unit.failures = 2
     assert unit.note.endswith(" B written, 2 unusable")
