@@ -24,10 +24,10 @@ class LiveData(CropData):
     def crops(self, number: int, first: int, last: int) -> Crops:
         if self.views is None:
             return super().crops(number, first, last)
-        rows = self.order.rows(number, first, last)
+        rows = self.sampler.rows(number, first, last)
         takes = np.random.default_rng((*self._seed, 9, number)).integers(self.views, size=last - first)
         rngs = [np.random.default_rng((17, int(row), int(take))) for row, take in zip(rows, takes, strict=True)]
-        return self._drawn(rows, rngs)
+        return self._draw_crops(rows, rngs)
 
     def code_buffers(self, name: str, images: int) -> list[NDArray[Any]]:
         return [np.empty((images, *self.levels[name].geometry.input_hw, 3), np.uint8)]

@@ -1,4 +1,4 @@
-"""What a pass of the trainer works on, as tensors: pixels of crops, stored codes, and the matrices that cut the codes."""
+"""The tensors of one forward pass: pixels of crops, stored codes, and the matrices that crop the codes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,10 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LevelCodes:
-    """What one level of a teacher contributes, of the whole images or of one of their stored views.
+    """Stored codes of one level of a teacher, of whole images or of one of their stored views.
 
-    level: its number. places (k,): images of the batch that it is for. codes (k, *row_shape): as stored.
-    rows (k, out_h, grid_h), columns (k, out_w, grid_w): the matrices of `radio_cache.geometry.crops.CropWeights`.
+    Attributes:
+        level: number of the level.
+        positions: (k,) positions in the batch of the images that the codes are of.
+        codes: (k, *row_shape) codes as stored.
+        rows: (k, out_h, grid_h) row matrices of `radio_cache.geometry.crops.CropWeights`.
+        columns: (k, out_w, grid_w) column matrices.
     """
 
     level: int
@@ -27,10 +31,13 @@ class LevelCodes:
 
 @dataclass(frozen=True)
 class TeacherCodes:
-    """What one teacher contributes. levels: each image is in one of them.
+    """Stored codes of one teacher for a batch of b images.
 
-    valid (b, out_h, out_w): tokens that the teacher saw. kept (b,): the share of the teacher's view in the crop, over what it
-    is on average. summary (b, c), or None for a teacher without.
+    Attributes:
+        levels: codes by level; each image is in exactly one of them.
+        valid: (b, out_h, out_w) whether the teacher's view covers the token.
+        coverage: (b,) share of the teacher's view that the crop covers, divided by its mean over the run.
+        summary: (b, c) summaries, or None for a teacher without.
     """
 
     levels: tuple[LevelCodes, ...]
@@ -41,11 +48,17 @@ class TeacherCodes:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a student should say under its crops: spatial (b, n, c), valid (b, n), summary (b, c) or None.
+    """What the student should predict for its crops, for one teacher.
 
-    grid_hw: of the n tokens. kept (b,): how much of what the teacher saw is in the crop, over what is on average; a summary
-    speaks of all of it. shift_yx (b, 2): how many of its tokens the student's crop lies further down and right; None for not
-    at all. dispersion: of the teacher's summaries, radians squared, where the loss asks for it.
+    Attributes:
+        spatial: (b, n, c) tokens, row-major from the top left.
+        valid: (b, n) whether a token counts.
+        summary: (b, c), or None.
+        coverage: (b,) share of the teacher's view that the crop covers, divided by its mean over the run. A summary describes
+            the whole view, so its loss counts by this.
+        grid_hw: height and width of the n tokens.
+        shift_yx: (b, 2) offset (down, right) of the student's crop in tokens, or None for no offset.
+        dispersion: of the teacher's summaries, in radians squared, where the loss needs it.
     """
 
     spatial: Float[Tensor, "b n c"]
@@ -59,10 +72,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class Batch:
-    """rows (b,): images of the cache. pixels (b, h, w, 3). teachers: in the order of the data set's; codes, or targets already.
+    """The inputs of one forward pass.
 
-    shift_yx (b, 2): how many of the student's tokens its crop lies further down and right than what the targets show; None
-        where the recipe shifts nothing. jitter (b, 3): factors of brightness, contrast and saturation, or None.
+    Attributes:
+        rows: (b,) rows of the cache.
+        pixels: (b, h, w, 3) crops.
+        teachers: one entry for each teacher of the data set, in its order: stored codes, or targets made from them ahead.
+        shift_yx: (b, 2) offset (down, right) of the student's crop from the targets' in the student's tokens, or None.
+        jitter: (b, 3) factors of brightness, contrast and saturation, or None.
     """
 
     rows: NDArray[np.int64]
@@ -71,57 +88,77 @@ class Batch:
     shift_yx: Int[Tensor, "b 2"] | None = None
     jitter: Float[Tensor, "b 3"] | None = None
 
-    def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with every tensor moved, to a device or into pinned memory."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with `function` applied to every tensor, such as a copy to a device or into pinned memory."""
 
-        def maybe(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else move(tensor)
+        def map_optional(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else function(tensor)
 
-        def moved(teacher: TeacherCodes | Targets) -> TeacherCodes | Targets:
+        def map_teacher(teacher: TeacherCodes | Targets) -> TeacherCodes | Targets:
             if isinstance(teacher, Targets):
                 return replace(
                     teacher,
-                    spatial=move(teacher.spatial),
-                    valid=move(teacher.valid),
-                    summary=maybe(teacher.summary),
-                    coverage=move(teacher.coverage),
-                    shift_yx=maybe(teacher.shift_yx),
+                    spatial=function(teacher.spatial),
+                    valid=function(teacher.valid),
+                    summary=map_optional(teacher.summary),
+                    coverage=function(teacher.coverage),
+                    shift_yx=map_optional(teacher.shift_yx),
                 )
             levels = tuple(
-                LevelCodes(part.level, move(part.positions), move(part.codes), move(part.rows), move(part.columns))
-                for part in teacher.levels
+                LevelCodes(
+                    level.level,
+                    function(level.positions),
+                    function(level.codes),
+                    function(level.rows),
+                    function(level.columns),
+                )
+                for level in teacher.levels
             )
-            return TeacherCodes(levels, move(teacher.valid), move(teacher.coverage), maybe(teacher.summary))
+            return TeacherCodes(
+                levels, function(teacher.valid), function(teacher.coverage), map_optional(teacher.summary)
+            )
 
-        teachers = tuple(map(moved, self.teachers))
         return replace(
-            self, pixels=move(self.pixels), teachers=teachers, shift_yx=maybe(self.shift_yx), jitter=maybe(self.jitter)
+            self,
+            pixels=function(self.pixels),
+            teachers=tuple(map(map_teacher, self.teachers)),
+            shift_yx=map_optional(self.shift_yx),
+            jitter=map_optional(self.jitter),
         )
 
     def tensors(self) -> list[Tensor]:
-        """All of them, to tell an allocator that a stream uses them."""
-        found: list[Tensor] = []
-        self.map(lambda tensor: (found.append(tensor), tensor)[1])
-        return found
+        """Return all tensors, for `Tensor.record_stream`."""
+        tensors: list[Tensor] = []
+
+        def collect(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        self.map(collect)
+        return tensors
 
 
 def student_images(batch: Batch, layout: torch.memory_format) -> Float[Tensor, "b 3 h w"]:
-    """What the student sees, in [0, 1]: the batch's pixels, and their colours changed where the recipe says so.
+    """Return the student's input in [0, 1], with colour jitter where the recipe has it.
 
-    Brightness is a factor; contrast moves pixels from the mean grey of the image, saturation from their own grey
-    (as torchvision's, in this order).
+    Brightness is a factor. Contrast scales around the mean grey of the image, saturation around each pixel's own grey.
+
+    Source: torchvision's `adjust_brightness`, `adjust_contrast` and `adjust_saturation`, in this order.
     """
+    # (b, h, w, 3) uint8 -> (b, 3, h, w) in [0, 1]
     images = batch.pixels.permute(0, 3, 1, 2).to(torch.float32).div(255)
     if batch.jitter is not None:
+        # (b, 3) -> three factors (b, 1, 1, 1)
         brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in batch.jitter.unbind(1))
         images = (images * brightness).clamp(0, 1)
-        mean = _grey(images).mean((1, 2, 3), keepdim=True)
+        mean = _grey(images).mean((1, 2, 3), keepdim=True)  # (b, 1, 1, 1)
         images = (mean + (images - mean) * contrast).clamp(0, 1)
-        grey = _grey(images)
+        grey = _grey(images)  # (b, 1, h, w)
         images = (grey + (images - grey) * saturation).clamp(0, 1)
     return images.contiguous(memory_format=layout)
 
 
 def _grey(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    # ITU-R 601 luma, with torchvision's rounding of the coefficients.
     weights = images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)

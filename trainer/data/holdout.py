@@ -1,6 +1,6 @@
-"""Which images of its cache a student was trained on, and which were held out of training.
+"""The split of a cache's images into those that a student is trained on and those held out.
 
-An image is held out if the digest of its file, a number below 2^128, is small enough: copies of one file stay together, an
+An image is held out if the digest of its file, a number below 2^128, is below a limit. Copies of one file stay together, the same
 image is held out of every cache and every run with the same share, and a cache may grow.
 """
 
@@ -18,12 +18,15 @@ from trainer.model.student import StudentConfig
 def split_rows(
     cache: Cache, rows: NDArray[np.int64], share: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], ImageSplit]:
-    """Divide the images that a run may use into those it is trained on and those held out, both in order.
+    """Split the usable images of a run into training and held-out rows, both in order.
 
     Args:
-        cache: where they lie.
-        rows: numbers of all images that could be trained on.
-        share: of them to hold out, from 0 to below 1; unless it is 0, at least one is held out and one trained on.
+        cache: cache of the images.
+        rows: all usable rows.
+        share: share to hold out, from 0 to below 1; above 0, at least one image is held out and one is trained on.
+
+    Returns:
+        Training rows, held-out rows, and the rule that split them.
 
     Raises:
         ConfigError: there are not two different images.
@@ -35,6 +38,7 @@ def split_rows(
             raise ConfigError(
                 f"holdout={share:g}: {cache.url} has {len(rows)} images to train on, and all are of one file: --set holdout=0"
             )
+        # Clamped, so that both parts have an image whatever the share and the number of images.
         least, *_, greatest = sorted(int.from_bytes(digest, "big") for digest in digests)
         number = min(max(int(share * (1 << 8 * DIGEST_BYTES)), least), greatest - 1)
         limit = number.to_bytes(DIGEST_BYTES, "big").hex()
@@ -47,18 +51,18 @@ def split_rows(
 
 @final
 class ImagesOfRun:
-    """Tells of any images, by the digests of their files, whether a student was trained on them, or they were held out.
+    """Membership of images in a student's training or held-out set, by the digests of their files.
 
-    A student that recorded nothing (saved by an earlier version) counts as trained on all images of its cache. Of a cache that
-    was not finished (`--allow-partial`), all images count that its teachers have seen by now.
+    A student without a recorded split (saved by an earlier version) counts as trained on all images of its cache. In a cache that
+    was unfinished (`--allow-partial`), every image with features of all teachers by now counts.
     """
 
     def __init__(self, config: StudentConfig, cache: Cache | None = None) -> None:
         """Read the digests of the student's cache.
 
         Args:
-            config: of the student (`load_student(run).config`).
-            cache: the one it was trained on, or a copy of it, where that is not at `config.cache` any more.
+            config: configuration of the student (`load_student(run).config`).
+            cache: its training cache or a copy of it, if that is no longer at `config.cache`.
 
         Raises:
             StoreError: the cache cannot be read.
@@ -67,19 +71,20 @@ class ImagesOfRun:
         self.split = config.images
         rows = cache.usable_rows([teacher.name for teacher in config.teachers])
         if self.split is not None:
+            # Images appended after the run began were not part of it.
             rows = rows[rows < self.split.in_cache]
         digests = cache.digests[rows]
         self._trained_on = _keys(digests[~self.held_out(digests)])
 
     def trained_on(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return (n,) whether the student was trained on the files with these digests (n, 16)."""
+        """Return (n,) booleans: whether the student was trained on the files with these digests (n, 16)."""
         return np.isin(_keys(digests), self._trained_on)
 
     def held_out(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return (n,) whether the run's rule holds these files (n, 16) out of training, wherever they lie."""
+        """Return (n,) booleans: whether the run's rule holds out the files with these digests (n, 16), in any cache."""
         return np.zeros(len(digests), np.bool_) if self.split is None else self.split.is_held_out(digests)
 
 
 def _keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
-    """(n, 16) bytes -> (n,) values that compare as a whole."""
+    """Return digests (n, 16) as (n,) values that compare as a whole."""
     return np.ascontiguousarray(digests).view(np.dtype((np.void, DIGEST_BYTES))).ravel()

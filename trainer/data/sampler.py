@@ -1,7 +1,7 @@
-"""The order of the images: pure functions of (seed, epoch, position), the same whoever reads them and however many.
+"""Samplers: the order of images as a pure function of (seed, epoch, position), whatever the number of readers.
 
-`FullOrder` shuffles all images of an epoch. `BlockOrder` shuffles the shards, and within a few of them at a time their
-images, so that an object store is read a shard at a time; each process reads shards of its own.
+`FullSampler` shuffles all images of an epoch. `BlockSampler` shuffles the shards and, within a few of them at a time, their
+images, so that an object store is read a shard at a time. Each process then reads its own shards.
 """
 
 import bisect
@@ -15,22 +15,28 @@ from numpy.typing import NDArray
 from radio_cache.errors import ConfigError
 
 _ORDER = 0
-"""A stream of random numbers drawn from the recipe's seed."""
+"""Number of a random stream derived from the recipe's seed."""
 
 Seed = tuple[int, ...]
 
 
 class Sampler(Protocol):
-    """Which images a batch shows. Every image comes once an epoch; an epoch may begin inside a batch."""
+    """The rows of each batch. Every image comes once an epoch; an epoch may begin inside a batch."""
 
     def rows(self, number: int, first: int, last: int) -> NDArray[np.int64]:
-        """Rows of the images [first, last) of batch `number`."""
+        """Return the rows of the images [first, last) of batch `number`."""
         ...
 
 
 @final
 class FullSampler:
-    """rows: all images. seed: of this order; batches of `batch_images` go through epoch after epoch."""
+    """A shuffle of all images in every epoch.
+
+    Args:
+        rows: all rows to sample.
+        seed: seed of this sampler.
+        batch_images: images in a batch; batches continue from one epoch into the next.
+    """
 
     def __init__(self, rows: NDArray[np.int64], seed: Seed, batch_images: int) -> None:
         self._rows, self._seed, self._batch_images = rows, seed, batch_images
@@ -38,13 +44,14 @@ class FullSampler:
         self._permutation = functools.lru_cache(maxsize=3)(self._permuted)
 
     def rows(self, number: int, first: int, last: int) -> NDArray[np.int64]:
+        """Return the rows of the images [first, last) of batch `number`."""
         start = number * self._batch_images
-        epochs, places = np.divmod(np.arange(start + first, start + last), len(self._rows))
-        found = np.empty(len(places), np.int64)
+        epochs, positions = np.divmod(np.arange(start + first, start + last), len(self._rows))
+        rows = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            found[here] = self._rows[self._permutation(int(epoch))[places[here]]]
-        return found
+            in_epoch = epochs == epoch
+            rows[in_epoch] = self._rows[self._permutation(int(epoch))[positions[in_epoch]]]
+        return rows
 
     def _permuted(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((*self._seed, _ORDER, epoch)).permutation(len(self._rows))
@@ -52,10 +59,20 @@ class FullSampler:
 
 @final
 class BlockSampler:
-    """shards: of each image, ascending, as `rows` is. readers: processes that share a batch, each with shards of its own.
+    """A shuffle of the shards, and of the images within a window of shards.
 
-    A reader's epoch is its shards in a new order, `window` of them shuffled together. Readers with fewer images come round
-    sooner. Raises ConfigError for fewer shards than readers.
+    A reader's epoch is its shards in a new order. Readers with fewer images begin their next epoch earlier.
+
+    Args:
+        rows: all rows to sample, sorted.
+        shard_images: images in a shard.
+        seed: seed of this sampler.
+        batch_images: images in a batch, of all readers.
+        window: shards whose images are shuffled together.
+        readers: processes that share a batch, each with its own shards.
+
+    Raises:
+        ConfigError: there are fewer shards than readers.
     """
 
     def __init__(
@@ -70,46 +87,53 @@ class BlockSampler:
                 "smaller --shard-images"
             )
         self._seed, self._batch_images, self._window, self._readers = seed, batch_images, window, readers
-        self._starts: list[list[int]] = [[0] for _ in range(readers)]  # of each reader's epochs, in its images
+        # Of each reader, the positions in its stream of images at which its epochs begin; extended as far as needed.
+        self._starts: list[list[int]] = [[0] for _ in range(readers)]
         self._growing = threading.Lock()
         self._epoch_rows = functools.lru_cache(maxsize=3)(self._shuffled)
 
     def rows(self, number: int, first: int, last: int) -> NDArray[np.int64]:
+        """Return the rows of the images [first, last) of batch `number`, of one reader or of several whole ones.
+
+        Raises:
+            ConfigError: the images are part of one reader's and part of another's.
+        """
         share = self._batch_images // self._readers
         reader = first // share
         if last > (reader + 1) * share:
             if first % share == 0 and last % share == 0:
-                return np.concatenate([self.rows(number, at, at + share) for at in range(first, last, share)])
+                return np.concatenate([self.rows(number, begin, begin + share) for begin in range(first, last, share)])
             raise ConfigError(f"images {first} to {last} of a batch are not those of one of {self._readers} readers")
         start = number * share + first % share
         epoch = self._epoch_of(reader, start)
         start -= self._starts[reader][epoch]
-        found: list[NDArray[np.int64]] = []
-        wanted = last - first
-        while wanted > 0:
-            found.append(self._epoch_rows(reader, epoch)[start : start + wanted])
-            wanted -= len(found[-1])
+        pieces: list[NDArray[np.int64]] = []
+        num_missing = last - first
+        while num_missing > 0:  # a batch may continue into the reader's next epoch
+            pieces.append(self._epoch_rows(reader, epoch)[start : start + num_missing])
+            num_missing -= len(pieces[-1])
             start, epoch = 0, epoch + 1
-        return np.concatenate(found)
+        return np.concatenate(pieces)
 
     def _epoch_of(self, reader: int, position: int) -> int:
-        """The reader's epoch that an image of its endless stream lies in; epochs differ in length by the shards they have."""
+        """Return the epoch that a position in the reader's stream lies in. Epochs differ in length, as shards do."""
         starts = self._starts[reader]
         with self._growing:
             while starts[-1] <= position:
-                mine = self._shards_of(reader, len(starts) - 1)
-                starts.append(starts[-1] + sum(len(self._by_shard[shard]) for shard in mine))
+                shards = self._shards_of(reader, len(starts) - 1)
+                starts.append(starts[-1] + sum(len(self._by_shard[shard]) for shard in shards))
         return bisect.bisect_right(starts, position) - 1
 
     def _shards_of(self, reader: int, epoch: int) -> NDArray[np.int64]:
+        # All readers draw the same permutation, and each takes every n-th shard: no shard is read twice in an epoch.
         rng = np.random.default_rng((*self._seed, _ORDER, epoch))
         return rng.permutation(len(self._by_shard))[reader :: self._readers]
 
     def _shuffled(self, reader: int, epoch: int) -> NDArray[np.int64]:
-        mine = self._shards_of(reader, epoch)
+        shards = self._shards_of(reader, epoch)
         rng = np.random.default_rng((*self._seed, _ORDER, epoch, reader))
         blocks = [
-            rng.permutation(np.concatenate([self._by_shard[shard] for shard in mine[at : at + self._window]]))
-            for at in range(0, len(mine), self._window)
+            rng.permutation(np.concatenate([self._by_shard[shard] for shard in shards[begin : begin + self._window]]))
+            for begin in range(0, len(shards), self._window)
         ]
         return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""Which teachers and which images of a cache a run takes."""
+"""Selection of the teachers and images of a cache that a run uses."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +12,12 @@ from trainer.recipes.recipe import Recipe
 
 
 def select_teachers(cache: Cache, names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
-    """The teachers asked for, or all there are. Raises StoreError where there are none, ConfigError for unknown names."""
+    """Return the teachers named, or all of the cache.
+
+    Raises:
+        StoreError: the cache holds no teacher.
+        ConfigError: a name, also one in the recipe's weights, is not a cached teacher.
+    """
     if not cache.teachers:
         cache.teachers.refuse_unreadable()
         raise StoreError(f"{cache.url} holds no teacher yet: radio-cache build --out {cache.url} --teacher NAME ...")
@@ -25,32 +30,39 @@ def select_teachers(cache: Cache, names: Sequence[str], recipe: Recipe) -> tuple
 
 
 def teachers_by_group(recipe: Recipe, names: Sequence[str]) -> dict[tuple[int, int], tuple[str, ...]]:
-    """(stage, group) -> its teachers among these names, in their order. Raises ConfigError for a group that has none."""
-    found: dict[tuple[int, int], tuple[str, ...]] = {}
+    """Return (stage, group) -> the teachers among `names` that match the group's patterns, in order.
+
+    Raises:
+        ConfigError: a group has no teacher.
+    """
+    by_group: dict[tuple[int, int], tuple[str, ...]] = {}
     for number, stage in enumerate(recipe.stages):
         for member, group in enumerate(stage.groups):
-            found[number, member] = tuple(name for name in names if _matches(name, group.teachers))
-            if not found[number, member]:
+            by_group[number, member] = tuple(name for name in names if _matches(name, group.teachers))
+            if not by_group[number, member]:
                 path = f"stages.{number}.groups.{member}"
                 raise ConfigError(
                     f"recipe '{recipe.name}', stage '{stage.name}': {path} asks for teachers {', '.join(group.teachers)}, and "
                     f"there are {', '.join(names)}: build that teacher, or say which: --set {path}.teachers={names[-1]}"
                 )
-    return found
+    return by_group
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
-    unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
-    if any(fnmatchcase(name, pattern) for pattern in unwanted):
+    included = [pattern for pattern in patterns if not pattern.startswith("!")]
+    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    if any(fnmatchcase(name, pattern) for pattern in excluded):
         return False
-    return not wanted or any(fnmatchcase(name, pattern) for pattern in wanted)
+    # Exclusions alone select all other teachers.
+    return not included or any(fnmatchcase(name, pattern) for pattern in included)
 
 
 def usable_rows(cache: Cache, teachers: Sequence[str], *, allow_partial: bool) -> NDArray[np.int64]:
-    """The images that all these teachers have seen, at every size they are kept at.
+    """Return the rows with features of all these teachers, at every cached input size.
 
-    Raises MissingRowsError for an unfinished cache unless it may be one, ConfigError where no image is left.
+    Raises:
+        MissingRowsError: the cache is unfinished and `allow_partial` is False.
+        ConfigError: no image is complete.
     """
     groups = [level.name for name in teachers for level in cache.teachers.levels(name)]
     if not allow_partial:

@@ -1,4 +1,4 @@
-"""Whole shards of codes in bounded memory, for object stores: one large request instead of many small ones."""
+"""A cache of whole shards of codes in bounded memory: object stores are fast at a few large requests."""
 
 import threading
 from collections import OrderedDict
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from radio_cache.reader import CachedTeacher
 
 DEFAULT_BYTES = 2 << 30
+"""Memory for whole shards: 2 GiB."""
 
 
 @final
 class ShardCache:
-    """Reads codes (`trainer.data.crops.CodeReader`) through the shards read last. Safe to share between threads.
+    """A `trainer.data.crops.CodeReader` that keeps the most recently used shards in memory. Threads may share it.
 
-    usable: all rows that may be asked for, sorted; a shard is read with all of its own. max_bytes: of all shards kept; the
-    one being used is kept whatever its size.
+    Args:
+        usable: all rows that may be read, sorted; a shard is read with all of these that lie in it.
+        shard_images: images in a shard.
+        max_bytes: memory for all shards; the most recent shard stays whatever its size.
     """
 
     def __init__(self, usable: NDArray[np.int64], shard_images: int, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -29,37 +32,41 @@ class ShardCache:
         self.shards_read = 0
 
     def __call__(self, teacher: CachedTeacher, rows: NDArray[np.int64], out: NDArray[Any], view: int = 0) -> None:
+        """Copy the codes (b, *row_shape) of rows (b,) into `out`."""
         shards = rows // self._shard_images
         for shard in np.unique(shards):
             first, last = np.searchsorted(self._usable, [shard * self._shard_images, (shard + 1) * self._shard_images])
-            there = self._usable[first:last]
-            codes = self._shard((teacher.name, view, int(shard)), lambda there=there: teacher.codes(there, view=view))
-            places = np.flatnonzero(shards == shard)
-            out[places] = codes[np.searchsorted(there, rows[places])]
+            shard_rows = self._usable[first:last]
+            codes = self._shard(
+                (teacher.name, view, int(shard)), lambda shard_rows=shard_rows: teacher.codes(shard_rows, view=view)
+            )
+            positions = np.flatnonzero(shards == shard)
+            out[positions] = codes[np.searchsorted(shard_rows, rows[positions])]
 
     def _shard(self, key: tuple[str, int, int], read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        # The first thread to need a shard reads it, outside of the lock; the others wait for its future.
         with self._lock:
-            found = self._shards.get(key)
-            if mine := found is None:
-                found = self._shards[key] = Future()
+            codes = self._shards.get(key)
+            if is_reader := codes is None:
+                codes = self._shards[key] = Future()
                 self.shards_read += 1
             self._shards.move_to_end(key)
-        if mine:
+        if is_reader:
             try:
-                found.set_result(read())
+                codes.set_result(read())
             except BaseException as exc:
-                found.set_exception(exc)
+                codes.set_exception(exc)
                 with self._lock:
                     self._shards.pop(key, None)
                 raise
             self._drop_oldest()
-        return found.result()
+        return codes.result()
 
     def _drop_oldest(self) -> None:
         with self._lock:
-            done = [(key, future.result().nbytes) for key, future in self._shards.items() if future.done()]
-            total = sum(size for _, size in done)
-            for key, size in done[:-1]:
+            completed = [(key, future.result().nbytes) for key, future in self._shards.items() if future.done()]
+            total = sum(size for _, size in completed)
+            for key, size in completed[:-1]:
                 if total <= self._max_bytes:
                     return
                 del self._shards[key]

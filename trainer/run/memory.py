@@ -1,4 +1,4 @@
-"""Memory: what to turn down where there is not enough, and blocks that are computed twice instead of kept."""
+"""Out-of-memory errors that name the settings to change, and activation checkpointing."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ _NO_THREAD = "can't start new thread"
 
 @contextlib.contextmanager
 def explain_out_of_memory() -> Generator[None]:
-    """Turn "out of memory", of a GPU or of the machine, into a TrainingError that names the settings."""
+    """Turn out-of-memory errors of a GPU or of the machine into a TrainingError that names the settings to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as exc:
@@ -31,20 +31,21 @@ def explain_out_of_memory() -> Generator[None]:
         if not is_out_of_memory(exc):
             raise
         raise TrainingError(
-            f"out of memory ({str(exc).splitlines()[0] if str(exc) else 'refused by the system'}). In the order of its price: "
+            f"out of memory ({str(exc).splitlines()[0] if str(exc) else 'refused by the system'}). Try, cheapest first: "
             "--set accumulate=2 (the same, but for batch norms), --set checkpoint_activations=true (the same, a third slower), "
             "--set precision=bfloat16, a smaller --batch-size or --image-size, a smaller student"
         ) from exc
 
 
 def checkpoint_activations(student: Student) -> None:
-    """Blocks keep their inputs alone and are computed again on the way back. For ViTs and models of timm that can.
+    """Make blocks save their inputs alone and compute their activations again in the backward pass.
 
-    Raises ConfigError for a student that has no such blocks.
+    Raises:
+        ConfigError: the student is neither a ViT nor a model of timm that supports it.
     """
     blocks = [module for module in student.modules() if isinstance(module, Block)]
     for block in blocks:
-        # The method of this object alone: names of parameters stay what they are.
+        # A wrapper module would change the names of parameters, which checkpoints hold.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if blocks:
         return
@@ -54,5 +55,5 @@ def checkpoint_activations(student: Student) -> None:
             setter(True)
             return
     raise ConfigError(
-        f"student '{student.name}' has no blocks that can be computed twice: --set checkpoint_activations=false"
+        f"student '{student.name}' does not support activation checkpointing: --set checkpoint_activations=false"
     )

@@ -1,4 +1,4 @@
-"""One optimiser step after the other: the student, its optimiser, and the images and targets of every group."""
+"""A training run's step: forward and backward passes, the sum over processes, and the update."""
 
 import contextlib
 import functools
@@ -43,14 +43,14 @@ from trainer.run.step_memory import available_bytes, refuse_oversized_step, save
 from trainer.train_config import TrainConfig
 
 _DRAWS = 2
-"""A stream of random numbers drawn from the recipe's seed: positions, dropped paths and noise of each step."""
+"""Number of a random stream derived from the recipe's seed: positions, dropped paths and noise of each step."""
 
-_TOLD = 3
-"""Numbers of a step that are no term's."""
+_NUM_TOTALS = 3
+"""Scalars of a step that belong to no term: total loss, stop flag, images."""
 
 
-class _Seen(NamedTuple):
-    """The images of a pass, and what each teacher's losses of them were."""
+class _PassLosses(NamedTuple):
+    """The rows of one pass, and each teacher's losses on them."""
 
     rows: NDArray[np.int64]
     losses: dict[str, TeacherLoss]
@@ -58,7 +58,18 @@ class _Seen(NamedTuple):
 
 @final
 class TrainingRun:
-    """Everything of a run that is made once: the student, its optimiser, the images and targets of every group."""
+    """The parts of a run that are made once: the student, its optimiser, and the data and targets of every group.
+
+    Args:
+        config: configuration of the run.
+        processes: processes that train together.
+        say: receives notes for the user.
+
+    Raises:
+        ConfigError: the recipe does not fit the cache, the student, or the processes.
+        StoreError: the cache has no teacher, or is unfinished.
+        TrainingError: images cannot be read, or a step needs more memory than there is.
+    """
 
     def __init__(
         self, config: TrainConfig, processes: Processes, say: Callable[[str], object] = lambda _: None
@@ -70,11 +81,12 @@ class TrainingRun:
         if note := self.cache.web_note():
             say(note)
         by_group = teachers_by_group(recipe, select_teachers(self.cache, config.teachers, recipe))
-        asked = {name for names in by_group.values() for name in names}
-        self.teachers = tuple(name for name in self.cache.teachers.names() if name in asked)
+        used_teachers = {name for names in by_group.values() for name in names}
+        self.teachers = tuple(name for name in self.cache.teachers.names() if name in used_teachers)
         rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
         self.rows, self.held_out_rows, split = split_rows(self.cache, rows, recipe.holdout)
         self.model = build_distilled(make_student_config(config, self.cache, self.teachers, split))
+        # A checkpoint replaces the weights anyway.
         if recipe.init is not None and not checkpoints(config.out / CHECKPOINTS):
             start_from(self.model.student, Path(recipe.init))
         self.groups, self._read = make_crop_data(
@@ -90,6 +102,7 @@ class TrainingRun:
             name: TargetMaker(self.cache, self.cache.teachers.levels(name), recipe, self.rows, self.device, statistics)
             for name, statistics in self.statistics.by_teacher.items()
         }
+        # A GPU makes targets faster than the loader's threads do.
         self.makes_targets_ahead = self.device.type == "cpu"
         summaries = {widths.name: widths.summary_dim is not None for widths in self.model.config.teachers}
         self.objective = Objective(summaries, self.model.student.summary_dim, recipe)
@@ -118,7 +131,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def claim_folder(self) -> Generator[None]:
-        """Make the run's folder, or check that it is this run's; the first process keeps it to itself meanwhile."""
+        """Create the run's folder or check that it is this run's, and lock it in the first process until the block ends."""
         images: dict[str, str | int] = {
             "list": self.cache.meta.index,
             "in_cache": self.cache.num_images,
@@ -128,22 +141,24 @@ class TrainingRun:
             images["held_out"] = len(self.held_out_rows)
         with contextlib.ExitStack() as stack:
             if self.processes.is_first:
-                place = absolute_place(self.config.cache)
-                stack.enter_context(claim_run_folder(self.config.out, self.config.recipe, place, self.teachers, images))
+                cache = absolute_place(self.config.cache)
+                stack.enter_context(claim_run_folder(self.config.out, self.config.recipe, cache, self.teachers, images))
                 if not self.statistics.kept:
                     self.statistics.save(self.config.out)
             self.processes.wait_for_all()
             yield
 
     def _refuse_too_large_steps(self) -> None:
-        """Raise TrainingError before anything is written, if a pass of any group needs more memory than there is.
+        """Raise TrainingError, before anything is written, if a pass of any group needs more memory than is available.
 
-        Passes of one image and of two are made and counted, in evaluation, where it draws nothing and leaves no statistics.
+        The memory is extrapolated from passes of one image and of two. They run in evaluation mode, which draws no random numbers
+        and updates no statistics.
         """
         recipe, parameters = self.config.recipe, list(self.model.parameters())
         size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         fixed = size * (3 if recipe.ema is None else 4)  # gradients and two moments; an average
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # Some balancings count their calls.
         balancing = {name: value.clone() for name, value in self.objective.balancing.state_dict().items()}
         self.model.eval()
         for (stage, group), data in self.groups.items():
@@ -152,14 +167,14 @@ class TrainingRun:
             unit = data.mosaic**2
             if images < 2 * unit:
                 continue  # no more of a batch can be drawn, and nothing smaller can be proposed
-            one, two = (
+            bytes_of_one, bytes_of_two = (
                 saved_activation_bytes(functools.partial(self._pass, data, data.batch(0, 0, count * unit)), parameters)
                 for count in (1, 2)
             )
             refuse_oversized_step(
-                per_image=(two - one) / unit,
+                per_image=(bytes_of_two - bytes_of_one) / unit,
                 images=images,
-                fixed=fixed + 2 * one - two,
+                fixed=fixed + 2 * bytes_of_one - bytes_of_two,
                 path=f"stages.{stage}.groups.{group}",
                 processes=processes,
                 accumulate=recipe.accumulate,
@@ -170,16 +185,16 @@ class TrainingRun:
 
     @property
     def has_classes(self) -> bool:
-        """Return whether the images that it is trained on have at least two classes."""
+        """Whether the training images have at least two classes."""
         labels = np.unique(self.cache.index.labels[self.rows])
         return bool(np.count_nonzero(labels >= 0) > 1)
 
-    def loader(self, done: int) -> BatchLoader:
-        """The batches of the steps that are left."""
+    def loader(self, first_step: int) -> BatchLoader:
+        """Return the loader of all batches from a step on."""
         return BatchLoader(
             self.schedule,
             self.groups,
-            done,
+            first_step,
             self.config.recipe.steps,
             device=self.device,
             threads=self.config.data_threads,
@@ -188,51 +203,65 @@ class TrainingRun:
         )
 
     def lr_of(self, step: int) -> float:
-        place = self.schedule.stage_step(step)
-        return lr_at(place.step, self.config.recipe.stages[place.stage])
+        """Return the learning rate of a step."""
+        position = self.schedule.stage_step(step)
+        return lr_at(position.step, self.config.recipe.stages[position.stage])
 
     def step(
         self, step: int, loaded_batches: Iterator[LoadedBatch], stop: bool = False
     ) -> tuple[StepLosses, Waits, int, bool]:
-        """One optimiser step over all passes of all processes.
+        """Make one optimiser step over all passes of all processes.
 
-        Returns the losses before it, what this process waited for data, images over all processes, and whether any process
-        was asked to stop. Raises NonFiniteLossError instead of stepping.
+        Args:
+            step: number of the step, from 0.
+            loaded_batches: batches of this process, in order.
+            stop: whether this process received a signal to stop.
+
+        Returns:
+            Losses before the update, times that this process waited for data, number of images over all processes, and whether
+            any process received a signal to stop.
+
+        Raises:
+            NonFiniteLossError: a loss is not finite; the weights stay as they are.
         """
         recipe, training_state = self.config.recipe, self.training_state
+        # Seeded by step and rank, so that a resumed run draws what an uninterrupted one would have.
         seeds = np.random.SeedSequence((recipe.seed, _DRAWS, step, self.processes.rank))
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         for group in training_state.optimizer.param_groups:
             group["lr"] = self.lr_of(step)
         training_state.optimizer.zero_grad(set_to_none=True)
-        waits, seen = Waits(), list[_Seen]()
+        waits, pass_losses = Waits(), list[_PassLosses]()
         terms = self.objective.terms
-        # In one tensor, so that one copy from the device tells all: total, stop, images; of each term its sum and its weight.
-        told = torch.zeros(_TOLD + 2 * len(terms), device=self.device)
-        told[1] = float(stop)
+        # One tensor, so that one copy from the device carries all: total, stop, images; then each term's sum and its weight.
+        scalars = torch.zeros(_NUM_TOTALS + 2 * len(terms), device=self.device)
+        first_weight = _NUM_TOTALS + len(terms)
+        scalars[1] = float(stop)
         for _ in self.schedule.batch_slices(step):
-            part, batch, waited = next(loaded_batches)
+            batch_slice, batch, waited = next(loaded_batches)
             for cause in ("pixels", "codes", "transfer"):
                 setattr(waits, cause, getattr(waits, cause) + getattr(waited, cause))
-            total, losses = self._pass(self.groups[part.stage, part.group], batch)
-            (total * part.weight).backward()
-            seen.append(_Seen(batch.rows, losses))
+            total, losses = self._pass(self.groups[batch_slice.stage, batch_slice.group], batch)
+            (total * batch_slice.weight).backward()
+            pass_losses.append(_PassLosses(batch.rows, losses))
             means = {(name, kind): mean for name, loss in losses.items() for kind, mean in loss.means().items()}
-            share = (part.last - part.first) / recipe.stages[part.stage].groups[part.group].batch_images
-            told[0] += total.detach() * part.weight
+            num_images = batch_slice.last - batch_slice.first
+            share = num_images / recipe.stages[batch_slice.stage].groups[batch_slice.group].batch_images
+            scalars[0] += total.detach() * batch_slice.weight
             for number, term in enumerate(terms):
                 if term in means:
-                    told[_TOLD + number] += means[term] * share
-                    told[_TOLD + len(terms) + number] += share
-            told[2] += part.last - part.first
-        sums = self.processes.sum(told.clone()).tolist()
-        values = _values(sums, terms)
-        self._refuse_non_finite(step, values, seen)
-        self._update((told[_TOLD + len(terms) :] > 0).float())
-        return values, waits, round(sums[2]), sums[1] > 0
+                    scalars[_NUM_TOTALS + number] += means[term] * share
+                    scalars[first_weight + number] += share
+            scalars[2] += num_images
+        # A copy is summed: the update needs this process's own weights of the terms.
+        sums = self.processes.sum(scalars.clone()).tolist()
+        losses_of_step = _step_losses(sums, terms)
+        self._refuse_non_finite(step, losses_of_step, pass_losses)
+        self._update((scalars[first_weight:] > 0).float())
+        return losses_of_step, waits, round(sums[2]), sums[1] > 0
 
     def _pass(self, data: CropData, batch: Batch) -> tuple[Tensor, dict[str, TeacherLoss]]:
-        """The loss of a batch, and every teacher's, detached."""
+        """Return the loss of a batch, and every teacher's losses, detached."""
         names = tuple(data.levels)
         images = student_images(batch, self.layout)
         if data.mosaic > 1:
@@ -241,22 +270,24 @@ class TrainingRun:
             features = self.model.student(images)
             if data.mosaic > 1:
                 features = cut(features, data.grid_hw, data.mosaic)
-            guesses = self.model.adaptors(features, data.grid_hw, names)
+            predictions = self.model.adaptors(features, data.grid_hw, names)
         recipe = self.config.recipe
         shift_yx = data.head_shift_yx(batch.shift_yx)
         losses = {
-            name: teacher_loss(guesses[name], self.targets_of(name, part, shift_yx), recipe, data.head_hw)
-            for name, part in zip(names, batch.teachers, strict=True)
+            name: teacher_loss(predictions[name], self.targets_of(name, inputs, shift_yx), recipe, data.head_hw)
+            for name, inputs in zip(names, batch.teachers, strict=True)
         }
         total = self.objective(losses, features.summary)
         return total, {name: loss.detached() for name, loss in losses.items()}
 
-    def targets_of(self, name: str, part: TeacherCodes | Targets, shift_yx: Tensor | None = None) -> Targets:
-        """A teacher's targets in a batch, made now unless they were ahead of time."""
-        return part if isinstance(part, Targets) else self.targets[name](part, shift_yx)
+    def targets_of(self, name: str, inputs: TeacherCodes | Targets, shift_yx: Tensor | None = None) -> Targets:
+        """Return a teacher's targets in a batch: those that the loader made, or new ones from its codes."""
+        return inputs if isinstance(inputs, Targets) else self.targets[name](inputs, shift_yx)
 
     def _update(self, present: Tensor) -> None:
+        """Update the weights. present: (terms,) 1 where this process computed the term, else 0."""
         recipe, training_state = self.config.recipe, self.training_state
+        # FSDP has summed the gradients of sharded parameters already.
         self.processes.sum_gradients([p for p in self.parameters if not is_sharded(p)])
         for buffer in training_state.balancing.buffers():
             self.processes.average_present(buffer, present)
@@ -265,25 +296,34 @@ class TrainingRun:
         if training_state.ema:
             training_state.ema.update()
 
-    def _refuse_non_finite(self, step: int, values: StepLosses, seen: Sequence[_Seen]) -> None:
-        if math.isfinite(values.total):
+    def _refuse_non_finite(self, step: int, losses: StepLosses, pass_losses: Sequence[_PassLosses]) -> None:
+        if math.isfinite(losses.total):
             return
-        sums = {name: sum(parts.values()) for name, parts in values.teachers.items()}
-        named = next(((name, value) for name, value in sums.items() if not math.isfinite(value)), None)
-        mine = [(one.rows, one.losses[named[0]].is_finite()) for one in seen if named and named[0] in one.losses]
-        keys = [self.cache.index.key(row) for rows, finite in mine for row in rows[~finite]]
-        what = f"the loss of teacher '{named[0]}' is {named[1]}" if named else f"all losses together are {values.total}"
+        sums = {name: sum(parts.values()) for name, parts in losses.teachers.items()}
+        non_finite = next(((name, value) for name, value in sums.items() if not math.isfinite(value)), None)
+        # Only this process's images can be named; others computed the rest.
+        by_image = [
+            (passed.rows, passed.losses[non_finite[0]].is_finite())
+            for passed in pass_losses
+            if non_finite and non_finite[0] in passed.losses
+        ]
+        keys = [self.cache.index.key(row) for rows, finite in by_image for row in rows[~finite]]
+        if non_finite:
+            problem = f"the loss of teacher '{non_finite[0]}' is {non_finite[1]}"
+        else:
+            problem = f"all losses together are {losses.total}"
         if keys:
-            of = sum(len(rows) for rows, _ in mine)
-            what += f", on {len(keys)} of {of} images: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
-        # A student out of bounds is wrong about all images; what is stored amiss is of one or two.
+            num_images = sum(len(rows) for rows, _ in by_image)
+            listed = ", ".join(keys[:3]) + (" ..." if len(keys) > 3 else "")
+            problem += f", on {len(keys)} of {num_images} images: {listed}"
+        # A diverged student fails on all images, damaged features on one or two.
         raise NonFiniteLossError(
-            f"step {step}: {what}. The last checkpoint is whole; try a lower --lr, or, where it is few images, "
+            f"step {step}: {problem}. The last checkpoint is whole; try a lower --lr, or, where it is few images, "
             f"radio-cache verify {self.cache.url}"
         )
 
     def headline(self) -> str:
-        """What is about to be trained, on how much."""
+        """Return a summary of the run for the screen: student, teachers, images, steps and epochs."""
         recipe, model = self.config.recipe, self.model
         millions = sum(p.numel() for p in model.student.parameters()) / 1e6
         heads = sum(p.numel() for p in model.adaptors.parameters()) / 1e6
@@ -300,9 +340,9 @@ class TrainingRun:
         )
 
     def finish(self) -> None:
-        """Fold the statistics into the heads, so that they speak the teachers' units, and save what the user takes home.
+        """Fold the target statistics into the heads, so that they predict in the teachers' units, and save the student.
 
-        The first process writes; where the student is divided, all of them call this.
+        The first process writes. If the student is sharded, all processes call this.
         """
         if self.training_state.ema:
             self.training_state.ema.apply()
@@ -313,7 +353,7 @@ class TrainingRun:
         save_student(model.to("cpu").eval(), self.config.out)
 
     def _whole_model(self) -> DistilledStudent:
-        """The model, put together from its parts where it is divided."""
+        """Return the model, gathered from all processes if it is sharded."""
         if not self.training_state.is_divided:
             return self.model
         state = self.training_state.state(keep=self.processes.is_first)
@@ -324,11 +364,11 @@ class TrainingRun:
         return model.to(self.device)
 
 
-def _values(sums: list[float], terms: tuple[tuple[str, str], ...]) -> StepLosses:
-    """Means over the step's images, of the terms that were asked."""
+def _step_losses(sums: list[float], terms: tuple[tuple[str, str], ...]) -> StepLosses:
+    """Return the total loss, and the mean over the step's images of each term that was computed."""
     teachers: dict[str, dict[str, float]] = {}
     for number, (name, part) in enumerate(terms):
-        total, weight = sums[_TOLD + number], sums[_TOLD + len(terms) + number]
+        total, weight = sums[_NUM_TOTALS + number], sums[_NUM_TOTALS + len(terms) + number]
         if weight > 0:
             teachers.setdefault(name, {})[part] = total / weight
     return StepLosses(sums[0], teachers)

@@ -1,6 +1,6 @@
-"""Whether a step fits into the machine's memory, before it is tried: the system ends a process that takes too much.
+"""A check, before the first step, that a step fits into the machine's memory.
 
-On a GPU torch refuses what does not fit; on a CPU the system hands out more than there is, and kills whoever uses it.
+On a GPU torch refuses an allocation that does not fit. On a CPU the system overcommits, and kills the process that uses too much.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,20 +15,20 @@ _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def saved_activation_bytes(forward: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Return the bytes that a forward pass keeps for its backward pass, beside the parameters themselves."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    kept: dict[int, int] = {}
+    """Return the bytes that a forward pass saves for its backward pass, parameters excluded."""
+    parameter_pointers = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    saved: dict[int, int] = {}  # address -> bytes; views of one storage count once
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameter_pointers:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = forward()  # alive until it is counted, or memory would be used again under the same address
+        out = forward()  # kept alive until all is counted, or an address could be used twice
     del out
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def refuse_oversized_step(
@@ -38,17 +38,18 @@ def refuse_oversized_step(
 
     Args:
         per_image: bytes that a pass needs for each of its images.
-        images: of one pass.
+        images: images of one pass.
         fixed: bytes of weights, gradients and moments.
-        path: of the group, such as "stages.0.groups.0".
-        processes: that share this machine's memory.
+        path: path of the group in the recipe, such as "stages.0.groups.0".
+        processes: processes that share this machine's memory.
         accumulate: passes that a batch is cut into already.
-        available: bytes; None where the system does not say.
+        available: available bytes; None if unknown, and then nothing is refused.
     """
     needed = processes * (fixed + per_image * images)
     if available is None or needed <= available:
         return
     room = available / processes - fixed
+    # The fewest passes that divide the images evenly and fit.
     fits = next((n for n in range(2, images + 1) if images % n == 0 and per_image * images / n <= room), None)
     if fits is None:
         cure = "a smaller --image-size or student, --set checkpoint_activations=true, or a machine with more memory"
@@ -64,11 +65,16 @@ def refuse_oversized_step(
 
 
 def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float | None:
-    """Return the bytes that may be used yet, of the machine and of the container; None where the system does not say."""
-    found: list[float] = []
+    """Return the bytes that are still available, the least of the machine's and the container's; None if unknown.
+
+    Args:
+        meminfo: file of the machine's memory.
+        cgroup: folder of the container's limits, of version 2 or 1.
+    """
+    available: list[float] = []
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        found.append(sum(1024.0 * int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree")))
+        available.append(sum(1024.0 * int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree")))
     except (OSError, KeyError, ValueError, IndexError):
         pass
     for limit, usage in (
@@ -80,7 +86,7 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> float |
             statistics = (limit.parent / "memory.stat").read_text().splitlines()
         except (OSError, ValueError):
             continue
-        # File pages that the system gives back count as used.
+        # The usage includes file pages that the system frees on demand.
         cached = [int(line.split()[1]) for line in statistics if line.startswith(("inactive_file ", "active_file "))]
-        found.append(float(spare + sum(cached)))
-    return min(found, default=None)
+        available.append(float(spare + sum(cached)))
+    return min(available, default=None)

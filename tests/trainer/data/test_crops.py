@@ -84,7 +84,7 @@ def test_a_target_is_what_the_teacher_said_of_the_pixels_in_the_crop(
     cache = make_tiny_cache(tmp_path / "c.zarr", tmp_path / "images", teachers={"colours": (None, 12)})
     recipe = replace(override_stages(tiny_recipe, batch_images=1), crop_area=(0.3, 0.6), normalise="none")
     data = make_data(cache, ("colours",), recipe, (4, 4))
-    make = TargetMaker(cache, data.levels["colours"].all, recipe, data.order.rows(0, 0, 1), torch.device("cpu"))
+    make = TargetMaker(cache, data.levels["colours"].all, recipe, data.sampler.rows(0, 0, 1), torch.device("cpu"))
     spec = fake_spec("colours", summary_dim=None, spatial_dim=12)
     errors, mirrored = [], []
     for step in range(20):

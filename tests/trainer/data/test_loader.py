@@ -36,7 +36,7 @@ def test_waiting_is_told_by_what_came_last(data: CropData, tiny_recipe: Recipe) 
 def test_accumulation_cuts_a_batch_and_keeps_its_images(data: CropData, tiny_recipe: Recipe) -> None:
     schedule = Schedule(dataclasses.replace(tiny_recipe), accumulate=3)
     with BatchLoader(schedule, {(0, 0): data}, 2, 3, device=CPU, threads=2) as loader:
-        pieces = [(loaded.part, loaded.batch.map(torch.clone)) for loaded in loader]
+        pieces = [(loaded.batch_slice, loaded.batch.map(torch.clone)) for loaded in loader]
     whole = data.batch(2, 0, 3)
     assert [len(batch.rows) for _, batch in pieces] == [1, 1, 1]
     torch.testing.assert_close(torch.cat([batch.pixels for _, batch in pieces]), whole.pixels)
