@@ -99,7 +99,7 @@ def load_student(
     if not holds_student(folder):
         is_run = (folder / "recipe.json").exists()
         hint = (
-            "the run is not finished: continue it with the same radio-train command, or export it with radio-export --checkpoint last"
+            "the run is not finished: continue it with the same radio-train command, or use radio-export --checkpoint last"
             if is_run
             else "give the folder that radio-train --out or radio-export --out made"
         )

@@ -47,7 +47,7 @@ class ERadioConfig:
             if (
                 not isinstance(numbers, list | tuple)
                 or len(numbers) != count
-                or any(type(one) is not int or one < least for one in numbers)
+                or any(type(number) is not int or number < least for number in numbers)
             ):
                 raise ConfigError(
                     f"{self.name}: {name} are {count} whole numbers of at least {least}, got {numbers!r}."
