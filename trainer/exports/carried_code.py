@@ -82,7 +82,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
             for alias in node.names:
                 if _is_module(f"{node.module}.{alias.name}"):
                     raise ConfigError(
-                        f"{module}, line {node.lineno}: '{alias.name}' is a module: import names from it, because modules cannot be exported"
+                        f"{module}, line {node.lineno}: '{alias.name}' is a module: import names from it to export them"
                     )
             lines[number] = lines[number].replace(f"from {node.module} import", f"from .{_flat(node.module)} import", 1)
             imported.append(node.module)

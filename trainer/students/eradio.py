@@ -294,7 +294,7 @@ class PositionBias(nn.Module):
         return 16 * torch.sigmoid(self.mlp(self.offsets))
 
     def fold(self) -> None:
-        """Replace the MLP by what it says of every offset. For evaluation only."""
+        """Replace the MLP by its values at every offset. For evaluation only."""
         self.baked = self._table().detach()
         self.mlp = nn.Sequential()
 

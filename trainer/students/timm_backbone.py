@@ -145,9 +145,7 @@ class TimmBackbone(Student):
                 f"{self._known_size()}"
             )
         maps = [
-            stage_map
-            if tuple(stage_map.shape[-2:]) == grid_hw
-            else F.interpolate(stage_map, grid_hw, mode="bilinear")
+            stage_map if tuple(stage_map.shape[-2:]) == grid_hw else F.interpolate(stage_map, grid_hw, mode="bilinear")
             for stage_map in maps
         ]
         out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)

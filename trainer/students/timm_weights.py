@@ -85,8 +85,8 @@ def naming_the_weights(model_name: str) -> Generator[None]:
     except Exception as exc:  # of the hub, of the network below it, of torch
         line = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
         raise ConfigError(
-            f"the pretrained weights of timm's '{model_name}' are not available: {type(exc).__name__}: {line:.200} - timm fetches "
-            "them from the Hugging Face Hub and keeps them. Where there is no network, bring the file, and give it by "
+            f"the pretrained weights of timm's '{model_name}' are not available: {type(exc).__name__}: {line:.200} - timm "
+            "downloads them from the Hugging Face Hub. Without a network, copy the file here and pass it by "
             "--set student_overrides.init_file=FILE"
         ) from exc
 
@@ -111,7 +111,7 @@ def _check(student: ViT, model_name: str, source: Any) -> None:
         "gated_mlp": config.gated_mlp,
         "pre_norm": config.pre_norm,
     }
-    differing = [f"{key}={found[key]!r} (here {ours[key]!r})" for key in found if found[key] != ours[key]]
+    differing = [f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in theirs if theirs[key] != ours[key]]
     if differing:
         raise ConfigError(
             f"init_from: '{model_name}' does not fit student '{student.name}': it has {', '.join(differing)}. "
