@@ -28,7 +28,7 @@ from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.probe import probe
 from cache_builder.teachers.state_dict import load_exactly
 from cache_builder.teachers.weights import describe_source, file_sha256
-from cache_builder.teachers.wrong_weights import looks_like
+from cache_builder.teachers.wrong_weights import likely_origin
 from radio_cache.format.schema import TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
 
@@ -38,11 +38,11 @@ class Clip(Teacher):
     """Summary: the image embedding, before its normalisation. Spatial: patch tokens after the final LayerNorm."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        what = f"teacher '{preset.name}', {preset.model} of open_clip,"
+        subject = f"teacher '{preset.name}', {preset.model} of open_clip,"
         file = read_clip_file(path, teacher=preset.name, legacy_loading=options.legacy_loading)
-        state, whose = image_tensors(file.tensors), looks_like(file.tensors)
+        state, origin = image_tensors(file.tensors), likely_origin(file.tensors)
         loaded = {"tensors": file.chosen} if file.chosen else {}
-        tower = tower_of_file(preset, state, path, whose)
+        tower = tower_of_file(preset, state, path, origin)
         self.notes = (*file.notes, *([tower.note] if tower.note else []))
         trained_with = trained_with_quick_gelu(preset.model, preset.tag)
         # Only open_clip's own ViT has this activation.
@@ -54,35 +54,40 @@ class Clip(Teacher):
                 f"runs {activation}: open_clip says '{preset.tag}' was trained with it; {preset.model} has the other",
             )
         prepared = open_clip_preprocessing(
-            what,
+            subject,
             preprocessing_fields(preset.model, preset.tag, tower.size_px),
             size_px=options.size_px,
             fit=options.fit,
         )
         size = prepared.size_px
         if tower.patch_px is not None:
-            patch_geometry(size, tower.patch_px, fit=prepared.fit, interpolation=prepared.interpolation)  # or raises
+            patch_geometry(size, tower.patch_px, fit=prepared.fit, interpolation=prepared.interpolation)
 
+        # On the meta device, before any weights: an impossible size fails within a second.
         def unweighted() -> Any:
             net = tower.at_size(size).build()
-            resize_built(net, tower, size, what)
+            resize_built(net, tower, size, subject)
             return net
 
-        geometry, summary_dim, spatial_dim = probe(unweighted, _features, prepared, what=what, native_px=tower.size_px)
+        geometry, summary_dim, spatial_dim = probe(
+            unweighted, _features, prepared, subject=subject, native_px=tower.size_px
+        )
         self._net: Any = tower.at_size(size).build()
         if tower.patch_px is not None:
-            before = state["positional_embedding"].shape
+            file_shape = state["positional_embedding"].shape  # (tokens, width)
             state = positions_resized(self._net, state)
-            if before != (after := state["positional_embedding"].shape):
-                loaded |= {"positions": f"{before[0]} -> {after[0]} tokens as open_clip: bicubic, antialiased"}
-        load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
-        loaded |= resize_built(self._net, tower, size, what)
+            if file_shape != (resized_shape := state["positional_embedding"].shape):
+                positions = f"{file_shape[0]} -> {resized_shape[0]} tokens as open_clip: bicubic, antialiased"
+                loaded |= {"positions": positions}
+        load_exactly(self._net, state, teacher=preset.name, path=path, origin=origin)
+        loaded |= resize_built(self._net, tower, size, subject)
         sizes = f" ({spatial_dim} wide, {tower.config.layers} deep)" if tower.patch_px is not None else ""
-        free = f"open_clip:{preset.model}" + (f"/{preset.tag}" if preset.tag else "")
+        # A model without a preset is recorded by the name that `find_teacher` loads it by.
+        library_name = f"open_clip:{preset.model}" + (f"/{preset.tag}" if preset.tag else "")
         self.spec = TeacherSpec(
             name=preset.name,
             family=preset.family,
-            model=f"{preset.model}{sizes}" if preset.output else free,
+            model=f"{preset.model}{sizes}" if preset.output else library_name,
             licence=preset.licence,
             weights=describe_source(preset.weights, path, options.weights),
             weights_sha256=file_sha256(path),
@@ -100,13 +105,16 @@ class Clip(Teacher):
         )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Return the features of normalised images."""
         return _features(self._net, images)
 
     def to(self, device: torch.device) -> None:
+        """Move the network to a device."""
         self._net.to(device)
 
 
 def _spatial_note(net: Any, tower: Tower) -> str:
+    """Return the description of the spatial features for the spec."""
     if tower.patch_px is None:
         return "last map of the image tower"
     return (
@@ -115,10 +123,17 @@ def _spatial_note(net: Any, tower: Tower) -> str:
 
 
 def _has_norm(net: Any) -> bool:
-    """Return whether the final norm is one of tokens; CoCa's comes after attentional pooling, and is as wide as the embedding."""
+    """Return whether the final norm applies to tokens. CoCa's comes after attentional pooling, at the width of the embedding."""
     return getattr(net, "attn_pool", None) is None
 
 
 def _features(net: Any, images: Tensor) -> Features:
+    """Run the image tower.
+
+    Args:
+        net: the tower.
+        images: (b, 3, h, w).
+    """
     out = net.forward_intermediates(images, indices=1, normalize_intermediates=_has_norm(net), output_fmt="NCHW")
+    # (b, c, h, w) -> (b, h, w, c)
     return Features(out["image_features"], out["image_intermediates"][0].permute(0, 2, 3, 1))

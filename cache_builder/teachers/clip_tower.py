@@ -1,4 +1,4 @@
-"""The image tower that a file of open_clip belongs to: the published one, or a plain ViT of the file's own sizes."""
+"""The image tower for a file of open_clip: the published one, or a plain ViT of the file's own sizes."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,8 +21,8 @@ from torch import Tensor
 from cache_builder.teachers.preset import FOLDER, HUB, TeacherPreset
 from cache_builder.teachers.presets import CLIPS
 from cache_builder.teachers.state_dict import (
+    LEGACY_SETS,
     OPEN_CLIP_SETS,
-    SETS_BEFORE,
     WeightsFile,
     extract_network,
     read_weights_file,
@@ -34,59 +34,71 @@ from cache_builder.teachers.wrong_weights import first_differences, published_tw
 from radio_cache.errors import ConfigError, TeacherWeightsError, UnknownTeacherError
 
 _PREFIX = "visual."
-_OF_TEXT = (
+# Adapters in the text tower change no image, so they are not refused.
+_TEXT_PREFIXES = (
     "transformer.",
     "text.",
     "token_embedding.",
     "text_decoder.",
-)  # what is done to the text tower changes no image
+)
 _CONFIG_FILE = "open_clip_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """What it takes to build an image tower. note: empty, or that these are not the published sizes."""
+    """The configuration of an image tower."""
 
     config: CLIPVisionCfg
     embed_dim: int
     quick_gelu: bool
+
     note: str = ""
+    """Message for the user if the sizes are not the published ones."""
 
     @property
     def size_px(self) -> int:
-        """Side of its own input."""
+        """Side of the tower's own input in pixels."""
         size = self.config.image_size
         return size if isinstance(size, int) else size[0]
 
     @property
     def patch_px(self) -> int | None:
-        """Side of a patch of open_clip's own ViT; None for other networks."""
+        """Side of a patch in pixels for open_clip's own ViT; None for other networks."""
         is_vit = self.config.timm_model_name is None and isinstance(self.config.layers, int)
         return int(self.config.patch_size) if is_vit else None
 
     def build(self) -> Any:
-        """The network, on the current device."""
+        """Return the network, without weights, on the current device."""
         return _build_vision_tower(self.embed_dim, self.config, self.quick_gelu).eval()
 
     def at_size(self, size_px: int) -> "Tower":
-        """The same for another input, if it is open_clip's own ViT; other networks take another size once they are built."""
+        """Return the tower for another input size, if it is open_clip's own ViT.
+
+        Other networks are built at their own size and resized by `resize_built`.
+        """
         return self if self.patch_px is None else replace(self, config=replace(self.config, image_size=size_px))
 
 
 def model_config(model: str) -> dict[str, Any]:
-    """open_clip's configuration of a model, by its name or from the repository or folder that it lies in."""
+    """Return open_clip's configuration of a model, by its name or from its repository or folder.
+
+    Raises:
+        UnknownTeacherError: the repository or folder has no valid configuration.
+    """
     if not model.startswith((HUB, FOLDER)):
         return dict(open_clip.get_model_config(model) or {})
     return dict(_whole_config(model)["model_cfg"])
 
 
 def _whole_config(model: str) -> dict[str, Any]:
+    """Return the configuration file of an `hf-hub:` or `local-dir:` model, with its required fields checked."""
     try:
         if model.startswith(FOLDER):
             path = Path(model.removeprefix(FOLDER)) / _CONFIG_FILE
         else:
             path = from_hub(model.removeprefix(HUB), (_CONFIG_FILE,))
         config: Any = json.loads(path.read_text(encoding="utf-8"))
+        # These lines raise for a missing or misshapen field, so that later code need not check.
         dict(config["model_cfg"]["vision_cfg"])
         int(config["model_cfg"]["embed_dim"])
         dict(config.get("preprocess_cfg", {}))
@@ -99,14 +111,20 @@ def _whole_config(model: str) -> dict[str, Any]:
 
 
 def published_tower(model: str) -> Tower:
-    """The image tower of one of open_clip's configurations."""
+    """Return the image tower of one of open_clip's configurations.
+
+    Raises:
+        UnknownTeacherError: as `model_config`.
+        ConfigError: the tower is a network of timm that timm does not know.
+    """
     published = model_config(model)
+    # Configurations of newer open_clip versions may have fields that the installed one does not know.
     known = {item.name for item in fields(CLIPVisionCfg)}
     config = CLIPVisionCfg(**{key: value for key, value in published["vision_cfg"].items() if key in known})
-    config.timm_model_pretrained = False
+    config.timm_model_pretrained = False  # or timm would download weights that are replaced at once
     name = config.timm_model_name
     if name is not None and not timm.is_model(str(name)):
-        # timm takes folders and repositories (local-dir:, hf-hub:) for names, too: a file must not lead it to other places.
+        # timm accepts folders and repositories (local-dir:, hf-hub:) for names, too: a file must not redirect it there.
         raise ConfigError(f"the image tower of open_clip's '{model}' is '{name}' of timm, which timm does not know")
     return Tower(
         config=config, embed_dim=int(published["embed_dim"]), quick_gelu=bool(published.get("quick_gelu", False))
@@ -114,33 +132,48 @@ def published_tower(model: str) -> Tower:
 
 
 def trained_with_quick_gelu(model: str, tag: str) -> bool:
-    """Return whether weights were trained with QuickGELU: open_clip's entry of the tag says it, or else that of the model.
+    """Return whether weights were trained with QuickGELU, by open_clip's entry of the tag, or else that of the model.
 
-    open_clip builds what the model's name says, and only warns where the weights were trained with the other one.
+    open_clip builds the activation of the model's name, and only warns if the weights were trained with the other one.
     """
     of_model = bool(model_config(model).get("quick_gelu", False))
     return bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", of_model)) if tag else of_model
 
 
 def read_clip_file(path: Path, *, teacher: str, legacy_loading: bool = False) -> WeightsFile:
-    """The tensors of a whole CLIP model by open_clip's names. Raises TeacherWeightsError."""
-    file = read_weights_file(path, teacher=teacher, sets=SETS_BEFORE if legacy_loading else OPEN_CLIP_SETS)
+    """Read the tensors of a whole CLIP model by open_clip's names.
+
+    Args:
+        path: the weights file.
+        teacher: name of the teacher, for messages.
+        legacy_loading: as in `TeacherOptions`.
+
+    Raises:
+        TeacherWeightsError: as `read_weights_file`; or the file holds adapters.
+    """
+    file = read_weights_file(path, teacher=teacher, sets=LEGACY_SETS if legacy_loading else OPEN_CLIP_SETS)
     file = extract_network(file, (_PREFIX,), teacher=teacher, path=path)
-    beside = (name for name in file.tensors if not name.startswith((_PREFIX, *_OF_TEXT)))
-    refuse_adapters(beside, teacher=teacher, path=path)
+    unused = (name for name in file.tensors if not name.startswith((_PREFIX, *_TEXT_PREFIXES)))
+    refuse_adapters(unused, teacher=teacher, path=path)
     return file
 
 
 def image_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the image tower, by their names in it."""
+    """Return the tensors of the image tower, by their names in it."""
     return {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
 
 
-def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, whose: str) -> Tower:
-    """The published tower; for a plain ViT of other sizes in the file, that with the file's own sizes.
+def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, origin: str) -> Tower:
+    """Return the published tower, or, for a plain ViT of other sizes, one with the file's own sizes.
 
-    state: the tensors of the image tower. whose: what the file looks like, to stand behind a message.
-    Raises TeacherWeightsError if it is no image tower of this kind, or another published one.
+    Args:
+        preset: the teacher.
+        state: tensors of the image tower.
+        path: the weights file, for messages.
+        origin: suffix for messages, from `likely_origin`.
+
+    Raises:
+        TeacherWeightsError: the file holds no image tower of this kind, or another published one.
     """
     tower = published_tower(preset.model)
     config = replace(tower.config)
@@ -148,16 +181,17 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, w
         if not state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not in open_clip's format: it has no tensors of an image tower (visual.)"
-                f"{whose}"
+                f"{origin}"
             )
         return tower
     if not {"conv1.weight", "proj", "positional_embedding"} <= state.keys():
         raise TeacherWeightsError(
             f"teacher '{preset.name}': {path} is not a CLIP ViT in open_clip's format: it has no visual.conv1.weight "
-            f"or no visual.proj{whose}"
+            f"or no visual.proj{origin}"
         )
-    width, _, patch, _ = state["conv1.weight"].shape
+    width, _, patch, _ = state["conv1.weight"].shape  # (width, 3, patch, patch)
     layers = 1 + max((int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")), default=-1)
+    # One position for the class token, and one for each patch of a square.
     num_positions = int(state["positional_embedding"].shape[0])
     tokens = round((num_positions - 1) ** 0.5)
     if tokens**2 + 1 != num_positions:
@@ -166,19 +200,21 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, w
             "square of patches: such a network cannot be this teacher"
         )
     embed_dim = int(state["proj"].shape[1])
-    own = (config.width, config.layers, config.patch_size, config.image_size, tower.embed_dim)
-    if own == (width, layers, patch, tokens * patch, embed_dim):
+    published_sizes = (config.width, config.layers, config.patch_size, config.image_size, tower.embed_dim)
+    if published_sizes == (width, layers, patch, tokens * patch, embed_dim):
         return tower
     sizes = (width, layers, patch, embed_dim)
+    # Sizes of another preset mean a wrong file; unknown sizes mean a user's own training.
     if _sizes(tower) != sizes and (
-        twin := published_twin(preset, CLIPS, lambda one: _sizes(published_tower(one.model)) == sizes)
+        twin := published_twin(preset, CLIPS, lambda other_preset: _sizes(published_tower(other_preset.model)) == sizes)
     ):
         with torch.device("meta"):
             differences = first_differences(tower.build().state_dict(), state)
         raise TeacherWeightsError(
             f"teacher '{preset.name}': {path} is not {preset.model}: {'; '.join(differences)}. Its sizes are those of "
-            f"{twin.name}: ask for --teacher {twin.name}"
+            f"{twin.name}: use --teacher {twin.name}"
         )
+    # The file does not record the number of heads: open_clip's default width of a head is assumed.
     if config.width != width:
         config.head_width = CLIPVisionCfg.head_width if width % CLIPVisionCfg.head_width == 0 else int(width)
     config.width, config.layers = int(width), layers
@@ -191,37 +227,49 @@ def tower_of_file(preset: TeacherPreset, state: dict[str, Tensor], path: Path, w
 
 
 def _sizes(tower: Tower) -> tuple[Any, ...]:
-    """What tells published towers apart, other than the size of their input."""
+    """Return the sizes that distinguish published towers, without the size of their input."""
     config = tower.config
     return (config.width, config.layers, config.patch_size if tower.patch_px else None, tower.embed_dim)
 
 
 def positions_resized(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Position embeddings of open_clip's own ViT at the network's size. open_clip resizes those of a whole model; ours is
-    the image tower alone."""
+    """Return the tensors with the position embeddings of open_clip's own ViT resized to the network's size.
+
+    open_clip resizes those of a whole model, and a teacher has the image tower only.
+    """
     prefixed = {_PREFIX + key: value for key, value in state.items()}
     table = f"{_PREFIX}positional_embedding"
-    if table in prefixed:  # PyTorch resizes no half precision with antialiasing on a CPU
+    if table in prefixed:  # PyTorch cannot resize half precision with antialiasing on a CPU
         prefixed[table] = prefixed[table].float()
     resize_pos_embed(prefixed, SimpleNamespace(visual=net))
     return image_tensors(prefixed)
 
 
-def resize_built(net: Any, tower: Tower, size_px: int, what: str) -> dict[str, str]:
-    """Make a network that is not open_clip's own ViT take another size, as open_clip does.
+def resize_built(net: Any, tower: Tower, size_px: int, subject: str) -> dict[str, str]:
+    """Give a network that is not open_clip's own ViT another input size, as open_clip does.
+
+    Args:
+        net: the built network.
+        tower: its tower.
+        size_px: side of the input in pixels.
+        subject: the teacher in words, for messages.
 
     Returns:
-        What a spec says of it: which tables of positions were resized.
+        An entry for `TeacherSpec.loaded` about the resized position tables; {} if none was resized.
+
+    Raises:
+        ConfigError: the network takes its own size only.
     """
+    # open_clip's own ViT is built at the right size.
     if tower.patch_px is not None or size_px == tower.size_px:
         return {}
     if not isinstance(net, TimmModel) or not hasattr(net.trunk, "set_input_size"):
-        raise ConfigError(f"{what} takes {tower.size_px} px and nothing else, not {size_px} px")
+        raise ConfigError(f"{subject} takes {tower.size_px} px and nothing else, not {size_px} px")
     return resized_positions(net, lambda: net.set_input_size(size_px))
 
 
 def preprocessing_fields(model: str, tag: str, size_px: int) -> dict[str, Any]:
-    """The fields of open_clip's PreprocessCfg for the published weights of that tag; its defaults where there is no tag."""
+    """Return the fields of open_clip's PreprocessCfg for the published weights of a tag; its defaults without a tag."""
     if model.startswith((HUB, FOLDER)):
         published: Any = _whole_config(model).get("preprocess_cfg", {})
     else:

@@ -12,9 +12,9 @@ from torch import Tensor
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import EFFICIENTNET_LITES
-from cache_builder.teachers.state_dict import SETS_BEFORE, TIMM_SETS, load_exactly, read_weights_file
+from cache_builder.teachers.state_dict import LEGACY_SETS, TIMM_SETS, load_exactly, read_weights_file
 from cache_builder.teachers.weights import describe_source, file_sha256
-from cache_builder.teachers.wrong_weights import looks_like, published_twin
+from cache_builder.teachers.wrong_weights import likely_origin, published_twin
 from radio_cache.format.schema import Normalisation, TeacherSpec
 from radio_cache.geometry.crops import ViewGeometry
 
@@ -27,16 +27,16 @@ class EfficientNetLite(Teacher):
     """Summary: the pooled 1280 channels before the classifier. Spatial: the last bottleneck (320 or 352 channels)."""
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        sets = SETS_BEFORE if options.legacy_loading else TIMM_SETS
+        sets = LEGACY_SETS if options.legacy_loading else TIMM_SETS
         file = read_weights_file(path, teacher=preset.name, sets=sets)
         self.notes, state = file.notes, file.tensors
         self._net: Any = timm.create_model(preset.model, pretrained=False).eval()
-        own, whose = self._net.state_dict(), _whose(preset, state)
-        if state.keys() != own.keys() and len(state) == len(own):
+        expected, origin = self._net.state_dict(), _origin(preset, state)
+        if state.keys() != expected.keys() and len(state) == len(expected):
             # The packages keep the names of the training code; the tensors come in timm's order, and load_exactly
             # compares every shape.
-            state = dict(zip(own, state.values(), strict=True))
-        load_exactly(self._net, state, teacher=preset.name, path=path, whose=whose)
+            state = dict(zip(expected, state.values(), strict=True))
+        load_exactly(self._net, state, teacher=preset.name, path=path, origin=origin)
         self._net.to(memory_format=torch.channels_last)
         self.spec = TeacherSpec(
             name=preset.name,
@@ -59,31 +59,36 @@ class EfficientNetLite(Teacher):
         )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Return the features of normalised images."""
         net = self._net
         # Depthwise convolutions run 1.5 to 1.9 times faster in this layout on a CPU (docs/log.md).
         images = images.contiguous(memory_format=torch.channels_last)
         final, (bottleneck,) = net.forward_intermediates(images, indices=1)
+        # (b, c, h, w) -> (b, h, w, c)
         return Features(net.forward_head(final, pre_logits=True), bottleneck.permute(0, 2, 3, 1))
 
     def to(self, device: torch.device) -> None:
+        """Move the network to a device."""
         self._net.to(device)
 
 
-def _whose(preset: TeacherPreset, state: dict[str, Tensor]) -> str:
-    """A sentence about whose weights these are, if not this teacher's; the tensors of every file come in timm's order."""
+def _origin(preset: TeacherPreset, state: dict[str, Tensor]) -> str:
+    """Return a suffix for an error message naming the model these weights appear to belong to, or ''."""
+    # The tensors of every file come in timm's order, under other names: their shapes decide.
     shapes = [value.shape for value in state.values()]
 
-    def has_these_sizes(one: TeacherPreset) -> bool:
+    def has_these_sizes(candidate: TeacherPreset) -> bool:
         with torch.device("meta"):
-            return [value.shape for value in timm.create_model(one.model).state_dict().values()] == shapes
+            return [value.shape for value in timm.create_model(candidate.model).state_dict().values()] == shapes
 
     twin = None if has_these_sizes(preset) else published_twin(preset, EFFICIENTNET_LITES, has_these_sizes)
     if twin is None:
-        return looks_like(state)
-    return f". Its sizes are those of {twin.name}: ask for --teacher {twin.name}"
+        return likely_origin(state)
+    return f". Its sizes are those of {twin.name}: use --teacher {twin.name}"
 
 
 def _geometry(preset: TeacherPreset, options: TeacherOptions) -> ViewGeometry:
+    """Return the geometry of the teacher's views, with the token centres of "same" padding."""
     size = options.size_px or preset.input_px
     fit = options.fit or preset.fit
     tokens, offset_px = same_padding_grid(size, _HALVINGS)
@@ -100,12 +105,18 @@ def _geometry(preset: TeacherPreset, options: TeacherOptions) -> ViewGeometry:
 
 
 def same_padding_grid(size_px: int, halvings: int) -> tuple[int, float]:
-    """Tokens along one side, and where the first one is centred, after strided convolutions with "same" padding.
+    """Return the tokens along one side and the centre of the first one, after strided convolutions with "same" padding.
 
-    TensorFlow pads an even input by one pixel less on the left than on the right, so that output k of a 3x3 or 5x5
-    convolution with stride 2 is centred on input 2k + 1; an odd input is padded evenly, and the centre is 2k. The
-    result is in input pixels, pixel p being centred at p + 0.5. At 224 px the first token is centred at 31.5 and the
-    last at 223.5: half a token lower right of where a plain 7 x 7 grid would put them.
+    TensorFlow pads an even input by one pixel less on the left than on the right. So output k of a 3x3 or 5x5 convolution with
+    stride 2 is centred on input 2k + 1. An odd input is padded evenly, and the centre is 2k. At 224 px the first token is
+    centred at 31.5 and the last at 223.5: half a token to the lower right of a plain 7 x 7 grid.
+
+    Args:
+        size_px: side of the input in pixels.
+        halvings: number of convolutions with stride 2.
+
+    Returns:
+        The number of tokens, and the centre in input pixels; pixel p is centred at p + 0.5.
     """
     first, spacing, size = 0, 1, size_px
     for _ in range(halvings):

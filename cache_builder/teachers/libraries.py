@@ -1,6 +1,6 @@
-"""Teachers by the name their library gives them: `timm:<model>` and `open_clip:<model>/<weights>`.
+"""Teachers by the names of their library: `timm:<model>` and `open_clip:<model>/<weights>`.
 
-Such a name is no name for a group in a cache; `group_name` makes one of it. The cache also records the name itself.
+Such a name cannot be that of a group in a cache, so `group_name` derives one. The cache records the whole name, too.
 """
 
 import os
@@ -24,9 +24,9 @@ def is_library_name(name: str) -> bool:
 
 
 def group_name(name: str) -> str:
-    """`open_clip:ViT-B-32/laion2b_e16` -> `open_clip-vit-b-32.laion2b_e16`, a name that a group in a cache can have.
+    """Return the name of the group for a library's model: `timm:vit_base.x` -> `timm-vit_base.x`.
 
-    No two models of either library get the same one (a test compares them all). Of a folder its last part counts.
+    No two models of either library get the same one (a test compares them all). Of a folder only the last part is used.
     """
     library, _, model = name.partition(":")
     if model.startswith(FOLDER):
@@ -35,9 +35,11 @@ def group_name(name: str) -> str:
 
 
 def library_preset(name: str) -> TeacherPreset:
-    """The preset of one of a library's models. Imports that library.
+    """Return the preset of a library's model. This imports the library.
 
-    Raises UnknownTeacherError with the nearest names, or ConfigError for preprocessing that is not done here.
+    Raises:
+        UnknownTeacherError: the library has no such model. The message lists the nearest names.
+        ConfigError: the model's preprocessing is not supported.
     """
     library, _, model = name.partition(":")
     if library == "torch-module":
@@ -48,37 +50,40 @@ def library_preset(name: str) -> TeacherPreset:
             model=model,
             params="",
             licence="your own",
-            input_px=224,
+            input_px=224,  # the default of --size for a module, whose own size is unknown
             fit="crop",
             weights=WeightsSource(size=""),
         )
+    # Absolute, because the cache records the name, and may be opened from another folder.
     if model.startswith(FOLDER):
         model = FOLDER + str(Path(model.removeprefix(FOLDER)).expanduser().absolute())
     return _timm_preset(name, model) if library == "timm" else _open_clip_preset(name, model)
 
 
 def _source_of(model: str, files: tuple[str, ...]) -> WeightsSource:
-    """Where the weights of a `hf-hub:` or `local-dir:` model lie."""
+    """Return the source of the weights of a `hf-hub:` or `local-dir:` model."""
     if model.startswith(FOLDER):
         return WeightsSource(size="", folder=(model.removeprefix(FOLDER), files))
     return WeightsSource(size="", hub=(model.removeprefix(HUB), files))
 
 
 def timm_pretrained_config(model: str) -> dict[str, Any]:
-    """timm's preprocessing and head of a model, by its name or from the repository or folder that it lies in.
+    """Return timm's pretrained configuration of a model, by its name or from its repository or folder.
 
-    Raises UnknownTeacherError if that holds no model of timm.
+    Raises:
+        UnknownTeacherError: the repository or folder holds no model of timm.
     """
     import timm
     from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
     if not model.startswith((HUB, FOLDER)):
-        known: Any = timm.get_pretrained_cfg(model)
-        return known.to_dict() if known else {}
+        published: Any = timm.get_pretrained_cfg(model)
+        return published.to_dict() if published else {}
     try:
         if model.startswith(FOLDER):
             config, architecture, _ = load_model_config_from_path(model.removeprefix(FOLDER))
         else:
+            # The hub client retries for a minute without a network; this check fails within seconds.
             if not isinstance(try_to_load(model.removeprefix(HUB), "config.json"), str):
                 check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
             config, architecture, _ = load_model_config_from_hf(model.removeprefix(HUB))
@@ -92,13 +97,14 @@ def timm_pretrained_config(model: str) -> dict[str, Any]:
 
 
 def try_to_load(repository: str, file: str) -> Any:
-    """The path of a file in the cache of the hub, if it is there."""
+    """Return the path of a file in the local cache of the hub; no string if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     return try_to_load_from_cache(repository.partition("@")[0], file)
 
 
 def _timm_preset(name: str, model: str) -> TeacherPreset:
+    """Return the preset of a model of timm."""
     import timm
     from timm.data.config import resolve_data_config
     from timm.models import PretrainedCfg
@@ -111,19 +117,20 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
             family="timm",
             model=model,
             params="",
-            licence=published.get("license") or _ask(model),
+            licence=published.get("license") or _see(model),
             input_px=prepared.size_px,
             fit=prepared.fit,
             crop_share=prepared.size_px / prepared.resize_px,
             weights=_source_of(model, TIMM_FILES),
         )
+    # timm's names: architecture.weights
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
-        raise UnknownTeacherError(_unknown(name, f"timm {timm.__version__}", model, timm.list_models()))
+        raise UnknownTeacherError(_unknown_message(name, f"timm {timm.__version__}", model, timm.list_models()))
     try:
         config: Any = timm.get_pretrained_cfg(model) or PretrainedCfg()
     except RuntimeError as exc:
-        tags = [known.partition(".")[2] for known in timm.list_models(f"{architecture}.*", pretrained=True)]
+        tags = [full_name.partition(".")[2] for full_name in timm.list_models(f"{architecture}.*", pretrained=True)]
         raise UnknownTeacherError(
             f"timm {timm.__version__} has no weights '{tag}' of {architecture}. Known: {', '.join(tags) or 'none'}"
         ) from exc
@@ -134,7 +141,8 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
         family="timm",
         model=model,
         params="",
-        licence=config.license or _ask(hub or url),
+        # The libraries know few licences; the address of the weights leads to the others.
+        licence=config.license or _see(hub or url),
         input_px=prepared.size_px,
         fit=prepared.fit,
         crop_share=prepared.size_px / prepared.resize_px,
@@ -147,6 +155,7 @@ def _timm_preset(name: str, model: str) -> TeacherPreset:
 
 
 def _open_clip_preset(name: str, model: str) -> TeacherPreset:
+    """Return the preset of a model of open_clip."""
     import open_clip
 
     from cache_builder.teachers.clip_tower import preprocessing_fields, published_tower
@@ -160,15 +169,16 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
             family="clip",
             model=model,
             params="",
-            licence=_ask(model),
+            licence=_see(model),
             input_px=prepared.size_px,
             fit=prepared.fit,
             weights=_source_of(model, OPEN_CLIP_FILES),
         )
     architecture, _, tag = model.partition("/")
     if architecture not in open_clip.list_models():
-        raise UnknownTeacherError(_unknown(name, "open_clip", architecture, open_clip.list_models()))
+        raise UnknownTeacherError(_unknown_message(name, "open_clip", architecture, open_clip.list_models()))
     tags = open_clip.list_pretrained_tags_by_model(architecture)
+    # A model without a tag is an architecture for weights from --weights.
     if tag and tag not in tags:
         raise UnknownTeacherError(
             f"open_clip has no weights '{tag}' of {architecture}. Known: {', '.join(tags) or 'none'}"
@@ -177,6 +187,7 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
     prepared = open_clip_preprocessing(
         f"teacher '{name}'", preprocessing_fields(architecture, tag, published_tower(architecture).size_px)
     )
+    # open_clip's "hf_hub" ends in a slash, or in the name of one file: "repository/" or "repository/file".
     hub, _, file = str(published.get("hf_hub") or "").rpartition("/")
     files = (file,) if file else OPEN_CLIP_FILES
     url = published.get("url") or None
@@ -186,14 +197,16 @@ def _open_clip_preset(name: str, model: str) -> TeacherPreset:
         model=architecture,
         tag=tag,
         params="",
-        licence=_ask(hub or url or ""),
+        licence=_see(hub or url or ""),
         input_px=prepared.size_px,
         fit=prepared.fit,
+        # The hub before the plain address: it resumes downloads and checks them.
         weights=WeightsSource(size="", hub=(hub, files) if hub else None, url=None if hub else url),
     )
 
 
-def _unknown(name: str, library: str, model: str, known: list[str]) -> str:
+def _unknown_message(name: str, library: str, model: str, known: list[str]) -> str:
+    """Return the message for a model that a library does not have, with the nearest names."""
     near = nearest_names(model, known, count=5)
     return (
         f"no teacher is called '{name}': {library} has no model '{model}'. "
@@ -201,5 +214,6 @@ def _unknown(name: str, library: str, model: str, known: list[str]) -> str:
     )
 
 
-def _ask(place: str) -> str:
-    return f"see {place}" if place else "unknown"
+def _see(location: str) -> str:
+    """Return a licence that refers to the location of the weights."""
+    return f"see {location}" if location else "unknown"

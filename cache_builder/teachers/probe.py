@@ -1,4 +1,4 @@
-"""What a network makes of an image, found out before weights are loaded: a run on the meta device, of shapes only."""
+"""The geometry and the widths of a network's features, from a run on the meta device before weights are loaded."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,30 +27,41 @@ def probe(
     call: Callable[[Any, Tensor], Features],
     prepared: Preprocessing,
     *,
-    what: str,
+    subject: str,
     native_px: int,
 ) -> Probed:
-    """Build a network of no weights, run it once, and follow its tokens back to the input.
+    """Build a network without weights, run it once, and follow its tokens back to the input.
 
-    what: the teacher in words, for messages. native_px: the size that surely works.
-    Raises ConfigError if it does not take input of this size, or where its tokens lie cannot be told.
+    Args:
+        build: builds the network at the input size.
+        call: computes features with it.
+        prepared: preprocessing, which sets the input size.
+        subject: the teacher in words, for messages.
+        native_px: input size that certainly works, for messages.
+
+    Raises:
+        ConfigError: the network does not take this size, or the position of its tokens is unknown.
     """
     size = prepared.size_px
     out: list[Features] = []
 
     def run() -> int:
+        # The meta device computes shapes only: even the largest teacher takes milliseconds and no memory.
         out.append(call(net, torch.zeros(1, 3, size, size)))
         return int(out[0].spatial.shape[1])
 
     try:
         with torch.device("meta"), torch.no_grad():
             net = build()
-            centres = token_centres(net, run, what=what, size_px=size)
+            centres = token_centres(net, run, subject=subject, size_px=size)
     except ConfigError:
         raise
     except Exception as exc:  # libraries assert, or fail in the middle of a reshape
-        raise ConfigError(f"{what} cannot take {size} px: {first_line(exc)}. Its own size is {native_px} px") from exc
+        raise ConfigError(
+            f"{subject} cannot take {size} px: {first_line(exc)}. Its own size is {native_px} px"
+        ) from exc
     ((summary, spatial),) = out
     assert summary is not None
+    # summary (1, c), spatial (1, h, w, c)
     geometry = prepared.geometry(int(spatial.shape[1]), centres.stride_px, centres.offset_px)
     return Probed(geometry, int(summary.shape[1]), int(spatial.shape[3]))

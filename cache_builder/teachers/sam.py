@@ -1,5 +1,7 @@
-"""SAM's image encoder through segment-anything: maps only, exactly what its mask decoder reads, or the wide ones before the
-neck (arXiv 2304.02643)."""
+"""SAM's image encoder through segment-anything (arXiv 2304.02643).
+
+Its features are maps only: exactly those that its mask decoder reads, or the wide ones before the neck.
+"""
 
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +18,7 @@ from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherOptions, TeacherPreset
 from cache_builder.teachers.presets import SAMS
 from cache_builder.teachers.state_dict import (
-    SETS_BEFORE,
+    LEGACY_SETS,
     TIMM_SETS,
     extract_network,
     load_exactly,
@@ -24,27 +26,27 @@ from cache_builder.teachers.state_dict import (
     refuse_adapters,
 )
 from cache_builder.teachers.weights import describe_source, file_sha256
-from cache_builder.teachers.wrong_weights import first_differences, looks_like, published_twin
+from cache_builder.teachers.wrong_weights import first_differences, likely_origin, published_twin
 from radio_cache.errors import ConfigError, TeacherWeightsError
 from radio_cache.format.schema import Normalisation, TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
 
+# Width and depth, from segment_anything/build_sam.py.
 _PUBLISHED = {
     "vit_h": (1280, 32),
     "vit_l": (1024, 24),
     "vit_b": (768, 12),
-}  # width, depth; segment_anything/build_sam.py
+}
 _PREFIX = "image_encoder."
 _NECK_NOTE, _TRUNK_NOTE = "after the neck, as the mask decoder reads it", "after the last block, before the neck"
 
 
 @final
 class Sam(Teacher):
-    """Spatial: the map after the neck, (b, 64, 64, 256) for the published models; of a trunk, what the neck would read, as
-    wide as the network. No summary.
+    """Spatial: the map after the neck, (b, 64, 64, 256) for the published models. No summary.
 
-    Everything about the architecture is read from the file: the relative position tables tell head width, windows and
-    which blocks are global.
+    The map of a trunk is the input of the neck, as wide as the network. The whole architecture is read from the file: the
+    relative position tables give the width of heads, the windows and the global blocks.
     """
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
@@ -52,7 +54,7 @@ class Sam(Teacher):
             raise ConfigError(
                 f"teacher '{preset.name}': SAM knows images padded on the right and bottom; --fit must be pad"
             )
-        sets = SETS_BEFORE if options.legacy_loading else TIMM_SETS
+        sets = LEGACY_SETS if options.legacy_loading else TIMM_SETS
         weights = extract_network(
             read_weights_file(path, teacher=preset.name, sets=sets), (_PREFIX,), teacher=preset.name, path=path
         )
@@ -62,13 +64,14 @@ class Sam(Teacher):
         if "pos_embed" not in state or "neck.0.weight" not in state:
             raise TeacherWeightsError(
                 f"teacher '{preset.name}': {path} is not in segment-anything's format: it has no image_encoder.pos_embed "
-                f"or no image_encoder.neck{looks_like(file)}"
+                f"or no image_encoder.neck{likely_origin(file)}"
             )
         _refuse_other_layouts(preset, state, path)
         self.notes = weights.notes
         _refuse_twin(preset, state, path)
         self._net = _encoder(state).eval()
         load_exactly(self._net, state, teacher=preset.name, path=path)
+        # All weights are loaded, the neck's too: a file without them is not a whole SAM.
         if preset.trunk:
             self._net.neck = torch.nn.Sequential()
         size, patch = int(self._net.img_size), int(state["patch_embed.proj.weight"].shape[-1])
@@ -101,21 +104,25 @@ class Sam(Teacher):
         )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Return the features of normalised images."""
+        # (b, c, h, w) -> (b, h, w, c)
         return Features(None, self._maps(images).permute(0, 2, 3, 1))
 
     def _maps(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the maps of normalised images."""
         if images.device.type != "cpu":
             return self._net(images)
-        # segment-anything writes out the attention of a global block, a gigabyte an image and copy for SAM-H; on a CPU, where
-        # memory that is not there kills the process, and larger batches are no faster, images go one by one.
+        # segment-anything stores the whole attention matrix of a global block, a gigabyte per image and copy for SAM-H. On a
+        # CPU a lack of memory kills the process, and larger batches are no faster, so images go one by one.
         return torch.cat([self._net(image) for image in images.split(1)])
 
     def to(self, device: torch.device) -> None:
+        """Move the network to a device."""
         self._net.to(device)
 
 
 def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path: Path) -> None:
-    """Raise TeacherWeightsError for encoders that only resemble SAM's: the architecture could not be told from the file."""
+    """Raise TeacherWeightsError for encoders that only resemble SAM's, whose architecture cannot be read from the file."""
     table, patches = state["pos_embed"], state.get("patch_embed.proj.weight")
     misshapen = [name for name, value in state.items() if name.endswith(".attn.rel_pos_h") and value.ndim != 2]
     blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
@@ -125,13 +132,13 @@ def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path:
         if table.ndim == 3:
             problem += "; EfficientSAM has such a table, and is no teacher of this package"
     elif patches is None or patches.ndim != 4 or patches.shape[2] != patches.shape[3]:
-        problem = "patch_embed.proj.weight is not there, or not one of square patches"
+        problem = "patch_embed.proj.weight is missing, or not one of square patches"
     elif not blocks or blocks != {str(block) for block in range(len(blocks))}:
         problem = "it has no complete row of blocks"
     elif missing := next((name for name in _tables_of_blocks(len(blocks)) if name not in state), ""):
         problem = (
-            f"{missing} is not there; without relative positions (use_rel_pos=False) the file does not say how many heads a "
-            "block has, nor which blocks are global"
+            f"{missing} is missing; without relative positions (use_rel_pos=False) the file determines neither the number of "
+            "heads nor the global blocks"
         )
     elif misshapen:
         problem = f"{misshapen[0]} is {tuple(state[misshapen[0]].shape)}, needed is (offsets, head width)"
@@ -146,7 +153,7 @@ def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path:
     ):
         problem = "its blocks have windows of several sizes, which segment-anything's encoder cannot have"
     elif "blocks.0.mlp.lin1.weight" not in state:
-        problem = "blocks.0.mlp.lin1.weight is not there"
+        problem = "blocks.0.mlp.lin1.weight is missing"
     if problem:
         raise TeacherWeightsError(
             f"teacher '{preset.name}': {path} is not an image encoder of segment-anything: {problem}. "
@@ -155,9 +162,9 @@ def _refuse_other_layouts(preset: TeacherPreset, state: dict[str, Tensor], path:
 
 
 def _resized_by_half(state: dict[str, Tensor], depth: int) -> int:
-    """Tokens along a side that global blocks were made for, where that is more than the network's map has; otherwise 0.
+    """Return the tokens along a side that global blocks were made for if these exceed the network's map, else 0.
 
-    Windows may be larger than the map, too, but then most blocks have them, as in every SAM, and the others see the map.
+    Windows may exceed the map, too. But then most blocks have them, as in every SAM, and the others have the map's size.
     """
     grid = int(state["pos_embed"].shape[1])
     sides = [(int(state[name].shape[0]) + 1) // 2 for name in _tables_of_blocks(depth)]
@@ -166,6 +173,7 @@ def _resized_by_half(state: dict[str, Tensor], depth: int) -> int:
 
 
 def _tables_of_blocks(depth: int) -> list[str]:
+    """Return the names of the vertical relative position tables, one per block."""
     return [f"blocks.{block}.attn.rel_pos_h" for block in range(depth)]
 
 
@@ -175,20 +183,22 @@ def _refuse_twin(preset: TeacherPreset, state: dict[str, Tensor], path: Path) ->
         int(state["pos_embed"].shape[-1]),
         1 + max(int(key.split(".")[1]) for key in state if key[:7] == "blocks."),
     )
-    alike = [one for one in SAMS if one.trunk == preset.trunk]
-    twin = published_twin(preset, alike, lambda one: _PUBLISHED[one.model] == (width, depth))
+    # Every SAM is two presets, with and without neck: a twin gives the same kind of map.
+    candidates = [candidate for candidate in SAMS if candidate.trunk == preset.trunk]
+    twin = published_twin(preset, candidates, lambda candidate: _PUBLISHED[candidate.model] == (width, depth))
     if twin is None or (width, depth) == _PUBLISHED[preset.model]:
         return
     with torch.device("meta"):
         published = sam_model_registry[preset.model]().image_encoder.state_dict()
     raise TeacherWeightsError(
         f"teacher '{preset.name}': {path} is not SAM {preset.model}: {'; '.join(first_differences(published, state))}. Its "
-        f"sizes are those of {twin.name}: ask for --teacher {twin.name}"
+        f"sizes are those of {twin.name}: use --teacher {twin.name}"
     )
 
 
 def _encoder(state: dict[str, Tensor]) -> ImageEncoderViT:
-    """The image encoder that these tensors belong to."""
+    """Return the image encoder for these tensors, with its sizes from their shapes."""
+    # pos_embed is (1, tokens, tokens, width).
     grid, width = int(state["pos_embed"].shape[1]), int(state["pos_embed"].shape[3])
     patch = int(state["patch_embed.proj.weight"].shape[-1])
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))

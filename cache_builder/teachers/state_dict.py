@@ -1,4 +1,4 @@
-"""Reading a weights file without running code from it, and loading all of it into a network."""
+"""Reading of weights files without running code from them, and strict loading into a network."""
 
 import errno
 import pickle
@@ -22,10 +22,10 @@ TIMM_SETS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 OPEN_CLIP_SETS = ("state_dict",)
 DINOV2_SETS = ("teacher", "state_dict", "model")
-"""Meta evaluates the teacher of a training, which is the average of the student."""
+"""Meta evaluates the teacher of a training, which is the moving average of the student."""
 
-SETS_BEFORE = ("state_dict", "model")
-"""What was taken, one within the other, while a spec did not say what was loaded."""
+LEGACY_SETS = ("state_dict", "model")
+"""Sets of tensors, one within the other, that were loaded before specs recorded what was loaded."""
 
 _OTHER_SETS = (
     "state_dict",
@@ -48,7 +48,7 @@ _OTHER_SETS = (
     "student",
     "weights",
 )
-"""Other names of such sets, tried in this order after those of the library."""
+"""Other names of sets of tensors, tried in this order after those of the library."""
 
 _OF_THE_OPTIMISER = re.compile(r"optim|sched|scaler|rng|loss|amp|hyper|callback|loop|buffer|meta|args|config")
 
@@ -63,19 +63,19 @@ _ADAPTERS = re.compile(
 
 _SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
 
-_ASKS_FOR = re.compile(r"GLOBAL (\S+)")
-_MOST_SETTINGS = 64
+_REQUIRED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_MAX_STAND_INS = 64
 
 _SETTINGS = re.compile(
     r"argparse\.Namespace|pathlib\.\w+|numpy(\.\w+)*\.(scalar|dtype|_reconstruct|ndarray|\w+DType)|_codecs\.encode|"
     r"(omegaconf|yacs|addict|easydict|ml_collections|mmengine|mmcv|lightning|lightning_fabric|pytorch_lightning)(\.\w+)+|"
     r"datetime\.\w+|builtins\.(dict|list|set|int|float|str|tuple|object|range|slice|complex)|typing\.Any|uuid\.UUID"
 )
-"""Classes of settings and counts that trainings keep beside their weights. None of them is run: inert stand-ins are made."""
+"""Classes of settings and counts that trainings save beside their weights. They are replaced by inert stand-ins, never run."""
 
 
 class _StandIn:
-    """Stands for an object beside the weights. It keeps nothing and does nothing."""
+    """An inert replacement for an object beside the weights. It ignores its arguments and state."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_StandIn":
         return super().__new__(cls)
@@ -88,51 +88,59 @@ class _StandIn:
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """Stands for a defaultdict, which PyTorch would not fill."""
+    """Return a dict in place of a defaultdict, which PyTorch would not fill."""
     return {}
 
 
 @dataclass
 class WeightsFile:
-    """The tensors of a file by name.
-
-    chosen: which set of tensors was taken, empty where the file holds one only. others: the names of the other sets.
-    """
+    """The tensors of a file by name."""
 
     tensors: dict[str, Tensor]
+
     chosen: str = ""
+    """Name of the set of tensors that is used; empty if the file holds one set only."""
+
     others: list[str] = field(default_factory=list[str])
+    """Names of the other sets."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for the user about the set that was taken, if there was a choice."""
+        """A message for the user about the chosen set, if there was a choice."""
         if not self.chosen:
             return ()
         return (f"the weights are those of '{self.chosen}'; the file also holds {_quoted(self.others)}",)
 
     def choose(self, chosen: str, others: Iterable[str]) -> None:
-        """Note a choice between several sets of tensors, inside the set that was chosen before."""
+        """Record a choice between several sets of tensors, within the set that was chosen before."""
         self.chosen = f"{self.chosen}/{chosen}" if self.chosen else chosen
         self.others += others
 
 
 def read_state_dict(path: Path, *, teacher: str) -> dict[str, Tensor]:
-    """Tensors by name from a weights file, as `read_weights_file` does, of the usual set."""
+    """Return the tensors of a weights file by name, from the set that timm prefers.
+
+    Raises:
+        TeacherWeightsError: as `read_weights_file`.
+    """
     return read_weights_file(path, teacher=teacher).tensors
 
 
 def read_weights_file(path: Path, *, teacher: str, sets: Sequence[str] = TIMM_SETS) -> WeightsFile:
-    """Read a safetensors or PyTorch file or a TorchScript archive; nothing in the file can run.
+    """Read a safetensors or PyTorch file or a TorchScript archive. No code in the file can run.
 
-    Takes one set of tensors, and removes what wrappers such as DistributedDataParallel put into their names.
+    One set of tensors is chosen, and the additions of wrappers such as DistributedDataParallel are removed from their names.
 
     Args:
+        path: the weights file.
+        teacher: name of the teacher, for messages.
         sets: names of sets of tensors in the order in which the teacher's own library prefers them.
 
     Raises:
-        TeacherWeightsError: a pickle that needs code, a damaged file, one that cannot be read just now, or no tensors.
+        TeacherWeightsError: the file is a pickle that needs code, is damaged, cannot be read, or holds no tensors.
     """
     loaded = _read(path, teacher)
+    # Sets may be nested ({"teacher": {"state_dict": {...}}}): descend until a level holds the tensors themselves.
     file = WeightsFile({})
     while isinstance(loaded, dict):
         level = cast(dict[Any, Any], loaded)
@@ -142,9 +150,10 @@ def read_weights_file(path: Path, *, teacher: str, sets: Sequence[str] = TIMM_SE
         has_tensors = any(isinstance(value, Tensor) for value in level.values())
         if not known and not has_tensors and len(names) > 1:
             raise TeacherWeightsError(
-                f"teacher '{teacher}': {path} holds several sets of tensors ({_quoted(names)}), and which one is meant cannot "
-                "be known: save the one alone"
+                f"teacher '{teacher}': {path} holds several sets of tensors ({_quoted(names)}), and none has a known name: save "
+                "the right one alone"
             )
+        # A dict of tensors is the state dict itself, unless it also holds a set with a known name.
         if not known and (has_tensors or not names):
             break
         chosen = known[0] if known else names[0]
@@ -157,6 +166,7 @@ def read_weights_file(path: Path, *, teacher: str, sets: Sequence[str] = TIMM_SE
     tensors = {_WRAPPERS.sub("", str(key)): value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise TeacherWeightsError(f"teacher '{teacher}': {path} holds no tensors")
+    # DistributedDataParallel adds a prefix each time a model is wrapped.
     while all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     file.tensors = tensors
@@ -164,61 +174,75 @@ def read_weights_file(path: Path, *, teacher: str, sets: Sequence[str] = TIMM_SE
 
 
 def extract_network(
-    file: WeightsFile, anchors: Sequence[str], *, teacher: str, path: Path, own: Sequence[str] = ()
+    file: WeightsFile, anchors: Sequence[str], *, teacher: str, path: Path, names: Sequence[str] = ()
 ) -> WeightsFile:
-    """Take the network out of a larger one: its tensors' names without the modules that it lies in.
+    """Extract a network from a larger one: its tensors, named without the modules around it.
 
     Args:
-        anchors: beginnings of names that the network has. The first that the file has below any module counts.
-        own: names of the network, more than half of which must lie below that module: `conv1.weight` alone ends many names.
+        file: the tensors of the file.
+        anchors: beginnings of names of the network's tensors. The first one that any module of the file contains is used.
+        teacher: name of the teacher, for messages.
+        path: the weights file, for messages.
+        names: all names of the network's tensors. More than half of them must lie below the module: `conv1.weight` alone ends
+            many names.
 
     Returns:
-        The tensors below that module; the file itself if the network does not lie in another one.
+        The tensors below the module; the file itself if the network does not lie in another one.
 
     Raises:
-        TeacherWeightsError: several modules of the file hold such a network, and none is known to be the one.
+        TeacherWeightsError: several modules of the file hold such a network, and the names do not decide between them.
     """
     for anchor in anchors:
         prefixes = {
-            key[:place]
+            key[:start]
             for key in file.tensors
-            if (place := key.find(anchor)) >= 0 and (place == 0 or key[place - 1] == ".")
+            # Only at the beginning of a part: "pos_embed" must not match "rel_pos_embed".
+            if (start := key.find(anchor)) >= 0 and (start == 0 or key[start - 1] == ".")
         }
         if "" in prefixes:
             return file
-        prefixes = {prefix for prefix in prefixes if 2 * sum(prefix + name in file.tensors for name in own) >= len(own)}
+        prefixes = {
+            prefix for prefix in prefixes if 2 * sum(prefix + name in file.tensors for name in names) >= len(names)
+        }
         if prefixes:
             return _below(file, sorted(prefixes, key=len), teacher=teacher, path=path)
     return file
 
 
-# MoCo evaluates its base encoder, not the one of momentum: only names that leave no doubt.
+# Names of averaged networks. "momentum" is not one of them: MoCo evaluates its base encoder.
 _AVERAGES = re.compile(r"(?:^|[._])(?:teacher|ema|averaged?)(?:$|[._])")
 
 
 def _below(file: WeightsFile, prefixes: list[str], *, teacher: str, path: Path) -> WeightsFile:
+    """Return the tensors below the only prefix, or below that of the averaged network.
+
+    Raises:
+        TeacherWeightsError: the prefixes do not decide, or tensors outside are adapters.
+    """
     averages = [prefix for prefix in prefixes if _AVERAGES.search(prefix)]
     if len(prefixes) > 1 and len(averages) != 1:
         raise TeacherWeightsError(
-            f"teacher '{teacher}': {path} holds several such networks ({_quoted(prefixes)}), and which one is meant cannot be "
-            "known: save the state dict of the one alone"
+            f"teacher '{teacher}': {path} holds several such networks ({_quoted(prefixes)}), and their names do not decide: "
+            "save the state dict of the right one alone"
         )
     prefix = averages[0] if len(prefixes) > 1 else prefixes[0]
     refuse_adapters((key for key in file.tensors if not key.startswith(prefix)), teacher=teacher, path=path)
     below = {key.removeprefix(prefix): value for key, value in file.tensors.items() if key.startswith(prefix)}
-    taken = WeightsFile(below, file.chosen, list(file.others))
+    network = WeightsFile(below, file.chosen, list(file.others))
     if len(prefixes) > 1:
-        taken.choose(prefix.rstrip("."), (other.rstrip(".") for other in prefixes if other != prefix))
-    return taken
+        network.choose(prefix.rstrip("."), (unused.rstrip(".") for unused in prefixes if unused != prefix))
+    return network
 
 
-def refuse_adapters(left_out: Iterable[str], *, teacher: str, path: Path) -> None:
-    """Raise TeacherWeightsError if tensors that would be left out change what the network computes.
+def refuse_adapters(unused: Iterable[str], *, teacher: str, path: Path) -> None:
+    """Raise TeacherWeightsError if unused tensors are adapters, which change what the network computes.
 
     Args:
-        left_out: names of tensors that lie outside of the network in the file, such as those of heads.
+        unused: names of tensors outside of the network in the file, such as those of heads.
+        teacher: name of the teacher, for messages.
+        path: the weights file, for messages.
     """
-    adapters = [name for name in left_out if _ADAPTERS.search(name)]
+    adapters = [name for name in unused if _ADAPTERS.search(name)]
     if adapters:
         raise TeacherWeightsError(
             f"teacher '{teacher}': {path} holds {len(adapters)} tensors of adapters or prompts (such as {adapters[0]}) beside "
@@ -228,29 +252,38 @@ def refuse_adapters(left_out: Iterable[str], *, teacher: str, path: Path) -> Non
 
 
 def _holds_tensors(value: Any) -> bool:
+    """Return whether a value is a dict with tensors at any depth."""
     if not isinstance(value, dict):
         return False
-    inner = cast(dict[Any, Any], value).values()
-    return any(isinstance(one, Tensor) or _holds_tensors(one) for one in inner)
+    items = cast(dict[Any, Any], value).values()
+    return any(isinstance(item, Tensor) or _holds_tensors(item) for item in items)
 
 
 def _quoted(names: Iterable[str]) -> str:
+    """Return the names in quotes, separated by commas."""
     return ", ".join(f"'{name}'" for name in names)
 
 
 def _read(path: Path, teacher: str) -> Any:
+    """Return the content of a weights file: usually tensors by name, or nested dicts of them.
+
+    Raises:
+        TeacherWeightsError: as `read_weights_file`.
+    """
+    # One shard would load as a network with most of its tensors missing.
     if _SHARD.search(path.name):
         raise TeacherWeightsError(
             f"teacher '{teacher}': {path} is one of several files that hold the weights together, and weights are read from one "
             "file: load them with their own library, and save the state dict with safetensors.torch.save_file"
         )
     if path.name.endswith((".index.json", ".npz", ".gguf", ".onnx", ".h5", ".msgpack")):
-        what = "an index of several files" if path.suffix == ".json" else f"a {path.suffix} file"
+        kind = "an index of several files" if path.suffix == ".json" else f"a {path.suffix} file"
         raise TeacherWeightsError(
-            f"teacher '{teacher}': {path} is {what}, and weights are read from one file of PyTorch or safetensors: load it with "
+            f"teacher '{teacher}': {path} is {kind}, and weights are read from one file of PyTorch or safetensors: load it with "
             "its own library, and save the state dict with safetensors.torch.save_file"
         )
     try:
+        # By content as well as by name: the target of a link in the Hugging Face cache has a hash for its name.
         if path.suffix == ".safetensors" or is_safetensors(path):
             from safetensors.torch import load_file
 
@@ -261,11 +294,12 @@ def _read(path: Path, teacher: str) -> Any:
     except pickle.UnpicklingError as exc:
         raise TeacherWeightsError(
             f"teacher '{teacher}': {path} is not a plain file of tensors, and files that can run code are not opened "
-            f"({_what_stops_it(exc)}). Save its state dict with torch.save, or as safetensors; fetch it again if it is one"
+            f"({_refusal_reason(exc)}). Save its state dict with torch.save, or as safetensors; fetch it again if it is one"
         ) from exc
     except Exception as exc:  # torch and safetensors raise RuntimeError, EOFError, KeyError ... on damaged files
         if is_out_of_memory(exc):
             raise out_of_memory_error(teacher, path) from exc
+        # torch raises EINVAL for seeks in truncated files; every other errno is a problem of the disk.
         if isinstance(exc, OSError) and exc.errno not in (None, errno.EINVAL):
             raise TeacherWeightsError(
                 f"teacher '{teacher}': {path} cannot be read just now: {exc.strerror}. The file itself may be whole: see to its "
@@ -278,40 +312,42 @@ def _read(path: Path, teacher: str) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
-    """Read with `weights_only=True`; settings beside the weights become inert stand-ins."""
+    """Read a pickle with `weights_only=True`. Settings beside the weights become inert stand-ins."""
     stand_ins: list[tuple[Callable[..., Any], str]] = [(_plain_dict, "collections.defaultdict")]
     while True:
         try:
             with torch.serialization.safe_globals(cast(Any, stand_ins)):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as exc:
-            asked = _ASKS_FOR.search(str(exc))
-            name = asked[1] if asked else ""
-            name = name if "." in name else f"builtins.{name}"  # PyTorch leaves that out
-            known = {other for _, other in stand_ins}
-            if not _SETTINGS.fullmatch(name) or name in known or len(stand_ins) >= _MOST_SETTINGS:
+            # PyTorch names one refused class per attempt: read again with a stand-in for it.
+            refused = _REQUIRED_GLOBAL.search(str(exc))
+            name = refused[1] if refused else ""
+            name = name if "." in name else f"builtins.{name}"  # PyTorch omits this module
+            known = {global_name for _, global_name in stand_ins}
+            if not _SETTINGS.fullmatch(name) or name in known or len(stand_ins) >= _MAX_STAND_INS:
                 raise
-            # A class for each: PyTorch keeps them by module and name, and looks both up in the class itself.
+            # One class each: PyTorch stores them by module and name, and looks both up in the class itself.
             module, _, short = name.rpartition(".")
             stand_ins.append((type(short, (_StandIn,), {"__module__": module}), name))
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins as safetensors do, whatever its name: files behind links often have none."""
+    """Return whether a file begins like safetensors, whatever its name: link targets often have no extension."""
     with path.open("rb") as file:
         start = file.read(9)
+    # Eight bytes with the length of the header, then the header, a JSON object.
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether a library says that there is too little memory."""
+    """Return whether an error of any library means a lack of memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return any(phrase in str(error) for phrase in (*OUT_OF_MEMORY_PHRASES, "os error 12"))
 
 
 def out_of_memory_error(teacher: str, path: Path) -> TeacherWeightsError:
-    """The error for weights that do not fit into memory."""
+    """Return the error for weights that do not fit into memory."""
     size = path.stat().st_size / 1e9
     return TeacherWeightsError(
         f"teacher '{teacher}': there is too little memory for the weights in {path} ({size:.2f} GB, and up to twice as much "
@@ -319,43 +355,54 @@ def out_of_memory_error(teacher: str, path: Path) -> TeacherWeightsError:
     )
 
 
-def _what_stops_it(error: pickle.UnpicklingError) -> str:
-    """Why a pickle is not read. PyTorch's own words go on to tell how to run what is in it."""
-    asked = _ASKS_FOR.search(str(error))
-    if asked:
-        return f"it asks for {asked[1]}"
+def _refusal_reason(error: pickle.UnpicklingError) -> str:
+    """Return why a pickle is not read."""
+    # PyTorch's own message goes on to explain how to run the code in the file.
+    refused = _REQUIRED_GLOBAL.search(str(error))
+    if refused:
+        return f"it requires {refused[1]}"
     return "PyTorch finds no tensors in it" if "weights_only" in str(error) else first_line(error)
 
 
-def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path, whose: str = "") -> None:
-    """Load all of a network's tensors.
+def load_exactly(net: torch.nn.Module, state: dict[str, Tensor], *, teacher: str, path: Path, origin: str = "") -> None:
+    """Load all tensors of a network; none may be missing or unused.
 
-    Raises TeacherWeightsError naming what is missing, left over or misshapen, and whose the file may be. whose: that, if
-    the tensors' names here are not those in the file.
+    Args:
+        net: the network.
+        state: its tensors by name.
+        teacher: name of the teacher, for messages.
+        path: the weights file, for messages.
+        origin: suffix for messages, from `likely_origin`.
+
+    Raises:
+        TeacherWeightsError: tensors are missing, left over, or of another shape or kind. The message names examples.
     """
-    own = net.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
-    both = own.keys() & state.keys()
-    wrong = [key for key in both if own[key].shape != state[key].shape]
-    # Loading would cast them without a word: the integers of a quantised network are no weights without their scales.
-    quantised = sorted(key for key in both if own[key].is_floating_point() and not state[key].is_floating_point())
+    expected = net.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    extra = sorted(state.keys() - expected.keys())
+    common = expected.keys() & state.keys()
+    wrong = [key for key in common if expected[key].shape != state[key].shape]
+    # Loading would silently cast them: the integers of a quantised network are no weights without their scales.
+    quantised = sorted(
+        key for key in common if expected[key].is_floating_point() and not state[key].is_floating_point()
+    )
     problems = [
-        f"{len(names)} {what} (such as {example})"
-        for names, what, example in (
+        f"{len(names)} {problem} (such as {example})"
+        for names, problem, example in (
             (missing, "tensors missing", "".join(missing[:1])),
             (extra, "tensors too many", "".join(extra[:1])),
-            (wrong, "of another shape", ", ".join(first_differences(own, state))),
+            (wrong, "of another shape", ", ".join(first_differences(expected, state))),
             (
                 quantised,
                 "of another kind",
-                "".join(f"{key} is {state[key].dtype}, needed is {own[key].dtype}" for key in quantised[:1]),
+                "".join(f"{key} is {state[key].dtype}, needed is {expected[key].dtype}" for key in quantised[:1]),
             ),
         )
         if names
     ]
     if problems:
         adapters = any(_ADAPTERS.search(key) for key in extra)
-        cure = ". Adapters and prompts have to be merged into the weights first" if adapters else whose
+        cure = ". Adapters and prompts have to be merged into the weights first" if adapters else origin
         raise TeacherWeightsError(f"teacher '{teacher}': {path} does not fit the network: {'; '.join(problems)}{cure}")
+    # Strict and complete: all differences were reported above, in one message.
     net.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""Where the tokens of any network lie in its input: followed through its strided convolutions and pools.
+"""The positions of a network's tokens in its input, followed through its strided convolutions and pools.
 
 The token of a ViT is centred in its patch. That of a ResNet is not centred in its 32 pixels: padding by one pixel on
 both sides centres output k of a 3x3 convolution with stride 2 on input 2k, so the tokens of ResNet-50 at 224 px are
-centred at 0.5, 32.5, ..., 192.5. A network that only says how many tokens it has leaves this open.
+centred at 0.5, 32.5, ..., 192.5. The number of tokens alone does not determine this.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from radio_cache.errors import ConfigError
 
 
 class TokenCentres(NamedTuple):
-    """Token k of a side is centred at input pixel offset_px + k * stride_px."""
+    """Positions along a side: token k is centred at input pixel offset_px + k * stride_px."""
 
     stride_px: float
     offset_px: float
 
 
 class _Step(NamedTuple):
-    """One strided layer: output k is centred on input k * stride + shift. Sizes: along one side."""
+    """One strided layer, along one side: output k is centred on input k * stride + shift."""
 
     size_in: int
     size_out: int
@@ -35,12 +35,17 @@ class _Step(NamedTuple):
     shift: float
 
 
-def token_centres(net: nn.Module, call: Callable[[], int], *, what: str, size_px: int) -> TokenCentres:
-    """Run `call`, which runs `net` on one image of size_px, and follow one side of the image to that of the map.
+def token_centres(net: nn.Module, call: Callable[[], int], *, subject: str, size_px: int) -> TokenCentres:
+    """Follow one side of an image through the layers of a network to the side of its map.
 
-    call: returns the side of the map, in tokens. The network may be on the meta device: only sizes count.
-    Raises ConfigError, naming `what`, where branches look at different places, or where layers in between are of a kind
-    not known here: then nobody can say where the tokens lie.
+    Args:
+        net: the network, possibly on the meta device: only sizes are used.
+        call: runs `net` on one image, and returns the side of the map in tokens.
+        subject: the network in words, for messages.
+        size_px: side of the image.
+
+    Raises:
+        ConfigError: parallel branches have different centres, or a layer in between is of an unknown kind.
     """
     steps: set[_Step] = set()
 
@@ -55,28 +60,36 @@ def token_centres(net: nn.Module, call: Callable[[], int], *, what: str, size_px
         for hook in hooks:
             hook.remove()
     if isinstance(net, NaFlexVit):  # cuts patches by reshaping
-        patch = _one(net.embeds.patch_size)
+        patch = _along_side(net.embeds.patch_size)
         steps = {_Step(size_px, size_px // patch, patch, (patch - 1) / 2)}
-    return _follow(steps, size_px, tokens, what)
+    return _follow(steps, size_px, tokens, subject)
 
 
-def _follow(steps: set[_Step], size_px: int, tokens: int, what: str) -> TokenCentres:
+def _follow(steps: set[_Step], size_px: int, tokens: int, subject: str) -> TokenCentres:
+    """Chain the layers by their sizes, from the image to the map.
+
+    Raises:
+        ConfigError: no layer, or several different ones, lead on from a size.
+    """
     size, stride, centre = size_px, 1, 0.0
     while size != tokens:
-        here = [step for step in steps if step.size_in == size]
-        if not here:
+        next_steps = [step for step in steps if step.size_in == size]
+        if not next_steps:
             raise ConfigError(
-                f"{what} gets from {size} to {tokens} tokens a side by layers not known here, so that nobody can say where "
-                "its tokens lie: it cannot be a teacher"
+                f"{subject} gets from {size} to {tokens} tokens a side by layers of an unknown kind, so that the positions of "
+                "its tokens are unknown: it cannot be a teacher"
             )
-        if len(here) > 1:
+        # Equal steps of parallel branches are one element of the set.
+        if len(next_steps) > 1:
             raise ConfigError(
-                f"{what} has branches that look at different places where {size} tokens a side become fewer, so that its "
-                "tokens have no centre: it cannot be a teacher"
+                f"{subject} has branches with different centres where {size} tokens a side become fewer, so that its tokens "
+                "have no centre: it cannot be a teacher"
             )
-        centre += here[0].shift * stride
-        stride *= here[0].stride
-        size = here[0].size_out
+        step = next_steps[0]
+        # `stride` is the distance of two inputs of this layer, in pixels of the image.
+        centre += step.shift * stride
+        stride *= step.stride
+        size = step.size_out
     return TokenCentres(float(stride), centre + 0.5)
 
 
@@ -86,7 +99,7 @@ _STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, *_MERGING)
 
 
 def _step(module: nn.Module, image: torch.Tensor, output: torch.Tensor) -> _Step | None:
-    """What a layer does to one side of a square map; None if it keeps the size."""
+    """Return the effect of a layer on one side of a square map; None if it keeps the size."""
     if isinstance(module, _MERGING):  # (b, h, w, c); 2 x 2 tokens become one
         return _Step(image.shape[1], output.shape[1], 2, 0.5)
     size_in, size_out = int(image.shape[-1]), int(output.shape[-1])
@@ -94,7 +107,7 @@ def _step(module: nn.Module, image: torch.Tensor, output: torch.Tensor) -> _Step
         return None
     layer: Any = module
     kernel, stride, padding, dilation = (
-        _one(value) for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
+        _along_side(value) for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
     )
     reach = (kernel - 1) * dilation
     if isinstance(module, _SAME):  # TensorFlow pads an odd remainder on the right
@@ -102,5 +115,6 @@ def _step(module: nn.Module, image: torch.Tensor, output: torch.Tensor) -> _Step
     return _Step(size_in, size_out, stride, reach / 2 - padding)
 
 
-def _one(value: Any) -> int:
+def _along_side(value: Any) -> int:
+    """Return the value along one side of a number or a pair."""
     return int(value[0]) if isinstance(value, tuple | list) else int(value)

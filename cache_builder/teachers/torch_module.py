@@ -1,7 +1,7 @@
 """A user's own network as a teacher: "torch-module:my_package.my_file:MyNet", with its weights from --weights FILE.
 
-As for a student of that name, the network takes images (b, 3, h, w) with colours standardised as for ImageNet, and returns a map
-(b, c, h / p, w / p), or a summary (b, s) and such a map. Its constructor takes no arguments.
+The contract is that of a student of the same name. The network takes images (b, 3, h, w), normalised as for ImageNet, and
+returns a map (b, c, h / p, w / p), or a summary (b, s) and such a map. Its constructor takes no arguments.
 """
 
 import hashlib
@@ -29,23 +29,24 @@ from radio_cache.geometry.crops import ViewGeometry
 class TorchModule(Teacher):
     """Summary: the network's own, or the mean of its map. Spatial: its map.
 
-    The path was typed by the caller; `load_recorded` asks for leave before one that a cache names comes here.
+    The import path comes from the user. `load_recorded` refuses a path from a cache unless the user allowed it.
     """
 
     def __init__(self, preset: TeacherPreset, path: Path, options: TeacherOptions) -> None:
-        what = f"teacher 'torch-module:{preset.model}'"
-        network = import_class(preset.model, nn.Module, what=what, needed="nn.Module")
+        subject = f"teacher 'torch-module:{preset.model}'"
+        network = import_class(preset.model, nn.Module, what=subject, needed="nn.Module")
         try:
             self._net = network().eval()
         except Exception as exc:  # a user's constructor may fail in any way
-            raise ConfigError(f"{what} cannot be made: {type(exc).__name__}: {first_line(exc)}") from exc
+            raise ConfigError(f"{subject} cannot be built: {type(exc).__name__}: {first_line(exc)}") from exc
         file = read_weights_file(path, teacher=preset.name, sets=TIMM_SETS)
-        own = list(self._net.state_dict())
-        file = extract_network(file, own[:1], teacher=preset.name, path=path, own=own)
+        # The network may lie within a checkpoint of a larger one.
+        names = list(self._net.state_dict())
+        file = extract_network(file, names[:1], teacher=preset.name, path=path, names=names)
         load_exactly(self._net, file.tensors, teacher=preset.name, path=path)
         self.notes = file.notes
         size = options.size_px or preset.input_px
-        out, centres = self._tried(what, size)
+        out, centres = self._probe(subject, size)
         assert out.summary is not None
         fit, tokens = options.fit or preset.fit, int(out.spatial.shape[1])
         self.spec = TeacherSpec(
@@ -77,38 +78,55 @@ class TorchModule(Teacher):
         )
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Return the features of normalised images."""
         return _features(self._net(images))
 
     def to(self, device: torch.device) -> None:
+        """Move the network to a device."""
         self._net.to(device)
 
     @torch.no_grad()
-    def _tried(self, what: str, size: int) -> tuple[Features, TokenCentres]:
-        """Features of one black image, and where the tokens lie: followed through the layers, or else evenly spaced."""
+    def _probe(self, subject: str, size: int) -> tuple[Features, TokenCentres]:
+        """Return the features of one black image, and the positions of the tokens.
+
+        Positions that cannot be followed through the layers are assumed to be evenly spaced, with a note.
+
+        Raises:
+            ConfigError: the network fails, or its map of a square image is not square.
+        """
         out: list[Features] = []
 
+        # With real values: a user's code may not run on the meta device.
         def run() -> int:
             out.append(self(torch.zeros(1, 3, size, size)))
             return int(out[-1].spatial.shape[1])
 
         try:
-            centres = token_centres(self._net, run, what=what, size_px=size)
+            centres = token_centres(self._net, run, subject=subject, size_px=size)
         except ConfigError:
-            if not out:
+            if not out:  # the network itself raised it, before any features
                 raise
             stride = size / out[-1].spatial.shape[1]
             centres = TokenCentres(stride, stride / 2)
-            self.notes += (f"its tokens are taken to be evenly spaced, {stride:g} px apart: its layers do not say it",)
+            self.notes += (
+                f"its tokens are assumed to be evenly spaced, {stride:g} px apart: its layers do not determine it",
+            )
         except Exception as exc:  # a user's network may fail in any way
-            raise ConfigError(f"{what} cannot take an image of {size} x {size} pixels: {first_line(exc)}") from exc
+            raise ConfigError(f"{subject} cannot take an image of {size} x {size} pixels: {first_line(exc)}") from exc
         if out[-1].spatial.shape[1] != out[-1].spatial.shape[2]:
-            raise ConfigError(f"{what} gives a map of {tuple(out[-1].spatial.shape[1:3])} tokens for a square image")
+            raise ConfigError(f"{subject} gives a map of {tuple(out[-1].spatial.shape[1:3])} tokens for a square image")
         return out[-1], centres
 
 
 def _features(out: Any) -> Features:
+    """Return the features in a network's output: a map (b, c, h, w), or a summary (b, s) and a map.
+
+    Raises:
+        ConfigError: the output is anything else.
+    """
     match out:
         case Tensor() if out.ndim == 4:
+            # (b, c, h, w) -> (b, c) and (b, h, w, c)
             return Features(out.mean((2, 3)), out.permute(0, 2, 3, 1))
         case (Tensor() as summary, Tensor() as tokens_map) if summary.ndim == 2 and tokens_map.ndim == 4:
             return Features(summary, tokens_map.permute(0, 2, 3, 1))
@@ -119,5 +137,5 @@ def _features(out: Any) -> Features:
 
 
 def _code_digest(network: type[nn.Module]) -> str:
-    """The beginning of the SHA-256 of the file that the class stands in: other code is another teacher."""
+    """Return the first 16 digits of the SHA-256 of the class's source file: other code is another teacher."""
     return hashlib.sha256(Path(inspect.getfile(network)).read_bytes()).hexdigest()[:16]

@@ -1,8 +1,7 @@
-"""The tensors of a TorchScript archive, as OpenAI published CLIP, read without running what the archive holds.
+"""Tensors of a TorchScript archive, such as OpenAI's CLIP, read without running its code.
 
-`torch.jit.load` would run code: modules may bring their own `__setstate__`. The archive is a zip file, though, whose
-`data.pkl` only says which tensor sits where, and whose `data/` holds the numbers. So this reads both, knows the few names
-that such a pickle needs, and refuses every other.
+`torch.jit.load` would run code: modules may bring their own `__setstate__`. But the archive is a zip file: its `data.pkl` lists
+the tensors, and its `data/` holds their values. This reader knows the few names that such a pickle needs, and refuses all others.
 """
 
 import pickle
@@ -15,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+# Storage classes in the pickle -> dtypes.
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -38,12 +38,13 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Tensors by name: parameters and buffers of the module and all below it.
+    """Return the parameters and buffers of the archived module and its submodules by name.
 
-    Raises pickle.UnpicklingError for an archive that needs anything else than tensors, and what zipfile and torch raise for
-    a damaged one.
+    Raises:
+        UnpicklingError: the archive needs anything else than tensors. Damaged archives raise other errors of zipfile and torch.
     """
     with zipfile.ZipFile(path) as archive:
+        # One file of this name lies in the folder of the archive; constants and code are not read.
         (data,) = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         with archive.open(data) as file:
             root = _TensorsOnly(file, archive, data.removesuffix("data.pkl")).load()
@@ -53,7 +54,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """What stands for a module of the archive: its attributes, and none of its code."""
+    """A replacement for a module of the archive: its attributes, and none of its code."""
 
     def __init__(self) -> None:
         self.attributes: dict[str, Any] = {}
@@ -63,11 +64,19 @@ class _Module:
 
 
 class _TensorsOnly(pickle.Unpickler):
+    """An unpickler that builds tensors and containers only."""
+
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
         self._archive, self._folder = archive, folder
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return the replacement for a class of the pickle.
+
+        Raises:
+            UnpicklingError: the class is not one of the known ones.
+        """
+        # Compiled modules have generated class names.
         if module_name.startswith("__torch__"):
             return _Module
         if module_name == "torch" and global_name in _DTYPES:
@@ -82,12 +91,18 @@ class _TensorsOnly(pickle.Unpickler):
         }
         if (module_name, global_name) in known:
             return known[module_name, global_name]
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        raise pickle.UnpicklingError(f"it requires {module_name}.{global_name}")
 
     def persistent_load(self, pid: Any, /) -> Tensor:
+        """Return the values of a storage as a flat tensor.
+
+        Raises:
+            UnpicklingError: the reference is no storage, or its file has another length.
+        """
         kind, dtype, key, _, num_values = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"it asks for a {kind}")
+            raise pickle.UnpicklingError(f"it requires a {kind}")
+        # bytearray: torch warns about read-only buffers.
         values = torch.frombuffer(bytearray(self._archive.read(f"{self._folder}data/{key}")), dtype=dtype)
         if len(values) != num_values:
             raise pickle.UnpicklingError(f"data/{key} holds {len(values)} values, not {num_values}")
@@ -95,10 +110,13 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def _tensor(values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    return values.as_strided(tuple(size), tuple(stride), offset).clone()  # or raises, if that leaves the values
+    """Return a tensor of a storage, in place of torch._utils._rebuild_tensor_v2."""
+    # as_strided raises if the tensor would exceed the storage. The clone is independent of tensors that share it.
+    return values.as_strided(tuple(size), tuple(stride), offset).clone()
 
 
 def _collect(module: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Add the tensors of a module and its submodules to `tensors` under their dotted names."""
     if not isinstance(module, _Module):
         return
     for name, value in module.attributes.items():

@@ -1,4 +1,4 @@
-"""Finding a teacher's weights file: the one given, the one of a package, or one that is downloaded once."""
+"""The weights file of a teacher: the user's, that of a Python package, or a download."""
 
 import hashlib
 import importlib.resources
@@ -13,23 +13,29 @@ from cache_builder.teachers.preset import TeacherPreset, WeightsSource
 from radio_cache.errors import TeacherWeightsError
 
 
-def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
-    """The weights file of a teacher: the one given, else the published one, downloaded once into the library's cache.
+def find_weights(preset: TeacherPreset, user_path: Path | None) -> Path:
+    """Return the weights file of a teacher: the user's, or the published one, downloaded once into the library's cache.
 
-    Raises TeacherWeightsError, with the file's name, its address and the flag, if it cannot be had.
+    Args:
+        preset: the teacher.
+        user_path: value of --weights, None if it is not set.
+
+    Raises:
+        TeacherWeightsError: the file does not exist, or cannot be downloaded. The message names the file, its address and the
+            option.
     """
-    if given is not None:
+    if user_path is not None:
         try:
-            is_file = given.is_file()
-        except OSError as exc:  # a folder on the way may not be entered
+            is_file = user_path.is_file()
+        except OSError as exc:  # no permission for a folder above
             raise TeacherWeightsError(
-                f"teacher '{preset.name}': --weights {given} cannot be reached: {exc.strerror or exc}"
+                f"teacher '{preset.name}': --weights {user_path} cannot be reached: {exc.strerror or exc}"
             ) from exc
         if is_file:
-            # The folder's links are followed and the file's own is not: in the Hugging Face cache its target has no ending.
-            return given.parent.resolve() / given.name
-        what = "is a folder, not a weights file" if given.is_dir() else "does not exist"
-        raise TeacherWeightsError(f"teacher '{preset.name}': --weights {given} {what}")
+            # Links of the folder are resolved, that of the file is not: in the Hugging Face cache its target has no extension.
+            return user_path.parent.resolve() / user_path.name
+        problem = "is a folder, not a weights file" if user_path.is_dir() else "does not exist"
+        raise TeacherWeightsError(f"teacher '{preset.name}': --weights {user_path} {problem}")
     source = preset.weights
     if source.package:
         return _in_package(preset, *source.package)
@@ -41,7 +47,7 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
         return path
     if not source.hub and not source.url:
         raise TeacherWeightsError(
-            f"teacher '{preset.name}': no weights are published for {preset.model}: give yours with --weights FILE"
+            f"teacher '{preset.name}': no weights are published for {preset.model}: pass yours with --weights FILE"
         )
     try:
         return from_hub(*source.hub) if source.hub else _from_url(str(source.url))
@@ -55,6 +61,11 @@ def find_weights(preset: TeacherPreset, given: Path | None) -> Path:
 
 
 def _in_package(preset: TeacherPreset, module: str, file: str) -> Path:
+    """Return the path of a weights file in an installed Python package.
+
+    Raises:
+        TeacherWeightsError: the package is not installed, or has no such file.
+    """
     package = module.replace("_", "-")
     try:
         path = Path(str(importlib.resources.files(module).joinpath(file)))
@@ -69,26 +80,36 @@ def _in_package(preset: TeacherPreset, module: str, file: str) -> Path:
 
 
 def from_hub(repository: str, files: tuple[str, ...]) -> Path:
-    """The first of some files that a repository of the hub has, downloaded once. repository: may end in @REVISION."""
+    """Return the first of these files that a repository of the hub has, downloaded once.
+
+    Args:
+        repository: OWNER/NAME, or OWNER/NAME@REVISION.
+        files: names to try in order.
+
+    Raises:
+        ConnectionError: there is no network. The hub client raises errors of its own.
+    """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
     repository, _, revision = repository.partition("@")
-    at: Any = {"revision": revision} if revision else {}
+    revision_argument: Any = {"revision": revision} if revision else {}
+    # A cached file of lower rank is preferred to a download.
     for file in files:
-        cached = try_to_load_from_cache(repository, file, **at)
+        cached = try_to_load_from_cache(repository, file, **revision_argument)
         if isinstance(cached, str):
             return Path(cached)
     check_network(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     for file in files[:-1]:
         try:
-            return Path(hf_hub_download(repository, file, **at))
+            return Path(hf_hub_download(repository, file, **revision_argument))
         except EntryNotFoundError:
             continue
-    return Path(hf_hub_download(repository, files[-1], **at))
+    return Path(hf_hub_download(repository, files[-1], **revision_argument))
 
 
 def _from_url(url: str) -> Path:
+    """Return the path of a file that is downloaded once, to where torch.hub would store it."""
     import torch
 
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
@@ -100,9 +121,9 @@ def _from_url(url: str) -> Path:
 
 
 def check_network(url: str) -> None:
-    """Fail within seconds where there is no network; the hub client alone retries for a minute."""
+    """Raise ConnectionError within seconds if there is no network. The hub client alone retries for a minute."""
     if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") for name in os.environ):
-        return  # only the proxy knows the way
+        return  # a direct connection proves nothing behind a proxy
     parts = urlparse(url)
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
@@ -112,16 +133,17 @@ def check_network(url: str) -> None:
 
 
 def first_line(exc: Exception) -> str:
-    """The first line of what a library says went wrong."""
+    """Return the first line of a library's error message, or the name of the error without one."""
     return str(exc).strip().split("\n", 1)[0] or type(exc).__name__
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    # In blocks: the largest weights exceed the memory of small machines.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe_source(source: WeightsSource, path: Path, given: Path | None) -> str:
-    """What the cache records about where weights came from."""
-    return str(path) if given is not None or source.folder else source.describe()
+def describe_source(source: WeightsSource, path: Path, user_path: Path | None) -> str:
+    """Return the source of weights as a cache records it: the path of a local file, else a description."""
+    return str(path) if user_path is not None or source.folder else source.describe()

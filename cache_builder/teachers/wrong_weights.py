@@ -1,4 +1,4 @@
-"""Whose weights a file holds, when it is not those of the teacher that was asked for."""
+"""Hints at the origin of a weights file that is not the requested teacher's."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -6,10 +6,9 @@ from torch import Tensor
 
 from cache_builder.teachers.preset import TeacherPreset
 
-_TRANSFORMERS = (
-    "in the format of transformers, which is not read here; `radio-cache teachers` says where one that is read lies"
-)
+_TRANSFORMERS = "in the format of transformers, which is not read here; `radio-cache teachers` lists the files that are"
 
+# Specific beginnings come before those that many networks share.
 _SIGNS: tuple[tuple[str, str], ...] = (
     ("vision_encoder.layers.0.attn.", f"SAM {_TRANSFORMERS}"),
     (
@@ -42,32 +41,47 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("stages.0.blocks.0.conv_dw.", "a ConvNeXt in timm's format (dinov3-convnext-..., timm:MODEL)"),
     ("conv1.weight", "a ResNet (timm:MODEL)"),
 )
-"""Beginning of a tensor's name -> what has such tensors, and which teacher takes it. The first that is found counts."""
+"""Beginning of a tensor's name -> the network with such tensors, and its teacher. The first match is used."""
 
 
-def looks_like(state: Mapping[str, Tensor]) -> str:
-    """A sentence about whose weights these are, to stand behind a message; empty if nobody knows."""
-    for sign, whose in _SIGNS:
+def likely_origin(state: Mapping[str, Tensor]) -> str:
+    """Return a suffix for an error message naming the model these weights appear to belong to, or ''."""
+    for sign, origin in _SIGNS:
         if any(key.startswith(sign) for key in state):
-            return f". It looks like {whose}"
-    for sign, whose in _SIGNS:  # within another network
+            return f". It looks like {origin}"
+    # Only if no name begins so: the network may lie within another one.
+    for sign, origin in _SIGNS:
         if any(f".{sign}" in key for key in state):
-            return f". It looks like {whose}"
+            return f". It looks like {origin}"
     return ""
 
 
-def first_differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, most: int = 3) -> list[str]:
-    """The first tensors of both whose shapes differ, in the network's order: `x is (1, 7), needed is (1, 3)`."""
+def first_differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, limit: int = 3) -> list[str]:
+    """Return the first tensors whose shapes differ, in the network's order: `x is (1, 7), needed is (1, 3)`.
+
+    Args:
+        expected: tensors of the network.
+        state: tensors of the file.
+        limit: number of differences to return.
+    """
     wrong = (
         f"{key} is {tuple(state[key].shape)}, needed is {tuple(value.shape)}"
-        for key, value in own.items()
+        for key, value in expected.items()
         if key in state and value.shape != state[key].shape
     )
-    return [difference for difference, _ in zip(wrong, range(most), strict=False)]
+    # `wrong` is lazy: only the differences that are shown are formatted.
+    return [difference for difference, _ in zip(wrong, range(limit), strict=False)]
 
 
 def published_twin(
-    asked: TeacherPreset, presets: Iterable[TeacherPreset], has_these_sizes: Callable[[TeacherPreset], bool]
+    requested: TeacherPreset, presets: Iterable[TeacherPreset], has_these_sizes: Callable[[TeacherPreset], bool]
 ) -> TeacherPreset | None:
-    """Another published teacher whose sizes the file has: then it is the wrong file, not somebody's own network."""
-    return next((one for one in presets if one.model != asked.model and has_these_sizes(one)), None)
+    """Return another published teacher with the sizes of the file: then it is the wrong file, not a user's own network.
+
+    Args:
+        requested: the requested teacher.
+        presets: candidates.
+        has_these_sizes: compares the published sizes of a preset with the file's.
+    """
+    candidates = (preset for preset in presets if preset.model != requested.model)
+    return next((preset for preset in candidates if has_these_sizes(preset)), None)

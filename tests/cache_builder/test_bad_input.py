@@ -168,7 +168,7 @@ def test_the_checkpoint_of_another_model_is_refused_with_tensors_and_a_guess(
     assert "teacher 'efficientnet-lite0': " in said
     assert f"{lite1.name} does not fit the network: " in said
     assert "tensors missing (such as " in said
-    assert said.endswith("Its sizes are those of efficientnet-lite1: ask for --teacher efficientnet-lite1")
+    assert said.endswith("Its sizes are those of efficientnet-lite1: use --teacher efficientnet-lite1")
 
 
 def test_an_architecture_that_differs_names_the_first_differing_tensors(

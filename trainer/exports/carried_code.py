@@ -1,7 +1,7 @@
-"""Source files of radio-cache, copied into an exported folder so that it can be used without radio-cache.
+"""Our own source files, copied into an exported folder so that it needs no radio-cache.
 
-A module and all modules of radio-cache that it imports become one flat package: `trainer.students.vit` is `students_vit.py`
-there, and imports are relative. jaxtyping, which only annotates, is replaced by a file without effect.
+One module and everything of ours that it imports become one flat package: `trainer.students.vit` is `students_vit.py`
+there, and imports are relative. jaxtyping, which only annotates, is replaced by a file that annotates nothing.
 """
 
 import ast
@@ -28,10 +28,9 @@ Bool = Float = Int = UInt8 = _Shaped
 
 
 def carried_files(root: str) -> dict[str, str]:
-    """Return file name -> text of a module and of the modules of radio-cache that it imports.
+    """File name -> text of a module, of what it imports of ours, and of nothing else.
 
-    Raises:
-        ConfigError: for an import that a flat package cannot express.
+    Raises ConfigError for an import that has no place in a flat package.
     """
     todo, files = [root], {f"{_SHAPES}.py": _SHAPES_SOURCE}
     done: set[str] = set()
@@ -50,19 +49,15 @@ def carried_files(root: str) -> dict[str, str]:
 
 
 def carried_source(module: str) -> str:
-    """Return the text of a module that imports nothing of radio-cache.
-
-    Raises:
-        ConfigError: if it does.
-    """
+    """The text of a module that imports nothing of ours. Raises ConfigError for one that does."""
     text, imported = _relative(module)
     if imported:
-        raise ConfigError(f"{module} imports {imported[0]}, and cannot be exported alone")
+        raise ConfigError(f"{module} imports {imported[0]}, and cannot be carried alone")
     return text
 
 
 def _relative(module: str) -> tuple[str, list[str]]:
-    """Return a module's text with relative imports, and the modules of radio-cache that it imports."""
+    """A module's text with imports of ours made relative, and what these import."""
     source = _source(module)
     lines = source.splitlines(keepends=True)
     imported: list[str] = []
@@ -71,7 +66,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
             for alias in node.names:
                 if alias.name.partition(".")[0] in (*_OURS, "jaxtyping"):
                     raise ConfigError(
-                        f"{module}, line {node.lineno}: write 'from {alias.name} import ...', because only names can be exported"
+                        f"{module}, line {node.lineno}: carried are names, so 'from {alias.name} import ...'"
                     )
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
@@ -82,7 +77,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
             for alias in node.names:
                 if _is_module(f"{node.module}.{alias.name}"):
                     raise ConfigError(
-                        f"{module}, line {node.lineno}: '{alias.name}' is a module: import names from it to export them"
+                        f"{module}, line {node.lineno}: '{alias.name}' is a module; import names from it to carry them"
                     )
             lines[number] = lines[number].replace(f"from {node.module} import", f"from .{_flat(node.module)} import", 1)
             imported.append(node.module)

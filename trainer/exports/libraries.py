@@ -1,4 +1,4 @@
-"""Libraries that only some formats need."""
+"""Other people's libraries that only some formats need."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,11 +9,7 @@ from trainer.exports.written import ExportError
 
 
 def library(name: str, what: str) -> Any:
-    """Import a library by name.
-
-    Raises:
-        ExportError: if it is not installed, with the cure.
-    """
+    """A library by its import name. Raises ExportError with the cure where it is not installed."""
     try:
         return import_module(name)
     except ModuleNotFoundError as exc:
@@ -22,12 +18,12 @@ def library(name: str, what: str) -> Any:
 
 @contextmanager
 def no_progress_bar() -> Generator[None]:
-    """Turn transformers' progress bars off, and restore the setting at the end."""
+    """transformers loads without drawing a bar for every folder; what was set before is set again behind."""
     logging: Any = import_module("transformers.utils.logging")
-    was_enabled = logging.is_progress_bar_enabled()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if was_enabled:
+        if shown:
             logging.enable_progress_bar()

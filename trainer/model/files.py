@@ -1,4 +1,4 @@
-"""Student files: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
+"""What leaves a run: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ CONFIG_FILE, WEIGHTS_FILE = "student.json", "student.safetensors"
 
 
 def deployable(model: DistilledStudent) -> DistilledStudent:
-    """Return the model in evaluation mode, or a copy of it without the parts that only training needs."""
+    """The model in evaluation, without what only training needs; a copy where there was any."""
     if not isinstance(model.student, ViT):
         return model.eval()
     overrides = {key: value for key, value in model.config.overrides.items() if key not in TRAINING_SETTINGS}
@@ -52,9 +52,7 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
     """
     model = deployable(model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).unlink(
-        missing_ok=True
-    )  # it may belong to another student, and must not lie beside these weights
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # of another student, perhaps: it must not lie beside these weights
     sha256 = save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
     document = {**model.config.to_json(), WEIGHTS_SHA256: sha256}
     write_atomically(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
@@ -82,31 +80,27 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
 def load_student(
     path: str | Path, *, adaptors: Heads = (), untrained: bool = False, allow_modules: Iterable[str] = ()
 ) -> DistilledStudent:
-    """Load a trained student from a run or an export folder, in eval mode, on the CPU.
+    """A trained student from a run or an export folder, in eval mode, on the CPU.
 
-    Args:
-        path: folder of a run or an export.
-        adaptors: teachers whose features the model returns beside the student's own: names, "all", or none.
-        untrained: load the weights that the run started from.
-        allow_modules: modules that the folder may name as the student's code (`torch-module:`), because you know and trust
-            them: importing a module runs it. None by default.
-
-    Raises:
-        NotACacheError: if there is no student at `path`.
-        ConfigError: for a teacher that the student has no head for, or a module that is not allowed.
+    adaptors: the teachers whose features to give beside the student's own; "all" of them, or none.
+    untrained: with the weights the run started from.
+    allow_modules: modules that the folder may name as the student's code (`torch-module:`), because you know them and trust
+        them: importing a module runs it. None by default.
+    Raises NotACacheError if there is no student at `path`, ConfigError for a teacher the student never had or a module that is
+    not allowed.
     """
     folder = Path(path)
     if not holds_student(folder):
         is_run = (folder / "recipe.json").exists()
         hint = (
-            "the run is not finished: continue it with the same radio-train command, or use radio-export --checkpoint last"
+            "the run is not finished: the same radio-train command goes on, or radio-export --checkpoint last takes it as it is"
             if is_run
             else "give the folder that radio-train --out or radio-export --out made"
         )
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")
     config, sha256 = read_config(folder, allow_modules=allow_modules)
     shapes = tensor_shapes(folder / WEIGHTS_FILE)
-    # The first weights will be replaced, so their download is skipped.
+    # Weights that will be replaced are not worth a download.
     fresh = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
     _refuse_other_shapes(folder, replace(config, overrides=fresh), shapes)
     if not untrained:
@@ -134,7 +128,7 @@ def start_from(student: Student, folder: Path) -> None:
     """Give a student the weights of a finished one, in place. Its heads are not touched.
 
     Args:
-        student: receives the weights; its network must be that of the finished student.
+        student: what starts; its network has to be that of the finished student.
         folder: of a run or an export.
 
     Raises:
@@ -156,19 +150,19 @@ def start_from(student: Student, folder: Path) -> None:
                 f"there, and {new} here. Leave out --student, and settings of the student: they are then those of --init"
             )
     for name, value in weights.items():
-        path, _, kind = name.rpartition(".")
-        module = student.get_submodule(path)
+        place, _, kind = name.rpartition(".")
+        module = student.get_submodule(place)
         if parametrize.is_parametrized(module, kind):
-            setattr(module, kind, value)  # sets the parameters that it is computed from
+            setattr(module, kind, value)  # so that what it is computed from follows
         else:
             cast(Tensor, getattr(module, kind)).copy_(value)
 
 
 def read_config(folder: Path, *, allow_modules: Iterable[str] = ()) -> tuple[StudentConfig, str | None]:
-    """Read `student.json`, which is untrusted.
+    """Read `student.json`, which may come from anybody.
 
     Returns:
-        The configuration, and the SHA-256 of the weights beside it; None in folders of earlier versions.
+        The configuration, and the SHA-256 of the weights beside it; None in folders of before it was recorded.
 
     Raises:
         StoreError: the file is damaged. ConfigError: another version wrote it, or it names a module that is not allowed.
@@ -205,12 +199,12 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the tensors that a student would have with its weights file, before any memory is allocated.
+    """Compare what a student would consist of with the file of its weights, before memory is taken for it.
 
-    A wrong number in `student.json` may require terabytes, or an endless number of layers.
+    A number too many in `student.json` may ask for terabytes, or for layers without end.
     """
     if foreign_module(config.student) is not None:
-        return  # the caller allowed this module, and it may build anything
+        return  # may do anything when it is made, and the caller said that it may
     depths = [_sum(config.overrides.get(name)) for name in ("depth", "depths")]
     layers = max(config.adaptor_blocks, len(config.teachers), *depths)
     if layers > len(shapes):
@@ -222,7 +216,7 @@ def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[st
     except StoreError:
         if not is_of_timm(config.student):
             raise
-        return  # some architectures of timm cannot be built on the meta device
+        return  # some of timm's architectures cannot be made without memory
     finally:
         torch.set_rng_state(rng)
     needed = {name: tuple(value.shape) for name, value in state.items()}
@@ -234,7 +228,7 @@ def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[st
 
 def _sum(value: Any) -> int:
     values = cast(list[Any], value) if isinstance(value, list | tuple) else [value]
-    return sum(number for number in values if isinstance(number, int))
+    return sum(one for one in values if isinstance(one, int))
 
 
 @contextlib.contextmanager

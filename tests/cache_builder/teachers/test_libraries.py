@@ -90,9 +90,9 @@ def of_kind(crop_mode: str | None = None, *, square: bool = True, larger: bool =
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (of_kind("border"), "wants its images fitted by 'border', which is not known here; known are center, squash"),
+        (of_kind("border"), "fits its images by 'border', which is not supported; known are center, squash"),
         (of_kind("squash", square=False), r"takes input of \d+ x \d+ pixels; teachers take square input"),
-        (of_kind(larger=True), "with crop_pct 1.*, which is not done here"),
+        (of_kind(larger=True), "with crop_pct 1.*, which is not supported"),
     ],
     ids=["border", "not square", "beyond the image"],
 )
@@ -103,7 +103,7 @@ def test_preprocessing_that_is_not_done_here_is_refused_and_not_approximated(nam
 
 def test_a_model_without_published_weights_asks_for_a_file() -> None:
     with pytest.raises(
-        TeacherWeightsError, match="no weights are published for hieradet_small: give yours with --weights"
+        TeacherWeightsError, match="no weights are published for hieradet_small: pass yours with --weights"
     ):
         find_weights(find_teacher("timm:hieradet_small"), None)
 

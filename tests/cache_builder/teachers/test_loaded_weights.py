@@ -139,7 +139,7 @@ def test_a_conversion_is_watched_through_views_and_changes_in_place() -> None:
         resized = torch.nn.functional.interpolate(tensors["c"], (2, 2), mode="bicubic")
         return {"joined": joined, "in_place": in_place, "resized": resized, "made": torch.zeros(2)}
 
-    done = traced_conversion(convert, state, taken=["joined", "in_place", "resized", "made", "absent"])
+    done = traced_conversion(convert, state, names=["joined", "in_place", "resized", "made", "absent"])
     assert (done.resampled, done.filled, done.unused) == (["resized"], ["made"], ["unused"])
 
 
@@ -270,11 +270,11 @@ def test_a_clip_whose_positions_are_no_square_is_refused(tmp_path: Path) -> None
         ),
         (
             lambda s: {k: v for k, v in s.items() if "rel_pos" not in k},
-            r"attn.rel_pos_h is not there; without relative",
+            r"attn.rel_pos_h is missing; without relative",
         ),
         (lambda s: {k: v for k, v in s.items() if "blocks.0." not in k}, "no complete row of blocks"),
-        (lambda s: {k: v for k, v in s.items() if "lin1" not in k}, r"blocks\.0\.mlp\.lin1\.weight is not there"),
-        (lambda s: {k: v for k, v in s.items() if "patch_embed" not in k}, r"patch_embed\.proj\.weight is not there"),
+        (lambda s: {k: v for k, v in s.items() if "lin1" not in k}, r"blocks\.0\.mlp\.lin1\.weight is missing"),
+        (lambda s: {k: v for k, v in s.items() if "patch_embed" not in k}, r"patch_embed\.proj\.weight is missing"),
     ],
 )
 def test_what_only_resembles_sam_is_refused_by_what_differs(

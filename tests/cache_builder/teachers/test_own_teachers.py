@@ -93,7 +93,7 @@ def test_what_is_no_such_module_is_refused(name: str, message: str, weights: Pat
 
 
 def test_a_module_needs_weights_and_all_of_them(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(TeacherWeightsError, match="give yours with --weights FILE"):
+    with pytest.raises(TeacherWeightsError, match="pass yours with --weights FILE"):
         load_teacher(NAME)
     torch.save({"patches.weight": torch.zeros(6, 3, 16, 16)}, tmp_path / "part.pth")
     with pytest.raises(TeacherWeightsError, match=r"1 tensors missing \(such as patches\.bias\)"):

@@ -223,7 +223,7 @@ def test_c_radio_as_transformers_saves_it_loads_if_its_layer_scales_are_one(
             for name in ("saved", "nvidia")
         )
         assert torch.equal(saved(images).spatial, nvidias(images).spatial)
-    assert saved.notes == ("timm fills in embeds.proj.bias, which the file has not",)
+    assert saved.notes == ("timm fills in embeds.proj.bias, which the file does not have",)
 
 
 # ---------------------------------------------------------------- what cannot be

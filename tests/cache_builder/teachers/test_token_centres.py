@@ -15,7 +15,7 @@ def centres(net: nn.Module, size_px: int) -> TokenCentres:
         return int(net.forward_intermediates(torch.zeros(1, 3, size_px, size_px), indices=1)[1][0].shape[-1])
 
     with torch.no_grad():
-        return token_centres(net, run, what="this network", size_px=size_px)
+        return token_centres(net, run, subject="this network", size_px=size_px)
 
 
 def meta(model: str, **arguments: object) -> nn.Module:
@@ -79,7 +79,7 @@ def test_a_token_looks_at_its_centre(model: str, size_px: int) -> None:
 def test_branches_that_look_at_different_places_are_refused() -> None:
     with (
         torch.device("meta"),
-        pytest.raises(ConfigError, match="this network has branches that look at different places"),
+        pytest.raises(ConfigError, match="this network has branches with different centres"),
     ):
         centres(meta("resnet50d"), 224)
 
@@ -87,7 +87,7 @@ def test_branches_that_look_at_different_places_are_refused() -> None:
 def test_layers_that_are_not_known_are_refused() -> None:
     with (
         torch.device("meta"),
-        pytest.raises(ConfigError, match="gets from 56 to 7 tokens a side by layers not known here"),
+        pytest.raises(ConfigError, match="gets from 56 to 7 tokens a side by layers of an unknown kind"),
     ):
         centres(meta("hiera_tiny_224"), 224)
 
@@ -107,7 +107,7 @@ def test_one_layer_is_centred_where_an_impulse_reaches_it_through_the_middle(lay
     image = torch.zeros(1, 3, 64, 64, requires_grad=True)
     for parameter in layer.parameters():
         nn.init.ones_(parameter)
-    stride, offset = token_centres(layer, lambda: int(layer(image).shape[-1]), what="a layer", size_px=64)
+    stride, offset = token_centres(layer, lambda: int(layer(image).shape[-1]), subject="a layer", size_px=64)
     (gradient,) = torch.autograd.grad(layer(image)[0, 0, 5, 5], image)
     columns = gradient[0, 0].sum(dim=0).nonzero().flatten().double() + 0.5
     assert float(columns.mean()) == offset + 5 * stride

@@ -85,7 +85,7 @@ def test_an_archive_that_would_run_code_is_refused_and_runs_nothing(archive: Pat
     evil = rewritten(archive, tmp_path / "evil.pt", data_pkl=pickle.dumps(RunsCommand(proof), protocol=2))
     assert is_torchscript(evil)
     with pytest.raises(
-        TeacherWeightsError, match=r"evil\.pt is not a plain file of tensors, .*\(it asks for (posix|nt)\.system"
+        TeacherWeightsError, match=r"evil\.pt is not a plain file of tensors, .*\(it requires (posix|nt)\.system"
     ):
         load_teacher("openai-clip-vit-l-14-336", TeacherOptions(weights=evil))
     assert not proof.exists()

@@ -13,7 +13,7 @@ from segment_anything.modeling import ImageEncoderViT
 
 from cache_builder.teachers import TeacherOptions, find_teacher, load_teacher
 from cache_builder.teachers.clip_tower import published_tower
-from cache_builder.teachers.wrong_weights import first_differences, looks_like
+from cache_builder.teachers.wrong_weights import first_differences, likely_origin
 from radio_cache.errors import TeacherWeightsError
 
 StandIn = Callable[..., tuple[Any, Any]]
@@ -49,14 +49,14 @@ def test_another_published_dinov2_is_refused_and_named(asked: str, given: str, t
     assert message.startswith(
         f"teacher '{asked}': {path} is not {model}: cls_token is (1, 1, {net.embed_dim}), needed is (1, 1,"
     )
-    assert message.endswith(f"Its sizes are those of {given}: ask for --teacher {given}")
+    assert message.endswith(f"Its sizes are those of {given}: use --teacher {given}")
     assert message.count("needed is") == 3
 
 
 def test_registers_alone_tell_two_dinov2_apart(tmp_path: Path) -> None:
     with torch.device("meta"):
         net = timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=False, num_classes=0)
-    with pytest.raises(TeacherWeightsError, match=r"ask for --teacher dinov2-vit-s-14-reg$"):
+    with pytest.raises(TeacherWeightsError, match=r"use --teacher dinov2-vit-s-14-reg$"):
         load("dinov2-vit-s-14", zeros(net.state_dict(), tmp_path / "w.pth"))
 
 
@@ -66,7 +66,7 @@ def test_another_published_clip_is_refused_and_named(tmp_path: Path) -> None:
     path = zeros(tower.state_dict(), tmp_path / "w.pth", "visual.")
     with pytest.raises(
         TeacherWeightsError,
-        match=r"is not ViT-H-14: class_embedding is \(1024,\), needed is \(1280,\); .* those of openai-clip-vit-l-14-336: ask",
+        match=r"is not ViT-H-14: class_embedding is \(1024,\), needed is \(1280,\); .* those of openai-clip-vit-l-14-336: use",
     ):
         load("openclip-vit-h-14", path)
 
@@ -119,15 +119,15 @@ def test_a_file_of_another_family_says_whose_it_looks_like(
 
 def test_formats_that_are_not_read_here_are_named() -> None:
     tensor = torch.zeros(1)
-    assert "SAM 2 (no teacher" in looks_like({"image_encoder.trunk.pos_embed": tensor})
-    assert "format of transformers, which is not read here" in looks_like({"vision_model.encoder.x": tensor})
-    assert looks_like({"something": tensor}) == ""
+    assert "SAM 2 (no teacher" in likely_origin({"image_encoder.trunk.pos_embed": tensor})
+    assert "format of transformers, which is not read here" in likely_origin({"vision_model.encoder.x": tensor})
+    assert likely_origin({"something": tensor}) == ""
 
 
 def test_differences_are_told_in_the_networks_order_and_not_all() -> None:
     own = {name: torch.zeros(2) for name in "dcba"}
     state = {name: torch.zeros(3, 1) for name in "abcd"}
-    assert first_differences(own, state, most=2) == ["d is (3, 1), needed is (2,)", "c is (3, 1), needed is (2,)"]
+    assert first_differences(own, state, limit=2) == ["d is (3, 1), needed is (2,)", "c is (3, 1), needed is (2,)"]
 
 
 # ---------------------------------------------------------------- broken downloads
