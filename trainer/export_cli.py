@@ -100,7 +100,7 @@ def main(
         centre_share=centre_share,
         checkpoint=checkpoint,
         any_size=any_size,
-        say=lambda text: click.echo(printable(text), err=True),
+        on_progress=lambda text: click.echo(printable(text), err=True),
     )
     if report.checkpoint is not None:
         click.echo(report.checkpoint)

@@ -61,7 +61,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
                 )
             if progress.step:
                 say(f"going on from step-{progress.step:08d}.pt")
-                if not run.statistics.kept and run.statistics.by_teacher:
+                if not run.statistics.from_folder and run.statistics.by_teacher:
                     say(
                         "the run was begun by a version that did not keep what it normalised targets by: fitted anew, they may "
                         "differ from what it began with (docs/design/009-target-statistics.md)"

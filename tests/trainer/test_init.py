@@ -116,7 +116,9 @@ def test_pretrained_weights_that_cannot_be_fetched_are_one_sentence_with_the_cur
     result = started(tiny_cache, tmp_path / "run", "--student", "timm:resnet10t", *arguments)
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit), "a traceback"
-    assert "the pretrained weights of timm's 'resnet10t' cannot be had: ConnectionError: [Errno -2]" in result.output
+    assert (
+        "the pretrained weights of timm's 'resnet10t' are not available: ConnectionError: [Errno -2]" in result.output
+    )
     assert "student_overrides.init_file=FILE" in result.output
     assert not (tmp_path / "run").exists()
 

@@ -1,5 +1,5 @@
-"""Files that travel in exported folders: a student behind the interfaces of other people's libraries.
+"""Files of exported folders: a student behind the interfaces of other libraries.
 
-They import our own code like any other file; `trainer.exports.carried_code` copies what they import beside them, so that
-a folder needs no radio-cache where it is used.
+They import radio-cache like any other file. `trainer.exports.carried_code` copies the imported files beside them, so that
+a folder can be used without radio-cache.
 """

@@ -14,7 +14,12 @@ from trainer.students.base import FeatureFormat, StudentOutput
 
 @final
 class RadioStudentConfig(PretrainedConfig):
-    """distilled: what the student is (`StudentConfig` as JSON). adaptors: the teachers whose features are given, or "all"."""
+    """The configuration of a student in transformers.
+
+    Attributes:
+        distilled: `StudentConfig` as JSON.
+        adaptors: teachers whose features the model returns, or "all".
+    """
 
     model_type = "radio-student"
 
@@ -28,10 +33,12 @@ class RadioStudentConfig(PretrainedConfig):
 
 @final
 class RadioStudentModel(PreTrainedModel):
-    """`model(pixel_values)` gives summary and spatial features; with adaptors a dict with `backbone` and each teacher,
-    `pooler_output` and `last_hidden_state` (the student's summary and spatial features).
+    """A student in transformers: `model(pixel_values)` returns summary and spatial features.
 
-    pixel_values (b, 3, h, w): RGB in [0, 1]; the student standardises colours itself.
+    With adaptors it returns a dict with `backbone`, each teacher, and `pooler_output` and `last_hidden_state` (the student's
+    summary and spatial features).
+
+    pixel_values (b, 3, h, w): RGB in [0, 1]. The student standardises colours itself.
     """
 
     config_class = RadioStudentConfig
@@ -40,27 +47,27 @@ class RadioStudentModel(PreTrainedModel):
 
     def __init__(self, config: RadioStudentConfig) -> None:
         super().__init__(config)
-        assert config.distilled is not None, "the configuration says nothing of a student: was it read from a folder?"
+        assert config.distilled is not None, "the configuration has no student: read it from an exported folder"
         self.distilled = build_distilled(StudentConfig.from_json(config.distilled))
         self.distilled.use_heads(config.adaptors if config.adaptors == "all" else tuple(config.adaptors))
         save_constants(self.distilled)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, feature_fmt: FeatureFormat = "NLC") -> Features | ModelOutput:
-        """The student's features; with adaptors a dict, in which transformers' own names stand for the student's, too."""
+        """Return the student's features, or with adaptors a dict that has them under transformers' own names, too."""
         out: Features = self.distilled(pixel_values, feature_fmt=feature_fmt)
         if isinstance(out, StudentOutput):
             return out
-        own = out[BACKBONE]
-        # Pipelines take the first value, or the one called pooler_output, and both have to be tensors.
-        return ModelOutput({"pooler_output": own.summary, "last_hidden_state": own.spatial, **out})
+        backbone = out[BACKBONE]
+        # Pipelines take the first value, or the one called pooler_output, and both must be tensors.
+        return ModelOutput({"pooler_output": backbone.summary, "last_hidden_state": backbone.spatial, **out})
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every layer has its weights from its constructor, or from the file."""
+        """Do nothing: layers get their weights from their constructors or from the file."""
 
 
 def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict that may lack the constants of `save_constants`, which a model has from its constructor."""
+    """Load a state dict that may lack the constants of `save_constants`, which constructors set."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     constants = {name for name, _ in model.named_buffers()}
     assert not unexpected, unexpected
@@ -68,6 +75,6 @@ def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def save_constants(model: nn.Module) -> None:
-    """Have the file hold constants too: transformers builds models without memory and fills in only what is in it."""
+    """Make the file hold constants, too: transformers builds models on the meta device and fills in only the file's tensors."""
     for module in model.modules():
         module._non_persistent_buffers_set.clear()  # pyright: ignore[reportPrivateUsage]  # torch has no other way

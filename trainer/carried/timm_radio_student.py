@@ -20,10 +20,14 @@ __all__ = ["RadioStudent", "radio_student"]
 class RadioStudent(nn.Module):
     """A student with timm's methods. Images are RGB in [0, 1], which timm calls mean (0, 0, 0) and std (1, 1, 1).
 
-    student, overrides: as for `trainer.students.create_student`. num_classes: of a new, untrained linear classifier on the
-    summary; 0 gives the summary. `forward_features` gives a ViT's class tokens and patches, (b, classes + n, c), and any
-    other student's map (b, c, h, w). Intermediate features are a ViT's blocks; E-RADIO's four strides, of which stride 16
-    is the map it was trained for; one map otherwise.
+    `forward_features` returns a ViT's class tokens and patches, (b, classes + n, c), and any other student's map
+    (b, c, h, w). Intermediate features are those of a ViT's blocks, or of E-RADIO's four strides, of which stride 16
+    is the map it was trained for, or one map.
+
+    Args:
+        student: name, as for `trainer.students.create_student`.
+        overrides: settings, as for `trainer.students.create_student`.
+        num_classes: of a new, untrained linear classifier on the summary; 0 returns the summary.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class RadioStudent(nn.Module):
             raise ValueError(
                 f"a student takes RGB images and pools itself, got in_chans={in_chans}, global_pool='{global_pool}'"
             )
-        refuse_foreign_code(student)  # timm hands over what stands in a config.json
+        refuse_foreign_code(student)  # the name may come from a config.json
         self.student = create_student(student, **(overrides or {}))
         self.num_features = self.head_hidden_size = self.student.summary_dim
         self.num_prefix_tokens = self.student.num_summary_tokens if isinstance(self.student, ViT) else 0
@@ -49,7 +53,7 @@ class RadioStudent(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for so many classes; none for 0."""
+        """Replace the classifier by a new one for `num_classes`, or by none for 0."""
         del global_pool  # a student pools itself
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -81,7 +85,7 @@ class RadioStudent(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps by index (a number: the last so many), and with them what `forward_features` gives."""
+        """Return the feature maps with these indices (a number: the last ones), and the result of `forward_features`."""
         del norm, stop_early  # a student has no final norm; it runs no further than it must
         if output_fmt != "NCHW":
             raise ValueError(f"intermediate features are maps 'NCHW', not '{output_fmt}'")

@@ -13,7 +13,7 @@ from trainer.model.student import DistilledStudent
 
 @final
 class ClipImageTower(nn.Module):
-    """What `encode_image` calls: images as open_clip prepares them -> image embeddings (b, c), not normalised.
+    """The tower that `encode_image` calls: images as open_clip prepares them -> image embeddings (b, c), not normalised.
 
     preprocess_cfg: open_clip's description of how images are prepared, of which `open_clip.transform.image_transform_v2` makes a
     transform; the student standardises colours itself, and undoes theirs first.
@@ -33,7 +33,7 @@ class ClipImageTower(nn.Module):
 def clip_with_student(
     clip: nn.Module, model: DistilledStudent, teacher: str, *, image_hw: tuple[int, int] | None = None
 ) -> Any:
-    """A CLIP of open_clip with a student for its image tower; the text tower is CLIP's own, and shared with it.
+    """Return a CLIP of open_clip with a student as its image tower. The text tower is shared with `clip`.
 
     teacher: the head that learned this CLIP's embeddings. image_hw: what the student is shown, in pixels; by default what it
     was trained at. Images are prepared as `preprocess_cfg` of the new tower says: as for the CLIP itself, and at the student's

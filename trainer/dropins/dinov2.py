@@ -48,7 +48,7 @@ class DinoV2Backbone(nn.Module):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
         summary = self.student(x).summary
-        assert summary is not None  # the constructor saw to it
+        assert summary is not None  # the constructor checks it
         return summary
 
     def get_intermediate_layers(
@@ -59,7 +59,7 @@ class DinoV2Backbone(nn.Module):
         return_class_token: bool = False,
         norm: bool = True,
     ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:
-        """The last layer, which is the one a head speaks of: tokens, or maps with `reshape`, and the class token if asked for.
+        """Return the last layer, the only one that a head predicts: tokens, or maps with `reshape`, and perhaps the class token.
 
         Raises ConfigError for more than one layer.
         """
@@ -68,5 +68,5 @@ class DinoV2Backbone(nn.Module):
             raise ConfigError(f"a student stands for DINOv2's last layer alone, not for n={n}")
         out = self.student(x)
         spatial = out.spatial if reshape else out.spatial.flatten(2).transpose(1, 2)
-        assert out.summary is not None  # the constructor saw to it
+        assert out.summary is not None  # the constructor checks it
         return ((spatial, out.summary),) if return_class_token else (spatial,)

@@ -1,6 +1,6 @@
-"""A frozen student as the vision tower of Hugging Face's LLaVA: its patch features are what the language model reads.
+"""A frozen student as the vision tower of Hugging Face's LLaVA: the language model reads its patch features.
 
-Importing this file tells transformers' auto classes about the tower, so that a LLaVA with it is saved and loaded like any
+Importing this file registers the tower with transformers' auto classes, so that a LLaVA with it is saved and loaded like any
 other. Needs transformers.
 """
 
@@ -29,7 +29,7 @@ from trainer.model.adaptors import BACKBONE
 from trainer.model.student import STARTING_SETTINGS, DistilledStudent, StudentConfig, build_distilled
 
 IMAGE_TOKEN = "<image>"
-"""The word that stands for a picture in LLaVA's prompts."""
+"""The placeholder of a picture in LLaVA's prompts."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -38,11 +38,11 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-"""What LLaVA-1.5 was trained to be asked with: pictures first, then the words, between USER: and ASSISTANT:."""
+"""The prompt format that LLaVA-1.5 was trained with: pictures first, then the text, between USER: and ASSISTANT:."""
 
 
 class LanguageModel(Protocol):
-    """What is used of a causal language model of transformers: its decoder, and what turns its states into logits."""
+    """The used parts of a causal language model of transformers: its decoder, and the layer from states to logits."""
 
     config: Any
     model: nn.Module
@@ -51,7 +51,12 @@ class LanguageModel(Protocol):
 
 @final
 class StudentTowerConfig(PretrainedConfig):
-    """distilled: what the student is (`StudentConfig` as JSON). teacher: whose features it gives, or "backbone"."""
+    """The configuration of a student as a vision tower.
+
+    Attributes:
+        distilled: `StudentConfig` as JSON.
+        teacher: name of the head whose features the tower returns, or "backbone".
+    """
 
     model_type = "radio-student-tower"
 
@@ -81,7 +86,7 @@ class StudentTower(PreTrainedModel):
         super().__init__(config)
         assert config.distilled is not None
         model = build_distilled(StudentConfig.from_json(config.distilled))
-        # Colours are the student's business: transformers' processor for an exported student leaves them alone.
+        # The student standardises colours, and transformers' processor for an exported student does not.
         self.tower = StudentAsTeacher(model, config.teacher, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         save_constants(self.tower)
         self.post_init()
@@ -89,15 +94,15 @@ class StudentTower(PreTrainedModel):
     def forward(
         self, pixel_values: Float[Tensor, "b 3 h w"], return_dict: bool = True, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """transformers' output; hidden states are a tuple of one, whatever is asked for."""
-        del return_dict, kwargs  # which layers to capture: there is one
+        """Return transformers' output. Its hidden states are always a tuple of one."""
+        del return_dict, kwargs  # they select layers, and there is only one
         out = self.tower(pixel_values.to(self.tower.mean.dtype))
         tokens = out.spatial.flatten(2).transpose(1, 2)
         hidden = cast(tuple[torch.FloatTensor, ...], (tokens,))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=out.summary, hidden_states=hidden)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every layer has its weights from its constructor, or from the file."""
+        """Do nothing: layers get their weights from their constructors or from the file."""
 
 
 AutoConfig.register(StudentTowerConfig.model_type, StudentTowerConfig)
@@ -105,7 +110,11 @@ AutoModel.register(StudentTowerConfig, StudentTower)
 
 
 def tower_config(model: DistilledStudent, teacher: str = BACKBONE) -> StudentTowerConfig:
-    """How transformers describes a student at the size it was trained at. Raises ConfigError for a teacher it never had."""
+    """Return transformers' configuration of a student at its training size.
+
+    Raises:
+        ConfigError: for a teacher without a head.
+    """
     fields = model.config.to_json()
     fields["overrides"] = {key: value for key, value in fields["overrides"].items() if key not in STARTING_SETTINGS}
     factor = 1 if teacher == BACKBONE else model.adaptors.upsample
@@ -121,9 +130,13 @@ def tower_config(model: DistilledStudent, teacher: str = BACKBONE) -> StudentTow
 def llava_with_student(
     model: DistilledStudent, language_model: LanguageModel, *, image_token_id: int, teacher: str = BACKBONE
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA of a student and a language model: both with their weights, a new projector between them, the student frozen.
+    """Build a LLaVA of a frozen student and a language model, with their weights and a new projector between them.
 
-    image_token_id: the token that stands for a patch in prompts; `image_seq_length` of the config says how many an image has.
+    Args:
+        model: the student.
+        language_model: a causal language model of transformers.
+        image_token_id: token that represents a patch in prompts. An image has `image_seq_length` of them.
+        teacher: name of the head whose features the tower returns, or "backbone".
     """
     vision, (h, w) = tower_config(model, teacher), model.config.image_hw
     config = LlavaConfig(
@@ -150,10 +163,15 @@ def llava_processor(
     teacher: str = BACKBONE,
     chat_template: str = CHAT_TEMPLATE,
 ) -> LlavaProcessor:
-    """What prepares pictures and words for `llava_with_student`: save it beside the model. tokenizer: knows "<image>".
+    """Build the processor of pictures and text for `llava_with_student`, to be saved beside the model.
 
-    A picture in a prompt takes as many tokens as the tower gives; colours stay in [0, 1]. chat_template: how the language
-    model is spoken to, in Jinja.
+    A picture takes as many tokens in a prompt as the tower returns. Colours stay in [0, 1].
+
+    Args:
+        model: the student.
+        tokenizer: has the token "<image>".
+        teacher: as for `llava_with_student`.
+        chat_template: prompt format of the language model, in Jinja.
     """
     settings = image_processor_settings(model)
     kind: Any = getattr(transformers, settings.pop("image_processor_type"))

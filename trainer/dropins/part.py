@@ -1,4 +1,4 @@
-"""What drop-ins share: a student that takes a library's images and gives one teacher's features, and its place in a model."""
+"""Parts shared by drop-ins: a student that takes a library's images and returns one teacher's features."""
 
 import copy
 from collections.abc import Sequence
@@ -21,10 +21,15 @@ _Model = TypeVar("_Model", bound=nn.Module)
 class StudentAsTeacher(nn.Module):
     """One teacher's features from images standardised as that teacher's library does it.
 
-    teacher: a head's name, or "backbone" for the student's own features. mean, std: that the library standardises with, of
-    pixels in [0, 1]. image_hw: height and width the student is shown, in pixels; None takes images as they come, or, where
-    the student cannot take them, the nearest size that it can.
-    Raises ConfigError for a teacher the student never had, or a size it cannot take.
+    Args:
+        teacher: a head's name, or "backbone" for the student's own features.
+        mean: with which the library standardises pixels in [0, 1].
+        std: the same.
+        image_hw: input size of the student, in pixels; None keeps the size of the images, or takes the nearest size that the
+            student accepts.
+
+    Raises:
+        ConfigError: for a teacher without a head, or a size that the student does not accept.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class StudentAsTeacher(nn.Module):
                 f"student '{model.config.student}' does not take {image_hw[0]} x {image_hw[1]} pixels; {h} x {w} is the nearest"
             )
         self.student, self.teacher, self.image_hw = model.eval(), teacher, image_hw
-        # Its images come standardised and maybe resized, which overshoots: a wrong range cannot be told from them.
+        # Its images are standardised and perhaps resized, which overshoots: a wrong range cannot be detected from them.
         model.student.range_checked = True
         self.mean: Tensor
         self.std: Tensor
@@ -52,34 +57,35 @@ class StudentAsTeacher(nn.Module):
         self.register_buffer("std", torch.tensor(tuple(std)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> StudentOutput | AdaptorOutput:
-        """Summary (b, c), or None for a teacher without one, and a map (b, d, h, w)."""
+        """Return the summary (b, c), or None for a teacher without one, and a map (b, d, h, w)."""
         pixels = images * self.std + self.mean
         h, w = int(images.shape[-2]), int(images.shape[-1])
-        shown_hw = self.student.nearest_supported_resolution(h, w) if self.image_hw is None else self.image_hw
-        if shown_hw != (h, w):
-            pixels = F.interpolate(pixels, shown_hw, mode="bicubic", antialias=True, align_corners=False)
-        own = self.student.student(pixels)
+        input_hw = self.student.nearest_supported_resolution(h, w) if self.image_hw is None else self.image_hw
+        if input_hw != (h, w):
+            pixels = F.interpolate(pixels, input_hw, mode="bicubic", antialias=True, align_corners=False)
+        features = self.student.student(pixels)
         grid_hw = self.student.grid_hw(pixels)
         if self.teacher == BACKBONE:
-            return StudentOutput(own.summary, own.spatial.transpose(1, 2).unflatten(2, grid_hw))
-        guess = self.student.adaptors(own, grid_hw, [self.teacher])[self.teacher]
+            # (b, n, c) -> (b, c, h, w)
+            return StudentOutput(features.summary, features.spatial.transpose(1, 2).unflatten(2, grid_hw))
+        output = self.student.adaptors(features, grid_hw, [self.teacher])[self.teacher]
         fine_hw = grid_hw[0] * self.student.adaptors.upsample, grid_hw[1] * self.student.adaptors.upsample
-        return AdaptorOutput(guess.summary, guess.spatial.transpose(1, 2).unflatten(2, fine_hw))
+        return AdaptorOutput(output.summary, output.spatial.transpose(1, 2).unflatten(2, fine_hw))
 
 
 def widths(model: DistilledStudent, teacher: str) -> TeacherWidths:
-    """How wide a teacher's features are; those of the student itself for "backbone"."""
+    """Return the widths of a teacher's features, or those of the student itself for "backbone"."""
     if teacher == BACKBONE:
         return TeacherWidths(name=BACKBONE, summary_dim=model.summary_dim, spatial_dim=model.embed_dim)
-    known = {one.name: one for one in model.config.teachers}
+    known = {teacher_widths.name: teacher_widths for teacher_widths in model.config.teachers}
     if teacher not in known:
         raise ConfigError(unknown_name("adaptor of this student", teacher, [*known, BACKBONE]))
     return known[teacher]
 
 
 def with_part(model: _Model, name: str, part: nn.Module) -> _Model:
-    """The same model with another submodule in one place; all other submodules and weights are shared with it."""
+    """Return a copy of the model with one submodule replaced. All other submodules and weights are shared."""
     other = copy.copy(model)
-    other._modules = dict(model._modules)  # pyright: ignore[reportPrivateUsage]  # else both would get the part
+    other._modules = dict(model._modules)  # pyright: ignore[reportPrivateUsage]  # without a copy the part would replace that of the original, too
     setattr(other, name, part)
     return other

@@ -14,9 +14,11 @@ from trainer.model.student import DistilledStudent
 
 @final
 class SamImageEncoder(nn.Module):
-    """What `SamPredictor` calls: images as SAM prepares them -> the map its decoder reads, (b, c, rows, columns).
+    """The encoder that `SamPredictor` calls: images as SAM prepares them -> the decoder's map (b, c, rows, columns).
 
-    img_size: side of SAM's padded square, in pixels. grid_hw: of the decoder; the student's map is resized to it bilinearly.
+    Attributes:
+        img_size: side of SAM's padded square, in pixels.
+        grid_hw: of the decoder. The student's map is resized to it bilinearly.
     """
 
     def __init__(self, student: StudentAsTeacher, *, img_size: int, grid_hw: tuple[int, int]) -> None:
@@ -31,10 +33,16 @@ class SamImageEncoder(nn.Module):
 
 
 def sam_with_student(sam: Sam, model: DistilledStudent, teacher: str, *, image_px: int | None = None) -> Sam:
-    """SAM with a student for its image encoder; prompt encoder and mask decoder are SAM's own, and shared with it.
+    """Return SAM with a student as its image encoder. Prompt encoder and mask decoder are shared with `sam`.
 
-    teacher: the head that learned SAM's features after the neck. image_px: side of the padded square the student is shown;
-    by default SAM's own (1024), or the nearest the student takes. Raises ConfigError for a head of another width.
+    Args:
+        sam: of segment-anything.
+        model: the student.
+        teacher: the head that learned SAM's features after the neck.
+        image_px: side of the padded square that the student takes; by default SAM's own (1024), or the nearest accepted size.
+
+    Raises:
+        ConfigError: for a head of another width.
     """
     spatial_dim, decoder_dim = widths(model, teacher).spatial_dim, int(sam.mask_decoder.transformer_dim)
     if spatial_dim != decoder_dim:
@@ -43,11 +51,11 @@ def sam_with_student(sam: Sam, model: DistilledStudent, teacher: str, *, image_p
             "take the head of a SAM whose features after the neck were cached"
         )
     # SAM standardises pixels from 0 to 255.
-    numbers = cast(tuple[Tensor, Tensor], (sam.pixel_mean, sam.pixel_std))
-    mean, std = ([value / 255 for value in number.flatten().tolist()] for number in numbers)
+    scalars = cast(tuple[Tensor, Tensor], (sam.pixel_mean, sam.pixel_std))
+    mean, std = ([value / 255 for value in number.flatten().tolist()] for number in scalars)
     student = StudentAsTeacher(
         model, teacher, mean=mean, std=std, image_hw=None if image_px is None else (image_px, image_px)
     )
     rows, columns = (int(side) for side in sam.prompt_encoder.image_embedding_size)
     encoder = SamImageEncoder(student, img_size=int(sam.image_encoder.img_size), grid_hw=(rows, columns))
-    return with_part(sam, "image_encoder", encoder.to(numbers[0].device))
+    return with_part(sam, "image_encoder", encoder.to(scalars[0].device))

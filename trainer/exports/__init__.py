@@ -1,4 +1,4 @@
-"""What leaves the house, by format: `radio-export`. Everything written is read back and compared with the student."""
+"""Export formats of `radio-export`. Every exported file is read back and compared with the student."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ _BATCHES = (1, 3)
 
 
 def write_safetensors(model: DistilledStudent, folder: Path) -> Written:
-    """Weights and a JSON, as `trainer.load_student` reads them."""
+    """Write weights and a JSON, as `trainer.load_student` reads them."""
     save_student(model, folder)
 
     @functools.cache
@@ -60,7 +60,7 @@ def write_safetensors(model: DistilledStudent, folder: Path) -> Written:
 
 
 Writer = Callable[..., Written]
-"""(student, folder) -> what was written; that of ONNX takes any_size, too."""
+"""(student, folder) -> record of the written files; the writer of ONNX takes any_size, too."""
 
 FORMATS: dict[str, Writer] = {
     "safetensors": write_safetensors,
@@ -71,12 +71,17 @@ FORMATS: dict[str, Writer] = {
 }
 
 GRAPHS = frozenset({"onnx", "torch-export"})
-"""Formats that cannot be trained on, so that batch norms and position biases are folded away in them."""
+"""Formats that cannot be trained further, so batch norms and position biases are folded."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One format. change: of what was read back, see `largest_change`; num_bytes: of the folder."""
+    """One exported format.
+
+    Attributes:
+        change: `largest_change` between the features of the student and of the exported file.
+        num_bytes: size of the folder.
+    """
 
     format: str
     folder: Path
@@ -85,7 +90,7 @@ class Exported:
     written: Written
 
     def moved(self, old: Path, new: Path) -> "Exported":
-        """The same below another folder; what shows how it is used names that."""
+        """Return the record with `old` replaced by `new`, also in the lines of use."""
         folder = new / self.folder.relative_to(old)
         use = tuple(line.replace(PLACE, str(folder)) for line in self.written.use)
         return replace(self, folder=folder, written=replace(self.written, use=use))
@@ -93,9 +98,13 @@ class Exported:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """folding: how much folding batch norms, position biases and reparametrised weights changed; None if nothing was.
+    """The result of an export.
 
-    checkpoint: which one it is of, and how good; None for the student that the run ended with.
+    Attributes:
+        exported: one record per format.
+        folding: change of the features by folding batch norms, position biases and reparametrised weights; None without
+            folding.
+        checkpoint: a description of the exported checkpoint; None for the final student of the run.
     """
 
     exported: tuple[Exported, ...]
@@ -114,20 +123,29 @@ def export_student(
     allow_modules: Iterable[str] = (),
     checkpoint: str | None = None,
     any_size: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """Write a trained student to `out`, one folder below it per format if there are several, each with a model card.
+    """Write a trained student to `out`, with one subfolder per format if there are several, each with a model card.
 
-    adaptors: the heads that hf, onnx and torch-export give; safetensors and hf keep all of them.
-    centre_share: another than the run's, see `StudentConfig`.
-    allow_modules: as for `load_student`.
-    checkpoint: of the run, "best", "last" or a number of steps, instead of the student that it ended with.
-    any_size: let onnx take images of any size that the student takes. say: hears what is done now, in a line each.
-    Raises ExportError for what a format cannot do, ConfigError for unknown names, NotACacheError if `out` is not empty;
-    nothing is left at `out` then.
+    Args:
+        run: folder of the run, or of an export.
+        out: a new or an empty folder. After an error nothing is left there.
+        formats: names of `FORMATS`.
+        adaptors: heads that hf, onnx and torch-export return; safetensors and hf keep the weights of all.
+        card: contents of the model card.
+        centre_share: another than the run's, see `StudentConfig`.
+        allow_modules: as for `load_student`.
+        checkpoint: "best", "last" or a number of steps, instead of the final student of the run.
+        any_size: let onnx take images of any size that the student accepts.
+        on_progress: called with a line for each stage.
+
+    Raises:
+        ExportError: for students or settings that a format does not support.
+        ConfigError: for unknown names.
+        NotACacheError: if `out` is not empty.
     """
-    with allowing_modules(allow_modules):  # what is written is read back
-        return _export(run, out, formats, adaptors, card or Card(), centre_share, checkpoint, any_size, say)
+    with allowing_modules(allow_modules):  # for reading the export back
+        return _export(run, out, formats, adaptors, card or Card(), centre_share, checkpoint, any_size, on_progress)
 
 
 def _export(
@@ -139,7 +157,7 @@ def _export(
     centre_share: float | None,
     checkpoint: str | None,
     any_size: bool,
-    say: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> ExportReport:
     for name in formats:
         if name not in FORMATS:
@@ -148,10 +166,10 @@ def _export(
         raise ExportError(
             "any size is for the format onnx: safetensors, hf and timm take any as they are, torch-export cannot"
         )
-    place = out.resolve() if out.is_symlink() else out.absolute()
+    target = out.resolve() if out.is_symlink() else out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not empty: choose another --out, or remove it")
-    say(f"reading {run}")
+    on_progress(f"reading {run}")
     of_checkpoint: str | None = None
     if checkpoint is None:
         model = deployable(load_student(run, adaptors=adaptors))
@@ -164,7 +182,7 @@ def _export(
     expected = {count: _run(lambda x: flat_features(model(x)), images[count]) for count in _BATCHES}
     folded, folding = model, None
     if isinstance(model.student, ERadio) and not GRAPHS.isdisjoint(formats):
-        # Files of torch.export take weights in their plain layout alone.
+        # Files of torch.export support weights in their plain layout only.
         deployed = model.student.deploy().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # the stub lacks it
         folded = DistilledStudent(deployed, model.adaptors, model.config).eval()
         folded.use_heads(model.heads)
@@ -173,40 +191,41 @@ def _export(
         )
     document = model_card(model, Path(run), card)
     if document.from_cache:
-        say(
-            f"the model card shows images of {model.config.cache}: {', '.join(document.from_cache)}. Where they are private: "
+        on_progress(
+            f"the model card shows images of {model.config.cache}: {', '.join(document.from_cache)}. If they are private: "
             "--no-picture, or --picture IMAGE"
         )
     names = tuple(dict.fromkeys(formats))
-    aside = _new_folder(place)
+    # Written beside the target and renamed at the end, so that a killed export leaves no partial one.
+    aside = _new_folder(target)
     try:
         exported: list[Exported] = []
         for number, name in enumerate(names, 1):
-            say(f"{number}/{len(names)} {name}: writing it, reading it back")
+            on_progress(f"{number}/{len(names)} {name}: writing it, reading it back")
             folder, student = aside if len(names) == 1 else aside / name, folded if name in GRAPHS else model
             write = partial(FORMATS[name], any_size=True) if any_size and name == "onnx" else FORMATS[name]
             exported.append(_write(name, write, student, folder, images, expected))
-        for one in exported:
-            document.write(one.folder, one.format, one.written.use, one.written.notes)
-            _write_checksums(one.folder)
+        for export in exported:
+            document.write(export.folder, export.format, export.written.use, export.written.notes)
+            _write_checksums(export.folder)
         try:
-            aside.rename(place)  # takes the place of an empty folder, and of no other
+            aside.rename(target)  # replaces an empty folder only
         except OSError as exc:
             if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             raise NotACacheError(
-                f"{out} was filled by another process meanwhile: nothing of it was touched. Choose another --out"
+                f"{out} was filled by another process meanwhile and was not touched: choose another --out"
             ) from exc
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return ExportReport(tuple(one.moved(aside, out) for one in exported), folding, of_checkpoint)
+    return ExportReport(tuple(export.moved(aside, out) for export in exported), folding, of_checkpoint)
 
 
-def _new_folder(place: Path) -> Path:
-    """Make a folder beside `place` that no other export has, and that nobody else's can be taken for."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_name(f".{place.name}{TEMPORARY}{uuid.uuid4().hex}")
+def _new_folder(target: Path) -> Path:
+    """Create a temporary folder beside `target` with a unique name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}{TEMPORARY}{uuid.uuid4().hex}")
     aside.mkdir()
     return aside
 
@@ -230,18 +249,18 @@ def _write(
     images: dict[int, Tensor],
     expected: dict[int, FlatFeatures],
 ) -> Exported:
-    """One format, read back."""
+    """Write one format and compare its features with the student's."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        _telling_what_failed(name, folder),
+        _library_errors_as_export_errors(name, folder),
         torch.random.fork_rng(devices=[]),
     ):  # loading builds models with first weights
         written = write(model, folder)
         change = max(largest_change(_run(written.run, images[count]), expected[count]) for count in images)
     if not change <= TOLERANCE:
         raise ExportError(
-            f"--format {name}: what was written gives other features than '{model.config.student}': they differ by {change:.1e} "
-            "of the largest value. This is a bug, or a network that computes differently there; choose another format"
+            f"--format {name}: its features differ from those of '{model.config.student}' by {change:.1e} "
+            "of the largest value. This is a bug, or the network computes differently there: choose another format"
         )
     return Exported(
         name, folder, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), change, written
@@ -249,8 +268,8 @@ def _write(
 
 
 @contextlib.contextmanager
-def _telling_what_failed(name: str, folder: Path) -> Generator[None]:
-    """Turn what a library raises while it writes into an error that says what the system refused, or what the library said."""
+def _library_errors_as_export_errors(name: str, folder: Path) -> Generator[None]:
+    """Turn errors of the writing library into ExportError, or into a StorageError if the system refused a write."""
     try:
         yield
     except RadioCacheError:
@@ -261,7 +280,7 @@ def _telling_what_failed(name: str, folder: Path) -> Generator[None]:
             raise refused from exc
         line = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
         raise ExportError(
-            f"--format {name} cannot be written: {type(exc).__name__}: {line:.300}. Nothing is left of this export; choose "
+            f"--format {name} cannot be written: {type(exc).__name__}: {line:.300}. Nothing is left of this export. Choose "
             "another format"
         ) from exc
 

@@ -1,7 +1,7 @@
-"""Our own source files, copied into an exported folder so that it needs no radio-cache.
+"""Source files of radio-cache, copied into an exported folder so that it can be used without radio-cache.
 
-One module and everything of ours that it imports become one flat package: `trainer.students.vit` is `students_vit.py`
-there, and imports are relative. jaxtyping, which only annotates, is replaced by a file that annotates nothing.
+A module and all modules of radio-cache that it imports become one flat package: `trainer.students.vit` is `students_vit.py`
+there, and imports are relative. jaxtyping, which only annotates, is replaced by a file without effect.
 """
 
 import ast
@@ -28,9 +28,10 @@ Bool = Float = Int = UInt8 = _Shaped
 
 
 def carried_files(root: str) -> dict[str, str]:
-    """File name -> text of a module, of what it imports of ours, and of nothing else.
+    """Return file name -> text of a module and of the modules of radio-cache that it imports.
 
-    Raises ConfigError for an import that has no place in a flat package.
+    Raises:
+        ConfigError: for an import that a flat package cannot express.
     """
     todo, files = [root], {f"{_SHAPES}.py": _SHAPES_SOURCE}
     done: set[str] = set()
@@ -49,15 +50,19 @@ def carried_files(root: str) -> dict[str, str]:
 
 
 def carried_source(module: str) -> str:
-    """The text of a module that imports nothing of ours. Raises ConfigError for one that does."""
+    """Return the text of a module that imports nothing of radio-cache.
+
+    Raises:
+        ConfigError: if it does.
+    """
     text, imported = _relative(module)
     if imported:
-        raise ConfigError(f"{module} imports {imported[0]}, and cannot be carried alone")
+        raise ConfigError(f"{module} imports {imported[0]}, and cannot be exported alone")
     return text
 
 
 def _relative(module: str) -> tuple[str, list[str]]:
-    """A module's text with imports of ours made relative, and what these import."""
+    """Return a module's text with relative imports, and the modules of radio-cache that it imports."""
     source = _source(module)
     lines = source.splitlines(keepends=True)
     imported: list[str] = []
@@ -66,7 +71,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
             for alias in node.names:
                 if alias.name.partition(".")[0] in (*_OURS, "jaxtyping"):
                     raise ConfigError(
-                        f"{module}, line {node.lineno}: carried are names, so 'from {alias.name} import ...'"
+                        f"{module}, line {node.lineno}: write 'from {alias.name} import ...', because only names can be exported"
                     )
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
@@ -77,7 +82,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
             for alias in node.names:
                 if _is_module(f"{node.module}.{alias.name}"):
                     raise ConfigError(
-                        f"{module}, line {node.lineno}: '{alias.name}' is a module; import names from it to carry them"
+                        f"{module}, line {node.lineno}: '{alias.name}' is a module: import names from it to export them"
                     )
             lines[number] = lines[number].replace(f"from {node.module} import", f"from .{_flat(node.module)} import", 1)
             imported.append(node.module)

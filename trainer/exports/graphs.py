@@ -72,8 +72,8 @@ def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False)
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
-        found = load().run(list(flat.names), {"images": images.numpy()})
-        return {name: torch.from_numpy(value) for name, value in zip(flat.names, found, strict=True)}
+        outputs = load().run(list(flat.names), {"images": images.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(flat.names, outputs, strict=True)}
 
     if any_size:
         _compare_other_sizes(run, model, "onnx")
@@ -126,17 +126,17 @@ def _program(
     if any_size:
         if model.student.fixed_resolution is not None:
             raise ExportError(f"--any-size: student '{model.config.student}' takes images of one size only")
-        # Two steps at least, and two lengths: the exporter would take what is one, or alike, for constants.
+        # At least two steps, and different sides: the exporter treats sizes of one, or equal sizes, as constants.
         h, w = max(2, h // step) * step, (max(2, w // step) + 1) * step
-        most = _LONGEST_PX // step
-        dynamic[2] = step * torch.export.Dim("rows", min=1, max=most)
-        dynamic[3] = step * torch.export.Dim("columns", min=1, max=most)
-    # Two images: of one, the exporter would take the batch for a constant.
+        most_steps = _LONGEST_PX // step
+        dynamic[2] = step * torch.export.Dim("rows", min=1, max=most_steps)
+        dynamic[3] = step * torch.export.Dim("columns", min=1, max=most_steps)
+    # Two images: the exporter would treat a batch of one as a constant.
     images = torch.zeros(2, 3, h, w)
     try:
         with torch.no_grad():
             return torch.export.export(flat, (images,), dynamic_shapes=(dynamic,), strict=False)
-    except Exception as exc:  # whatever a network of timm or of the user may do
+    except Exception as exc:  # a network of timm or of the user may fail in any way
         if any_size:
             raise _not_free(model, what, _first_line(exc)) from exc
         raise ExportError(f"--format {what}: '{model.config.student}' cannot be traced: {_first_line(exc)}") from exc
@@ -144,29 +144,29 @@ def _program(
 
 def _not_free(model: DistilledStudent, what: str, why: str) -> ExportError:
     return ExportError(
-        f"--format {what}: '{model.config.student}' cannot be traced for images of any size: leave out --any-size, which gives a "
-        f"graph for the size trained at ({why:.200})"
+        f"--format {what}: '{model.config.student}' cannot be traced for images of any size: leave out --any-size, for a "
+        f"graph of the training size ({why:.200})"
     )
 
 
 _LONGEST_PX = 8192
-"""Side of the largest image that a graph of any size is made for."""
+"""Longest side of images for which a graph of any size is traced."""
 
 
 def _check_size_in_graph(path: Path, step: int) -> None:
-    """Put nodes before the network that fail for sides which are no multiples of `step` pixels.
+    """Add nodes before the network that fail for sides that are not multiples of `step` pixels.
 
-    ONNX has no assertion, and convolutions would silently leave out the rest of an image. A Reshape to sides rounded down to
-    whole steps changes nothing where they are whole already, and is refused where they are not. Its name is the message.
+    ONNX has no assertion, and convolutions would silently ignore the remainder of an image. A Reshape to sides rounded down to
+    whole steps changes nothing for legal sides and fails for others. Its name is the message.
     """
     from onnx import TensorProto, helper, load, save
 
     model = load(str(path), load_external_data=False)
     graph, checked = model.graph, "images_of_whole_steps"
     for reader in graph.node:
-        for place, name in enumerate(reader.input):
+        for index, name in enumerate(reader.input):
             if name == "images":
-                reader.input[place] = checked
+                reader.input[index] = checked
     prefix = f"image_height_and_width_must_be_multiples_of_{step}_pixels"
 
     def constant(name: str, values: list[int]) -> Any:
@@ -195,8 +195,8 @@ def _check_size_in_graph(path: Path, step: int) -> None:
             "Reshape", ["images", f"{prefix}/sides"], [checked], name=prefix, allowzero=1
         ),  # 0 is no wildcard
     ]
-    for one in reversed(nodes):
-        graph.node.insert(0, one)
+    for check_node in reversed(nodes):
+        graph.node.insert(0, check_node)
     for place, label in ((2, "height"), (3, "width")):
         dimension = graph.input[0].type.tensor_type.shape.dim[place]
         dimension.Clear()
@@ -205,7 +205,11 @@ def _check_size_in_graph(path: Path, step: int) -> None:
 
 
 def _compare_other_sizes(run: Callable[[Tensor], FlatFeatures], model: DistilledStudent, what: str) -> None:
-    """Run what was written at sizes it was not traced with, one of them illegal. Raises ExportError where it is wrong."""
+    """Run the exported graph at sizes other than the traced one, one of them illegal.
+
+    Raises:
+        ExportError: if its outputs differ from the student's, or if it accepts the illegal size.
+    """
     step, (h, w) = model.min_resolution_step, model.config.image_hw
     for rows, columns in ((h // step + 2, w // step), (max(1, h // step - 1), w // step + 3)):
         images = torch.rand(2, 3, rows * step, columns * step, generator=torch.Generator().manual_seed(rows))

@@ -1,4 +1,4 @@
-"""Other people's libraries that only some formats need."""
+"""Libraries that only some formats need."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,7 +9,11 @@ from trainer.exports.written import ExportError
 
 
 def library(name: str, what: str) -> Any:
-    """A library by its import name. Raises ExportError with the cure where it is not installed."""
+    """Import a library by name.
+
+    Raises:
+        ExportError: if it is not installed, with the cure.
+    """
     try:
         return import_module(name)
     except ModuleNotFoundError as exc:
@@ -18,12 +22,12 @@ def library(name: str, what: str) -> Any:
 
 @contextmanager
 def no_progress_bar() -> Generator[None]:
-    """transformers loads without drawing a bar for every folder; what was set before is set again behind."""
+    """Turn transformers' progress bars off, and restore the setting at the end."""
     logging: Any = import_module("transformers.utils.logging")
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()

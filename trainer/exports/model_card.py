@@ -48,8 +48,12 @@ _SHOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What to put on it. pictures: image files; "cache" takes the first two images of the run's cache, () none.
-    results: JSON files of `radio-eval ... --json`."""
+    """The contents of a model card.
+
+    Attributes:
+        pictures: image files; "cache" uses the first two images of the run's cache, () none.
+        results: JSON files of `radio-eval ... --json`.
+    """
 
     pictures: Sequence[Path] | Literal["cache"] = "cache"
     results: Sequence[Path] = ()
@@ -57,7 +61,11 @@ class Card:
 
 @dataclass(frozen=True)
 class CardDocument:
-    """A card but for what differs between formats. from_cache: keys of the cache's images that its picture shows."""
+    """The parts of a card that all formats share.
+
+    Attributes:
+        from_cache: keys of the cache's images in its picture.
+    """
 
     title: str
     body: str
@@ -65,24 +73,25 @@ class CardDocument:
     from_cache: tuple[str, ...] = ()
 
     def write(self, folder: Path, file_format: str, use: Sequence[str], notes: Sequence[str]) -> None:
-        """README.md, and the picture beside it."""
+        """Write README.md, and the picture beside it."""
         library = _LIBRARIES.get(file_format, "pytorch")
         front = (
             f"---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\n"
             "tags:\n- distillation\n- radio-cache\n---\n"
         )
         code = "\n".join(line.replace(PLACE, ".") for line in use)
-        told = "".join(f"\nNote: {note}.\n" for note in notes)
-        text = f"{front}\n# {self.title}\n\n## Use\n\n```python\n{code}\n```\n{told}\n{self.body}"
+        notes_text = "".join(f"\nNote: {note}.\n" for note in notes)
+        text = f"{front}\n# {self.title}\n\n## Use\n\n```python\n{code}\n```\n{notes_text}\n{self.body}"
         if self.picture is not None:
             write_atomically(folder / PICTURE_FILE, self.picture)
         write_atomically(folder / CARD_FILE, text.encode())
 
 
 def model_card(model: DistilledStudent, run: Path, card: Card) -> CardDocument:
-    """The card of a student. Its cache may be gone: the card then says so.
+    """Build the card of a student. If its cache is missing, the card notes it.
 
-    Raises ConfigError for a picture or a file of results that cannot be read.
+    Raises:
+        ConfigError: for a picture or a file of results that cannot be read.
     """
     config = model.config
     cache, why = _open(config.cache)
@@ -143,22 +152,22 @@ def _training(steps: int, images_seen: int, run: Path) -> str:
         recipe: Any = parse_json(recipe_file.read_bytes())
     except ValueError:
         recipe = None
-    if not isinstance(recipe, dict):  # torn; the weights, which were asked for, are whole
+    if not isinstance(recipe, dict):  # damaged, while the weights are whole
         return f"{text} The recipe beside the weights this was exported from cannot be read.\n"
     rows = [f"| {key} | `{json.dumps(recipe[key])}` |" for key in _SHOWN if key in recipe]
     return "\n".join([text, f"\n| {recipe.get('name', 'recipe')} | |", "|---|---|", *rows, ""])
 
 
 def _results(path: Path) -> str:
-    """The rows of one evaluation, with every number in them."""
+    """Return the rows of one evaluation, with all their numbers."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        rows: list[dict[str, Any]] = found["rows"]
+        evaluation: dict[str, Any] = json.loads(path.read_text())
+        rows: list[dict[str, Any]] = evaluation["rows"]
         names = [str(row["name"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ConfigError(f"--results {path} is no JSON file of radio-eval with rows: {exc}") from exc
     keys = [key for key in rows[0] if all(isinstance(row.get(key), int | float | None) for row in rows)] if rows else []
-    lines = [f"## Results\n\n{found.get('protocol', path.name)}\n"]
+    lines = [f"## Results\n\n{evaluation.get('protocol', path.name)}\n"]
     lines += [f"| features | {' | '.join(keys)} |", "|---" * (1 + len(keys)) + "|"]
     lines += [
         f"| {name} | {' | '.join(_number(row.get(key)) for key in keys)} |"
@@ -172,7 +181,7 @@ def _number(value: float | None) -> str:
 
 
 def _images(card: Card, cache: Cache | None) -> tuple[list[Image.Image], tuple[str, ...]]:
-    """Images of the picture, and the keys of those that are the cache's."""
+    """Return the images of the picture, and the keys of those from the cache."""
     if card.pictures != "cache":
         try:
             return [decode_image(path.read_bytes()) for path in card.pictures], ()
@@ -183,25 +192,27 @@ def _images(card: Card, cache: Cache | None) -> tuple[list[Image.Image], tuple[s
     try:
         rows = [int(row) for row in cache.usable_rows(tuple(cache.teachers))[:2]]
         images = [cache.decode(cache.read_original_or_kept(row)[0]) for row in rows]
-    except RadioCacheError:  # the images have moved; the card does without
+    except RadioCacheError:  # the images have moved, so the card has no picture
         return [], ()
     return images, tuple(cache.index.key(row) for row in rows)
 
 
 @torch.inference_mode()
 def _picture(model: DistilledStudent, images: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """A row per image: what the student is shown, and maps as colours."""
+    """Draw a row per image: the student's view, and maps as colours."""
     config = model.config
-    shown = [
-        eval_pixels(one, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share) for one in images
+    views = [
+        eval_pixels(image, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share)
+        for image in images
     ]
-    batch = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
-    own, guesses = backbone_and_heads(model(batch, feature_fmt="NCHW"))
-    columns = [shown]
-    for spatial in (own.spatial, *(guess.spatial for guess in guesses.values())):
+    # (b, h, w, 3) -> (b, 3, h, w)
+    batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
+    backbone, heads = backbone_and_heads(model(batch, feature_fmt="NCHW"))
+    columns = [views]
+    for spatial in (backbone.spatial, *(output.spatial for output in heads.values())):
         maps = spatial.permute(0, 2, 3, 1).float().numpy()
         colours = PcaColours.fit(maps)
-        columns.append([colours.colours(one) for one in maps])
+        columns.append([colours.colours(image_map) for image_map in maps])
     rows = [_strip([column[number] for column in columns]) for number in range(len(images))]
     gap = np.full((_GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
     return np.concatenate([part for row in rows for part in (row, gap)][:-1])

@@ -1,4 +1,4 @@
-"""How other libraries prepare photos for an exported student, so that all of them see the pixels of `trainer.model.eval_view`."""
+"""Preprocessing of exported students in other libraries, with the pixels of `trainer.model.eval_view`."""
 
 import json
 import math
@@ -14,7 +14,7 @@ PREPARE_FILE = "prepare_photos.py"
 
 
 def timm_pretrained_cfg(config: StudentConfig) -> dict[str, Any]:
-    """Describe the view in timm's words: `timm.data.create_transform(**timm.data.resolve_data_config(model=model))`."""
+    """Describe the view as timm does: `timm.data.create_transform(**timm.data.resolve_data_config(model=model))`."""
     crop_pct = 1.0
     if config.fit == "crop":
         short_px = resized_px(config.image_hw, config.centre_share)

@@ -62,8 +62,8 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
 
     def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
         whole, maps = load()
-        own = maps(images)[maps.feature_info.reduction().index(model.patch_size)]
-        return {"summary": whole(images), "features": own.flatten(2).transpose(1, 2)}
+        spatial = maps(images)[maps.feature_info.reduction().index(model.patch_size)]
+        return {"summary": whole(images), "features": spatial.flatten(2).transpose(1, 2)}
 
     return Written(
         use=(
@@ -74,5 +74,5 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
             "maps = model(transform(photo)[None])  # photo: a PIL image, RGB",
         ),
         run=run,
-        notes=("timm has no place for the heads of teachers: safetensors and hf keep them",) if model.heads else (),
+        notes=("timm models have no heads of teachers: safetensors and hf keep them",) if model.heads else (),
     )

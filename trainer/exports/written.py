@@ -1,4 +1,4 @@
-"""What writing a format hands back: how to use it, and a way to run it for a check. Beside it, features as flat tables."""
+"""Records of written exports, with a function that runs them for a check, and features as flat tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,23 +14,28 @@ from trainer.students import StudentOutput
 
 
 class ExportError(RadioCacheError):
-    """A student cannot be written in this format, or what was written does not give its features."""
+    """A student cannot be written in this format, or the written file gives other features."""
 
 
 TOLERANCE = 1e-3
-"""Above this a file does not hold the student; what is usual is below 1e-5."""
+"""Largest accepted change of features. Usual changes are below 1e-5."""
 
 PLACE = "PLACE"
-"""Stands for the folder in lines of use, until it has its name."""
+"""Placeholder of the folder in lines of use, until its final name is known."""
 
 FlatFeatures = dict[str, Tensor]
-"""Output name -> tensor: "summary", "features", "<teacher>.summary" (where there is one), "<teacher>.features"."""
+"""Output name -> tensor: "summary", "features", "<teacher>.summary" (if there is one), "<teacher>.features"."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """use: lines of Python that show how it is used. run: images -> what it gives, by the names of `flat_features`; it
-    may give less than the student does, never more. notes: what the user should know."""
+    """One written format.
+
+    Attributes:
+        use: lines of Python that show its use.
+        run: images -> outputs by the names of `flat_features`; perhaps fewer than the student's.
+        notes: for the user.
+    """
 
     use: tuple[str, ...]
     run: Callable[[Float[Tensor, "b 3 h w"]], FlatFeatures]
@@ -38,7 +43,7 @@ class Written:
 
 
 class FlatStudent(nn.Module):
-    """A student whose outputs are one tuple of tensors, in the order of `names`: what graph formats can hold."""
+    """A student whose outputs are one tuple of tensors, in the order of `names`, as graph formats need it."""
 
     def __init__(self, model: DistilledStudent) -> None:
         super().__init__()
@@ -54,29 +59,28 @@ class FlatStudent(nn.Module):
 
 
 def flat_features(out: Features) -> FlatFeatures:
-    """A model's output as a flat table."""
-    own, guesses = backbone_and_heads(out)
-    flat: FlatFeatures = {"summary": own.summary, "features": own.spatial}
-    for name, guess in guesses.items():
-        flat |= {f"{name}.{kind}": value for kind, value in _parts(guess).items()}
+    """Return a model's output as a flat table."""
+    backbone, heads = backbone_and_heads(out)
+    flat: FlatFeatures = {"summary": backbone.summary, "features": backbone.spatial}
+    for name, output in heads.items():
+        flat |= {f"{name}.{kind}": value for kind, value in _parts(output).items()}
     return flat
 
 
-def _parts(guess: AdaptorOutput | StudentOutput) -> FlatFeatures:
-    return (
-        {"features": guess.spatial} if guess.summary is None else {"summary": guess.summary, "features": guess.spatial}
-    )
+def _parts(output: AdaptorOutput | StudentOutput) -> FlatFeatures:
+    spatial = {"features": output.spatial}
+    return spatial if output.summary is None else {"summary": output.summary, **spatial}
 
 
-def largest_change(found: FlatFeatures, expected: FlatFeatures) -> float:
-    """The largest difference of any value, in units of the largest value of its output (at least 1)."""
+def largest_change(exported: FlatFeatures, expected: FlatFeatures) -> float:
+    """Return the largest difference of any value, in units of the largest value of its output (at least 1)."""
     changes = [0.0]
-    for name, value in found.items():
-        wanted = expected[name]
-        if value.shape != wanted.shape:
+    for name, value in exported.items():
+        reference = expected[name]
+        if value.shape != reference.shape:
             raise ExportError(
-                f"output '{name}' came back as {tuple(value.shape)}, the student gives {tuple(wanted.shape)}"
+                f"output '{name}' came back as {tuple(value.shape)}, the student returns {tuple(reference.shape)}"
             )
-        difference = (value.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp(min=1)
+        difference = (value.float() - reference.float()).abs().max() / reference.float().abs().max().clamp(min=1)
         changes.append(float("inf") if torch.isnan(difference) else float(difference))
     return max(changes)

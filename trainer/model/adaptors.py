@@ -1,7 +1,7 @@
 """Adaptor heads: from a student's features to each teacher's (AM-RADIO, arXiv 2312.06709, section 3).
 
 One MLP per teacher for the summary and one for the spatial features: the paper's two layers, or the later one with
-residual blocks, which may also speak of a finer grid than the student's. They are trained with the student; a student is
+residual blocks, which may also predict a finer grid than the student's. They are trained with the student, which can be
 used with or without them.
 """
 
@@ -20,7 +20,7 @@ from trainer.students.base import Student, StudentOutput
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherWidths:
-    """Widths of what one teacher gives; `summary_dim` is None for a teacher without a summary, such as SAM."""
+    """Widths of one teacher's features; `summary_dim` is None for a teacher without a summary, such as SAM."""
 
     name: str
     summary_dim: int | None
@@ -28,7 +28,7 @@ class TeacherWidths:
 
 
 class AdaptorOutput(NamedTuple):
-    """A student's guess at one teacher, in float32: summary (B, summary_dim) or None, spatial (B, n, spatial_dim)."""
+    """A student's prediction of one teacher, in float32: summary (b, summary_dim) or None, spatial (b, n, spatial_dim)."""
 
     summary: Tensor | None
     spatial: Tensor
@@ -45,6 +45,7 @@ class MlpHead(nn.Sequential):
 
     @property
     def last(self) -> nn.Linear:
+        """The output layer."""
         linear = self[-1]
         assert isinstance(linear, nn.Linear)
         return linear
@@ -79,9 +80,9 @@ Head = MlpHead | ResidualHead
 
 @torch.no_grad()
 def fold_into_last(head: Head, factor: Float[Tensor, " c"] | Float[Tensor, "c c"], shift: Float[Tensor, " c"]) -> None:
-    """Make a head say factor * y + shift (or factor @ y + shift) where it said y, in its last Linear.
+    """Change a head's last Linear so that it returns factor * y + shift (or factor @ y + shift) instead of y.
 
-    A head that upsamples says y several times: each of its copies is folded alike.
+    A head that upsamples returns several copies of y. All are changed alike.
     """
     last, channels = head.last, len(shift)
     factor, shift = factor.to(last.weight), shift.to(last.bias)
@@ -97,11 +98,13 @@ def fold_into_last(head: Head, factor: Float[Tensor, " c"] | Float[Tensor, "c c"
 
 @final
 class Adaptors(nn.Module):
-    """The heads of all teachers, in the order given.
+    """The heads of all teachers, in order.
 
-    A student with several class tokens lends one to each teacher with a summary, in order; any other student lends its
-    one summary to all of them.
-    Raises: ConfigError for no teachers, a name given twice, or another number of class tokens than of summary teachers.
+    If a student has several class tokens, each teacher with a summary uses one, in order. Otherwise all teachers use the
+    student's one summary.
+
+    Raises:
+        ConfigError: for no teachers, duplicate names, or another number of class tokens than of teachers with a summary.
     """
 
     def __init__(self, student: Student, teachers: Sequence[TeacherWidths], config: HeadConfig | None = None) -> None:
@@ -142,37 +145,43 @@ class Adaptors(nn.Module):
     def forward(
         self, features: StudentOutput, grid_hw: tuple[int, int], names: Sequence[str] | None = None
     ) -> dict[str, AdaptorOutput]:
-        """Each teacher's features as the student sees them, by name; of the teachers named, or of all.
+        """Predict the features of the named teachers, or of all.
 
-        features: in the spatial format "NLC", of grid_hw = (h, w) tokens. Spatial features come out row-major on
-        (upsample * h, upsample * w) tokens.
+        Args:
+            features: of the student, in the format "NLC".
+            grid_hw: (h, w) of its tokens.
+            names: of teachers; None for all.
+
+        Returns:
+            Name -> prediction, with spatial features row-major on (upsample * h, upsample * w) tokens.
         """
         tokens: list[Float[Tensor, "b c"]] = list(features.summary.chunk(self.num_summary_tokens, dim=1))
         summary_heads = iter(self.summary_heads)
-        guesses: dict[str, AdaptorOutput] = {}
+        predictions: dict[str, AdaptorOutput] = {}
         slot = 0
         for teacher, spatial_head in zip(self.teachers, self.spatial_heads, strict=True):
-            wanted = names is None or teacher.name in names
+            is_used = names is None or teacher.name in names
             summary = None
             if teacher.summary_dim is not None:
                 head = next(summary_heads)
-                summary = head(tokens[slot % len(tokens)]).float() if wanted else None
+                summary = head(tokens[slot % len(tokens)]).float() if is_used else None
                 slot += 1
-            if wanted:
+            if is_used:
                 spatial = spread_copies(spatial_head(features.spatial), grid_hw, self.upsample)
-                guesses[teacher.name] = AdaptorOutput(summary, spatial.float())
-        return guesses
+                predictions[teacher.name] = AdaptorOutput(summary, spatial.float())
+        return predictions
 
 
 BACKBONE: Final = "backbone"
-"""What the student's own features are called beside those of its teachers."""
+"""Name of the student's own features beside those of its teachers."""
 
 
 def spread_copies(tokens: Float[Tensor, "b n d"], grid_hw: tuple[int, int], factor: int) -> Float[Tensor, "b m c"]:
-    """Tokens that each say factor * factor finer ones, copy by copy, to these finer tokens, all row-major."""
+    """Rearrange tokens that hold factor * factor finer ones, copy by copy, into these finer tokens, all row-major."""
     if factor == 1:
         return tokens
     (h, w), b = grid_hw, tokens.shape[0]
+    # (b, h * w, factor * factor * c) -> (b, h * factor, w * factor, c)
     fine = tokens.reshape(b, h, w, factor, factor, -1).transpose(2, 3)
     return fine.reshape(b, h * factor * w * factor, -1)
 

@@ -1,4 +1,4 @@
-"""The moving average of a student's weights, which is what leaves the run where a recipe has one."""
+"""The moving average of a student's weights, which a run exports if its recipe has one."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -11,7 +11,9 @@ from trainer.distributed.fsdp import divided
 
 @final
 class Ema:
-    """ema <- decay * ema + (1 - decay) * weights, for all parameters; buffers, such as a norm's statistics, stay as they are.
+    """ema <- decay * ema + (1 - decay) * weights, for all parameters.
+
+    Buffers, such as a norm's statistics, are not averaged.
 
     C-RADIOv4 (arXiv 2601.17237) uses 0.9996. In the first steps the decay is (1 + n) / (10 + n), if that is less.
     """
@@ -23,7 +25,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After an optimiser step."""
+        """Update the average after an optimiser step."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
         for average, parameter in zip(self._average, self._parameters, strict=True):
@@ -31,14 +33,16 @@ class Ema:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the average into the modules."""
+        """Copy the average into the modules."""
         for parameter, average in zip(self._parameters, self._average, strict=True):
             parameter.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the average and the number of updates, for a checkpoint."""
         return {"updates": self._updates, "average": self._average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
         self._updates = int(state["updates"])
         loaded: list[Tensor] = state["average"]
         for mine, saved in zip(self._average, loaded, strict=True):

@@ -1,6 +1,6 @@
-"""The view of a photo that a finished student sees: in evaluations, and wherever its exports are used.
+"""The view of a photo that a finished student takes, in evaluations and in exports.
 
-This file travels in exported folders. It needs numpy and Pillow, and nothing else.
+Exported folders contain this file. It needs numpy and Pillow, and nothing else.
 """
 
 from typing import Literal
@@ -57,7 +57,7 @@ def eval_pixels(
 
 
 def resized_px(image_hw: tuple[int, int], centre_share: float) -> int:
-    """Return what "crop" resizes an image's shorter side to before it crops, pixels."""
+    """Return the shorter side, in pixels, to which "crop" resizes an image before it crops."""
     return max(min(image_hw), round(min(image_hw) / centre_share))
 
 

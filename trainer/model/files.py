@@ -1,4 +1,4 @@
-"""What leaves a run: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
+"""Student files: weights as safetensors and a JSON beside them, and `load_student`, which reads both. No pickle."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ CONFIG_FILE, WEIGHTS_FILE = "student.json", "student.safetensors"
 
 
 def deployable(model: DistilledStudent) -> DistilledStudent:
-    """The model in evaluation, without what only training needs; a copy where there was any."""
+    """Return the model in evaluation mode, or a copy of it without the parts that only training needs."""
     if not isinstance(model.student, ViT):
         return model.eval()
     overrides = {key: value for key, value in model.config.overrides.items() if key not in TRAINING_SETTINGS}
@@ -52,7 +52,9 @@ def save_student(model: DistilledStudent, folder: Path) -> None:
     """
     model = deployable(model)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).unlink(missing_ok=True)  # of another student, perhaps: it must not lie beside these weights
+    (folder / CONFIG_FILE).unlink(
+        missing_ok=True
+    )  # it may belong to another student, and must not lie beside these weights
     sha256 = save_tensors({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
     document = {**model.config.to_json(), WEIGHTS_SHA256: sha256}
     write_atomically(folder / CONFIG_FILE, json.dumps(document, indent=1).encode())
@@ -80,27 +82,31 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
 def load_student(
     path: str | Path, *, adaptors: Heads = (), untrained: bool = False, allow_modules: Iterable[str] = ()
 ) -> DistilledStudent:
-    """A trained student from a run or an export folder, in eval mode, on the CPU.
+    """Load a trained student from a run or an export folder, in eval mode, on the CPU.
 
-    adaptors: the teachers whose features to give beside the student's own; "all" of them, or none.
-    untrained: with the weights the run started from.
-    allow_modules: modules that the folder may name as the student's code (`torch-module:`), because you know them and trust
-        them: importing a module runs it. None by default.
-    Raises NotACacheError if there is no student at `path`, ConfigError for a teacher the student never had or a module that is
-    not allowed.
+    Args:
+        path: folder of a run or an export.
+        adaptors: teachers whose features the model returns beside the student's own: names, "all", or none.
+        untrained: load the weights that the run started from.
+        allow_modules: modules that the folder may name as the student's code (`torch-module:`), because you know and trust
+            them: importing a module runs it. None by default.
+
+    Raises:
+        NotACacheError: if there is no student at `path`.
+        ConfigError: for a teacher that the student has no head for, or a module that is not allowed.
     """
     folder = Path(path)
     if not holds_student(folder):
         is_run = (folder / "recipe.json").exists()
         hint = (
-            "the run is not finished: the same radio-train command goes on, or radio-export --checkpoint last takes it as it is"
+            "the run is not finished: continue it with the same radio-train command, or use radio-export --checkpoint last"
             if is_run
             else "give the folder that radio-train --out or radio-export --out made"
         )
         raise NotACacheError(f"{folder} holds no trained student ({WEIGHTS_FILE} and {CONFIG_FILE}): {hint}")
     config, sha256 = read_config(folder, allow_modules=allow_modules)
     shapes = tensor_shapes(folder / WEIGHTS_FILE)
-    # Weights that will be replaced are not worth a download.
+    # The first weights will be replaced, so their download is skipped.
     fresh = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
     _refuse_other_shapes(folder, replace(config, overrides=fresh), shapes)
     if not untrained:
@@ -128,7 +134,7 @@ def start_from(student: Student, folder: Path) -> None:
     """Give a student the weights of a finished one, in place. Its heads are not touched.
 
     Args:
-        student: what starts; its network has to be that of the finished student.
+        student: receives the weights; its network must be that of the finished student.
         folder: of a run or an export.
 
     Raises:
@@ -150,19 +156,19 @@ def start_from(student: Student, folder: Path) -> None:
                 f"there, and {new} here. Leave out --student, and settings of the student: they are then those of --init"
             )
     for name, value in weights.items():
-        place, _, kind = name.rpartition(".")
-        module = student.get_submodule(place)
+        path, _, kind = name.rpartition(".")
+        module = student.get_submodule(path)
         if parametrize.is_parametrized(module, kind):
-            setattr(module, kind, value)  # so that what it is computed from follows
+            setattr(module, kind, value)  # sets the parameters that it is computed from
         else:
             cast(Tensor, getattr(module, kind)).copy_(value)
 
 
 def read_config(folder: Path, *, allow_modules: Iterable[str] = ()) -> tuple[StudentConfig, str | None]:
-    """Read `student.json`, which may come from anybody.
+    """Read `student.json`, which is untrusted.
 
     Returns:
-        The configuration, and the SHA-256 of the weights beside it; None in folders of before it was recorded.
+        The configuration, and the SHA-256 of the weights beside it; None in folders of earlier versions.
 
     Raises:
         StoreError: the file is damaged. ConfigError: another version wrote it, or it names a module that is not allowed.
@@ -199,12 +205,12 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare what a student would consist of with the file of its weights, before memory is taken for it.
+    """Compare the tensors that a student would have with its weights file, before any memory is allocated.
 
-    A number too many in `student.json` may ask for terabytes, or for layers without end.
+    A wrong number in `student.json` may require terabytes, or an endless number of layers.
     """
     if foreign_module(config.student) is not None:
-        return  # may do anything when it is made, and the caller said that it may
+        return  # the caller allowed this module, and it may build anything
     depths = [_sum(config.overrides.get(name)) for name in ("depth", "depths")]
     layers = max(config.adaptor_blocks, len(config.teachers), *depths)
     if layers > len(shapes):
@@ -216,7 +222,7 @@ def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[st
     except StoreError:
         if not is_of_timm(config.student):
             raise
-        return  # some of timm's architectures cannot be made without memory
+        return  # some architectures of timm cannot be built on the meta device
     finally:
         torch.set_rng_state(rng)
     needed = {name: tuple(value.shape) for name, value in state.items()}
@@ -228,7 +234,7 @@ def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[st
 
 def _sum(value: Any) -> int:
     values = cast(list[Any], value) if isinstance(value, list | tuple) else [value]
-    return sum(one for one in values if isinstance(one, int))
+    return sum(number for number in values if isinstance(number, int))
 
 
 @contextlib.contextmanager

@@ -11,11 +11,13 @@ HEAD_KINDS: Final[tuple[str, ...]] = get_args(HeadKind)
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """What all heads of a student look like.
+    """The architecture of all heads of a student.
 
-    kind: "mlp" is AM-RADIO's (`MlpHead`), "residual-mlp" the later papers' (`ResidualHead`). width: between the layers;
-    None takes the largest width of any teacher, as the paper does. blocks: residual blocks of a residual-mlp.
-    upsample: the heads for spatial features give `upsample` times the student's tokens along each side; residual-mlp only.
+    Attributes:
+        kind: "mlp" is AM-RADIO's (`MlpHead`), "residual-mlp" the later papers' (`ResidualHead`).
+        width: between the layers. None uses the largest width of any teacher, as the paper does.
+        blocks: residual blocks of a residual-mlp.
+        upsample: tokens along each side of a spatial head's output per token of the student; 1 except for residual-mlp.
     """
 
     kind: HeadKind = "mlp"

@@ -1,4 +1,4 @@
-"""What a student records of the images it was trained on and of those held out. Travels with every export."""
+"""A student's record of the images it was trained on and of those held out. Every export contains it."""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ _DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSplit:
-    """How the images of a cache were divided; which image is where follows from the digest of its file.
+    """The division of a cache's images into trained-on and held-out ones, decided by the digest of each image file.
 
     Attributes:
-        in_cache: images of the cache when training began; later ones come behind them, and the student never saw those.
+        in_cache: images of the cache when training began; Images added later have higher rows, and
+            the student was not trained on them.
         trained_on: number of images that it was trained on.
         held_out: number of images that it could have been trained on, and was not.
         held_out_to: greatest digest that is held out, 32 hexadecimal digits; None where nothing is.

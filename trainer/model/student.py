@@ -1,4 +1,4 @@
-"""A student with the heads of its teachers: what training makes, and what is saved, loaded and exported."""
+"""A student with the heads of its teachers, as it is trained, saved, loaded and exported."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,19 +25,19 @@ WEIGHTS_SHA256 = "weights_sha256"
 """The key in `student.json` of the SHA-256 of the weights file beside it."""
 
 _MAX_PIXELS = 1 << 26
-"""Of the images that a student takes: 8192 x 8192."""
+"""Most pixels of a student's input: 8192 x 8192."""
 
 STARTING_SETTINGS = frozenset({"init_from", "init_file", "pretrained", *WEIGHTS_OPTIONS})
-"""Overrides of a student that say where its first weights come from."""
+"""Overrides of a student that name the source of its first weights."""
 
 UNRECORDED_CENTRE_SHARE = 0.875
-"""What students saved before `centre_share` was recorded were shown; their published figures were measured so."""
+"""The share for students saved before `centre_share` was recorded; their published figures used it."""
 
 Heads = Sequence[str] | Literal["all"]
 """Names of teachers whose heads are used; none of them, or all."""
 
 Features = StudentOutput | dict[str, StudentOutput | AdaptorOutput]
-"""What a model gives: the student's own features, or, where heads are used, these as "backbone" and each teacher's."""
+"""Output of a model: the student's own features, or, with heads, a dict of these as "backbone" and of each teacher's."""
 
 
 _Pair = TypeVar("_Pair", StudentOutput, AdaptorOutput)
@@ -45,14 +45,15 @@ _Pair = TypeVar("_Pair", StudentOutput, AdaptorOutput)
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """What a saved student is. Lies beside its weights as `student.json`.
+    """The description of a saved student, stored beside its weights as `student.json`.
 
-    image_hw: what it was trained at, pixels. fit, centre_share: what it is shown of an image
-    (`trainer.model.eval_view.eval_pixels`).
-    adaptor, adaptor_width, adaptor_blocks, adaptor_upsample: its heads, see `HeadConfig`.
-    seed: of its initial weights, so that the untrained student can be made again.
-    init: folder of the finished student that it started from; None for fresh weights, or those of `overrides`.
-    images: of its cache, which it was trained on and which were held out (`trainer.data.holdout`); None: not recorded.
+    Attributes:
+        image_hw: input size of training, pixels.
+        fit: part of an image that the student takes, with `centre_share`; see `trainer.model.eval_view.eval_pixels`.
+        adaptor: kind of its heads; with `adaptor_width`, `adaptor_blocks` and `adaptor_upsample` see `HeadConfig`.
+        seed: of its initial weights, so that the untrained student can be built again.
+        init: folder of the finished student that it started from; None for fresh weights, or those of `overrides`.
+        images: trained-on and held-out images of its cache (`trainer.data.holdout`); None if not recorded.
     """
 
     student: str
@@ -85,19 +86,21 @@ class StudentConfig:
 
     @property
     def heads(self) -> HeadConfig:
+        """The configuration of the heads."""
         return HeadConfig(
             kind=self.adaptor, width=self.adaptor_width, blocks=self.adaptor_blocks, upsample=self.adaptor_upsample
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the contents of `student.json`."""
         return {"export_version": EXPORT_VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, allow_modules: Iterable[str] = ()) -> "StudentConfig":
-        """Read what `to_json` gave.
+        """Parse what `to_json` returned.
 
         Args:
-            data: may come from anybody.
+            data: untrusted.
             allow_modules: modules that a student of the sender's own code may be imported from; none by default.
 
         Raises:
@@ -125,17 +128,18 @@ def with_centre_share(config: StudentConfig, share: float | None) -> StudentConf
         return config
     if config.fit == "squash" and share != 1:
         raise ConfigError(
-            f"centre_share={share:g}: none of this student's teachers sees a centre crop ("
-            f"{', '.join(teacher.name for teacher in config.teachers)}), so that it is shown whole images, squashed: leave it out"
+            f"centre_share={share:g}: this student's teachers ("
+            f"{', '.join(teacher.name for teacher in config.teachers)}), so that it takes whole images, squashed: leave it out"
         )
     return replace(config, centre_share=share)
 
 
 @final
 class DistilledStudent(nn.Module):
-    """A student with the adaptor heads of its teachers; after training, heads speak the teachers' own units.
+    """A student with the adaptor heads of its teachers. After training, heads predict in the teachers' own units.
 
-    heads: the teachers whose features are given beside the student's own. The rest is the student's (`Student`).
+    Attributes:
+        heads: teachers whose features are returned beside the student's own. All else is the student's (`Student`).
     """
 
     def __init__(self, student: Student, adaptors: Adaptors, config: StudentConfig) -> None:
@@ -145,7 +149,11 @@ class DistilledStudent(nn.Module):
         self.use_heads("all")
 
     def use_heads(self, names: Heads) -> None:
-        """Give the features of these teachers. Raises ConfigError for a teacher the student never had."""
+        """Choose the teachers whose features `forward` returns.
+
+        Raises:
+            ConfigError: for a teacher without a head.
+        """
         known = [teacher.name for teacher in self.config.teachers]
         for name in () if names == "all" else names:
             if name not in known:
@@ -153,32 +161,34 @@ class DistilledStudent(nn.Module):
         self.heads = tuple(known if names == "all" else names)
 
     def forward(self, images: Float[Tensor, "b 3 h w"], *, feature_fmt: FeatureFormat = "NLC") -> Features:
-        """The student's summary and spatial features; a dict with these as "backbone" where heads are used.
+        """Return summary and spatial features, or a dict with these as "backbone" if heads are used.
 
-        images: RGB in [0, 1]. feature_fmt: "NCHW" gives maps. A head that upsamples gives finer maps than the student.
+        Args:
+            images: RGB in [0, 1].
+            feature_fmt: "NLC" for tokens (b, h * w, c), "NCHW" for maps. Heads that upsample return finer maps.
         """
         out = self.student(images)
         grid_hw = self.grid_hw(images)
         if not self.heads:
             return _formatted(out, grid_hw, feature_fmt)
         fine_hw = grid_hw[0] * self.adaptors.upsample, grid_hw[1] * self.adaptors.upsample
-        guesses = self.adaptors(out, grid_hw, self.heads)
+        predictions = self.adaptors(out, grid_hw, self.heads)
         return {
             BACKBONE: _formatted(out, grid_hw, feature_fmt),
-            **{name: _formatted(guesses[name], fine_hw, feature_fmt) for name in self.heads},
+            **{name: _formatted(predictions[name], fine_hw, feature_fmt) for name in self.heads},
         }
 
     def preprocess(self, *photos: Image.Image) -> Float[Tensor, "b 3 h w"]:
         """Prepare photos as evaluations do: RGB in [0, 1], at the size the student was trained at, one batch of all of them."""
         config = self.config
         views = [
-            torch.from_numpy(prepare(one, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share))
-            for one in photos
+            torch.from_numpy(prepare(photo, image_hw=config.image_hw, fit=config.fit, centre_share=config.centre_share))
+            for photo in photos
         ]
         return torch.cat(views)
 
     def grid_hw(self, images: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
-        """Rows and columns of the student's tokens."""
+        """Return rows and columns of the student's tokens for these images."""
         patch = self.student.patch_size
         return images.shape[-2] // patch, images.shape[-1] // patch
 
@@ -203,20 +213,20 @@ class DistilledStudent(nn.Module):
         return self.student.preferred_resolution
 
     def nearest_supported_resolution(self, h: int, w: int) -> tuple[int, int]:
-        """As the student's."""
+        """Return the legal (height, width) nearest to h x w pixels."""
         return self.student.nearest_supported_resolution(h, w)
 
 
 def backbone_and_heads(out: Features) -> tuple[StudentOutput, dict[str, AdaptorOutput]]:
-    """What a model gave, as the student's own features and those of its heads; none where no heads are used."""
+    """Split a model's output into the student's own features and those of its heads, if any are used."""
     if isinstance(out, StudentOutput):
         return out, {}
-    heads = {name: guess for name, guess in out.items() if isinstance(guess, AdaptorOutput)}
+    heads = {name: output for name, output in out.items() if isinstance(output, AdaptorOutput)}
     return cast(StudentOutput, out[BACKBONE]), heads
 
 
 def build_distilled(config: StudentConfig) -> DistilledStudent:
-    """The student and its heads as a run starts them: same seed, same weights."""
+    """Build the student and its heads as a run starts them: same seed, same weights."""
     torch.manual_seed(config.seed)
     student = create_student(config.student, **config.overrides)
     return DistilledStudent(student, Adaptors(student, config.teachers, config.heads), config)

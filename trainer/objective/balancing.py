@@ -1,8 +1,9 @@
-"""How the losses of several teachers become one: as they are, or with weights that are learnt or follow the losses.
+"""Balancing of the losses of several teachers: a plain sum, or weights that are learnt or follow the losses.
 
-A *term* is one loss of one teacher (its summary's or its maps'). Every balancing takes the terms of a step, each already
-times its weight of the recipe, and gives the scalar to minimise. What it has learnt is its `state_dict`, saved in every
+A *term* is one loss of one teacher (of its summary or of its maps). A balancing takes the terms of a step, already multiplied by
+their weights of the recipe, and returns the scalar to minimise. Learnt weights are in its `state_dict`, saved in every
 checkpoint.
+
 Compared by AM-RADIO (arXiv 2312.06709), ViT-B/14 from CLIP and DINOv2, zero-shot / k-NN / ADE20K: naive 70.63 / 79.50 / 44.71,
 uncertainty 70.92 / 79.37 / 44.57, AdaLoss 71.31 / 79.77 / 44.36; AMTML-KD collapsed onto one teacher.
 """
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 
 
 class Terms(NamedTuple):
-    """The losses of a step: one for each term, and the parts of it that come from each image.
+    """The losses of a step.
 
-    means (t,). per_image (t, b): their mean over images is `means`, up to rounding. summary (b, s): the student's.
-    present: which of the run's terms these are, t numbers, for steps that ask only some of the teachers.
+    Attributes:
+        means: (t,) mean of each term over the images.
+        per_image: (t, b) the contribution of each image. The mean over images is `means`, up to rounding.
+        summary: (b, s) of the student.
+        present: (t,) indices of these terms among the run's, for steps that train on some of the teachers only.
     """
 
     means: Float[Tensor, " t"]
@@ -30,15 +34,17 @@ class Terms(NamedTuple):
 
 
 class Balancing(nn.Module, ABC):
-    """Terms to the scalar to minimise."""
+    """A rule that turns the terms of a step into one scalar."""
 
     @abstractmethod
-    def forward(self, terms: Terms) -> Tensor: ...
+    def forward(self, terms: Terms) -> Tensor:
+        """Return the scalar to minimise, ()."""
+        ...
 
 
 @final
 class Naive(Balancing):
-    """The sum: what AM-RADIO uses."""
+    """The plain sum of the terms, as in AM-RADIO."""
 
     def forward(self, terms: Terms) -> Tensor:
         total = torch.zeros((), device=terms.means.device)
@@ -49,10 +55,11 @@ class Naive(Balancing):
 
 @final
 class Uncertainty(Balancing):
-    """sum of L / (2 sigma^2) + log sigma, a learnt sigma for each term, starting at 1.
+    """Homoscedastic uncertainty: the sum of L / (2 sigma^2) + log sigma, with a learnt sigma per term that starts at 1.
 
-    At rest sigma^2 is the loss itself, so that every term weighs 1/2 whatever its scale. A term of 0 would send its
-    sigma to 0; losses of real students do not come near.
+    At equilibrium sigma^2 equals the loss, so that every term contributes 1/2 whatever its scale. A loss of 0 would drive its
+    sigma to 0, but losses of real students stay far from it.
+
     Source: Kendall, Gal, Cipolla, arXiv 1705.07115, Eq. 7, for regression.
     """
 
@@ -67,11 +74,12 @@ class Uncertainty(Balancing):
 
 @final
 class AdaLoss(Balancing):
-    """Each term over its own running mean, so that all terms weigh alike; the weights of the terms present average 1.
+    """Each term divided by its own running mean, so that all terms contribute equally. The weights of a step average 1.
 
-    The running mean starts at the first loss seen, and no gradient passes through it.
-    Source: Hu, Dey, Hebert, Bagnell, arXiv 1708.06832; momentum 0.99 as in AM-RADIO. Differs: weights are scaled to an
-    average of 1, so that learning rate and clipping mean what they mean without it.
+    The running mean starts at the first loss, and no gradient passes through it.
+
+    Source: Hu, Dey, Hebert, Bagnell, arXiv 1708.06832; momentum 0.99 as in AM-RADIO. Difference: weights are scaled to an
+    average of 1, so that learning rate and gradient clipping keep their meaning.
     """
 
     def __init__(self, num_terms: int, momentum: float = 0.99) -> None:
@@ -81,25 +89,26 @@ class AdaLoss(Balancing):
         self.register_buffer("running", torch.zeros(num_terms))
 
     def forward(self, terms: Terms) -> Tensor:
-        losses, places = terms.means, list(terms.present)
+        losses, indices = terms.means, list(terms.present)
         with torch.no_grad():
-            before = self.running[places]
-            moved = self._momentum * before + (1 - self._momentum) * losses
-            # Zero is "not seen yet": means of positive losses never are.
-            now = torch.where(before > 0, moved, losses).clamp(min=1e-12)
-            self.running[places] = now
+            before = self.running[indices]
+            updated = self._momentum * before + (1 - self._momentum) * losses
+            # Zero marks a term without a loss so far, since running means of positive losses are positive.
+            now = torch.where(before > 0, updated, losses).clamp(min=1e-12)
+            self.running[indices] = now
             weights = 1 / now
-            weights = weights * (len(places) / weights.sum())
+            weights = weights * (len(indices) / weights.sum())
         return (weights * losses).sum()
 
 
 @final
 class AmtmlKd(Balancing):
-    """Weights of terms by image: the softmax over terms of v . (theta_term * summary), times the number of terms.
+    """A weight per image and term: the softmax over terms of v . (theta_term * summary), times the number of terms.
 
-    Theta and v are learnt with the student, whose summary gets no gradient from here. As the weights are free to
-    prefer what is easy, they do: AM-RADIO saw it collapse onto one teacher. It is here to be compared with.
-    Source: Liu, Zhang, Wang, Neurocomputing 415 (2020), Eq. 2-4. Differs: the student's summary stands for its pooled map.
+    Theta and v are learnt with the student, whose summary gets no gradient from here. The weights are free to
+    prefer the easiest teacher, and AM-RADIO observed a collapse onto one. It is included for comparison.
+
+    Source: Liu, Zhang, Wang, Neurocomputing 415 (2020), Eq. 2-4. Difference: the student's summary replaces its pooled map.
     """
 
     def __init__(self, num_terms: int, summary_dim: int) -> None:
@@ -111,7 +120,8 @@ class AmtmlKd(Balancing):
         return (self.weights(terms.summary, terms.present) * terms.per_image).mean(1).sum()
 
     def weights(self, summary: Float[Tensor, "b s"], present: tuple[int, ...]) -> Float[Tensor, "t b"]:
-        """They sum to the number of terms for every image; all are 1 at the start."""
+        """Return the weights. For every image they sum to the number of terms, and at the start all are 1."""
+        # (t, 1, s) * (1, b, s) @ (s,) -> (t, b)
         theta = self.theta[list(present)]
         scores = (theta[:, None, :] * summary.detach().float()[None]) @ self.v
         return torch.softmax(scores, dim=0) * len(present)
@@ -123,4 +133,4 @@ BALANCINGS: Final[dict[str, Callable[[int, int], Balancing]]] = {
     "adaloss": lambda num_terms, summary_dim: AdaLoss(num_terms),
     "amtml-kd": AmtmlKd,
 }
-"""Name -> how to make it for a number of terms and a width of the student's summary."""
+"""Name -> factory, called with the number of terms and the width of the student's summary."""

@@ -1,9 +1,10 @@
-"""Distances between what a student says of a teacher and what the teacher says, one value per image.
+"""Losses between a student's prediction and a teacher's features, one value per image.
 
-Weighting teachers, reducing over the batch and logging are the trainer's. Everything is computed in float32.
+Weighting of teachers, reduction over the batch and logging are done by callers. Everything is computed in float32.
+
 Source of the objective: AM-RADIO, arXiv 2312.06709, Eq. 1-3; of the squared error: PHI-S, arXiv 2410.01680; of the angle
-and of shifted crops: C-RADIOv4, arXiv 2601.17237. `SUMMARY_LOSSES` and `SPATIAL_LOSSES` name those that need no more than
-two features and a mask.
+and of shifted crops: C-RADIOv4, arXiv 2601.17237. `SUMMARY_LOSSES` and `SPATIAL_LOSSES` list those that need only
+the features and a mask.
 """
 
 from collections.abc import Callable
@@ -18,11 +19,18 @@ from radio_cache.errors import ShapeError
 
 
 def summary_cosine(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Cosine distance between summaries, one value per image.
+    """Return the cosine distance between summaries, one value per image.
 
-    Shapes: b images; d = teacher width.
-    Units: none; 0 is the same direction, 1 a right angle, 2 the opposite direction. Lengths do not matter.
-    Raises: ShapeError, with both shapes, if they differ.
+    Args:
+        student: (b, d) prediction.
+        teacher: (b, d) target.
+
+    Returns:
+        (b,) 0 for the same direction, 1 for a right angle, 2 for the opposite direction. Lengths do not matter.
+
+    Raises:
+        ShapeError: if the shapes differ.
+
     Source: AM-RADIO, arXiv 2312.06709, Eq. 1.
     """
     _check_summaries(student, teacher)
@@ -30,22 +38,28 @@ def summary_cosine(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"])
 
 
 def summary_l1(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Mean absolute difference over the channels, in the target's units. Shapes and errors as in `summary_cosine`.
+    """Return the mean absolute difference over the channels, in the target's units. Shapes and errors as in `summary_cosine`.
 
-    Source: AM-RADIO, arXiv 2312.06709, where it did worse than the cosine, as the next two did.
+    Source: AM-RADIO, arXiv 2312.06709, where it and the next two did worse than the cosine.
     """
     _check_summaries(student, teacher)
     return (student.float() - teacher.float()).abs().mean(-1)
 
 
 def summary_mse(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Mean squared difference over the channels, in the target's units squared. Shapes and errors as in `summary_cosine`."""
+    """Return the mean squared difference over the channels, in squared units of the target.
+
+    Shapes and errors as in `summary_cosine`.
+    """
     _check_summaries(student, teacher)
     return (student.float() - teacher.float()).square().mean(-1)
 
 
 def summary_smooth_l1(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Smooth-L1 with its bend at a difference of 1, mean over the channels. Shapes and errors as in `summary_cosine`."""
+    """Return smooth-L1 with its bend at a difference of 1, averaged over the channels.
+
+    Shapes and errors as in `summary_cosine`.
+    """
     _check_summaries(student, teacher)
     return F.smooth_l1_loss(student.float(), teacher.float(), reduction="none", beta=1.0).mean(-1)
 
@@ -53,31 +67,45 @@ def summary_smooth_l1(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d
 def summary_angle(
     student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"], *, dispersion: float
 ) -> Float[Tensor, " b"]:
-    """The squared angle between summaries over the teacher's own angular dispersion, one value per image.
+    """Return the squared angle between summaries, divided by the teacher's angular dispersion, one value per image.
 
-    Shapes and errors: as in `summary_cosine`.
-    Units: none; radians squared over radians squared (`angular_dispersion`). 0 is the same direction; always answering the
-        teacher's mean direction scores 1 on average, whichever the teacher, so that teachers weigh alike.
-    Source: C-RADIOv4, arXiv 2601.17237: L = Theta^2 / Disp. Differs: the angle is atan2 of |u - v| and |u + v|, twice, whose
-        gradient is finite at 0 and at pi, where that of acos is not.
+    Args:
+        student: (b, d) prediction.
+        teacher: (b, d) target.
+        dispersion: `angular_dispersion` of the teacher, radians squared.
+
+    Returns:
+        (b,) 0 for the same direction. A constant prediction of the teacher's mean direction scores 1 on average for every
+        teacher, so that teachers contribute equally.
+
+    Raises:
+        ShapeError: if the shapes differ.
+
+    Source: C-RADIOv4, arXiv 2601.17237: L = Theta^2 / Disp. Difference: the angle is 2 atan2(|u - v|, |u + v|), whose
+    gradient is finite at 0 and at pi, where that of acos is not.
     """
     _check_summaries(student, teacher)
     return angle(student.float(), teacher.float()).square() / dispersion
 
 
 def angle(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "*b"]:
-    """Angle between vectors in radians, in [0, pi], exact for small ones. A vector of zeros stands at a right angle to all."""
+    """Return the angle between vectors in radians, in [0, pi], accurate for small ones too.
+
+    A vector of zeros is at a right angle to all vectors.
+    """
     u, v = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
-    # The tiny number keeps the gradient of the root finite where the difference or the sum is zero.
-    apart, together = ((x.square().sum(-1) + 1e-12).sqrt() for x in (u - v, u + v))
-    return 2 * torch.atan2(apart, together)
+    # 1e-12 keeps the gradient of the root finite where the difference or the sum is zero.
+    difference, total = ((x.square().sum(-1) + 1e-12).sqrt() for x in (u - v, u + v))
+    return 2 * torch.atan2(difference, total)
 
 
 def angular_dispersion(summaries: Float[Tensor, "n d"]) -> float:
-    """Mean squared angle, in radians squared, of a teacher's summaries from their mean direction; at least 1e-4.
+    """Return the mean squared angle, in radians squared, between a teacher's summaries and their mean direction.
 
-    Source: C-RADIOv4, arXiv 2601.17237, which gives 0.694 for SigLIP2-g and 2.120 for DINOv3-H+; how it was computed is not
-    said there, and this reading fits both (independent directions would give (pi / 2)^2 = 2.47).
+    The result is at least 1e-4.
+
+    Source: C-RADIOv4, arXiv 2601.17237, which gives 0.694 for SigLIP2-g and 2.120 for DINOv3-H+. The report does not
+    define the computation, and this reading fits both (independent directions would give (pi / 2)^2 = 2.47).
     """
     unit = F.normalize(summaries.double(), dim=-1)
     return max(1e-4, float(angle(unit, unit.mean(0, keepdim=True).expand_as(unit)).square().mean()))
@@ -91,15 +119,23 @@ def spatial_match(
     cos_weight: float,
     l1_weight: float,
 ) -> Float[Tensor, " b"]:
-    """Weighted cosine plus smooth-L1 distance between tokens, one value per image.
+    """Return the weighted sum of cosine and smooth-L1 distance between tokens, one value per image.
 
-    Shapes: b images; n = grid_h * grid_w tokens, row-major from the top left; d = teacher width.
-    Units: none; 0 is a perfect match, the cosine part lies in [0, 2] times its weight. Both inputs are standardised per
-        channel (mean 0, std 1); otherwise the bend of smooth-L1 at 1 means nothing. Its mean is over the channels.
-    Padding: tokens with valid False do not count, but must be finite. Each image has at least one valid token: the
-        reader checks that on the CPU, because checking here would wait for the device.
-    Raises: ShapeError, with the shapes, if b, n or d differ.
-    Source: AM-RADIO, arXiv 2312.06709, Eq. 2-3 (there, weights 0.9 and 0.1). Differs: masks padding.
+    Args:
+        student: (b, n, d) predictions, n = grid_h * grid_w tokens, row-major from the top left.
+        teacher: (b, n, d) targets, standardised per channel (mean 0, std 1), for which the bend of smooth-L1 at 1 is meant.
+        valid: (b, n) False for padding, whose values do not count but must be finite. Each image has at least one valid
+            token: the reader checks this on the CPU, because a check here would wait for the device.
+        cos_weight: of the cosine distance, which lies in [0, 2].
+        l1_weight: of smooth-L1, averaged over the channels.
+
+    Returns:
+        (b,) 0 for a perfect match.
+
+    Raises:
+        ShapeError: if b, n or d differ.
+
+    Source: AM-RADIO, arXiv 2312.06709, Eq. 2-3 (weights 0.9 and 0.1 there). Difference: masks padding.
     """
     _check_tokens(student, teacher, valid)
     student, teacher = student.float(), teacher.float()
@@ -111,13 +147,12 @@ def spatial_match(
 def spatial_mse(
     student: Float[Tensor, "b n d"], teacher: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
 ) -> Float[Tensor, " b"]:
-    """Mean squared error between tokens, averaged over channels and valid tokens, one value per image.
+    """Return the squared error between tokens, averaged over channels and valid tokens, one value per image.
 
-    Shapes: as in `spatial_match`.
-    Units: the square of the teacher's; with targets of variance 1, as PHI-S gives, predicting the mean scores 1.
-    Padding: as in `spatial_match`.
-    Raises: ShapeError, with the shapes, if b, n or d differ.
-    Source: PHI-S, arXiv 2410.01680, the objective on normalised targets. Differs: masks padding.
+    Shapes, padding and errors as in `spatial_match`. The unit is the square of the teacher's. With targets of variance 1, as
+    after PHI-S, a constant prediction of the mean scores 1.
+
+    Source: PHI-S, arXiv 2410.01680, the objective on normalised targets. Difference: masks padding.
     """
     _check_tokens(student, teacher, valid)
     return _mean_over_valid((student.float() - teacher.float()).square().mean(-1), valid)
@@ -126,7 +161,7 @@ def spatial_mse(
 def spatial_cosine(
     student: Float[Tensor, "b n d"], teacher: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
 ) -> Float[Tensor, " b"]:
-    """Cosine distance between tokens, averaged over valid tokens. Shapes, padding and errors as in `spatial_match`."""
+    """Return the cosine distance of tokens, averaged over valid ones. Shapes, padding and errors as in `spatial_match`."""
     _check_tokens(student, teacher, valid)
     return _mean_over_valid(1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1), valid)
 
@@ -134,7 +169,7 @@ def spatial_cosine(
 def spatial_l1(
     student: Float[Tensor, "b n d"], teacher: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
 ) -> Float[Tensor, " b"]:
-    """Mean absolute difference over channels and valid tokens. Shapes, padding and errors as in `spatial_match`."""
+    """Return the mean absolute difference over channels and valid tokens, as `spatial_match` in shapes and errors."""
     _check_tokens(student, teacher, valid)
     return _mean_over_valid((student.float() - teacher.float()).abs().mean(-1), valid)
 
@@ -142,7 +177,7 @@ def spatial_l1(
 def spatial_smooth_l1(
     student: Float[Tensor, "b n d"], teacher: Float[Tensor, "b n d"], valid: Bool[Tensor, "b n"]
 ) -> Float[Tensor, " b"]:
-    """Smooth-L1 with its bend at 1, over channels and valid tokens. Shapes, padding and errors as in `spatial_match`."""
+    """Return mean smooth-L1 with its bend at 1 over channels and valid tokens, as `spatial_match` in shapes and errors."""
     _check_tokens(student, teacher, valid)
     return _mean_over_valid(
         F.smooth_l1_loss(student.float(), teacher.float(), reduction="none", beta=1.0).mean(-1), valid
@@ -166,12 +201,23 @@ SPATIAL_LOSSES: Final[dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
 def align_shifted(
     student: Float[Tensor, "b n d"], shift_yx: Int[Tensor, "b 2"], grid_hw: tuple[int, int]
 ) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
-    """A student's tokens moved to where the teacher's crop has them, and which of them both crops show.
+    """Move a student's tokens to the positions that they have in the teacher's crop.
 
-    shift_yx: how many tokens further down and right the student's crop lies than the teacher's. Token (i, j) of the
-    result is the student's (i - down, j - right); where the student's crop does not reach, some token and False.
-    Any spatial loss over the overlap is then shift-equivariant; with the squared error it is C-RADIOv4's.
-    Source: C-RADIOv4, arXiv 2601.17237; shifts are whole patches, round(N(0, 0.5)).
+    Any spatial loss over the overlap is then shift-equivariant. With the squared error it is C-RADIOv4's.
+
+    Args:
+        student: (b, h * w, d) tokens of the shifted crops.
+        shift_yx: (b, 2) tokens by which the student's crop lies further down and right than the teacher's.
+        grid_hw: (h, w) of both crops.
+
+    Returns:
+        (b, h * w, d) tokens, of which (i, j) is the student's (i - down, j - right), and (b, h * w) whether both crops
+        contain the token. Other tokens are arbitrary.
+
+    Raises:
+        ShapeError: if tokens, shifts and grid do not fit together.
+
+    Source: C-RADIOv4, arXiv 2601.17237. Shifts are whole patches, round(N(0, 0.5)).
     """
     h, w = grid_hw
     if student.ndim != 3 or student.shape[1] != h * w or shift_yx.shape != (len(student), 2):
@@ -181,20 +227,22 @@ def align_shifted(
         )
     rows = torch.arange(h, device=student.device) - shift_yx[:, :1]
     columns = torch.arange(w, device=student.device) - shift_yx[:, 1:]
-    shown = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
-    places = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
-    return student.take_along_dim(places.flatten(1)[:, :, None], dim=1), shown.flatten(1)
+    # (b, h, 1) and (b, 1, w) -> (b, h, w)
+    overlap = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
+    indices = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
+    return student.take_along_dim(indices.flatten(1)[:, :, None], dim=1), overlap.flatten(1)
 
 
 def resize_tokens(
     tokens: Float[Tensor, "b n d"], grid_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> Float[Tensor, "b m d"]:
-    """A map on one grid, bilinearly on another with half-pixel centres; the same tensor where they are equal.
+    """Resample maps from one grid to another, bilinearly with half-pixel centres.
 
-    Source: AM-RADIO, arXiv 2312.06709: maps of different size meet on the larger of the two.
+    Source: AM-RADIO, arXiv 2312.06709: maps of different size are compared on the larger of the two grids.
     """
     if grid_hw == to_hw:
         return tokens
+    # (b, n, d) -> (b, d, h, w), and back
     maps = tokens.transpose(1, 2).unflatten(2, grid_hw)
     resized = F.interpolate(maps.float(), size=to_hw, mode="bilinear", align_corners=False)
     return resized.flatten(2).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""What teachers' features are brought to before they are targets, by name, and how to undo it in a trained head.
+"""Normalisations of targets, by name, and their inverses, which are folded into trained heads.
 
-"none" leaves them; "standardise" uses the mean and deviation per channel that the cache recorded while it was built; the
-others (`radio_cache.statistics.phi_s`) need a covariance, which is taken of a seeded sample of maps from all over the cache
+"none" changes nothing. "standardise" uses the mean and deviation per channel that the build recorded. The
+others (`radio_cache.statistics.phi_s`) need a covariance, estimated on a seeded sample of maps from the whole cache
 (docs/design/009-target-statistics.md).
 """
 
@@ -30,28 +30,28 @@ from trainer.model.adaptors import Head, fold_into_last
 from trainer.recipes.recipe import Normalise
 
 _TOKENS_PER_CHANNEL = 128
-"""Tokens that a covariance of c channels is taken of are at least so many times c, where there are as many."""
+"""A covariance of c channels is estimated on at least this many times c tokens, if the cache has them."""
 
 _FEWEST_TOKENS, _FEWEST_IMAGES = 65_536, 4096
-"""Tokens of one image resemble each other: a covariance gains more from further images than from further tokens."""
+"""Least tokens and images of a sample. Tokens of one image are similar, so a covariance gains more from more images."""
 
 _MOST_BYTES = 2 << 30
-"""Stored bytes that are read for a sample, unless it takes more for enough tokens: SAM's maps have 2 MB in half precision."""
+"""Most stored bytes read for a sample, unless enough tokens need more: SAM's maps take 2 MB in half precision."""
 
 _SAMPLED_SUMMARIES, _AT_ONCE = 16_384, 4096
 _PARTS = 8
-"""Parts that a sample is cut into, image by image, to be held against each other."""
+"""Disjoint sets of images in a sample, for cross-validation."""
 
 _BATCH_VALUES = 1 << 25
-"""Decoded values in memory at once, beside their copy in float64."""
+"""Decoded values in memory at once, in addition to their copy in float64."""
 
 _READ_THREADS = 4
 
 _KEPT_VARIANCE = 1e-6
-"""Of the mean variance; a direction with less was not kept by the codec."""
+"""Share of the mean variance below which a direction counts as dropped by the codec."""
 
 _TOKENS = 5
-"""A stream of random numbers drawn from the recipe's seed."""
+"""Stream of the recipe's random numbers that draws tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class PerChannel:
         return (features - self.mean) / self.std
 
     def fold_into(self, head: Head) -> None:
-        """Make a head that learnt these targets speak the teacher's units."""
+        """Make a head that learnt these targets predict in the teacher's units."""
         fold_into_last(head, self.std, self.mean)
 
     @classmethod
     def of(cls, mean: NDArray[np.float64], std: NDArray[np.float64], device: torch.device) -> "PerChannel":
-        # A channel that never moves carries nothing; dividing by its deviation would only amplify rounding.
+        # A constant channel carries no information. Dividing by its deviation would only amplify rounding.
         floor = max(1e-6, 1e-3 * float(np.median(std)))
         return cls(*(torch.from_numpy(a).to(device, torch.float32) for a in (mean, np.maximum(std, floor))))
 
 
 @dataclass(frozen=True)
 class Rotated:
-    """y = matrix (x - shift), and back by the inverse."""
+    """y = matrix (x - shift), and its inverse."""
 
     shift: Float[Tensor, " c"]
     matrix: Float[Tensor, "c c"]
@@ -87,12 +87,17 @@ class Rotated:
         return (features - self.shift) @ self.matrix.T
 
     def fold_into(self, head: Head) -> None:
-        """Make a head that learnt these targets speak the teacher's units: W <- M^-1 W, b <- M^-1 b + shift."""
+        """Make a head that learnt these targets predict in the teacher's units: W <- M^-1 W, b <- M^-1 b + shift."""
         fold_into_last(head, self.inverse, self.shift)
 
     @classmethod
     def of(cls, name: str, moments: Moments, device: torch.device) -> "Rotated":
-        """Raises MomentsError for features that do not vary, HadamardError for widths without a Hadamard matrix."""
+        """Fit the named normalisation to moments.
+
+        Raises:
+            MomentsError: for features that do not vary.
+            HadamardError: for widths without a Hadamard matrix.
+        """
         affine = NORMALISATIONS[name](moments)
         parts = (affine.shift, affine.matrix, affine.inverse_matrix)
         return cls(*(torch.from_numpy(np.ascontiguousarray(a)).to(device, torch.float32) for a in parts))
@@ -104,13 +109,22 @@ Normaliser = PerChannel | Rotated
 def spatial_normaliser(
     cache: Cache, teacher: str, how: Normalise, rows: NDArray[np.int64], seed: int, device: torch.device
 ) -> Normaliser | None:
-    """For a teacher's maps. rows: the images to sample from, if there is anything to sample."""
+    """Fit the normaliser of a teacher's maps.
+
+    Args:
+        cache: of the teacher.
+        teacher: name of the teacher or of one of its levels.
+        how: name of the normalisation.
+        rows: images to sample from, if the normalisation needs a covariance.
+        seed: of the sample.
+        device: of the result.
+    """
     cached = cache.teachers[teacher]
     if how == "none":
         return None
     if how == "standardise":
         return PerChannel.of(*cached.spatial_mean_std(), device)
-    with telling_whose(f"{cache.url}, teacher '{teacher}', normalise={how}"), one_blas_thread():
+    with naming_the_teacher(f"{cache.url}, teacher '{teacher}', normalise={how}"), one_blas_thread():
         parts = _spatial_parts(cache, cached, rows, seed)
         mean, std = cached.spatial_mean_std()
         if cached.codec.channel_transform is not None:
@@ -123,15 +137,15 @@ def spatial_normaliser(
 def summary_normaliser(
     cache: Cache, teacher: str, how: Normalise, rows: NDArray[np.int64], seed: int, device: torch.device
 ) -> Normaliser | None:
-    """For a teacher's summaries."""
+    """Fit the normaliser of a teacher's summaries, with the arguments of `spatial_normaliser`."""
     cached = cache.teachers[teacher]
     if how == "none":
         return None
     if how == "standardise":
         return PerChannel.of(*cached.summary_mean_std(), device)
-    with telling_whose(f"{cache.url}, teacher '{teacher}', normalise_summary={how}"), one_blas_thread():
-        most = max(_SAMPLED_SUMMARIES, _TOKENS_PER_CHANNEL * (cached.spec.summary_dim or 0))
-        sampled = _sample(rows, most, seed)
+    with naming_the_teacher(f"{cache.url}, teacher '{teacher}', normalise_summary={how}"), one_blas_thread():
+        limit = max(_SAMPLED_SUMMARIES, _TOKENS_PER_CHANNEL * (cached.spec.summary_dim or 0))
+        sampled = _sample(rows, limit, seed)
         parts = [Moments.empty(cached.spec.summary_dim or 0)] * _PARTS
         for first in range(0, len(sampled), _AT_ONCE):
             vectors = cached.summaries(sampled[first : first + _AT_ONCE])
@@ -140,8 +154,8 @@ def summary_normaliser(
 
 
 @contextlib.contextmanager
-def telling_whose(what: str) -> Generator[None]:
-    """Put the teacher before a message about its moments or its width."""
+def naming_the_teacher(what: str) -> Generator[None]:
+    """Prefix messages about moments or widths with `what`, which names the teacher."""
     try:
         yield
     except (MomentsError, HadamardError) as exc:
@@ -149,12 +163,12 @@ def telling_whose(what: str) -> Generator[None]:
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """How many threads BLAS takes changes the last bits of a covariance, and with them the signs and turns of its axes."""
+    """Limit BLAS to one thread: their number changes the last bits of a covariance, and so the signs and order of its axes."""
     return ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 def _known(how: Normalise, parts: list[Moments]) -> Moments:
-    """What a normalisation is fitted to. PHI-S and `global` divide by no single direction's variance."""
+    """Return the moments that a normalisation is fitted to, cross-validated if it divides by variances of single directions."""
     filled = [part for part in parts if part.count]
     if len(filled) < 2 or how in ("phi-s", "global"):
         return merge_all(parts)
@@ -162,10 +176,10 @@ def _known(how: Normalise, parts: list[Moments]) -> Moments:
 
 
 def _rescaled(parts: list[Moments], mean: NDArray[np.float64], std: NDArray[np.float64]) -> list[Moments]:
-    """The parts with such factors on their channels that the whole has the recorded mean and deviations."""
+    """Scale the channels of the parts so that the whole has the recorded mean and deviations."""
     whole = merge_all(parts)
-    own = np.sqrt(np.diag(whole.covariance))
-    factors = np.where((own > 0) & (std > 0), std / np.where(own > 0, own, 1), 1.0)
+    sample_std = np.sqrt(np.diag(whole.covariance))
+    factors = np.where((sample_std > 0) & (std > 0), std / np.where(sample_std > 0, sample_std, 1), 1.0)
     return [
         Moments(part.count, mean + (part.mean - whole.mean) * factors, part.scatter * np.outer(factors, factors))
         for part in parts
@@ -173,64 +187,64 @@ def _rescaled(parts: list[Moments], mean: NDArray[np.float64], std: NDArray[np.f
 
 
 def _with_recorded_mean(moments: Moments, mean: NDArray[np.float64]) -> Moments:
-    """Of decoded maps: with the mean that was recorded, but along directions that the codec does not keep.
+    """Replace the mean of decoded maps by the recorded one, except along directions that the codec drops.
 
-    Along those, every decoded token is the codec's own mean, and a difference of means divided by a deviation of nearly
-    nothing would become a target.
+    Along those every decoded token equals the codec's mean. A difference of means divided by a deviation near
+    zero would become a large target.
     """
     eigenvalues, axes = moments.principal_axes()
-    kept = axes[:, eigenvalues > _KEPT_VARIANCE * eigenvalues.mean()]
-    return Moments(moments.count, moments.mean + kept @ (kept.T @ (mean - moments.mean)), moments.scatter)
+    coded = axes[:, eigenvalues > _KEPT_VARIANCE * eigenvalues.mean()]
+    return Moments(moments.count, moments.mean + coded @ (coded.T @ (mean - moments.mean)), moments.scatter)
 
 
 def _spatial_parts(cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64], seed: int) -> list[Moments]:
-    """Moments of a seeded sample of the maps' tokens that show an image, as they are decoded, in disjoint sets of images.
+    """Return the moments of decoded tokens of a seeded sample, in `_PARTS` disjoint sets of images. Padding is left out.
 
-    Of a teacher with stored views an image's views take turns: the recorded statistics are over all of them.
+    For a teacher with stored views, images alternate between the views, since the recorded statistics cover all of them.
     """
     spec, codec = cached.spec, cached.codec
     grid = math.prod(spec.geometry.grid_hw)
     row_bytes = math.prod(cached.row_shape) * codec.dtype.itemsize
-    needed = max(1, 2 * _TOKENS_PER_CHANNEL * spec.spatial_dim // grid)  # twice: padding is no token
+    needed = max(1, 2 * _TOKENS_PER_CHANNEL * spec.spatial_dim // grid)  # twice as many, because padding does not count
     sampled = _sample(rows, max(needed, min(_FEWEST_IMAGES, _MOST_BYTES // row_bytes)), seed)
     views = np.arange(len(sampled)) % spec.views
-    shown = _tokens_shown(cache, cached, sampled, views)
-    each = _tokens_of_each(
-        [len(places) for places in shown], max(_TOKENS_PER_CHANNEL * spec.spatial_dim, _FEWEST_TOKENS)
+    valid = _valid_tokens(cache, cached, sampled, views)
+    each = _tokens_per_image(
+        [len(tokens) for tokens in valid], max(_TOKENS_PER_CHANNEL * spec.spatial_dim, _FEWEST_TOKENS)
     )
     rng = np.random.default_rng((seed, _TOKENS))
-    chosen = [places if len(places) <= each else np.sort(rng.choice(places, each, replace=False)) for places in shown]
+    chosen = [tokens if len(tokens) <= each else np.sort(rng.choice(tokens, each, replace=False)) for tokens in valid]
     decoder = MapDecoder(codec, torch.device("cpu"))
     parts = [Moments.empty(spec.spatial_dim)] * _PARTS
     together = max(1, _BATCH_VALUES // (each * spec.spatial_dim))
     for number in range(_PARTS):
         for view in range(spec.views):
-            own = [place for place in range(number, len(sampled), _PARTS) if views[place] == view]
-            for some in (own[first : first + together] for first in range(0, len(own), together)):
-                tokens = _decoded_tokens(cached, decoder, sampled[some], view, [chosen[place] for place in some])
+            images = [index for index in range(number, len(sampled), _PARTS) if views[index] == view]
+            for batch in (images[first : first + together] for first in range(0, len(images), together)):
+                tokens = _decoded_tokens(cached, decoder, sampled[batch], view, [chosen[index] for index in batch])
                 parts[number] = parts[number].merge(Moments.of(tokens))
     if codec.channel_transform is None:
         return parts
     return [_of_features(part, codec.channel_transform) for part in parts]
 
 
-def _tokens_shown(
+def _valid_tokens(
     cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64], views: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """For each image, and the view of it, the numbers of the tokens that show it, row by row of the map."""
+    """Return, for each image and its view, the row-major indices of the tokens that are not padding."""
     sizes: list[tuple[int, int]] = [(0, 0)] * len(rows)
     for view in range(cached.spec.views):
-        places = np.flatnonzero(views == view)
-        for place, one in zip(places.tolist(), cached.views_of(rows[places], view=view), strict=True):
-            sizes[place] = one.image_hw
+        indices = np.flatnonzero(views == view)
+        for index, image_view in zip(indices.tolist(), cached.views_of(rows[indices], view=view), strict=True):
+            sizes[index] = image_view.image_hw
     return [np.flatnonzero(valid_tokens(hw, cached.spec.geometry)) for hw in sizes]
 
 
-def _tokens_of_each(counts: Sequence[int], wanted: int) -> int:
-    """The fewest tokens to take of each image, at most all it has, so that there are as many as wanted."""
-    most = max([1, *counts])
-    having = np.array(counts)
-    return next((each for each in range(1, most) if int(np.minimum(having, each).sum()) >= wanted), most)
+def _tokens_per_image(counts: Sequence[int], total: int) -> int:
+    """Return the fewest tokens per image that give `total` tokens, or all tokens if there are fewer."""
+    largest = max([1, *counts])
+    available = np.array(counts)
+    return next((each for each in range(1, largest) if int(np.minimum(available, each).sum()) >= total), largest)
 
 
 def _decoded_tokens(
@@ -239,16 +253,17 @@ def _decoded_tokens(
     """Return the coordinates (n, c) of the chosen tokens of these images: features, or in the codec's channel transform."""
     tokens: list[NDArray[np.float32]] = []
     read = 0
-    for some in cached.batches(rows.tolist()):
-        codes = cached.codes(some, view=view, threads=_READ_THREADS)
-        places = chosen[read : read + len(some)]
-        read += len(some)
+    for batch in cached.batches(rows.tolist()):
+        codes = cached.codes(batch, view=view, threads=_READ_THREADS)
+        indices = chosen[read : read + len(batch)]
+        read += len(batch)
         if not is_tokenwise(cached.codec):
             maps = decoder.token_coordinates(torch.from_numpy(codes)).flatten(1, 2).numpy()
-            tokens += [one[own] for one, own in zip(maps, places, strict=True)]
+            tokens += [image_map[of_image] for image_map, of_image in zip(maps, indices, strict=True)]
         else:
-            kept = [one.reshape(-1, one.shape[-1])[own] for one, own in zip(codes, places, strict=True)]
-            stored = torch.from_numpy(np.concatenate(kept))
+            # Only the codes of the chosen tokens are decoded.
+            picked = [row.reshape(-1, row.shape[-1])[of_image] for row, of_image in zip(codes, indices, strict=True)]
+            stored = torch.from_numpy(np.concatenate(picked))
             tokens.append(decoder.coordinates(stored[None, None])[0, 0].numpy())
     return np.concatenate(tokens) if tokens else np.zeros((0, cached.spec.spatial_dim), np.float32)
 
@@ -261,16 +276,19 @@ def _of_features(part: Moments, transform: ChannelTransform) -> Moments:
 
 
 def sampled_summaries(cache: Cache, teacher: str, rows: NDArray[np.int64], seed: int) -> Float[Tensor, "n c"]:
-    """A seeded sample of a teacher's summaries, for statistics."""
+    """Return a seeded sample of a teacher's summaries, for statistics."""
     return torch.from_numpy(cache.teachers[teacher].summaries(_sample(rows, _SAMPLED_SUMMARIES, seed)))
 
 
 def from_coordinates(
     decoder: MapDecoder, normaliser: Rotated, channels: int, device: torch.device
 ) -> tuple[Float[Tensor, "c c"], Float[Tensor, " c"]]:
-    """Decoding's last step and the normalisation as one: targets are `coordinates @ weight + bias`. Made in float64.
+    """Compose decoding's last step and the normalisation: targets are `coordinates @ weight + bias`.
 
-    A klt cache would else be rotated twice.
+    Otherwise the targets of a klt cache would be rotated twice. Computed in float64.
+
+    Returns:
+        (c, c) weight and (c,) bias, in float32.
     """
     origin = decoder.features(torch.zeros(channels, device=device)).double()
     rotation = decoder.features(torch.eye(channels, device=device)).double() - origin

@@ -1,4 +1,4 @@
-"""What a run minimises: the losses of every teacher by the names in the recipe, weighted and balanced."""
+"""The objective of a run: the losses that the recipe names, for every teacher, weighted and balanced."""
 
 from typing import NamedTuple
 
@@ -23,69 +23,91 @@ from trainer.recipes.recipe import Recipe
 
 
 class TeacherLoss(NamedTuple):
-    """One teacher's losses by image (b,); summary is None where the teacher has none.
+    """One teacher's losses of a batch.
 
-    kept (b,): the share of the view that an image's crop kept, over what is kept on average. Its summary loss counts by it,
-    since a summary speaks of the whole view. The average is over the run and not the batch, so that a batch may be cut.
+    Attributes:
+        summary: (b,) losses by image; None for a teacher without a summary.
+        spatial: (b,) losses by image.
+        coverage: (b,) share of the view inside the crop, divided by its average over the run. Summary losses are weighted by
+            it, since a summary describes the whole view. The average is over the run, so that a batch may be split.
     """
 
     summary: Float[Tensor, " b"] | None
     spatial: Float[Tensor, " b"]
-    kept: Float[Tensor, " b"]
+    coverage: Float[Tensor, " b"]
 
     def means(self) -> dict[str, Tensor]:
-        """The batch's losses: "spatial", and "summary" where there is one."""
-        found = {"spatial": self.spatial.mean()}
-        if self.summary is not None:
-            found["summary"] = (self.summary * self.kept).mean()
-        return found
+        """Return the batch's mean losses: "spatial", and "summary" if the teacher has one."""
+        return {part: losses.mean() for part, losses in self.per_image().items()}
 
     def detached(self) -> "TeacherLoss":
-        """The same values, which keep nothing of how they were computed."""
-        return TeacherLoss(None if self.summary is None else self.summary.detach(), self.spatial.detach(), self.kept)
+        """Return the values without their graph, so that its memory is freed."""
+        return TeacherLoss(
+            None if self.summary is None else self.summary.detach(), self.spatial.detach(), self.coverage
+        )
 
     def is_finite(self) -> NDArray[np.bool_]:
-        """Of each image (b,), whether all its losses are. Waits for the device."""
+        """Return (b,) whether all losses of an image are finite. Waits for the device."""
         return torch.stack(list(self.per_image().values())).isfinite().all(0).cpu().numpy()
 
     def per_image(self) -> dict[str, Float[Tensor, " b"]]:
-        """What each image adds; the mean of it is that of `means`, up to rounding."""
-        found = {"spatial": self.spatial}
+        """Return the contribution of each image, (b,) for each part; the mean over images is that of `means`."""
+        losses = {"spatial": self.spatial}
         if self.summary is not None:
-            found["summary"] = self.summary * self.kept
-        return found
+            losses["summary"] = self.summary * self.coverage
+        return losses
 
 
-def teacher_loss(guess: AdaptorOutput, target: Targets, recipe: Recipe, student_hw: tuple[int, int]) -> TeacherLoss:
-    """A teacher's losses (AM-RADIO, arXiv 2312.06709, Eq. 1-3, or what the recipe names). student_hw: the guess's grid."""
-    said, valid = guess.spatial, target.valid
+def teacher_loss(
+    prediction: AdaptorOutput, target: Targets, recipe: Recipe, student_hw: tuple[int, int]
+) -> TeacherLoss:
+    """Return one teacher's losses, by default those of AM-RADIO (arXiv 2312.06709, Eq. 1-3).
+
+    Args:
+        prediction: of the student's head for this teacher.
+        target: of the teacher.
+        recipe: names the losses and their weights.
+        student_hw: grid of the prediction.
+    """
+    tokens, valid = prediction.spatial, target.valid
     if target.shift_yx is not None:
-        said, overlap = align_shifted(said, target.shift_yx, student_hw)
+        tokens, overlap = align_shifted(tokens, target.shift_yx, student_hw)
         if student_hw != target.grid_hw:
-            # A token on the finer grid counts where all it was made of lies in the overlap.
-            seen = resize_tokens(overlap.float()[..., None], student_hw, target.grid_hw)[..., 0]
-            overlap = seen > 1 - 1e-3
+            # A token of the finer grid counts if all tokens that it is interpolated from lie in the overlap.
+            overlap_share = resize_tokens(overlap.float()[..., None], student_hw, target.grid_hw)[..., 0]
+            overlap = overlap_share > 1 - 1e-3
         valid = valid & overlap
-    said = resize_tokens(said, student_hw, target.grid_hw)
+    tokens = resize_tokens(tokens, student_hw, target.grid_hw)
     if recipe.spatial_loss == "match":
-        spatial = spatial_match(said, target.spatial, valid, cos_weight=recipe.cos_weight, l1_weight=recipe.l1_weight)
+        spatial = spatial_match(tokens, target.spatial, valid, cos_weight=recipe.cos_weight, l1_weight=recipe.l1_weight)
     else:
-        spatial = SPATIAL_LOSSES[recipe.spatial_loss](said, target.spatial, valid)
-    if guess.summary is None or target.summary is None:
+        spatial = SPATIAL_LOSSES[recipe.spatial_loss](tokens, target.spatial, valid)
+    if prediction.summary is None or target.summary is None:
         return TeacherLoss(None, spatial, target.coverage)
     if recipe.summary_loss == "angle":
         assert target.dispersion is not None
-        summary = summary_angle(guess.summary, target.summary, dispersion=target.dispersion)
+        summary = summary_angle(prediction.summary, target.summary, dispersion=target.dispersion)
     else:
-        summary = SUMMARY_LOSSES[recipe.summary_loss](guess.summary, target.summary)
+        summary = SUMMARY_LOSSES[recipe.summary_loss](prediction.summary, target.summary)
     return TeacherLoss(summary, spatial, target.coverage)
 
 
 class Objective:
-    """The scalar of a step. terms: (teacher, part) of the whole run, in order; the balancing's state goes by this order."""
+    """The scalar of a step.
+
+    Attributes:
+        terms: (teacher, part) of the whole run. The state of the balancing is in this order.
+        balancing: of the recipe.
+    """
 
     def __init__(self, teachers: dict[str, bool], summary_dim: int, recipe: Recipe) -> None:
-        """teachers: name -> whether it has a summary. summary_dim: of the student."""
+        """Create the objective of a run.
+
+        Args:
+            teachers: name -> whether the teacher has a summary.
+            summary_dim: width of the student's summary.
+            recipe: names weights and balancing.
+        """
         self._recipe = recipe
         self.terms = tuple(
             (name, part)
@@ -95,7 +117,12 @@ class Objective:
         self.balancing: Balancing = BALANCINGS[recipe.balancing](len(self.terms), summary_dim)
 
     def __call__(self, losses: dict[str, TeacherLoss], summary: Float[Tensor, "b s"]) -> Tensor:
-        """losses: of the teachers of this step. summary: the student's own, for balancings that look at it."""
+        """Return the scalar to minimise.
+
+        Args:
+            losses: of the teachers of this step, by name.
+            summary: (b, s) of the student, for balancings that depend on it.
+        """
         means = {name: loss.means() for name, loss in losses.items()}
         images = {name: loss.per_image() for name, loss in losses.items()}
         present = tuple(number for number, (name, part) in enumerate(self.terms) if part in means.get(name, ()))
@@ -111,7 +138,7 @@ class Objective:
         )
 
     def weight(self, teacher: str, part: str) -> float:
-        """The recipe's weight of one term: the teacher's times that of all its kind."""
+        """Return the recipe's weight of one term: the teacher's, times that of its part."""
         recipe = self._recipe
         weight = recipe.teacher_weights.get(teacher, 1.0)
         if part == "spatial":

@@ -1,4 +1,4 @@
-"""What a run normalises its targets by: fitted when it begins, by one process for all, and kept in its folder."""
+"""The statistics that normalise a run's targets: fitted at its start, by one process for all, and stored in its folder."""
 
 import math
 from collections.abc import Sequence
@@ -29,14 +29,20 @@ from trainer.objective.normalisation import (
 from trainer.recipes.recipe import Normalise, Recipe
 
 STATISTICS_FILE = "statistics.safetensors"
-"""In a run's folder: tensors called TEACHER/spatial/matrix, TEACHER/summary/mean, TEACHER/dispersion ..."""
+"""File in a run's folder, with tensors named TEACHER/spatial/matrix, TEACHER/summary/mean, TEACHER/dispersion ..."""
 
 _CHECKSUM = "crc32c"
 
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """Of one teacher. dispersion: of its normalised summaries (`angular_dispersion`); None where no loss divides by it."""
+    """The normalisers of one teacher's targets.
+
+    Attributes:
+        spatial: of the maps; None if the recipe leaves them as they are.
+        summary: of the summaries; None if there are none, or the recipe leaves them as they are.
+        dispersion: `angular_dispersion` of the normalised summaries; None if no loss divides by it.
+    """
 
     spatial: Normaliser | None
     summary: Normaliser | None
@@ -46,7 +52,7 @@ class TargetStatistics:
     def fit(
         cls, cache: Cache, teacher: str, recipe: Recipe, rows: NDArray[np.int64], device: torch.device
     ) -> "TargetStatistics":
-        """From what the cache recorded, and a sample of these rows where that is not enough."""
+        """Fit the statistics to the cache's records, and to a sample of these rows if the records do not suffice."""
         spatial = spatial_normaliser(cache, teacher, recipe.normalise, rows, recipe.seed, device)
         summary, dispersion = None, None
         if cache.teachers[teacher].spec.summary_dim is not None:
@@ -57,7 +63,7 @@ class TargetStatistics:
         return cls(spatial, summary, dispersion)
 
     def tensors(self, teacher: str) -> dict[str, Tensor]:
-        """Everything by name."""
+        """Return all tensors by the names that `STATISTICS_FILE` uses."""
         named: dict[str, Tensor] = {}
         for kind, normaliser in (("spatial", self.spatial), ("summary", self.summary)):
             fields = {} if normaliser is None else vars(normaliser)
@@ -68,16 +74,16 @@ class TargetStatistics:
 
     @classmethod
     def of(cls, teacher: str, tensors: dict[str, Tensor], device: torch.device) -> "TargetStatistics":
-        """The value with these `tensors`."""
+        """Build the statistics from the tensors that `tensors` returned."""
 
         def normaliser(kind: str) -> Normaliser | None:
             head = f"{teacher}/{kind}/"
-            own = {
+            fields = {
                 name.removeprefix(head): tensor.to(device) for name, tensor in tensors.items() if name.startswith(head)
             }
-            if not own:
+            if not fields:
                 return None
-            return PerChannel(**own) if "std" in own else Rotated(**own)
+            return PerChannel(**fields) if "std" in fields else Rotated(**fields)
 
         dispersion = tensors.get(f"{teacher}/dispersion")
         return cls(normaliser("spatial"), normaliser("summary"), None if dispersion is None else float(dispersion))
@@ -85,13 +91,15 @@ class TargetStatistics:
 
 @dataclass(frozen=True)
 class RunStatistics:
-    """Of all teachers of a run, at the first of their levels, which normalises all.
+    """The statistics of all teachers of a run. The first level of a teacher normalises all its levels.
 
-    kept: whether they come from the run's folder, and not from the cache just now.
+    Attributes:
+        by_teacher: name -> statistics.
+        from_folder: whether they were read from the run's folder, and not fitted to the cache now.
     """
 
     by_teacher: dict[str, TargetStatistics]
-    kept: bool
+    from_folder: bool
 
     @classmethod
     def of_run(
@@ -104,35 +112,46 @@ class RunStatistics:
         device: torch.device,
         processes: Processes,
     ) -> "RunStatistics":
-        """Those that the run in `out` began with; fitted by the first process where there are none, and sent to the others.
+        """Read the statistics that the run in `out` started with, or fit them if there are none.
 
-        Raises ConfigError for a damaged file, MomentsError and HadamardError for teachers that cannot be normalised so.
+        The first process reads or fits them and sends them to the others.
+
+        Raises:
+            ConfigError: for a damaged file.
+            MomentsError: for a teacher whose features do not vary.
+            HadamardError: for a width without a Hadamard matrix.
         """
         shapes = {name: shape for teacher in teachers for name, shape in _shapes(cache, teacher, recipe).items()}
-        tensors, kept = dict[str, Tensor](), False
+        tensors, from_folder = dict[str, Tensor](), False
         if processes.is_first:
             tensors = _read(out / STATISTICS_FILE) or {}
-            kept = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
-            if not kept:  # none yet, or those of other settings, which the run's folder is about to refuse
+            from_folder = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
+            if not from_folder:  # none yet, or those of other settings, which the run's folder will refuse
                 fitted = {
                     name: TargetStatistics.fit(cache, cache.teachers.levels(name)[0].name, recipe, rows, device)
                     for name in teachers
                 }
-                tensors = {key: tensor for name, one in fitted.items() for key, tensor in one.tensors(name).items()}
+                tensors = {
+                    key: tensor
+                    for name, statistics in fitted.items()
+                    for key, tensor in statistics.tensors(name).items()
+                }
         if processes.world > 1:
             tensors = {name: _sent(tensors.get(name), shapes[name], device, processes) for name in sorted(shapes)}
-        return cls({name: TargetStatistics.of(name, tensors, device) for name in teachers}, kept)
+        return cls({name: TargetStatistics.of(name, tensors, device) for name in teachers}, from_folder)
 
     def save(self, out: Path) -> None:
-        """Keep them in a run's folder."""
+        """Write the statistics to a run's folder."""
         tensors = {
-            key: tensor.cpu() for name, one in self.by_teacher.items() for key, tensor in one.tensors(name).items()
+            key: tensor.cpu()
+            for name, statistics in self.by_teacher.items()
+            for key, tensor in statistics.tensors(name).items()
         }
         write_atomically(out / STATISTICS_FILE, safetensors.torch.save(tensors, {_CHECKSUM: str(_checksum(tensors))}))
 
 
 def _shapes(cache: Cache, teacher: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Of the tensors that a teacher has under this recipe."""
+    """Return name -> shape of the tensors that a teacher has under this recipe."""
     spec = cache.teachers.levels(teacher)[0].spec
 
     def of(kind: str, how: Normalise, width: int) -> dict[str, tuple[int, ...]]:
@@ -152,8 +171,10 @@ def _shapes(cache: Cache, teacher: str, recipe: Recipe) -> dict[str, tuple[int, 
 
 
 def _sent(tensor: Tensor | None, shape: tuple[int, ...], device: torch.device, processes: Processes) -> Tensor:
-    """The first process's tensor, on all of them."""
-    dtype = torch.float32 if shape else torch.float64  # of a number alone
+    """Send the first process's tensor to all processes."""
+    # The dispersion is the only scalar, and is stored in float64.
+    dtype = torch.float32 if shape else torch.float64
+    # The others contribute zeros to the sum.
     mine = torch.zeros(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device, dtype)
     return processes.sum(mine)
 
@@ -161,10 +182,10 @@ def _sent(tensor: Tensor | None, shape: tuple[int, ...], device: torch.device, p
 def _read(path: Path) -> dict[str, Tensor] | None:
     if not path.exists():
         return None
-    cure = "restore it from a copy, or remove it: the cache then gives the same again, but for last bits"
+    cure = "restore it from a copy, or remove it: the run then fits it to the cache again, equal up to the last bits"
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             recorded = (file.metadata() or {}).get(_CHECKSUM)
     except SafetensorError as exc:
         raise ConfigError(f"{path} is damaged ({exc}): {cure}") from exc

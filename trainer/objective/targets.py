@@ -1,4 +1,4 @@
-"""From a teacher's stored codes to what a student should say under its crops, on the device."""
+"""Targets of a step: a teacher's stored codes, decoded and resampled under the student's crops, on the device."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -20,11 +20,7 @@ from trainer.recipes.recipe import Recipe
 
 
 class TargetMaker:
-    """Turns one teacher's part of a batch into targets on the device. Statistics come from the cache.
-
-    levels: of the teacher; the first one's statistics normalise all of them. rows: the images that training sees, to take
-    samples of where a normalisation needs more than the cache recorded. statistics: of the teacher, where a run has them.
-    """
+    """Turn one teacher's part of a batch into targets on the device."""
 
     def __init__(
         self,
@@ -35,6 +31,16 @@ class TargetMaker:
         device: torch.device,
         statistics: TargetStatistics | None = None,
     ) -> None:
+        """Prepare decoders and normalisers.
+
+        Args:
+            cache: of the teacher.
+            levels: of the teacher. The statistics of the first one normalise all of them.
+            recipe: names the normalisations.
+            rows: images of the training set, sampled if a normalisation needs more than the cache recorded.
+            device: of the targets.
+            statistics: of the teacher, if the run has them already.
+        """
         base = levels[0]
         self._channels = base.spec.spatial_dim
         statistics = statistics or TargetStatistics.fit(cache, base.name, recipe, rows, device)
@@ -45,6 +51,12 @@ class TargetMaker:
             self._composed = [from_coordinates(d, self.spatial, self._channels, device) for d in self._decoders]
 
     def __call__(self, part: TeacherCodes, shift_yx: Int[Tensor, "b 2"] | None = None) -> Targets:
+        """Return the targets of one teacher.
+
+        Args:
+            part: the teacher's codes, and where the crops lie.
+            shift_yx: (b, 2) tokens by which the student's crops are shifted against the teacher's; None without shifts.
+        """
         summary = part.summary
         if summary is not None and self.summary:
             summary = self.summary(summary)
@@ -69,7 +81,7 @@ class TargetMaker:
         return spatial
 
     def _under_crops(self, level: LevelCodes) -> Float[Tensor, "k n c"]:
-        # Crops are cut before the codec's last step, which is linear: what is cut away need not be rotated.
+        # The codec's last step is linear, so crops are resampled before it: tokens outside the crops need no rotation.
         decoder = self._decoders[level.level]
         coordinates = decoder.crops(level.codes, level.rows, level.columns)
         if self._composed:
@@ -80,7 +92,7 @@ class TargetMaker:
 
 
 def fold_targets(model: DistilledStudent, makers: Mapping[str, TargetMaker]) -> None:
-    """Fold what targets were normalised by into the heads, in place, so that they speak the teachers' own units."""
+    """Fold the targets' normalisation into the heads, in place, so that heads predict in the teachers' own units."""
     summary_heads = iter(model.adaptors.summary_heads)
     for widths, spatial_head in zip(model.config.teachers, model.adaptors.spatial_heads, strict=True):
         make = makers[widths.name]

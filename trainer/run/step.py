@@ -27,7 +27,7 @@ from trainer.distributed.fsdp import clip_gradients, is_sharded, shard_student
 from trainer.distributed.processes import Processes
 from trainer.model.ema import Ema
 from trainer.model.files import save_student, start_from
-from trainer.model.mosaic import cut, joined
+from trainer.model.mosaic import make_mosaics, split_mosaics
 from trainer.model.student import DistilledStudent, build_distilled
 from trainer.monitoring.metrics import StepLosses
 from trainer.objective.objective import Objective, TeacherLoss, teacher_loss
@@ -143,7 +143,7 @@ class TrainingRun:
             if self.processes.is_first:
                 cache = absolute_place(self.config.cache)
                 stack.enter_context(claim_run_folder(self.config.out, self.config.recipe, cache, self.teachers, images))
-                if not self.statistics.kept:
+                if not self.statistics.from_folder:
                     self.statistics.save(self.config.out)
             self.processes.wait_for_all()
             yield
@@ -265,11 +265,11 @@ class TrainingRun:
         names = tuple(data.levels)
         images = student_images(batch, self.layout)
         if data.mosaic > 1:
-            images = joined(images, data.mosaic).contiguous(memory_format=self.layout)
+            images = make_mosaics(images, data.mosaic).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             features = self.model.student(images)
             if data.mosaic > 1:
-                features = cut(features, data.grid_hw, data.mosaic)
+                features = split_mosaics(features, data.grid_hw, data.mosaic)
             predictions = self.model.adaptors(features, data.grid_hw, names)
         recipe = self.config.recipe
         shift_yx = data.head_shift_yx(batch.shift_yx)

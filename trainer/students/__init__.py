@@ -68,20 +68,23 @@ def is_of_timm(name: str) -> bool:
 
 
 def foreign_module(name: str) -> str | None:
-    """The module that a student's name leads to; None for students of ours and of timm."""
+    """Return the module that a student's name imports; None for students of radio-cache and of timm."""
     if not name.startswith(_TORCH_MODULE):
         return None
     return split_path(name.removeprefix(_TORCH_MODULE), what=f"student '{name}'")[0]
 
 
 def create_student(name: str, **overrides: Any) -> Student:
-    """A student with fresh weights, in training mode.
+    """Create a student with fresh weights, in training mode.
 
-    name: one of `STUDENTS`, "timm:" and any model of timm, or "torch-module:" and an import path, which is imported: a name
-        that stands in a file goes through `refuse_foreign_code` first.
-    overrides: fields of that student's config (`ERadioConfig`, `ViTConfig`); for timm and import paths, what
-        `TimmBackbone` and `TorchModule` take.
-    Raises: ConfigError for a name or a setting nobody knows, the nearest first, or for an impossible value.
+    Args:
+        name: one of `STUDENTS`, "timm:" and any model of timm, or "torch-module:" and an import path, which is imported. Names
+            from files must pass `refuse_foreign_code` first.
+        overrides: fields of that student's config (`ERadioConfig`, `ViTConfig`); for timm and import paths, arguments of
+            `TimmBackbone` and `TorchModule`.
+
+    Raises:
+        ConfigError: for an unknown name or setting, with the nearest known ones, or an impossible value.
     """
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"), **overrides)
@@ -92,7 +95,7 @@ def create_student(name: str, **overrides: Any) -> Student:
             raise ConfigError(f"no student is called '{name}', but a model of timm is: `--student timm:{name}`")
         raise ConfigError(
             unknown_name("student", name, STUDENTS, listed_by="radio-train --student help")
-            + " timm:MODEL and torch-module:PACKAGE.MODULE:CLASS are students too."
+            + " timm:MODEL and torch-module:PACKAGE.MODULE:CLASS are also valid."
         )
     config = STUDENTS[name]
     if isinstance(config, TimmConfig):
@@ -109,7 +112,7 @@ def create_student(name: str, **overrides: Any) -> Student:
             case ViTConfig():
                 student = ViT(replace(config, **overrides))
     except (TypeError, IndexError, ZeroDivisionError, RuntimeError) as exc:
-        if "memory" in str(exc):  # the machine's fault, not the settings'
+        if "memory" in str(exc):  # of the machine, not of the settings
             raise
         line = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
         raise ConfigError(f"student '{name}' cannot be made with the settings {overrides}: {line:.200}") from exc

@@ -1,4 +1,4 @@
-"""What every student is: images in [0, 1] go in, one summary and one map of spatial features come out.
+"""The interface of all students: images in [0, 1] -> one summary and one map of spatial features.
 
 StudentInputError(RadioCacheError, ValueError)    the images handed to a student cannot be used
 └── UnsupportedResolutionError                    their height or width is not a size this student takes
@@ -38,24 +38,25 @@ class StudentOutput(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What a student's own network hands to `Student.forward`: the summary and the map, always as NCHW."""
+    """The output of a student's own network for `Student.forward`: the summary, and the map as NCHW."""
 
     summary: Float[Tensor, "b s"]
     map: Float[Tensor, "b c h w"]
 
 
 class Student(nn.Module, ABC):
-    """A backbone that learns from several teachers. Subclasses write `_encode` and nothing else of `forward`.
+    """A backbone that learns from several teachers. Subclasses implement `_encode` and no other part of `forward`.
 
-    name: what `create_student` called it
-    patch_size: pixels of the side of one spatial token
-    embed_dim: width of a spatial token
-    summary_dim: width of the summary; `num_summary_tokens` equal parts of it belong to one summary teacher each
-    num_summary_tokens: 1, unless a ViT with several class tokens
-    min_resolution_step: both sides of the images, in pixels, are multiples of it
-    preferred_resolution: (height, width) in pixels the student was laid out for
-    fixed_resolution: the only (height, width) in pixels the network can take, or None when any multiple will do
-    no_weight_decay: names of parameters with two or more axes that must not decay (position tables, tokens)
+    Attributes:
+        name: as for `create_student`.
+        patch_size: side of one spatial token, pixels.
+        embed_dim: width of a spatial token.
+        summary_dim: width of the summary, of which each teacher with a summary uses one of `num_summary_tokens` equal parts.
+        num_summary_tokens: 1, except for ViTs with several class tokens.
+        min_resolution_step: both sides of the images are multiples of it, pixels.
+        preferred_resolution: (height, width) that the student was designed for, pixels.
+        fixed_resolution: the only accepted (height, width), pixels; None if all multiples of the step are accepted.
+        no_weight_decay: names of parameters with two or more axes that must not decay (position tables, tokens).
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Student(nn.Module, ABC):
         self.preferred_resolution = preferred_resolution
         self.fixed_resolution = fixed_resolution
         self.no_weight_decay = no_weight_decay
-        self.range_checked = False  # whether the values of its first images were looked at
+        self.range_checked = False  # whether the values of its first images were checked
         # Not in the state dict: they are constants of the family, not something a run learns.
         self.input_mean: Tensor
         self.input_std: Tensor
@@ -90,23 +91,29 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
-        """Summary and map of images whose size was checked and whose colours were standardised."""
+        """Return summary and map of images whose size was checked and whose colours were standardised."""
 
     @final
     def forward(self, images: Float[Tensor, "b 3 h w"], *, feature_fmt: FeatureFormat = "NLC") -> StudentOutput:
-        """Summary and spatial features of a batch.
+        """Return summary and spatial features of a batch.
 
-        Shapes: images (b, 3, h, w) give a summary (b, summary_dim) and spatial tokens (b, n, embed_dim),
-            n = (h / patch_size) * (w / patch_size), row-major from the top left; "NCHW" gives the same as a map.
-        Units: images are RGB in [0, 1]; standardising them is the student's own business.
-        Raises: StudentInputError for what are no float RGB images, or for another format; UnsupportedResolutionError,
-            with the nearest legal size.
+        Args:
+            images: (b, 3, h, w), RGB in [0, 1]. The student standardises colours itself.
+            feature_fmt: "NLC" for tokens (b, n, embed_dim), n = (h / patch_size) * (w / patch_size), row-major from the top
+                left. "NCHW" for maps (b, embed_dim, h / patch_size, w / patch_size).
+
+        Returns:
+            Summary (b, summary_dim) and spatial features.
+
+        Raises:
+            StudentInputError: for inputs that are not float RGB images, or another format.
+            UnsupportedResolutionError: for another size, with the nearest legal one.
         """
         return self._formatted(self._encode(self._condition(images, feature_fmt)), feature_fmt)
 
     @final
     def _condition(self, images: Float[Tensor, "b 3 h w"], feature_fmt: FeatureFormat) -> Float[Tensor, "b 3 h w"]:
-        """The images with standardised colours, after checking everything a caller can get wrong."""
+        """Check the input and return the images with standardised colours."""
         if feature_fmt not in ("NLC", "NCHW"):
             raise StudentInputError(f"feature_fmt is 'NLC' (tokens) or 'NCHW' (a map), got {feature_fmt!r}.")
         if images.ndim != 4 or images.shape[1] != 3:
@@ -117,7 +124,7 @@ class Student(nn.Module, ABC):
             raise StudentInputError(
                 f"student '{self.name}' takes float images in [0, 1], got {images.dtype}: divide by 255."
             )
-        if not has_free_size(images):  # the graph of a free size checks it itself
+        if not has_free_size(images):  # a graph of free size contains its own check
             self._refuse_size(int(images.shape[-2]), int(images.shape[-1]))
         if not self.range_checked and _holds_values(images):
             self.range_checked = True
@@ -147,7 +154,7 @@ class Student(nn.Module, ABC):
 
     @final
     def nearest_supported_resolution(self, h: int, w: int) -> tuple[int, int]:
-        """The legal (height, width) nearest to h x w pixels; halves round up, and one step is the least."""
+        """Return the legal (height, width) nearest to h x w pixels. Halves round up, and the least side is one step."""
         if self.fixed_resolution is not None:
             return self.fixed_resolution
         step = self.min_resolution_step
@@ -155,16 +162,16 @@ class Student(nn.Module, ABC):
 
 
 def has_free_size(images: Tensor) -> bool:
-    """Return whether a graph is made now whose images may have any size."""
+    """Return whether a graph for images of any size is being traced."""
     return isinstance(images.shape[-1], torch.SymInt) or isinstance(images.shape[-2], torch.SymInt)
 
 
 _SLACK = 0.25
-"""Values so far outside of [0, 1] are left alone: bicubic resizing overshoots."""
+"""Accepted distance of values from [0, 1], because bicubic resizing overshoots."""
 
 
 def _holds_values(images: Tensor) -> bool:
-    """Return whether numbers can be read here: not where a compiler or an exporter looks on, and not without data."""
+    """Return whether the values of a tensor can be read: not while it is traced or captured, and not without data."""
     traced = torch.compiler.is_compiling() or is_tracing() or type(images) is not Tensor or images.is_meta
     captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
     return not (traced or captured or images.numel() == 0)
@@ -173,14 +180,14 @@ def _holds_values(images: Tensor) -> bool:
 def _warn_of_other_values(name: str, images: Tensor) -> None:
     """Warn if values are far outside of [0, 1]: of 0 to 255, or standardised already."""
     try:
-        least, most = (float(value) for value in images.detach().aminmax())
-    except RuntimeError:  # inside torch.vmap there are no numbers to read
+        lowest, highest = (float(value) for value in images.detach().aminmax())
+    except RuntimeError:  # inside torch.vmap there are no values
         return
-    if least >= -_SLACK and most <= 1 + _SLACK:
+    if lowest >= -_SLACK and highest <= 1 + _SLACK:
         return
-    cause = "divide by 255" if least >= 0 else "leave out the normalisation, which the student does itself"
+    cause = "divide by 255" if lowest >= 0 else "leave out the normalisation, which the student does itself"
     warnings.warn(
-        f"student '{name}' takes RGB images in [0, 1], and its first images hold values from {least:.3g} to {most:.3g}, so "
+        f"student '{name}' takes RGB images in [0, 1], and its first images hold values from {lowest:.3g} to {highest:.3g}, so "
         f"that its features will be wrong: {cause}",
         stacklevel=6,
     )

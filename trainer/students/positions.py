@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class CroppedPositions(nn.Module):
     """Adds to each token its position, read from a table of side * side learned positions.
 
-    Training shows every image its own random crop of the table, so that the student learns any size and aspect. The
-    crops come from PyTorch's generator of the images' device, as dropout does. Evaluation resizes the table to a square
+    In training every image uses its own random crop of the table, so that the student learns any size and aspect. The
+    crops are drawn by PyTorch's generator of the images' device, like dropout. Evaluation resizes the table to a square
     of the longer side of the grid and uses the top left of it. Both are computed in float32.
     Source: AM-RADIO, arXiv 2312.06709, section 3 (cropped position embeddings, from RO-ViT).
     """
@@ -33,12 +33,12 @@ class CroppedPositions(nn.Module):
         else:
             positions = self.read(*crop_points(tokens.shape[0], grid_hw, tokens.device))
         if self.drop > 0:
-            kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.drop
-            positions = positions * kept
+            has_position = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.drop
+            positions = positions * has_position
         return tokens + positions.to(tokens.dtype)
 
     def top_left(self, grid_hw: tuple[int, int]) -> Float[Tensor, "n c"]:
-        """Positions of the evaluation: the table resized to a square of the longer side, its top left h x w."""
+        """Return the positions of evaluation: the top left h x w of the table, resized to a square of the longer side."""
         h, w = grid_hw
         longer = cast(int, torch.sym_max(h, w))  # numbers, or symbols in a graph of free size
         table = self.table.float().T.reshape(1, -1, self.side, self.side)
@@ -50,9 +50,9 @@ class CroppedPositions(nn.Module):
         return cropped.flatten(1).T
 
     def read(self, ys: Float[Tensor, "b h"], xs: Float[Tensor, "b w"]) -> Float[Tensor, "b n c"]:
-        """Bilinear samples of the table at every (y, x); 0 and 1 are the centres of its first and last positions.
+        """Sample the table bilinearly at every (y, x). 0 and 1 are the centres of its first and last positions.
 
-        The same as `grid_sample` with align_corners=True, but a weighted sum of four table rows per token needs no copy
+        Equals `grid_sample` with align_corners=True, but a weighted sum of four table rows per token needs no copy
         of the table per image, neither forward nor backward.
         """
         b, h, w = ys.shape[0], ys.shape[1], xs.shape[1]
@@ -62,6 +62,7 @@ class CroppedPositions(nn.Module):
         y1, x1 = (y0 + 1).clamp(max=self.side - 1), (x0 + 1).clamp(max=self.side - 1)
         rows_bhk, columns_bwk = torch.stack([y0, y1], -1).long(), torch.stack([x0, x1], -1).long()
         fy_bhk, fx_bwk = torch.stack([1 - (y - y0), y - y0], -1), torch.stack([1 - (x - x0), x - x0], -1)
+        # (b, h, 1, 2, 1) and (b, 1, w, 1, 2) -> (b, h, w, 2, 2): the four corners of each token
         index = rows_bhk[:, :, None, :, None] * self.side + columns_bwk[:, None, :, None, :]
         weight = fy_bhk[:, :, None, :, None] * fx_bwk[:, None, :, None, :]
         out = F.embedding_bag(
@@ -73,10 +74,10 @@ class CroppedPositions(nn.Module):
 def crop_points(
     batch: int, grid_hw: tuple[int, int], device: torch.device
 ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b w"]]:
-    """Where, in a unit square, each row and column of each image's random crop lies.
+    """Draw a random crop per image and return the positions of its rows and columns in the unit square.
 
     Scale s ~ U[sqrt(0.1), 1] and log aspect ~ U[ln 3/4, ln 4/3] give the sides min(1, s * a) and min(1, s / a) of the
-    crop; its place is uniform; the points run from edge to edge inclusive.
+    crop; its position is uniform. The points include both edges.
     """
     h, w = grid_hw
     scale = torch.empty(batch, 1, device=device).uniform_(math.sqrt(0.1), 1)

@@ -23,7 +23,7 @@ class SpectralScale(nn.Module):
     """W * (softplus(s) + alpha) / (sigma(W) + epsilon), for each of `chunks` equal groups of rows on its own.
 
     s is learned and starts where the product is W itself. sigma, the largest singular value, comes from power iteration:
-    one step per training forward, on vectors that are kept. It stops attention from collapsing onto few tokens at high
+    one step per training forward, on stored vectors. It stops attention from collapsing onto few tokens at high
     resolution (AM-RADIO, arXiv 2312.06709, section 4; sigma-reparam, arXiv 2303.06296). Computed in float32.
     """
 
@@ -40,7 +40,7 @@ class SpectralScale(nn.Module):
 
     @torch.no_grad()
     def right_inverse(self, weight: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
-        """Take up a weight: learn its norm, and start from there. PyTorch calls it when a weight is assigned."""
+        """Start from a weight and its norm. PyTorch calls this when a weight is assigned."""
         w = self._chunked(weight)
         # A generator of its own: switching this on must not change the weights that a seed gives.
         start = torch.randn(self.right.shape, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -85,7 +85,7 @@ class MultiplicativeNoise(nn.Module):
     """W * (1 + e), e ~ N(0, sigma^2), drawn anew in every training forward; W itself otherwise.
 
     Source: DAMP, "Improving robustness to corruptions with multiplicative weight perturbations"; C-RADIOv4 uses it
-    without saying at which sigma.
+    and does not state the sigma.
     """
 
     def __init__(self, sigma: float) -> None:
@@ -100,7 +100,7 @@ class MultiplicativeNoise(nn.Module):
 
 
 def reparametrise(blocks: nn.Sequential, *, spectral: bool, damp_sigma: float) -> None:
-    """Put either or both on every Linear of transformer blocks; queries, keys and values count as three weights."""
+    """Add either or both to every Linear of transformer blocks. Queries, keys and values count as three weights."""
     for block in blocks:
         assert isinstance(block, Block)
         chunks = {block.qkv: 3, block.proj: 1, cast(nn.Linear, block.mlp[2]): 1}
@@ -114,7 +114,7 @@ def reparametrise(blocks: nn.Sequential, *, spectral: bool, damp_sigma: float) -
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict `module` would have with plain weights: every reparametrised one by its value in evaluation."""
+    """Return the state dict of `module` with plain weights: reparametrised ones by their value in evaluation."""
     # Not `remove_parametrizations` on a copy: copies share a class with the original, which loses its weights then.
     state = {name: value for name, value in module.state_dict().items() if ".parametrizations." not in name}
     for name, part in module.named_modules():

@@ -135,22 +135,24 @@ class TimmBackbone(Student):
                 f"student '{self.name}': the architecture cannot take {h} x {w} ({exc}); {self._known_size()}"
             ) from exc
         if self._channels_last:
-            maps = [one.permute(0, 3, 1, 2) for one in maps]
+            # (b, h, w, c) -> (b, c, h, w)
+            maps = [stage_map.permute(0, 3, 1, 2) for stage_map in maps]
         grid_hw = h // self.patch_size, w // self.patch_size
-        if not any(tuple(one.shape[-2:]) == grid_hw for one in maps):
-            found = ", ".join(f"{one.shape[-2]} x {one.shape[-1]}" for one in maps)
+        if not any(tuple(stage_map.shape[-2:]) == grid_hw for stage_map in maps):
+            sizes = ", ".join(f"{stage_map.shape[-2]} x {stage_map.shape[-1]}" for stage_map in maps)
             raise UnsupportedResolutionError(
-                f"student '{self.name}' gives maps of {found} for {h} x {w}, not of {grid_hw[0]} x {grid_hw[1]}; "
+                f"student '{self.name}' returns maps of {sizes} for {h} x {w}, not of {grid_hw[0]} x {grid_hw[1]}; "
                 f"{self._known_size()}"
             )
         maps = [
-            one if tuple(one.shape[-2:]) == grid_hw else F.interpolate(one, grid_hw, mode="bilinear") for one in maps
+            stage_map if tuple(stage_map.shape[-2:]) == grid_hw else F.interpolate(stage_map, grid_hw, mode="bilinear")
+            for stage_map in maps
         ]
         out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         return Encoded(out.mean((2, 3)), out)
 
     def _encode_free(self, images: Float[Tensor, "b 3 h w"]) -> Encoded:
-        """The same in a graph whose images may have any size, where sizes cannot be compared."""
+        """Encode in a graph for images of any size, where sizes cannot be compared."""
         maps: list[Tensor] = self.net(images)
         if len(maps) > 1:
             raise ConfigError(f"student '{self.name}' fuses several stages, whose sizes have to be known")
@@ -163,7 +165,7 @@ class TimmBackbone(Student):
 
 
 def _stages(model_name: str, out_index: int | Sequence[int] | None, strides: list[int]) -> tuple[int, ...]:
-    """The stages asked for, in the order of the network."""
+    """Return the requested stages in the order of the network."""
     if out_index is None:
         return (max((i for i, stride in enumerate(strides) if stride <= MAX_STRIDE), default=0),)
     stages = (out_index,) if isinstance(out_index, int) else tuple(sorted(set(out_index)))
@@ -175,7 +177,7 @@ def _stages(model_name: str, out_index: int | Sequence[int] | None, strides: lis
 
 
 def _stage_strides(model_name: str, timm_options: dict[str, Any]) -> list[int]:
-    """Stride in pixels of every stage. Built on the meta device, because timm knows them only of a built model."""
+    """Return the stride of every stage in pixels. Built on the meta device, because timm has them for built models only."""
     with torch.device("meta"):
         try:
             net = _feature_model(model_name, (0,), timm_options)
@@ -192,14 +194,14 @@ def _stage_strides(model_name: str, timm_options: dict[str, Any]) -> list[int]:
 def _feature_model(
     model_name: str, stages: tuple[int, ...], timm_options: dict[str, Any], overlay: dict[str, Any] | None = None
 ) -> Any:
-    """The layers up to the last of some stages. `Any`: nn.Module knows no `feature_info` and no `pretrained_cfg`."""
+    """Build the layers up to the last of some stages. `Any`: nn.Module lacks `feature_info` and `pretrained_cfg`."""
     return timm.create_model(
         model_name, features_only=True, out_indices=stages, pretrained_cfg_overlay=overlay, **timm_options
     )
 
 
 def _native_resolution(pretrained_cfg: dict[str, Any], timm_options: dict[str, Any]) -> tuple[tuple[int, int], bool]:
-    """(height, width) in pixels a model was laid out for, and whether it takes no other."""
+    """Return the (height, width) that a model was designed for, in pixels, and whether it accepts no other."""
     _, height, width = pretrained_cfg["input_size"]
     match timm_options.get("img_size"):
         case None:

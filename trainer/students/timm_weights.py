@@ -58,7 +58,7 @@ def initialise_from_timm(student: ViT, model_name: str, weights_file: str | None
 def weights_overlay(weights_file: str | None) -> dict[str, Any] | None:
     """Return the `pretrained_cfg_overlay` with which timm reads this file; None, for timm's own weights, without one.
 
-    The file may be named by a student that somebody sent, so it is read as tensors first: older versions of timm unpickle.
+    The name may come from an untrusted student, so the file is read as tensors first: older versions of timm unpickle.
 
     Raises:
         ConfigError: there is no such file, or it is no file of tensors.
@@ -77,7 +77,7 @@ def weights_overlay(weights_file: str | None) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def naming_the_weights(model_name: str) -> Generator[None]:
-    """Turn whatever timm raises where a model's weights cannot be had, or do not fit, into a ConfigError with the cure."""
+    """Turn timm's errors for weights that are unavailable, or do not fit, into a ConfigError with the cure."""
     try:
         yield
     except RadioCacheError:
@@ -85,8 +85,8 @@ def naming_the_weights(model_name: str) -> Generator[None]:
     except Exception as exc:  # of the hub, of the network below it, of torch
         line = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
         raise ConfigError(
-            f"the pretrained weights of timm's '{model_name}' cannot be had: {type(exc).__name__}: {line:.200} - timm fetches "
-            "them from the Hugging Face Hub and keeps them. Where there is no network, bring the file, and give it by "
+            f"the pretrained weights of timm's '{model_name}' are not available: {type(exc).__name__}: {line:.200} - timm "
+            "downloads them from the Hugging Face Hub. Without a network, copy the file here and pass it by "
             "--set student_overrides.init_file=FILE"
         ) from exc
 
@@ -95,7 +95,7 @@ def _check(student: ViT, model_name: str, source: Any) -> None:
     config = student.config
     block = source.blocks[0]
     gated = type(block.mlp).__name__ in ("GluMlp", "SwiGLU", "SwiGLUPacked")
-    found = {
+    theirs = {
         "width": source.embed_dim,
         "depth": len(source.blocks),
         "heads": block.attn.num_heads,
@@ -111,7 +111,7 @@ def _check(student: ViT, model_name: str, source: Any) -> None:
         "gated_mlp": config.gated_mlp,
         "pre_norm": config.pre_norm,
     }
-    differing = [f"{key}={found[key]!r} (here {ours[key]!r})" for key in found if found[key] != ours[key]]
+    differing = [f"{key}={theirs[key]!r} (here {ours[key]!r})" for key in theirs if theirs[key] != ours[key]]
     if differing:
         raise ConfigError(
             f"init_from: '{model_name}' does not fit student '{student.name}': it has {', '.join(differing)}. "
@@ -156,7 +156,7 @@ def _copy_blocks(student: ViT, weights: Mapping[str, Tensor]) -> None:
 
 
 def _copy_patches(student: ViT, weights: Mapping[str, Tensor], source: Any, model_name: str) -> None:
-    """The patch embedding, turned so that it takes the student's colours: (x - m1) / s1 = ((x - m2) / s2) s2/s1 + ..."""
+    """Copy the patch embedding, changed so that it takes the student's colours: (x - m1) / s1 = ((x - m2) / s2) s2/s1 + ..."""
     kernel, p = weights["patch_embed.proj.weight"].float(), student.patch_size
     if kernel.shape[-1] != p:
         # Bigger patches sum over more pixels; the mean response stays the same.
@@ -177,7 +177,7 @@ def _copy_patches(student: ViT, weights: Mapping[str, Tensor], source: Any, mode
 
 
 def _copy_positions(student: ViT, weights: Mapping[str, Tensor], source: Any) -> Float[Tensor, " c"] | float:
-    """The position table; returns what timm adds to the class token."""
+    """Copy the position table and return the position that timm adds to the class token."""
     positions = weights["pos_embed"][0].float()
     rows, columns = source.patch_embed.grid_size
     extra = len(positions) - rows * columns

@@ -1,7 +1,7 @@
 """A user's own network as a student: "torch-module:my_package.my_file:MyNet".
 
 The network takes images (b, 3, h, w) with standardised colours and returns a map (b, c, h / p, w / p), or a summary
-(b, s) and such a map. Its widths and its stride p are found by showing it one image.
+(b, s) and such a map. Its widths and its stride p are measured on one image.
 """
 
 from typing import Any, final
@@ -19,12 +19,16 @@ from trainer.students.base import Encoded, Student
 class TorchModule(Student):
     """An `nn.Module` from an import path. Without a summary of its own, the summary is the mean of the map.
 
-    preferred_resolution: (height, width) in pixels of the image it is tried with. min_resolution_step: its sides are
-    multiples of; by default the stride that was found. fixed_resolution: it takes no other size. Everything else goes
-    to the network's constructor.
-    path: "package.module:Class", typed by the caller; one that stands in a file goes through
-    `radio_cache.allowed_modules.refuse_unless_allowed` first.
-    Raises: ConfigError for a path that leads to no class of `nn.Module`, or for a network that returns something else.
+    Args:
+        path: "package.module:Class" from the caller. Paths from files must pass
+            `radio_cache.allowed_modules.refuse_unless_allowed` first.
+        preferred_resolution: (height, width) of the image that it is measured on, pixels.
+        min_resolution_step: sides are multiples of it; by default the measured stride.
+        fixed_resolution: it accepts no other size.
+        settings: for the network's constructor.
+
+    Raises:
+        ConfigError: for a path that names no subclass of `nn.Module`, or a network with another output.
     """
 
     def __init__(
@@ -73,7 +77,7 @@ def _build(path: str, settings: dict[str, Any]) -> nn.Module:
 
 @torch.no_grad()
 def _tried(path: str, net: nn.Module, hw: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
-    """Width of the summary, width of the map, and its (height, width) in tokens, for one black image."""
+    """Return the width of the summary, the width of the map, and its (height, width) in tokens, for one black image."""
     training = net.training
     try:
         out = _encoded(net.eval()(torch.zeros(1, 3, *hw)))
@@ -91,5 +95,5 @@ def _encoded(out: Any) -> Encoded:
             return Encoded(summary, tokens_map)
         case _:
             parts = out if isinstance(out, tuple | list) else (out,)
-            found = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
-            raise ConfigError(f"it returns {found}; expected is a map (b, c, h, w), or a summary (b, s) and a map.")
+            shapes = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
+            raise ConfigError(f"it returns {shapes}; expected is a map (b, c, h, w), or a summary (b, s) and a map.")

@@ -23,15 +23,22 @@ from trainer.students.windows import draw_window, global_blocks, to_row_order, t
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """One ViT. `registers=None` fills class tokens and registers up to a multiple of 8, as RADIOv2.5 does.
+    """One ViT.
 
-    mlp_hidden: width inside the MLPs; None is four times the width. gated_mlp: SwiGLU instead of GELU.
-    window: side in tokens of the windows that attention is confined to in all but the global blocks; None is no windows.
-    train_windows: what the window of a training step is drawn from, with `window_probability` (else the step has none).
-    num_global, num_windowed: which blocks stay global, see `windows.global_blocks`.
-    spectral_reparam, damp_sigma: training only, see `reparametrised`.
-    patch_bias, pre_norm: as the ViTs of DINOv2 (a bias in the patch embedding) and CLIP (a norm before the blocks) have.
-    init_from: a timm model whose weights to start from; init_file: where they lie, if not to be downloaded.
+    Attributes:
+        registers: None fills class tokens and registers up to a multiple of 8, as RADIOv2.5 does.
+        mlp_hidden: width inside the MLPs; None is four times the width.
+        gated_mlp: SwiGLU instead of GELU.
+        window: side in tokens of the attention windows in all but the global blocks; None for no windows.
+        train_windows: candidates for the window of a training step, used with `window_probability`.
+        num_global: number of global blocks, see `windows.global_blocks`.
+        num_windowed: windowed blocks between global ones, instead of `num_global`.
+        spectral_reparam: training only, see `reparametrised`.
+        damp_sigma: training only, see `reparametrised`.
+        patch_bias: a bias in the patch embedding, as in DINOv2.
+        pre_norm: a norm before the blocks, as in CLIP.
+        init_from: a timm model whose weights to start from.
+        init_file: file of these weights; None downloads them.
     """
 
     name: str
@@ -86,19 +93,22 @@ class ViTConfig:
 
     @property
     def num_registers(self) -> int:
+        """Number of registers."""
         return 8 - self.num_summary_tokens % 8 if self.registers is None else self.registers
 
     @property
     def table_side(self) -> int:
+        """Side of the position table, in tokens."""
         return round(self.max_resolution / self.patch_size)
 
     @property
     def hidden(self) -> int:
+        """Width inside the MLPs."""
         return 4 * self.width if self.mlp_hidden is None else self.mlp_hidden
 
 
 TRAINING_SETTINGS = frozenset({"spectral_reparam", "damp_sigma", "train_windows", "window_probability"})
-"""Settings that leave nothing behind in a student's weights once it is trained."""
+"""Settings without effect on a student's weights once it is trained."""
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(ViTConfig)}
 
@@ -136,7 +146,7 @@ VERSIONS: dict[str, ViTConfig] = _versions()
 
 @final
 class ViT(Student):
-    """The summary is the class tokens side by side: (B, num_summary_tokens * width)."""
+    """A ViT whose summary is the concatenation of its class tokens: (b, num_summary_tokens * width)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(
@@ -172,7 +182,7 @@ class ViT(Student):
         reparametrise(self.blocks, spectral=config.spectral_reparam, damp_sigma=config.damp_sigma)
         self._global = global_blocks(config.depth, num_global=config.num_global, num_windowed=config.num_windowed)
         if config.train_windows:
-            # In the state dict, so that a resumed run draws on where it stopped.
+            # In the state dict, so that a resumed run continues its draws.
             self.window_draws: Tensor
             self.register_buffer("window_draws", torch.zeros((), dtype=torch.int64))
 
@@ -183,10 +193,17 @@ class ViT(Student):
     def intermediates(
         self, images: Float[Tensor, "b 3 h w"], blocks: Sequence[int], *, feature_fmt: FeatureFormat = "NLC"
     ) -> list[StudentOutput]:
-        """Summary and spatial features behind each of `blocks` (0 is the first, -1 the last), in the order asked for.
+        """Return summary and spatial features after each of `blocks`, in their order.
 
-        Shapes and units as `forward`, whose output is that of the last block; blocks behind the last one asked for are
-        not run. Raises ConfigError for a block there is not, and what `forward` raises.
+        Blocks after the last of them do not run. The output of the last block is that of `forward`.
+
+        Args:
+            images: (b, 3, h, w), RGB in [0, 1].
+            blocks: indices, 0 for the first and -1 for the last block.
+            feature_fmt: as for `forward`.
+
+        Raises:
+            ConfigError: for an index without a block. Errors of `forward` are raised as well.
         """
         depth = self.config.depth
         for block in blocks:
@@ -197,7 +214,7 @@ class ViT(Student):
         return [self._formatted(taps[block % depth], feature_fmt) for block in blocks]
 
     def materialised(self) -> "ViT":
-        """A copy in evaluation without what only training needs: the same features, weights with plain names."""
+        """Return a copy in evaluation mode with the same features and plain weights, without the parts of training."""
         off = {key: value for key, value in _DEFAULTS.items() if key in TRAINING_SETTINGS}
         state = plain_state(self)
         state.pop("window_draws", None)
@@ -207,7 +224,7 @@ class ViT(Student):
         return plain.eval()
 
     def _run(self, images: Float[Tensor, "b 3 h w"], taps: Sequence[int]) -> dict[int, Encoded]:
-        """What stands behind each block of `taps`; runs no further than the last of them."""
+        """Return the outputs after each block of `taps`. Later blocks do not run."""
         b, _, h, w = images.shape
         grid_hw = h // self.patch_size, w // self.patch_size
         prefix_len = int(self.tokens.shape[0])
@@ -222,6 +239,7 @@ class ViT(Student):
             if window is None or number in self._global:
                 x = block(x)
             else:
+                # (b, n, c) -> (b * windows, window * window, c): class tokens and registers skip windowed blocks
                 windows = x[:, prefix_len:].reshape(-1, window**2, x.shape[-1])
                 x = torch.cat([x[:, :prefix_len], block(windows).reshape(b, -1, x.shape[-1])], dim=1)
             if number in taps:
@@ -244,7 +262,8 @@ class ViT(Student):
 
 
 def cut_patches(images: Float[Tensor, "b 3 h w"], patch_size: int) -> Float[Tensor, "b n p"]:
-    """Square patches, row-major from the top left, each flattened as (channel, y, x)."""
+    """Split images into square patches, row-major from the top left, each flattened as (channel, y, x)."""
     b, c, h, w = images.shape
     p = patch_size
+    # (b, c, rows, p, columns, p) -> (b, rows * columns, c * p * p)
     return images.view(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * p * p)

@@ -14,7 +14,7 @@ DRAW_SEED = 42  # the same on all ranks, so that all of them take the same time 
 
 
 def global_blocks(depth: int, *, num_global: int, num_windowed: int | None) -> frozenset[int]:
-    """Indexes of the blocks whose attention is global: the last of every period, and the last of all.
+    """Return the indices of the blocks with global attention: the last of every period, and the last of all.
 
     The period is num_windowed + 1 where that is given, else depth / num_global rounded down, but at least 1.
     """
@@ -23,21 +23,25 @@ def global_blocks(depth: int, *, num_global: int, num_windowed: int | None) -> f
 
 
 def to_window_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int) -> Float[Tensor, "b n c"]:
-    """Row-major tokens, sorted by window (row-major too) and row-major within each window of window x window."""
+    """Sort row-major tokens by window (row-major, too), row-major within each window of window x window tokens."""
     (h, w), c = grid_hw, tokens.shape[-1]
     return tokens.view(-1, h // window, window, w // window, window, c).transpose(2, 3).reshape(-1, h * w, c)
 
 
 def to_row_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int) -> Float[Tensor, "b n c"]:
-    """The inverse of `to_window_order`."""
+    """Invert `to_window_order`."""
     (h, w), c = grid_hw, tokens.shape[-1]
     return tokens.view(-1, h // window, w // window, window, window, c).transpose(2, 3).reshape(-1, h * w, c)
 
 
 def draw_window(windows: Sequence[int], grid_hw: tuple[int, int], probability: float, draw: int) -> int | None:
-    """The window of one training step: with `probability` one of those that divide the grid, else None.
+    """Draw the window of a training step: with `probability` one of those that divide the grid, else None.
 
-    draw: the number of the draw; the same number gives the same window on every rank and after a resume.
+    Args:
+        windows: candidates, in tokens.
+        grid_hw: tokens of an image.
+        probability: of a window.
+        draw: number of the draw. It decides the window, on every rank and after a resume.
     """
     fitting = [window for window in windows if grid_hw[0] % window == 0 and grid_hw[1] % window == 0]
     generator = torch.Generator().manual_seed(DRAW_SEED * 1_000_003 + draw)

@@ -10,7 +10,7 @@ from radio_cache.testing import make_tiny_cache, write_images
 from trainer.distributed.processes import Processes
 from trainer.loop import train
 from trainer.model.files import load_student
-from trainer.model.mosaic import cut, joined
+from trainer.model.mosaic import make_mosaics, split_mosaics
 from trainer.recipes.recipe import Recipe, override_stages
 from trainer.run.step import TrainingRun
 from trainer.students.base import StudentOutput
@@ -26,12 +26,12 @@ def with_mosaic(recipe: Recipe, *, image_px: int = 64, batch_images: int = 4) ->
 
 def test_images_lie_row_by_row_and_are_cut_where_they_were_joined() -> None:
     images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 4, 6)
-    mosaics = joined(images, 2)
+    mosaics = make_mosaics(images, 2)
     assert mosaics.shape == (2, 3, 8, 12)
     assert mosaics[1, 0, ::4, ::6].tolist() == [[4, 5], [6, 7]]
     # A student whose tokens are 2 x 2 pixels of the first channel.
     tokens = mosaics[:, :1, ::2, ::2].flatten(2).transpose(1, 2)
-    said = cut(StudentOutput(torch.tensor([[10.0], [20.0]]), tokens), (2, 3), 2)
+    said = split_mosaics(StudentOutput(torch.tensor([[10.0], [20.0]]), tokens), (2, 3), 2)
     assert said.spatial.shape == (8, 6, 1)
     assert said.spatial[:, :, 0].tolist() == [[float(number)] * 6 for number in range(8)]
     assert said.summary[:, 0].tolist() == [10.0] * 4 + [20.0] * 4
@@ -39,8 +39,10 @@ def test_images_lie_row_by_row_and_are_cut_where_they_were_joined() -> None:
 
 def test_tokens_of_a_ramp_stay_in_order() -> None:
     ramp = torch.arange(4 * 2 * 3.0).view(4, 1, 2, 3).expand(4, 3, 2, 3)
-    tokens = joined(ramp, 2)[:, :1].flatten(2).transpose(1, 2)
-    assert torch.equal(cut(StudentOutput(torch.zeros(1, 1), tokens), (2, 3), 2).spatial[..., 0], ramp[:, 0].flatten(1))
+    tokens = make_mosaics(ramp, 2)[:, :1].flatten(2).transpose(1, 2)
+    assert torch.equal(
+        split_mosaics(StudentOutput(torch.zeros(1, 1), tokens), (2, 3), 2).spatial[..., 0], ramp[:, 0].flatten(1)
+    )
 
 
 def test_a_mosaic_of_a_student_that_sees_one_token_at_a_time_has_the_loss_of_its_images(

@@ -46,11 +46,11 @@ def test_statistics_come_back_from_the_folder_bit_by_bit(
 ) -> None:
     recipe = replace(rotated, normalise=how, normalise_summary=how)
     fitted = of_run(tmp_path, cache, recipe)
-    assert not fitted.kept
+    assert not fitted.from_folder
     fitted.save(tmp_path)
     monkeypatch.setattr(TargetStatistics, "fit", None)  # is not called again
     kept = of_run(tmp_path, cache, recipe)
-    assert kept.kept
+    assert kept.from_folder
     assert tensors(kept).keys() == tensors(fitted).keys()
     for name, tensor in tensors(fitted).items():
         assert torch.equal(tensors(kept)[name], tensor), name
