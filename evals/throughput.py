@@ -55,9 +55,9 @@ class ThroughputConfig:
             raise ConfigError("nothing to time: give --run RUN or --model MODEL")
         if min(*self.batches, self.repeats) < 1 or self.warmup < 0:
             raise ConfigError("--batch-size and --repeats are at least 1, --warmup at least 0")
-        for value, known in ((self.modes, get_args(Mode)), (self.precisions, get_args(Precision))):
-            if unknown := [name for name in value if name not in known]:
-                raise ConfigError(f"'{unknown[0]}' is none of {', '.join(known)}")
+        for value, choices in ((self.modes, get_args(Mode)), (self.precisions, get_args(Precision))):
+            if unknown := [name for name in value if name not in choices]:
+                raise ConfigError(f"'{unknown[0]}' is none of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ def print_rank(result: "RankTable") -> None:
     out.print(result.protocol)
     # Headings are wrapped, so that there is room for the names of rows.
     teachers = ("\n".join(["CKA", *textwrap.wrap(name, 13, break_long_words=False)]) for name in result.teachers)
-    rows = table("", "", "what it is", "width", "RankMe", *teachers, left=2)
+    rows = table("", "", "description", "width", "RankMe", *teachers, left=2)
     for row in result.rows:
         cka = (f"{row.cka[name]:.3f}" for name in result.teachers)
         rows.add_row(row.name, row.about, str(row.width), f"{row.rank:.1f}", *cka)

@@ -79,7 +79,7 @@ def print_knn(result: "KnnTable") -> None:
     """Print the table, accuracy by k if there are several, and notes."""
     out = console()
     out.print(result.protocol)
-    rows = table("", "", "what it is", "width", "top-1", "top-5", "of best teacher", left=2)
+    rows = table("", "", "description", "width", "top-1", "top-5", "of best teacher", left=2)
     for row in result.rows:
         share = "" if row.share_of_best_teacher is None else f"{row.share_of_best_teacher:.1%}"
         rows.add_row(row.name, row.about, str(row.width), f"{row.top1:.1%}", f"{row.top5:.1%}", share)

@@ -125,7 +125,7 @@ def print_segment(result: "SegmentTable") -> None:
     """Print the table, IoU by class, and notes."""
     out = console()
     out.print(result.protocol)
-    rows = table("", "", "what it is", "width", "steps", "mIoU", "pixels right", left=2)
+    rows = table("", "", "description", "width", "steps", "mIoU", "pixel accuracy", left=2)
     for row in result.rows:
         scores = row.scores
         rows.add_row(

@@ -119,14 +119,14 @@ class ProgressLines:
         self._line: ProgressLine | None = None
         self._name, self._num_done = "", 0
 
-    def __call__(self, name: str, done: int, total: int, /, *, unit: str = "images") -> None:
+    def __call__(self, name: str, num_done: int, total: int, /, *, unit: str = "images") -> None:
         """Report progress, see `evals.shared.progress.Progress`."""
         if name != self._name:
             self._close()
             self._name, self._num_done, self._line = name, 0, ProgressLine(name, total, unit=unit).__enter__()
         assert self._line is not None, "opened above for a new name"
-        self._line.advance(done - self._num_done)  # the line counts steps, not totals
-        self._num_done = done
+        self._line.advance(num_done - self._num_done)  # the line counts steps, not totals
+        self._num_done = num_done
 
     def __enter__(self) -> "ProgressLines":
         return self

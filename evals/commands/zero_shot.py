@@ -91,7 +91,7 @@ def print_zero_shot(result: "ZeroShotTable") -> None:
     """Print the table and notes."""
     out = console()
     out.print(result.protocol)
-    rows = table("", "", "what it is", "sentences by", "top-1", "top-5", left=3)
+    rows = table("", "", "description", "text tower", "top-1", "top-5", left=3)
     for row in result.rows:
         rows.add_row(row.name, row.about, row.text, f"{row.top1:.1%}", f"{row.top5:.1%}")
     # Published rows only appear on the full validation set of ImageNet.

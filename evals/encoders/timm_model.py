@@ -64,9 +64,9 @@ def timm_network(model: str, weights: Weights, *, size_px: int | None, device: t
 def _load(model: str, weights: Weights) -> Any:
     if not is_model(model):
         # timm has over a thousand names: a list of all would hide the near ones.
-        near = difflib.get_close_matches(model, list_models(), n=5, cutoff=0.4)
+        similar_names = difflib.get_close_matches(model, list_models(), n=5, cutoff=0.4)
         raise ConfigError(
-            f"timm {timm.__version__} has no model '{model}'. Nearest: {', '.join(near) or 'none'}. "
+            f"timm {timm.__version__} has no model '{model}'. Nearest: {', '.join(similar_names) or 'none'}. "
             "timm.list_models('*part of a name*') finds others."
         )
     if weights is None:

@@ -141,9 +141,9 @@ def _sizes(student: StudentEncoder, requested_sizes: Sequence[int]) -> tuple[lis
     # Moved sizes may coincide, so duplicates are dropped at the end.
     supported_sizes = [student.model.nearest_supported_resolution(size, size)[0] for size in candidate_sizes]
     moved = [
-        f"{size} to {near}"
-        for size, near in zip(candidate_sizes, supported_sizes, strict=True)
-        if size != near and requested_sizes
+        f"{size} to {supported}"
+        for size, supported in zip(candidate_sizes, supported_sizes, strict=True)
+        if size != supported and requested_sizes
     ]
     notes = [f"Sizes moved to the nearest that the student takes: {', '.join(moved)}."] if moved else []
     if len(set(supported_sizes)) == 1:

@@ -108,7 +108,7 @@ def run_rank(config: RankConfig, *, progress: Progress | None = None) -> RankTab
         RankRow(
             name=name,
             kind=encoder.kind,
-            about=encoder.description if "→" not in name else "what it makes of that teacher",
+            about=encoder.description if "→" not in name else "prediction of that teacher",
             width=features.shape[1],
             rank=rank_me(features),
             cka={teacher: linear_cka(features, features_of[teacher][1]) for teacher in teachers},

@@ -304,7 +304,7 @@ def knn_table(
             if float(result.similarity[:, :used_k].min()) > _INDISTINCT_COSINE:
                 indistinct_notes.append(
                     f"{encoder.name} hardly tells images apart: all neighbours that vote have a cosine above "
-                    f"{_INDISTINCT_COSINE:.5f}, so its accuracy hangs on rounding, and may differ from machine to machine."
+                    f"{_INDISTINCT_COSINE:.5f}, so its accuracy depends on rounding, and may differ from machine to machine."
                 )
             by_k = {number: accuracy(ranked, result.labels) for number, ranked in result.ranked.items()}
             # Encoders differ in their neighbours; the note gives the worst case.
@@ -313,7 +313,7 @@ def knn_table(
                 KnnRow(
                     name=encoder.name if space == OWN else f"{encoder.name} → {space}",
                     kind=encoder.kind,
-                    about=encoder.description if space == OWN else f"what it makes of {space}",
+                    about=encoder.description if space == OWN else f"prediction of {space}",
                     width=result.width,
                     top1=by_k[k].top1,
                     top5=by_k[k].top5,

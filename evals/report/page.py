@@ -268,7 +268,7 @@ def picture_group(
             # Run one teacher after the other, so that only one model is in memory.
             live[name] = live_maps(cache, name, chosen_rows, device=device)
         except TeacherError as exc:
-            # The page is about the student: without the teacher's weights it shows less, and says why.
+            # The page is about the student: without the teacher's weights it draws less, and names the reason.
             notes.append(f"The live maps of {name} are missing: {exc}.")
     names = [chosen.name_of(int(label)) if label >= 0 else "" for label in chosen.labels]
     return PictureGroup(title, " ".join(notes), feature_pictures(cache, chosen_rows, names, student, live))

@@ -161,12 +161,12 @@ _ROUNDED_PX = 4
 """Side in pixels below which two boxes of one object may differ by half from rounding alone."""
 
 
-def _area_px(stated: Any, mask: NDArray[np.bool_]) -> float:
+def _area_px(file_area: Any, mask: NDArray[np.bool_]) -> float:
     """Return the area by which COCO's evaluation sorts instances: the file's, or that of the mask if the file states none.
 
     Some writers omit it, or write null, NaN, 0 or -1 for it.
     """
-    area_px = float("nan") if stated is None else float(stated)
+    area_px = float("nan") if file_area is None else float(file_area)
     return area_px if np.isfinite(area_px) and area_px > 0 else float(mask.sum())
 
 

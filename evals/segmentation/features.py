@@ -302,7 +302,7 @@ def _tiled(maps: NDArray[np.float32], geometry: ViewGeometry) -> NDArray[np.floa
     if even and geometry.offset_px == geometry.stride_px / 2:
         return maps
     # The map is sampled as if its whole input were one crop.
-    whole = replace(geometry, fit="squash")
-    weights = crop_weights([(0.0, 0.0, float(w), float(h))], [(h, w)], whole, out_hw=geometry.grid_hw)
+    full_input = replace(geometry, fit="squash")
+    weights = crop_weights([(0.0, 0.0, float(w), float(h))], [(h, w)], full_input, out_hw=geometry.grid_hw)
     # (n, H, W, c) -> (n, h, w, c), separable in rows and columns.
     return np.einsum("yh,nhwc,xw->nyxc", weights.rows[0], maps, weights.columns[0], optimize=True).astype(np.float32)

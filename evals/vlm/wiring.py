@@ -128,10 +128,10 @@ def check_wiring(run: Path, *, teacher: str = BACKBONE, seed: int = 0) -> Wiring
     # One backward pass shows what a training of LLaVA would change.
     built(**inputs, labels=inputs["input_ids"]).loss.backward()
     # transformers nests the parts of LLaVA below `model`.
-    inner: Any = built.model
+    llava_parts: Any = built.model
     require(
-        all(weight.grad is not None for weight in inner.multi_modal_projector.parameters())
-        and all(weight.grad is None for weight in inner.vision_tower.parameters()),
+        all(weight.grad is not None for weight in llava_parts.multi_modal_projector.parameters())
+        and all(weight.grad is None for weight in llava_parts.vision_tower.parameters()),
         "the projector learns, and the student stays as it is",
     )
     return Wiring(

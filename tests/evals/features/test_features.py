@@ -40,7 +40,7 @@ def test_rows_and_teachers_keep_their_names_beside_three_teachers(capsys: pytest
         RankRow(
             name=f"student → {name}",
             kind="student",
-            about=f"what it makes of {name}",
+            about=f"prediction of {name}",
             width=1280,
             rank=18.5,
             cka=dict.fromkeys(teachers, 0.5),
