@@ -51,7 +51,7 @@ class Clip(Teacher):
             activation = "QuickGELU" if trained_with else "GELU"
             loaded |= {"activation": activation}
             self.notes += (
-                f"runs {activation}: open_clip says '{preset.tag}' was trained with it; {preset.model} has the other",
+                f"runs {activation}, which '{preset.tag}' was trained with by open_clip's table; {preset.model} has the other",
             )
         prepared = open_clip_preprocessing(
             subject,
