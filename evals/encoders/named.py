@@ -109,6 +109,11 @@ def parse_models(
 def load_model(model: ModelName, weights: Path | Literal["random"] | None, *, device: torch.device) -> LiveEncoder:
     """Load the encoder of one `--model`.
 
+    Args:
+        model: of `parse_models`.
+        weights: of `parse_models`.
+        device: where it runs.
+
     Raises:
         RadioCacheError: if the model cannot be loaded; the message names the cure.
     """

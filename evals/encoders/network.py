@@ -94,6 +94,11 @@ class NetworkEncoder(LiveEncoder):
 def live_teacher(name: str, options: TeacherOptions, *, device: torch.device) -> NetworkEncoder:
     """Load a teacher by name.
 
+    Args:
+        name: of a preset.
+        options: its weights and input size.
+        device: where it runs.
+
     Raises:
         TeacherError: if the teacher cannot be loaded; the message names the cure.
     """
@@ -107,7 +112,15 @@ def live_teacher(name: str, options: TeacherOptions, *, device: torch.device) ->
 
 
 def recorded_teacher(spec: TeacherSpec, *, device: torch.device) -> NetworkEncoder:
-    """Load the teacher of a cache with the weights and geometry recorded there, in float32 whatever the build used."""
+    """Load the teacher of a cache with the weights and geometry recorded there, in float32 whatever the build used.
+
+    Args:
+        spec: of the teacher in the cache.
+        device: where it runs.
+
+    Raises:
+        TeacherError: if the recorded weights are not available, or are other ones now.
+    """
 
     def load(size_px: int) -> Network:
         return teacher_network(load_recorded(spec, size_px=size_px), device=device, at_size=load)

@@ -74,7 +74,18 @@ class StudentEncoder(LiveEncoder):
     def of_run(
         cls, run: Path, *, name: str, trained: bool, device: torch.device, size_px: int | None = None
     ) -> "StudentEncoder":
-        """Load the student of a run folder; `trained=False` loads the network as it was before its first step."""
+        """Load the student of a run folder.
+
+        Args:
+            run: the folder.
+            name: of its rows in tables.
+            trained: False loads the network as it was before its first step.
+            device: where it runs.
+            size_px: side of its square input, if other than in training.
+
+        Raises:
+            RadioCacheError: if the folder holds no student, or the weights that it started from are not available.
+        """
         model = load_student(run, adaptors="all", untrained=not trained)
         return cls(model, name=name, trained=trained, device=device, size_px=size_px)
 

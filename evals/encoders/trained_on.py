@@ -45,6 +45,10 @@ def split_of(encoders: Iterable[Encoder]) -> ImageSplit | None:
 def divided(images: ImageSet, split: ImageSplit | None) -> tuple[ImageSet, ImageSet] | None:
     """Divide images of a cache into training images and held-out images by the rule of a split.
 
+    Args:
+        images: of a cache.
+        split: the rule, see `split_of`.
+
     Returns:
         The two sets; None without a split, for images of no cache, and if one of the sets would be empty.
     """

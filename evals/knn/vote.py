@@ -33,6 +33,12 @@ class Accuracy:
 def num_voters(bank_rows: int, num_queries: int, k: int, *, leave_one_out: bool) -> int:
     """Return how many of the k neighbours can vote: fewer than k where the bank is smaller.
 
+    Args:
+        bank_rows: images of the bank.
+        num_queries: images to classify.
+        k: neighbours that should vote.
+        leave_one_out: the queries are the bank, and none votes for itself.
+
     Raises:
         EvalError: if no row of the bank can vote, or if there are no queries.
     """

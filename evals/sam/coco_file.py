@@ -147,6 +147,10 @@ def checked_outline(outline: Any, image_hw: tuple[int, int]) -> Any:
     Parts of fewer than three corners are dropped: they enclose nothing, and pycocotools takes four numbers for a box.
     A single part may stand without its outer list, and corners as pairs.
 
+    Args:
+        outline: polygons, or a run-length code.
+        image_hw: of the image, pixels.
+
     Raises:
         ValueError, TypeError: for half a corner, no part, or a run-length code that is not of exactly the image's pixels,
             which pycocotools may read for ever.

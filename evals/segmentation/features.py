@@ -275,6 +275,10 @@ class CachedTeacherMaps(WindowMaps):
 def fitted(encoder: LiveEncoder, crop_px: int) -> LiveEncoder:
     """Return the encoder at input size crop_px, or at the nearest size that its patches allow, or at its own size.
 
+    Args:
+        encoder: with maps.
+        crop_px: side of the windows, pixels.
+
     Raises:
         EvalError: for an encoder without maps.
     """

@@ -137,7 +137,13 @@ def train_probe(
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the peak rate at a step: linear from 1e-6 to 1 in `warmup` steps, then linear to 0."""
+    """Return the share of the peak rate at a step: linear from 1e-6 to 1, then linear to 0.
+
+    Args:
+        step: from 0.
+        steps: of the training.
+        warmup: steps until the peak.
+    """
     if step < warmup:
         return _WARMUP_FROM + (1 - _WARMUP_FROM) * step / warmup
     return (steps - step) / max(1, steps - warmup)

@@ -69,7 +69,16 @@ def window_pixels(image: Image.Image, windows: Sequence[Window], side_px: int) -
 
 
 def window_classes(classes: NDArray[np.int16], window: Window, window_hw: tuple[int, int]) -> NDArray[np.int16]:
-    """Return (h, w) classes of a window's pixels by nearest neighbour from those of the image; IGNORED beyond the frame."""
+    """Return the classes of a window's pixels, by nearest neighbour from those of the image.
+
+    Args:
+        classes: (H, W) of the image.
+        window: of that image.
+        window_hw: of the window, frame pixels.
+
+    Returns:
+        (h, w) classes; IGNORED beyond the frame.
+    """
     h, w = window.frame_hw
     ys, xs = (offset + np.arange(n) for offset, n in zip((window.top, window.left), window_hw, strict=True))
     # Centres of frame pixels, in image pixels.

@@ -307,6 +307,10 @@ def image_set(
 def in_classes_of(bank: ImageSet, queries: ImageSet) -> ImageSet:
     """Return the queries with the class numbers of the bank; classes are matched by their names.
 
+    Args:
+        bank: labelled images.
+        queries: labelled images; each of their classes has to be one of the bank's.
+
     Raises:
         EvalError: if the queries have classes that the bank lacks, or only one of the two has names.
     """
