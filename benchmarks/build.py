@@ -148,7 +148,7 @@ def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
 
 def bare(teacher: Teacher, seen: list[TeacherView], config: BuildConfig, *, side_by_side: bool) -> float:
     """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
-    device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch
+    device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch_images
     work = DeviceWork(teacher, device, StageSeconds())
     # Cut as the build cuts them: within shards.
     shards = [seen[first : first + shard_images] for first in range(0, len(seen), shard_images)]
@@ -264,7 +264,7 @@ def prepared(
         teachers={name: options},
         out=out,
         shard_images=shard_images,
-        batch_images=batch_images,
+        batch_size=batch_images,
         device=device,
     )
     cache = build_cache(config).cache

@@ -208,8 +208,8 @@ def _report_moved_images(before: Cache, cache: Cache, events: BuildEvents) -> No
 
 def _with_batch_of_other_build(config: BuildConfig, cache: Cache, name: str, events: BuildEvents) -> BuildConfig:
     recorded = with_recorded_batch(config, cache, name)
-    if recorded.batch != config.batch:
-        events.message(f"{name}: batches of {recorded.batch} images, as another build has just begun it with")
+    if recorded.batch_images != config.batch_images:
+        events.message(f"{name}: batches of {recorded.batch_images} images, as another build has just begun it with")
     return recorded
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cache_builder.build_config import BATCH_IMAGES, SHARD_IMAGES
+from cache_builder.build_config import BATCH_IMAGES, BUILD_DEFAULTS
 from cache_builder.computed_with import recorded_batch
 from cache_builder.sources.listing_record import recorded_request
 from cache_builder.teachers import ALIASES, TEACHERS, recorded_name
 from cache_builder.teachers.preset import COMPILED
 from radio_cache.codecs.calibrate import CodecRequest
-from radio_cache.images.decode import MAX_PIXELS
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.storage.base import is_url
 
@@ -60,9 +59,9 @@ def _image_options(cache: Cache) -> Iterator[str]:
             yield from ("--shuffle-seed", str(request.selection.shuffle_seed))
         if request.member:
             yield from ("--member", request.member)
-    if cache.meta.max_pixels != MAX_PIXELS:
+    if cache.meta.max_pixels != BUILD_DEFAULTS["max_pixels"]:
         yield from ("--max-pixels", str(cache.meta.max_pixels))
-    if cache.meta.shard_images != SHARD_IMAGES:
+    if cache.meta.shard_images != BUILD_DEFAULTS["shard_images"]:
         yield from ("--shard-images", str(cache.meta.shard_images))
     if cache.meta.pixels is not None:
         yield from ("--store-pixels", str(cache.meta.pixels.side_px), "--pixels-as", cache.meta.pixels.format)

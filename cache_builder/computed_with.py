@@ -25,7 +25,7 @@ _MAX_BATCH = 1 << 20
 
 def recorded(spec: TeacherSpec, config: BuildConfig) -> TeacherSpec:
     """The spec as it joins a cache: with the batch size and the device of its first shards."""
-    return replace(spec, software=spec.software | {BATCH: str(config.batch), DEVICE: device_name(config.device)})
+    return replace(spec, software=spec.software | {BATCH: str(config.batch_images), DEVICE: device_name(config.device)})
 
 
 def recorded_batch(cache: Cache, name: str) -> int | None:
@@ -37,7 +37,7 @@ def recorded_batch(cache: Cache, name: str) -> int | None:
 def with_recorded_batch(config: BuildConfig, cache: Cache, name: str) -> BuildConfig:
     """The config with the batch size that the teacher was begun with, if the cache says."""
     batch = recorded_batch(cache, name)
-    return config if batch is None else replace(config, batch_images=batch, auto_batch=False)
+    return config if batch is None else replace(config, batch_size=batch)
 
 
 def device_name(device: str) -> str:
@@ -56,11 +56,11 @@ def refuse_other_batch(cache: Cache, config: BuildConfig, num_images: int) -> No
     """
     for name in config.groups:
         batch = recorded_batch(cache, name)
-        if batch is None or config.batch_images in (None, batch) or _is_complete(cache, name, num_images):
+        if batch is None or config.batch_size in (None, "auto", batch) or _is_complete(cache, name, num_images):
             continue
         raise StaleCacheError(
             f"{cache.url}, teacher '{name}' was begun in batches of {batch} images, this run asks for --batch-size "
-            f"{config.batch_images}: another size changes the last bits, and its shards would not be of one kind. Leave "
+            f"{config.batch_size}: another size changes the last bits, and its shards would not be of one kind. Leave "
             f"--batch-size out, ask for {batch}, or build into another --out"
         )
 
@@ -77,7 +77,9 @@ def notes_on_rest(
     if spec.name not in cache.teachers or _is_complete(cache, spec.name, num_images):
         return
     batch = recorded_batch(cache, spec.name)
-    if batch is not None and config.batch_images is None and (config.auto_batch or batch != config.batch):
+    if batch is not None and (
+        config.batch_size == "auto" or (config.batch_size is None and batch != config.batch_images)
+    ):
         yield f"batches of {batch} images, as it was begun with"
     then = cache.teachers[spec.name].spec.software
     now = spec.software | ({} if elsewhere else {DEVICE: device_name(config.device)})

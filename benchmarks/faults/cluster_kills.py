@@ -70,7 +70,7 @@ def config(images: str, out: Path, shard_images: int) -> BuildConfig:
         teachers={name: TeacherOptions() for name in TEACHERS},
         out=out,
         shard_images=shard_images,
-        batch_images=16,
+        batch_size=16,
     )
 
 

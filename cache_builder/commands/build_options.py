@@ -1,12 +1,11 @@
 """What `radio-cache build` is asked of its teachers: `NAME=VALUE` options, one value for all of them, or one for each."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, cast, get_args
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_args
 
-from cache_builder.build_config import SHARD_IMAGES, BuildConfig
+from cache_builder.build_config import BuildConfig
 from cache_builder.teachers import ComputeDtype, TeacherOptions, find_teacher, trunk_of
 from radio_cache.codecs.calibrate import CodecRequest, codec_names, settings_of
 from radio_cache.errors import ConfigError
@@ -15,10 +14,8 @@ from radio_cache.format.pixels import PixelFormat, PixelStore
 from radio_cache.format.schema import MAX_VIEWS, level_name
 from radio_cache.geometry.crops import Fit
 from radio_cache.geometry.views import ViewSampling
-from radio_cache.images.decode import MAX_PIXELS
 from radio_cache.reader import Cache, is_cache, max_pixels_of_any_cache
 from radio_cache.terminal.options import split_name_value
-from radio_cache.torch import pick_device
 
 Value = TypeVar("Value")
 
@@ -49,81 +46,86 @@ class TeacherFlags(TypedDict):
 
 def build_config(
     *,
-    images: tuple[str, ...],
     teachers: tuple[str, ...],
     out: str | Path,
-    device: str,
+    device: str = "cpu",
     batch_size: str | None,
     shard_images: int | None,
-    filters: tuple[str, ...],
-    limit: int | None,
-    shuffle_seed: int | None,
-    member: str,
-    rescan: bool,
     max_pixels: int | None,
-    retry_unusable: bool = False,
-    leave_out_unreadable: bool = False,
     store_pixels: int | None,
     pixels_as: PixelFormat,
-    threads: int | None,
-    log_json: Path | None = None,
-    elsewhere: bool = False,
-    **flags: Unpack[TeacherFlags],
+    **options: Any,
 ) -> BuildConfig:
-    """What to build, from the options of `radio-cache build` as click hands them over. Raises ConfigError naming the flag.
+    """Return the configuration of a build, from the options of `radio-cache build` as click passes them.
 
-    shard_images, max_pixels: None for those of the cache that is there, or else the usual ones.
-    elsewhere: the device is that of other processes, and need not be here.
+    Args:
+        teachers: names of teachers.
+        out: the cache.
+        device: device of the teachers, which decides what --dtype auto means; see `on_device`.
+        batch_size: a number, "auto", or None.
+        shard_images: None for the number of an existing cache, or the default.
+        max_pixels: None for the limit of an existing cache, or the default.
+        store_pixels: shorter side of stored images, or None.
+        pixels_as: format of stored images.
+        options: those of `TeacherFlags`; all others are fields of BuildConfig, where None stands for the default.
+
+    Raises:
+        ConfigError: a value is not possible; the message names the option.
     """
-    device = device if elsewhere else pick_device(device)
-    there = Cache(out).meta if None in (shard_images, max_pixels) and is_cache(out) else None
-    if shard_images is None:
-        shard_images = there.shard_images if there else SHARD_IMAGES
-    if max_pixels is None:
-        max_pixels = there.max_pixels if there else MAX_PIXELS
-        usual = max_pixels_of_any_cache()
-        if max_pixels > usual:
-            raise ConfigError(
-                f"{out} states that an image may have {max_pixels} pixels, and {usual} are usual: say --max-pixels {max_pixels} "
-                "if you trust it"
-            )
+    flags = cast(TeacherFlags, {name: options.pop(name) for name in TeacherFlags.__annotations__})
+    existing = Cache(out).meta if None in (shard_images, max_pixels) and is_cache(out) else None
+    if existing is not None:
+        shard_images = existing.shard_images if shard_images is None else shard_images
+        max_pixels = _trusted_max_pixels(existing.max_pixels, out) if max_pixels is None else max_pixels
+    settings: dict[str, Any] = options | {"shard_images": shard_images, "max_pixels": max_pixels}
     return BuildConfig(
-        images=images,
         out=out,
         device=device,
-        shard_images=shard_images,
-        filters=filters,
-        shuffle_seed=shuffle_seed,
-        limit=limit,
-        member=member,
-        rescan=rescan,
-        max_pixels=max_pixels,
-        retry_unusable=retry_unusable,
-        leave_out_unreadable=leave_out_unreadable,
-        pixels=pixel_store(store_pixels, pixels_as),
-        log_json=log_json,
-        threads=(os.cpu_count() or 1) if threads is None else threads,
         teachers=teacher_options(teachers, device, **flags),
-        **batch_fields(batch_size),
+        batch_size=parse_batch_size(batch_size),
+        pixels=pixel_store(store_pixels, pixels_as),
+        **{name: value for name, value in settings.items() if value is not None},
     )
 
 
-class BatchFields(TypedDict, total=False):
-    """Of BuildConfig."""
+def on_device(config: BuildConfig, device: str, *, threads: int, dtype: str) -> BuildConfig:
+    """Return the configuration for a device that is known only after workers have answered.
 
-    batch_images: int
-    auto_batch: bool
+    Args:
+        config: a configuration from `build_config`.
+        device: device of the teachers.
+        threads: threads of one process.
+        dtype: value of --dtype, which may be "auto".
+    """
+    compute_dtype = resolve_dtype(dtype, device)
+    teachers = {name: replace(options, dtype=compute_dtype) for name, options in config.teachers.items()}
+    return replace(config, device=device, threads=threads, teachers=teachers)
 
 
-def batch_fields(text: str | None) -> BatchFields:
-    """How many images a forward pass takes, from the command line; None where that says nothing."""
-    if text is None:
-        return {}
-    if text == "auto":
-        return {"auto_batch": True}
+def _trusted_max_pixels(max_pixels: int, out: str | Path) -> int:
+    # A cache from elsewhere may state a limit that lets one image fill the memory.
+    usual = max_pixels_of_any_cache()
+    if max_pixels > usual:
+        raise ConfigError(
+            f"{out} states that an image may have {max_pixels} pixels, and {usual} are usual: say --max-pixels {max_pixels} "
+            "if you trust it"
+        )
+    return max_pixels
+
+
+def resolve_dtype(dtype: str, device: str) -> ComputeDtype:
+    """Return the precision of forward passes; "auto" is bfloat16 on a GPU and float32 on a CPU."""
+    automatic = "float32" if device == "cpu" else "bfloat16"
+    return cast(ComputeDtype, automatic if dtype == "auto" else dtype)
+
+
+def parse_batch_size(text: str | None) -> int | Literal["auto"] | None:
+    """Return the value of --batch-size. Raise ConfigError if it is neither a number of images nor "auto"."""
+    if text is None or text == "auto":
+        return text
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--batch-size {text}: a whole number of images, or auto")
-    return {"batch_images": int(text)}
+    return int(text)
 
 
 def pixel_store(side_px: int | None, pixels_as: PixelFormat) -> PixelStore | None:
@@ -152,8 +154,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
         teachers, codec=flags["codec"], packing=flags["packing"], fidelity=flags["fidelity"], step=flags["step"]
     )
     extra_views = per_teacher("--views", flags["views"], teachers, view_count, shared=True)
-    automatic = "float32" if device == "cpu" else "bfloat16"
-    dtype = cast(ComputeDtype, automatic if flags["dtype"] == "auto" else flags["dtype"])
+    dtype = resolve_dtype(flags["dtype"], device)
     options: dict[str, TeacherOptions] = {}
     for asked, name in zip(teachers, names, strict=True):
         own = sizes.get(asked, [])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cache_builder.commands.build import human_seconds
 from radio_cache.terminal.files import OutputFile, write_output
 from radio_cache.terminal.help import SectionedCommand
 from radio_cache.terminal.output import console, human_bytes, in_width, plain_errors, say, table
@@ -116,14 +117,16 @@ def _plan(
     probe_s: float,
     no_weights: bool,
     as_json: Path | None,
+    device: str,
     **options: Any,
 ) -> None:
     from cache_builder.commands.build_options import build_config
     from cache_builder.planning.plan import PlanConfig, plan_build
     from cache_builder.workers.allocator import keep_freed_memory
+    from radio_cache.torch import pick_device
 
     config = PlanConfig(
-        build=build_config(**options),
+        build=build_config(device=pick_device(device), **options),
         devices=devices,
         dollars_per_hour=dollars_per_hour,
         student_steps=student_steps,
@@ -246,11 +249,3 @@ def _space(plan: "Plan") -> str:
         return f"{out} is a bucket, whose free space nobody can ask for"
     fits = "fits" if plan.fits else "DOES NOT FIT"
     return f"{human_bytes(plan.bytes_to_write)} to write, {human_bytes(plan.free_bytes)} free at {out}: {fits}"
-
-
-def human_seconds(seconds: float) -> str:
-    """1234 -> '21 min'."""
-    for unit, size in (("days", 172_800), ("h", 7_200), ("min", 120)):
-        if seconds >= size:
-            return f"{seconds / {'days': 86_400, 'h': 3_600, 'min': 60}[unit]:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -1,34 +1,75 @@
-"""What `radio-cache teachers` prints: what every teacher says of an image, what that costs on disk, whose weights it runs."""
+"""`radio-cache teachers`: list teachers, their features, bytes on disk, licences and weights."""
 
+import json
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import click
 from rich.table import Table
 
-from cache_builder.teachers import ALIASES, TEACHERS, TeacherPreset
+from cache_builder.teachers import ALIASES, TEACHERS, TeacherPreset, find_teacher
 from cache_builder.teachers.preset import OutputShape
-from radio_cache.terminal.output import human_bytes, is_narrow, table
+from radio_cache.terminal.output import console, human_bytes, is_narrow, plain_errors, table
 
 _BITS = {"half": 16.0, "int8": 8.0, "klt": 3.8}
-"""Of one value in a map. That of klt at --fidelity 0.99 depends on teacher and images: it was 3.7 to 3.9 bits where it was
-measured (benchmarks/results/2026-11-24-codecs.md)."""
+"""Codec -> bits of one value in a map. That of klt at --fidelity 0.99 depends on teacher and images: it was 3.7 to 3.9 bits
+where it was measured (benchmarks/results/2026-11-24-codecs.md)."""
+
+
+@click.command()
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Write the same as JSON, to FILE or to standard output, instead of tables.",
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@plain_errors(on_interrupt="")
+def teachers(names: tuple[str, ...], as_json: str | None) -> None:
+    """List the named teachers: sizes, bytes per image, licences, and where their weights come from.
+
+    NAME: teachers of any library (timm:MODEL, open_clip:MODEL/WEIGHTS) to list instead: input, visible share of a photo,
+    licence.
+    """
+    if names:
+        if as_json is not None:
+            raise click.UsageError("--json lists the teachers that have a name: leave out the NAMEs")
+        console().print(named_table([find_teacher(name) for name in names]))
+        return
+    if as_json is not None:
+        with click.open_file(as_json, "w") as file:
+            file.write(json.dumps(teachers_json(), indent=1) + "\n")
+        return
+    console().print(size_table())
+    click.echo(f"\n{photo_shares()}")
+    click.echo(
+        "\nAt each teacher's own size; klt at --fidelity 0.99, an estimate: `radio-cache plan` measures yours.\n"
+    )
+    console().print(weights_table())
+    click.echo(
+        "\nNames with a slash are repositories on huggingface.co. Any model of timm and open_clip is a teacher too:\n"
+        "timm:MODEL, open_clip:MODEL/WEIGHTS. What the features are, own checkpoints, licences: docs/teachers.md.\n"
+        "Without a network: fetch the file elsewhere and pass it with `radio-cache build --weights FILE`."
+    )
 
 
 def image_bytes(preset: TeacherPreset, codec: str) -> float:
-    """Bytes that one image takes at the teacher's own size: its map in that codec, and its summary in float16."""
-    assert preset.output is not None, "every teacher that has a name says what it gives"
+    """Return the bytes of one image at the teacher's own size: its map in that codec, and its summary in float16."""
+    assert preset.output is not None, "every named teacher has a known output"
     return preset.output.image_bytes(_BITS[codec])
 
 
 def size_table() -> Table:
-    """A line a teacher: what it takes, what it gives, what that costs; in a narrow terminal with the usual codec alone."""
+    """Return a table of inputs, outputs and bytes, a line per teacher. In a narrow terminal with the usual codec alone."""
     codecs = ["klt"] if is_narrow() else list(_BITS)
     labels = ["klt about" if codec == "klt" else codec for codec in codecs]
     rows = table("Bytes of an image, by codec", "teacher", "parameters", "input", "tokens", "summary", "map", *labels)
-    for preset, output in _known():
+    for preset, output in _named_outputs():
         rows.add_row(
-            _shown(preset.name),
+            _label(preset.name),
             preset.params,
             f"{preset.input_px} px",
             f"{output.tokens} x {output.tokens}",
@@ -40,9 +81,9 @@ def size_table() -> Table:
 
 
 def photo_shares() -> str:
-    """Say how much of a 4:3 photo the teachers see, the usual share first."""
+    """Return a sentence about the share of a 4:3 photo that the teachers see, the usual share first."""
     names: dict[str, list[str]] = {}
-    for preset, _ in _known():
+    for preset, _ in _named_outputs():
         names.setdefault(_share(preset), []).append(preset.name)
     usual = max(names, key=lambda share: len(names[share]))
     others = "; ".join(f"{share}: {', '.join(names[share])}" for share in sorted(names) if share != usual)
@@ -50,7 +91,7 @@ def photo_shares() -> str:
 
 
 def named_table(presets: Sequence[TeacherPreset]) -> Table:
-    """Build a table with a line a teacher, of any library: what it sees of an image, and where its weights come from."""
+    """Return a table of inputs, visible shares and weights of any library's teachers, a line per teacher."""
     rows = table("Teachers", "teacher", "input", "fit", "of a 4:3 photo", "licence", "from", left=6)
     for preset in presets:
         source = preset.weights.describe()
@@ -63,17 +104,17 @@ def _share(preset: TeacherPreset) -> str:
 
 
 def weights_table() -> Table:
-    """A line a teacher: licence, size of the download, and where it comes from."""
+    """Return a table of licences and downloads, a line per teacher."""
     rows = table("Weights", "teacher", "licence", "download", "from", left=4)
-    for preset, _ in _known():
+    for preset, _ in _named_outputs():
         source = preset.weights
-        place = source.hub[0] if source.hub else source.describe()
-        rows.add_row(preset.name, preset.licence, source.size, place)
+        address = source.hub[0] if source.hub else source.describe()
+        rows.add_row(preset.name, preset.licence, source.size, address)
     return rows
 
 
 def teachers_json() -> list[dict[str, Any]]:
-    """The same for machines, one object a teacher."""
+    """Return the contents of all tables, one object per teacher."""
     return [
         {
             "name": preset.name,
@@ -92,15 +133,15 @@ def teachers_json() -> list[dict[str, Any]]:
             "weights": preset.weights.describe(),
             "download": preset.weights.size,
         }
-        for preset, output in _known()
+        for preset, output in _named_outputs()
     ]
 
 
-def _known() -> list[tuple[TeacherPreset, OutputShape]]:
+def _named_outputs() -> list[tuple[TeacherPreset, OutputShape]]:
     return [(preset, preset.output) for preset in TEACHERS.values() if preset.output is not None]
 
 
-def _shown(name: str) -> str:
-    """With its short name, if it has one."""
+def _label(name: str) -> str:
+    """Return the name, with the short one behind it if there is one."""
     short = next((alias for alias, full in ALIASES.items() if full == name), None)
     return f"{name} ({short})" if short else name

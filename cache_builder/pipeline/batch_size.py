@@ -35,15 +35,15 @@ _TIMED_PASSES = 3
 
 def resolve_batch_size(config: BuildConfig, teacher: Teacher, on_message: OnMessage) -> BuildConfig:
     """Return the configuration with a batch size measured for the teacher on its device, if it is to be measured."""
-    if not config.auto_batch:
+    if config.batch_size != "auto":
         return config
     device = torch.device(config.device)
     if device.type == "cpu":
-        return replace(config, batch_images=CPU_BATCH, auto_batch=False)
+        return replace(config, batch_size=CPU_BATCH)
     max_images = min(MAX_BATCH, config.shard_images * teacher.spec.views)
     batch = fastest_batch(lambda images: images_per_s(teacher, device, images), max_images)
     on_message(f"{teacher.spec.name}: batches of {batch} images")
-    return replace(config, batch_images=batch, auto_batch=False)
+    return replace(config, batch_size=batch)
 
 
 def resolve_shared_batch_size(config: BuildConfig, *, begun: bool = False) -> BuildConfig:
@@ -56,14 +56,16 @@ def resolve_shared_batch_size(config: BuildConfig, *, begun: bool = False) -> Bu
     Raises:
         ConfigError: the batch size would be measured, on GPUs.
     """
-    if not config.auto_batch or begun:
-        return replace(config, auto_batch=False)
+    if config.batch_size != "auto":
+        return config
+    if begun:
+        return replace(config, batch_size=None)
     if not config.device.startswith("cpu"):
         raise ConfigError(
             "--batch-size auto is for one process: workers would each find another size, and batches change last bits on a GPU. "
             "Build a few images without workers, see what it says, and give that number"
         )
-    return replace(config, batch_images=CPU_BATCH, auto_batch=False)
+    return replace(config, batch_size=CPU_BATCH)
 
 
 def fastest_batch(rate_of: Callable[[int], float | None], max_images: int) -> int:

@@ -286,9 +286,9 @@ def calibration_batches(
         device_streams(device) as num_streams,
         ThreadPoolExecutor(num_streams, thread_name_prefix="device") as streams,
     ):
-        depth = (num_streams + 2) * config.batch + config.threads
+        depth = (num_streams + 2) * config.batch_images + config.threads
         views = prefetch_views(cache, spec, requests, pool, stages, depth=depth, unscanned=unscanned, access=access)
-        batches = (list(islice(views, config.batch)) for _ in range(0, len(rows), config.batch))
+        batches = (list(islice(views, config.batch_images)) for _ in range(0, len(rows), config.batch_images))
         with (
             contextlib.closing(views),
             contextlib.closing(ahead(streams, work.features, batches, depth=num_streams + 1)) as map_batches,

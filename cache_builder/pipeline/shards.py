@@ -83,7 +83,7 @@ def run_shards(
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
         num_streams = stack.enter_context(device_streams(device))
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
-        depth = (num_streams + 2) * -(-config.batch // spec.views) + config.threads
+        depth = (num_streams + 2) * -(-config.batch_images // spec.views) + config.threads
         requests = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
         reads = access or ImageAccess(cache, leave_out=config.leave_out_unreadable)
         loaded = ahead(pool, view_loader(cache, reads, spec, unscanned, stages), requests, depth=depth)
@@ -92,7 +92,7 @@ def run_shards(
         def batches() -> Generator[list[TeacherView]]:
             for shard in to_compute:
                 images = in_flight.setdefault(shard, ShardImages())
-                for batch in images.batches(loaded, len(rows_of(shard)), config.batch, stages):
+                for batch in images.batches(loaded, len(rows_of(shard)), config.batch_images, stages):
                     is_last_batch.append(batch.is_last)
                     yield batch.views
 

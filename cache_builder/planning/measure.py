@@ -206,7 +206,7 @@ def _forward(
 
         # The first call loads kernels and allocates; a second one of the same size says how many images fit the time.
         warm = [timed(seen[: _WARM_UP_IMAGES * num_streams], _WARM_UP_IMAGES) for _ in range(2)][-1]
-        batch = max(1, min(config.batch, int(seconds / _TIMED_BATCHES / warm / num_streams)))
+        batch = max(1, min(config.batch_images, int(seconds / _TIMED_BATCHES / warm / num_streams)))
         fitting = seen[: max(batch, int(seconds / warm))]
         deadline = time.perf_counter() + seconds
         maps = np.concatenate(list(run(fitting, batch)))

@@ -19,6 +19,7 @@ from cache_builder.workers.allocator import allocator_environment
 from cache_builder.workers.pool import WorkerPool
 from cache_builder.workers.task_queue import TASKS_PER_WORKER
 from radio_cache.errors import ClusterError, ConfigError, unknown_name
+from radio_cache.torch import pick_device
 
 EXTRAS = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}
 """Kind of cluster, also the name of the extra that installs it -> where its class is."""
@@ -81,11 +82,9 @@ def workplace(
         raise ConfigError(f"{' and '.join(given)}: take one of them")
     cores = os.cpu_count() or 1
     if not given:
-        yield Workplace(worker_pool=None, device=device, threads=threads or cores)
+        yield Workplace(worker_pool=None, device=pick_device(device), threads=cores if threads is None else threads)
         return
     if workers is not None:
-        from radio_cache.torch import pick_device
-
         share = max(1, cores // max(1, workers))
         device = pick_device(device)
         with local_pool(workers, device=device, threads=share, say=say) as worker_pool:

@@ -141,7 +141,7 @@ class WorkerPool:
 
                 _refuse_abandoned(cache, self._do([calibration], report_notes))
                 cache = cache.reopened()
-                if (batch := recorded_batch(cache, name)) not in (None, config.batch):
+                if (batch := recorded_batch(cache, name)) not in (None, config.batch_images):
                     events.message(f"{name}: batches of {batch} images, as another build has just begun it with")
             before = len(cache.usable_rows([name]))
             stages, todo = StageSeconds(), missing_shards(cache, name)

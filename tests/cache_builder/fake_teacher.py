@@ -85,7 +85,7 @@ def settings(images: Path, out: Path) -> dict[str, Any]:
         "teachers": {one.name: TeacherOptions() for one in PRESETS},
         "out": out,
         "shard_images": 3,
-        "batch_images": 2,
+        "batch_size": 2,
         "threads": 2,
     }
 

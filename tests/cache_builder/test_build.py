@@ -618,7 +618,7 @@ def test_features_that_cannot_be_stored_name_the_teacher_and_the_image(
         build(
             images=(str(images_with_a_white_one),),
             shard_images=16,
-            batch_images=8,
+            batch_size=8,
             teachers={"fake-a": TeacherOptions(codec=CodecRecord.of_request(FAULTY_CODECS[codec]))},
         )
     assert re.search(r"out\.zarr, teacher 'fake-a', image bee/17\.png: .*--dtype float32", str(raised.value))
@@ -638,7 +638,7 @@ def test_a_summary_that_cannot_be_stored_names_the_teacher_and_the_image(
     ("setting", "message"),
     [
         ({"shard_images": 0}, "shard images must be at least 1, not 0"),
-        ({"batch_images": -1}, "batch images must be at least 1, not -1"),
+        ({"batch_size": -1}, "batch size must be at least 1, not -1"),
         ({"threads": 0}, "threads must be at least 1, not 0"),
         ({"limit": 0}, "limit must be at least 1, not 0"),
         ({"images": ()}, "no --images: name a folder of images"),

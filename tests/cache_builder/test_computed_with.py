@@ -48,7 +48,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, fake_module: Any) -> list[int]:
 @pytest.fixture
 def begun(build: Build) -> Cache:
     """One teacher in batches of two, whose last shard is missing."""
-    cache = build(teachers=ONE, batch_images=2).cache
+    cache = build(teachers=ONE, batch_size=2).cache
     drop_receipt(cache.storage, "fake-a", 3)
     drop_receipt(cache.storage, "fake-a", 0)
     return cache
@@ -61,9 +61,7 @@ def test_the_batch_size_and_the_device_are_recorded_with_the_teacher(begun: Cach
     assert recorded_batch(begun, "fake-maps") is None
 
 
-@pytest.mark.parametrize(
-    "asked", [{"batch_images": None}, {"batch_images": None, "auto_batch": True}, {"batch_images": 2}]
-)
+@pytest.mark.parametrize("asked", [{"batch_size": None}, {"batch_size": "auto"}, {"batch_size": 2}])
 def test_a_teacher_goes_on_in_the_batches_it_was_begun_with(
     begun: Cache, build: Build, batches: list[int], asked: dict[str, Any]
 ) -> None:
@@ -71,7 +69,7 @@ def test_a_teacher_goes_on_in_the_batches_it_was_begun_with(
     build(teachers=ONE, **asked, say=said.append)
     assert batches == [2, 1, 1]
     note = "fake-a: batches of 2 images, as it was begun with"
-    assert said.count(note) == (asked["batch_images"] is None)
+    assert said.count(note) == (asked["batch_size"] != 2)
 
 
 def test_another_number_is_refused_with_both_until_the_teacher_is_complete(
@@ -80,13 +78,11 @@ def test_another_number_is_refused_with_both_until_the_teacher_is_complete(
     with pytest.raises(
         StaleCacheError, match=r"begun in batches of 2 images, this run asks for --batch-size 3: .*ask for 2"
     ):
-        build(teachers=ONE, batch_images=3)
+        build(teachers=ONE, batch_size=3)
     assert batches == []
     build(teachers=ONE)
     batches.clear()
-    both = build(
-        teachers=ONE | {"fake-maps": TeacherOptions()}, batch_images=3
-    ).cache  # nothing is left of the first one
+    both = build(teachers=ONE | {"fake-maps": TeacherOptions()}, batch_size=3).cache  # nothing is left of the first one
     assert set(batches) == {3, 1}
     assert recorded_batch(both, "fake-maps") == 3
 
@@ -96,12 +92,12 @@ def test_a_cache_that_grows_goes_on_in_the_batches_it_was_begun_with(
 ) -> None:
     write_images(tmp_path / "photos", classes=("a",), per_class=4, size=41)
     config = {"images": (str(tmp_path / "photos"),), "teachers": ONE}
-    build(**config, batch_images=2)
+    build(**config, batch_size=2)
     write_images(tmp_path / "photos", classes=("b",), per_class=3, size=41)
     with pytest.raises(StaleCacheError, match="--batch-size 3"):
-        build(**config, batch_images=3)
+        build(**config, batch_size=3)
     batches.clear()
-    build(**config, batch_images=None)
+    build(**config, batch_size=None)
     assert max(batches) == 2
 
 
@@ -113,7 +109,7 @@ def test_caches_of_before_say_nothing_and_go_on_as_asked(begun: Cache, build: Bu
     data["attributes"][ATTRIBUTES_KEY] = older.to_json()
     document.write_text(json.dumps(data))
     said: list[str] = []
-    build(teachers=ONE, batch_images=3, say=said.append)
+    build(teachers=ONE, batch_size=3, say=said.append)
     assert batches == [3, 1]
     assert not any("begun" in sentence or "otherwise" in sentence for sentence in said)
 
@@ -123,8 +119,8 @@ def test_another_device_or_version_is_told_where_shards_are_missing(
 ) -> None:
     monkeypatch.setattr("cache_builder.computed_with.device_name", lambda device: "another chip")
     said: list[str] = []
-    build(teachers=ONE, batch_images=None, say=said.append)
-    build(teachers=ONE, batch_images=None, say=said.append)
+    build(teachers=ONE, batch_size=None, say=said.append)
+    build(teachers=ONE, batch_size=None, say=said.append)
     told = [sentence for sentence in said if "computed otherwise" in sentence]
     assert told == [
         f"fake-a: its first shards were computed otherwise (device {device_name('cpu')} then, another chip now): the rest may "
@@ -169,13 +165,13 @@ def test_a_build_that_comes_second_takes_the_batches_of_the_first(
 
     def slower(*arguments: Any) -> Any:
         monkeypatch.setattr(cache_builder.pipeline.passes, "resolve_codec_request", choose)
-        begun = build(teachers=ONE, batch_images=3, say=lambda _: None).cache
+        begun = build(teachers=ONE, batch_size=3, say=lambda _: None).cache
         drop_receipt(begun.storage, "fake-a", 0)
         batches.clear()
         return choose(*arguments)
 
     monkeypatch.setattr(cache_builder.pipeline.passes, "resolve_codec_request", slower)
-    build(teachers=ONE, batch_images=2, say=said.append)
+    build(teachers=ONE, batch_size=2, say=said.append)
     assert batches == [3]
     assert "fake-a: batches of 3 images, as another build has just begun it with" in said
 

@@ -12,7 +12,7 @@ from cache_builder.cli import main
 from radio_cache.storage.local import LocalStorage
 from radio_cache.testing import write_images
 
-START = "cache_builder/cli.py:build"
+START = "cache_builder/commands/build.py:build"
 MAX_HOPS = 7
 
 

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cache_builder.planning.plan
-from cache_builder.cli import build, main
-from cache_builder.commands.plan import human_seconds
+from cache_builder.cli import main
+from cache_builder.commands.build import build, human_seconds
 
 Plan = Callable[..., Result]
 

@@ -10,7 +10,7 @@ import torch
 
 from cache_builder.build import BuildReport
 from cache_builder.build_config import BuildConfig
-from cache_builder.commands.build_options import batch_fields
+from cache_builder.commands.build_options import parse_batch_size
 from cache_builder.pipeline.batch_size import (
     CPU_BATCH,
     fastest_batch,
@@ -69,7 +69,7 @@ def test_on_a_cpu_it_is_a_fixed_number_and_workers_take_the_same(
     fake_teachers: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = BuildConfig(
-        images=("x",), teachers={"fake-a": TeacherOptions()}, out=tmp_path / "o", auto_batch=True, device="cpu"
+        images=("x",), teachers={"fake-a": TeacherOptions()}, out=tmp_path / "o", batch_size="auto", device="cpu"
     )
     assert resolve_batch_size(config, load_teacher("fake-a"), print).batch_images == CPU_BATCH
     assert resolve_shared_batch_size(config).batch_images == CPU_BATCH
@@ -77,22 +77,22 @@ def test_on_a_cpu_it_is_a_fixed_number_and_workers_take_the_same(
 
 def test_workers_on_gpus_must_be_told_a_number(tmp_path: Path) -> None:
     config = BuildConfig(
-        images=("x",), teachers={"fake-a": TeacherOptions()}, out=tmp_path / "o", auto_batch=True, device="cuda"
+        images=("x",), teachers={"fake-a": TeacherOptions()}, out=tmp_path / "o", batch_size="auto", device="cuda"
     )
     with pytest.raises(ConfigError, match=r"--batch-size auto is for one process.*give that number"):
         resolve_shared_batch_size(config)
 
 
 def test_a_build_with_it_is_complete(build: Callable[..., BuildReport]) -> None:
-    assert [result.images for result in build(auto_batch=True).results] == [10, 10]
+    assert [result.images for result in build(batch_size="auto").results] == [10, 10]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])
 def test_a_size_that_is_neither_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=f"--batch-size {text}: a whole number of images, or auto"):
-        batch_fields(text)
+        parse_batch_size(text)
 
 
 def test_a_size_is_a_number_or_auto() -> None:
-    assert batch_fields("auto") == {"auto_batch": True}
-    assert batch_fields("7") == {"batch_images": 7}
+    assert parse_batch_size("auto") == "auto"
+    assert parse_batch_size("7") == 7

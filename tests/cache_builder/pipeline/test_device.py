@@ -50,10 +50,10 @@ def room_for(fake_module: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(
     build: Build, tmp_path: Path, room_for: Callable[..., list[int]], most: int
 ) -> None:
-    whole = build(teachers=ONE, out=tmp_path / "whole.zarr", shard_images=10, batch_images=10).cache
+    whole = build(teachers=ONE, out=tmp_path / "whole.zarr", shard_images=10, batch_size=10).cache
     sizes = room_for(most)
     said: list[str] = []
-    tight = build(teachers=ONE, shard_images=10, batch_images=10, say=said.append).cache
+    tight = build(teachers=ONE, shard_images=10, batch_size=10, say=said.append).cache
     # Up to the last bits: the kernels choose by shape how to sum three products.
     np.testing.assert_allclose(
         tight.teachers["fake-a"].maps(range(10)), whole.teachers["fake-a"].maps(range(10)), atol=2e-3
@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(
 def test_once_a_batch_did_not_fit_the_next_ones_are_no_larger(build: Build, room_for: Callable[..., list[int]]) -> None:
     sizes = room_for(2)
     with device_streams(torch.device("cpu")):  # one after the other
-        build(teachers=ONE, shard_images=5, batch_images=5)
+        build(teachers=ONE, shard_images=5, batch_size=5)
     assert sum(size > 2 for size in sizes) <= 2
     assert sum(size for size in sizes if size <= 2) == 10
 
@@ -78,7 +78,7 @@ def test_main_memory_that_runs_out_is_the_same_case(build: Build, room_for: Call
     room_for(
         3, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     )
-    assert build(teachers=ONE, batch_images=10, shard_images=10).results[0].images == 10
+    assert build(teachers=ONE, batch_size=10, shard_images=10).results[0].images == 10
 
 
 def test_a_teacher_that_does_not_fit_at_all_says_what_to_do(build: Build, room_for: Callable[..., list[int]]) -> None:
@@ -107,7 +107,7 @@ def test_a_real_network_says_the_same_in_batches_of_any_size_on_threads_of_their
     found = [
         files(
             build(
-                out=tmp_path / f"{size}.zarr", teachers=teachers, shard_images=10, batch_images=size, threads=size
+                out=tmp_path / f"{size}.zarr", teachers=teachers, shard_images=10, batch_size=size, threads=size
             ).cache
         )
         for size in (1, 4)

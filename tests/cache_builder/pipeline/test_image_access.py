@@ -90,7 +90,7 @@ def run(fake_teachers: tuple[str, ...], tmp_path: Path, photos: Path, place: Pat
             "teachers": {name: TeacherOptions() for name in fake_teachers},
             "out": tmp_path / out,
             "shard_images": 8,
-            "batch_images": 4,
+            "batch_size": 4,
             "threads": 2,
         }
         return build_cache(BuildConfig(**(fields | changes)))

@@ -39,7 +39,7 @@ def config(fake_teachers: tuple[str, ...], photos: Path, tmp_path: Path) -> Buil
         teachers=dict.fromkeys(fake_teachers, TeacherOptions()),
         out=tmp_path / "out.zarr",
         shard_images=16,
-        batch_images=8,
+        batch_size=8,
         threads=1,
     )
 

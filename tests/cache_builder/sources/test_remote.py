@@ -179,7 +179,7 @@ def test_a_build_from_any_source_has_the_bytes_of_the_build_from_the_folder(
                 teachers=dict.fromkeys(fake_teachers, TeacherOptions()),
                 out=tmp_path / name,
                 shard_images=3,
-                batch_images=2,
+                batch_size=2,
                 threads=2,
             )
         ).cache

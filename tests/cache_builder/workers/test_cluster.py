@@ -72,7 +72,7 @@ def settings(images: Path, out: Path, **changes: Any) -> BuildConfig:
         "teachers": {"fake-a": TeacherOptions(), "fake-maps": TeacherOptions()},
         "out": out,
         "shard_images": 4,
-        "batch_images": 2,
+        "batch_size": 2,
         "threads": 1,
     }
     return BuildConfig(**(fields | changes))

@@ -1,0 +1,26 @@
+"""`radio-cache drop-teacher`: remove one teacher from a cache."""
+
+from pathlib import Path
+
+import click
+
+from cache_builder.commands.build import SAME_COMMAND
+from radio_cache.reader import Cache
+from radio_cache.terminal.output import PLACE, human_bytes, plain_errors
+
+
+@click.command("drop-teacher")
+@click.argument("cache", type=PLACE)
+@click.argument("teacher")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@plain_errors(on_interrupt=SAME_COMMAND)
+def drop_teacher(cache: str | Path, teacher: str, yes: bool) -> None:
+    """Remove TEACHER and all its files from CACHE. Other teachers stay as they are."""
+    from radio_cache.checks.verify import drop_teacher as drop_from_cache
+    from radio_cache.checks.verify import teacher_bytes
+
+    opened = Cache(cache)
+    num_bytes = teacher_bytes(opened, teacher)
+    if num_bytes and not yes:
+        click.confirm(f"remove {teacher} ({human_bytes(num_bytes)}) from {cache}?", abort=True)
+    click.echo(f"{teacher} is gone from {cache}: {human_bytes(drop_from_cache(opened, teacher))} freed")

@@ -1,0 +1,29 @@
+"""`radio-cache info`: print the contents of a cache, or the commands that build it again."""
+
+import shlex
+from pathlib import Path
+
+import click
+
+from radio_cache.reader import Cache
+from radio_cache.terminal.output import PLACE, console, plain_errors
+
+
+@click.command()
+@click.argument("cache", type=PLACE)
+@click.option("--failures", is_flag=True, help="List the images that cannot be used, and why.")
+@click.option("--commands", is_flag=True, help="Print the commands that build this cache again, instead.")
+@plain_errors(on_interrupt="")
+def info(cache: str | Path, failures: bool, commands: bool) -> None:
+    """Print what CACHE contains: teachers, sizes, bytes per image, completeness."""
+    from radio_cache.view.info import describe, describe_failures
+
+    opened = Cache(cache)
+    if commands:
+        from cache_builder.build_command import build_commands
+
+        opened.teachers.refuse_unreadable()
+        for command in build_commands(opened):
+            click.echo(shlex.join(command))
+        return
+    console().print(describe_failures(opened) if failures else describe(opened))
