@@ -76,10 +76,10 @@ def test_help_loads_no_torch_and_its_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(("words", "place"), [(["knn", "--cache"], "bank"), (["rank", "--images"], "images")])
 def test_a_seed_draws_other_images_and_the_same_ones_again(make_cache, tmp_path, words: list[str], place: str) -> None:
     bank = make_cache("bank")
-    drawn: list[str] = []
+    digests: list[str] = []
     for seed in ("0", "1", "1"):
         arguments = [*words, str(bank.path), "--limit", "8", "--seed", seed, "--json", str(tmp_path / "r.json")]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
-        drawn.append(json.loads((tmp_path / "r.json").read_text())[place]["sha256_of_image_digests"])
-    assert drawn[0] != drawn[1] == drawn[2]
+        digests.append(json.loads((tmp_path / "r.json").read_text())[place]["sha256_of_image_digests"])
+    assert digests[0] != digests[1] == digests[2]

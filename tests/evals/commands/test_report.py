@@ -29,9 +29,9 @@ def page(make_cache, make_run, tmp_path: Path, monkeypatch) -> Path:
     """The page of a run whose cache has labels; its teacher is no CLIP, and there are no masks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     run = make_run("run", make_cache("bank").path)
-    said = " ".join(invoke("all", "--run", run, "--num-images", 2).split())
+    printed = " ".join(invoke("all", "--run", run, "--num-images", 2).split())
     assert re.search(
-        r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of the 20 images it was trained on right, among", said
+        r"By its nearest neighbours, [a-z0-9-]+ gets \d+\.\d% of the 20 images it was trained on right, among", printed
     )
     return run / "report.html"
 
@@ -125,9 +125,9 @@ def test_a_phones_browser_shows_the_page_without_scrolling_sideways(page: Path, 
         check=False,
         timeout=60,
     )
-    found = re.search(r"<title>(\d+)\|(\d+)\|(\d+)\|(.*?)</title>", done.stdout)
-    assert found is not None, done.stderr[-2000:]
-    width, broken, images, heading = found.groups()
+    match = re.search(r"<title>(\d+)\|(\d+)\|(\d+)\|(.*?)</title>", done.stdout)
+    assert match is not None, done.stderr[-2000:]
+    width, broken, images, heading = match.groups()
     assert int(width) <= 390
     assert (broken, heading) == ("0", "radio-cache report")
     assert int(images) >= 6

@@ -41,20 +41,20 @@ def rows_of(cache, rows: list[int]) -> ImageSet:
 def test_cached_teacher_gives_the_stored_summaries_in_the_order_asked(make_cache) -> None:
     cache = make_cache("bank")
     rows = [7, 2, 19]
-    found = CachedTeacherEncoder(cache.teachers["alpha"]).summaries(rows_of(cache, rows))
-    np.testing.assert_array_equal(found.summaries[OWN], cache.teachers["alpha"].summaries(rows))
-    assert found.summaries[OWN].dtype == np.float32
-    assert found.positions.tolist() == [0, 1, 2]
+    block = CachedTeacherEncoder(cache.teachers["alpha"]).summaries(rows_of(cache, rows))
+    np.testing.assert_array_equal(block.summaries[OWN], cache.teachers["alpha"].summaries(rows))
+    assert block.summaries[OWN].dtype == np.float32
+    assert block.positions.tolist() == [0, 1, 2]
 
 
 def test_cached_teacher_comes_in_blocks(make_cache, monkeypatch) -> None:
     cache = make_cache("bank")
     monkeypatch.setattr("evals.encoders.cached_teacher._BLOCK_ROWS", 8)
-    told: list[int] = []
+    counts: list[int] = []
     blocks = list(
-        CachedTeacherEncoder(cache.teachers["alpha"]).blocks(image_set(CacheImages(cache)), on_images=told.append)
+        CachedTeacherEncoder(cache.teachers["alpha"]).blocks(image_set(CacheImages(cache)), on_images=counts.append)
     )
-    assert told == [8, 8, 4]
+    assert counts == [8, 8, 4]
     assert np.concatenate([block.positions for block in blocks]).tolist() == list(range(20))
     np.testing.assert_array_equal(
         np.concatenate([block.summaries[OWN] for block in blocks]), cache.teachers["alpha"].summaries(range(20))
@@ -79,18 +79,18 @@ def test_student_features_are_those_of_its_own_forward_pass(make_cache, make_run
     cache = make_cache("bank")
     run = make_run("run", cache.path)
     monkeypatch.setattr(encoder_base, "BATCH_IMAGES", 2)  # three rows: a full batch and a short one
-    told: list[int] = []
+    counts: list[int] = []
     images = rows_of(cache, [3, 11, 4])
-    found = StudentEncoder.of_run(run, name="s", trained=True, device=CPU).summaries(images, on_images=told.append)
+    block = StudentEncoder.of_run(run, name="s", trained=True, device=CPU).summaries(images, on_images=counts.append)
     pixels = np.stack([student_pixels(images.decoded(position), (32, 32)) for position in range(3)])
     with torch.inference_mode():
         own, heads = backbone_and_heads(
             load_student(run, adaptors="all")(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
         )
-    np.testing.assert_allclose(found.summaries[OWN], own.summary.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.summaries["alpha"], heads["alpha"].summary.numpy(), rtol=1e-4, atol=1e-5)
-    assert list(found.summaries) == [OWN, "alpha"]
-    assert told == [2, 1]
+    np.testing.assert_allclose(block.summaries[OWN], own.summary.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.summaries["alpha"], heads["alpha"].summary.numpy(), rtol=1e-4, atol=1e-5)
+    assert list(block.summaries) == [OWN, "alpha"]
+    assert counts == [2, 1]
 
 
 def test_student_maps_are_row_major_on_its_own_grid(make_cache, make_run) -> None:
@@ -135,9 +135,9 @@ def test_a_run_whose_start_is_gone_is_shown_without_its_untrained_row(
     assert [one.name for one in load_runs([run], device=CPU)] == ["student", "student, untrained"]
     start.rename(tmp_path / "moved")
     assert [one.name for one in load_runs([run], device=CPU)] == ["student"]
-    said = capsys.readouterr().err
-    assert "'student, untrained' is left out" in said
-    assert str(start) in said
+    printed = capsys.readouterr().err
+    assert "'student, untrained' is left out" in printed
+    assert str(start) in printed
 
 
 def test_student_at_another_size_has_another_grid_and_illegal_sizes_name_the_nearest(make_cache, make_run) -> None:
@@ -173,12 +173,12 @@ def test_files_that_cannot_be_decoded_are_left_out_of_the_batches(make_cache, ma
     folder = cache.path.with_suffix(".images")
     for name in ("001.png", "019.png"):
         (folder / name).write_bytes(b"nothing")
-    told: list[int] = []
+    counts: list[int] = []
     student = StudentEncoder.of_run(make_run("run", cache.path), name="s", trained=True, device=CPU)
-    found = student.summaries(image_set(open_source(folder)), on_images=told.append)
-    assert found.positions.tolist() == [0, *range(2, 19)]
-    assert len(found.summaries[OWN]) == 18
-    assert sum(told) == 20
+    block = student.summaries(image_set(open_source(folder)), on_images=counts.append)
+    assert block.positions.tolist() == [0, *range(2, 19)]
+    assert len(block.summaries[OWN]) == 18
+    assert sum(counts) == 20
 
 
 @pytest.fixture(scope="module")
@@ -194,13 +194,13 @@ def photo(tmp_path_factory) -> ImageSet:
 
 def test_live_teacher_gives_what_the_teacher_gives(photo) -> None:
     encoder = live_teacher("efficientnet-lite0", TeacherOptions(), device=CPU)
-    found = encoder.summaries(photo)
+    block = encoder.summaries(photo)
     (maps,) = encoder.maps(photo)
     teacher = load_teacher("efficientnet-lite0")
     pixels = torch.from_numpy(view_pixels(photo.decoded(0), teacher.spec.geometry).copy())[None]
     with torch.inference_mode():
         expected = teacher((pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
-    np.testing.assert_allclose(found.summaries[OWN], expected.summary.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.summaries[OWN], expected.summary.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(maps[OWN], expected.spatial.numpy(), rtol=1e-4, atol=1e-4)
     assert (encoder.kind, encoder.description) == ("teacher", "teacher, run here, 224 px")
     assert encoder.at_size(320).geometry.grid_hw == (10, 10)

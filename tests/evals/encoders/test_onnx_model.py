@@ -36,10 +36,10 @@ class Session:
         assert images.flags.c_contiguous
         self.batches.append(len(images))
         maps = torch.nn.functional.avg_pool2d(torch.from_numpy(images), 8)
-        found = {"s": images.mean(axis=(2, 3)), "m": maps.numpy(), "x": np.zeros(3, np.float32)}
+        outputs = {"s": images.mean(axis=(2, 3)), "m": maps.numpy(), "x": np.zeros(3, np.float32)}
         if self.layout == "NLC":
-            found["m"] = maps.flatten(2).transpose(1, 2).numpy()
-        return [found[name] for name in self.outputs]
+            outputs["m"] = maps.flatten(2).transpose(1, 2).numpy()
+        return [outputs[name] for name in self.outputs]
 
 
 def pixels(count: int, side: int) -> torch.Tensor:

@@ -103,19 +103,19 @@ def test_the_nearest_images_stand_behind_the_query_and_never_itself(make_cache) 
 def test_anchors_are_unlike_each_other_and_like_themselves() -> None:
     tokens = np.zeros((4, 4, 3), np.float32)
     tokens[:2, :, 0] = tokens[2:, :2, 1] = tokens[2:, 2:, 2] = 1.0
-    places = distinct_tokens(tokens, 3)
-    regions = {(int(y * 4) < 2, int(x * 4) < 2 and int(y * 4) >= 2) for y, x in places}
+    anchors_yx = distinct_tokens(tokens, 3)
+    regions = {(int(y * 4) < 2, int(x * 4) < 2 and int(y * 4) >= 2) for y, x in anchors_yx}
     assert len(regions) == 3
-    for place in places:
-        found = similarity_to(tokens, place)
-        assert found[int(place[0] * 4), int(place[1] * 4)] == 1.0
-        assert set(np.unique(found)) == {0.0, 1.0}
+    for anchor_yx in anchors_yx:
+        cosines = similarity_to(tokens, anchor_yx)
+        assert cosines[int(anchor_yx[0] * 4), int(anchor_yx[1] * 4)] == 1.0
+        assert set(np.unique(cosines)) == {0.0, 1.0}
 
 
 def test_charts_name_every_point_and_escape() -> None:
-    drawn = scatter_chart([Point("a<b", 10, 50), Point("c", 1000, 70)], x_title="speed", y_title="top-1")
-    assert "a&lt;b" in drawn
-    assert drawn.count("<circle") == 2
+    points = scatter_chart([Point("a<b", 10, 50), Point("c", 1000, 70)], x_title="speed", y_title="top-1")
+    assert "a&lt;b" in points
+    assert points.count("<circle") == 2
     lines = line_chart({"one": [0.5, float("nan"), 0.7]}, ["1", "2", "3"], x_title="x", y_title="y")
     assert lines.count("<circle") == 2
 
@@ -135,5 +135,5 @@ def test_the_commands_print_write_and_draw(make_cache, make_run, tmp_path: Path)
     invoke("retrieve", "--run", run, "--queries", 1, "-k", 2, "--out", tmp_path / "r.png")
     invoke("similarity", "--run", run, "--num-images", 1, "--anchors", 2, "--out", tmp_path / "s.png")
     for name in ("r.png", "s.png"):
-        with Image.open(tmp_path / name) as drawn:
-            assert min(drawn.size) > 100
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 100

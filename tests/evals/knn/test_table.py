@@ -56,13 +56,13 @@ def test_without_queries_one_is_left_out_and_clamping_is_said(make_cache) -> Non
 
 def test_a_run_alone_uses_the_cache_it_learned_from(make_cache, make_run) -> None:
     bank = make_cache("bank")
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     table = run_knn(
         KnnConfig(runs=(make_run("run", bank.path),)),
-        progress=lambda name, done, total: told.append((name, done, total)),
+        progress=lambda name, done, total: reported.append((name, done, total)),
     )
     assert table.bank["place"] == str(bank.path)
-    assert told == [
+    assert reported == [
         ("student", 0, 20),
         ("student", 20, 20),
         ("student, untrained", 0, 20),
@@ -107,11 +107,14 @@ class Nearly(Encoder):
         yield Block(np.arange(len(images)), {OWN: (1 + noise).astype(np.float32)})
 
 
-@pytest.mark.parametrize(("noise", "told"), [(1e-4, True), (0.2, False)])
-def test_accuracy_that_hangs_on_rounding_is_said_to(make_cache, noise: float, told: bool) -> None:
+@pytest.mark.parametrize(("noise", "has_note"), [(1e-4, True), (0.2, False)])
+def test_accuracy_that_hangs_on_rounding_is_said_to(make_cache, noise: float, has_note: bool) -> None:
     bank = image_set(open_source(make_cache("bank").path), labelled=True)
     table = knn_table([Nearly(noise)], bank, None, k=5, temperature=0.07)
-    assert any(re.search(r"nearly hardly tells images apart: .* cosine above 0\.99976", n) for n in table.notes) == told
+    assert (
+        any(re.search(r"nearly hardly tells images apart: .* cosine above 0\.99976", n) for n in table.notes)
+        == has_note
+    )
 
 
 def test_few_images_come_with_the_size_of_the_error(make_cache) -> None:
@@ -178,14 +181,14 @@ def test_models_stand_beside_the_teachers_on_folders_alone(make_cache, tmp_path:
     from radio_cache.testing import write_images
 
     write_images(tmp_path / "images", per_class=4, size=32)
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     table = run_knn(
         KnnConfig(bank=tmp_path / "images", models=("tiny=timm:vit_tiny_patch16_224@32",), weights=("random",), k=3),
-        progress=lambda name, done, total: told.append((name, done, total)),
+        progress=lambda name, done, total: reported.append((name, done, total)),
     )
     assert [(row.name, row.kind, row.width) for row in table.rows] == [("tiny", "model", 192)]
     assert table.rows[0].share_of_best_teacher is None
-    assert told == [("tiny", 0, 8), ("tiny", 8, 8)]
+    assert reported == [("tiny", 0, 8), ("tiny", 8, 8)]
     with pytest.raises(EvalError, match="no cache with a teacher"):
         run_knn(KnnConfig(bank=tmp_path / "images"))
 

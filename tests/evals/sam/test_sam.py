@@ -68,9 +68,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config(place: Path, **settings: object) -> SamConfig:
-    given = {"annotations": place / "coco.json", "images": place, "sam": "sam-vit-b", "weights": place / "sam.pth"}
-    given["protocol"] = "single-mask"
-    return SamConfig(**{**given, **settings})
+    defaults = {"annotations": place / "coco.json", "images": place, "sam": "sam-vit-b", "weights": place / "sam.pth"}
+    defaults["protocol"] = "single-mask"
+    return SamConfig(**{**defaults, **settings})
 
 
 def test_crowds_broken_and_empty_outlines_are_left_out_and_counted(place: Path) -> None:
@@ -176,8 +176,8 @@ def test_the_command_prints_records_and_draws(place: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "note: Left out: crowd regions (1)." in result.stdout
     assert json.loads((place / "out.json").read_text())["rows"][0]["instances"] == 2
-    with Image.open(place / "m.png") as drawn:
-        assert drawn.width > 100
+    with Image.open(place / "m.png") as picture:
+        assert picture.width > 100
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pycocotools, beside a new NumPy

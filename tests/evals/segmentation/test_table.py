@@ -45,14 +45,14 @@ MODEL = ("net=timm:vit_tiny_patch16_224@32",)
 
 
 def quick(pairs: tuple[Path, Path], tmp_path: Path, **settings: object) -> SegmentConfig:
-    given = {
+    defaults = {
         "models": MODEL,
         "weights": ("random",),
         "crop_px": 32,
         "probe": ProbeConfig(steps=60, lr=1e-2),
         **settings,
     }
-    return SegmentConfig(train=pairs, features=tmp_path / "features", **given)
+    return SegmentConfig(train=pairs, features=tmp_path / "features", **defaults)
 
 
 def test_students_models_and_cached_teachers_stand_side_by_side(make_run, pairs, tmp_path: Path) -> None:
@@ -77,23 +77,23 @@ def test_students_models_and_cached_teachers_stand_side_by_side(make_run, pairs,
 
 
 def test_maps_are_computed_once_and_again_only_for_another_network(pairs, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
 
     def progress(name: str, done: int, total: int, /, *, unit: str = "images") -> None:
         if unit == "windows":
-            told.append((name, done, total))
+            reported.append((name, done, total))
 
     first = run_segment(quick(pairs, tmp_path), progress=progress)
-    assert told
-    windows = told[-1][2]
-    kept = sorted(path.name for path in (tmp_path / "features").iterdir())
-    assert len(kept) == 2  # training and test images
-    assert {Cache(tmp_path / "features" / name).num_images for name in kept} >= {windows}
-    told.clear()
+    assert reported
+    windows = reported[-1][2]
+    stored_files = sorted(path.name for path in (tmp_path / "features").iterdir())
+    assert len(stored_files) == 2  # training and test images
+    assert {Cache(tmp_path / "features" / name).num_images for name in stored_files} >= {windows}
+    reported.clear()
     assert run_segment(quick(pairs, tmp_path), progress=progress).rows == first.rows
-    assert told == []
+    assert reported == []
     run_segment(quick(pairs, tmp_path, models=("net=timm:vit_tiny_patch16_224@48",), crop_px=48), progress=progress)
-    assert told
+    assert reported
 
 
 def test_a_stopped_run_goes_on_with_the_shards_that_are_missing(pairs, tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_the_command_prints_writes_and_draws(pairs, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["rows"][0]["scores"]["pixels"][3] == 0
     assert {"protocol", "versions", "train", "test"} <= record.keys()
-    with Image.open(tmp_path / "p.png") as drawn:
-        assert drawn.height > 150
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.height > 150
 
 
 def test_a_teacher_of_a_cache_of_other_images_is_refused(make_cache, pairs, tmp_path: Path) -> None:

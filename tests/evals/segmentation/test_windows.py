@@ -32,16 +32,16 @@ def test_pixels_and_classes_of_a_window_are_of_the_same_place() -> None:
     windows = sliding_windows(0, (20, 50), 40)
     pixels = window_pixels(image, windows, 40)
     for one, shown in zip(windows, pixels, strict=True):
-        found = window_classes(classes, one, (40, 40))
-        assert ((shown[..., 0] > 127) == (found == 1)).mean() > 0.99
+        labels_in_window = window_classes(classes, one, (40, 40))
+        assert ((shown[..., 0] > 127) == (labels_in_window == 1)).mean() > 0.99
 
 
 def test_padding_and_what_was_cut_away_have_no_class() -> None:
     classes = np.ones((10, 20), np.int16)
     padded = teacher_window(0, (10, 20), patch_geometry(16, 4, fit="pad", interpolation="bilinear"))
-    found = window_classes(classes, padded, (16, 16))
-    assert (found[:8] == 1).all()
-    assert (found[8:] == IGNORED).all()
+    labels_in_window = window_classes(classes, padded, (16, 16))
+    assert (labels_in_window[:8] == 1).all()
+    assert (labels_in_window[8:] == IGNORED).all()
     cut = teacher_window(0, (10, 20), patch_geometry(16, 4, fit="crop", interpolation="bilinear"))
     assert cut == Window(0, (16, 32), 0, 8)
     assert (window_classes(classes, cut, (16, 16)) == 1).all()

@@ -34,10 +34,10 @@ def model() -> CLIP:
     vision = CLIPVisionCfg(layers=1, width=64, head_width=64, patch_size=14, image_size=28)
     text = CLIPTextCfg(context_length=16, vocab_size=49408, width=64, heads=1, layers=1)
     torch.manual_seed(0)
-    made = CLIP(WIDTH, vision, text).eval()
-    for parameter in made.parameters():
+    clip = CLIP(WIDTH, vision, text).eval()
+    for parameter in clip.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return made
+    return clip
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def reference(model: CLIP, place: Path) -> float:
 
 
 def config(place: Path, tmp_path: Path, **settings: object) -> ZeroShotConfig:
-    given = {"images": place / "c.zarr", "templates": place / "t.txt", "classifiers": tmp_path / "kept"}
-    return ZeroShotConfig(**{**given, **settings})
+    defaults = {"images": place / "c.zarr", "templates": place / "t.txt", "classifiers": tmp_path / "kept"}
+    return ZeroShotConfig(**{**defaults, **settings})
 
 
 def test_cached_teacher_live_teacher_and_student_are_compared_with_its_own_sentences(
@@ -104,8 +104,8 @@ def test_a_library_model_in_a_cache_and_a_student_elsewhere_find_the_recorded_te
     run = make_run("run", tmp_path / "c.zarr", teachers=(group,), summary_dim=WIDTH)
     (row,) = run_zero_shot(config(place, tmp_path, images=tmp_path / "c.zarr")).rows
     assert (row.name, row.text, row.top1) == (group, "text tower of ViT-H-14", pytest.approx(reference(model, place)))
-    found = run_zero_shot(config(place, tmp_path, images=place / "images", runs=(run,)))
-    assert [row.name for row in found.rows] == [f"student → {group}", f"student, untrained → {group}"]
+    result = run_zero_shot(config(place, tmp_path, images=place / "images", runs=(run,)))
+    assert [row.name for row in result.rows] == [f"student → {group}", f"student, untrained → {group}"]
 
 
 def test_a_tokenizer_that_is_not_here_says_where_it_comes_from_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,20 +117,20 @@ def test_a_tokenizer_that_is_not_here_says_where_it_comes_from_and_goes(monkeypa
 
 
 def test_the_classifier_is_made_once_and_again_for_other_words(place: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     def progress(name: str, done: int, total: int, /, *, unit: str = "images") -> None:
         if unit == "classes":
-            told.append(name)
+            reported.append(name)
 
     first = run_zero_shot(config(place, tmp_path), progress=progress)
-    assert len(told) == 3
+    assert len(reported) == 3
     assert run_zero_shot(config(place, tmp_path), progress=progress).rows == first.rows
-    assert len(told) == 3
+    assert len(reported) == 3
     names = tmp_path / "names.txt"
     names.write_text("spider\nlion\nwasp\n")
     run_zero_shot(config(place, tmp_path, classes=names), progress=progress)
-    assert len(told) == 6
+    assert len(reported) == 6
     for file in (tmp_path / "kept").iterdir():
         file.write_bytes(b"cut off")
     assert run_zero_shot(config(place, tmp_path)).rows == first.rows
@@ -186,8 +186,8 @@ def test_a_class_is_the_mean_of_unit_vectors(tmp_path: Path) -> None:
     tower = TextTower(
         description="", content="", load=lambda device: lambda words: torch.tensor([vectors[word] for word in words])
     )
-    found = text_classifier(tower, ["x"], ["{} one", "{} two"], tmp_path, device=torch.device("cpu"))
-    np.testing.assert_allclose(found, [[2**-0.5, 2**-0.5]], rtol=1e-6)
+    result = text_classifier(tower, ["x"], ["{} one", "{} two"], tmp_path, device=torch.device("cpu"))
+    np.testing.assert_allclose(result, [[2**-0.5, 2**-0.5]], rtol=1e-6)
 
 
 def test_summaries_that_are_not_finite_are_never_ranked() -> None:
