@@ -111,6 +111,7 @@ def main(
             wandb=wandb,
         )
         report = train(config, say=say)
+    # A scheduler requeues on this exit code, so that only a saved checkpoint may lead to it.
     if report.stopped:
         if _is_first_process():
             click.echo(
@@ -152,6 +153,7 @@ def _resume_command() -> str:
 
 def _local_gpu(device: str) -> str:
     """Return the device of this process: under torchrun, "cuda" becomes the GPU of its local rank."""
+    # Without this, all processes of a machine would share its first GPU.
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local is not None else device
 
@@ -160,6 +162,7 @@ def loss_table(out: Path) -> RenderableType | None:
     """Return a table of each teacher's losses in the first and the last log line of a run; None without a log."""
     from trainer.monitoring.metrics import METRICS_FILE, read_lines
 
+    # First and last measured value of each part: a step may train some of the teachers.
     lines = read_lines(out / METRICS_FILE)
     if not lines:
         return None

@@ -1,4 +1,4 @@
-"""`radio-export`: what leaves the house."""
+"""The command `radio-export`: write a trained student in the formats of other tools."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from radio_cache import __version__
 from radio_cache.terminal.help import HELP_SETTINGS, Command
 from radio_cache.terminal.output import allow_module_option, plain_errors, printable
 
+# Repeated from trainer.exports, whose import takes seconds; a test compares them.
 FORMATS = ("safetensors", "hf", "timm", "onnx", "torch-export")
 
 _path = click.Path(path_type=Path)
@@ -16,10 +17,14 @@ _path = click.Path(path_type=Path)
 @click.command(cls=Command, context_settings=HELP_SETTINGS)
 @click.version_option(__version__, prog_name="radio-export")
 @click.option(
-    "--run", required=True, type=_path, metavar="RUN", help="A run of radio-train, unfinished with --checkpoint."
+    "--run",
+    required=True,
+    type=_path,
+    metavar="RUN",
+    help="Folder of a run of radio-train; with --checkpoint it may be unfinished.",
 )
 @click.option(
-    "--out", required=True, type=_path, metavar="DIR", help="Folder to make; several formats get one each in it."
+    "--out", required=True, type=_path, metavar="DIR", help="Folder to create; several formats get one subfolder each."
 )
 @click.option(
     "--format",
@@ -28,31 +33,32 @@ _path = click.Path(path_type=Path)
     multiple=True,
     default=("safetensors",),
     show_default=True,
-    help="May be given several times. hf: transformers.AutoModel, the folder carries its code. timm: timm.create_model, with "
-    "features_only. onnx, torch-export: a graph for any number of images of the size trained at; onnx also with --any-size.",
+    help="Repeatable. hf: transformers.AutoModel, with its code in the folder. timm: timm.create_model, with features_only. "
+    "onnx, torch-export: a graph for any number of images of the training size; onnx also with --any-size.",
 )
 @click.option(
     "--adaptor",
     "adaptors",
     multiple=True,
     metavar="TEACHER",
-    help="Heads that hf, onnx and torch-export give; all by default, 'none' for none.",
+    help="Heads to include in hf, onnx and torch-export, or 'none'. Repeatable. [default: all]",
 )
 @click.option(
     "--checkpoint",
     metavar="best|last|STEP",
-    help="Of the run, instead of the student it ended with, also where it was stopped early. [default: the finished student]",
+    help="Checkpoint of the run to export, also of a run that was stopped early. [default: the finished student]",
 )
 @click.option(
     "--centre-share",
     type=float,
     metavar="SHARE",
-    help="Share of an image's shorter side that the student is shown, where its teachers saw a centre crop. [default: the run's]",
+    help="Side of the student's centre crop, as a share of an image's shorter side; only where its teachers take a centre crop. "
+    "[default: the run's]",
 )
 @click.option(
     "--any-size",
     is_flag=True,
-    help="onnx for images of any size that the student takes, checked in the graph; not every student can.",
+    help="Make the onnx graph take any image size that the student supports. Not every student can.",
 )
 @click.option(
     "--picture",
@@ -60,15 +66,17 @@ _path = click.Path(path_type=Path)
     type=_path,
     multiple=True,
     metavar="IMAGE",
-    help="Images for the model card. [default: the first two of the cache, named on the screen]",
+    help="Image for the model card. Repeatable. [default: the first two of the cache, named on the screen]",
 )
-@click.option("--no-picture", is_flag=True, help="A model card without a picture: images of the cache may be private.")
+@click.option(
+    "--no-picture", is_flag=True, help="Write a model card without a picture, if images of the cache are private."
+)
 @click.option(
     "--results",
     type=_path,
     multiple=True,
     metavar="JSON",
-    help="What radio-eval wrote with --json, for the model card.",
+    help="File that radio-eval wrote with --json, for the model card. Repeatable.",
 )
 @allow_module_option
 @plain_errors(on_interrupt="")
@@ -84,7 +92,8 @@ def main(
     checkpoint: str | None,
     any_size: bool,
 ) -> None:
-    """Write a trained student in the formats of other tools, read each back and compare it. Heads speak the teachers' units."""
+    """Write a trained student in the formats of other tools. Each is read back and compared. Heads predict in teachers' units."""
+    # Imported at its use: torch takes seconds, which --help should not.
     from trainer.exports import Card, export_student
 
     if no_picture and pictures:
@@ -108,12 +117,14 @@ def main(
         click.echo(
             f"batch norms and position biases folded: features change by at most {report.folding:.1e} of the largest"
         )
-    for one in report.exported:
-        size = f"{one.num_bytes / 1e6:.1f} MB"
-        click.echo(f"\n{one.folder}: {one.format}, {size}; read back, features differ by at most {one.change:.1e}")
-        for line in one.written.use:
+    for export in report.exported:
+        size = f"{export.num_bytes / 1e6:.1f} MB"
+        click.echo(
+            f"\n{export.folder}: {export.format}, {size}; read back, features differ by at most {export.change:.1e}"
+        )
+        for line in export.written.use:
             click.echo(f"    {line}")
-        for note in one.written.notes:
+        for note in export.written.notes:
             click.echo(f"  note: {note}")
 
 

@@ -1,4 +1,4 @@
-"""What a run is asked to do: which cache, which recipe, where to."""
+"""The configuration of a training run: cache, recipe, folder, device."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,11 +10,18 @@ from trainer.recipes.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run: which cache, which teachers (none named: all of them), which recipe, where to, on what.
+    """The configuration of a run.
 
-    allow_partial: train on the images that are there, of a cache that is not finished.
-    wandb: a project of Weights & Biases that is told the same as TensorBoard; by default nobody is.
-    shard_cache_bytes: memory for whole shards, where the images are shuffled by blocks.
+    Attributes:
+        cache: path or URL of the cache.
+        recipe: stages, losses, heads and all other settings that determine the weights.
+        out: folder of the run.
+        teachers: names of the teachers to learn from; all of the cache if empty.
+        device: torch device.
+        allow_partial: whether an unfinished cache may be used, with the images that are complete.
+        wandb: project of Weights & Biases that scalars are logged to, beside TensorBoard; None for no such log.
+        data_threads: threads that decode images.
+        shard_cache_bytes: memory for whole shards, if the images are shuffled by blocks.
     """
 
     cache: str | Path
@@ -24,5 +31,6 @@ class TrainConfig:
     device: str = "cpu"
     allow_partial: bool = False
     wandb: str | None = None
+    # On a CPU, the step needs cores, too.
     data_threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))
     shard_cache_bytes: int = DEFAULT_BYTES

@@ -37,7 +37,7 @@ def test_a_documented_list_is_the_way_of_a_real_step(title: str, tiny_cache: Cac
     of_steps = {
         tuple(name for name in chain if "<" not in name)  # without comprehensions
         for chain in chains
-        if "trainer/loop.py:run_steps" in chain and "trainer/run/evaluation.py:Evaluation.measured" not in chain
+        if "trainer/loop.py:run_steps" in chain and "trainer/run/evaluation.py:Evaluation.metrics_after" not in chain
     }
     documented = documented_chain(title)
     assert of_steps == {documented[:-1]}

@@ -48,7 +48,7 @@ class TeacherCodes:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the student should predict for its crops, for one teacher.
+    """The targets of one teacher for a batch: its features under the student's crops.
 
     Attributes:
         spatial: (b, n, c) tokens, row-major from the top left.

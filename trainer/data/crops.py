@@ -211,6 +211,7 @@ class CropData:
             if recipe.shift_tokens > 0 and not stored_view:
                 box, shifts[position] = shifted_box_xyxy(rng, box, visible, self.grid_hw, recipe.shift_tokens)
             student_boxes.append(box)
+            # One factor each for brightness, contrast and saturation.
             if recipe.colour_jitter > 0:
                 jitter[position] = rng.uniform(max(0.0, 1 - recipe.colour_jitter), 1 + recipe.colour_jitter, 3)
         return Crops(
@@ -303,6 +304,7 @@ class CropData:
         """Return the number and the box of a stored view, or (0, None) for a fresh crop."""
         if self.recipe.views == 0 or rng.uniform() >= self.recipe.views:
             return 0, None
+        # View 0 is the whole image, of which a fresh crop is taken.
         number = int(rng.integers(1, self._num_views))
         teacher = next(iter(self.levels.values()))
         return number, teacher.all[teacher.reference].views_of([row], view=number)[0]
@@ -314,6 +316,7 @@ class CropData:
             ConfigError: a teacher has no stored views, or teachers have different ones.
         """
         specs = [levels.all[levels.reference].spec for levels in self.levels.values()]
+        # The same sampling draws the same boxes, so that one crop of pixels serves all teachers.
         first = specs[0]
         for spec in specs:
             if spec.views < 2:
@@ -380,6 +383,7 @@ class CropData:
 
     def refuse_unreadable_pixels(self) -> None:
         """Raise TrainingError, before a run begins, if images were moved, or changed since the build."""
+        # One image shows whether the source was moved; reading all would be slow.
         row = int(self.sampler.rows(0, 0, 1)[0])
         try:
             self.image(row)

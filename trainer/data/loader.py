@@ -1,5 +1,6 @@
-"""The data loader: threads prepare pixels and codes side by side, in reused buffers, and the copy to a GPU overlaps with the
-step before.
+"""The data loader: threads prepare pixels and codes side by side, in reused buffers, ahead of the step.
+
+The copy to a GPU overlaps with the step before.
 
 On a CPU, where loader and trainer share the processor and nothing is copied, the thread that reads codes also makes the targets.
 The trainer's waiting time is recorded by cause: *pixels* or *codes*, whichever was ready last, and *transfer*, the copy to the

@@ -92,10 +92,12 @@ class Schedule:
         """Return the passes of this process in a step, in order."""
         position = self.stage_step(step)
         stage, teams = self.recipe.stages[position.stage], self._teams[position.stage]
+        # All processes draw the same group: the seed does not depend on the rank.
         if self.recipe.groups == "sampled" and len(stage.groups) > 1:
             group, number = self._drawn(position)
             return self._sliced(position.stage, group, number, self.rank, 1.0)
         shares = group_shares(stage)
+        # A group's loss counts by its share of the rates, however many processes compute it.
         if teams is None:
             # Fewer processes than groups: every process takes a slice of every group.
             by_group = [

@@ -1,1 +1,1 @@
-"""What a run reports while it trains: metrics, TensorBoard, Weights & Biases, pictures, online k-NN."""
+"""The monitoring of a run: metrics, TensorBoard, Weights & Biases, pictures, online k-NN."""

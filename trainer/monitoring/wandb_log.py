@@ -1,6 +1,6 @@
-"""Weights & Biases, for those who ask for it: a run there that is told what TensorBoard is told. Not a dependency.
+"""An optional log to Weights & Biases, with the scalars that TensorBoard gets. The package is not a dependency.
 
-Nothing is imported, and nothing sent, unless a project was named. `WANDB_MODE=offline` keeps it on the disk, for `wandb sync`.
+Nothing is imported or sent unless a project is named. `WANDB_MODE=offline` keeps the log on the disk, for `wandb sync`.
 """
 
 import importlib
@@ -17,11 +17,12 @@ ID_FILE = "wandb-id"
 
 @final
 class WandbLog:
-    """One run of a project; a run that goes on after a stop is the same one there, by the id in its folder."""
+    """A run in a project of Weights & Biases. A resumed run continues it, by the id in the run's folder."""
 
     def __init__(self, project: str, out: Path, recipe: Recipe) -> None:
-        """Raises ConfigError without the package."""
+        """Start or resume the run. Raises ConfigError if `wandb` is not installed."""
         wandb = _package()
+        # Chosen here, not by the service, so that a run that was killed at once resumes as the same one.
         id_file = out / ID_FILE
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
@@ -35,14 +36,16 @@ class WandbLog:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log scalars by name."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
+        """Finish the run and upload what is left."""
         self._run.finish()
 
 
 def refuse_missing_package() -> None:
-    """Raise ConfigError if `wandb` is not installed: before a run begins, not after."""
+    """Raise ConfigError if `wandb` is not installed; called before a run begins."""
     _package()
 
 

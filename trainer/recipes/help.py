@@ -39,6 +39,7 @@ def recipe_tables() -> Iterator[Table | str]:
     rows = table("Recipes", "recipe", "stages", "student", "what for", left=4)
     for name, make_recipe in RECIPES.items():
         recipe = make_recipe()
+        # One line a stage: those of a long recipe would not fit side by side.
         stages = "\n".join(
             f"{stage.steps:,} steps, {' + '.join(f'{group.image_px} px' for group in stage.groups)}"
             for stage in recipe.stages

@@ -136,10 +136,12 @@ def recipe_options(command: F) -> F:
     for option in reversed(fields(RecipeOptions)):
         metadata, annotation = option.metadata, annotations[option.name]
         value_type = _value_type(annotation)
+        # Eager options are handled before the required ones are missed.
         more: dict[str, Any] = {"is_eager": True, "callback": _print_names} if metadata["lists"] else {}
         command = click.option(
             metadata["flag"],
             option.name,
+            # A flag has no type, and click's own path type keeps `Path`.
             type=None if value_type is bool else click.Path(path_type=Path) if value_type is Path else value_type,
             is_flag=value_type is bool,
             multiple=get_origin(annotation) is tuple,
@@ -194,6 +196,7 @@ def recipe_of_options(options: RecipeOptions, cache: str | Path, teachers: tuple
         recipe = _with_student(find_recipe(options.recipe), student)
     recipe = override_stages(recipe, **_given_values(options, StageValues))
     recipe = replace(recipe, **_given_values(options, Recipe, but=("student", "init")))
+    # The student's weights come after its name is final.
     if initial is not None and options.init is not None:
         recipe = _with_initial_weights(recipe, initial, options.init)
     if options.pretrained:
@@ -206,6 +209,7 @@ def _given_values(options: RecipeOptions, owner: type, but: tuple[str, ...] = ()
     """Return the options on the command line that are fields of `owner`, by name."""
     names = {item.name for item in fields(owner)} - set(but)
     values = {item.name: getattr(options, item.name) for item in fields(options) if item.name in names}
+    # None is an option that was not given; no field of a recipe that has an option can be set to None by it.
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -220,6 +224,7 @@ def _with_student(recipe: Recipe, student: str | None) -> Recipe:
 def _with_initial_weights(recipe: Recipe, initial: "StudentConfig", folder: Path) -> Recipe:
     from trainer.model.student import STARTING_SETTINGS
 
+    # Another network can start from it, too, as far as shapes agree; only the same one takes its settings.
     if recipe.student == initial.student:
         overrides = {key: value for key, value in initial.overrides.items() if key not in STARTING_SETTINGS}
         recipe = replace(recipe, student_overrides={**overrides, **recipe.student_overrides})

@@ -1,4 +1,4 @@
-"""`--set key=value`: single settings of a recipe, typed by their field, and how a recipe is shown before a run."""
+"""Overrides of single settings of a recipe, `--set KEY=VALUE`, with the type of their field."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class StageValues:
-    """Settings of stages and groups that may be given without saying which, where one value says enough."""
+    """Settings of stages and groups that may be set without a path, for all of them."""
 
     steps: int | None = None
     lr: float | None = None
@@ -27,76 +27,87 @@ _STAGE_VALUES = tuple(item.name for item in fields(StageValues))
 
 
 def apply_overrides(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
-    """The recipe with `key=value` texts applied: `seed=3`, `stages.0.groups.1.image_px=512`, `student_overrides.depth=3`.
+    """Return the recipe with overrides such as `seed=3`, `stages.0.groups.1.image_px=512` or `student_overrides.depth=3`.
 
-    Keys of `Shared` hold for all stages and groups (`trainer.recipes.recipe.everywhere`), and come before the others.
-    Raises ConfigError for unknown keys, the nearest first, and for values that do not fit the field.
+    Args:
+        recipe: recipe to change.
+        settings: path of a setting -> text of its value. Names of `StageValues` hold for all stages and groups
+            (`trainer.recipes.recipe.override_stages`), and are applied before paths.
+
+    Raises:
+        ConfigError: a path is unknown, and the message names the nearest, or a value does not fit its field.
     """
     shared = StageValues()
     for key, text in settings.items():
         if key in _STAGE_VALUES:
-            found = _fitting(key, text, lambda value, key=key: from_json(StageValues, {key: value}))
-            shared = replace(shared, **{key: getattr(found, key)})
+            values = _first_fitting(key, text, lambda value, key=key: from_json(StageValues, {key: value}))
+            shared = replace(shared, **{key: getattr(values, key)})
     recipe = override_stages(recipe, **asdict(shared))
     for key, text in settings.items():
         if key not in _STAGE_VALUES:
-            recipe = _with_one(recipe, key, text)
+            recipe = _with_override(recipe, key, text)
     return recipe
 
 
-def _with_one(recipe: Recipe, key: str, text: str) -> Recipe:
+def _with_override(recipe: Recipe, key: str, text: str) -> Recipe:
+    # Through JSON: tuples become lists, whose items can be replaced.
     data = json.loads(json.dumps(recipe.to_json()))
     *path, last = key.split(".")
     inner: Any = data
     for depth, part in enumerate(path):
-        inner = inner[_place(inner, part, key, path[:depth], text)]
-    place = _place(inner, last, key, path, text)
+        inner = inner[_key_of(inner, part, key, path[:depth], text)]
+    innermost_key = _key_of(inner, last, key, path, text)
 
-    def changed(value: Any) -> Recipe:
-        inner[place] = value
+    def with_value(value: Any) -> Recipe:
+        inner[innermost_key] = value
         return from_json(Recipe, data)
 
-    return _fitting(key, text, changed)
+    return _first_fitting(key, text, with_value)
 
 
-def _place(inner: Any, part: str, key: str, before: list[str], text: str) -> str | int:
-    """The key or the position that a part of a path names."""
-    where = ".".join(before)
+def _key_of(inner: Any, part: str, key: str, before: list[str], text: str) -> str | int:
+    """Return the key, or the position in a list, that a part of a path names. before: the parts before it."""
+    parent = ".".join(before)
     if isinstance(inner, list):
         if part.isdigit() and int(part) < len(cast(list[Any], inner)):
             return int(part)
         raise ConfigError(
-            f"--set {key}={text}: {where} has {len(cast(list[Any], inner))}, counted from 0; there is no {part}"
+            f"--set {key}={text}: {parent} has {len(cast(list[Any], inner))}, counted from 0; there is no {part}"
         )
     if not isinstance(inner, dict):
-        raise ConfigError(f"--set {key}={text}: '{where}' is one value, it has no '{part}'")
-    free = where in ("student_overrides", "teacher_weights", "teacher_summary_weights")
-    known = [name for name in cast(dict[str, Any], inner) if where or name != "name"]
-    if part not in known and not free:
+        raise ConfigError(f"--set {key}={text}: '{parent}' is one value, it has no '{part}'")
+    # These take any names: settings of the student, and teachers.
+    is_free = parent in ("student_overrides", "teacher_weights", "teacher_summary_weights")
+    known = [name for name in cast(dict[str, Any], inner) if parent or name != "name"]
+    if part not in known and not is_free:
         raise ConfigError(
             unknown_name(
-                "recipe setting" + (f" of {where}" if where else ""), part, [*known, *(() if where else _STAGE_VALUES)]
+                "recipe setting" + (f" of {parent}" if parent else ""),
+                part,
+                [*known, *(() if parent else _STAGE_VALUES)],
             )
         )
     return part
 
 
-def _fitting(key: str, text: str, made: Callable[[Any], T]) -> T:
-    """What is made of the first reading of the text that its place takes: JSON, plain text, nothing, a list."""
+def _first_fitting(key: str, text: str, make: Callable[[Any], T]) -> T:
+    """Return `make` of the first reading of a text that fits its field."""
+    # The first reading is the likeliest, so its error is the one to report.
     error: ValueError | None = None
     for value in _readings(text):
         try:
-            return made(value)
+            return make(value)
         except ValueError as exc:
             error = error or exc
     raise ConfigError(f"--set {key}={text}: {error}")
 
 
 def _readings(text: str) -> Iterable[Any]:
+    """Yield the possible meanings of a text: JSON, the plain text, None, and a list of values at its commas."""
     literal = _literal(text)
     yield literal
     if literal != text:
-        yield text
+        yield text  # a name such as "1" in a list of teachers
     if text.lower() == "none":
         yield None
     if not isinstance(literal, list):

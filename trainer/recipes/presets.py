@@ -1,6 +1,6 @@
-"""Recipes by name. Each is a function whose docstring says what it is for and where its numbers come from.
+"""Recipes by name. Each is a function; its docstring gives the purpose and the source of the numbers.
 
-Numbers that the papers do not give are ours; `Recipe.ours` names them, and they are marked when a recipe is printed.
+`Recipe.not_from_paper` names the settings that the paper does not give, which are marked when a recipe is printed.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,12 +12,14 @@ from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.format.strict_json import parse_json
 from trainer.recipes.recipe import Group, Recipe, Stage
 
+# SAM's features are of 1024 px; a group of its own gives it that size, and smaller batches.
 _ALL_BUT_SAM, _SAM = ("!sam*",), ("sam*",)
+# The window of each training step is drawn, so that the student works with any window, or none.
 _VITDET = {"spectral_reparam": True, "train_windows": [6, 7, 8, 9, 12, 16], "window_probability": 0.5}
 
 
 def quick() -> Recipe:
-    """The default: thousands to a million images on one device. Rates chosen by us on CIFAR-10 crops (docs/results.md)."""
+    """Train on thousands to a million images with one device; the default. Rates from crops of CIFAR-10 (docs/results.md)."""
     stage = Stage(name="all", steps=5000, lr=2e-3, warmup_steps=200, groups=(Group(image_px=96, batch_images=64),))
     return Recipe(
         name="quick",
@@ -32,6 +34,7 @@ def quick() -> Recipe:
         views=0.0,
         shift_tokens=0.0,
         colour_jitter=0.0,
+        # Losses of AM-RADIO, Eq. 1 to 3.
         summary_loss="cosine",
         spatial_loss="match",
         cos_weight=0.9,
@@ -40,11 +43,13 @@ def quick() -> Recipe:
         spatial_weight=1.0,
         teacher_weights={},
         teacher_summary_weights={},
+        # All teachers weigh the same, which standardised targets make comparable.
         balancing="naive",
         normalise="standardise",
         normalise_summary="standardise",
         target_grid="student",
         adaptor="mlp",
+        # Narrower than the paper's, which takes the widest teacher's: heads would outweigh a small student.
         adaptor_width=384,
         adaptor_blocks=0,
         adaptor_upsample=1,
@@ -56,6 +61,7 @@ def quick() -> Recipe:
         compile=False,
         checkpoint_activations=False,
         ema=None,
+        # Two, so that a damaged one has a predecessor to resume from.
         keep_checkpoints=2,
         seed=0,
         checkpoint_every=500,
@@ -67,17 +73,18 @@ def quick() -> Recipe:
 
 
 def demo() -> Recipe:
-    """What `radio-cache demo` trains: a small student on a few hundred crops, a minute or so on two CPU cores."""
+    """Train a small student on a few hundred crops, about a minute on two CPU cores, as `radio-cache demo` does."""
     stage = Stage(name="all", steps=200, lr=2e-3, warmup_steps=40, groups=(Group(image_px=96, batch_images=48),))
+    # Frequent checkpoints and log lines: there is something to see within the minute.
     return replace(quick(), name="demo", stages=(stage,), checkpoint_every=100, log_every=10)
 
 
 def am_radio() -> Recipe:
-    """AM-RADIO (arXiv 2312.06709), both stages: CLIP and DINOv2 at 256 px, then they at 432 px and SAM at 1024 px.
+    """AM-RADIO (arXiv 2312.06709), both stages: CLIP and DINOv2 at 256 px, then both at 432 px and SAM at 1024 px.
 
     600k steps of AdamW, 1e-3, cosine; in stage 2, half of 64 GPUs take 32 images each at 432 px and half 2 each at
     1024 px (the paper's own effective batch of 1,152 does not follow from that). Losses, heads and weights are the paper's.
-    Ours: warm-up, crop range, whether the rate starts again in stage 2, the share of windowed steps, clipping.
+    Not from the paper: warm-up, crop range, whether the rate starts again in stage 2, the share of windowed steps, clipping.
     """
     stages = (
         Stage(
@@ -101,7 +108,7 @@ def am_radio() -> Recipe:
     return replace(
         quick(),
         name="am-radio",
-        student="vit-h-16",
+        student="vit-h-16",  # the paper's ViT-H/16
         student_overrides=dict(_VITDET),
         stages=stages,
         crop_area=(0.4, 1.0),
@@ -109,7 +116,7 @@ def am_radio() -> Recipe:
         normalise_summary="none",
         target_grid="larger",
         adaptor_width=None,
-        channels_last=False,
+        channels_last=False,  # a ViT has one convolution
         checkpoint_every=2000,
         log_every=50,
         knn_every=10_000,
@@ -128,7 +135,7 @@ def am_radio() -> Recipe:
 def phi_s() -> Recipe:
     """PHI-S (arXiv 2410.01680): targets rotated so that every channel has variance 1, and the plain squared error.
 
-    The schedule is stage 1 of `am_radio`; the paper's own rates and steps are not known here, so they are ours.
+    The schedule is stage 1 of `am_radio`; rates and steps are not from the paper.
     """
     paper = am_radio()
     return replace(
@@ -146,9 +153,9 @@ def phi_s() -> Recipe:
 def radio_v25() -> Recipe:
     """RADIOv2.5: 256 px, then 432 px, then 432 and 1024 px together, every teacher at every resolution, PHI-S targets.
 
-    That every teacher is seen at low and high resolution is what cures mode switching; keep the teachers at several sizes
-    (`radio-cache build --size 224 --size 1024`). Published are stages, resolutions, losses and the normalisation. Ours:
-    steps, rates, batch sizes, crop range, clipping.
+    Mode switching is cured by training every teacher at low and high resolution, so cache the teachers at several sizes
+    (`radio-cache build --size 224 --size 1024`). Published are stages, resolutions, losses and the normalisation. Not from the
+    paper: steps, rates, batch sizes, crop range, clipping.
     """
 
     def stage(number: int, steps: int, *groups: tuple[int, int]) -> Stage:
@@ -161,6 +168,7 @@ def radio_v25() -> Recipe:
         )
 
     stages = (stage(1, 300_000, (256, 1024)), stage(2, 150_000, (432, 512)), stage(3, 150_000, (432, 512), (1024, 64)))
+    # The paper gives none of these for any stage.
     paths = [f"stages.{n}.{name}" for n in range(3) for name in ("steps", "lr", "warmup_steps")]
     paths += [f"stages.{n}.groups.{m}.batch_images" for n, s in enumerate(stages) for m in range(len(s.groups))]
     return replace(
@@ -175,10 +183,10 @@ def radio_v25() -> Recipe:
 
 
 def efficient() -> Recipe:
-    """The efficient-student study of AM-RADIO (arXiv 2312.06709): one recipe for every backbone, 224 px, all teachers.
+    """Train any backbone as in the efficient-student study of AM-RADIO (arXiv 2312.06709): 224 px, all teachers.
 
-    The paper says which teachers (OpenCLIP ViT-H/14, DINOv2-g/14), images (ImageNet-21k) and resolution, and the losses.
-    Ours: steps, rate, warm-up, batch size, crop range, clipping.
+    The paper gives the teachers (OpenCLIP ViT-H/14, DINOv2-g/14), images (ImageNet-21k), resolution and losses. Not from the
+    paper: steps, rate, warm-up, batch size, crop range, clipping.
     """
     stage = Stage(
         name="all", steps=300_000, lr=1e-3, warmup_steps=2000, groups=(Group(image_px=224, batch_images=1024),)
@@ -202,7 +210,7 @@ def efficient() -> Recipe:
 
 
 def sam_only() -> Recipe:
-    """A small encoder that takes the place of SAM's: its maps alone, at its own 1024 px. All numbers but the losses are ours."""
+    """Train a small encoder that replaces SAM's: spatial features at 1024 px. Only the losses are from a paper."""
     stage = Stage(
         name="SAM",
         steps=100_000,
@@ -219,7 +227,7 @@ def sam_only() -> Recipe:
         crop_area=(0.6, 1.0),
         target_grid="student",
         channels_last=True,
-        summary_weight=0.0,
+        summary_weight=0.0,  # SAM has no summary
         not_from_paper=(
             "stages.0.steps",
             "stages.0.lr",
@@ -243,20 +251,25 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def find_recipe(name: str, *, allow_modules: Iterable[str] = ()) -> Recipe:
-    """A recipe by name ("-" and "_" are the same), or from a `recipe.json` that a run saved.
+    """Return a recipe by name, in which "-" and "_" are the same, or from a `recipe.json` that a run saved.
 
-    allow_modules: modules that a file may name as the student's code (`torch-module:`); none by default.
-    Raises ConfigError listing the names, or for a file that names a module which is not allowed.
+    Args:
+        name: name of a recipe, or path of a file.
+        allow_modules: modules that a file may name as the student's code (`torch-module:`).
+
+    Raises:
+        ConfigError: the name is unknown, and the message lists the known ones; or the file is no recipe, or names a module that
+            is not allowed.
     """
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
-        whole = "A whole one lies in every run, as recipe.json"
+        hint = "Every run has one, as recipe.json"
         try:
             data = parse_json(path.read_bytes())
         except ValueError as exc:
-            raise ConfigError(f"{path} is not a recipe in JSON: {exc}. {whole}") from exc
+            raise ConfigError(f"{path} is not a recipe in JSON: {exc}. {hint}") from exc
         if not isinstance(data, dict):
-            raise ConfigError(f"{path} is not a recipe in JSON: it is no object. {whole}")
+            raise ConfigError(f"{path} is not a recipe in JSON: it is no object. {hint}")
         try:
             recipe = Recipe.from_json(cast(dict[str, Any], data))
             # Imported at its use: students need torch and timm, which recipes by name do not.
@@ -270,5 +283,5 @@ def find_recipe(name: str, *, allow_modules: Iterable[str] = ()) -> Recipe:
         return RECIPES[name.replace("_", "-")]()
     raise ConfigError(
         unknown_name("recipe", name, RECIPES)
-        + " `radio-train --recipe help` says what each is for; a path to a run's recipe.json works, too."
+        + " `radio-train --recipe help` describes each; a path to a run's recipe.json works, too."
     )

@@ -1,4 +1,4 @@
-"""What a run is put together from: the student's configuration, the images of every group, and the optimiser."""
+"""Factories of a run's parts: the student's configuration, the data of every group, and the optimiser."""
 
 from typing import Any
 
@@ -26,16 +26,24 @@ from trainer.train_config import TrainConfig
 def make_student_config(
     config: TrainConfig, cache: Cache, teachers: tuple[str, ...], images: ImageSplit | None = None
 ) -> StudentConfig:
-    """The student with a head for each of these teachers. images: which it is trained on."""
+    """Return the configuration of the student with a head for each teacher.
+
+    Args:
+        config: configuration of the run.
+        cache: cache of the features.
+        teachers: names of the teachers.
+        images: split of the images, which is recorded with the student.
+    """
     recipe = config.recipe
     specs = [(name, cache.teachers.levels(name)[0].spec) for name in teachers]
+    # One centre-cropping teacher is enough: training crops then never reach the borders.
     fit: StudentFit = "crop" if any(spec.geometry.fit == "crop" for _, spec in specs) else "squash"
-    # Training draws crops from what all teachers saw, so the least of them is what the student knows.
+    # Training crops lie within every teacher's view, so the smallest centre crop is what the student has learned.
     share = min(level.spec.geometry.centre_share for name in teachers for level in cache.teachers.levels(name))
     widths = tuple(
         TeacherWidths(name=name, summary_dim=spec.summary_dim, spatial_dim=spec.spatial_dim) for name, spec in specs
     )
-    own = StudentConfig(
+    student = StudentConfig(
         student=recipe.student,
         overrides=_overrides(recipe, widths),
         image_hw=(recipe.final_px, recipe.final_px),
@@ -55,15 +63,15 @@ def make_student_config(
         images=images,
         init=recipe.init,
     )
-    return with_centre_share(own, recipe.centre_share)
+    return with_centre_share(student, recipe.centre_share)
 
 
 def _overrides(recipe: Recipe, teachers: tuple[TeacherWidths, ...]) -> dict[str, Any]:
-    """The student's settings; a ViT gets one class token for each teacher with a summary, if nothing else is said."""
+    """Return the student's settings; a ViT gets one class token for each teacher with a summary, unless the recipe sets it."""
     if not isinstance(STUDENTS.get(recipe.student), ViTConfig):
         return recipe.student_overrides
-    summaries = sum(widths.summary_dim is not None for widths in teachers)
-    return {"num_summary_tokens": max(1, summaries), **recipe.student_overrides}
+    num_summaries = sum(widths.summary_dim is not None for widths in teachers)
+    return {"num_summary_tokens": max(1, num_summaries), **recipe.student_overrides}
 
 
 def make_crop_data(
@@ -74,23 +82,37 @@ def make_crop_data(
     student: Student,
     by_group: dict[GroupKey, tuple[str, ...]],
 ) -> tuple[dict[GroupKey, CropData], CodeReader]:
-    """What every group sees of the images, and how codes are read. Raises ConfigError for a size the student cannot take."""
+    """Return the data of every group, and the reader of codes.
+
+    Args:
+        config: configuration of the run.
+        cache: cache of images and features.
+        rows: rows to train on, sorted.
+        schedule: schedule of the passes.
+        student: student network.
+        by_group: (stage, group) -> names of its teachers.
+
+    Raises:
+        ConfigError: the student does not support the size of a group, or mosaics do not divide its batch.
+    """
     recipe = config.recipe
+    # An object store answers a few large requests faster than many small ones: whole shards are read, and shuffled.
     blocks = recipe.shuffle == "blocks" or (recipe.shuffle == "auto" and not cache.storage.is_local)
     shard_images = cache.meta.shard_images
-    found: dict[GroupKey, CropData] = {}
+    data: dict[GroupKey, CropData] = {}
     for key, names in by_group.items():
         group = recipe.stages[key[0]].groups[key[1]]
         side = group.image_px
-        legal = student.nearest_supported_resolution(side, side)
-        if legal != (side, side):
+        supported = student.nearest_supported_resolution(side, side)
+        if supported != (side, side):
             path = f"stages.{key[0]}.groups.{key[1]}.image_px"
             raise ConfigError(
-                f"{path}={side}: student '{recipe.student}' takes {legal[0]} as the nearest; --set {path}={legal[0]}"
+                f"{path}={side}: student '{recipe.student}' takes {supported[0]} as the nearest; --set {path}={supported[0]}"
             )
         _refuse_uneven_mosaics(recipe, schedule, key, student)
+        # Groups draw independently, whatever the other groups of the recipe are.
         seed = (recipe.seed, *key)
-        order: Sampler = (
+        sampler: Sampler = (
             BlockSampler(
                 rows,
                 shard_images,
@@ -102,19 +124,20 @@ def make_crop_data(
             if blocks
             else FullSampler(rows, seed, group.batch_images)
         )
+        # Of one crop; a mosaic has `mosaic` squared of them.
         grid = group.crop_px // student.patch_size
-        found[key] = CropData(
+        data[key] = CropData(
             cache,
             names,
             recipe,
             rows,
-            order,
+            sampler,
             seed=seed,
             image_px=group.crop_px,
             grid_hw=(grid, grid),
             mosaic=group.mosaic,
         )
-    return found, ShardCache(rows, shard_images, config.shard_cache_bytes) if blocks else read_codes
+    return data, ShardCache(rows, shard_images, config.shard_cache_bytes) if blocks else read_codes
 
 
 def _refuse_uneven_mosaics(recipe: Recipe, schedule: Schedule, key: GroupKey, student: Student) -> None:
@@ -127,6 +150,7 @@ def _refuse_uneven_mosaics(recipe: Recipe, schedule: Schedule, key: GroupKey, st
             f"crops of {crop_px} as the nearest; --set {path}.image_px={crop_px * side}"
         )
     passes = schedule.num_slices(*key) * recipe.accumulate
+    # Every pass needs whole mosaics.
     images = passes * side**2
     if group.batch_images % images:
         raise ConfigError(
@@ -136,12 +160,13 @@ def _refuse_uneven_mosaics(recipe: Recipe, schedule: Schedule, key: GroupKey, st
 
 
 def make_optimizer(model: DistilledStudent, balancing: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; vectors (norms, biases), position tables, tokens, and what a balancing learns do not decay.
+    """Return AdamW without weight decay of vectors (norms, biases), position tables, tokens, and learned balancing weights.
 
-    The student's have groups of their own: one group's loops cannot take whole and divided weights.
+    The student's parameters are in groups of their own, since fused updates cannot mix whole and sharded tensors.
     """
     groups: list[dict[str, Any]] = []
     for module, exempt in ((model.student, model.student.no_weight_decay), (model.adaptors, frozenset[str]())):
+        # By the number of axes, as in timm: weights of layers have two or more.
         named = list(module.named_parameters())
         groups.append({"params": [p for name, p in named if p.ndim >= 2 and name not in exempt]})
         groups.append({"params": [p for name, p in named if p.ndim < 2 or name in exempt], "weight_decay": 0.0})

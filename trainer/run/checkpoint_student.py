@@ -1,4 +1,4 @@
-"""A student out of a checkpoint of its run, as it would leave the run if it ended there."""
+"""The student of a checkpoint, as the run would save it if it ended there."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,24 +24,25 @@ from trainer.train_config import TrainConfig
 
 
 def student_from_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> tuple[DistilledStudent, str]:
-    """Make the student of a checkpoint, with heads that speak the teachers' units, in evaluation, on the CPU.
+    """Build the student of a checkpoint on the CPU, in evaluation mode, with heads that predict in the teachers' units.
 
     Args:
         run: folder of a run, finished or not.
-        which: "best" by k-NN, "last", or a number of steps of which a checkpoint is kept.
+        which: "best" by k-NN, "last", or the number of steps of a saved checkpoint.
         adaptors: as for `load_student`.
 
     Returns:
-        The student, and a sentence about which it is.
+        The student, and a sentence that describes the checkpoint.
 
     Raises:
-        ConfigError: there is no such checkpoint, or the run's cache has other images by now.
+        ConfigError: there is no such checkpoint, or the run's cache has other images now.
         TrainingError: the checkpoint cannot be read.
     """
     path = _path_of(run, which)
     recorded = read_run_file(run)
     recipe, cache = Recipe.from_json(recorded["recipe"]), Cache(recorded["cache"])
     refuse_foreign_code(recipe.student)
+    # Before the checkpoint is read, which may be large.
     _refuse_other_images(run, cache, recorded.get("images"))
     try:
         state = load_checkpoint(path)
@@ -49,13 +50,15 @@ def student_from_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> t
         raise TrainingError(f"{path} is damaged ({exc}): choose another --checkpoint") from exc
     teachers, step = tuple(recorded["teachers"]), int(state["step"])
     rows, _, split = split_rows(cache, usable_rows(cache, teachers, allow_partial=True), recipe.holdout)
-    place = TrainConfig(cache=recorded["cache"], recipe=recipe, out=run, teachers=teachers)
-    config = make_student_config(place, cache, teachers, split)
+    run_config = TrainConfig(cache=recorded["cache"], recipe=recipe, out=run, teachers=teachers)
+    config = make_student_config(run_config, cache, teachers, split)
+    # The student records how far it was trained.
     config = replace(config, steps=step, images_seen=round(config.images_seen * step / recipe.steps))
+    # Building draws initial weights; the caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]):
-        # Weights that will be replaced are not worth a download.
-        kept = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
-        model = build_distilled(replace(config, overrides=kept))
+        # Pretrained weights would be downloaded only to be replaced.
+        overrides = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
+        model = build_distilled(replace(config, overrides=overrides))
     model.config = config
     _take_weights(path, model, state, recipe)
     cpu = torch.device("cpu")
@@ -68,11 +71,11 @@ def student_from_checkpoint(run: Path, which: str, *, adaptors: Heads = ()) -> t
         },
     )
     model.use_heads(adaptors)
-    said = f"{path.name}: step {step:,} of {recipe.steps:,}"
+    description = f"{path.name}: step {step:,} of {recipe.steps:,}"
     if which == "best" and state.get("best") is not None:
         error = state.get("best_error")
-        said += f", k-NN {state['best']:.1%}" + ("" if error is None else f" ± {error:.1%} (standard error)")
-    return model.eval(), said
+        description += f", k-NN {state['best']:.1%}" + ("" if error is None else f" ± {error:.1%} (standard error)")
+    return model.eval(), description
 
 
 def _path_of(run: Path, which: str) -> Path:
@@ -100,14 +103,14 @@ def _path_of(run: Path, which: str) -> Path:
 
 
 def _refuse_other_images(run: Path, cache: Cache, images: Any) -> None:
-    """Statistics that are folded into the heads are those of the images that were trained on."""
+    """Raise ConfigError if the cache has other images now: the statistics of the training images are folded into the heads."""
     if isinstance(images, dict) and (images.get("list"), images.get("in_cache")) != (
         cache.meta.index,
         cache.num_images,
     ):
         raise ConfigError(
             f"{cache.url} has other images than when {run} was begun ({images.get('in_cache')} then, {cache.num_images} now), "
-            "and what the heads speak in would be others': use a copy of the cache from then"
+            "and the heads would get the statistics of others: use a copy of the cache from then"
         )
 
 
@@ -115,6 +118,7 @@ def _take_weights(path: Path, model: DistilledStudent, state: dict[str, Any], re
     try:
         model.student.load_state_dict(state["student"])
         model.adaptors.load_state_dict(state["adaptors"])
+        # The average replaces the trained weights, as at the end of a run.
         if recipe.ema is not None:
             average = Ema([model.student, model.adaptors], recipe.ema)
             average.load_state_dict(state["ema"])

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and that the same command goes on with it."""
+"""The folder of a run: its files, its lock, and the check that a command resumes its own run."""
 
 import contextlib
 import fcntl
@@ -15,22 +15,32 @@ from radio_cache.storage.local import TEMPORARY, sync_folder, write_atomically
 from trainer.recipes.recipe import Recipe
 
 RECIPE_FILE, RUN_FILE, CHECKPOINTS = "recipe.json", "run.json", "checkpoints"
+"""Names in a run's folder; `trainer.monitoring.metrics.METRICS_FILE` is another."""
 
 
 @contextlib.contextmanager
 def claim_run_folder(
     out: Path, recipe: Recipe, cache: str, teachers: Sequence[str], images: Mapping[str, str | int]
 ) -> Generator[None]:
-    """Make the run's folder, or check that the one there is this run's, and keep it to this process.
+    """Create the run's folder, or check that it belongs to this run, and lock it for this process.
 
-    The first file of a run is `run.json`, which is locked before it has its name: of several starts at once, one owns the
-    folder from its first write, and the others write nothing.
-    images: which of the cache's they are, so that a run does not go on with others, in another order.
-    Raises ConfigError naming what was set otherwise, NotACacheError for a folder that is no run, TrainingError where another
-    process has it.
+    The first file of a run is `run.json`, which is locked before it gets its name. Of several starts at once, one therefore holds
+    the folder from its first write, and the others write nothing.
+
+    Args:
+        out: folder of the run.
+        recipe: recipe of the run.
+        cache: path or URL of the cache.
+        teachers: names of the teachers.
+        images: identity of the images, so that a run does not resume with others or in another order.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings; the message names them.
+        NotACacheError: the folder is not a run.
+        TrainingError: another process holds the folder.
     """
     settings = {"cache": cache, "teachers": list(teachers), "images": dict(images), "recipe": recipe.to_json()}
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as they do in the file
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     run_file = out / RUN_FILE
     if not run_file.exists():
         _refuse_foreign(out)
@@ -40,6 +50,7 @@ def claim_run_folder(
                 write_atomically(out / RECIPE_FILE, json.dumps(recipe.to_json(), indent=1).encode())
                 yield
                 return
+    # Before the lock: a command with other settings should hear about those, not about the running process.
     _refuse_other_settings(out, settings)
     with lock_run_folder(out):
         if not (out / RECIPE_FILE).exists():  # a start that was killed between its first two files
@@ -49,10 +60,12 @@ def claim_run_folder(
 
 @contextlib.contextmanager
 def lock_run_folder(out: Path) -> Generator[None]:
-    """Keep the run's folder to this process; the system lets go of it when the process ends, however it ends.
+    """Lock the run's folder for this process. The system releases the lock when the process ends, however it ends.
 
-    What torchrun started may outlive it, and would write into the same files as the next start. Raises TrainingError if another
-    process has the folder.
+    Processes may outlive the torchrun that started them, and would write into the same files as the next start.
+
+    Raises:
+        TrainingError: another process holds the folder.
     """
     with (out / RUN_FILE).open("r+") as file:  # to be written, or network file systems refuse to lock it
         _lock(out, file)
@@ -68,12 +81,12 @@ def _lock(out: Path, file: IO[Any]) -> None:
             "it; the same command goes on from its last checkpoint"
         ) from exc
     except OSError:
-        pass  # a file system without locks: nobody can tell
+        pass  # a file system without locks
 
 
 @contextlib.contextmanager
 def _new_run_file(run_file: Path, content: bytes) -> Generator[bool]:
-    """Make `run.json`, locked before anybody else can see it; False where another start was faster, and made its own."""
+    """Create `run.json`, locked before it has its name. Yield False if another start created its own first."""
     temporary = run_file.with_name(f"{run_file.name}{TEMPORARY}{uuid.uuid4().hex}")
     with temporary.open("x+b") as file:
         try:
@@ -82,10 +95,11 @@ def _new_run_file(run_file: Path, content: bytes) -> Generator[bool]:
             file.flush()
             os.fsync(file.fileno())
             try:
+                # A hard link fails if the name exists, which a rename does not.
                 os.link(temporary, run_file)
             except FileExistsError:
                 is_new = False
-            except OSError:  # a file system without hard links: two starts in the same instant are not told apart
+            except OSError:  # a file system without hard links: two starts at the same instant could both succeed
                 is_new = not run_file.exists()
                 if is_new:
                     temporary.replace(run_file)
@@ -98,7 +112,7 @@ def _new_run_file(run_file: Path, content: bytes) -> Generator[bool]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise NotACacheError for a place that holds anything but what a start leaves that was stopped at its first files."""
+    """Raise NotACacheError for a path with anything but the files of a start that was stopped at its first writes."""
     if not out.exists():
         return
     if not out.is_dir() or any(
@@ -111,9 +125,9 @@ def _refuse_foreign(out: Path) -> None:
 
 def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
     recorded = read_run_file(out)
-    # With what its version did not know yet.
+    # Runs of early versions recorded no images.
     recorded.setdefault("images", settings["images"])
-    changed = [f"{key} was {was}, now {now}" for key, was, now in _differences(recorded, settings)]
+    changed = [f"{key} was {before}, now {after}" for key, before, after in _differences(recorded, settings)]
     if changed:
         raise ConfigError(
             f"{out} holds a run with other settings: {'; '.join(changed[:5])}. Choose another --out, or remove that run"
@@ -121,9 +135,11 @@ def _refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
 
 
 def read_run_file(out: Path) -> dict[str, Any]:
-    """Return what `run.json` of a run records: cache, teachers, images, and the whole recipe as this version knows it.
+    """Return the content of a run's `run.json`: cache, teachers, images, and the recipe with this version's fields.
 
-    Raises ConfigError for one that is damaged, or of another version; NotACacheError where there is none.
+    Raises:
+        ConfigError: the file is damaged, or of another version.
+        NotACacheError: there is no such file.
     """
     run_file = out / RUN_FILE
     cure = "restore it from a copy, or choose another --out"
@@ -147,7 +163,7 @@ def read_run_file(out: Path) -> dict[str, Any]:
 
 
 def refuse_lost(out: Path) -> None:
-    """Raise TrainingError if the folder of the run was taken away while it was trained, before half of it is made anew."""
+    """Raise TrainingError if the run's folder was removed during training, before anything is written to it again."""
     if not (out / RUN_FILE).exists():
         raise TrainingError(
             f"the run's folder {out} was removed or renamed while it was being trained: stopped, and nothing more is written. "
@@ -156,13 +172,13 @@ def refuse_lost(out: Path) -> None:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Paths at which two values of JSON differ, down to the innermost, and both values."""
+    """Yield the innermost paths at which two JSON values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
-        was, now = cast(dict[str, Any], old), cast(dict[str, Any], new)
-        for key in sorted(was.keys() | now.keys()):
-            yield from _differences(was.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        before, after = cast(dict[str, Any], old), cast(dict[str, Any], new)
+        for key in sorted(before.keys() | after.keys()):
+            yield from _differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
     elif isinstance(old, list) and isinstance(new, list) and len(cast(list[Any], old)) == len(cast(list[Any], new)):
-        for place, (was, now) in enumerate(zip(cast(list[Any], old), cast(list[Any], new), strict=True)):
-            yield from _differences(was, now, f"{path}.{place}")
+        for position, (before, after) in enumerate(zip(cast(list[Any], old), cast(list[Any], new), strict=True)):
+            yield from _differences(before, after, f"{path}.{position}")
     elif old != new:
         yield path, old, new

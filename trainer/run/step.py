@@ -113,6 +113,7 @@ class TrainingRun:
             )
         self.objective.balancing.to(self.device)
         self._bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and self.device.type == "cuda")
+        # In this order: FSDP wraps blocks as they will run, and compilation comes last.
         if recipe.checkpoint_activations:
             checkpoint_activations(self.model.student)
         if recipe.fsdp:
@@ -123,6 +124,7 @@ class TrainingRun:
             self.model.student.compile()
             self.model.adaptors.compile()
         optimizer = make_optimizer(self.model, self.objective.balancing, recipe)
+        # As the optimiser holds them: sharding has replaced some.
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         ema = None if recipe.ema is None else Ema([self.model.student, self.model.adaptors], recipe.ema)
         self.training_state = TrainingState(
@@ -158,11 +160,12 @@ class TrainingRun:
         size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
         fixed = size * (3 if recipe.ema is None else 4)  # gradients and two moments; an average
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        # Some balancings count their calls.
+        # Balancings keep running averages, which these passes must not change.
         balancing = {name: value.clone() for name, value in self.objective.balancing.state_dict().items()}
         self.model.eval()
         for (stage, group), data in self.groups.items():
             images = recipe.stages[stage].groups[group].batch_images
+            # Of one pass of one process.
             images //= self.schedule.num_slices(stage, group) * recipe.accumulate
             unit = data.mosaic**2
             if images < 2 * unit:
@@ -185,7 +188,7 @@ class TrainingRun:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the training images have at least two classes."""
+        """True if the training images have at least two classes."""
         labels = np.unique(self.cache.index.labels[self.rows])
         return bool(np.count_nonzero(labels >= 0) > 1)
 
@@ -267,6 +270,7 @@ class TrainingRun:
         if data.mosaic > 1:
             images = make_mosaics(images, data.mosaic).contiguous(memory_format=self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            # (m, 3, H, W) -> summary (m, s), spatial (m, N, c); a mosaic's tokens then become those of its images
             features = self.model.student(images)
             if data.mosaic > 1:
                 features = split_mosaics(features, data.grid_hw, data.mosaic)
@@ -289,8 +293,10 @@ class TrainingRun:
         recipe, training_state = self.config.recipe, self.training_state
         # FSDP has summed the gradients of sharded parameters already.
         self.processes.sum_gradients([p for p in self.parameters if not is_sharded(p)])
+        # Balancings average over steps; a process without a term has nothing to add to its average.
         for buffer in training_state.balancing.buffers():
             self.processes.average_present(buffer, present)
+        # One norm over the student and all heads.
         clip_gradients(list(self.model.parameters()), recipe.clip_grad_norm)
         training_state.optimizer.step()
         if training_state.ema:
@@ -349,6 +355,7 @@ class TrainingRun:
         model = self._whole_model()
         if not self.processes.is_first:
             return
+        # The heads' last layers absorb the normalisation, which is linear.
         fold_targets(model, self.targets)
         save_student(model.to("cpu").eval(), self.config.out)
 
@@ -356,7 +363,7 @@ class TrainingRun:
         """Return the model, gathered from all processes if it is sharded."""
         if not self.training_state.is_divided:
             return self.model
-        state = self.training_state.state(keep=self.processes.is_first)
+        state = self.training_state.state_dict(keep=self.processes.is_first)
         model = build_distilled(self.model.config)
         if self.processes.is_first:
             model.student.load_state_dict(state["student"])

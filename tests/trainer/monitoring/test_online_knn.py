@@ -12,7 +12,7 @@ from radio_cache.testing import make_tiny_cache, write_images
 from trainer.distributed.processes import Processes
 from trainer.loop import train
 from trainer.monitoring.online_knn import OnlineKnn, knn_predictions
-from trainer.monitoring.pictures import picture
+from trainer.monitoring.pictures import feature_picture
 from trainer.recipes.recipe import Recipe, override_stages
 from trainer.run.step import TrainingRun
 from trainer.train_config import TrainConfig
@@ -62,7 +62,7 @@ def test_images_without_labels_are_no_reason_to_stop(tiny_cache: Cache, tiny_rec
 
 def test_equal_maps_have_equal_colours_in_a_picture() -> None:
     maps = np.random.default_rng(0).normal(size=(2, 3, 3, 5)).astype(np.float32)
-    canvas = picture(np.zeros((2, 8, 8, 3), np.uint8), {"a": (maps, maps), "b": (maps, -maps)})
+    canvas = feature_picture(np.zeros((2, 8, 8, 3), np.uint8), {"a": (maps, maps), "b": (maps, -maps)})
     cell = lambda row, column: canvas[row * 164 : row * 164 + 160, column * 164 : column * 164 + 160]  # noqa: E731
     np.testing.assert_array_equal(cell(0, 1), cell(0, 2))
     assert (cell(1, 1) != cell(1, 2)).any()

@@ -49,10 +49,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
 
 
 IN_THE_WAY: dict[str, tuple[Exception, str]] = {
-    "permission": (PermissionError(errno.EACCES, "Permission denied"), "cannot be read just now .Permission denied"),
-    "a disk": (OSError(errno.EIO, "Input/output error"), "cannot be read just now .Input/output error"),
-    "a network disk": (OSError(errno.ESTALE, "Stale file handle"), "cannot be read just now .Stale file handle"),
-    "open files": (OSError(errno.EMFILE, "Too many open files"), "cannot be read just now .Too many open files"),
+    "permission": (PermissionError(errno.EACCES, "Permission denied"), "cannot be read at present .Permission denied"),
+    "a disk": (OSError(errno.EIO, "Input/output error"), "cannot be read at present .Input/output error"),
+    "a network disk": (OSError(errno.ESTALE, "Stale file handle"), "cannot be read at present .Stale file handle"),
+    "open files": (OSError(errno.EMFILE, "Too many open files"), "cannot be read at present .Too many open files"),
     "memory": (MemoryError(), r"\(\d+\.\d\d GB\) does not fit into memory"),
     "memory of the system": (OSError(errno.ENOMEM, "Cannot allocate memory"), "does not fit into memory"),
     "memory of torch": (
@@ -73,7 +73,7 @@ def two_checkpoints(folder: Path) -> TrainingState:
     training_state = TrainingState(student, adaptors, nn.Identity(), optimizer)
     for step in (2, 4):
         optimizer.step()
-        save_checkpoint(folder, training_state.state(), Progress(step), keep=2)
+        save_checkpoint(folder, training_state.state_dict(), Progress(step), keep=2)
     return training_state
 
 
