@@ -302,7 +302,7 @@ def test_a_run_killed_between_weights_and_configuration_is_finished_by_the_same_
     train(config)
     whole = {name: (tmp_path / "run" / name).read_bytes() for name in ("student.safetensors", "student.json")}
     (tmp_path / "run/student.json").unlink()
-    with pytest.raises(NotACacheError, match="the run is not finished: the same radio-train command goes on"):
+    with pytest.raises(NotACacheError, match="the run is not finished: continue it with the same radio-train command"):
         load_student(tmp_path / "run")
     report = train(config)
     assert (report.steps_before, report.was_finished) == (8, False)

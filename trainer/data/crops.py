@@ -276,6 +276,7 @@ class CropData:
             read(level, crops.rows[positions], codes, view)
             boxes, sizes = self._boxes_in_view(crops, positions, view)
             weights = crop_weights(boxes, sizes, level.spec.geometry, out_hw=target_hw)
+            # valid (k, out_h, out_w), kept (k,), rows (k, out_h, grid_h), columns (k, out_w, grid_w)
             valid[positions] = weights.valid
             coverage[positions] = weights.kept / self._mean_coverage[name]
             arrays = (positions, codes, weights.rows, weights.columns)
@@ -347,6 +348,7 @@ class CropData:
     def batch(self, number: int, first: int, last: int) -> Batch:
         """Return the images [first, last) of a batch in new memory; `trainer.data.loader` does this ahead, in reused buffers."""
         crops = self.crops(number, first, last)
+        # (b, image_px, image_px, 3)
         pixels = np.empty((len(crops.rows), self.image_px, self.image_px, 3), np.uint8)
         self.read_pixels(crops, pixels)
         teachers = tuple(
@@ -378,6 +380,7 @@ class CropData:
             return head_hw
         # The largest crop has this share of the teacher's tokens along each side.
         share = np.sqrt(self.recipe.crop_area[1])
+        # Along each axis by itself: neither grid need hold the other.
         h, w = (max(head, int(np.ceil(teacher * share))) for head, teacher in zip(head_hw, teacher_hw, strict=True))
         return (h, w)
 

@@ -87,4 +87,5 @@ class ImagesOfRun:
 
 def _keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
     """Return digests (n, 16) as (n,) values that compare as a whole."""
+    # One void of 16 bytes a digest, which np.isin compares as one value.
     return np.ascontiguousarray(digests).view(np.dtype((np.void, DIGEST_BYTES))).ravel()

@@ -9,6 +9,7 @@ device.
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +66,9 @@ class _Passes:
     """The passes of a run, for two rings that iterate over them at their own pace and share the drawn crops."""
 
     def __init__(self, schedule: Schedule, groups: Mapping[GroupKey, CropData], first: int, last: int) -> None:
-        self._batch_slices = lambda: (part for step in range(first, last) for part in schedule.batch_slices(step))
+        self._batch_slices = lambda: itertools.chain.from_iterable(
+            schedule.batch_slices(step) for step in range(first, last)
+        )
         self._groups = groups
         # Passes that one of the two rings has taken, until the other takes them, too.
         self._taken_once: dict[int, _Pass] = {}
@@ -226,6 +229,7 @@ class BatchLoader:
         for name in work.data.levels:
             out = buffers.get(work.batch_slice, name, lambda name=name: work.data.code_buffers(name, num_images))
             codes = work.data.read_teacher(name, work.crops, self._read, out)
+            # Without makers of targets, the step makes them from the codes.
             teachers.append(self._targets[name](codes, shift_yx) if self._targets else codes)
         return _Prepared(work, tuple(teachers), time.perf_counter())
 

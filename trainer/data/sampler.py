@@ -79,6 +79,7 @@ class BlockSampler:
         self, rows: NDArray[np.int64], shard_images: int, seed: Seed, batch_images: int, *, window: int, readers: int
     ) -> None:
         shards = rows // shard_images
+        # Rows are sorted, so that a shard's rows lie side by side.
         starts = np.flatnonzero(np.diff(shards, prepend=-1))
         self._by_shard = np.split(rows, starts[1:])
         if len(self._by_shard) < readers:

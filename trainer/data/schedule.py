@@ -64,6 +64,7 @@ class Schedule:
     def __init__(self, recipe: Recipe, *, world: int = 1, rank: int = 0, accumulate: int = 1) -> None:
         self.recipe, self.world, self.rank, self.accumulate = recipe, world, rank, accumulate
         self._teams = [_teams(stage, world) if recipe.groups == "together" else None for stage in recipe.stages]
+        # All stages are checked now, not when one begins after days.
         for number, stage in enumerate(recipe.stages):
             for member, group in enumerate(stage.groups):
                 pieces = self.num_slices(number, member) * accumulate

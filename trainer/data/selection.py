@@ -24,6 +24,7 @@ def select_teachers(cache: Cache, names: Sequence[str], recipe: Recipe) -> tuple
     for name in (*names, *recipe.teacher_weights, *recipe.teacher_summary_weights):
         if name not in (*cache.teachers.names(), *cache.teachers, *cache.teachers.unreadable):
             raise ConfigError(f"{cache.url}: " + unknown_name("cached teacher", name, cache.teachers))
+    # A damaged teacher must not be left out silently where all are meant.
     if not names:
         cache.teachers.refuse_unreadable()
     return tuple(names) or cache.teachers.names()
@@ -67,11 +68,11 @@ def usable_rows(cache: Cache, teachers: Sequence[str], *, allow_partial: bool) -
     groups = [level.name for name in teachers for level in cache.teachers.levels(name)]
     if not allow_partial:
         for name in groups:
-            done = int(cache.receipt_columns(name).num_rows.sum())
-            if done < cache.num_images:
+            num_done = int(cache.receipt_columns(name).num_rows.sum())
+            if num_done < cache.num_images:
                 raise MissingRowsError(
-                    f"{cache.url}: teacher '{name}' has seen {done} of {cache.num_images} images: run the build to its end, or "
-                    "train on what is there with --allow-partial"
+                    f"{cache.url}: teacher '{name}' has seen {num_done} of {cache.num_images} images: run the build to its end, "
+                    "or train on what is there with --allow-partial"
                 )
     rows = cache.usable_rows(groups)
     if len(rows) == 0:

@@ -89,6 +89,7 @@ class Processes:
 
     def _sum_bucket(self, parameters: Sequence[nn.Parameter]) -> None:
         parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+        # Summed in float32, whatever the precision of the gradients.
         flat = self.sum(torch.cat([part.float() for part in parts]))
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             # With the parameter's strides, which the optimiser's fused loops require.
@@ -103,5 +104,6 @@ class Processes:
         """
         if self.world == 1:
             return
+        # A process without the value adds 0 to its sum and to its count.
         summed, counts = self.sum(values * present), self.sum(present.clone())
         values.copy_(torch.where(counts > 0, summed / counts.clamp(min=1), values))

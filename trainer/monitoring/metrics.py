@@ -97,6 +97,7 @@ class MetricsLog:
         # Not every step trains every teacher: each mean is over the steps that did.
         means = {key: sum(values) / len(values) for key, values in self.sums.items()}
         seconds = now - self._started
+        # As shares of the time since the last line.
         waits = {cause: waited / seconds for cause, waited in asdict(self._waits).items()}
         record: dict[str, Any] = {
             "step": step,

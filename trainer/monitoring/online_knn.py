@@ -40,6 +40,7 @@ def knn_predictions(
     Source: DINO (arXiv 2104.14294) and AM-RADIO (arXiv 2312.06709): 20 neighbours, votes of exp(cosine / 0.07).
     """
     bank, queries = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (bank, queries))
+    # (m, k): similarities, and rows of the bank
     neighbours = (queries @ bank.T).topk(min(PAPER_K, len(bank)))
     classes, numbers = labels.unique(return_inverse=True)
     # (m, classes): the sum of the votes for each class
@@ -107,6 +108,7 @@ class OnlineKnn:
         Args:
             summaries: function from a batch of pixels to the student's summaries.
         """
+        # (n, c) and (m, c)
         bank, queries = (
             torch.cat([summaries(batch) for batch in pixels.split(_BATCH)]) for pixels in (self.bank, self.queries)
         )

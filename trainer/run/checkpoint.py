@@ -210,6 +210,7 @@ def checkpoints(folder: Path) -> list[Path]:
         OSError: the folder cannot be listed, which does not mean that it is empty.
     """
     try:
+        # Temporary and damaged files have other names.
         with os.scandir(folder) as entries:
             return sorted(folder / entry.name for entry in entries if _NAME.match(entry.name))
     except FileNotFoundError:

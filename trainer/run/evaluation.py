@@ -38,6 +38,7 @@ class Evaluation:
             last: whether the run ends here.
         """
         run, recipe = self._run, self._run.config.recipe
+        # The last step is always evaluated, whatever the interval.
         if recipe.picture_every and (last or step % recipe.picture_every == 0):
             picture = self._picture()
             if run.processes.is_first:

@@ -82,6 +82,7 @@ class TrainingRun:
             say(note)
         by_group = teachers_by_group(recipe, select_teachers(self.cache, config.teachers, recipe))
         used_teachers = {name for names in by_group.values() for name in names}
+        # In the cache's order, whatever the order of --teacher.
         self.teachers = tuple(name for name in self.cache.teachers.names() if name in used_teachers)
         rows = usable_rows(self.cache, self.teachers, allow_partial=config.allow_partial)
         self.rows, self.held_out_rows, split = split_rows(self.cache, rows, recipe.holdout)

@@ -88,7 +88,9 @@ def test_the_queries_are_held_out_where_there_are_enough(tmp_path: Path, tiny_re
     monitor = OnlineKnn.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows, run.model.config)
     assert monitor is not None
     assert (len(monitor.bank), len(monitor.queries)) == (len(run.rows), len(run.held_out_rows))
-    assert len({row for group in run.groups.values() for row in group.order.rows(0, 0, 3)} & {*run.held_out_rows}) == 0
+    assert (
+        len({row for group in run.groups.values() for row in group.sampler.rows(0, 0, 3)} & {*run.held_out_rows}) == 0
+    )
     few = OnlineKnn.of(run.cache, run.groups[0, 0], run.rows, run.held_out_rows[:3], run.model.config)
     assert few is not None
     assert len(few.bank) + len(few.queries) == len(run.rows)

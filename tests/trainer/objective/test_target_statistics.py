@@ -72,7 +72,7 @@ def test_a_run_goes_on_with_what_it_began_with(
     said: list[str] = []
     train(config, said.append)
     assert (tmp_path / "run" / STATISTICS_FILE).read_bytes() == before
-    assert not any("fitted anew" in line for line in said)
+    assert not any("computed again" in line for line in said)
 
 
 def test_a_run_of_before_is_told_that_its_targets_are_fitted_anew(
@@ -84,7 +84,7 @@ def test_a_run_of_before_is_told_that_its_targets_are_fitted_anew(
     (tmp_path / "run" / STATISTICS_FILE).unlink()
     said: list[str] = []
     train(config, said.append)
-    assert any("fitted anew" in line for line in said)
+    assert any("computed again" in line for line in said)
     assert (tmp_path / "run" / STATISTICS_FILE).exists()
 
 
