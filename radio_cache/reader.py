@@ -205,7 +205,7 @@ class Cache:
                 f"{MAX_PIXELS_VARIABLE}={self.meta.max_pixels} if you trust it"
             )
 
-    def web_note(self) -> str:
+    def remote_images_note(self) -> str:
         """Return a sentence that names the web servers which reading the images asks, for a command to say; "" if there are none.
 
         Of a list of files about 10,000 are looked at.

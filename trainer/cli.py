@@ -16,12 +16,12 @@ from radio_cache.terminal.help import HELP_SETTINGS, SectionedCommand
 from radio_cache.terminal.options import device_option
 from radio_cache.terminal.output import (
     INTERRUPTED,
-    PLACE,
+    PATH_OR_URL,
     allow_module_option,
     console,
     plain_errors,
+    print_line,
     printable,
-    say,
     table,
 )
 from trainer.recipes.options import RecipeOptions, option_names, recipe_of_options, recipe_options
@@ -50,7 +50,7 @@ TERMINATED = 143
 @click.option(
     "--cache",
     required=True,
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="CACHE.zarr",
     help="Cache made by `radio-cache build`: a folder, or a URL.",
 )
@@ -110,7 +110,7 @@ def main(
             allow_partial=allow_partial,
             wandb=wandb,
         )
-        report = train(config, say=say)
+        report = train(config, say=print_line)
     # A scheduler requeues on this exit code, so that only a saved checkpoint may lead to it.
     if report.stopped:
         if _is_first_process():

@@ -63,7 +63,7 @@ def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = la
     """Runs every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
     if not cache.teachers.names():
         raise ConfigError(f"{cache.url} has no teacher yet: add one with `radio-cache build --teacher`")
-    found: list[AlignError] = []
+    errors: list[AlignError] = []
     for name in request.teachers or cache.teachers.names():
         levels = cache.teachers.levels(name)
         teacher = load_recorded(levels[0].spec)
@@ -74,8 +74,8 @@ def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = la
         rng = np.random.default_rng(request.seed)
         chosen = np.sort(rng.permutation(rows)[: request.limit])
         say(f"{name}: {len(chosen)} images, {len(request.scales)} scales")
-        found += _of_teacher(cache, teacher, levels, chosen, request)
-    return found
+        errors += _of_teacher(cache, teacher, levels, chosen, request)
+    return errors
 
 
 def _of_teacher(
@@ -92,10 +92,12 @@ def _of_teacher(
             for mirrored in (False, True):
                 live, valid = _live(teacher, image.crop(box), mirrored, request.device)
                 for number, level in enumerate(levels):
-                    cached, seen = _cached(maps[number], level, box, (image.height, image.width), live.shape[:2])
+                    cached, cached_valid = _cached(
+                        maps[number], level, box, (image.height, image.width), live.shape[:2]
+                    )
                     if mirrored:
-                        cached, seen = cached[:, ::-1], seen[:, ::-1]
-                    value = _cosine(cached - mean, live - mean, valid & seen)
+                        cached, cached_valid = cached[:, ::-1], cached_valid[:, ::-1]
+                    value = _cosine(cached - mean, live - mean, valid & cached_valid)
                     cosines.setdefault((number, mirrored, scale), []).append(value)
     for (number, mirrored, scale), values in cosines.items():
         error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -103,9 +105,9 @@ def _of_teacher(
         yield AlignError(levels[0].name, side, mirrored, scale, float(np.mean(values)), error, len(values))
 
 
-def _box(rng: np.random.Generator, seen: BoxXYXY, scale: float) -> tuple[int, int, int, int]:
+def _box(rng: np.random.Generator, visible_box: BoxXYXY, scale: float) -> tuple[int, int, int, int]:
     """A random box of whole pixels, so that the teacher sees just these."""
-    x0, y0, x1, y1 = seen
+    x0, y0, x1, y1 = visible_box
     w, h = max(1, round(scale * (x1 - x0))), max(1, round(scale * (y1 - y0)))
     left, top = round(x0 + rng.uniform() * (x1 - x0 - w)), round(y0 + rng.uniform() * (y1 - y0 - h))
     return (left, top, left + w, top + h)

@@ -93,22 +93,24 @@ class Recomputed:
 
     def complaints(self) -> list[str]:
         """What is not as it should be, a sentence each."""
-        found: list[str] = []
+        sentences: list[str] = []
         if not self.cosine >= self.floor:
-            found.append(
+            sentences.append(
                 f"{self.name}: a mean cosine of {self.cosine:.4f} is below {self.floor:.4f}: these are not this teacher's "
                 "features of these images, or less was kept than recorded: radio-cache drop-teacher, and build it again"
             )
-        far = sorted((one for one in self.by_image if not one.cosine >= self.image_floor), key=lambda one: one.cosine)
-        found += [
-            f"{self.name}: {one.key} has {one.cosine:.4f}: what is stored for it is not what the teacher says of it"
-            for one in far[:5]
+        low_images = sorted(
+            (image for image in self.by_image if not image.cosine >= self.image_floor), key=lambda image: image.cosine
+        )
+        sentences += [
+            f"{self.name}: {image.key} has {image.cosine:.4f}: what is stored for it differs from what the teacher computes"
+            for image in low_images[:5]
         ]
-        if len(far) > 5:
-            found.append(f"{self.name}: ... and {len(far) - 5} more images")
+        if len(low_images) > 5:
+            sentences.append(f"{self.name}: ... and {len(low_images) - 5} more images")
         if self.summary is not None and not self.summary >= SUMMARY_FLOOR:
-            found.append(f"{self.name}: a summary has a cosine of {self.summary:.4f}, below {SUMMARY_FLOOR}")
-        return found
+            sentences.append(f"{self.name}: a summary has a cosine of {self.summary:.4f}, below {SUMMARY_FLOOR}")
+        return sentences
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class RecomputeReport:
 
     @property
     def ok(self) -> bool:
-        return not any(one.complaints() for one in self.teachers)
+        return not any(teacher.complaints() for teacher in self.teachers)
 
 
 def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
@@ -145,11 +147,11 @@ def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
             f"{cache.url}: none of the {len(unreadable)} images of the sample can be compared, the first is {key}: {reason}. "
             "The images must be where they were when the cache was built"
         )
-    found: list[Recomputed] = []
+    recomputed: list[Recomputed] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
         while teachers:
-            found.append(_run(cache, teachers.pop(0), rows, config, pool))
-    return RecomputeReport(tuple(found), unreadable)
+            recomputed.append(_run(cache, teachers.pop(0), rows, config, pool))
+    return RecomputeReport(tuple(recomputed), unreadable)
 
 
 def _load(cached: CachedTeacher, config: RecomputeConfig) -> Teacher:
@@ -188,19 +190,24 @@ def _run(
     cosines: list[NDArray[np.float64]] = []
     summaries: list[NDArray[np.float64]] = []
     jobs = [(row, (view,)) for row, view in views.items()]
-    seen = prefetch_views(cache, spec, jobs, pool, stages, depth=2 * config.batch_images)
+    image_views = prefetch_views(cache, spec, jobs, pool, stages, depth=2 * config.batch_images)
     with ProgressLine(f"{name}, recomputing", len(rows)) as line:
-        while batch := list(islice(seen, config.batch_images)):
+        while batch := list(islice(image_views, config.batch_images)):
             for part in work.features(batch):
-                now, summary = part.spatial.cpu().numpy(), None if part.summary is None else part.summary.cpu().numpy()
-                for number, one in enumerate(part.views):
-                    view, on_image = views[one.row], one.valid_tokens(spec.geometry)
-                    own, _ = token_errors(now[number][on_image], cached.maps([one.row], view=view)[0][on_image])
+                live_maps, summary = (
+                    part.spatial.cpu().numpy(),
+                    None if part.summary is None else part.summary.cpu().numpy(),
+                )
+                for number, image_view in enumerate(part.views):
+                    view, on_image = views[image_view.row], image_view.valid_tokens(spec.geometry)
+                    cached_map = cached.maps([image_view.row], view=view)[0]
+                    image_cosines, _ = token_errors(live_maps[number][on_image], cached_map[on_image])
                     # An image so thin that no token's centre lies on it has no token to differ in.
-                    by_image.append(ImageCosine(cache.index.key(one.row), float(own.mean()) if len(own) else 1.0))
-                    cosines.append(own)
+                    mean_cosine = float(image_cosines.mean()) if len(image_cosines) else 1.0
+                    by_image.append(ImageCosine(cache.index.key(image_view.row), mean_cosine))
+                    cosines.append(image_cosines)
                     if summary is not None:
-                        stored = cached.summaries([one.row], view=view)
+                        stored = cached.summaries([image_view.row], view=view)
                         summaries.append(token_errors(summary[number : number + 1], stored)[0])
                 line.advance(len(part.views))
     recorded = cached.fidelity() or PERFECT  # the first caches recorded nothing, and lost nothing but half precision

@@ -8,11 +8,11 @@ from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.reader import Cache
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, write_output
 from radio_cache.terminal.options import device_option
-from radio_cache.terminal.output import PLACE, allow_module_option, console, plain_errors, say, table
+from radio_cache.terminal.output import PATH_OR_URL, allow_module_option, console, plain_errors, print_line, table
 
 
 @click.command("align-error")
-@click.argument("cache", type=PLACE, metavar="CACHE.zarr")
+@click.argument("cache", type=PATH_OR_URL, metavar="CACHE.zarr")
 @click.option(
     "--teacher", "teachers", multiple=True, metavar="NAME", help="This teacher only. Repeatable. [default: all]"
 )
@@ -59,9 +59,9 @@ def align_error(
     except ValueError as exc:
         raise ConfigError(f"--scales {scales}: numbers with commas between them, such as 1,0.7,0.5") from exc
     request = AlignRequest(teachers=teachers, limit=limit, scales=sides, seed=seed, device=pick_device(device))
-    if note := opened.web_note():
-        say(note)
-    errors = measure(opened, request, say=say)
+    if note := opened.remote_images_note():
+        print_line(note)
+    errors = measure(opened, request, say=print_line)
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):
         cells = [

@@ -10,7 +10,7 @@ from rich.table import Table
 from cache_builder.build_config import BATCH_IMAGES, BUILD_DEFAULTS
 from radio_cache.terminal.help import SectionedCommand
 from radio_cache.terminal.options import device_option
-from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, say, table
+from radio_cache.terminal.output import PATH_OR_URL, console, human_bytes, plain_errors, print_line, table
 
 if TYPE_CHECKING:
     from cache_builder.build import BuildReport
@@ -151,7 +151,7 @@ BUILD_EXAMPLES = (
 @click.option(
     "--out",
     required=True,
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="CACHE.zarr",
     help="Cache to create, to continue, or to add teachers to: a folder, or a URL such as s3://bucket/cache.zarr.",
 )
@@ -265,7 +265,7 @@ def build(
     # Before workers are awaited, because an error in the options must not surface hours later.
     config = build_config(threads=threads, **options)
     with workplace(
-        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=say
+        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=print_line
     ) as place:
         config = on_device(config, place.device, threads=place.threads, dtype=options["dtype"])
         if place.worker_pool is None and config.device == "cpu":
@@ -274,7 +274,7 @@ def build(
             _device_name(config.device) if place.worker_pool is None else _pool_name(place.worker_pool, config.device)
         )
         click.echo(f"building {config.out} with {', '.join(options['teachers'])} on {where}", err=True)
-        report = build_cache(config, ReportedEvents(say, log_json=config.log_json), place.worker_pool)
+        report = build_cache(config, ReportedEvents(print_line, log_json=config.log_json), place.worker_pool)
 
     console().print(_table(report))
     if report.unusable:

@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from radio_cache.terminal.help import SectionedCommand
-from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, say, table
+from radio_cache.terminal.output import PATH_OR_URL, console, human_bytes, plain_errors, print_line, table
 
 if TYPE_CHECKING:
     from cache_builder.copying import CopyReport
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         "radio-cache copy cache.zarr archive.zarr --packing zstd",
     ),
 )
-@click.argument("source", type=PLACE)
-@click.argument("target", type=PLACE)
+@click.argument("source", type=PATH_OR_URL)
+@click.argument("target", type=PATH_OR_URL)
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Copy only this teacher. Repeatable.")
 @click.option(
     "--fraction",
@@ -67,7 +67,7 @@ def copy(threads: int | None, **options: Any) -> None:
     from cache_builder.copying import CopyConfig, copy_cache
 
     config = CopyConfig(threads=min(4, os.cpu_count() or 1) if threads is None else threads, **options)
-    report = copy_cache(config, say=say)
+    report = copy_cache(config, say=print_line)
     console().print(_table(report))
     click.echo(f"\n{report.target.url} is complete. Check it: radio-cache verify --deep {report.target.url}")
 
@@ -83,7 +83,7 @@ def _table(report: "CopyReport") -> Table:
         counts = {
             "as they are": unit.kept,
             "of chosen rows": unit.assembled,
-            "encoded again": unit.repacked,
+            "encoded again": unit.transcoded,
             "there before": unit.before,
         }
         shards = ", ".join(f"{count} {how}" for how, count in counts.items() if count)

@@ -6,11 +6,11 @@ import click
 
 from cache_builder.commands.build import SAME_COMMAND
 from radio_cache.reader import Cache
-from radio_cache.terminal.output import PLACE, human_bytes, plain_errors
+from radio_cache.terminal.output import PATH_OR_URL, human_bytes, plain_errors
 
 
 @click.command("drop-teacher")
-@click.argument("cache", type=PLACE)
+@click.argument("cache", type=PATH_OR_URL)
 @click.argument("teacher")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @plain_errors(on_interrupt=SAME_COMMAND)

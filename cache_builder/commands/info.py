@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from radio_cache.reader import Cache
-from radio_cache.terminal.output import PLACE, console, plain_errors
+from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors
 
 
 @click.command()
-@click.argument("cache", type=PLACE)
+@click.argument("cache", type=PATH_OR_URL)
 @click.option("--failures", is_flag=True, help="List the images that cannot be used, and why.")
 @click.option("--commands", is_flag=True, help="Print the commands that build this cache again, instead.")
 @plain_errors(on_interrupt="")

@@ -12,7 +12,7 @@ from rich.table import Table
 from cache_builder.commands.build import human_seconds
 from radio_cache.terminal.files import OutputFile, write_output
 from radio_cache.terminal.help import SectionedCommand
-from radio_cache.terminal.output import console, human_bytes, in_width, plain_errors, say, table
+from radio_cache.terminal.output import console, human_bytes, in_width, plain_errors, print_line, table
 
 if TYPE_CHECKING:
     from cache_builder.planning.plan import Plan
@@ -137,9 +137,9 @@ def _plan(
     )
     if config.build.device == "cpu":
         keep_freed_memory()  # as a build does
-    plan = plan_build(config, say=say)
+    plan = plan_build(config, say=print_line)
     for note in plan.notes:
-        say(note)
+        print_line(note)
     console().print(times(plan))
     click.echo()
     console().print(bytes_per_image(plan))

@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from radio_cache.reader import Cache
-from radio_cache.terminal.output import PLACE, plain_errors, say
+from radio_cache.terminal.output import PATH_OR_URL, plain_errors, print_line
 
 
 @click.command()
-@click.argument("cache", type=PLACE)
+@click.argument("cache", type=PATH_OR_URL)
 @click.option(
     "--images",
     multiple=True,
@@ -23,4 +23,4 @@ def relocate(cache: str | Path, images: tuple[str, ...]) -> None:
     from cache_builder.relocate import relocate as relocate_cache
 
     relocated = relocate_cache(Cache(cache), images)
-    say(f"{cache}: its images are in {relocated.meta.containers[0].path} now")
+    print_line(f"{cache}: its images are in {relocated.meta.containers[0].path} now")

@@ -7,7 +7,7 @@ import click
 
 from radio_cache.reader import Cache
 from radio_cache.terminal.options import device_option
-from radio_cache.terminal.output import PLACE, allow_module_option, console, plain_errors, printable, table
+from radio_cache.terminal.output import PATH_OR_URL, allow_module_option, console, plain_errors, printable, table
 
 if TYPE_CHECKING:
     from cache_builder.checks.recompute import RecomputeReport
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("cache", type=PLACE)
+@click.argument("cache", type=PATH_OR_URL)
 @click.option("--deep", is_flag=True, help="Also decode every map and summary.")
 @click.option(
     "--recompute",
@@ -75,7 +75,7 @@ def verify(
         names = teachers or tuple(opened.teachers)
         files = per_teacher("--weights", weights, names, lambda text: Path(text).expanduser(), shared=False)
         config = RecomputeConfig(count=count, teachers=names, weights=files, seed=seed, device=pick_device(device))
-        if note := opened.web_note():
+        if note := opened.remote_images_note():
             click.echo(note, err=True)
         _print_recomputed(recompute(opened, config))
 
@@ -128,7 +128,7 @@ def _print_recomputed(report: "RecomputeReport") -> None:
 
 
 @click.command()
-@click.argument("cache", type=PLACE)
+@click.argument("cache", type=PATH_OR_URL)
 @plain_errors(on_interrupt="Nothing is lost: the same command goes on where this one stopped.")
 def repair(cache: str | Path) -> None:
     """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""

@@ -7,11 +7,11 @@ import click
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.reader import Cache
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
-from radio_cache.terminal.output import PLACE, plain_errors
+from radio_cache.terminal.output import PATH_OR_URL, plain_errors
 
 
 @click.command()
-@click.argument("cache", type=PLACE)
+@click.argument("cache", type=PATH_OR_URL)
 @click.option(
     "--out",
     type=OutputFile(*PICTURE_ENDINGS),
@@ -46,7 +46,7 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
     for name in names:
         if name not in opened.teachers:
             raise ConfigError(f"{opened.url}: " + unknown_name("cached teacher", name, opened.teachers))
-    if note := opened.web_note():
+    if note := opened.remote_images_note():
         click.echo(note, err=True)
     rows = cache_pictures(opened, names, count=count, seed=seed)
     save_picture(out, picture_grid(rows))

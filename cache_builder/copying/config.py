@@ -59,21 +59,21 @@ class CopyConfig:
         """Numbers of the images to copy, ascending. Raises ConfigError if there are none."""
         if not self.filters and self.fraction is None:
             return np.arange(len(keys))[: self.limit]  # without a look at millions of keys
-        chosen, found = Selection(filters=self.filters, limit=self.limit).rows(keys)
-        if found == 0:
+        chosen, num_matches = Selection(filters=self.filters, limit=self.limit).rows(keys)
+        if num_matches == 0:
             raise ConfigError(
                 f"--filter {' '.join(self.filters)}: none of {len(keys)} images is left, such as {keys[0]}"
             )
         if self.fraction is None:
             return chosen
-        count = max(1, round(self.fraction * found))
+        count = max(1, round(self.fraction * num_matches))
         return np.sort(Selection(filters=self.filters, shuffle_seed=self.seed, limit=count).rows(keys)[0])
 
     def describe(self) -> str:
         """Which images these are, in words."""
-        told = [f"--filter '{pattern}'" for pattern in self.filters]
+        phrases = [f"--filter '{pattern}'" for pattern in self.filters]
         if self.fraction is not None:
-            told.append(f"a sample of {self.fraction:g} by seed {self.seed}")
+            phrases.append(f"a sample of {self.fraction:g} by seed {self.seed}")
         if self.limit is not None:
-            told.append("the first of them")
-        return ", ".join(told)
+            phrases.append("the first of them")
+        return ", ".join(phrases)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_builder.copying.config import CopyConfig
-from cache_builder.copying.repack import Repacking, choose_codec, repacking_of
 from cache_builder.copying.shard import Copying, copy_shard
+from cache_builder.copying.transcode import TranscodingPlan, choose_codec, plan_transcoding
 from radio_cache import __version__
 from radio_cache.errors import (
     ConfigError,
@@ -25,7 +25,7 @@ from radio_cache.images.index import ImageIndex, index_columns, index_group
 from radio_cache.prefetch.ordered import ahead
 from radio_cache.reader import Cache, CachedTeacher, is_cache
 from radio_cache.receipts import compact_receipts, unfinished_shards
-from radio_cache.storage.base import absolute_place
+from radio_cache.storage.base import absolute_path_or_url
 from radio_cache.terminal.output import ProgressLine, human_bytes
 from radio_cache.writer import add_teacher, create_cache
 
@@ -42,7 +42,7 @@ class UnitCopied:
     before: int
     kept: int
     assembled: int
-    repacked: int
+    transcoded: int
     num_bytes: int
 
 
@@ -68,15 +68,17 @@ def copy_cache(config: CopyConfig, say: OnMessage = lambda _: None) -> CopyRepor
     source.refuse_unfounded()
     rows = config.rows(source.index.keys)
     _refuse_unfinished(source, names, rows)
-    repackings = {name: repacking_of(source.teachers[name], config.packing, config.fidelity) for name in names}
-    _refuse_views(source, names, rows, repackings)
+    transcodings = {name: plan_transcoding(source.teachers[name], config.packing, config.fidelity) for name in names}
+    _refuse_views(source, names, rows, transcodings)
     _refuse_idle_packing(source, names, config)
     if len(rows) < source.num_images:
         say(f"{len(rows)} of {source.num_images} images: {config.describe()}")
     target = _target(config, source, rows, say)
     for name in names:
-        target = _join(target, source, name, repackings[name], say)
-    copyings = [Copying(source, target, unit, rows, repackings.get(unit) is not None) for unit in (IMAGES_UNIT, *names)]
+        target = _join(target, source, name, transcodings[name], say)
+    copyings = [
+        Copying(source, target, unit, rows, transcodings.get(unit) is not None) for unit in (IMAGES_UNIT, *names)
+    ]
     for copying in copyings:
         _refuse_other_shards(copying)
     units: list[UnitCopied] = []
@@ -89,29 +91,29 @@ def _copy_unit(copying: Copying, pool: ThreadPoolExecutor, threads: int) -> Unit
     target, unit = copying.target, copying.unit
     todo = unfinished_shards(target.receipt_columns(unit), target.meta.shard_rows, target.meta.num_shards)
     before = target.num_images - sum(len(target.meta.shard_rows(shard)) for shard in todo)
-    written = kept = assembled = 0
+    written = copied_shards = assembled = 0
     if todo:
         with ProgressLine(unit, target.num_images, done=before) as line:
             for shard, receipt in zip(
                 todo, ahead(pool, lambda s: copy_shard(copying, s), todo, depth=threads), strict=True
             ):
                 written += sum(file.num_bytes for file in receipt.files)
-                kept += copying.is_kept(shard)
-                assembled += not copying.repacked and not copying.is_kept(shard)
+                copied_shards += copying.is_kept(shard)
+                assembled += not copying.transcoded and not copying.is_kept(shard)
                 line.advance(receipt.num_rows, f"{human_bytes(written)} written")
     compact_receipts(target.storage, unit)
     return UnitCopied(
         name=unit,
         before=target.meta.num_shards - len(todo),
-        kept=kept,
+        kept=copied_shards,
         assembled=assembled,
-        repacked=len(todo) - kept - assembled,
+        transcoded=len(todo) - copied_shards - assembled,
         num_bytes=written,
     )
 
 
 def _refuse_overlap(config: CopyConfig) -> None:
-    source, target = (absolute_place(place).rstrip("/") for place in (config.source, config.target))
+    source, target = (absolute_path_or_url(place).rstrip("/") for place in (config.source, config.target))
     if source == target or source.startswith(f"{target}/") or target.startswith(f"{source}/"):
         raise ConfigError(f"{config.target} is {config.source} itself, or one lies in the other: copy to another place")
 
@@ -132,9 +134,9 @@ def _teachers(source: Cache, config: CopyConfig) -> list[str]:
 def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
     """Raise ConfigError if a packing is asked for and no teacher has one."""
     labels = [source.teachers[name].spec.codec.label for name in names]
-    if config.packing and not any(source.teachers[name].codec.repackable for name in names):
-        told = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
-        raise ConfigError(f"--packing is about klt, and in {source.url} {told or 'there is no teacher'}")
+    if config.packing and not any(source.teachers[name].codec.transcodable for name in names):
+        stored_as = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
+        raise ConfigError(f"--packing is about klt, and in {source.url} {stored_as or 'there is no teacher'}")
 
 
 def _refuse_unfinished(source: Cache, names: list[str], rows: NDArray[np.int64]) -> None:
@@ -151,12 +153,12 @@ def _refuse_unfinished(source: Cache, names: list[str], rows: NDArray[np.int64])
 
 
 def _refuse_views(
-    source: Cache, names: list[str], rows: NDArray[np.int64], repackings: dict[str, Repacking | None]
+    source: Cache, names: list[str], rows: NDArray[np.int64], transcodings: dict[str, TranscodingPlan | None]
 ) -> None:
     """Raise UnsupportedFormatError where views would have to be taken apart."""
     for name in names:
         views = source.teachers[name].spec.views
-        if views > 1 and (repackings[name] or len(rows) < source.num_images):
+        if views > 1 and (transcodings[name] or len(rows) < source.num_images):
             raise UnsupportedFormatError(
                 f"{source.url}: teacher '{name}' has {views} views of every image, and is copied as a whole or not at all: copy "
                 "all images in their packing, or other teachers (--teacher)"
@@ -190,33 +192,33 @@ def _index(index: ImageIndex, rows: NDArray[np.int64]) -> ImageIndex:
     return ImageIndex(keys, index.labels[rows], index.container[rows], index.offset[rows], index.length[rows])
 
 
-def _meta_difference(there: CacheMeta, wanted: CacheMeta) -> str | None:
-    for what, then, now in (
-        ("images", there.num_images, wanted.num_images),
-        ("images in a shard", there.shard_images, wanted.shard_images),
-        ("pixels at most", there.max_pixels, wanted.max_pixels),
+def _meta_difference(target_meta: CacheMeta, expected_meta: CacheMeta) -> str | None:
+    for quantity, target_value, expected_value in (
+        ("images", target_meta.num_images, expected_meta.num_images),
+        ("images in a shard", target_meta.shard_images, expected_meta.shard_images),
+        ("pixels at most", target_meta.max_pixels, expected_meta.max_pixels),
     ):
-        if then != now:
-            return f"it has {then} {what}, the copy would have {now}"
-    if there.index != wanted.index:
+        if target_value != expected_value:
+            return f"it has {target_value} {quantity}, the copy would have {expected_value}"
+    if target_meta.index != expected_meta.index:
         return "it has as many images, but other ones, or in another order"
-    if (there.containers, there.class_names) != (wanted.containers, wanted.class_names):
+    if (target_meta.containers, target_meta.class_names) != (expected_meta.containers, expected_meta.class_names):
         return "its images come from other places, or have other classes"
     return None
 
 
-def _join(target: Cache, source: Cache, name: str, repacking: Repacking | None, say: OnMessage) -> Cache:
+def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan | None, say: OnMessage) -> Cache:
     """The target with a teacher's group in it. Raises StaleCacheError if that is another's."""
     if name not in target.teachers:
         teacher = source.teachers[name]
         spec, codec = teacher.spec, teacher.codec
-        if repacking:
-            codec, recorded, note = choose_codec(source, name, repacking)
+        if transcoding:
+            codec, recorded, note = choose_codec(source, name, transcoding)
             spec = replace(spec, codec=recorded)
             say(note)
         add_teacher(target.storage, target.meta, spec, codec)
         target = Cache(target.storage)
-    difference = _teacher_difference(target.teachers[name], source.teachers[name], repacking)
+    difference = _teacher_difference(target.teachers[name], source.teachers[name], transcoding)
     if difference:
         raise StaleCacheError(
             f"{target.url} holds another teacher '{name}' than this copy of {source.url} would: {difference}. Choose another "
@@ -225,16 +227,22 @@ def _join(target: Cache, source: Cache, name: str, repacking: Repacking | None, 
     return target
 
 
-def _teacher_difference(there: CachedTeacher, wanted: CachedTeacher, repacking: Repacking | None) -> str | None:
-    if replace(there.spec, codec=CodecRecord()) != replace(wanted.spec, codec=CodecRecord()):
+def _teacher_difference(
+    target_teacher: CachedTeacher, source_teacher: CachedTeacher, transcoding: TranscodingPlan | None
+) -> str | None:
+    if replace(target_teacher.spec, codec=CodecRecord()) != replace(source_teacher.spec, codec=CodecRecord()):
         return "its spec is another"
-    codec = replace(there.spec.codec, array_checksums=None)
-    if repacking is None:
-        same = codec == replace(wanted.spec.codec, array_checksums=None)
-        ours, theirs = wanted.codec.arrays(), there.codec.arrays()
-        same = same and ours.keys() == theirs.keys() and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    codec = replace(target_teacher.spec.codec, array_checksums=None)
+    if transcoding is None:
+        same = codec == replace(source_teacher.spec.codec, array_checksums=None)
+        source_arrays, target_arrays = source_teacher.codec.arrays(), target_teacher.codec.arrays()
+        same = (
+            same
+            and source_arrays.keys() == target_arrays.keys()
+            and all(np.array_equal(source_arrays[key], target_arrays[key]) for key in source_arrays)
+        )
         return None if same else f"its codec, {codec.label}, is another"
-    new = repacking.record()
+    new = transcoding.record()
     if (codec.request, codec.transcoded_from) == (new.request, new.transcoded_from):
         return None
     return f"it is stored as {codec.label}, asked for as {codec.request}, this copy asks for {new.request}"
@@ -242,10 +250,11 @@ def _teacher_difference(there: CachedTeacher, wanted: CachedTeacher, repacking: 
 
 def _refuse_other_shards(copying: Copying) -> None:
     """Raise StaleCacheError if the target has a shard that should have come from the source as it is, and did not."""
-    for mine, theirs in zip(copying.target.receipts(copying.unit), copying.receipts, strict=False):
-        if mine and copying.is_kept(mine.shard) and mine != theirs:
+    for target_receipt, source_receipt in zip(copying.target.receipts(copying.unit), copying.receipts, strict=False):
+        if target_receipt and copying.is_kept(target_receipt.shard) and target_receipt != source_receipt:
             raise StaleCacheError(
-                f"{copying.target.url}: shard {mine.shard} of '{copying.unit}' is another than that of {copying.source.url}, "
+                f"{copying.target.url}: shard {target_receipt.shard} of '{copying.unit}' is another than that of "
+                f"{copying.source.url}, "
                 "which was built again since, or never was its source: choose another place"
             )
 

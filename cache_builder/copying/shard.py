@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.copying.repack import repack, tokens_on_images
+from cache_builder.copying.transcode import tokens_on_images, transcode
 from radio_cache.checks.verify import file_difference
 from radio_cache.codecs import Half
 from radio_cache.errors import CorruptShardError
@@ -29,14 +29,14 @@ from radio_cache.writer import ShardWriter
 class Copying:
     """One unit on its way from one cache to another. rows (n,): for every row of the target, that of the source.
 
-    repacked: whether the teacher's codec in the target is another one than in the source.
+    transcoded: whether the teacher's codec in the target is another one than in the source.
     """
 
     source: Cache
     target: Cache
     unit: str
     rows: NDArray[np.int64]
-    repacked: bool = False
+    transcoded: bool = False
 
     @cached_property
     def receipts(self) -> list[Receipt | None]:
@@ -46,12 +46,12 @@ class Copying:
     @cached_property
     def failures(self) -> dict[int, Failure]:
         """Row of the source -> why its image cannot be used."""
-        return {failure.row: failure for one in self.receipts if one for failure in one.failures}
+        return {failure.row: failure for receipt in self.receipts if receipt for failure in receipt.failures}
 
     def rows_of(self, shard: int) -> NDArray[np.int64]:
         """Rows of the source that make a shard of the target."""
-        own = self.target.meta.shard_rows(shard)
-        return self.rows[own.start : own.stop]
+        target_rows = self.target.meta.shard_rows(shard)
+        return self.rows[target_rows.start : target_rows.stop]
 
     def keeps_rows(self, shard: int) -> bool:
         """Return whether a shard has the rows of the same shard of the source, all of them."""
@@ -59,7 +59,7 @@ class Copying:
 
     def is_kept(self, shard: int) -> bool:
         """Return whether a shard has the very files of the source's, and its receipt."""
-        return self.keeps_rows(shard) and not self.repacked
+        return self.keeps_rows(shard) and not self.transcoded
 
 
 def copy_shard(copying: Copying, shard: int) -> Receipt:
@@ -76,11 +76,13 @@ def copy_shard(copying: Copying, shard: int) -> Receipt:
     return _teacher_shard(copying, shard, writer)
 
 
-def _copy_files(copying: Copying, shard: int, writer: ShardWriter, wanted: Callable[[StoredFile], bool]) -> Receipt:
+def _copy_files(
+    copying: Copying, shard: int, writer: ShardWriter, is_selected: Callable[[StoredFile], bool]
+) -> Receipt:
     """The files of the same shard of the source, bytes unchanged; returns the source's receipt."""
     source, receipt = copying.source, copying.receipts[shard]
     assert receipt is not None, "rows were asked for before"
-    for file in filter(wanted, receipt.files):
+    for file in filter(is_selected, receipt.files):
         path = f"{unit_group(copying.unit)}/{file.path}"
         try:
             data = source.storage.read(path)
@@ -96,24 +98,24 @@ def _copy_files(copying: Copying, shard: int, writer: ShardWriter, wanted: Calla
 
 
 def _images_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt:
-    source, rows, most = copying.source, copying.rows_of(shard), copying.target.meta.shard_images
+    source, rows, shard_images = copying.source, copying.rows_of(shard), copying.target.meta.shard_images
     for name, column in (("status", source.statuses), ("size_hw", source.sizes_hw), ("digest", source.digests)):
-        chunk = np.zeros((most, *column.shape[1:]), column.dtype)
+        chunk = np.zeros((shard_images, *column.shape[1:]), column.dtype)
         chunk[: len(rows)] = column[rows]
         writer.write_plain(name, chunk, grid=(shard, *(0 for _ in column.shape[1:])))
     if source.pixels is not None:
         unusable = copying.failures
-        kept = [None if row in unusable else chunk_of(source.pixels.file(row)) for row in rows.tolist()]
-        writer.write_sharded(PIXELS, kept, grid=(shard,), chunks_per_shard=most)
+        pixel_chunks = [None if row in unusable else chunk_of(source.pixels.file(row)) for row in rows.tolist()]
+        writer.write_sharded(PIXELS, pixel_chunks, grid=(shard,), chunks_per_shard=shard_images)
     return writer.commit(_fields(copying, shard, 0, None))
 
 
 def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt:
-    made = _Made(copying, shard)
+    assembled = _Made(copying, shard)
     new = copying.target.teachers[copying.unit]
     writer.write_sharded(
         "spatial",
-        made.chunks,
+        assembled.chunks,
         grid=(0, shard, *(0 for _ in new.row_shape)),
         chunks_per_shard=copying.target.meta.shard_images,
         zstd_level=new.codec.zstd_level,
@@ -121,8 +123,8 @@ def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt
     if copying.keeps_rows(shard):
         # Sums of what the teacher said are better than sums of what was decoded.
         receipt = _copy_files(copying, shard, writer, lambda file: not file.path.startswith("spatial/"))
-        return writer.commit(_fields(copying, shard, receipt.num_tokens, made.fidelity()))
-    writer.write_plain("stats/spatial", made.sums[None], grid=(shard, 0, 0))
+        return writer.commit(_fields(copying, shard, receipt.num_tokens, assembled.fidelity()))
+    writer.write_plain("stats/spatial", assembled.sums[None], grid=(shard, 0, 0))
     if new.spec.summary_dim is not None:
         rows = copying.rows_of(shard)
         usable = [number for number, row in enumerate(rows.tolist()) if row not in copying.failures]
@@ -131,7 +133,7 @@ def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt
         summary[0, usable] = Half().encode(stored)  # which they are already
         writer.write_plain("summary", summary, grid=(0, shard, 0))
         writer.write_plain("stats/summary", power_sums(stored)[None], grid=(shard, 0, 0))
-    return writer.commit(_fields(copying, shard, made.num_tokens, made.fidelity()))
+    return writer.commit(_fields(copying, shard, assembled.num_tokens, assembled.fidelity()))
 
 
 class _Made:
@@ -142,30 +144,30 @@ class _Made:
         self._copying, self._shard = copying, shard
         teacher: CachedTeacher = copying.source.teachers[copying.unit]
         rows = copying.rows_of(shard).tolist()
-        places = {row: number for number, row in enumerate(rows)}
+        position_of_row = {row: number for number, row in enumerate(rows)}
         self.chunks: list[NDArray[Any] | None] = [None] * len(rows)
         self.sums = np.zeros((2, teacher.spec.spatial_dim))
         self._tokens_of: dict[int, int] = {}
         self._cosines = [np.zeros(0)]
         self._squared_errors = 0.0
-        for some in teacher.batches([row for row in rows if row not in copying.failures]):
-            codes = teacher.codes(some)
-            on_image = tokens_on_images(copying.source, teacher, list(some))
+        for batch_rows in teacher.batches([row for row in rows if row not in copying.failures]):
+            codes = teacher.codes(batch_rows)
+            on_image = tokens_on_images(copying.source, teacher, list(batch_rows))
             self.sums += power_sums(teacher.codec.decode(codes)[on_image])
-            self._tokens_of |= dict(zip(some, on_image.sum(axis=(1, 2)).tolist(), strict=True))
-            if copying.repacked:
-                codes = self._repack(teacher, codes, on_image)
-            for row, chunk in zip(some, codes, strict=True):
-                self.chunks[places[row]] = chunk
+            self._tokens_of |= dict(zip(batch_rows, on_image.sum(axis=(1, 2)).tolist(), strict=True))
+            if copying.transcoded:
+                codes = self._transcode(teacher, codes, on_image)
+            for row, chunk in zip(batch_rows, codes, strict=True):
+                self.chunks[position_of_row[row]] = chunk
 
-    def _repack(self, teacher: CachedTeacher, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> NDArray[Any]:
-        old, new = teacher.codec.repackable, self._copying.target.teachers[teacher.name].codec.repackable
-        assert old is not None, "`repacked` is true only for codecs that can be repacked"
+    def _transcode(self, teacher: CachedTeacher, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> NDArray[Any]:
+        old, new = teacher.codec.transcodable, self._copying.target.teachers[teacher.name].codec.transcodable
+        assert old is not None, "`transcoded` is true only for transcodable codecs"
         assert new is not None, "the copy has another packing of the same codec"
-        repacked = repack(old, new, codes, on_image)
-        self._cosines.append(repacked.cosines)
-        self._squared_errors += float(repacked.squared_errors.sum())
-        return repacked.codes
+        transcoded = transcode(old, new, codes, on_image)
+        self._cosines.append(transcoded.cosines)
+        self._squared_errors += float(transcoded.squared_errors.sum())
+        return transcoded.codes
 
     @property
     def num_tokens(self) -> int:
@@ -175,7 +177,7 @@ class _Made:
         """Measured where the shard was encoded again; otherwise that of the shards its rows come from, by their tokens."""
         count = self.num_tokens
         variance = float((self.sums[1] - np.square(self.sums[0]) / max(1, count)).sum())
-        if self._copying.repacked:
+        if self._copying.transcoded:
             cosines = np.concatenate(self._cosines)
             return fidelity_from_cosines(cosines, self._squared_errors, variance) if count else PERFECT
         parts: list[Fidelity] = []
@@ -183,21 +185,21 @@ class _Made:
             receipt = self._copying.receipts[row // self._copying.source.meta.shard_images]
             if receipt and receipt.fidelity:
                 parts.append(replace(receipt.fidelity, num_tokens=tokens))
-        found = combine_fidelity(parts)
-        return found and replace(found, variance=variance / max(1, count))
+        combined = combine_fidelity(parts)
+        return combined and replace(combined, variance=variance / max(1, count))
 
 
 def _fields(copying: Copying, shard: int, num_tokens: int, fidelity: Fidelity | None) -> dict[str, Any]:
     """Of a receipt: failures keep their reasons and get their new row numbers."""
-    own = copying.target.meta.shard_rows(shard)
+    target_rows = copying.target.meta.shard_rows(shard)
     failures = tuple(
         replace(copying.failures[old], row=row)
-        for row, old in zip(own, copying.rows_of(shard).tolist(), strict=True)
+        for row, old in zip(target_rows, copying.rows_of(shard).tolist(), strict=True)
         if old in copying.failures
     )
     return {
-        "first_row": own.start,
-        "num_rows": len(own),
+        "first_row": target_rows.start,
+        "num_rows": len(target_rows),
         "num_tokens": num_tokens,
         "failures": failures,
         "fidelity": fidelity,

@@ -16,7 +16,7 @@ import numpy as np
 
 from radio_cache.errors import ImageError, RadioCacheError, SourceError, StorageError, UnreadableImageError
 from radio_cache.format.schema import Container
-from radio_cache.images.files import listed_place
+from radio_cache.images.files import resolve_list_entry
 from radio_cache.reader import Cache, digest
 from radio_cache.storage.base import is_url
 
@@ -247,7 +247,7 @@ class ImageAccess:
     def _place(self, row: int) -> str:
         container = self._container(row)
         if container.kind == "list":
-            return listed_place(container.path, self.cache.index.key(row).removeprefix(container.prefix))
+            return resolve_list_entry(container.path, self.cache.index.key(row).removeprefix(container.prefix))
         return container.path
 
     def _origin(self, row: int) -> str:

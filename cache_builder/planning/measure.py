@@ -156,15 +156,15 @@ def probe_teacher(
     rows = cache.usable_rows().tolist()[: max(1, _MAX_MAP_BYTES // map_bytes)]
     started = time.perf_counter()
     jobs = [(row, (0,)) for row in rows]
-    seen = list(prefetch_views(cache, spec, jobs, pool, StageSeconds(), depth=2 * config.threads))
+    image_views = list(prefetch_views(cache, spec, jobs, pool, StageSeconds(), depth=2 * config.threads))
     decode_s = (time.perf_counter() - started) / len(rows)
-    maps, forward_s = _forward(seen, teacher, config, seconds)
-    shown = np.stack([one.valid_tokens(spec.geometry) for one in seen[: len(maps)]])
+    maps, forward_s = _forward(image_views, teacher, config, seconds)
+    valid_masks = np.stack([image_view.valid_tokens(spec.geometry) for image_view in image_views[: len(maps)]])
     requests = dict.fromkeys((*COMPARED, asked))
     costs: list[CodecCost] = []
     timed: Codec = Half()
     for request in requests:
-        codec, cost = _measured(request, teacher, maps, shown, values_mean_something=values_mean_something)
+        codec, cost = _measured(request, teacher, maps, valid_masks, values_mean_something=values_mean_something)
         costs.append(cost)
         if request == asked and codec is not None:
             timed = codec
@@ -186,7 +186,7 @@ def probe_teacher(
 
 
 def _forward(
-    seen: list[TeacherView], teacher: Teacher, config: BuildConfig, seconds: float
+    image_views: list[TeacherView], teacher: Teacher, config: BuildConfig, seconds: float
 ) -> tuple[NDArray[np.float32], float]:
     """Maps (n, h, w, c) of as many images as the time allows, and seconds per image on the whole device."""
     device = torch.device(config.device)
@@ -205,9 +205,9 @@ def _forward(
             return (time.perf_counter() - started) / len(images)
 
         # The first call loads kernels and allocates; a second one of the same size says how many images fit the time.
-        warm = [timed(seen[: _WARM_UP_IMAGES * num_streams], _WARM_UP_IMAGES) for _ in range(2)][-1]
+        warm = [timed(image_views[: _WARM_UP_IMAGES * num_streams], _WARM_UP_IMAGES) for _ in range(2)][-1]
         batch = max(1, min(config.batch_images, int(seconds / _TIMED_BATCHES / warm / num_streams)))
-        fitting = seen[: max(batch, int(seconds / warm))]
+        fitting = image_views[: max(batch, int(seconds / warm))]
         deadline = time.perf_counter() + seconds
         maps = np.concatenate(list(run(fitting, batch)))
         rounds: list[float] = []
@@ -220,7 +220,7 @@ def _measured(
     request: CodecRequest,
     teacher: Teacher,
     maps: NDArray[np.float32],
-    shown: NDArray[np.bool_],
+    valid_masks: NDArray[np.bool_],
     *,
     values_mean_something: bool,
 ) -> tuple[Codec | None, CodecCost]:
@@ -236,7 +236,7 @@ def _measured(
             return None, CodecCost(request=request, bytes_per_image=None, why=why)
     try:
         chosen = calibrate_on_sample(
-            request, range(len(maps)), (image[is_shown] for image, is_shown in zip(maps, shown, strict=True))
+            request, range(len(maps)), (image[valid_mask] for image, valid_mask in zip(maps, valid_masks, strict=True))
         )
     except CodecError as exc:
         return None, CodecCost(request=request, bytes_per_image=None, why=str(exc))

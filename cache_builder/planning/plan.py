@@ -90,8 +90,12 @@ class TeacherPlan:
     @property
     def stored(self) -> CodecCost:
         """In the codec that was asked for; in half, as an upper bound, where that could not be measured."""
-        asked = self.probe.cost_of(self.probe.asked)
-        return asked if asked.bytes_per_image is not None else self.probe.cost_of(CodecRequest(name="half"))
+        requested_cost = self.probe.cost_of(self.probe.asked)
+        return (
+            requested_cost
+            if requested_cost.bytes_per_image is not None
+            else self.probe.cost_of(CodecRequest(name="half"))
+        )
 
     @property
     def is_upper_bound(self) -> bool:
@@ -220,12 +224,12 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
     say: told one sentence at a time about what is going on. Raises what `build_cache` raises before it writes anything.
     """
     build = config.build
-    there = Cache(build.out) if is_cache(build.out) else None
-    if there is not None and build.pixels is None:
-        build = replace(build, pixels=there.meta.pixels)
-    build = with_recorded_loading(build, there)
-    listing = list_for(build.request(), there, rescan=build.rescan)
-    cache = open_cache(build, listing) if there is not None else None
+    existing = Cache(build.out) if is_cache(build.out) else None
+    if existing is not None and build.pixels is None:
+        build = replace(build, pixels=existing.meta.pixels)
+    build = with_recorded_loading(build, existing)
+    listing = list_for(build.request(), existing, rescan=build.rescan)
+    cache = open_cache(build, listing) if existing is not None else None
     num_images = len(listing.index)
     notes = list(listing.notes)
     plans: list[TeacherPlan] = []
@@ -259,7 +263,7 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
                 sample_images = min(num_images, sample_size(teacher.spec))
             left = _images_left(cache, group, num_images)
             plans.append(teacher_plan(probe, left, sample_images, cache, build, is_random, views=options.views))
-    unseen = _images_left(cache, IMAGES_UNIT, num_images)
+    num_unscanned = _images_left(cache, IMAGES_UNIT, num_images)
     columns = index_columns(listing.index).values()
     return Plan(
         config=config,
@@ -267,8 +271,8 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
         num_shards=-(-num_images // build.shard_images),
         index_bytes=sum(column.nbytes for column in columns) + SCAN_BYTES * num_images,
         free_bytes=free_bytes(build.out),
-        scan_s=scan_s * unseen,
-        images_unseen=unseen,
+        scan_s=scan_s * num_unscanned,
+        images_unseen=num_unscanned,
         pixel_bytes=pixel_bytes,
         teachers=tuple(plans),
         notes=tuple(notes),
@@ -277,11 +281,11 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
 
 def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
     """The codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
-    there = cache is not None and spec.name in cache.teachers
-    codec = cache.teachers[spec.name].spec.codec if cache is not None and there else options.codec
+    is_cached = cache is not None and spec.name in cache.teachers
+    codec = cache.teachers[spec.name].spec.codec if cache is not None and is_cached else options.codec
     if request := codec.requested():
         return request
-    if there:
+    if is_cached:
         return CodecRequest(name=codec.parameters["name"])
     return CodecRequest() if num_images >= min_calibration_images(spec) else CodecRequest(name="half")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache_builder.sources.columns import SourceImages, nowhere
 from cache_builder.sources.labels import parse_labels
 from radio_cache.errors import ImageError, SourceError
-from radio_cache.images.files import listed_place
+from radio_cache.images.files import resolve_list_entry
 from radio_cache.storage.base import is_url
 
 CSV, TSV = ".csv", ".tsv"
@@ -142,7 +142,7 @@ def _all_missing_message(path: str, first: str, missing: Sequence[str]) -> str:
     else:
         cure = "relative paths start from the list's own folder"
     try:
-        searched = f"looked for at {listed_place(path, first)}): {cure}"
+        searched = f"looked for at {resolve_list_entry(path, first)}): {cure}"
     except ImageError as exc:
         searched = f"which {exc})"
     return f"{path}: none of its {len(missing)} files exists ({missing[0]}, {searched}"
@@ -239,7 +239,7 @@ def _file_of(path: str, entry: str) -> str:
     `..` stays: behind a symbolic link it leads elsewhere than the text suggests.
     """
     try:
-        location = listed_place(path, entry)
+        location = resolve_list_entry(path, entry)
     except (ValueError, ImageError):  # the error is reported when the image is read
         return entry
     return location if is_url(location) else "/".join(part for part in location.split("/") if part not in ("", "."))
@@ -248,7 +248,7 @@ def _file_of(path: str, entry: str) -> str:
 def may_exist(path: str, entry: str) -> bool:
     """Return whether an entry of the list at `path` is a URL or an existing file."""
     try:
-        location = listed_place(path, entry)
+        location = resolve_list_entry(path, entry)
         return is_url(location) or os.path.exists(location)  # noqa: PTH110  # a million entries: no Path for each
     except (ValueError, ImageError):  # a zero byte in the path, or a URL of an unknown scheme
         return False

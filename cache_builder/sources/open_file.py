@@ -44,7 +44,7 @@ def read_source(path_or_url: str) -> bytes:
     with _source_errors(path_or_url):
         # Whole, and not through RemoteFile: lists are small, and many web servers refuse ranges.
         if is_url(path_or_url):
-            return fetch(path_or_url, most=_MAX_LIST_BYTES)
+            return fetch(path_or_url, max_bytes=_MAX_LIST_BYTES)
         return Path(path_or_url).read_bytes()
 
 

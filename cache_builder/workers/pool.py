@@ -36,7 +36,7 @@ from radio_cache.errors import BlindWorkerError, ClusterError
 from radio_cache.format.schema import IMAGES_UNIT, unit_group
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, read_receipt
-from radio_cache.storage.base import absolute_place
+from radio_cache.storage.base import absolute_path_or_url
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -117,7 +117,7 @@ class WorkerPool:
         Raises:
             ClusterError: some tasks could not be done. It is raised after all others are done, and lists them.
         """
-        config = replace(config, out=absolute_place(config.out))
+        config = replace(config, out=absolute_path_or_url(config.out))
         access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
         build_id, witnesses = uuid.uuid4().hex, known_witnesses(cache, access)
         todo = missing_shards(cache, IMAGES_UNIT)

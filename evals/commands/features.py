@@ -23,7 +23,7 @@ from evals.commands.shared import (
 )
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture, write_output
 from radio_cache.terminal.options import renamed_option
-from radio_cache.terminal.output import PLACE, console, plain_errors, table
+from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.features.mode_switch import ModeSwitchTable
@@ -35,7 +35,7 @@ _images = click.option(
     "--images",
     "--cache",
     "images",
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="PLACE",
     help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run was trained on.",
 )
@@ -64,7 +64,10 @@ def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[S
 @click.command("mode-switch")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
 @click.option(
-    "--cache", type=PLACE, metavar="CACHE", help="Cache with the teachers. Default: the cache the run was trained on."
+    "--cache",
+    type=PATH_OR_URL,
+    metavar="CACHE",
+    help="Cache with the teachers. Default: the cache the run was trained on.",
 )
 @click.option(
     "--size", "sizes", type=int, multiple=True, metavar="PX", help="Size of the student's input. May be given again."

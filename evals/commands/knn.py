@@ -16,7 +16,7 @@ from evals.commands.shared import (
     write_record,
 )
 from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
-from radio_cache.terminal.output import PLACE, console, plain_errors, table
+from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.knn.table import KnnTable
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     "--bank",
     "--cache",
     "bank",
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="PLACE",
     help=f"Labelled images that vote: {IMAGES}. Default: the cache the run was trained on.",
 )
 @click.option(
     "--queries",
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="PLACE",
     help="Labelled images to classify. Default: each image of the bank, by the others.",
 )

@@ -11,7 +11,7 @@ from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.statistics.knn_protocol import PAPER_K
 from radio_cache.terminal.files import OutputFile
 from radio_cache.terminal.options import renamed_option
-from radio_cache.terminal.output import PLACE, console, human_bytes, plain_errors, printable
+from radio_cache.terminal.output import PATH_OR_URL, console, human_bytes, plain_errors, printable
 
 if TYPE_CHECKING:
     from evals.shared.devices import Device
@@ -22,8 +22,10 @@ EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-s
 
 @click.command()
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
-@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run was trained on.")
-@click.option("--queries", type=PLACE, help="Labelled images to classify and draw. Default: those of the bank.")
+@click.option(
+    "--cache", type=PATH_OR_URL, help="The bank of labelled images. Default: the cache the run was trained on."
+)
+@click.option("--queries", type=PATH_OR_URL, help="Labelled images to classify and draw. Default: those of the bank.")
 @click.option("--out", type=OutputFile(".html", ".htm"), required=True, help="The HTML file to write.")
 @click.option("--num-images", default=4, show_default=True, help="Images of each cache to draw as feature maps.")
 @renamed_option("--shown", "--num-images")
@@ -68,8 +70,10 @@ def report(
 
 @click.command("all")
 @click.option("--run", type=PATH, required=True, help="Folder of a training run.")
-@click.option("--cache", type=PLACE, help="The bank of labelled images. Default: the cache the run was trained on.")
-@click.option("--queries", type=PLACE, help="Images to evaluate on and to draw. Default: those of the bank.")
+@click.option(
+    "--cache", type=PATH_OR_URL, help="The bank of labelled images. Default: the cache the run was trained on."
+)
+@click.option("--queries", type=PATH_OR_URL, help="Images to evaluate on and to draw. Default: those of the bank.")
 @click.option(
     "--out",
     type=OutputFile(".html", ".htm"),

@@ -16,7 +16,7 @@ from evals.commands.shared import (
 )
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
 from radio_cache.terminal.options import renamed_option
-from radio_cache.terminal.output import PLACE, console, plain_errors, table
+from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.segmentation import SegmentTable
@@ -49,7 +49,7 @@ _CLASSES_SHOWN = 30
 )
 @click.option(
     "--cache",
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="CACHE",
     help="A cache of these images, whose teachers are compared by their cached maps.",
 )

@@ -16,7 +16,7 @@ from evals.commands.shared import (
     sampling_options,
     write_record,
 )
-from radio_cache.terminal.output import PLACE, console, plain_errors, table
+from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors, table
 
 if TYPE_CHECKING:
     from evals.zero_shot import ZeroShotTable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "--images",
     "--cache",
     "images",
-    type=PLACE,
+    type=PATH_OR_URL,
     metavar="PLACE",
     help=f"Labelled images: {IMAGES}. The CLIPs of a cache are compared, too. Default: the cache the run was trained on.",
 )

@@ -13,7 +13,7 @@ from cache_builder.teachers import TeacherOptions, find_teacher
 from evals.encoders.base import LiveEncoder
 from evals.encoders.student import StudentEncoder
 from radio_cache.errors import ConfigError, RadioCacheError
-from radio_cache.terminal.output import say
+from radio_cache.terminal.output import print_line
 from trainer.model.files import CONFIG_FILE
 
 Family = Literal["student", "teacher", "timm", "open_clip", "onnx"]
@@ -169,7 +169,9 @@ def load_runs(runs: Sequence[Path], *, device: torch.device, untrained: bool = T
             start = StudentEncoder.of_run(run, name=f"{name}, untrained", trained=False, device=device)
         # The trained student does not need those weights any more, so the evaluation goes on.
         except RadioCacheError as exc:
-            say(f"'{name}, untrained' is left out, because the weights that {run} started from cannot be had: {exc}")
+            print_line(
+                f"'{name}, untrained' is left out, because the weights that {run} started from cannot be had: {exc}"
+            )
         else:
             encoders.append(start)
     return encoders

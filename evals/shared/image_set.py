@@ -104,7 +104,7 @@ class CacheImages(ImageSource):
     @property
     def notes(self) -> list[str]:
         """Remarks about images read over the web, or from the pixels that the cache keeps."""
-        store, web = self.cache.meta.pixels, self.cache.web_note()
+        store, web = self.cache.meta.pixels, self.cache.remote_images_note()
         if not self._rows_from_kept_pixels or store is None:
             return [f"{web[0].upper()}{web[1:]}."] if web else []
         return [

@@ -72,7 +72,7 @@ class ChannelTransform(Protocol):
         ...
 
 
-class Repackable(Protocol):
+class Transcodable(Protocol):
     """A codec whose coordinates another packing can encode, without a detour by the features.
 
     All packings of one codec name share the channel transform, so going over rounds once and rotates nothing.
@@ -135,7 +135,7 @@ class Codec(Protocol):
         ...
 
     @property
-    def repackable(self) -> Repackable | None:
+    def transcodable(self) -> Transcodable | None:
         """The codec itself if it has several packings; None otherwise."""
         ...
 

@@ -54,7 +54,7 @@ class Half:
         return None
 
     @property
-    def repackable(self) -> None:
+    def transcodable(self) -> None:
         """None: there is one packing."""
         return None
 

@@ -81,7 +81,7 @@ class Int8:
         return None
 
     @property
-    def repackable(self) -> None:
+    def transcodable(self) -> None:
         """None: there is one packing."""
         return None
 

@@ -92,7 +92,7 @@ class KltPacked:
         return self.basis
 
     @property
-    def repackable(self) -> "KltPacked":
+    def transcodable(self) -> "KltPacked":
         """The codec itself: its coordinates are those of klt/zstd."""
         return self
 

@@ -96,7 +96,7 @@ class KltZstd:
         return self.basis
 
     @property
-    def repackable(self) -> "KltZstd":
+    def transcodable(self) -> "KltZstd":
         """The codec itself: its coordinates are those of klt/packed."""
         return self
 

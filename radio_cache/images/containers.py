@@ -2,7 +2,7 @@
 
 from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.format.schema import Container
-from radio_cache.images.files import listed_place, read_place
+from radio_cache.images.files import read_path_or_url, resolve_list_entry
 from radio_cache.images.sparse_members import expanded
 
 
@@ -15,13 +15,13 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
     member = key.removeprefix(container.prefix)
     match container.kind:
         case "folder":
-            return read_place(f"{container.path.rstrip('/')}/{_inside(member)}")
+            return read_path_or_url(f"{container.path.rstrip('/')}/{_inside(member)}")
         case "list":
-            return read_place(listed_place(container.path, member))
+            return read_path_or_url(resolve_list_entry(container.path, member))
         case "tar":
             if length < -1:  # a sparse member
-                return expanded(read_place(container.path, offset, -length))
-            return read_place(container.path, offset, length)
+                return expanded(read_path_or_url(container.path, offset, -length))
+            return read_path_or_url(container.path, offset, length)
         case "parquet":
             from radio_cache.images.parquet import read_row
 

@@ -21,7 +21,7 @@ MAX_IMAGE_FILE_BYTES = 1 << 30
 """Larger image files are refused: nobody's, or no images."""
 
 
-def read_place(place: str, offset: int = -1, length: int = -1) -> bytes:
+def read_path_or_url(place: str, offset: int = -1, length: int = -1) -> bytes:
     """A whole file (offset -1), or a range of its bytes. place: a path or a URL.
 
     Raises:
@@ -33,7 +33,7 @@ def read_place(place: str, offset: int = -1, length: int = -1) -> bytes:
         return read_local(Path(place), offset, length)
     try:
         if offset < 0:
-            return fetch(place, most=MAX_IMAGE_FILE_BYTES)
+            return fetch(place, max_bytes=MAX_IMAGE_FILE_BYTES)
         refuse_large(length)
         data = fetch_range(place, offset, length) if length >= 0 else b""
     except FileNotFoundError as exc:
@@ -50,7 +50,7 @@ def read_place(place: str, offset: int = -1, length: int = -1) -> bytes:
 def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
     """A whole regular file (offset -1), or a range of its bytes. Never waits for the other end of a named pipe.
 
-    Raises as `read_place` does.
+    Raises as `read_path_or_url` does.
     """
     with open_local(path) as (descriptor, size):
         whole = offset < 0
@@ -67,7 +67,7 @@ def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
 
 @contextlib.contextmanager
 def open_local(path: Path) -> Generator[tuple[int, int]]:
-    """The descriptor and the size of a regular file. What goes wrong, also in the body, is an error as of `read_place`."""
+    """The descriptor and the size of a regular file. What goes wrong, also in the body, is an error as of `read_path_or_url`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
@@ -127,7 +127,7 @@ def kind_of_file(mode: int) -> str:
 _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
 
-def listed_place(list_file: str, entry: str) -> str:
+def resolve_list_entry(list_file: str, entry: str) -> str:
     """Where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder.
 
     At a URL, too, "." and ".." lead through folders. Raises ImageError for a URL of a kind that nothing here reads, and for a

@@ -134,7 +134,7 @@ class StoredKeys(Sequence[str]):
                 start = end
 
     def __contains__(self, key: object) -> bool:
-        return any(key == one for one in self)
+        return any(key == stored_key for stored_key in self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -159,16 +159,16 @@ class StoredKeys(Sequence[str]):
 
     def _chunk(self, name: str, array: PlainArray, number: int) -> NDArray[Any]:
         with self._lock:
-            kept = self._kept.get((name, number))
-            if kept is not None:
+            cached_chunk = self._kept.get((name, number))
+            if cached_chunk is not None:
                 self._kept.move_to_end((name, number))
-                return kept
-        made = array.chunk((number,), holes=_may_have_holes(self._group))
+                return cached_chunk
+        chunk = array.chunk((number,), holes=_may_have_holes(self._group))
         with self._lock:
-            self._kept[name, number] = made
+            self._kept[name, number] = chunk
             while len(self._kept) > _KEPT_CHUNKS:
                 self._kept.popitem(last=False)
-        return made
+        return chunk
 
     def __reduce__(self) -> tuple[type["StoredKeys"], tuple[Storage, str, int]]:
         return (StoredKeys, (self._storage, self._group, self._num_images))

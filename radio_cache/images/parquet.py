@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.errors import ImageError, UnreadableImageError
-from radio_cache.images.files import listed_place, open_local, read_place, reading_error, refuse_large
+from radio_cache.images.files import open_local, read_path_or_url, reading_error, refuse_large, resolve_list_entry
 from radio_cache.images.parquet_pages import value_ranges
 from radio_cache.images.remote import RemoteFile
 from radio_cache.storage.base import is_url
@@ -40,14 +40,14 @@ def read_row(place: str, column: str, row: int) -> bytes:
     """The bytes of the image in one row. place: a path or a URL. column: as `Container.column`.
 
     Raises ImageError for a null and for rows that cannot be decoded, UnreadableImageError for a file that is not there or no
-    longer the one that was listed, and StorageError as `read_place` does.
+    longer the one that was listed, and StorageError as `read_path_or_url` does.
     """
     return _shared(os.getpid()).file(place, column).read(row)
 
 
 @contextmanager
 def open_parquet(place: str) -> Generator[Any]:
-    """A `pyarrow.parquet.ParquetFile`, closed at the end. Raises ImageError and StorageError as `read_place` does, and
+    """A `pyarrow.parquet.ParquetFile`, closed at the end. Raises ImageError and StorageError as `read_path_or_url` does, and
     what pyarrow raises for bytes that are no Parquet file."""
     with _parquet_file(place, None) as parquet:
         yield parquet
@@ -138,40 +138,40 @@ class _Shared:
             if key in self._files:
                 self._files.move_to_end(key)
                 return self._files[key]
-        made = _File(place, column)
+        parquet_file = _File(place, column)
         with self._lock:
-            made = self._files.setdefault(key, made)
+            parquet_file = self._files.setdefault(key, parquet_file)
             while len(self._files) > _KEPT_FILES:
                 self._files.popitem(last=False)
-        return made
+        return parquet_file
 
     def held(self, file: "_File", number: int) -> _Values | None:
         """A row group, if it is in memory or on its way there."""
         with self._lock:
-            found = self._groups.get((file, number))
-        return found and found.result()
+            pending_group = self._groups.get((file, number))
+        return pending_group and pending_group.result()
 
     def group(self, file: "_File", number: int, make: Callable[[], _Values]) -> _Values:
         """A row group, made by one thread while others that want it wait."""
         key = (file, number)
         with self._lock:
-            found = self._groups.get(key)
-            if found is None:
-                mine = self._groups[key] = Future[_Values]()
+            pending_group = self._groups.get(key)
+            if pending_group is None:
+                new_group = self._groups[key] = Future[_Values]()
             else:
-                mine = None
+                new_group = None
                 self._groups.move_to_end(key)
-        if mine is None:
-            assert found is not None
-            return found.result()
+        if new_group is None:
+            assert pending_group is not None
+            return pending_group.result()
         try:
             values = make()
         except BaseException as exc:
             with self._lock:
                 self._groups.pop(key, None)
-            mine.set_exception(exc)
+            new_group.set_exception(exc)
             raise
-        mine.set_result(values)
+        new_group.set_result(values)
         self._make_room()
         return values
 
@@ -248,11 +248,11 @@ class _File:
             values = None
         if values is None:
             assert ranges is not None
-            return read_place(self._place, int(ranges[0][number]), int(ranges[1][number]))
+            return read_path_or_url(self._place, int(ranges[0][number]), int(ranges[1][number]))
         image = values.image(number)
         if image is None:
             if path := values.path(number):
-                return read_place(listed_place(self._place, path))
+                return read_path_or_url(resolve_list_entry(self._place, path))
             beside = f", and so is its {self._path_column}" if self._path_column else ""
             raise ImageError(f"row {row} of {self._place} holds no image: its {self._column} is null{beside}")
         refuse_large(len(image))
@@ -289,7 +289,7 @@ class _File:
         span = self._spans[group]
         if span is not None and is_url(self._place):
             start, end = span
-            data = read_place(self._place, start, end - start)
+            data = read_path_or_url(self._place, start, end - start)
             ranges = self._found_ranges(group, lambda offset, length: data[offset - start :][:length])
             self._ranges[group] = ranges
             if ranges is not None:

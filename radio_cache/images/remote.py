@@ -60,14 +60,14 @@ def is_known_url(url: str) -> bool:
     return scheme.lower() in (*BUCKETS, *WEB) or (scheme.lower() in FILE_SYSTEMS and "::" not in rest)
 
 
-def fetch(url: str, *, most: int) -> bytes:
+def fetch(url: str, *, max_bytes: int) -> bytes:
     """Return a whole file.
 
     Like all functions here it tries again what is not there or is refused for a moment. Before it blames one file, it makes sure
     that its server or bucket still gives the file that was read from it last.
 
     Raises:
-        LimitError: it has more than `most` bytes; they are not read.
+        LimitError: it has more than `max_bytes` bytes; they are not read.
         FileNotFoundError: there is no such file.
         PermissionError: the server or bucket refuses this one file.
         ImageError: no file can have such an address.
@@ -75,7 +75,7 @@ def fetch(url: str, *, most: int) -> bytes:
         ConfigError: nothing here reads such URLs.
     """
     place, path = _found(url)
-    return place.asked(path, lambda: place.fetch(path, most))
+    return place.asked(path, lambda: place.fetch(path, max_bytes))
 
 
 def fetch_range(url: str, offset: int, length: int) -> bytes:
@@ -127,8 +127,8 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        data = fetch_range(self._url, self._at, wanted)
+        num_bytes = max(0, min(len(buffer), self._size - self._at))
+        data = fetch_range(self._url, self._at, num_bytes)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -146,7 +146,7 @@ class _Place(ABC):
         self._refusals = 0
 
     @abstractmethod
-    def fetch(self, path: str, most: int) -> bytes: ...
+    def fetch(self, path: str, max_bytes: int) -> bytes: ...
 
     @abstractmethod
     def fetch_range(self, path: str, offset: int, length: int) -> bytes: ...
@@ -220,8 +220,8 @@ class _Bucket(_Place):
         super().__init__(root)
         self._storage = ObjectStorage(root, check=_object_key)
 
-    def fetch(self, path: str, most: int) -> bytes:
-        return self._named(lambda: self._storage.read_at_most(path, most))
+    def fetch(self, path: str, max_bytes: int) -> bytes:
+        return self._named(lambda: self._storage.read_at_most(path, max_bytes))
 
     def fetch_range(self, path: str, offset: int, length: int) -> bytes:
         return self._named(lambda: bytes(self._storage.read_ranges(path, [(offset, length)])[0]))
@@ -281,8 +281,8 @@ class _WebServer(_Place):
     def at(self, path: str) -> str:
         return self.root + path
 
-    def fetch(self, path: str, most: int) -> bytes:
-        return fetch_page(self.at(path), most)
+    def fetch(self, path: str, max_bytes: int) -> bytes:
+        return fetch_page(self.at(path), max_bytes)
 
     def fetch_range(self, path: str, offset: int, length: int) -> bytes:
         return fetch_page_range(self.at(path), offset, length)
@@ -310,26 +310,26 @@ class _FileSystem(_Place):
         except ImportError as exc:
             raise ConfigError(f"{root}: a package is missing that reads such URLs: {exc}") from exc
 
-    def fetch(self, path: str, most: int) -> bytes:
+    def fetch(self, path: str, max_bytes: int) -> bytes:
         size = self.status(path).num_bytes or 0
-        if size > most:
-            raise LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {most}")
+        if size > max_bytes:
+            raise LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {max_bytes}")
         return bytes(self._tried(path, lambda: self._fs.cat_file(self.at(path))))
 
     def fetch_range(self, path: str, offset: int, length: int) -> bytes:
         return bytes(self._tried(path, lambda: self._fs.cat_file(self.at(path), start=offset, end=offset + length)))
 
     def status(self, path: str) -> RemoteStatus:
-        found: dict[str, Any] = self._tried(path, lambda: self._fs.info(self.at(path)))
-        if found["type"] != "file":
-            raise FileNotFoundError(f"{self.root}/{path} is a {found['type']}")
-        return RemoteStatus(int(found["size"]), None)
+        info: dict[str, Any] = self._tried(path, lambda: self._fs.info(self.at(path)))
+        if info["type"] != "file":
+            raise FileNotFoundError(f"{self.root}/{path} is a {info['type']}")
+        return RemoteStatus(int(info["size"]), None)
 
     def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]:
-        found: dict[str, Any] = self._tried(path, lambda: self._fs.find(self.at(path), detail=True))
-        tell(len(found))
+        infos: dict[str, Any] = self._tried(path, lambda: self._fs.find(self.at(path), detail=True))
+        tell(len(infos))
         root = str(self._fs._strip_protocol(self.root)).rstrip("/") + "/"
-        return [(name.removeprefix(root), int(info["size"])) for name, info in found.items()]
+        return [(name.removeprefix(root), int(info["size"])) for name, info in infos.items()]
 
     def _tried(self, path: str, ask: Callable[[], T]) -> T:
         for pause in (*_PAUSES_S, None):

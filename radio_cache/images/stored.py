@@ -32,18 +32,18 @@ _CURE = "radio-cache repair, then run the build again"
 def encoded_pixels(image: Image.Image, original: bytes, store: PixelStore) -> bytes:
     """The file that is kept of an upright RGB image: the original, where that is small enough and no longer."""
     scale = store.side_px / min(image.size)
-    kept = image
+    resized = image
     if scale < 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        kept = image.resize(size, Image.Resampling.LANCZOS)
-    made = io.BytesIO()
-    if max(kept.size) > _LONGEST_PX[store.format]:
-        kept.save(made, "PNG")  # what the format has no room for: long strips
+        resized = image.resize(size, Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    if max(resized.size) > _LONGEST_PX[store.format]:
+        resized.save(encoded, "PNG")  # what the format has no room for: long strips
     elif store.format == "jpeg":
-        kept.save(made, "JPEG", quality=store.quality, subsampling=0)
+        resized.save(encoded, "JPEG", quality=store.quality, subsampling=0)
     else:
-        kept.save(made, "WEBP", lossless=True, method=4)
-    return original if scale >= 1 and len(original) <= made.tell() else made.getvalue()
+        resized.save(encoded, "WEBP", lossless=True, method=4)
+    return original if scale >= 1 and len(original) <= encoded.tell() else encoded.getvalue()
 
 
 def chunk_of(file: bytes) -> NDArray[np.uint8]:

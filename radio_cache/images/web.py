@@ -92,16 +92,16 @@ class Answer:
     changed_ns: int | None
 
 
-def fetch_page(url: str, most: int) -> bytes:
+def fetch_page(url: str, max_bytes: int) -> bytes:
     """Return a whole page.
 
     Raises:
-        LimitError: it has more than `most` bytes; no more than that are read.
+        LimitError: it has more than `max_bytes` bytes; no more than that are read.
         FileNotFoundError, RefusedError: the server gives no such page.
         ImageError: the address is none.
         StorageError: the server cannot be reached, or breaks off. ServerError: it is in trouble itself.
     """
-    return _ask(url, {}, most).data
+    return _ask(url, {}, max_bytes).data
 
 
 def fetch_page_range(url: str, offset: int, length: int) -> bytes:
@@ -133,13 +133,13 @@ def can_connect(url: str) -> bool:
     return True
 
 
-def _ask(url: str, headers: dict[str, str], most: int, *, offset: int = -1, method: str = "GET") -> Answer:
+def _ask(url: str, headers: dict[str, str], max_bytes: int, *, offset: int = -1, method: str = "GET") -> Answer:
     """Ask until there is an answer, with a limit. offset: of the range asked for; -1 for the whole page."""
     began, pause_s = time.monotonic(), 0.1
     for tries_left in range(object_storage.RETRIES, -1, -1):
         wait_s = pause_s * (0.5 + random.random())  # so that threads do not come all at once
         try:
-            return _asked_once(url, headers, most, offset, method)
+            return _asked_once(url, headers, max_bytes, offset, method)
         except _PassingError as exc:
             wait_s = wait_s if exc.retry_after_s is None else min(exc.retry_after_s, _MAX_RETRY_AFTER_S)
             over = exc.retry_after_s is None and time.monotonic() - began + wait_s > _PATIENCE_S
@@ -158,13 +158,13 @@ class _PassingError(Exception):
         self.error, self.retry_after_s = error, retry_after_s
 
 
-def _asked_once(url: str, headers: dict[str, str], most: int, offset: int, method: str) -> Answer:
+def _asked_once(url: str, headers: dict[str, str], max_bytes: int, offset: int, method: str) -> Answer:
     from urllib3 import exceptions
 
     followed = _Followed(url, method, headers)
     try:
         with followed as response:
-            return _answer(url, response, most, offset, method)
+            return _answer(url, response, max_bytes, offset, method)
     except (exceptions.LocationValueError, UnicodeError) as exc:  # also LocationParseError
         raise ImageError(f"cannot be read: {url!r:.200} is no address of a web page ({exc})") from exc
     except exceptions.DecodeError as exc:
@@ -184,7 +184,7 @@ def _asked_once(url: str, headers: dict[str, str], most: int, offset: int, metho
         ) from exc
 
 
-def _answer(url: str, response: Any, most: int, offset: int, method: str) -> Answer:
+def _answer(url: str, response: Any, max_bytes: int, offset: int, method: str) -> Answer:
     status = int(response.status)
     headers: Mapping[str, str] = response.headers
     if status == 416:  # the range begins behind the end
@@ -194,7 +194,7 @@ def _answer(url: str, response: Any, most: int, offset: int, method: str) -> Ans
         raise _refusal(url, status, headers)
     num_bytes = _whole_size(headers, status)
     changed_ns = _changed_ns(headers.get("Last-Modified", ""))
-    if method == "HEAD" or (offset < 0 and most == 0):
+    if method == "HEAD" or (offset < 0 and max_bytes == 0):
         return Answer(b"", num_bytes, changed_ns)
     if offset >= 0:
         first = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
@@ -202,31 +202,31 @@ def _answer(url: str, response: Any, most: int, offset: int, method: str) -> Ans
             raise StorageError(
                 f"cannot read {url}: its server gives whole files only (it ignores Range): fetch it, and name the copy"
             )
-    elif num_bytes is not None and num_bytes > most:
-        raise LimitError(f"{url} has {num_bytes} bytes; the longest that can be true has {most}")
+    elif num_bytes is not None and num_bytes > max_bytes:
+        raise LimitError(f"{url} has {num_bytes} bytes; the longest that can be true has {max_bytes}")
     data = bytearray()
-    while piece := response.read(min(_PIECE_BYTES, most + 1 - len(data))):
+    while piece := response.read(min(_PIECE_BYTES, max_bytes + 1 - len(data))):
         data += piece
-        if len(data) > most:
+        if len(data) > max_bytes:
             if offset >= 0:
                 break
-            raise LimitError(f"{url} has more than {most} bytes, and nothing longer can be true")
-    return Answer(bytes(data[:most]), num_bytes, changed_ns)
+            raise LimitError(f"{url} has more than {max_bytes} bytes, and nothing longer can be true")
+    return Answer(bytes(data[:max_bytes]), num_bytes, changed_ns)
 
 
 def _refusal(url: str, status: int, headers: Mapping[str, str]) -> Exception:
-    said = f"{status} {responses.get(status, '')}".strip()
+    status_line = f"{status} {responses.get(status, '')}".strip()
     if status in _GONE:
-        return FileNotFoundError(f"{url}: {said}")
+        return FileNotFoundError(f"{url}: {status_line}")
     if status in _PASSING:
         return _PassingError(
             ServerError(
-                f"cannot read {url}: the server answers {said}, however often it is asked: run the same command again when it "
-                "is well"
+                f"cannot read {url}: the server answers {status_line}, however often it is asked: "
+                "run the same command again when it is well"
             ),
             _retry_after_s(headers.get("Retry-After", "")),
         )
-    return RefusedError(f"the server answers {said} for {url}")
+    return RefusedError(f"the server answers {status_line} for {url}")
 
 
 def _whole_size(headers: Mapping[str, str], status: int) -> int | None:
@@ -360,9 +360,9 @@ def _refuse_odd_redirect(first: str, url: str, following: str) -> None:
         )
 
 
-def _same_server(one: str, other: str) -> bool:
-    (host, port), (other_host, other_port) = _host_port(one), _host_port(other)
-    return host == other_host and (port == other_port or {port, other_port} <= {80, 443})
+def _same_server(first_url: str, second_url: str) -> bool:
+    (host, port), (second_host, second_port) = _host_port(first_url), _host_port(second_url)
+    return host == second_host and (port == second_port or {port, second_port} <= {80, 443})
 
 
 def _host_port(url: str) -> tuple[str, int]:

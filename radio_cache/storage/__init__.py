@@ -18,12 +18,12 @@ def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | 
         return place
     from radio_cache.storage.local import LocalStorage  # which imports this module, as the other does
 
-    found = URL_PATTERN.match(place) if isinstance(place, str) else None
-    if found is None:
+    scheme_match = URL_PATTERN.match(place) if isinstance(place, str) else None
+    if scheme_match is None:
         return LocalStorage(place)
-    if found[1].lower() == "file":
-        return LocalStorage(str(place)[len(found[0]) :])
-    if found[1].lower() not in BUCKETS:
+    if scheme_match[1].lower() == "file":
+        return LocalStorage(str(place)[len(scheme_match[0]) :])
+    if scheme_match[1].lower() not in BUCKETS:
         raise ConfigError(f"{place}: a cache lies in a folder, or at a URL with one of {', '.join(BUCKETS)}, file")
     from radio_cache.storage.buckets import ObjectStorage
 

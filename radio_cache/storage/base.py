@@ -24,7 +24,7 @@ def is_url(place: str | Path) -> bool:
     return isinstance(place, str) and URL_PATTERN.match(place) is not None
 
 
-def absolute_place(place: str | Path) -> str:
+def absolute_path_or_url(place: str | Path) -> str:
     """How to find a place again from anywhere: a URL as it is, a path from the root."""
     return str(place) if is_url(place) else str(Path(place).resolve())
 
@@ -110,15 +110,15 @@ class Storage(ABC):
         del folder, shared, wait
         yield True
 
-    def read_at_most(self, path: str, most: int) -> bytes:
-        """The whole file. Raises LimitError for one of more than `most` bytes, which are not read."""
-        data, size = self.read_tail(path, most)
-        if size > most:
-            raise self._too_large(path, size, most)
+    def read_at_most(self, path: str, max_bytes: int) -> bytes:
+        """The whole file. Raises LimitError for one of more than `max_bytes` bytes, which are not read."""
+        data, size = self.read_tail(path, max_bytes)
+        if size > max_bytes:
+            raise self._too_large(path, size, max_bytes)
         return data
 
-    def _too_large(self, path: str, size: int, most: int) -> LimitError:
-        return LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {most}")
+    def _too_large(self, path: str, size: int, max_bytes: int) -> LimitError:
+        return LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {max_bytes}")
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None

@@ -56,15 +56,15 @@ class ObjectStorage(Storage):
         with self._named(path, "read"):
             return bytes(obstore.get(self._store("read"), self._checked(path)).bytes())
 
-    def read_at_most(self, path: str, most: int) -> bytes:
+    def read_at_most(self, path: str, max_bytes: int) -> bytes:
         import obstore
 
         with self._named(path, "read"):
             got = obstore.get(self._store("read"), self._checked(path))
             size = got.meta["size"]
-            if size <= most:
+            if size <= max_bytes:
                 return bytes(got.bytes())
-        raise self._too_large(path, size, most)
+        raise self._too_large(path, size, max_bytes)
 
     def zarr_store(self) -> Any:
         from zarr.storage import ObjectStore
@@ -159,19 +159,19 @@ class ObjectStorage(Storage):
         """As any storage does. tell: told of every page that the bucket sends how many files it names."""
         import obstore
 
-        found: list[tuple[str, int]] = []
+        listed_files: list[tuple[str, int]] = []
         with self._named(folder, "list"):
             for batch in obstore.list(self._store("read"), self._checked(folder) or None, chunk_size=1000):
-                found += [(meta["path"], meta["size"]) for meta in batch]
+                listed_files += [(meta["path"], meta["size"]) for meta in batch]
                 tell(len(batch))
-        yield from sorted(found)
+        yield from sorted(listed_files)
 
     def list_folders(self, folder: str = "") -> list[str]:
         import obstore
 
         with self._named(folder, "list"):
-            found = obstore.list_with_delimiter(self._store("read"), self._checked(folder) or None)
-        return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
+            listing = obstore.list_with_delimiter(self._store("read"), self._checked(folder) or None)
+        return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
 
     def delete(self, path: str) -> None:
         import obstore
@@ -294,14 +294,14 @@ def _object_storage(url: str, options: dict[str, str], check: Callable[[str], st
 def _get_ranges(store: Any, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
     import obstore
 
-    found = obstore.get_ranges(
+    buffers = obstore.get_ranges(
         store,
         path,
         starts=[offset for offset, _ in ranges],
         lengths=[length for _, length in ranges],
         coalesce=_COALESCE_BYTES,
     )
-    return [memoryview(part) for part in found]
+    return [memoryview(part) for part in buffers]
 
 
 def _joined(parts: Sequence[Part]) -> Part:

@@ -58,10 +58,10 @@ class LocalStorage(Storage):
     def size(self, path: str) -> int | None:
         try:
             with self._named(path, "read"):
-                found = self.local_path(path).stat()
+                file_status = self.local_path(path).stat()
         except FileNotFoundError:
             return None
-        return found.st_size
+        return file_status.st_size
 
     def write(self, path: str, parts: Sequence[Part]) -> None:
         with self._written_aside(path, parts) as (temporary, target):
@@ -101,7 +101,7 @@ class LocalStorage(Storage):
 
     def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
         root = self.local_path(folder)
-        found: list[tuple[str, int]] = []
+        listed_files: list[tuple[str, int]] = []
         with self._named(folder, "list"):
             for place, folders, files in os.walk(root, onerror=_raise_unless_gone):
                 folders[:] = [name for name in folders if TEMPORARY not in name]
@@ -110,8 +110,8 @@ class LocalStorage(Storage):
                         if TEMPORARY not in name:
                             file = Path(place) / name
                             # A link is listed as what it is, so that whoever reads it hears of it.
-                            found.append((file.relative_to(self._root).as_posix(), file.lstat().st_size))
-        yield from sorted(found)
+                            listed_files.append((file.relative_to(self._root).as_posix(), file.lstat().st_size))
+        yield from sorted(listed_files)
 
     def list_folders(self, folder: str = "") -> list[str]:
         try:
@@ -327,10 +327,10 @@ def _write_all(descriptor: int, parts: Sequence[Part]) -> None:
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it that are missing. Returns the folders that got a new entry, innermost first."""
     changed: list[Path] = []
-    here = folder
-    while not here.exists():
-        here = here.parent
-        changed.append(here)
+    missing_folder = folder
+    while not missing_folder.exists():
+        missing_folder = missing_folder.parent
+        changed.append(missing_folder)
     folder.mkdir(parents=True, exist_ok=True)
     return changed
 

@@ -83,10 +83,11 @@ class SectionedCommand(Command):
         headings = {**self.sections, "Other": [name for name in records if name not in placed]}
         names_columns = max(len(name) for name, _ in records.values() if len(name) <= _MOST_NAME_COLUMNS)
         for heading, names in headings.items():
-            shown = [records[name] for name in names if name in records]
+            section_records = [records[name] for name in names if name in records]
             with formatter.section(heading):  # padded, so that all sections have their help in one column
                 formatter.write_dl(
-                    [(name.ljust(names_columns), text) for name, text in shown], col_max=_MOST_NAME_COLUMNS + 2
+                    [(name.ljust(names_columns), text) for name, text in section_records],
+                    col_max=_MOST_NAME_COLUMNS + 2,
                 )
         if self.examples:
             with formatter.section("Examples"):
@@ -127,9 +128,13 @@ class OrderedGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The whole first sentence of each, which click cuts to a line."""
-        shown = [(name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden]
+        visible_commands = [
+            (name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden
+        ]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(limit=_SENTENCE)) for name, command in shown])
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=_SENTENCE)) for name, command in visible_commands]
+            )
 
 
 _SENTENCE = 200

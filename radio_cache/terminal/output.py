@@ -38,7 +38,7 @@ DATA_ON_STANDARD_OUTPUT = "radio_cache.data_on_standard_output"
 """Key of a command's `click.Context.meta`: what is read by machines goes to standard output, and tables to standard error."""
 
 
-class PlaceType(click.ParamType[str | Path]):
+class PathOrUrl(click.ParamType[str | Path]):
     """Where a cache lies, or shall: a path, or a URL such as s3://bucket/cache.zarr, which `click.Path` would break."""
 
     name = "place"
@@ -47,7 +47,7 @@ class PlaceType(click.ParamType[str | Path]):
         return value if is_url(value) else Path(value)
 
 
-PLACE = PlaceType()
+PATH_OR_URL = PathOrUrl()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,9 +94,9 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
                 _say_error(f"{exc.strerror}{where}. {on_interrupt}".rstrip())
                 sys.exit(1)
             except MemoryError as exc:
-                asked = f" ({exc})" if str(exc) else ""
+                requested_bytes = f" ({exc})" if str(exc) else ""
                 _say_error(
-                    f"there is not enough memory{asked}: free some, or ask for less at once. {on_interrupt}".rstrip()
+                    f"there is not enough memory{requested_bytes}: free some, or ask for less at once. {on_interrupt}".rstrip()
                 )
                 sys.exit(1)
             except RuntimeError as exc:
@@ -139,9 +139,10 @@ def _say_error(message: str) -> None:
     lines = f"error: {message}".split("\n")
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        kept = [_COMMAND.sub(lambda found: found[0].replace(" ", _UNBROKEN), line) for line in lines]
+        unbroken_lines = [_COMMAND.sub(lambda found: found[0].replace(" ", _UNBROKEN), line) for line in lines]
         lines = [
-            fill(line, width, break_long_words=False, break_on_hyphens=False).replace(_UNBROKEN, " ") for line in kept
+            fill(line, width, break_long_words=False, break_on_hyphens=False).replace(_UNBROKEN, " ")
+            for line in unbroken_lines
         ]
     click.echo("\n".join(lines), err=True)
 
@@ -172,7 +173,7 @@ class _PlainConsole(Console):
         return super().render_str(printable_lines(text), **plain)
 
 
-def say(sentence: str) -> None:
+def print_line(sentence: str) -> None:
     """Write a sentence about what goes on to standard error. Names of files in it are shown escaped."""
     click.echo(printable_lines(sentence), err=True)
 
@@ -196,7 +197,7 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     A terminal of fewer than 100 columns gets one space between columns, and a line for each word of a number's header.
     """
     narrow = is_narrow()
-    made = Table(
+    new_table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -208,13 +209,13 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     for position, name in enumerate(columns):
         # Numbers are never broken, and what names the row is not while there is room; other text folds.
         number = position >= left
-        made.add_column(
+        new_table.add_column(
             _HEADER_BREAKS.sub("\n", name) if narrow and number else name,
             justify="right" if number else "left",
             overflow="ellipsis" if number else "fold",
             no_wrap=number or (position == 0 and not narrow),
         )
-    return made
+    return new_table
 
 
 def is_narrow() -> bool:

@@ -34,8 +34,8 @@ def cache_pictures(
         raise MissingRowsError(f"{cache.url} has no image yet that {', '.join(names)} finished: run the build again")
     rows = np.sort(np.random.default_rng(seed).choice(usable, size=min(count, len(usable)), replace=False))
     columns = [_image_panes(cache, rows, pane_px)]
-    for shown in _families(cache, names):
-        columns += _map_panes(cache, shown, rows, pane_px)
+    for levels in _families(cache, names):
+        columns += _map_panes(cache, levels, rows, pane_px)
     return [[(title, _as_wide(picture, pane_px)) for title, picture in panes] for panes in zip(*columns, strict=True)]
 
 
@@ -73,13 +73,13 @@ def _map_panes(
 ) -> list[list[Pane]]:
     """A column of panes for each of some teachers, in the same colours."""
     maps = [[_over_image(cache, teacher, int(row)) for row in rows] for teacher in teachers]
-    basis = PcaColours.fit(np.concatenate([tokens[seen] for column in maps for tokens, seen in column]))
+    basis = PcaColours.fit(np.concatenate([tokens[valid_tokens] for column in maps for tokens, valid_tokens in column]))
     columns: list[list[Pane]] = []
     for teacher, column in zip(teachers, maps, strict=True):
         panes: list[Pane] = []
-        for row, (tokens, seen) in zip(rows, column, strict=True):
+        for row, (tokens, valid_tokens) in zip(rows, column, strict=True):
             h, w = _pane_hw(_image_hw(cache, int(row)), pane_px)
-            picture = Image.fromarray(np.where(seen[:, :, None], basis.colours(tokens), _UNSEEN))
+            picture = Image.fromarray(np.where(valid_tokens[:, :, None], basis.colours(tokens), _UNSEEN))
             panes.append((teacher.name, as_array(picture.resize((w, h), Image.Resampling.NEAREST))))
         columns.append(panes)
     return columns

@@ -432,7 +432,7 @@ def test_the_web_servers_that_a_cache_names_are_said(
     nowhere = np.full(count, -1, np.int64)
     index = ImageIndex(keys, np.full(count, -1, np.int32), np.zeros(count, np.int32), nowhere, nowhere)
     create_cache(tmp_path / "cache.zarr", meta, index)
-    note = Cache(tmp_path / "cache.zarr").web_note()
+    note = Cache(tmp_path / "cache.zarr").remote_images_note()
     if hosts is None:
         assert note == ""
     else:

@@ -9,7 +9,7 @@ from torch import nn
 
 from radio_cache.errors import ConfigError
 from radio_cache.reader import Cache
-from radio_cache.storage.base import absolute_place
+from radio_cache.storage.base import absolute_path_or_url
 from trainer.data.crops import CodeReader, CropData, StudentFit, read_codes
 from trainer.data.loader import GroupKey
 from trainer.data.sampler import BlockSampler, FullSampler, Sampler
@@ -56,7 +56,7 @@ def make_student_config(
         seed=recipe.seed,
         steps=recipe.steps,
         images_seen=recipe.images_seen,
-        cache=absolute_place(config.cache),
+        cache=absolute_path_or_url(config.cache),
         run=str(config.out.resolve()),
         recipe=recipe.name,
         centre_share=share,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from radio_cache.errors import ConfigError, NonFiniteLossError
 from radio_cache.reader import Cache
-from radio_cache.storage.base import absolute_place
+from radio_cache.storage.base import absolute_path_or_url
 from trainer.data.batch import Batch, Targets, TeacherCodes, student_images
 from trainer.data.crops import CropData
 from trainer.data.holdout import split_rows
@@ -78,7 +78,7 @@ class TrainingRun:
         recipe, self.device = config.recipe, torch.device(config.device)
         self.schedule = Schedule(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
         self.cache = Cache(config.cache)
-        if note := self.cache.web_note():
+        if note := self.cache.remote_images_note():
             say(note)
         by_group = teachers_by_group(recipe, select_teachers(self.cache, config.teachers, recipe))
         used_teachers = {name for names in by_group.values() for name in names}
@@ -144,7 +144,7 @@ class TrainingRun:
             images["held_out"] = len(self.held_out_rows)
         with contextlib.ExitStack() as stack:
             if self.processes.is_first:
-                cache = absolute_place(self.config.cache)
+                cache = absolute_path_or_url(self.config.cache)
                 stack.enter_context(claim_run_folder(self.config.out, self.config.recipe, cache, self.teachers, images))
                 if not self.statistics.from_folder:
                     self.statistics.save(self.config.out)

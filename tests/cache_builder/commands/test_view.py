@@ -51,6 +51,6 @@ def test_web_servers_that_are_asked_for_the_images_are_said(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Cache, "web_note", lambda self: f"images of {self.url} are read from the web")
+    monkeypatch.setattr(Cache, "remote_images_note", lambda self: f"images of {self.url} are read from the web")
     told = CliRunner().invoke(main, ["view", str(cache), "--images", "1"])
     assert told.stderr == f"images of {cache} are read from the web\n"

@@ -71,7 +71,7 @@ def test_a_whole_copy_is_the_same_files(copy: Callable[..., CopyReport], source_
     mine, theirs = files(report.target.path), files(source_path)
     del mine["zarr.json"], theirs["zarr.json"]  # which name the version that wrote them
     assert mine == theirs
-    assert [(unit.name, unit.kept, unit.assembled, unit.repacked) for unit in report.units] == [
+    assert [(unit.name, unit.kept, unit.assembled, unit.transcoded) for unit in report.units] == [
         (name, 5, 0, 0) for name in ("images", "half", "int8", "packed", "zstd")
     ]
 

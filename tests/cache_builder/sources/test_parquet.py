@@ -95,7 +95,7 @@ def test_no_image_is_read_while_listing(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: Any) -> bytes:
         raise AssertionError
 
-    monkeypatch.setattr(parquet_images, "read_place", refuse)
+    monkeypatch.setattr(parquet_images, "read_path_or_url", refuse)
     path = hugging_face(tmp_path / "a.parquet")
     asked: list[list[str]] = []
     original = pq.ParquetFile.read

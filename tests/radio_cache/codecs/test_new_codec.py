@@ -83,7 +83,7 @@ class Uint8:
         return None
 
     @property
-    def repackable(self) -> None:
+    def transcodable(self) -> None:
         return None
 
     def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from radio_cache.errors import ImageError, UnsupportedFormatError
 from radio_cache.format.schema import Container
 from radio_cache.images import files as file_bytes
 from radio_cache.images.containers import read_image
-from radio_cache.images.files import listed_place, read_local
+from radio_cache.images.files import read_local, resolve_list_entry
 
 
 def read(kind: str, path: Path | str, key: str, offset: int = -1, length: int = -1) -> bytes:
@@ -86,11 +86,11 @@ def test_a_kind_of_container_of_a_newer_version_is_named_with_the_cure(tmp_path:
     ],
 )
 def test_entries_of_a_list_start_from_its_own_folder(entry: str, place: str) -> None:
-    assert listed_place("/data/list.txt", entry) == place
+    assert resolve_list_entry("/data/list.txt", entry) == place
 
 
 def test_entries_of_a_list_in_a_bucket_start_there() -> None:
-    assert listed_place("s3://bucket/data/list.txt", "x/a.jpg") == "s3://bucket/data/x/a.jpg"
+    assert resolve_list_entry("s3://bucket/data/list.txt", "x/a.jpg") == "s3://bucket/data/x/a.jpg"
 
 
 @pytest.mark.parametrize("scheme", ["file://", "file://localhost", "file:", "FILE://"])
@@ -123,7 +123,7 @@ def test_a_url_in_a_list_that_nothing_reads_is_one_unusable_image(url: str) -> N
     ],
 )
 def test_relative_paths_start_from_the_lists_folder_also_at_a_url(list_file: str, entry: str, place: str) -> None:
-    assert listed_place(list_file, entry) == place
+    assert resolve_list_entry(list_file, entry) == place
 
 
 def test_a_relative_path_out_of_a_bucket_is_one_unusable_image() -> None:

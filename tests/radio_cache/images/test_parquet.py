@@ -41,13 +41,13 @@ def write(path: Path, images: list[bytes | None], *, group: int = 7, **how: Any)
 def ranges_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The ranges that images were read by."""
     seen: list[tuple[int, int]] = []
-    original = parquet_images.read_place
+    original = parquet_images.read_path_or_url
 
     def watched(place: str, offset: int = -1, length: int = -1) -> bytes:
         seen.append((offset, length))
         return original(place, offset, length)
 
-    monkeypatch.setattr(parquet_images, "read_place", watched)
+    monkeypatch.setattr(parquet_images, "read_path_or_url", watched)
     return seen
 
 

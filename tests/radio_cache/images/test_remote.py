@@ -19,7 +19,7 @@ from obstore import exceptions
 
 from radio_cache.errors import ConfigError, ImageError, LimitError, StorageError
 from radio_cache.images import remote as remote_files
-from radio_cache.images.files import read_place
+from radio_cache.images.files import read_path_or_url
 from radio_cache.images.remote import RemoteFile, fetch, fetch_range, list_remote, remote_status
 from radio_cache.storage.buckets import ObjectStorage
 
@@ -116,7 +116,7 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_read_whole_by_range_and_as_a_file_object(place: str, name: str) -> None:
     url, whole = f"{place}/{name}", CONTENT + name.encode()
-    assert fetch(url, most=1000) == whole
+    assert fetch(url, max_bytes=1000) == whole
     assert fetch_range(url, 90, 15) == whole[90:105]
     assert fetch_range(url, 3, 0) == b""
     assert fetch_range(url, len(whole) - 2, 50) == whole[-2:]
@@ -149,8 +149,8 @@ def test_pages_of_a_web_server_are_read_at_the_address_they_were_given_by(
     web: tuple[str, list[tuple[str, str | None]]], path: str
 ) -> None:
     host, asked = web
-    assert read_place(f"{host}/{path}") == CONTENT
-    assert read_place(f"{host}/{path}", 10, 5) == CONTENT[10:15]
+    assert read_path_or_url(f"{host}/{path}") == CONTENT
+    assert read_path_or_url(f"{host}/{path}", 10, 5) == CONTENT[10:15]
     assert asked[0] == (f"/{path}", None)
     assert (f"/{path}", "bytes=10-14") in asked or path == "moved"
 
@@ -161,21 +161,21 @@ def test_pages_of_a_web_server_are_read_at_the_address_they_were_given_by(
 @pytest.mark.parametrize("place", ["filled", "memory"], indirect=True)
 def test_what_is_not_there_is_an_image_error(place: str) -> None:
     with pytest.raises(ImageError, match=r"cannot be read: there is nothing at .*/photos/no\.jpg"):
-        read_place(f"{place}/no.jpg")
+        read_path_or_url(f"{place}/no.jpg")
     with pytest.raises(ImageError, match=r"there is nothing at .*/photos/no\.jpg"):
-        read_place(f"{place}/no.jpg", 3, 4)
+        read_path_or_url(f"{place}/no.jpg", 3, 4)
     with pytest.raises(ImageError, match=r"photos/a\.jpg ends inside it"):
-        read_place(f"{place}/a.jpg", 100, 50)
+        read_path_or_url(f"{place}/a.jpg", 100, 50)
 
 
 def test_a_file_larger_than_any_image_is_refused_before_it_is_read(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LimitError, match=r"a\.jpg has 105 bytes; the longest that can be true has 50"):
-        fetch(f"{place}/a.jpg", most=50)
+        fetch(f"{place}/a.jpg", max_bytes=50)
     monkeypatch.setattr("radio_cache.images.files.MAX_IMAGE_FILE_BYTES", 50)
     with pytest.raises(ImageError, match=r"cannot be read: .* has 105 bytes"):
-        read_place(f"{place}/a.jpg")
+        read_path_or_url(f"{place}/a.jpg")
     with pytest.raises(ImageError, match="60 bytes are more than an image file has"):
-        read_place(f"{place}/a.jpg", 0, 60)
+        read_path_or_url(f"{place}/a.jpg", 0, 60)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +185,12 @@ def test_a_page_that_a_server_refuses_is_one_unusable_image(
     web: tuple[str, list[tuple[str, str | None]]], path: str, reason: str
 ) -> None:
     with pytest.raises(ImageError, match=f"cannot be read: {reason} {web[0]}/{path}"):
-        read_place(f"{web[0]}/{path}")
+        read_path_or_url(f"{web[0]}/{path}")
 
 
 def test_a_server_without_ranges_is_named(web: tuple[str, list[tuple[str, str | None]]]) -> None:
     with pytest.raises(StorageError, match=r"cannot read http.*/no-ranges\.tar: "):
-        read_place(f"{web[0]}/no-ranges.tar", 10, 5)
+        read_path_or_url(f"{web[0]}/no-ranges.tar", 10, 5)
 
 
 def test_a_web_server_lists_nothing_and_says_what_to_name(web: tuple[str, list[tuple[str, str | None]]]) -> None:
@@ -199,7 +199,7 @@ def test_a_web_server_lists_nothing_and_says_what_to_name(web: tuple[str, list[t
 
 
 def test_a_bucket_that_does_not_exist_is_no_unusable_image(bucket: Callable[[str], str]) -> None:
-    for ask in (lambda: read_place("s3://no-such-bucket/a.jpg"), lambda: list_remote("s3://no-such-bucket/a")):
+    for ask in (lambda: read_path_or_url("s3://no-such-bucket/a.jpg"), lambda: list_remote("s3://no-such-bucket/a")):
         with pytest.raises(StorageError, match="there is no such bucket: create it, or check the name"):
             ask()
 
@@ -208,7 +208,7 @@ def test_a_server_that_cannot_be_reached_is_no_unusable_image(monkeypatch: pytes
     host = f"http://127.0.0.1:{unused_port()}"
     monkeypatch.setattr("radio_cache.storage.buckets.RETRIES", 0)
     with pytest.raises(StorageError, match=f"{host} cannot be reached: check the address and the network") as raised:
-        read_place(f"{host}/a.jpg")
+        read_path_or_url(f"{host}/a.jpg")
     assert "\n" not in str(raised.value)
 
 
@@ -220,16 +220,16 @@ def test_a_key_that_cannot_be_expressed_is_one_unusable_image(bucket: Callable[[
     with pytest.raises(
         ImageError, match=r"cannot be read: no object can be reached by the key '.*': parts that are empty"
     ):
-        read_place(url)
+        read_path_or_url(url)
     with pytest.raises(ImageError, match="no object can be reached by the key"):
-        read_place(url, 3, 4)
+        read_path_or_url(url, 3, 4)
 
 
 @pytest.mark.parametrize("key", ["a\\b.jpg", "%2Fa%3A.jpg", "a?b=#c.jpg", '~[x]{y}|^`"<>.jpg', "...", "a..b"])
 def test_odd_keys_that_can_be_expressed_are_read(bucket: Callable[[str], str], s3_endpoint: str, key: str) -> None:
     url = bucket("photos")
     put(s3_endpoint, f"{url}/{key}")
-    assert read_place(f"{url}/{key}") == CONTENT
+    assert read_path_or_url(f"{url}/{key}") == CONTENT
     assert list_remote(url) == [(key, len(CONTENT))]
 
 
@@ -254,23 +254,23 @@ def test_an_object_that_is_not_there_for_a_moment_is_read(filled: str, monkeypat
     failures: list[Exception] = [FileNotFoundError(), PermissionError()]
     original = ObjectStorage.read_at_most
 
-    def read(self: ObjectStorage, path: str, most: int) -> bytes:
+    def read(self: ObjectStorage, path: str, max_bytes: int) -> bytes:
         if failures:
             raise failures.pop()
-        return original(self, path, most)
+        return original(self, path, max_bytes)
 
     monkeypatch.setattr(ObjectStorage, "read_at_most", read)
-    assert fetch(f"{filled}/a.jpg", most=1000) == CONTENT + b"a.jpg"
+    assert fetch(f"{filled}/a.jpg", max_bytes=1000) == CONTENT + b"a.jpg"
 
 
 def test_a_bucket_that_no_longer_gives_what_it_gave_is_the_reason_and_not_the_image(
     filled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
-    fetch(f"{filled}/a.jpg", most=1000)
+    fetch(f"{filled}/a.jpg", max_bytes=1000)
     ObjectStorage(filled).delete("a.jpg")
     with pytest.raises(StorageError, match=r"no\.jpg .*/a\.jpg, which was read before, cannot be had now either"):
-        fetch(f"{filled}/no.jpg", most=1000)
+        fetch(f"{filled}/no.jpg", max_bytes=1000)
 
 
 def test_an_object_that_is_refused_beside_others_is_one_unusable_image(
@@ -279,19 +279,19 @@ def test_an_object_that_is_refused_beside_others_is_one_unusable_image(
     monkeypatch.setattr(remote_files, "_PAUSES_IF_REFUSED_S", (0.0, 0.0))
     original = ObjectStorage.read_at_most
 
-    def read(self: ObjectStorage, path: str, most: int) -> bytes:
+    def read(self: ObjectStorage, path: str, max_bytes: int) -> bytes:
         if path.endswith("z.jpg"):
             with self._named(path, "read"):
                 raise exceptions.PermissionDeniedError("status code: 403")
-        return original(self, path, most)
+        return original(self, path, max_bytes)
 
     monkeypatch.setattr(ObjectStorage, "read_at_most", read)
     remote_files._place.cache_clear()
     with pytest.raises(StorageError, match="s3://bucket has refused all that was asked of it so far"):
-        read_place(f"{filled}/deep/er/z.jpg")
-    read_place(f"{filled}/a.jpg")
+        read_path_or_url(f"{filled}/deep/er/z.jpg")
+    read_path_or_url(f"{filled}/a.jpg")
     with pytest.raises(ImageError, match=r"the server refuses .*z\.jpg"):
-        read_place(f"{filled}/deep/er/z.jpg")
+        read_path_or_url(f"{filled}/deep/er/z.jpg")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_an_object_that_is_refused_beside_others_is_one_unusable_image(
 )
 def test_a_kind_of_url_that_nobody_reads_is_named_with_those_that_are(url: str) -> None:
     with pytest.raises(ConfigError, match=r"nothing here reads such URLs; known are s3, .*, http, https, hf, "):
-        fetch(url, most=10)
+        fetch(url, max_bytes=10)
 
 
 class Flaky:
@@ -334,7 +334,7 @@ def test_what_fails_for_a_moment_behind_fsspec_is_tried_again(monkeypatch: pytes
 
 
 def test_connections_are_kept_for_a_process_and_not_taken_into_a_fork(filled: str) -> None:
-    fetch(f"{filled}/a.jpg", most=1000)
+    fetch(f"{filled}/a.jpg", max_bytes=1000)
     kept = remote_files._found(f"{filled}/a.jpg")[0]
     assert remote_files._found(f"{filled}/deep/er/z.jpg")[0] is kept
     assert remote_files._place("s3", "bucket", os.getpid() + 1, ()) is not kept
@@ -342,4 +342,4 @@ def test_connections_are_kept_for_a_process_and_not_taken_into_a_fork(filled: st
 
 def test_a_local_path_is_no_url(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    assert read_place(str(tmp_path / "a")) == b"x"
+    assert read_path_or_url(str(tmp_path / "a")) == b"x"

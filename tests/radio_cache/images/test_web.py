@@ -11,7 +11,7 @@ import pytest
 from radio_cache.errors import ImageError, LimitError, StorageError
 from radio_cache.images import remote as remote_files
 from radio_cache.images import web as web_files
-from radio_cache.images.files import read_place
+from radio_cache.images.files import read_path_or_url
 from radio_cache.images.remote import RemoteFile, fetch, fetch_range, remote_status
 
 CONTENT = bytes(range(100))
@@ -115,8 +115,8 @@ def status(code: int, **headers: str) -> Answer:
     ],
 )
 def test_an_address_goes_out_as_it_was_written(site: Site, path: str) -> None:
-    assert read_place(site.url + path) == CONTENT
-    assert read_place(site.url + path, 10, 5) == CONTENT[10:15]
+    assert read_path_or_url(site.url + path) == CONTENT
+    assert read_path_or_url(site.url + path, 10, 5) == CONTENT[10:15]
     assert {asked for _, asked in site.asked} == {path}
 
 
@@ -133,7 +133,7 @@ def test_an_address_goes_out_as_it_was_written(site: Site, path: str) -> None:
     ],
 )
 def test_what_no_request_can_hold_is_escaped(site: Site, written: str, sent: str) -> None:
-    assert read_place(site.url + written) == CONTENT
+    assert read_path_or_url(site.url + written) == CONTENT
     assert site.asked == [("GET", sent)]
 
 
@@ -142,8 +142,8 @@ def test_connections_are_used_again(site: Site) -> None:
     original = site.server.finish_request
     site.server.finish_request = lambda request, address: (ports.add(address[1]), original(request, address))[1]  # type: ignore[method-assign]
     for _ in range(5):
-        assert read_place(f"{site.url}/a.jpg") == CONTENT
-        read_place(f"{site.url}/a.jpg", 2, 5)
+        assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
+        read_path_or_url(f"{site.url}/a.jpg", 2, 5)
     assert len(ports) == 1
 
 
@@ -152,14 +152,14 @@ def test_a_name_and_a_password_in_the_address_are_sent_as_such(site: Site) -> No
     handler: Any = site.server.RequestHandlerClass
     original = handler.do_GET
     handler.do_GET = lambda self: (heads.append(self.headers.get("Authorization")), original(self))[1]
-    assert read_place(site.url.replace("//", "//me:p%40ss@") + "/a.jpg") == CONTENT
+    assert read_path_or_url(site.url.replace("//", "//me:p%40ss@") + "/a.jpg") == CONTENT
     assert heads == ["Basic bWU6cEBzcw=="]
 
 
 def test_plain_requests_go_through_the_proxy_of_the_environment(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", site.url)
     monkeypatch.setenv("no_proxy", "")
-    assert read_place("http://pictures.invalid/img//a%2F.jpg") == CONTENT
+    assert read_path_or_url("http://pictures.invalid/img//a%2F.jpg") == CONTENT
     assert site.asked == [("GET", "http://pictures.invalid/img//a%2F.jpg")]
 
 
@@ -168,7 +168,7 @@ def test_plain_requests_go_through_the_proxy_of_the_environment(site: Site, monk
 )
 def test_what_is_no_address_is_one_unusable_image(url: str) -> None:
     with pytest.raises(ImageError, match=r"cannot be read: .* is no address of a web page"):
-        read_place(url)
+        read_path_or_url(url)
 
 
 # ---------------------------------------------------------------- answers
@@ -176,10 +176,10 @@ def test_what_is_no_address_is_one_unusable_image(url: str) -> None:
 
 def test_a_page_in_chunks_without_a_length_is_read_and_limited(site: Site) -> None:
     site.answer = lambda path, before: (200, {}, None)
-    assert read_place(f"{site.url}/live.jpg") == CONTENT
-    assert fetch(f"{site.url}/live.jpg", most=100) == CONTENT
+    assert read_path_or_url(f"{site.url}/live.jpg") == CONTENT
+    assert fetch(f"{site.url}/live.jpg", max_bytes=100) == CONTENT
     with pytest.raises(LimitError, match="more than 99 bytes"):
-        fetch(f"{site.url}/live.jpg", most=99)
+        fetch(f"{site.url}/live.jpg", max_bytes=99)
     assert remote_status(f"{site.url}/live.jpg").num_bytes is None
     with pytest.raises(StorageError, match="does not say how long it is: fetch it, and name the copy"):
         RemoteFile(f"{site.url}/live.tar")
@@ -189,7 +189,7 @@ def test_a_range_behind_the_end_is_empty(site: Site) -> None:
     site.answer = lambda path, before: status(416, **{"Content-Range": "bytes */100"})
     assert fetch_range(f"{site.url}/a.tar", 100, 5) == b""
     with pytest.raises(ImageError, match="ends inside it"):
-        read_place(f"{site.url}/a.tar", 100, 5)
+        read_path_or_url(f"{site.url}/a.tar", 100, 5)
 
 
 @pytest.mark.parametrize("code", [403, 404, 405, 501])
@@ -214,9 +214,9 @@ def test_the_size_of_a_page_is_found_where_head_is_not_allowed(site: Site, code:
 )
 def test_a_page_that_the_server_does_not_give_is_one_unusable_image(site: Site, code: int, words: str) -> None:
     site.answer = lambda path, before: status(code) if path == "/odd.jpg" else None
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     with pytest.raises(ImageError, match=f"cannot be read: {words} {site.url}/odd.jpg"):
-        read_place(f"{site.url}/odd.jpg")
+        read_path_or_url(f"{site.url}/odd.jpg")
 
 
 @pytest.mark.parametrize(
@@ -224,16 +224,16 @@ def test_a_page_that_the_server_does_not_give_is_one_unusable_image(site: Site, 
 )
 def test_redirects_that_lead_nowhere_are_one_unusable_image(site: Site, target: str) -> None:
     site.answer = lambda path, before: status(302, Location=target) if path in ("/b.jpg", "/c.jpg") else None
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     with pytest.raises(ImageError, match=f"the server refuses {site.url}/c.jpg"):
-        read_place(f"{site.url}/c.jpg")
+        read_path_or_url(f"{site.url}/c.jpg")
 
 
 @pytest.mark.parametrize("target", ["b%2Fc.jpg", "/b%2Fc.jpg", "//127.0.0.1:PORT/b%2Fc.jpg"])
 def test_redirects_on_one_server_are_followed_as_they_are_written(site: Site, target: str) -> None:
     target = target.replace("PORT", str(site.server.server_port))
     site.answer = lambda path, before: status(307, Location=target) if path == "/a.jpg" else None
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     assert site.asked[-1][1] == "/b%2Fc.jpg"
 
 
@@ -282,7 +282,7 @@ def test_addresses_inside_the_network_are_known(address: str, public: bool) -> N
 @pytest.mark.parametrize("code", [401, 403, 404, 408, 425, 429, 500, 502, 503, 504, 520])
 def test_what_a_server_answers_for_a_moment_is_asked_again(site: Site, code: int) -> None:
     site.answer = lambda path, before: status(code) if before < 2 else None
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
 
 
 def test_the_pause_that_a_server_asks_for_is_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_the_pause_that_a_server_asks_for_is_kept(site: Site, monkeypatch: pytes
     monkeypatch.setattr(web_files.time, "sleep", pauses.append)
     answers = [status(429, **{"Retry-After": "20"}), status(503, **{"Retry-After": "9999"}), None]
     site.answer = lambda path, before: answers[before]
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     assert [pause for pause in pauses if pause] == [20, 30]
 
 
@@ -298,38 +298,38 @@ def test_the_pause_that_a_server_asks_for_is_kept(site: Site, monkeypatch: pytes
 def test_a_server_that_no_longer_gives_what_it_gave_is_the_reason_and_not_the_image(site: Site, code: int) -> None:
     site.answer = lambda path, before: status(code) if len(site.asked) > 20 else None
     for number in range(20):
-        assert read_place(f"{site.url}/{number}.jpg") == CONTENT
+        assert read_path_or_url(f"{site.url}/{number}.jpg") == CONTENT
     with pytest.raises(StorageError, match=r"20\.jpg .*/19\.jpg, which was read before, cannot be had now either"):
-        read_place(f"{site.url}/20.jpg")
+        read_path_or_url(f"{site.url}/20.jpg")
 
 
 def test_a_page_in_lasting_trouble_beside_good_ones_is_one_unusable_image(site: Site) -> None:
     site.answer = lambda path, before: status(503) if path == "/odd.jpg" else None
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     with pytest.raises(ImageError, match=f"the server refuses {site.url}/odd.jpg"):
-        read_place(f"{site.url}/odd.jpg")
+        read_path_or_url(f"{site.url}/odd.jpg")
 
 
 def test_a_server_that_has_refused_everything_is_the_reason_and_not_the_images(site: Site) -> None:
     site.answer = lambda path, before: status(403)
     for number in range(2):
         with pytest.raises(ImageError, match="the server refuses"):
-            read_place(f"{site.url}/{number}.jpg")
+            read_path_or_url(f"{site.url}/{number}.jpg")
     with pytest.raises(StorageError, match=f"{site.url} has refused all that was asked of it so far: .*403 Forbidden"):
-        read_place(f"{site.url}/2.jpg")
+        read_path_or_url(f"{site.url}/2.jpg")
 
 
 def test_a_server_in_trouble_from_the_start_is_no_unusable_image(site: Site) -> None:
     site.answer = lambda path, before: status(503)
     with pytest.raises(StorageError, match="the server answers 503 Service Unavailable, however often it is asked"):
-        read_place(f"{site.url}/a.jpg")
+        read_path_or_url(f"{site.url}/a.jpg")
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(site: Site) -> None:
     site.answer = lambda path, before: (
         (200, {"Content-Length": "1000", "Connection": "close"}, CONTENT) if before < 1 else None
     )
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     assert site.count["/a.jpg"] == 2
 
 
@@ -342,13 +342,13 @@ def test_a_server_that_is_gone_is_one_unusable_image_while_others_answer(site: S
         other.close()
     try:
         with pytest.raises(StorageError):
-            read_place(f"{gone}/a.jpg")
-        assert read_place(f"{site.url}/a.jpg") == CONTENT
+            read_path_or_url(f"{gone}/a.jpg")
+        assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
         with pytest.raises(ImageError, match=f"the server refuses {gone}/b.jpg"):
-            read_place(f"{gone}/b.jpg")
+            read_path_or_url(f"{gone}/b.jpg")
         site.answer = lambda path, before: status(503)
         with pytest.raises(StorageError):
-            read_place(f"{gone}/c.jpg")
+            read_path_or_url(f"{gone}/c.jpg")
     finally:
         if trouble != "refused":
             other.close()
@@ -356,9 +356,9 @@ def test_a_server_that_is_gone_is_one_unusable_image_while_others_answer(site: S
 
 def test_a_server_that_answered_and_went_away_is_no_unusable_image(site: Site) -> None:
     other = Site()
-    assert read_place(f"{other.url}/a.jpg") == CONTENT
-    assert read_place(f"{site.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{other.url}/a.jpg") == CONTENT
+    assert read_path_or_url(f"{site.url}/a.jpg") == CONTENT
     other.close()
     web_files._connections_of.cache_clear()  # a thread of the server still holds the old one
     with pytest.raises(StorageError, match="cannot be reached"):
-        read_place(f"{other.url}/b.jpg")
+        read_path_or_url(f"{other.url}/b.jpg")

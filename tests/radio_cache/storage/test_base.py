@@ -10,7 +10,7 @@ import pytest
 from radio_cache.errors import ConfigError, StorageError
 from radio_cache.format.paths import checked_path
 from radio_cache.storage import open_storage
-from radio_cache.storage.base import Storage, absolute_place, is_url
+from radio_cache.storage.base import Storage, absolute_path_or_url, is_url
 from radio_cache.storage.local import LocalStorage
 
 
@@ -169,8 +169,8 @@ def test_places_are_paths_or_urls(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     assert open_storage(storage) is storage
     assert open_storage("s3://bucket/a/").url == "s3://bucket/a"
-    assert absolute_place("s3://bucket/x") == "s3://bucket/x"
-    assert absolute_place("x") == str(Path.cwd() / "x")
+    assert absolute_path_or_url("s3://bucket/x") == "s3://bucket/x"
+    assert absolute_path_or_url("x") == str(Path.cwd() / "x")
     with pytest.raises(ConfigError, match=r"ftp://x/y: a cache lies in a folder, or at a URL with one of s3, "):
         open_storage("ftp://x/y")
     with pytest.raises(StorageError, match="s3://bucket/a/b is not on a local disk"):

@@ -21,7 +21,7 @@ from radio_cache.terminal.output import (
     human_bytes,
     in_width,
     plain_errors,
-    say,
+    print_line,
     table,
 )
 
@@ -248,7 +248,7 @@ NASTY = "\x1b[31mred\x07 [bold]x[/bold] [/] :cat: \udcff"
 
 
 def test_names_in_sentences_and_tables_steer_no_terminal_and_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    say(f"cannot use {NASTY}\nsecond line")
+    print_line(f"cannot use {NASTY}\nsecond line")
     rows = table("", "name", "number")
     rows.add_row(NASTY, "1")
     console().print(rows)

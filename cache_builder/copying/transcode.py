@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache_builder.pipeline.calibrate import sample_rows
 from radio_cache.codecs import label_of
-from radio_cache.codecs.base import Codec, Repackable
+from radio_cache.codecs.base import Codec, Transcodable
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
 from radio_cache.errors import CodecError, MissingRowsError
 from radio_cache.format.codec_record import CodecRecord
@@ -32,7 +32,7 @@ _HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
-class Repacking:
+class TranscodingPlan:
     """request: of the codec that is wanted. conversion: what the teacher's maps are decoded from."""
 
     request: CodecRequest
@@ -43,66 +43,80 @@ class Repacking:
         return CodecRecord(request=self.request.to_json(), transcoded_from=self.conversion.to_json())
 
 
-def repacking_of(teacher: CachedTeacher, packing: str | None, fidelity: float | None) -> Repacking | None:
+def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: float | None) -> TranscodingPlan | None:
     """How this teacher comes to the packing that is asked for; None where its codes can stay as they are."""
     codec = teacher.codec
-    if packing is None or codec.repackable is None or packing not in packings(codec.name):
+    if packing is None or codec.transcodable is None or packing not in packings(codec.name):
         return None
     if packing == teacher.spec.codec.label.partition("/")[2]:
         return None
-    kept = teacher.fidelity()
+    source_fidelity = teacher.fidelity()
     if fidelity is None:
-        loss = EXTRA_LOSS * (1 - kept.cosine) if kept else _UNMEASURED
+        loss = EXTRA_LOSS * (1 - source_fidelity.cosine) if source_fidelity else _UNMEASURED
         fidelity = round(1 - min(max(loss, 1e-5), 0.5), 6)
     # The same command must find its own words again, and JSON keeps no tuple and no type of ours.
-    return Repacking(
+    return TranscodingPlan(
         CodecRequest(name=codec.name, packing=packing, fidelity=fidelity),
-        Conversion(source=teacher.spec.codec.label, fidelity=kept and replace(kept, variance=0.0)),
+        Conversion(
+            source=teacher.spec.codec.label, fidelity=source_fidelity and replace(source_fidelity, variance=0.0)
+        ),
     )
 
 
-def choose_codec(source: Cache, name: str, repacking: Repacking) -> tuple[Codec, CodecRecord, str]:
+def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tuple[Codec, CodecRecord, str]:
     """The codec that keeps what was asked for, what its spec records, and a sentence for the user.
 
     In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach,
     MissingRowsError if there is no token to encode.
     """
     teacher = source.teachers[name]
-    codec = teacher.codec.repackable
-    assert codec is not None, "only teachers that can be repacked have a Repacking"
+    codec = teacher.codec.transcodable
+    assert codec is not None, "only teachers that can be transcoded have a TranscodingPlan"
     rows = sample_rows(source.usable_rows([name]), _SAMPLE_IMAGES, name)
     held_out_images = max(1, round(_HELD_OUT * len(rows)))
-    most = max(1, _SAMPLE_TOKENS // max(1, len(rows)))
-    kept: list[NDArray[np.float32]] = []
-    for some in teacher.batches(rows):
-        on_image = tokens_on_images(source, teacher, list(some))
-        for row, coordinates, mask in zip(some, codec.coordinates(teacher.codes(some)), on_image, strict=True):
+    tokens_per_image = max(1, _SAMPLE_TOKENS // max(1, len(rows)))
+    sampled_tokens: list[NDArray[np.float32]] = []
+    for batch_rows in teacher.batches(rows):
+        on_image = tokens_on_images(source, teacher, list(batch_rows))
+        for row, coordinates, mask in zip(
+            batch_rows, codec.coordinates(teacher.codes(batch_rows)), on_image, strict=True
+        ):
             tokens = coordinates[mask]
-            kept.append(tokens[np.random.default_rng((0, row)).permutation(len(tokens))[:most]])
-    if not any(map(len, kept)):
+            sampled_tokens.append(tokens[np.random.default_rng((0, row)).permutation(len(tokens))[:tokens_per_image]])
+    if not any(map(len, sampled_tokens)):
         raise MissingRowsError(
             f"{source.url}, teacher '{name}': no image is usable and has a token, so that nothing can be encoded again: copy it "
             "without --packing"
         )
-    held_out, seen = np.concatenate(kept[:held_out_images]), np.concatenate(kept[held_out_images:] or kept)
+    held_out, calibration_tokens = (
+        np.concatenate(sampled_tokens[:held_out_images]),
+        np.concatenate(sampled_tokens[held_out_images:] or sampled_tokens),
+    )
     try:
-        found = calibrate(repacking.request, None, seen, held_out, basis=codec.basis)
+        calibrated = calibrate(transcoding.request, None, calibration_tokens, held_out, basis=codec.basis)
     except CodecError as exc:
         raise CodecError(f"{source.url}, teacher '{name}': {exc}") from exc
-    chosen = found.codec
-    record = {"images": len(rows), "tokens": len(seen) + len(held_out), "seed": 0, **found.fidelity.to_json()}
+    chosen = calibrated.codec
+    record = {
+        "images": len(rows),
+        "tokens": len(calibration_tokens) + len(held_out),
+        "seed": 0,
+        **calibrated.fidelity.to_json(),
+    }
     note = (
-        f"{name}: {repacking.conversion.source} does not become {label_of(chosen)} without loss. What is stored is "
-        f"encoded again, and keeps a mean cosine of {found.fidelity.cosine:.4f} with it"
+        f"{name}: {transcoding.conversion.source} does not become {label_of(chosen)} without loss. What is stored is "
+        f"encoded again, and keeps a mean cosine of {calibrated.fidelity.cosine:.4f} with it"
     )
-    before = repacking.conversion.fidelity
-    if before:
-        note += f"; of the teacher about {before.cosine * found.fidelity.cosine:.4f} are left, of {before.cosine:.4f}"
-    return chosen, replace(repacking.record(), parameters=chosen.to_json(), calibration=record), note
+    source_fidelity = transcoding.conversion.fidelity
+    if source_fidelity:
+        # Measured against the stored maps only: the cosine with the teacher is estimated by the product.
+        combined = source_fidelity.cosine * calibrated.fidelity.cosine
+        note += f"; of the teacher about {combined:.4f} are left, of {source_fidelity.cosine:.4f}"
+    return chosen, replace(transcoding.record(), parameters=chosen.to_json(), calibration=record), note
 
 
 @dataclass(frozen=True)
-class Repacked:
+class TranscodedShard:
     """codes (m, *row_shape) of the new codec; cosines and squared_errors (n,), of the tokens that show the image, beside what
     was stored before."""
 
@@ -111,13 +125,15 @@ class Repacked:
     squared_errors: NDArray[np.float64]
 
 
-def repack(old: Repackable, new: Repackable, codes: NDArray[Any], on_image: NDArray[np.bool_]) -> Repacked:
+def transcode(
+    old: Transcodable, new: Transcodable, codes: NDArray[Any], on_image: NDArray[np.bool_]
+) -> TranscodedShard:
     """Stored codes (m, *row_shape) of one packing in the other, both of the same basis. on_image (m, h, w)."""
     true = old.coordinates(codes)
-    made = new.codes_of(true)
+    new_codes = new.codes_of(true)
     mean = old.basis.rotated_mean
-    cosines, squared_errors = token_errors(true[on_image] + mean, new.coordinates(made)[on_image] + mean)
-    return Repacked(made, cosines, squared_errors * old.basis.phi**2)
+    cosines, squared_errors = token_errors(true[on_image] + mean, new.coordinates(new_codes)[on_image] + mean)
+    return TranscodedShard(new_codes, cosines, squared_errors * old.basis.phi**2)
 
 
 def tokens_on_images(cache: Cache, teacher: CachedTeacher, rows: list[int]) -> NDArray[np.bool_]:
