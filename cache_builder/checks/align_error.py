@@ -60,7 +60,7 @@ class AlignRequest:
 
 
 def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = lambda _: None) -> list[AlignError]:
-    """Runs every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
+    """Run every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
     if not cache.teachers.names():
         raise ConfigError(f"{cache.url} has no teacher yet: add one with `radio-cache build --teacher`")
     errors: list[AlignError] = []
@@ -106,7 +106,7 @@ def _of_teacher(
 
 
 def _box(rng: np.random.Generator, visible_box: BoxXYXY, scale: float) -> tuple[int, int, int, int]:
-    """A random box of whole pixels, so that the teacher sees just these."""
+    """Return a random box of whole pixels, so that the teacher sees just these."""
     x0, y0, x1, y1 = visible_box
     w, h = max(1, round(scale * (x1 - x0))), max(1, round(scale * (y1 - y0)))
     left, top = round(x0 + rng.uniform() * (x1 - x0 - w)), round(y0 + rng.uniform() * (y1 - y0 - h))
@@ -116,7 +116,7 @@ def _box(rng: np.random.Generator, visible_box: BoxXYXY, scale: float) -> tuple[
 def _live(
     teacher: Teacher, crop: Image.Image, mirrored: bool, device: str
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """What the teacher says of the crop, on a grid laid evenly over it (grid_h, grid_w, c), and where it sees it."""
+    """Return the teacher's features of the crop, on an even grid (grid_h, grid_w, c), and the valid mask."""
     geometry, hw = teacher.spec.geometry, (crop.height, crop.width)
     if geometry.fit == "crop":  # a crop of what the teacher saw is shown to it whole, not its middle
         geometry = replace(geometry, fit="squash")

@@ -92,7 +92,7 @@ class Recomputed:
         return min(self.by_image, key=lambda image: image.cosine)
 
     def complaints(self) -> list[str]:
-        """What is not as it should be, a sentence each."""
+        """Return one sentence for each difference that exceeds its bound."""
         sentences: list[str] = []
         if not self.cosine >= self.floor:
             sentences.append(
@@ -165,7 +165,7 @@ def _load(cached: CachedTeacher, config: RecomputeConfig) -> Teacher:
 
 
 def _readable(cache: Cache, rows: list[int]) -> tuple[list[int], dict[str, str]]:
-    """Rows whose files are there and have the digest they had; and why the others cannot be used, by key."""
+    """Return rows whose files are there and have the digest they had; and why the others cannot be used, by key."""
     good: list[int] = []
     unreadable: dict[str, str] = {}
     for row in rows:

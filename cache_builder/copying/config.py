@@ -70,7 +70,7 @@ class CopyConfig:
         return np.sort(Selection(filters=self.filters, shuffle_seed=self.seed, limit=count).rows(keys)[0])
 
     def describe(self) -> str:
-        """Which images these are, in words."""
+        """Return a description of the selected images."""
         phrases = [f"--filter '{pattern}'" for pattern in self.filters]
         if self.fraction is not None:
             phrases.append(f"a sample of {self.fraction:g} by seed {self.seed}")

@@ -119,7 +119,7 @@ def _refuse_overlap(config: CopyConfig) -> None:
 
 
 def _teachers(source: Cache, config: CopyConfig) -> list[str]:
-    """Groups of those to copy, in the order they are copied in. A teacher means all its levels, a level itself."""
+    """Return groups of those to copy, in the order they are copied in. A teacher means all its levels, a level itself."""
     if not config.teachers:
         source.teachers.refuse_unreadable()
     chosen: list[str] = []
@@ -166,7 +166,7 @@ def _refuse_views(
 
 
 def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: OnMessage) -> Cache:
-    """The cache to write to. Raises StaleCacheError for one that is no copy of these images."""
+    """Return the cache to write to. Raises StaleCacheError for one that is no copy of these images."""
     index = _index(source.index, rows)
     meta = replace(
         source.meta, num_images=len(rows), creator=f"radio-cache {__version__}", index=index_group(index_columns(index))
@@ -208,7 +208,7 @@ def _meta_difference(target_meta: CacheMeta, expected_meta: CacheMeta) -> str | 
 
 
 def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan | None, say: OnMessage) -> Cache:
-    """The target with a teacher's group in it. Raises StaleCacheError if that is another's."""
+    """Return the target with a teacher's group in it. Raises StaleCacheError if that is another's."""
     if name not in target.teachers:
         teacher = source.teachers[name]
         spec, codec = teacher.spec, teacher.codec

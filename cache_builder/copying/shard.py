@@ -49,7 +49,7 @@ class Copying:
         return {failure.row: failure for receipt in self.receipts if receipt for failure in receipt.failures}
 
     def rows_of(self, shard: int) -> NDArray[np.int64]:
-        """Rows of the source that make a shard of the target."""
+        """Return rows of the source that make a shard of the target."""
         target_rows = self.target.meta.shard_rows(shard)
         return self.rows[target_rows.start : target_rows.stop]
 
@@ -79,7 +79,7 @@ def copy_shard(copying: Copying, shard: int) -> Receipt:
 def _copy_files(
     copying: Copying, shard: int, writer: ShardWriter, is_selected: Callable[[StoredFile], bool]
 ) -> Receipt:
-    """The files of the same shard of the source, bytes unchanged; returns the source's receipt."""
+    """Copy the files of the same shard of the source, bytes unchanged; return the source's receipt."""
     source, receipt = copying.source, copying.receipts[shard]
     assert receipt is not None, "rows were asked for before"
     for file in filter(is_selected, receipt.files):

@@ -44,7 +44,7 @@ class TranscodingPlan:
 
 
 def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: float | None) -> TranscodingPlan | None:
-    """How this teacher comes to the packing that is asked for; None where its codes can stay as they are."""
+    """Return how to transcode this teacher to `packing`; None where its codes can stay as they are."""
     codec = teacher.codec
     if packing is None or codec.transcodable is None or packing not in packings(codec.name):
         return None
@@ -64,7 +64,7 @@ def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: floa
 
 
 def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tuple[Codec, CodecRecord, str]:
-    """The codec that keeps what was asked for, what its spec records, and a sentence for the user.
+    """Return the codec that keeps what was asked for, what its spec records, and a sentence for the user.
 
     In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach,
     MissingRowsError if there is no token to encode.
@@ -137,5 +137,5 @@ def transcode(
 
 
 def tokens_on_images(cache: Cache, teacher: CachedTeacher, rows: list[int]) -> NDArray[np.bool_]:
-    """(len(rows), grid_h, grid_w): tokens that show the image."""
+    """Return (len(rows), grid_h, grid_w): tokens that show the image."""
     return np.stack([valid_tokens((int(h), int(w)), teacher.spec.geometry) for h, w in cache.sizes_hw[rows]])

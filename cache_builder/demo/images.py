@@ -68,7 +68,7 @@ class DemoImages:
 
 
 def bundled_photos() -> dict[str, bytes]:
-    """The photographs inside scikit-image and scikit-learn, by name. No network. Raises SourceError if one is gone."""
+    """Return the photographs inside scikit-image and scikit-learn, by name. No network. Raises SourceError if one is gone."""
     photos: dict[str, bytes] = {}
     for package, files in BUNDLED.items():
         for file in files:

@@ -96,7 +96,7 @@ class TeacherProbe:
 
 @contextlib.contextmanager
 def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Generator[Cache]:
-    """A cache of a seeded sample of the images, without a teacher, in a folder that is removed afterwards."""
+    """Yield a cache of a seeded sample of the images, without a teacher, in a folder that is removed afterwards."""
     index = listing.index
     chosen = np.sort(np.random.default_rng(_SEED).permutation(len(index))[:num_images])
     sample = ImageIndex(
@@ -188,7 +188,7 @@ def probe_teacher(
 def _forward(
     image_views: list[TeacherView], teacher: Teacher, config: BuildConfig, seconds: float
 ) -> tuple[NDArray[np.float32], float]:
-    """Maps (n, h, w, c) of as many images as the time allows, and seconds per image on the whole device."""
+    """Return maps (n, h, w, c) of as many images as the time allows, and seconds per image on the whole device."""
     device = torch.device(config.device)
     work = DeviceWork(teacher, device, StageSeconds())
     with device_streams(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
@@ -224,7 +224,7 @@ def _measured(
     *,
     values_mean_something: bool,
 ) -> tuple[Codec | None, CodecCost]:
-    """A codec calibrated on the maps' tokens that show the image, and what it takes of the maps."""
+    """Return a codec calibrated on the maps' tokens that show the image, and what it takes of the maps."""
     spec = teacher.spec
     if not request.needs_calibration:
         return Half(), CodecCost(request=request, bytes_per_image=_stored_bytes(Half(), maps))
@@ -258,7 +258,7 @@ def _parts(codec: Codec, codes: NDArray[np.generic]) -> list[bytes | memoryview]
 
 
 def _encode(codec: Codec, maps: NDArray[np.float32], device: torch.device) -> tuple[float, float]:
-    """Seconds per image of encoding on the device, and of compression and checksums."""
+    """Return seconds per image of encoding on the device, and of compression and checksums."""
     encoder = MapEncoder(codec, device)
     batch = torch.from_numpy(maps[:32]).to(device)
     with torch.inference_mode():

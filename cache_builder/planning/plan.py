@@ -177,7 +177,7 @@ class Plan:
         return self.device_s / self.online_s
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that was measured and concluded, for machines: seconds, bytes."""
+        """Return everything that was measured and concluded, for machines: seconds, bytes."""
         return {
             "images": self.num_images,
             "shards": self.num_shards,
@@ -280,7 +280,7 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
 
 
 def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
-    """The codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
+    """Return the codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
     is_cached = cache is not None and spec.name in cache.teachers
     codec = cache.teachers[spec.name].spec.codec if cache is not None and is_cached else options.codec
     if request := codec.requested():
@@ -328,7 +328,7 @@ def _images_left(cache: Cache | None, unit: str, num_images: int) -> int:
 
 @contextmanager
 def _loaded(name: str, options: TeacherOptions, *, no_weights: bool) -> Generator[tuple[Teacher, bool]]:
-    """A teacher on the CPU, and whether its weights are random."""
+    """Yield a teacher on the CPU, and whether its weights are random."""
     preset = find_teacher(name)
     try:
         path = find_weights(preset, options.weights)

@@ -7,7 +7,7 @@ from radio_cache.images.sparse_members import expanded
 
 
 def read_image(container: Container, key: str, offset: int, length: int) -> bytes:
-    """The bytes of one image, from its row of the image index.
+    """Return the bytes of one image, from its row of the image index.
 
     Raises ImageError with the reason if they cannot be had, StorageError if a bucket or a server does not answer,
     UnsupportedFormatError for a kind of container that only a newer radio-cache knows.
@@ -34,7 +34,7 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
 
 
 def _inside(member: str) -> str:
-    """A path below a folder, itself."""
+    """Return a path below a folder, itself."""
     if member.startswith("/") or ".." in member.split("/"):
         raise ImageError(f"cannot be read: {member!r:.80} is no path below a folder")
     return member

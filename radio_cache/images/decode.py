@@ -73,7 +73,7 @@ def upright_hw(image: Image.Image) -> tuple[int, int]:
 
 
 def _other_format(magic: bytes) -> str:
-    """The reason why a file is not opened, from its first bytes alone: none of PIL's other readers gets to see it."""
+    """Return the reason why a file is not opened, from its first bytes alone: none of PIL's other readers gets to see it."""
     name = "HEIF" if magic[4:12] in _HEIF else ""
     Image.init()
     magic = magic.ljust(_MAGIC_BYTES, b"\0")  # some tests of first bytes take their number for granted
@@ -91,7 +91,7 @@ def _turns_itself(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 where there is none, and where the EXIF data cannot be read."""
+    """Return the EXIF orientation; 1 where there is none, and where the EXIF data cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -203,11 +203,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def cut_view(image: Image.Image, view: View) -> Image.Image:
-    """The image that a view shows."""
+    """Return the image that a view shows."""
     cut = image if view.box_xyxy == (0, 0, image.width, image.height) else image.crop(view.box_xyxy)
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flipped else cut
 
 
 def as_array(image: Image.Image) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8."""
+    """Return (h, w, 3) uint8."""
     return np.asarray(image, dtype=np.uint8)

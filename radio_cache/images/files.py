@@ -22,7 +22,7 @@ MAX_IMAGE_FILE_BYTES = 1 << 30
 
 
 def read_path_or_url(place: str, offset: int = -1, length: int = -1) -> bytes:
-    """A whole file (offset -1), or a range of its bytes. place: a path or a URL.
+    """Return a whole file (offset -1), or a range of its bytes. place: a path or a URL.
 
     Raises:
         UnreadableImageError: there is nothing at this place now, access is refused, or the file ends inside the range.
@@ -48,7 +48,7 @@ def read_path_or_url(place: str, offset: int = -1, length: int = -1) -> bytes:
 
 
 def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
-    """A whole regular file (offset -1), or a range of its bytes. Never waits for the other end of a named pipe.
+    """Return a whole regular file (offset -1), or a range of its bytes. Never waits for the other end of a named pipe.
 
     Raises as `read_path_or_url` does.
     """
@@ -113,7 +113,7 @@ def refuse_large(num_bytes: int) -> None:
 
 
 def kind_of_file(mode: int) -> str:
-    """What a file is that is not regular, in words, from its mode."""
+    """Return the kind of a file that is not regular, in words, from its mode."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a named pipe",
@@ -128,7 +128,7 @@ _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECA
 
 
 def resolve_list_entry(list_file: str, entry: str) -> str:
-    """Where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder.
+    """Return where a line of a list of files leads: a URL or an absolute path as it is, others from the list's own folder.
 
     At a URL, too, "." and ".." lead through folders. Raises ImageError for a URL of a kind that nothing here reads, and for a
     path that leads out of a bucket or a server.

@@ -49,7 +49,7 @@ class ImageIndex:
 
     @classmethod
     def stored(cls, storage: Storage, group: str, num_images: int) -> "ImageIndex":
-        """The index in a group of a cache."""
+        """Return the index in a group of a cache."""
         none = np.zeros(0, np.int32)
         index = cls([], none, none, none.astype(np.int64), none.astype(np.int64))
         index.keys = StoredKeys(storage, group, num_images)
@@ -66,7 +66,7 @@ class ImageIndex:
         return len(self.keys)
 
     def key(self, row: int) -> str:
-        """The key of one image."""
+        """Return the key of one image."""
         return self.keys[row]
 
     @cached_property
@@ -180,7 +180,7 @@ def _may_have_holes(group: str) -> bool:
 
 
 def index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
-    """An index as it is stored."""
+    """Return an index as it is stored."""
     key_bytes, key_ends = encoded_keys(index.keys)
     return {
         "key_bytes": key_bytes,
@@ -199,7 +199,7 @@ def index_group(columns: Mapping[str, NDArray[Any]]) -> str:
 
 
 def encoded_keys(keys: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
-    """The text of all keys and where each ends in it: variable-length strings are not yet part of the Zarr v3 standard."""
+    """Return the text of all keys and where each ends in it: variable-length strings are not yet part of the Zarr v3 standard."""
     # File names are bytes, in any encoding.
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     ends = np.cumsum(np.fromiter((len(key) for key in encoded), np.uint64, len(encoded)), dtype=np.uint64)

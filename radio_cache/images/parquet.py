@@ -37,7 +37,7 @@ Ranges = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def read_row(place: str, column: str, row: int) -> bytes:
-    """The bytes of the image in one row. place: a path or a URL. column: as `Container.column`.
+    """Return the bytes of the image in one row. place: a path or a URL. column: as `Container.column`.
 
     Raises ImageError for a null and for rows that cannot be decoded, UnreadableImageError for a file that is not there or no
     longer the one that was listed, and StorageError as `read_path_or_url` does.
@@ -55,7 +55,7 @@ def open_parquet(place: str) -> Generator[Any]:
 
 @contextmanager
 def _parquet_file(place: str, dictionaries: list[str] | None) -> Generator[Any]:
-    """As `open_parquet`. dictionaries: columns that are read as dictionaries instead of being unfolded."""
+    """Yield what `open_parquet` does. dictionaries: columns that are read as dictionaries instead of being unfolded."""
     import pyarrow.parquet as pq
 
     if is_url(place):
@@ -132,7 +132,7 @@ class _Shared:
         self._groups: OrderedDict[tuple[_File, int], Future[_Values]] = OrderedDict()
 
     def file(self, place: str, column: str) -> "_File":
-        """The file as it is now: one that was written anew is looked at anew."""
+        """Return the file as it is now: one that was written anew is looked at anew."""
         key = (place, column, _identity(place))
         with self._lock:
             if key in self._files:
@@ -146,13 +146,13 @@ class _Shared:
         return parquet_file
 
     def held(self, file: "_File", number: int) -> _Values | None:
-        """A row group, if it is in memory or on its way there."""
+        """Return a row group, if it is in memory or on its way there."""
         with self._lock:
             pending_group = self._groups.get((file, number))
         return pending_group and pending_group.result()
 
     def group(self, file: "_File", number: int, make: Callable[[], _Values]) -> _Values:
-        """A row group, made by one thread while others that want it wait."""
+        """Return a row group, made by one thread while others that want it wait."""
         key = (file, number)
         with self._lock:
             pending_group = self._groups.get(key)
@@ -232,7 +232,7 @@ class _File:
         self._ranges: dict[int, Ranges | None] = {}
 
     def read(self, row: int) -> bytes:
-        """The image in a row."""
+        """Return the image in a row."""
         rows = int(self._ends[-1]) if len(self._ends) else 0
         if not 0 <= row < rows:
             raise UnreadableImageError(f"cannot be read: {self._place} has {rows} rows, not row {row}")
@@ -279,7 +279,7 @@ class _File:
         return value_ranges(read, *span, count, optional=self._optional)
 
     def _decoded(self, group: int) -> _Values:
-        """A whole row group. The first look at a plain one at a URL brings all of it, and where each image lies: to ask
+        """Return a whole row group. The first look at a plain one at a URL brings all of it, and where each image lies: to ask
         for a length at a time would take a request an image."""
         if self._group_bytes[group] > MAX_GROUP_BYTES:
             raise ImageError(
@@ -307,7 +307,7 @@ class _File:
             return _Decoded(leaf_array(table, self._column), paths)
 
     def _decoded_lists(self, table: Any) -> _Values:
-        """A row group whose rows are lists, of one image each, or of none."""
+        """Return a row group whose rows are lists, of one image each, or of none."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -327,7 +327,7 @@ class _File:
         return _Decoded(*arrays)
 
     def _decoded_deltas(self, parquet: Any, group: int, columns: list[str]) -> _Values:
-        """A row group of images of which each is stored as what differs from the one before. Equal ones are kept once."""
+        """Return a row group of images of which each is stored as what differs from the one before. Equal ones are kept once."""
         import pyarrow as pa
 
         known: dict[bytes | str | None, int] = {}
@@ -350,7 +350,7 @@ class _File:
 
     @contextmanager
     def _named(self, kind: type[ImageError] = ImageError) -> Generator[None]:
-        """Turn the library's words into ours. kind: of the error for bytes that are no Parquet file, or damaged."""
+        """Translate errors of the library. kind: of the error for bytes that are no Parquet file, or damaged."""
         import pyarrow as pa
 
         try:
@@ -365,7 +365,7 @@ class _File:
 
 
 def leaf_array(table: Any, column: str) -> Any:
-    """The values of a column that may lie inside others ("image.bytes"), null where one of those is null; one array."""
+    """Return the values of a column that may lie inside others ("image.bytes"), null where one of those is null; one array."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -379,7 +379,7 @@ def leaf_array(table: Any, column: str) -> Any:
 
 
 def _names_of(schema: Any, column: str) -> list[str]:
-    """The fields that lead to a column; a name may have points of its own."""
+    """Return the fields that lead to a column; a name may have points of its own."""
     if column in schema.names:
         return [column]
     name = max((name for name in schema.names if column.startswith(f"{name}.")), key=len)

@@ -25,7 +25,7 @@ _MAX_DEPTH = 8
 def value_ranges(
     read: Read, start: int, end: int, num_values: int, *, optional: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Offsets and lengths (n,) of the values of an uncompressed column chunk of byte arrays, in row order.
+    """Return offsets and lengths (n,) of the values of an uncompressed column chunk of byte arrays, in row order.
 
     start, end: of the chunk in the file. optional: whether values may be null, so that levels precede them in a page.
     Images themselves are not read, only their lengths. None if a page is not plain, has nulls, or is not what it should be:
@@ -61,7 +61,7 @@ def value_ranges(
 
 
 def _page(header: dict[int, Any], read: Read, first: int, *, optional: bool) -> tuple[int, int, int]:
-    """(encoding, values with nulls, bytes of levels before the first value) of a data page."""
+    """Return (encoding, values with nulls, bytes of levels before the first value) of a data page."""
     if header[1] == _DATA_PAGE_V2:
         page = header[8]
         return page[4], page[1], page[5] + page[6]
@@ -72,7 +72,7 @@ def _page(header: dict[int, Any], read: Read, first: int, *, optional: bool) -> 
 
 
 def _windowed(read: Read) -> Read:
-    """The same, asking for at least some thousand bytes: small values come many at once."""
+    """Return the same reader, asking for at least some thousand bytes: small values come many at once."""
     start, held = 0, b""
 
     def windowed(offset: int, length: int) -> bytes:
@@ -85,7 +85,7 @@ def _windowed(read: Read) -> Read:
 
 
 def _parsed(data: bytes) -> tuple[dict[int, Any], int]:
-    """A Thrift struct by field number, and how many bytes it has. Raises IndexError where the bytes end too early."""
+    """Return a Thrift struct by field number, and how many bytes it has. Raises IndexError where the bytes end too early."""
     return _struct(data, 0, 0)
 
 

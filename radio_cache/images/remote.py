@@ -91,7 +91,7 @@ def remote_status(url: str) -> RemoteStatus:
 
 
 def list_remote(url: str, tell: OnListed = lambda _: None) -> list[tuple[str, int]]:
-    """(path below the URL, bytes) of every file below a folder or prefix, sorted; none if nothing is there.
+    """Return (path below the URL, bytes) of every file below a folder or prefix, sorted; none if nothing is there.
 
     tell: told of the files as they come, of a bucket page by page.
     """
@@ -158,7 +158,7 @@ class _Place(ABC):
     def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]: ...
 
     def at(self, path: str) -> str:
-        """How to name a file in a message."""
+        """Return the name of a file for a message."""
         return f"{self.root}/{path}"
 
     def asked(self, path: str, ask: Callable[[], T]) -> T:
@@ -358,7 +358,7 @@ class _FileSystem(_Place):
 
 
 def _listed_by_arrow(root: str, path: str, endpoint: str, error: StorageError) -> list[tuple[str, int]]:
-    """(key, bytes) of the objects below a prefix of a bucket. error: to raise where Arrow knows no such buckets."""
+    """Return (key, bytes) of the objects below a prefix of a bucket. error: to raise where Arrow knows no such buckets."""
     from pyarrow import fs
 
     scheme, _, bucket = root.partition("://")
@@ -400,7 +400,7 @@ def _is_odd(character: str) -> bool:
 
 
 def _found(url: str) -> tuple[_Place, str]:
-    """The place that holds a URL, and the path below it; of a web page all that follows the host."""
+    """Return the place that holds a URL, and the path below it; of a web page all that follows the host."""
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     if scheme in WEB:
@@ -411,7 +411,7 @@ def _found(url: str) -> tuple[_Place, str]:
 
 
 def _settings() -> tuple[tuple[str, str], ...]:
-    """The environment variables that bucket stores are opened with: a renewed token or another endpoint counts at once."""
+    """Return the environment variables that bucket stores are opened with: a renewed token or another endpoint counts at once."""
     return tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_"))))
 
 

@@ -30,7 +30,7 @@ _CURE = "radio-cache repair, then run the build again"
 
 
 def encoded_pixels(image: Image.Image, original: bytes, store: PixelStore) -> bytes:
-    """The file that is kept of an upright RGB image: the original, where that is small enough and no longer."""
+    """Return the file that is kept of an upright RGB image: the original, where that is small enough and no longer."""
     scale = store.side_px / min(image.size)
     resized = image
     if scale < 1:
@@ -47,7 +47,7 @@ def encoded_pixels(image: Image.Image, original: bytes, store: PixelStore) -> by
 
 
 def chunk_of(file: bytes) -> NDArray[np.uint8]:
-    """An image file as the chunk that is stored, without its checksum."""
+    """Return an image file as the chunk that is stored, without its checksum."""
     return np.frombuffer(_HEAD.pack(1, len(file)) + file, np.uint8)
 
 
@@ -63,7 +63,7 @@ class StoredPixels:
         return (StoredPixels, (self._storage, self._shard_images))
 
     def file(self, row: int) -> bytes:
-        """The image file of a row. Raises ImageError where none is kept, CorruptShardError for what is damaged."""
+        """Return the image file of a row. Raises ImageError where none is kept, CorruptShardError for what is damaged."""
         shard, number = divmod(row, self._shard_images)
         path = f"{FOLDER}/c/{shard}"
         place = f"{self._storage.at(path)}: row {row}"

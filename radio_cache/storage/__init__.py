@@ -8,11 +8,11 @@ from radio_cache.storage.base import BUCKETS, URL_PATTERN, Storage
 
 
 def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | None = None) -> "Storage":
-    """The storage at a path, or at a URL: s3://bucket/prefix, gs://, az://, file://.
+    """Return the storage at a path, or at a URL: s3://bucket/prefix, gs://, az://, file://.
 
     options: settings of obstore's store for URLs, such as {"endpoint": "http://127.0.0.1:8333"}; what is not given comes
     from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; docs/cloud.md). Nothing is read yet.
-    Raises ConfigError for a URL of a kind nobody knows.
+    Raises ConfigError for a URL of an unknown kind.
     """
     if isinstance(place, Storage):
         return place

@@ -25,7 +25,7 @@ def is_url(place: str | Path) -> bool:
 
 
 def absolute_path_or_url(place: str | Path) -> str:
-    """How to find a place again from anywhere: a URL as it is, a path from the root."""
+    """Return a URL as it is, and a path from the root."""
     return str(place) if is_url(place) else str(Path(place).resolve())
 
 
@@ -42,7 +42,7 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """The whole file."""
+        """Return the whole file."""
 
     @abstractmethod
     def zarr_store(self) -> Any:
@@ -50,19 +50,19 @@ class Storage(ABC):
 
     @abstractmethod
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
-        """The bytes of each (offset, length); fewer where the file ends. Coalesced and parallel on object stores."""
+        """Return the bytes of each (offset, length); fewer where the file ends. Coalesced and parallel on object stores."""
 
     @abstractmethod
     def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
-        """The last `length` bytes, all of them if the file is shorter, and the size of the file."""
+        """Return the last `length` bytes, all of them if the file is shorter, and the size of the file."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Bytes in a file, None if it is not there."""
+        """Return bytes in a file, None if it is not there."""
 
     @abstractmethod
     def write(self, path: str, parts: Sequence[Part]) -> None:
-        """A file made of these parts, whole and atomic: after a crash it has its old content or the new one."""
+        """Write a file of these parts, whole and atomic: after a crash it has its old content or the new one."""
 
     @abstractmethod
     def create(self, path: str, data: bytes) -> bool:
@@ -73,18 +73,18 @@ class Storage(ABC):
 
     @abstractmethod
     def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
-        """A new folder of (path below it, content), all or nothing for whoever looks for `last` first.
+        """Write a new folder of (path below it, content), all or nothing for a reader that looks for `last` first.
 
         False, and nothing changed that counts, if somebody was faster.
         """
 
     @abstractmethod
     def list_files(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        """(path below the root, bytes) of every file below a folder, sorted by path; none if it is not there."""
+        """Yield (path below the root, bytes) of every file below a folder, sorted by path; none if it is not there."""
 
     @abstractmethod
     def list_folders(self, folder: str = "") -> list[str]:
-        """Names of the folders directly below one, sorted."""
+        """Return names of the folders directly below one, sorted."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -111,7 +111,7 @@ class Storage(ABC):
         yield True
 
     def read_at_most(self, path: str, max_bytes: int) -> bytes:
-        """The whole file. Raises LimitError for one of more than `max_bytes` bytes, which are not read."""
+        """Return the whole file. Raises LimitError for one of more than `max_bytes` bytes, which are not read."""
         data, size = self.read_tail(path, max_bytes)
         if size > max_bytes:
             raise self._too_large(path, size, max_bytes)
@@ -124,11 +124,11 @@ class Storage(ABC):
         return self.size(path) is not None
 
     def local_path(self, path: str = "") -> Path:
-        """The file in the file system. Raises StorageError for storage that is not local."""
+        """Return the file in the file system. Raises StorageError for storage that is not local."""
         raise StorageError(f"{self.at(path)} is not on a local disk, and this works on local files only: copy it first")
 
     def at(self, path: str = "") -> str:
-        """How to name a file in a message."""
+        """Return the name of a file for a message."""
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
     def __repr__(self) -> str:

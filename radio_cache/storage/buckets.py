@@ -120,7 +120,7 @@ class ObjectStorage(Storage):
             return None
 
     def size_and_time(self, path: str) -> tuple[int, datetime]:
-        """Bytes in an object, and when it was written; 1970 where the server does not say."""
+        """Return bytes in an object, and when it was written; 1970 where the server does not say."""
         import obstore
 
         with self._named(path, "read"):
@@ -156,7 +156,7 @@ class ObjectStorage(Storage):
         return self.create(below + last, decisive)
 
     def list_files(self, folder: str = "", tell: Callable[[int], object] = lambda _: None) -> Iterator[tuple[str, int]]:
-        """As any storage does. tell: told of every page that the bucket sends how many files it names."""
+        """Yield what `Storage.list_files` does. tell: receives the number of files on each page that the bucket sends."""
         import obstore
 
         listed_files: list[tuple[str, int]] = []
@@ -229,7 +229,7 @@ class ObjectStorage(Storage):
 
     @contextlib.contextmanager
     def _named(self, path: str, doing: str) -> Generator[None]:
-        """Turn the library's words into ours."""
+        """Translate errors of the library into those of this package."""
         from obstore import exceptions
 
         try:

@@ -164,7 +164,7 @@ class LocalStorage(Storage):
         return str(self.local_path())
 
     def local_path(self, path: str = "") -> Path:
-        """The file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
+        """Return the file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
         anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them."""
         if not path:
             return self._root
@@ -199,7 +199,7 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _written_aside(self, path: str, parts: Sequence[Part]) -> Generator[tuple[Path, Path]]:
-        """A complete, synced temporary file and where the caller shall put it; folders are synced afterwards."""
+        """Yield a complete, synced temporary file and where the caller shall put it; folders are synced afterwards."""
         target = self.local_path(path)
         with self._named(path, "write", sum(memoryview(part).nbytes for part in parts)):
             new_folders: list[Path] = []
@@ -389,7 +389,7 @@ def _is_near(writer: re.Match[str]) -> bool:
 
 
 def _own_file(target: Path) -> tuple[Path, int]:
-    """A new, locked file beside `target`, opened for writing. Raises FileNotFoundError if the folder is not there."""
+    """Return a new, locked file beside `target`, opened for writing. Raises FileNotFoundError if the folder is not there."""
     for left in reversed(range(_LOCK_TRIES)):
         path = target.with_name(f"{target.name}{_temporary_suffix()}")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -404,7 +404,7 @@ def _own_file(target: Path) -> tuple[Path, int]:
 
 @contextlib.contextmanager
 def _own_folder(target: Path) -> Generator[Path]:
-    """A new, locked folder beside `target`."""
+    """Yield a new, locked folder beside `target`."""
     for left in reversed(range(_LOCK_TRIES)):
         path = target.with_name(f"{target.name}{_temporary_suffix()}")
         path.mkdir()

@@ -21,7 +21,7 @@ _QUOTES = "if the shell took a pattern apart, put it into quotes"
 
 
 def with_quoting_hint(error: click.UsageError) -> click.UsageError:
-    """The error; if it is about arguments too many, and those are files, it says that the shell took a pattern apart."""
+    """Return the error, with a hint to quote the pattern where the shell expanded it into several files."""
     if _QUOTES in error.message:
         return error
     extra = re.search(r"unexpected extra arguments? \((.*)\)", error.message)

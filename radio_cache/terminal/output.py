@@ -192,7 +192,7 @@ class _Unpadded:
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
-    """An empty table; the first `left` columns are text, the others numbers aligned right.
+    """Return an empty table; the first `left` columns are text, the others numbers aligned right.
 
     A terminal of fewer than 100 columns gets one space between columns, and a line for each word of a number's header.
     """
@@ -229,14 +229,14 @@ _HEADER_BREAKS = re.compile(r" |(?<=\w)(?=/\w)")
 
 
 def in_width(line: str, *, indent: int = 0) -> str:
-    """The line broken between words where standard output is a terminal; lines after the first are indented."""
+    """Return the line broken between words where standard output is a terminal; lines after the first are indented."""
     if not sys.stdout.isatty():
         return line
     return fill(line, shutil.get_terminal_size().columns, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def printable(text: str) -> str:
-    """The text on one line, with what steers a terminal, and what no encoding has, written as escapes.
+    """Return the text on one line, with what steers a terminal, and what no encoding has, written as escapes.
 
     A cache that somebody sent holds names and notes of their choice.
     """
@@ -244,7 +244,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The text with its lines as they are, each as `printable` has it."""
+    """Return the text with its lines as they are, each as `printable` has it."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -313,7 +313,7 @@ class ProgressLine:
         return self
 
     def advance(self, count: int, note: str | None = None) -> None:
-        """So many more are done. note: what the line says besides the rate from now on; None leaves it."""
+        """Add `count` completed items. note: what the line says besides the rate from now on; None leaves it."""
         self._done += count
         self._note = self._note if note is None else note
         now = time.monotonic()
@@ -379,7 +379,7 @@ class CountLine:
         return self
 
     def advance(self, count: int) -> None:
-        """So many more; from any thread."""
+        """Add `count` items, from any thread."""
         with self._counting:
             self._count += count
 

@@ -22,7 +22,7 @@ _UNSEEN = np.uint8(255)
 def cache_pictures(
     cache: Cache, names: Sequence[str], *, count: int, seed: int = 0, pane_px: int = PANE_PX
 ) -> list[list[Pane]]:
-    """A row of panes for each of `count` images, drawn by seed among those that every teacher named has finished.
+    """Return a row of panes for each of `count` images, drawn by seed among those that every teacher named has finished.
 
     The first pane is the image, each other one a teacher's map of it (a level is a teacher of its own here), stretched over the
     whole image: what the teacher did not see (a centre crop's margins) is white. Equal colours in a column are equal features;
@@ -45,7 +45,7 @@ def _as_wide(picture: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 
 
 def _families(cache: Cache, names: Sequence[str]) -> list[list[CachedTeacher]]:
-    """The teachers named, those that are levels of one together."""
+    """Return the teachers named, those that are levels of one together."""
     families: dict[str, list[CachedTeacher]] = {}
     for name in names:
         teacher = cache.teachers[name]
@@ -58,7 +58,7 @@ def _image_panes(cache: Cache, rows: NDArray[np.int64], pane_px: int) -> list[Pa
 
 
 def _image(cache: Cache, row: int, pane_px: int) -> NDArray[np.uint8]:
-    """The image; a white pane where its file is gone, for its maps can be looked at all the same."""
+    """Return the image; a white pane where its file is gone, for its maps can be looked at all the same."""
     hw = _pane_hw(_image_hw(cache, row), pane_px)
     try:
         file, _ = cache.read_original_or_kept(row)
@@ -71,7 +71,7 @@ def _image(cache: Cache, row: int, pane_px: int) -> NDArray[np.uint8]:
 def _map_panes(
     cache: Cache, teachers: Sequence[CachedTeacher], rows: NDArray[np.int64], pane_px: int
 ) -> list[list[Pane]]:
-    """A column of panes for each of some teachers, in the same colours."""
+    """Return a column of panes for each of some teachers, in the same colours."""
     maps = [[_over_image(cache, teacher, int(row)) for row in rows] for teacher in teachers]
     basis = PcaColours.fit(np.concatenate([tokens[valid_tokens] for column in maps for tokens, valid_tokens in column]))
     columns: list[list[Pane]] = []
@@ -86,7 +86,7 @@ def _map_panes(
 
 
 def _over_image(cache: Cache, teacher: CachedTeacher, row: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A teacher's tokens (h, w, c) over a whole image, about as many as it has there, and which of them it saw (h, w)."""
+    """Return a teacher's tokens (h, w, c) over a whole image, about as many as it has there, and which of them it saw (h, w)."""
     hw, geometry = _image_hw(cache, row), teacher.spec.geometry
     whole: BoxXYXY = (0.0, 0.0, float(hw[1]), float(hw[0]))
     x0, y0, x1, y1 = box_to_grid(whole, hw, geometry)

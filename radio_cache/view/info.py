@@ -97,7 +97,7 @@ def cosine(fidelity: Fidelity | None) -> str:
 
 
 def describe(cache: Cache) -> Group:
-    """The answer to `radio-cache info`: a headline, a row per teacher, what is missing."""
+    """Return the answer to `radio-cache info`: a headline, a row per teacher, what is missing."""
     meta = cache.meta
     failures = cache.failures()
     classes = len(meta.class_names) or len(set(cache.index.labels[cache.index.labels >= 0].tolist()))
@@ -154,7 +154,7 @@ def _told_of(name: str, conversion: Conversion) -> str:
 
 
 def describe_failures(cache: Cache) -> Table | Text:
-    """Every image that cannot be used, and why: first those whose bytes show it, then those that could not be read."""
+    """Return every image that cannot be used, and why: first those whose bytes show it, then those that could not be read."""
     failures = sorted(cache.failures(), key=lambda failure: failure.is_unreadable)
     if not failures:
         return Text(f"every image of {cache.url} that was looked at can be used")

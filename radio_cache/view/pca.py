@@ -55,7 +55,7 @@ class PcaColours:
         return cls(mean, basis, low, high)
 
     def colours(self, features: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """(h, w, 3) RGB of a map (h, w, c); values beyond the range are clipped, flat components are mid-grey."""
+        """Return (h, w, 3) RGB of a map (h, w, c); values beyond the range are clipped, flat components are mid-grey."""
         if features.shape[-1] != len(self.mean):
             raise ShapeError(f"colours were fitted to {len(self.mean)} channels, the map is {features.shape}")
         span = self.high - self.low
@@ -65,7 +65,7 @@ class PcaColours:
 
 
 def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """A PNG file of an (h, w, 3) picture."""
+    """Return a PNG file of an (h, w, 3) picture."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

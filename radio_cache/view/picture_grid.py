@@ -13,7 +13,7 @@ _GAP, _TITLE_PX, _LETTER_PX = 8, 18, 13
 
 
 def picture_grid(rows: Sequence[Sequence[Pane]], *, legend: Sequence[tuple[str, str]] = ()) -> Image.Image:
-    """Rows of pictures, each under its title, on white. legend: names and their colours (#rrggbb), below all rows.
+    """Return rows of pictures, each under its title, on white. legend: names and their colours (#rrggbb), below all rows.
 
     A title longer than its picture is cut. An empty grid is one white pixel.
     """
@@ -51,7 +51,7 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
 def _legend_lines(
     legend: Sequence[tuple[str, str]], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> list[list[tuple[int, str, str]]]:
-    """Lines of (x, name, colour)."""
+    """Return lines of (x, name, colour)."""
     lines: list[list[tuple[int, str, str]]] = []
     x = width + 1
     for name, colour in legend:
