@@ -153,7 +153,7 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64], valid: NDArray[np.bo
 
 
 def save_plot(errors: Sequence[AlignError], path: str) -> None:
-    """A panel a teacher: cosine by scale, a line a level, dashed for mirrored crops. Raises ConfigError without matplotlib."""
+    """Plot a panel per teacher: cosine by scale, a line per level, dashed if mirrored. Raises ConfigError without matplotlib."""
     try:
         import matplotlib
 

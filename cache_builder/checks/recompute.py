@@ -48,7 +48,8 @@ SUMMARY_FLOOR = 0.99
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig:
     """count: images, a sample that follows from the seed. teachers: names of the groups to run. weights: files that are not
-    where the build found them, by teacher. device, batch_images, threads: as in a build."""
+    where the build found them, by teacher. device, batch_images, threads: as in a build.
+    """
 
     count: int
     teachers: tuple[str, ...]

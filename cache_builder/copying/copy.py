@@ -36,7 +36,8 @@ OnMessage = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class UnitCopied:
     """What was done for the images or one teacher, in shards: there already, copied as they are, put together from rows, and
-    encoded again; and the bytes that were written."""
+    encoded again; and the bytes that were written.
+    """
 
     name: str
     before: int

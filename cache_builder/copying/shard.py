@@ -138,7 +138,8 @@ def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt
 
 class _Made:
     """A teacher's shard put together from rows. chunks: codes by row of the shard, None for unusable images; sums (2, c): over
-    the decoded tokens that show an image; num_tokens of them."""
+    the decoded tokens that show an image; num_tokens of them.
+    """
 
     def __init__(self, copying: Copying, shard: int) -> None:
         self._copying, self._shard = copying, shard

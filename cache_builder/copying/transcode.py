@@ -118,7 +118,8 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
 @dataclass(frozen=True)
 class TranscodedShard:
     """codes (m, *row_shape) of the new codec; cosines and squared_errors (n,), of the tokens that show the image, beside what
-    was stored before."""
+    was stored before.
+    """
 
     codes: NDArray[Any]
     cosines: NDArray[np.float64]
@@ -128,7 +129,7 @@ class TranscodedShard:
 def transcode(
     old: Transcodable, new: Transcodable, codes: NDArray[Any], on_image: NDArray[np.bool_]
 ) -> TranscodedShard:
-    """Stored codes (m, *row_shape) of one packing in the other, both of the same basis. on_image (m, h, w)."""
+    """Transcode stored codes (m, *row_shape) into the other packing of the same basis. on_image (m, h, w)."""
     true = old.coordinates(codes)
     new_codes = new.codes_of(true)
     mean = old.basis.rotated_mean

@@ -123,7 +123,8 @@ def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Gener
 
 def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, float]:
     """Look at every image of a probe cache; seconds an image took, all threads together, and bytes it takes where pixels
-    are kept. Raises SourceError if none is usable."""
+    are kept. Raises SourceError if none is usable.
+    """
     started = time.perf_counter()
     receipt = scan_shard(cache, 0, pool)
     seconds = (time.perf_counter() - started) / cache.num_images

@@ -152,7 +152,8 @@ _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EST
 
 def _raise_if_of_the_system(error: Exception) -> None:
     """Raise MemoryError or StorageError for what PIL met besides the image: it reads the image from memory, and its own code
-    from files."""
+    from files.
+    """
     if "out of memory" in str(error).lower():  # of a codec: an OSError without a number
         raise MemoryError(str(error)) from error
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:

@@ -22,7 +22,8 @@ _MAX_KEY_BYTES = 1 << 16
 
 def refuse_unfounded(storage: Storage, group: str, num_images: int) -> None:
     """Raise CorruptShardError unless as many images are listed as the cache says it has, before anything is allocated for
-    them."""
+    them.
+    """
     column = PlainArray(storage, f"{group}/key_ends")
     column.expect((num_images,), INDEX_DTYPES["key_ends"]).refuse_unfounded()
 

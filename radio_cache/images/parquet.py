@@ -48,7 +48,8 @@ def read_row(place: str, column: str, row: int) -> bytes:
 @contextmanager
 def open_parquet(place: str) -> Generator[Any]:
     """A `pyarrow.parquet.ParquetFile`, closed at the end. Raises ImageError and StorageError as `read_path_or_url` does, and
-    what pyarrow raises for bytes that are no Parquet file."""
+    what pyarrow raises for bytes that are no Parquet file.
+    """
     with _parquet_file(place, None) as parquet:
         yield parquet
 
@@ -280,7 +281,8 @@ class _File:
 
     def _decoded(self, group: int) -> _Values:
         """Return a whole row group. The first look at a plain one at a URL brings all of it, and where each image lies: to ask
-        for a length at a time would take a request an image."""
+        for a length at a time would take a request an image.
+        """
         if self._group_bytes[group] > MAX_GROUP_BYTES:
             raise ImageError(
                 f"cannot be read: row group {group} of {self._place} holds {self._group_bytes[group]} bytes of images in one: "
@@ -392,7 +394,7 @@ def _span(chunk: Any) -> tuple[int, int]:
 
 
 def _identity(place: str) -> tuple[int, int]:
-    """Changes when a local file does."""
+    """Return a value that changes when a local file does."""
     if is_url(place):
         return (0, 0)
     try:

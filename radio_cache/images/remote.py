@@ -163,7 +163,8 @@ class _Place(ABC):
 
     def asked(self, path: str, ask: Callable[[], T]) -> T:
         """Return what `ask` returns for a file. Raises FileNotFoundError and PermissionError where the file itself is the reason,
-        StorageError where this place is."""
+        StorageError where this place is.
+        """
         error: Exception | None = None
         for pause_s in (0.0, *_PAUSES_IF_REFUSED_S):
             time.sleep(pause_s)

@@ -46,7 +46,7 @@ class Storage(ABC):
 
     @abstractmethod
     def zarr_store(self) -> Any:
-        """What zarr-python reads the same files through: a path, or a store of its own."""
+        """Return what zarr-python reads the same files through: a path, or a store of its own."""
 
     @abstractmethod
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:

@@ -165,7 +165,8 @@ class LocalStorage(Storage):
 
     def local_path(self, path: str = "") -> Path:
         """Return the file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
-        anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them."""
+        anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them.
+        """
         if not path:
             return self._root
         place = self._prefix + checked_path(path)
@@ -256,7 +257,7 @@ _CURES = {
 
 
 def write_atomically(path: Path, data: Part) -> None:
-    """A file of its own, beside any cache: after a crash it has its old content or the new one."""
+    """Write a file outside any cache: after a crash it has its old content or the new one."""
     LocalStorage(path.parent).write(path.name, [data])
 
 
@@ -370,7 +371,8 @@ def _temporary_suffix() -> str:
 @functools.cache
 def _this_kernel() -> str:
     """Eight digits that all processes and containers on this kernel share since it was started, and no others; empty where the
-    system does not tell."""
+    system does not tell.
+    """
     try:
         return _BOOT_ID.read_text()[:_KERNEL_DIGITS]
     except OSError:

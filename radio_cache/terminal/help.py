@@ -127,7 +127,7 @@ class OrderedGroup(click.Group):
         ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The whole first sentence of each, which click cuts to a line."""
+        """Write the whole first sentence of each command, which click cuts to a line."""
         visible_commands = [
             (name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden
         ]

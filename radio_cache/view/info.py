@@ -87,7 +87,7 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
 
 
 def _loaded(spec: TeacherSpec) -> str:
-    """What was chosen while the weights were loaded, as words to stand behind others."""
+    """Return the loading options of the weights, as a suffix for a sentence."""
     return "".join(f"; {name.replace('_', ' ')}: {printable(value)}" for name, value in spec.loaded.items())
 
 
@@ -145,7 +145,7 @@ def _unusable(failures: list[Failure]) -> str:
 
 
 def _told_of(name: str, conversion: Conversion) -> str:
-    """That a cosine is the product of two, and how to measure it."""
+    """Return a note that a cosine is the product of two, and how to measure it."""
     before = f", which kept {cosine(conversion.fidelity)} of the teacher's" if conversion.fidelity else ""
     return (
         f"{name} was encoded again, from {conversion.source}{before}: its cosine is an estimate, which radio-cache verify "
