@@ -1,4 +1,4 @@
-"""The cache a build writes to: made, opened, made longer, or refused."""
+"""The cache that a build writes to: create, open, extend or refuse it."""
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
@@ -20,18 +20,21 @@ from radio_cache.receipts import shards_lacking_rows, unfinished_shards
 from radio_cache.writer import create_cache, grow_cache, refuse_remains
 
 OnMessage = Callable[[str], None]
-"""Told one sentence at a time about what is going on."""
+"""Receives one sentence at a time about the state of a build."""
 
 
 def open_cache(config: BuildConfig, listing: Listing) -> Cache:
-    """The cache that is there. Raises StaleCacheError if it was made neither from these images in this way, nor from
-    the first of them. Images that were only moved are recognised, and the cache notes where they are now."""
+    """Return the existing cache, with its images' containers updated if they were only moved.
+
+    Raises:
+        StaleCacheError: it was built neither from the images of the listing nor from the first of them, or in another way.
+    """
     cache = Cache(config.out)
     cache.storage.remove_leftovers()
     meta = cache.meta
     cure = "choose another --out"
-    if (places := _places_of_moved(listing, cache)) is not None:
-        cache = moved_to(cache, places)
+    if (containers := _moved_containers(listing, cache)) is not None:
+        cache = moved_to(cache, containers)
         meta = cache.meta
     grows = begins_with(listing, cache.index, meta)
     difference = None if grows or listing.from_cache else same_images(cache.index, listing.index)
@@ -56,21 +59,22 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
         raise StaleCacheError(
             f"{config.out} was built from other images than this run asks for: now there are {difference}{cause}"
         )
-    for name, then, now in (
+    for option, recorded_value, requested_value in (
         ("--shard-images", meta.shard_images, config.shard_images),
         ("--max-pixels", meta.max_pixels, config.max_pixels),
-        # Whoever does not ask for pixels takes what is there.
+        # Without --store-pixels a build takes what the cache has.
         ("--store-pixels", meta.pixels or "nothing", config.pixels or meta.pixels or "nothing"),
     ):
-        if then != now:
+        if recorded_value != requested_value:
             raise StaleCacheError(
-                f"{config.out} was built with {name} {then}, this run asks for {now}: ask for {then}, {cure}"
+                f"{config.out} was built with {option} {recorded_value}, this run asks for {requested_value}: ask for "
+                f"{recorded_value}, {cure}"
             )
     return cache
 
 
-def _places_of_moved(listing: Listing, cache: Cache) -> tuple[Container, ...] | None:
-    """Return where a cache's images are now, if a listing names all of them at other places, in order, and then more images."""
+def _moved_containers(listing: Listing, cache: Cache) -> tuple[Container, ...] | None:
+    """Return the new containers of a cache's images, if a listing names all of them elsewhere, in order, and then more."""
     meta = cache.meta
     then = meta.containers
     now = listing.containers[: len(then)]
@@ -81,7 +85,7 @@ def _places_of_moved(listing: Listing, cache: Cache) -> tuple[Container, ...] | 
 
 
 def create_or_open(config: BuildConfig, listing: Listing) -> Cache:
-    """A new cache of these images, or the one that another process made a moment ago."""
+    """Create a cache of these images, or open the one that another process has just created."""
     meta = CacheMeta(
         num_images=len(listing.index.keys),
         shard_images=config.shard_images,
@@ -98,7 +102,7 @@ def create_or_open(config: BuildConfig, listing: Listing) -> Cache:
 
 @contextlib.contextmanager
 def tolerate_concurrent_creation(out: str | Path) -> Generator[None]:
-    """That the place is taken is no error if it holds a cache now: another build made it a moment ago."""
+    """Ignore NotACacheError if there is a cache by now, because another build has just created it."""
     try:
         yield
     except NotACacheError:
@@ -107,7 +111,11 @@ def tolerate_concurrent_creation(out: str | Path) -> Generator[None]:
 
 
 def with_recorded_loading(config: BuildConfig, cache: Cache | None) -> BuildConfig:
-    """Have teachers of a cache made before specs said what was loaded be loaded as they were, so that shards stay of one kind."""
+    """Return the configuration with teachers loaded as the cache's earlier shards were.
+
+    Specs of old caches do not record what was loaded. Their teachers are loaded by the rules of that time, so that all shards
+    of a teacher agree.
+    """
     if cache is None:
         return config
     before = {name for name, teacher in cache.teachers.items() if not teacher.spec.loaded}
@@ -147,22 +155,22 @@ def missing_shards(cache: Cache, unit: str) -> list[int]:
 
 def check_same(cache: Cache, specs: Sequence[TeacherSpec]) -> None:
     """Raise StaleCacheError if the cache holds one of these teachers, and built in another way."""
-    for asked in specs:
-        if asked.name not in cache.teachers:
-            refuse_remains(cache.storage, asked.name)
+    for requested in specs:
+        if requested.name not in cache.teachers:
+            refuse_remains(cache.storage, requested.name)
             continue
-        there = cache.teachers[asked.name].spec
-        if (COMPILED in there.software) != (COMPILED in asked.software):
-            then, now = ("with", "without") if COMPILED in there.software else ("without", "with")
+        cached = cache.teachers[requested.name].spec
+        if (COMPILED in cached.software) != (COMPILED in requested.software):
+            then, now = ("with", "without") if COMPILED in cached.software else ("without", "with")
             raise StaleCacheError(
-                f"{cache.url}, teacher '{asked.name}' was built {then} --compile, and this run is {now} it: compiled kernels "
+                f"{cache.url}, teacher '{requested.name}' was built {then} --compile, and this run is {now} it: compiled kernels "
                 f"round otherwise, so its shards would not be of one kind. Run {then} --compile, or build into another --out"
             )
-        differences = there.differences(asked)
+        differences = cached.differences(requested)
         if differences:
-            sizes = there.geometry.input_hw[0], asked.geometry.input_hw[0]
+            sizes = cached.geometry.input_hw[0], requested.geometry.input_hw[0]
             beside = f", or keep both sizes: --size {sizes[0]} --size {sizes[1]}" if sizes[0] != sizes[1] else ""
             raise StaleCacheError(
-                f"{cache.url}, teacher '{asked.name}': {'; '.join(differences)}. "
+                f"{cache.url}, teacher '{requested.name}': {'; '.join(differences)}. "
                 f"Ask for what the cache holds, or build into another --out{beside}"
             )

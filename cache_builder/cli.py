@@ -24,7 +24,7 @@ from radio_cache.terminal.help import HELP_SETTINGS, OrderedGroup
 )
 @click.version_option(__version__, prog_name="radio-cache")
 def main() -> None:
-    """Run vision teachers once over your images and cache their features.
+    r"""Run vision teachers once over your images and cache their features.
 
     \b
     See it work first, offline, in a few minutes:

@@ -1,7 +1,7 @@
-"""How the first shards of a teacher were computed, beyond what its spec compares: what decides last bits of the rest.
+"""Batch size and device of a teacher's first shards, which decide the last bits of the others.
 
-Recorded in the spec's `software` when the teacher joins a cache: the batch size, which every later build of the teacher takes,
-and the device. Caches of earlier versions have neither.
+They are recorded in the spec's `software` when the teacher is registered, but not compared with it. Every later build of the
+teacher takes the batch size. Caches of earlier versions have neither.
 """
 
 import platform
@@ -18,30 +18,30 @@ from radio_cache.receipts import unfinished_shards
 
 BATCH = "batch_images"
 DEVICE = "device"
-"""Keys in a spec's `software`."""
+"""Keys in a spec's `software`. They are stored, so their spelling stays."""
 
 _MAX_BATCH = 1 << 20
 
 
 def recorded(spec: TeacherSpec, config: BuildConfig) -> TeacherSpec:
-    """The spec as it joins a cache: with the batch size and the device of its first shards."""
+    """Return the spec to register, with the batch size and the device of its first shards."""
     return replace(spec, software=spec.software | {BATCH: str(config.batch_images), DEVICE: device_name(config.device)})
 
 
 def recorded_batch(cache: Cache, name: str) -> int | None:
-    """The batch size that a teacher's first shards were computed with; None if the cache does not say."""
+    """Return the batch size that a teacher's first shards were computed with, or None if it is not recorded."""
     text = cache.teachers[name].spec.software.get(BATCH, "") if name in cache.teachers else ""
     return int(text) if text.isdecimal() and len(text) < 8 and 0 < int(text) <= _MAX_BATCH else None
 
 
 def with_recorded_batch(config: BuildConfig, cache: Cache, name: str) -> BuildConfig:
-    """The config with the batch size that the teacher was begun with, if the cache says."""
+    """Return the configuration with the batch size that the teacher was begun with, if it is recorded."""
     batch = recorded_batch(cache, name)
     return config if batch is None else replace(config, batch_size=batch)
 
 
 def device_name(device: str) -> str:
-    """What computes there: "NVIDIA H200", "x86_64 with AVX512"."""
+    """Return the name of a device, such as "NVIDIA H200" or "x86_64 with AVX512"."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     if torch.device(device).type == "cpu":
@@ -50,9 +50,12 @@ def device_name(device: str) -> str:
 
 
 def refuse_other_batch(cache: Cache, config: BuildConfig, num_images: int) -> None:
-    """Raise StaleCacheError if a batch size was asked for by number, and a teacher that is not complete was begun with another.
+    """Raise StaleCacheError if a number was given as batch size, and an incomplete teacher was begun with another.
 
-    Args: num_images: that the cache will have; it may be about to grow.
+    Args:
+        cache: the cache.
+        config: the configuration.
+        num_images: images that the cache will have, which may be about to grow.
     """
     for name in config.groups:
         batch = recorded_batch(cache, name)
@@ -68,11 +71,14 @@ def refuse_other_batch(cache: Cache, config: BuildConfig, num_images: int) -> No
 def notes_on_rest(
     cache: Cache, spec: TeacherSpec, config: BuildConfig, num_images: int, *, elsewhere: bool
 ) -> Iterator[str]:
-    """What to tell about a teacher whose other shards are about to be computed.
+    """Yield notes about a teacher that was begun earlier, or otherwise, and is about to be continued.
 
     Args:
-        num_images: that the cache will have; it may be about to grow.
-        elsewhere: other processes compute, whose device is not known here.
+        cache: the cache.
+        spec: the teacher's spec as this build would register it.
+        config: the configuration.
+        num_images: images that the cache will have, which may be about to grow.
+        elsewhere: other processes compute, whose device is not known in this one.
     """
     if spec.name not in cache.teachers or _is_complete(cache, spec.name, num_images):
         return
@@ -81,18 +87,21 @@ def notes_on_rest(
         config.batch_size == "auto" or (config.batch_size is None and batch != config.batch_images)
     ):
         yield f"batches of {batch} images, as it was begun with"
-    then = cache.teachers[spec.name].spec.software
-    now = spec.software | ({} if elsewhere else {DEVICE: device_name(config.device)})
-    both = sorted(then.keys() & now.keys())
-    changes = [f"{what} {then[what]} then, {now[what]} now" for what in both if then[what] != now[what]]
+    recorded_software = cache.teachers[spec.name].spec.software
+    software = spec.software | ({} if elsewhere else {DEVICE: device_name(config.device)})
+    changes = [
+        f"{key} {recorded_software[key]} then, {software[key]} now"
+        for key in sorted(recorded_software.keys() & software.keys())
+        if recorded_software[key] != software[key]
+    ]
     if changes:
         yield f"its first shards were computed otherwise ({'; '.join(changes)}): the rest may differ from them in the last bits"
 
 
 def _is_complete(cache: Cache, name: str, num_images: int) -> bool:
     meta = cache.meta
-    left = unfinished_shards(cache.receipt_columns(name), meta.shard_rows, meta.num_shards)
-    return not left and num_images <= cache.num_images
+    unfinished = unfinished_shards(cache.receipt_columns(name), meta.shard_rows, meta.num_shards)
+    return not unfinished and num_images <= cache.num_images
 
 
 __all__ = [

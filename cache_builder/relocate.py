@@ -1,4 +1,4 @@
-"""Tell a cache where its images lie now: it is known by the images themselves, by their digests, and not by their paths."""
+"""New places of a cache's images. Images are identified by their digests, not by their paths."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
     """Have the cache read its images from other places, in the order of `--images` as it was built.
 
     Args:
+        cache: the cache.
         sources: folders, tars, Parquet files, lists or patterns, as `radio-cache build --images` takes them.
 
     Raises:
@@ -52,7 +53,11 @@ def relocate(cache: Cache, sources: Sequence[str]) -> Cache:
 
 
 def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:
-    """Record other places for the same images, after a sample of them was compared. Raises StaleCacheError if one differs."""
+    """Record other containers of the same images, after a sample of them was compared.
+
+    Raises:
+        StaleCacheError: an image of the sample differs, or is missing.
+    """
     usable = cache.usable_rows()
     spread = np.linspace(0, len(usable) - 1, min(COMPARED_IMAGES, len(usable))).astype(int)
     index = cache.index

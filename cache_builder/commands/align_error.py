@@ -1,4 +1,4 @@
-"""`radio-cache align-error`: what training on crops of cached maps costs, measured."""
+"""`radio-cache align-error`: measure the error of training on crops of cached maps."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def align_error(
     plot: Path | None,
     device: str,
 ) -> None:
-    """Compare cached maps under crops with what the teachers themselves say of the crops.
+    """Compare crops of cached maps with the teachers' own maps of the crops.
 
     Cosine of tokens less the teacher's mean token: 1 is the same. Teachers run at their first size; each of their levels in
     the cache is compared with them, and so are mirrored crops with mirrored maps.

@@ -265,7 +265,7 @@ def build(
     # Before workers are awaited, because an error in the options must not surface hours later.
     config = build_config(threads=threads, **options)
     with workplace(
-        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, say=print_line
+        workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, on_message=print_line
     ) as place:
         config = on_device(config, place.device, threads=place.threads, dtype=options["dtype"])
         if place.worker_pool is None and config.device == "cpu":

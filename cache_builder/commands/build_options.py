@@ -1,4 +1,4 @@
-"""What `radio-cache build` is asked of its teachers: `NAME=VALUE` options, one value for all of them, or one for each."""
+"""Options of `radio-cache build` as a configuration. Many are `NAME=VALUE`: a value for all teachers, or for one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,14 +21,14 @@ Value = TypeVar("Value")
 
 FITS: tuple[Fit, ...] = get_args(Fit)
 FEATURES = ("neck", "trunk")
-"""Which map of a teacher that has both: what stands behind its neck, or before."""
+"""Maps of a teacher that has both: behind its neck, or before it."""
 
 JPEG_QUALITY = 90
-"""Of kept images, colours at full resolution: docs/build.md has what other settings cost and keep."""
+"""Quality of stored images, colours at full resolution. docs/build.md compares other settings."""
 
 
 class TeacherFlags(TypedDict):
-    """The options of `radio-cache build` that say something about teachers, as click hands them over."""
+    """Options of `radio-cache build` about teachers, as click passes them."""
 
     weights: tuple[str, ...]
     size: tuple[str, ...]
@@ -129,22 +129,27 @@ def parse_batch_size(text: str | None) -> int | Literal["auto"] | None:
 
 
 def pixel_store(side_px: int | None, pixels_as: PixelFormat) -> PixelStore | None:
-    """How images are kept, from the command line."""
+    """Return how the cache stores images, or None if it stores none."""
     quality = JPEG_QUALITY if pixels_as == "jpeg" else 0
     return None if side_px is None else PixelStore(side_px=side_px, format=pixels_as, quality=quality)
 
 
 def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:
-    """Group in the cache -> what the command line asks of it: a teacher's name for its first size, then its levels.
+    """Return group in the cache -> options: a teacher's name for its first size, then its levels.
 
-    device: where it will run; decides what --dtype auto means.
+    Args:
+        teachers: names of teachers.
+        device: device of the teachers, which decides what --dtype auto means.
+        flags: values of the options about teachers.
 
-    Raises UnknownTeacherError, or ConfigError naming the flag.
+    Raises:
+        UnknownTeacherError: a name is unknown.
+        ConfigError: a value is not possible; the message names the option.
     """
     for name in teachers:
         find_teacher(name)
-    given = per_teacher("--features", flags["features"], teachers, one_of("--features", FEATURES), shared=True)
-    names = [trunk_of(name) if given.get(name) == "trunk" else name for name in teachers]
+    features = per_teacher("--features", flags["features"], teachers, one_of("--features", FEATURES), shared=True)
+    names = [trunk_of(name) if features.get(name) == "trunk" else name for name in teachers]
     if len(set(names)) < len(names):
         raise ConfigError(f"--teacher {next(name for name in names if names.count(name) > 1)} is given twice")
     files = per_teacher("--weights", flags["weights"], teachers, lambda text: Path(text).expanduser(), shared=False)
@@ -156,51 +161,59 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     extra_views = per_teacher("--views", flags["views"], teachers, view_count, shared=True)
     dtype = resolve_dtype(flags["dtype"], device)
     options: dict[str, TeacherOptions] = {}
-    for asked, name in zip(teachers, names, strict=True):
-        own = sizes.get(asked, [])
+    for preset, name in zip(teachers, names, strict=True):
+        sizes_px = sizes.get(preset, [])
         options[name] = TeacherOptions(
-            weights=files.get(asked),
-            size_px=own[0] if own else None,
-            fit=fits.get(asked),
+            weights=files.get(preset),
+            size_px=sizes_px[0] if sizes_px else None,
+            fit=fits.get(preset),
             dtype=dtype,
-            codec=CodecRecord.of_request(codecs[asked]),
-            views=1 + extra_views.get(asked, 0),
-            view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(asked) else None,
+            codec=CodecRecord.of_request(codecs[preset]),
+            views=1 + extra_views.get(preset, 0),
+            view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(preset) else None,
             compiled=flags["compiled"],
         )
-        for px in own[1:]:
+        for px in sizes_px[1:]:
             options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)
     return options
 
 
 def per_teacher(
-    flag: str, given: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool
+    flag: str, texts: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool
 ) -> dict[str, Value]:
-    """Teacher name -> value. `given` holds `VALUE` (for every teacher) or `NAME=VALUE`.
+    """Return teacher name -> value of an option that takes one value per teacher.
 
-    shared: whether a bare value may stand for several teachers; one weights file cannot.
-    Raises ConfigError for a name that is not among `teachers`, a bare value where a name is needed, or a second value.
+    Args:
+        flag: name of the option, for messages.
+        texts: values as typed: `VALUE` for every teacher, or `NAME=VALUE`.
+        teachers: names of the teachers.
+        parse: makes the value of its text.
+        shared: whether a bare value may be of several teachers; one weights file cannot.
+
+    Raises:
+        ConfigError: a name is not among `teachers`, a bare value needs a name, or a teacher has two values.
     """
-    found = several_per_teacher(flag, given, teachers, parse, shared=shared)
-    for name, values in found.items():
+    values_by_teacher = several_per_teacher(flag, texts, teachers, parse, shared=shared)
+    for name, values in values_by_teacher.items():
         if len(values) > 1:
             raise ConfigError(f"{flag} is given {len(values)} times for {name}: one value is possible")
-    return {name: values[0] for name, values in found.items()}
+    return {name: values[0] for name, values in values_by_teacher.items()}
 
 
 def several_per_teacher(
-    flag: str, given: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool = True
+    flag: str, texts: Sequence[str], teachers: Sequence[str], parse: Callable[[str], Value], *, shared: bool = True
 ) -> dict[str, list[Value]]:
-    """Teacher name -> values in the order given; those with a name count more than those without.
+    """Return teacher name -> values in the order of the command line. Values with a name replace those without.
 
-    Raises ConfigError as `per_teacher`, and for the same value twice.
+    Raises:
+        ConfigError: as `per_teacher`, and for the same value twice.
     """
     bare: list[Value] = []
     named: dict[str, list[Value]] = {}
-    for text in given:
+    for text in texts:
         name, value = split_name_value(text)
         if name is not None and name in teachers:
-            own, one = named.setdefault(name, []), parse(value)
+            values, parsed = named.setdefault(name, []), parse(value)
         elif name is not None and not Path(text).exists():
             raise ConfigError(
                 f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
@@ -208,34 +221,34 @@ def several_per_teacher(
         elif not shared and len(teachers) > 1:
             raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
         else:
-            own, one = bare, parse(text)
-        if one in own:
-            raise ConfigError(f"{flag} {text}: {name if own is not bare else ', '.join(teachers)} has that already")
-        own.append(one)
+            values, parsed = bare, parse(text)
+        if parsed in values:
+            raise ConfigError(f"{flag} {text}: {name if values is not bare else ', '.join(teachers)} has that already")
+        values.append(parsed)
     return (dict.fromkeys(teachers, bare) if bare else {}) | named
 
 
 def pixels(text: str) -> int:
-    """A size in pixels from the command line."""
+    """Return a size in pixels. Raise ConfigError if the text is no whole number."""
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--size {text}: a size is a whole number of pixels")
     return int(text)
 
 
 def view_count(text: str) -> int:
-    """A number of extra views from the command line."""
+    """Return a number of extra views. Raise ConfigError if the text is none."""
     if not text.isdecimal() or int(text) >= MAX_VIEWS:
         raise ConfigError(f"--views {text}: how many extra views of each image, 0 to {MAX_VIEWS - 1}")
     return int(text)
 
 
 def view_sampling(*, flipped: bool) -> ViewSampling:
-    """How extra views are drawn: a quarter of the image or more, about as wide as it is. flipped: half of them mirrored."""
+    """Return how extra views are drawn: a quarter of the image or more, in about its proportions, half mirrored if `flipped`."""
     return ViewSampling(seed=0, area=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip_share=0.5 if flipped else 0.0)
 
 
 def one_of(flag: str, choices: tuple[Value, ...]) -> Callable[[str], Value]:
-    """What reads one of some words from the command line."""
+    """Return a function that reads one of `choices`, and raises ConfigError for any other text."""
 
     def read(text: str) -> Value:
         for choice in choices:
@@ -254,9 +267,10 @@ def codec_requests(
     fidelity: Sequence[str],
     step: Sequence[str],
 ) -> dict[str, CodecRequest | None]:
-    """What the command line asks of every teacher's codec; None where it says nothing.
+    """Return teacher name -> codec request, or None for a teacher without options.
 
-    Raises ConfigError for a setting of klt beside another codec, or both a fidelity and a step.
+    Raises:
+        ConfigError: a setting does not belong to the codec, or there are both a fidelity and a step.
     """
     codecs = per_teacher("--codec", codec, teachers, str, shared=True)
     settings: dict[str, dict[str, Any]] = {
@@ -266,21 +280,21 @@ def codec_requests(
     }
     requests: dict[str, CodecRequest | None] = {}
     for teacher in teachers:
-        own = {name: values[teacher] for name, values in settings.items() if teacher in values}
+        teacher_settings = {name: values[teacher] for name, values in settings.items() if teacher in values}
         name = codecs.get(teacher, CodecRequest().name)
-        foreign = [option for option in own if option not in settings_of(name)]
+        foreign = [option for option in teacher_settings if option not in settings_of(name)]
         if foreign:
             users = " and ".join(codec for codec in codec_names() if foreign[0] in settings_of(codec))
             raise ConfigError(f"--{foreign[0]} is a setting of {users}, and {teacher} is to be stored as {name}")
-        if "fidelity" in own and "step" in own:
+        if "fidelity" in teacher_settings and "step" in teacher_settings:
             raise ConfigError(f"{teacher} has both --fidelity and --step: one follows from the other, give one")
-        asked = teacher in codecs or own
-        requests[teacher] = CodecRequest(name=name, **own) if asked else None
+        is_requested = teacher in codecs or teacher_settings
+        requests[teacher] = CodecRequest(name=name, **teacher_settings) if is_requested else None
     return requests
 
 
 def number(flag: str, text: str) -> float:
-    """A number from the command line."""
+    """Return a number. Raise ConfigError if the text is none."""
     try:
         return float(text)
     except ValueError as exc:

@@ -1,4 +1,4 @@
-"""`radio-cache copy`: a cache, or a part of it, to another place."""
+"""`radio-cache copy`: copy a cache, or a part of it."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,9 @@ def _table(report: "CopyReport") -> Table:
     rows = table("", "copied", "shards", "codec", "cosine", "bits/value", "written", left=2)
     for unit in report.units:
         info = infos.get(unit.name)
-        told = ("", "", "") if info is None else (info.codec, cosine(info.fidelity), f"{info.bits_per_value:.2f}")
+        codec_cells = (
+            ("", "", "") if info is None else (info.codec, cosine(info.fidelity), f"{info.bits_per_value:.2f}")
+        )
         counts = {
             "as they are": unit.kept,
             "of chosen rows": unit.assembled,
@@ -87,7 +89,7 @@ def _table(report: "CopyReport") -> Table:
             "there before": unit.before,
         }
         shards = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
-        rows.add_row(unit.name, shards, *told, human_bytes(unit.num_bytes))
+        rows.add_row(unit.name, shards, *codec_cells, human_bytes(unit.num_bytes))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`radio-cache plan`: what the build of the same options would cost, before it is started."""
+"""`radio-cache plan`: predict the cost of a build with the same options."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _OF_BUILD_ALONE = ("workers", "scheduler", "cluster", "log_json")
 
 
 def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) -> click.Command:
-    """The command, with the options of `radio-cache build` that say what is built, under its headings."""
+    """Return the command, with those options of `radio-cache build` that decide what is built, under its headings."""
     shared = [option for option in build.params if option.name not in _OF_BUILD_ALONE]
     headings = {heading: names for heading, names in sections.items() if not set(names) <= set(_OF_BUILD_ALONE)}
     return SectionedCommand(
@@ -47,7 +47,7 @@ _EXAMPLES = (
 )
 
 
-_HELP = """Say what a build would cost: time, money, bytes, and when it pays. Writes nothing.
+_HELP = """Predict the cost of a build: time, money, bytes, and when it pays. Writes nothing.
 
 Takes the options of `radio-cache build`, runs a few of the images through every teacher on this device, and measures
 decoding, the teacher, encoding and the bytes of every codec.
@@ -151,7 +151,7 @@ def _plan(
 
 
 def times(plan: "Plan") -> Table:
-    """A line a teacher: milliseconds per image by stage, and how long all images take."""
+    """Return a table of milliseconds per image by stage, and of the time of all images, a line per teacher."""
     build, devices = plan.config.build, plan.config.devices
     rows = table(
         f"Time, measured on {build.device} with {build.threads} thread{'s' * (build.threads > 1)}",
@@ -167,8 +167,10 @@ def times(plan: "Plan") -> Table:
     )
     for teacher in plan.teachers:
         probe = teacher.probe
-        own_s = teacher.seconds - teacher.calibration_s
-        shared = [human_seconds(teacher.calibration_s + own_s / min(devices, plan.num_shards))] if devices > 1 else []
+        shards_s = teacher.seconds - teacher.calibration_s
+        shared = (
+            [human_seconds(teacher.calibration_s + shards_s / min(devices, plan.num_shards))] if devices > 1 else []
+        )
         rows.add_row(
             probe.name + (" (random weights)" if teacher.random_weights else ""),
             str(probe.input_hw[0]),
@@ -183,7 +185,7 @@ def times(plan: "Plan") -> Table:
 
 
 def bytes_per_image(plan: "Plan") -> Table:
-    """A line a teacher: bytes of an image's map and summary in every codec; all images in the codec asked for."""
+    """Return a table of bytes per image in every codec, and of all images in the requested one, a line per teacher."""
     from cache_builder.planning.measure import COMPARED
 
     rows = table(
@@ -194,11 +196,11 @@ def bytes_per_image(plan: "Plan") -> Table:
     )
     for teacher in plan.teachers:
         costs = [teacher.probe.cost_of(request).bytes_per_image for request in COMPARED]
-        most = "at most " if teacher.is_upper_bound else ""
+        bound = "at most " if teacher.is_upper_bound else ""
         rows.add_row(
             teacher.probe.name,
             *("-" if cost is None else human_bytes(cost + teacher.probe.summary_bytes) for cost in costs),
-            f"{most}{human_bytes(plan.num_images * teacher.bytes_per_image)} in {_label(teacher.stored.request)}",
+            f"{bound}{human_bytes(plan.num_images * teacher.bytes_per_image)} in {_label(teacher.stored.request)}",
         )
     return rows
 
@@ -210,7 +212,7 @@ def _label(request: "CodecRequest") -> str:
 
 
 def conclusions(plan: "Plan") -> list[str]:
-    """The sentences below the tables: size, space, time, money, and when a cache pays."""
+    """Return the lines below the tables: size, space, time, money, and when a cache pays."""
     config, runs = plan.config, plan.runs_to_break_even
     bound = "at most " if any(teacher.is_upper_bound for teacher in plan.teachers) else ""
     lines = [
@@ -238,14 +240,14 @@ def conclusions(plan: "Plan") -> list[str]:
     )
     for teacher in plan.teachers:
         if teacher.is_upper_bound:
-            why = teacher.probe.cost_of(teacher.probe.asked).why
-            lines.append(f"unknown  {teacher.probe.name}, {_label(teacher.probe.asked)}: {why}; counted as half")
+            reason = teacher.probe.cost_of(teacher.probe.asked).why
+            lines.append(f"unknown  {teacher.probe.name}, {_label(teacher.probe.asked)}: {reason}; counted as half")
     return lines
 
 
 def _space(plan: "Plan") -> str:
     out = plan.config.build.out
     if plan.free_bytes is None:
-        return f"{out} is a bucket, whose free space nobody can ask for"
+        return f"{out} is a bucket, whose free space is not known"
     fits = "fits" if plan.fits else "DOES NOT FIT"
     return f"{human_bytes(plan.bytes_to_write)} to write, {human_bytes(plan.free_bytes)} free at {out}: {fits}"

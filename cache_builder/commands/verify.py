@@ -1,4 +1,4 @@
-"""`radio-cache verify` and `repair`: is a cache right, and how to mend it."""
+"""`radio-cache verify` and `repair`: check a cache, and drop damaged shards."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ def verify(
     weights: tuple[str, ...],
     device: str,
 ) -> None:
-    """Compare every file of CACHE with its checksums, and say what is damaged or not there. Changes nothing.
+    """Compare every file of CACHE with its checksums, and list what is damaged or missing. Changes nothing.
 
     With --recompute also with the teachers themselves, from the source images: exit code 1 if a mean cosine is lower than
     the recorded one allows, or a single image is far from what is stored for it.
@@ -56,10 +56,11 @@ def verify(
     opened = Cache(cache)
     report = verify_cache(opened, deep=deep)
     rows = table("", "unit", "shards right", "damaged", "not built yet")
-    for unit, there in report.shards.items():
-        own = [d for d in report.damages if d.unit == unit and d.shard is not None]
-        damaged, wrong = len({d.shard for d in own if not d.is_unread}), len({d.shard for d in own})
-        rows.add_row(unit, str(there - wrong), str(damaged or "-"), str(report.missing[unit] or "-"))
+    for unit, num_shards in report.shards.items():
+        damages = [damage for damage in report.damages if damage.unit == unit and damage.shard is not None]
+        damaged = len({damage.shard for damage in damages if not damage.is_unread})
+        wrong = len({damage.shard for damage in damages})
+        rows.add_row(unit, str(num_shards - wrong), str(damaged or "-"), str(report.missing[unit] or "-"))
     console().print(rows)
     for damage in report.damages:
         click.echo(printable(f"{damage.place}: {damage.what}"))
@@ -81,7 +82,7 @@ def verify(
 
 
 def _cure(report: "VerifyReport", cache: str) -> str:
-    """What to do about the damages, which the lines above name."""
+    """Return the cure of the damages that the lines above name."""
     unread = sum(damage.is_unread for damage in report.damages)
     damaged, mendable = len(report.damages) - unread, sum(damage.mendable for damage in report.damages)
     blocked = f"{unread} could not be read, which is no damage: make them readable, and verify again" if unread else ""
@@ -98,33 +99,33 @@ def _cure(report: "VerifyReport", cache: str) -> str:
 
 
 def _print_recomputed(report: "RecomputeReport") -> None:
-    """The table, what is not as it should be, and the exit code."""
+    """Print the table and the complaints, and exit with 1 if there are any."""
     rows = table("", "recomputed", "images", "recorded", "now", "at least", "worst image", "at least", "summary")
-    for one in report.teachers:
-        summary = "-" if one.summary is None else f"{one.summary:.4f}"
+    for result in report.teachers:
+        summary = "-" if result.summary is None else f"{result.summary:.4f}"
         rows.add_row(
-            one.name,
-            str(one.images),
-            f"{one.recorded:.4f}",
-            f"{one.cosine:.4f}",
-            f"{one.floor:.4f}",
-            f"{one.worst.cosine:.4f}",
-            f"{one.image_floor:.4f}",
+            result.name,
+            str(result.images),
+            f"{result.recorded:.4f}",
+            f"{result.cosine:.4f}",
+            f"{result.floor:.4f}",
+            f"{result.worst.cosine:.4f}",
+            f"{result.image_floor:.4f}",
             summary,
         )
     click.echo()
     console().print(rows)
     for key, reason in report.unreadable.items():
         click.echo(printable(f"{key} could not be compared: {reason}"))
-    for one in report.teachers:
-        for complaint in one.complaints():
+    for result in report.teachers:
+        for complaint in result.complaints():
             click.echo(printable(complaint))
     if not report.ok:
         raise SystemExit(1)
     left_out = (
         f" (without {len(report.unreadable)} of the sample that could not be compared)" if report.unreadable else ""
     )
-    click.echo(f"\nthe teachers say again what is stored, within what its codec was recorded to lose{left_out}")
+    click.echo(f"\nthe teachers compute again what is stored, within the recorded loss of its codec{left_out}")
 
 
 @click.command()

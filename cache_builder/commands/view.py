@@ -1,4 +1,4 @@
-"""`radio-cache view`: look at what is in a cache."""
+"""`radio-cache view`: draw images of a cache beside their feature maps."""
 
 from pathlib import Path
 

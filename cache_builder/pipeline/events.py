@@ -76,40 +76,45 @@ class ReportedEvents(BuildEvents):
     """Events as sentences, as progress lines on standard error, and as JSON lines in a file.
 
     Args:
-        say: receives each sentence; None drops them.
+        on_message: receives each sentence; None drops them.
         log_json: file to append JSON lines to; None for no log.
 
     Raises:
         ConfigError: the log file cannot be written.
     """
 
-    def __init__(self, say: Callable[[str], object] | None = None, *, log_json: Path | None = None) -> None:
-        self._say, self._log = say, JsonLinesFile(log_json)
+    def __init__(self, on_message: Callable[[str], object] | None = None, *, log_json: Path | None = None) -> None:
+        self._on_message, self._log = on_message, JsonLinesFile(log_json)
         self._line: ProgressLine | None = None
         self._stages: StageSeconds | None = None
         self._scan: UnitCounts | None = None
         self._unit: UnitCounts | None = None
 
     def message(self, sentence: str) -> None:
-        if self._say is not None:
-            self._say(sentence)
+        """Pass the sentence on."""
+        if self._on_message is not None:
+            self._on_message(sentence)
 
     def progress(self, num_images: int, note: str = "") -> None:
+        """Advance the progress line, with the bottleneck, `note`, and the bytes written so far."""
         bottleneck = self._stages.bottleneck() if self._stages else ""
         written = self._unit.note if self._unit else ""
         if self._line is not None:
             self._line.advance(num_images, ", ".join(filter(None, (bottleneck, note, written))))
 
     def scanned(self, receipt: Receipt) -> None:
+        """Count a shard of the scan, and log it."""
         if self._scan is not None:
             self._scan.add(receipt)
 
     def committed(self, receipt: Receipt) -> None:
+        """Count a shard of the current unit, and log it."""
         if self._unit is not None:
             self._unit.add(receipt)
 
     @contextlib.contextmanager
     def counting(self, title: str, num_images: int) -> Generator[None]:
+        """Show a progress line towards `num_images`."""
         with ProgressLine(title, num_images) as self._line:
             yield
         self._line = None
@@ -124,6 +129,7 @@ class ReportedEvents(BuildEvents):
         title: str | None = None,
         stages: StageSeconds | None = None,
     ) -> Generator[None]:
+        """Show a progress line, and log the shards and the whole pass. After Ctrl-C report how much is done."""
         self._stages = stages
         # A teacher's pass also scans the shards that no pass has scanned yet, so it fills two counts.
         self._scan = UnitCounts(self._log, IMAGES_UNIT)

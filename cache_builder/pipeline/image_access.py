@@ -1,4 +1,4 @@
-"""Image files as a build reads them: what fails is tried again, and no image is blamed for what is wrong around it.
+"""Reading of image files in a build. A read that fails is repeated, and no image is blamed for faults around it.
 
 An image that cannot be read while others can is unreadable: left out, and looked at again by a later build. Where no image can be
 read, or many one after the other cannot, the build stops: a disk is not mounted, a server refuses this client.
@@ -21,13 +21,13 @@ from radio_cache.reader import Cache, digest
 from radio_cache.storage.base import is_url
 
 PAUSES_S = (0.2, 1.0)
-"""Before the second and the third try to read a file, or to decode it where memory is short."""
+"""Seconds before the second and the third attempt to read a file, or to decode it where memory is short."""
 
 RECENT_IMAGES = 32
-"""Images over which unreadable ones are counted."""
+"""Number of last images among which unreadable ones are counted."""
 
-MOST_UNREADABLE = 16
-"""Of the recent images; with so many a build stops, unless it was told to leave them out."""
+MAX_UNREADABLE = 16
+"""Unreadable ones among the recent images at which a build stops, unless it leaves them out."""
 
 _WITNESSES = 4
 _PROBED_IMAGES = 12
@@ -63,24 +63,24 @@ class ImageAccess:
         blind: Callable[[str], RadioCacheError] = SourceError,
     ) -> None:
         self.cache, self._leave_out, self._blind = cache, leave_out, blind
-        self._lock, self._alone = threading.Lock(), threading.RLock()
+        self._lock, self._one_at_a_time = threading.Lock(), threading.RLock()
         self._witnesses: dict[str, deque[Witness]] = {}
         self._recent: deque[bool] = deque(maxlen=RECENT_IMAGES)
-        for one in witnesses:
-            self._keep(one)
+        for witness in witnesses:
+            self._keep(witness)
 
     @property
     def witnesses(self) -> tuple[Witness, ...]:
         """Images that were read, some of every place."""
         with self._lock:
-            return tuple(one for some in self._witnesses.values() for one in some)
+            return tuple(witness for recent in self._witnesses.values() for witness in recent)
 
     def file(self, row: int) -> bytes:
         """Return the bytes of an image file.
 
         Raises:
             UnreadableImageError: this file cannot be read now, and others can.
-            ImageError: no image can lie where the cache says.
+            ImageError: no image can lie at the recorded place.
             SourceError: no image can be read, or too many cannot; or what `blind` makes.
             StorageError: there is no memory or no descriptor left.
         """
@@ -101,7 +101,7 @@ class ImageAccess:
 
         Raises:
             ImageError: as `decode` does.
-            UnreadableImageError: there is no memory for this image, and enough for another one: it is too large, or asks for more
+            UnreadableImageError: there is no memory for this image, and enough for another one: it is too large, or requests more
                 than it needs.
             StorageError: there is no memory for any.
         """
@@ -115,9 +115,9 @@ class ImageAccess:
         raise error
 
     def _can_decode_another(self, row: int, decode: Callable[[bytes], T]) -> bool:
-        others = [one.row for one in self.witnesses if one.row != row]
-        with self._alone:
-            for other in others[-_WITNESSES:]:
+        other_rows = [witness.row for witness in self.witnesses if witness.row != row]
+        with self._one_at_a_time:
+            for other in other_rows[-_WITNESSES:]:
                 try:
                     decode(self.cache.read_unchecked(other))
                 except (ImageError, StorageError, MemoryError):
@@ -138,7 +138,7 @@ class ImageAccess:
             error = exc
         for pause in (0.0, *PAUSES_S):
             time.sleep(pause)
-            with self._alone:
+            with self._one_at_a_time:
                 try:
                     return make()
                 except ImageError as exc:
@@ -156,19 +156,19 @@ class ImageAccess:
     def prove_sight(self) -> None:
         """Raise what `blind` makes if there are witnesses, and none of them can be read."""
         known = self.witnesses
-        if known and not any(self._is_readable(one) for one in known):
+        if known and not any(self._is_readable(witness) for witness in known):
             self._refuse(known[0].row, "it cannot be read, or is another file")
 
     def _read(self, row: int) -> bytes:
-        """The bytes of a file, tried several times."""
+        """Return the bytes of a file, tried several times."""
         for pause in (*PAUSES_S, None):
             try:
                 return self.cache.read_unchecked(row)
             except UnreadableImageError:
-                if pause is None or is_url(self._place(row)):  # as below
+                if pause is None or is_url(self._path_or_url(row)):  # as below
                     raise
             except StorageError as exc:
-                if is_url(self._place(row)):  # it has tried again already
+                if is_url(self._path_or_url(row)):  # it has tried again already
                     if not is_listed_file(self.cache, row):
                         raise
                     raise UnreadableImageError(f"cannot be read: {exc}") from exc  # one server of many
@@ -181,14 +181,14 @@ class ImageAccess:
         raise AssertionError
 
     def _prove_sight(self, row: int, error: ImageError) -> None:
-        """Raise what `blind` makes unless another image can be read now, one from the same place if such a one is known."""
-        place = self._origin(row)
+        """Raise what `blind` makes unless another image can be read now, one from the same origin if one is known."""
+        origin = self._origin(row)
         with self._lock:
-            near = [one for one in self._witnesses.get(place, ()) if one.row != row]
-            far = [one for of, some in self._witnesses.items() if of != place for one in some]
+            near = [witness for witness in self._witnesses.get(origin, ()) if witness.row != row]
+            far = [witness for other, witnesses in self._witnesses.items() if other != origin for witness in witnesses]
         if near or far:
             known = near or far
-            if not any(self._is_readable(one) for one in known):
+            if not any(self._is_readable(witness) for witness in known):
                 self._refuse(row, str(error))
             return
         for other in self._spread_rows(row):
@@ -202,22 +202,22 @@ class ImageAccess:
     def _refuse(self, row: int, reason: str) -> NoReturn:
         container = self._container(row)
         gone = not is_url(container.path) and not os.path.exists(container.path)  # noqa: PTH110
-        what = f"{container.path} is gone" if gone else f"no image of {container.path} can be read now"
+        problem = f"{container.path} is gone" if gone else f"no image of {container.path} can be read now"
         raise self._blind(
-            f"{what} ({self.cache.index.key(row)}: {reason}): mount it, or make it readable again, and run the same command; "
+            f"{problem} ({self.cache.index.key(row)}: {reason}): mount it, or make it readable again, and run the same command; "
             "nothing that was finished is lost"
         )
 
     def _spread_rows(self, row: int) -> list[int]:
-        """Rows all over the cache, from the same container first."""
+        """Return rows all over the cache, those from the same container first."""
         numbers = self.cache.index.container
         near = np.flatnonzero(numbers == numbers[row])
         near, every = near[near != row], np.arange(len(numbers))
         rows: list[int] = []
-        for some in (near, every):
-            if len(some):
-                rows += some[np.linspace(0, len(some) - 1, _PROBED_IMAGES).astype(int)].tolist()
-        return [one for one in dict.fromkeys(rows) if one != row]
+        for candidates in (near, every):
+            if len(candidates):
+                rows += candidates[np.linspace(0, len(candidates) - 1, _PROBED_IMAGES).astype(int)].tolist()
+        return [other for other in dict.fromkeys(rows) if other != row]
 
     def _is_readable(self, witness: Witness) -> bool:
         try:
@@ -226,16 +226,16 @@ class ImageAccess:
             return False
 
     def _keep(self, witness: Witness) -> None:
-        place = self._origin(witness.row)
+        origin = self._origin(witness.row)
         with self._lock:
-            self._witnesses.setdefault(place, deque(maxlen=_WITNESSES)).append(witness)
+            self._witnesses.setdefault(origin, deque(maxlen=_WITNESSES)).append(witness)
             self._recent.append(False)
 
     def _count_unreadable(self, row: int, error: ImageError) -> None:
         with self._lock:
             self._recent.append(True)
             unreadable, recent = sum(self._recent), len(self._recent)
-        if unreadable >= MOST_UNREADABLE and not self._leave_out:
+        if unreadable >= MAX_UNREADABLE and not self._leave_out:
             raise SourceError(
                 f"{unreadable} of the last {recent} images cannot be read, the last is {self.cache.index.key(row)}: {error}. "
                 "Make them readable and run the same command again; --leave-out-unreadable builds without them"
@@ -244,17 +244,17 @@ class ImageAccess:
     def _container(self, row: int) -> Container:
         return self.cache.meta.containers[int(self.cache.index.container[row])]
 
-    def _place(self, row: int) -> str:
+    def _path_or_url(self, row: int) -> str:
         container = self._container(row)
         if container.kind == "list":
             return resolve_list_entry(container.path, self.cache.index.key(row).removeprefix(container.prefix))
         return container.path
 
     def _origin(self, row: int) -> str:
-        """The container of an image; in a list the server, or the disk as far as its path tells."""
+        """Return the container of an image; for a listed file its server, or its disk as far as the path shows."""
         if self._container(row).kind != "list":
             return self._container(row).path
-        return "/".join(self._place(row).split("/")[:3])
+        return "/".join(self._path_or_url(row).split("/")[:3])
 
 
 def known_witnesses(cache: Cache, access: ImageAccess, count: int = 8) -> tuple[Witness, ...]:
@@ -267,13 +267,13 @@ def known_witnesses(cache: Cache, access: ImageAccess, count: int = 8) -> tuple[
         rows = usable[np.linspace(0, len(usable) - 1, count).astype(int)]
         return tuple(Witness(row, cache.digests[row].tobytes()) for row in dict.fromkeys(rows.tolist()))
     rows = np.linspace(0, cache.num_images - 1, count).astype(int)
-    found: list[Witness] = []
+    witnesses: list[Witness] = []
     for row in dict.fromkeys(rows.tolist()):
         try:
-            found.append(Witness(row, digest(access.file(row))))
+            witnesses.append(Witness(row, digest(access.file(row))))
         except ImageError:
             continue
-    return tuple(found)
+    return tuple(witnesses)
 
 
 def is_listed_file(cache: Cache, row: int) -> bool:

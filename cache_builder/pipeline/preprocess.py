@@ -1,4 +1,4 @@
-"""From an upright RGB image to what a teacher receives, operation by operation as the teacher's own library does it."""
+"""Preprocessing: from an upright RGB image to a teacher's input, operation by operation as the teacher's library does it."""
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 def view_pixels(image: Image.Image, geometry: ViewGeometry) -> NDArray[np.uint8]:
-    """The whole image as a teacher sees it: resized with PIL, then cut or padded; (h, w, 3), padding 0.
+    """Return an image resized with PIL, then cut or padded with 0, to the teacher's input size: (h, w, 3).
 
-    Bitwise what torchvision's Resize and CenterCrop (CLIP, timm) and SAM's ResizeLongestSide make of a PIL image.
-    Raises ImageError for an image too long and thin to resize.
+    The result is bitwise that of torchvision's Resize and CenterCrop (CLIP, timm) and of SAM's ResizeLongestSide on a PIL
+    image.
+
+    Raises:
+        ImageError: the image is too long and thin to resize.
     """
     image_hw = (image.height, image.width)
     h, w = resized_hw(image_hw, geometry)
@@ -34,18 +37,23 @@ def view_pixels(image: Image.Image, geometry: ViewGeometry) -> NDArray[np.uint8]
 
 
 def teacher_input(
-    pixels: UInt8[Tensor, "b h w 3"], valid: list[tuple[int, int]], normalisation: Normalisation
+    pixels: UInt8[Tensor, "b h w 3"], valid_hw: list[tuple[int, int]], normalisation: Normalisation
 ) -> Float[Tensor, "b 3 h w"]:
-    """Normalised float32 input on the pixels' device. Padding is zero after normalisation, as in SAM.
+    """Return the normalised float32 input, on the device of the pixels.
 
-    valid: height and width of the part of each input that shows the image, from the top left.
+    Args:
+        pixels: views as uint8.
+        valid_hw: height and width, in pixels, of the part of each view that shows the image, from the top left.
+        normalisation: scale, mean and standard deviation.
     """
     mean, std = (
-        pixels.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (normalisation.mean, normalisation.std)
+        pixels.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+        for values in (normalisation.mean, normalisation.std)
     )
-    images = pixels.permute(0, 3, 1, 2).to(torch.float32)
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32)  # (b, h, w, 3) -> (b, 3, h, w)
     images = images.div(normalisation.scale).sub(mean).div(std)
-    for number, (h, w) in enumerate(valid):
+    # Padding is zero after normalisation, as in SAM, not before it.
+    for number, (h, w) in enumerate(valid_hw):
         images[number, :, h:] = 0
         images[number, :, :, w:] = 0
     return images.contiguous()

@@ -1,4 +1,4 @@
-"""Where workers come from: processes on this machine, a Dask scheduler that runs already, or a cluster that is asked for.
+"""Sources of workers: processes on this machine, a running Dask scheduler, or a cluster that is requested.
 
 `dask` and `distributed` are imported when a crew is made, not before.
 """
@@ -22,10 +22,10 @@ from radio_cache.errors import ClusterError, ConfigError, unknown_name
 from radio_cache.torch import pick_device
 
 EXTRAS = {"slurm": ("dask_jobqueue", "SLURMCluster"), "kubernetes": ("dask_kubernetes.operator", "KubeCluster")}
-"""Kind of cluster, also the name of the extra that installs it -> where its class is."""
+"""Kind of cluster, also the name of the extra that installs it -> module and name of its class."""
 
 _SETTINGS = {
-    # Who was on a worker that died is ours to count: a death is told to us at once (`TaskQueue`).
+    # Deaths are counted by `TaskQueue`, so the scheduler reports each of them at once.
     "distributed.scheduler.allowed-failures": 0,
     # Shards wait here, not in workers that may die.
     "distributed.scheduler.worker-saturation": 1.0,
@@ -37,23 +37,28 @@ _SETTINGS = {
 _LOCAL_SETTINGS = {
     # A worker that dies here is noticed by its parent process; one that was silent for minutes has slept, as laptops do.
     "distributed.scheduler.worker-ttl": None,
-    # Pages about the build, which other users of the machine could read: nobody here looks at them.
+    # No web pages about the build: other users of the machine could read them.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.nanny.http.routes": [],
 }
 _CONNECT_S = 10
 _FIRST_S = 60
-"""How long a build waits for a scheduler that has never answered: it is more likely another address than one that starts."""
+"""Seconds to wait for a scheduler that has never answered. More likely the address is wrong than the scheduler starting."""
 
 _SUBMIT = {"slurm": "sbatch"}
-"""Kind of cluster -> the command that hands in its jobs, which dask-jobqueue misses only after it has promised workers."""
+"""Kind of cluster -> command that submits its jobs. dask-jobqueue misses it only after it has promised workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """Who builds, and what a build must know of them. crew: None for this very process. threads: of one process, for
-    reading and decoding."""
+    """The processes that build.
+
+    Attributes:
+        worker_pool: worker processes; None for this process.
+        device: device of the teachers.
+        threads: threads of one process that read and decode.
+    """
 
     worker_pool: WorkerPool | None
     device: str
@@ -68,59 +73,75 @@ def workplace(
     cluster: Path | None,
     device: str,
     threads: int | None,
-    say: OnMessage = lambda _: None,
+    on_message: OnMessage = lambda _: None,
 ) -> Generator[Workplace]:
-    """This process, or the workers that were asked for by one of the first three.
+    """Open the workers that one of the first three arguments requests, or this process if none does.
 
-    device: "auto" is a GPU wherever the work is done, if there is one. threads: None is as many as there are cores
-    for a process; workers elsewhere get two unless told otherwise.
-    Raises ConfigError if more than one is asked for.
+    Args:
+        workers: number of processes on this machine.
+        scheduler: address of a Dask scheduler.
+        cluster: file that describes a cluster.
+        device: device of the teachers; "auto" is a GPU if there is one where the work is done.
+        threads: threads of one process; None for one per core on this machine, two elsewhere.
+        on_message: receives sentences about the workers.
+
+    Raises:
+        ConfigError: more than one is requested, or the device does not exist.
     """
-    asked = {"--workers": workers, "--scheduler": scheduler, "--cluster": cluster}
-    given = [name for name, value in asked.items() if value is not None]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)}: take one of them")
+    sources = {"--workers": workers, "--scheduler": scheduler, "--cluster": cluster}
+    requested = [name for name, value in sources.items() if value is not None]
+    if len(requested) > 1:
+        raise ConfigError(f"{' and '.join(requested)}: take one of them")
     cores = os.cpu_count() or 1
-    if not given:
+    if not requested:
         yield Workplace(worker_pool=None, device=pick_device(device), threads=cores if threads is None else threads)
         return
     if workers is not None:
         share = max(1, cores // max(1, workers))
         device = pick_device(device)
-        with local_pool(workers, device=device, threads=share, say=say) as worker_pool:
+        with local_pool(workers, device=device, threads=share, on_message=on_message) as worker_pool:
             yield Workplace(worker_pool=worker_pool, device=device, threads=threads or share)
         return
-    making = scheduler_pool(scheduler, say=say) if scheduler is not None else cluster_pool(cast(Path, cluster), say=say)
-    with making as worker_pool:
+    if scheduler is not None:
+        opening = scheduler_pool(scheduler, on_message=on_message)
+    else:
+        opening = cluster_pool(cast(Path, cluster), on_message=on_message)
+    with opening as worker_pool:
         device = worker_pool.device if device == "auto" else device
         yield Workplace(worker_pool=worker_pool, device=device, threads=threads or 2)
 
 
 @contextlib.contextmanager
 def local_pool(
-    num_workers: int, *, device: str, threads: int, say: OnMessage = lambda _: None
+    num_workers: int, *, device: str, threads: int, on_message: OnMessage = lambda _: None
 ) -> Generator[WorkerPool]:
-    """So many worker processes on this machine, on loopback; one that dies is started again.
+    """Start worker processes on this machine, on loopback. One that dies is started again.
 
-    They and this process speak TLS with keys that are made for this build and kept in memory: a Dask scheduler runs what it is
-    sent, and every user of a machine can reach its loopback.
+    They and this process use TLS with keys that are made for this build and kept in memory. A Dask scheduler runs any code that
+    it is sent, and every user of a machine can reach its loopback.
 
-    device: "cuda" gives each worker a GPU of its own. threads: that each worker computes on, on a CPU.
-    Raises ConfigError for more workers than GPUs.
+    Args:
+        num_workers: number of processes.
+        device: "cuda" gives each worker a GPU of its own.
+        threads: threads that each worker computes on, on a CPU.
+        on_message: receives sentences about the workers.
+
+    Raises:
+        ConfigError: there are fewer GPUs than workers.
     """
     import dask.config
     from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
 
     if num_workers < 1:
         raise ConfigError(f"--workers {num_workers}: at least 1")
-    on_gpus = _visible_gpus() if device.startswith("cuda") else None
-    if on_gpus is not None and num_workers > len(on_gpus):
-        raise ConfigError(f"--workers {num_workers}: one worker per GPU, and here are {len(on_gpus)}")
+    gpus = _visible_gpus() if device.startswith("cuda") else None
+    if gpus is not None and num_workers > len(gpus):
+        raise ConfigError(f"--workers {num_workers}: one worker per GPU, and here are {len(gpus)}")
     preload = ["cache_builder.workers.signals", *dask.config.get("distributed.worker.preload")]
     environment = {"OMP_NUM_THREADS": str(threads)}
     settings: dict[str, Any] = {**_SETTINGS, **_LOCAL_SETTINGS}
     if not device.startswith("cuda"):
-        # Dask's own would give every block back at once. What a process has from its start counts for all its threads.
+        # Dask's own setting would return every block at once. Settings from the start of a process hold for all its threads.
         before = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **allocator_environment()}
         settings["distributed.nanny.pre-spawn-environ"] = before
     keys = Security.temporary()
@@ -137,7 +158,7 @@ def local_pool(
                 "silence_logs": logging.CRITICAL,
                 "preload": preload,
                 "preload_argv": [[] for _ in preload],
-                "env": environment | ({"CUDA_VISIBLE_DEVICES": on_gpus[number]} if on_gpus else {}),
+                "env": environment | ({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {}),
             },
         }
         for number in range(num_workers)
@@ -158,19 +179,19 @@ def local_pool(
         dask.config.set(settings),
         SpecCluster(
             workers=workers, scheduler=scheduler, security=keys, silence_logs=cast(Any, logging.CRITICAL)
-        ) as made,
+        ) as opened,
     ):
-        cluster: Any = made
+        cluster: Any = opened
 
         def revive() -> None:
-            """Dask gives up on a worker that dies while it is being started."""
+            """Start workers again that died while they were being started, which Dask gives up on."""
             for number, nanny in list(cluster.workers.items()):
                 if nanny.status in (Status.closed, Status.failed):
                     cluster.workers.pop(number, None)
             cluster.scale(num_workers)
 
         def kill(address: str) -> None:
-            """Its parent process notices, and starts another."""
+            """End the worker at an address. Its parent process notices, and starts another."""
             for nanny in list(cluster.workers.values()):
                 if nanny.worker_address == address and nanny.pid is not None:
                     os.kill(nanny.pid, signal.SIGKILL)
@@ -178,7 +199,7 @@ def local_pool(
         worker_pool = WorkerPool(
             lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False),
             wait_s=120,
-            say=say,
+            on_message=on_message,
             revive=revive,
             kill=kill,
         )
@@ -189,19 +210,33 @@ def local_pool(
 
 
 @contextlib.contextmanager
-def scheduler_pool(address: str, *, wait_s: float = 600, say: OnMessage = lambda _: None) -> Generator[WorkerPool]:
-    """The workers of a Dask scheduler that runs already. wait_s: how long a scheduler that answered once may be away.
+def scheduler_pool(
+    address: str, *, wait_s: float = 600, on_message: OnMessage = lambda _: None
+) -> Generator[WorkerPool]:
+    """Open the workers of a running Dask scheduler.
 
-    Raises ConfigError for what is no address, ClusterError if nobody answers there within a minute, or there are no workers.
+    Args:
+        address: address of the scheduler.
+        wait_s: seconds that a scheduler may be away after it has answered once.
+        on_message: receives sentences about the workers.
+
+    Raises:
+        ConfigError: the address is not valid.
+        ClusterError: no scheduler answers within a minute, or there are no workers.
     """
     from distributed import Client
 
     refuse_odd_address(address)
-    if (why := unreachable(address)) is not None:
-        say(f"--scheduler {address}: nobody answers there ({why}); trying for {min(wait_s, _FIRST_S):.0f} s")
+    if (reason := unreachable(address)) is not None:
+        on_message(
+            f"--scheduler {address}: no scheduler answers there ({reason}); trying for {min(wait_s, _FIRST_S):.0f} s"
+        )
     with _quiet():
         worker_pool = WorkerPool(
-            lambda: Client(address, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, first_s=_FIRST_S, say=say
+            lambda: Client(address, timeout=_CONNECT_S, set_as_default=False),
+            wait_s=wait_s,
+            first_s=_FIRST_S,
+            on_message=on_message,
         )
         try:
             yield worker_pool
@@ -217,9 +252,9 @@ def refuse_odd_address(address: str) -> None:
 
     example = "an address such as tcp://10.0.0.1:8786, which `dask scheduler` prints"
     try:
-        scheme, place = parse_address(address, strict=True)
+        scheme, host_port = parse_address(address, strict=True)
         get_backend(scheme)
-        _, port = parse_host_port(place) if scheme in _SOCKETS else (place, 1)
+        _, port = parse_host_port(host_port) if scheme in _SOCKETS else (host_port, 1)
     except ValueError as exc:
         raise ConfigError(f"--scheduler {address}: {exc}: {example}") from exc
     if not 0 < int(port) < 1 << 16:
@@ -232,16 +267,17 @@ def refuse_odd_address(address: str) -> None:
 
 
 def unreachable(address: str) -> str | None:
-    """Why nobody can be reached at a scheduler's address just now; None if somebody can, or Dask alone may know.
+    """Return why no connection to a scheduler's address is possible now; None if one is, or only Dask can find out.
 
-    Raises ConfigError for the name of a machine that nobody knows.
+    Raises:
+        ConfigError: the name of the machine cannot be resolved.
     """
     from distributed.comm.addressing import parse_address, parse_host_port
 
-    scheme, place = parse_address(address)
+    scheme, host_port = parse_address(address)
     if scheme not in _SOCKETS:
         return None
-    host, port = parse_host_port(place)
+    host, port = parse_host_port(host_port)
     try:
         socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
     except socket.gaierror as exc:
@@ -256,8 +292,10 @@ _PROBE_S = 3
 
 
 @contextlib.contextmanager
-def cluster_pool(file: Path, *, wait_s: float = 86_400, say: OnMessage = lambda _: None) -> Generator[WorkerPool]:
-    """Workers that a cluster is asked for, by a file (docs/cluster.md); it is given back at the end."""
+def cluster_pool(
+    file: Path, *, wait_s: float = 86_400, on_message: OnMessage = lambda _: None
+) -> Generator[WorkerPool]:
+    """Request workers from a cluster that a file describes (docs/cluster.md), and release them at the end."""
     import dask.config
     from distributed import Client
 
@@ -269,10 +307,10 @@ def cluster_pool(file: Path, *, wait_s: float = 86_400, say: OnMessage = lambda 
             "login node of the cluster"
         )
     with _quiet(), dask.config.set(_SETTINGS), create_cluster(settings) as cluster:
-        say(f"asking {settings['kind']} for {settings['workers']} workers: {cluster.scheduler_address}")
+        on_message(f"requesting {settings['workers']} workers from {settings['kind']}: {cluster.scheduler_address}")
         request_workers(cluster, settings)
         worker_pool = WorkerPool(
-            lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, say=say
+            lambda: Client(cluster, timeout=_CONNECT_S, set_as_default=False), wait_s=wait_s, on_message=on_message
         )
         try:
             yield worker_pool
@@ -281,9 +319,13 @@ def cluster_pool(file: Path, *, wait_s: float = 86_400, say: OnMessage = lambda 
 
 
 def read_cluster_file(file: Path) -> dict[str, Any]:
-    """kind ("slurm" or "kubernetes"), workers (a count), options (of dask-jobqueue's or dask-kubernetes' class).
+    """Return the settings of a cluster file.
 
-    Raises ConfigError naming the file and what is wrong in it.
+    Returns:
+        kind ("slurm" or "kubernetes"), workers (a number), and options of the class of dask-jobqueue or dask-kubernetes.
+
+    Raises:
+        ConfigError: the file cannot be read, or has other settings.
     """
     import yaml
 
@@ -307,13 +349,13 @@ def read_cluster_file(file: Path) -> dict[str, Any]:
 
 
 def create_cluster(settings: Mapping[str, Any]) -> Any:
-    """The cluster of a file, without workers yet. Raises ClusterError naming the extra that is not installed."""
+    """Return the cluster of a file, without workers yet. Raise ClusterError if its extra is not installed."""
     import importlib
 
     kind = settings["kind"]
     module, name = EXTRAS[kind]
     try:
-        made = getattr(importlib.import_module(module), name)
+        cluster_class = getattr(importlib.import_module(module), name)
     except ImportError as exc:
         raise ClusterError(
             f"--cluster with kind {kind} needs {module.partition('.')[0].replace('_', '-')}: "
@@ -321,16 +363,16 @@ def create_cluster(settings: Mapping[str, Any]) -> Any:
         ) from exc
     options = dict(settings["options"])
     if kind == "slurm":
-        # Else whoever reaches the scheduler's port could have the workers run anything.
+        # Without TLS, any program that reaches the scheduler's port could run code on the workers.
         options = {"security": True, "shared_temp_directory": str(Path.cwd())} | options
         options["security"] = options["security"] or None
-    instances: set[Any] = getattr(made, "_instances", set[Any]())
+    instances: set[Any] = getattr(cluster_class, "_instances", set[Any]())
     before = set(instances)
     try:
-        return made(**options)
-    except Exception as exc:  # whatever Slurm's or Kubernetes' client makes of a cluster that is not there
-        for one in set(instances) - before:
-            instances.discard(one)  # KubeCluster would close it when Python ends, with a traceback
+        return cluster_class(**options)
+    except Exception as exc:  # the clients of Slurm and Kubernetes raise many types
+        for instance in set(instances) - before:
+            instances.discard(instance)  # KubeCluster would close it when Python ends, with a traceback
         if isinstance(exc, TypeError | ValueError):
             raise ConfigError(
                 f"--cluster, options of {name}: {exc}. Mend the file, or set up the client of {kind} on this machine"
@@ -339,14 +381,12 @@ def create_cluster(settings: Mapping[str, Any]) -> Any:
 
 
 def request_workers(cluster: Any, settings: Mapping[str, Any]) -> None:
-    """Ask a cluster for its workers. Raises ClusterError with the cluster's own words if it takes no job."""
+    """Request a cluster's workers. Raise ClusterError with the cluster's own message if it accepts no job."""
     from distributed import Status
 
     async def submit() -> None:
         cluster.scale(settings["workers"])
-        if hasattr(
-            cluster, "_correct_state"
-        ):  # of dask-jobqueue: hands in the jobs, whose errors nobody sees otherwise
+        if hasattr(cluster, "_correct_state"):  # of dask-jobqueue: submits the jobs, whose errors are lost otherwise
             await cluster._correct_state()
 
     try:
@@ -365,26 +405,26 @@ def request_workers(cluster: Any, settings: Mapping[str, Any]) -> None:
 
 
 _WORDS = 600
-"""Characters of another program's message that are shown."""
+"""Characters of another program's message that are printed."""
 
 
 def first_line(error: BaseException) -> str:
-    """An error of another library in a line."""
+    """Return the first line of another library's error, after its type."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to, one by one, on this machine."""
+    """Return the values of CUDA_VISIBLE_DEVICES that each select one GPU of this machine."""
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Dask's own log lines about workers that died are ours to tell, as sentences."""
+    """Silence Dask's log lines about workers that died, which `WorkerPool` reports as sentences."""
     loggers = [logging.getLogger(name) for name in ("distributed", "tornado.application", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Which workers have gone silent: a process that hangs keeps its connections, and is missed by nobody but its heartbeat."""
+"""Heartbeats of workers. A process that hangs keeps its connections, so only a missing heartbeat reveals it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,33 +6,36 @@ from dataclasses import dataclass, field
 from typing import final
 
 NOTICED_S = 30
-"""A worker without a heartbeat for so long is named."""
+"""Seconds without a heartbeat after which a worker is reported."""
 
 HUNG_S = 300
-"""A worker of this machine without a heartbeat for so long is ended; its parent process starts another. Other schedulers have
-`distributed.scheduler.worker-ttl` for that, which is as long unless somebody changed it."""
+"""Seconds without a heartbeat after which a worker of this machine is ended, so that its parent process starts another. Other
+schedulers have `distributed.scheduler.worker-ttl` for that, with the same default."""
 
 
 @final
 @dataclass
 class Heartbeats:
-    """When each worker's last heartbeat came, by this process's clock, which stands still while a laptop sleeps.
+    """Times of the workers' last heartbeats, by this process's clock, which stands still while a laptop sleeps.
 
-    clock: seconds that only grow.
+    Attributes:
+        clock: returns seconds that only grow.
     """
 
     clock: Callable[[], float] = time.monotonic
     _last: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     def silent_s(self, last_seen: Mapping[str, float]) -> dict[str, float]:
-        """Address of each worker -> seconds without a heartbeat.
+        """Return address -> seconds without a heartbeat.
 
-        Args: last_seen: address -> time of its last heartbeat by the scheduler's clock, which is only compared for equality.
+        Args:
+            last_seen: address -> time of the last heartbeat by the scheduler's clock. It is only compared for equality, since
+                the two clocks may differ.
         """
         now = self.clock()
         self._last = {
-            address: (seen, self._last[address][1] if self._last.get(address, (None, 0.0))[0] == seen else now)
-            for address, seen in last_seen.items()
+            address: (beat, self._last[address][1] if self._last.get(address, (None, 0.0))[0] == beat else now)
+            for address, beat in last_seen.items()
         }
         return {address: now - since for address, (_, since) in self._last.items()}
 

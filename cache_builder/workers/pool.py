@@ -1,7 +1,7 @@
-"""Worker processes that do a build's shards, through a Dask scheduler: what is handed out, and what becomes of it.
+"""Worker processes that make a build's shards through a Dask scheduler: handing out tasks, and following them.
 
-The cache is the only truth: a shard is done when its receipt is there. So workers may die, come and go, and the
-scheduler may be started again; what has no receipt is handed out again, and stores the same bytes.
+A shard is done when its receipt is in the cache. So workers may die, come and go, and the scheduler may be started again.
+A shard without a receipt is handed out again, and the same bytes are stored.
 """
 
 import concurrent.futures
@@ -47,7 +47,7 @@ _POLL_S = 0.02
 _COUNT_EVERY_S = 2.0
 _LISTEN_EVERY_S = 5.0
 _REMIND_S = 60.0
-"""Until a wait is mentioned again, then twice as long, and so on: a queue may take a day."""
+"""Seconds until a wait is reported again; doubled each time, because a queue may take a day."""
 
 _NAMED_IMAGES = 5
 _REPORT_S = 5
@@ -67,11 +67,16 @@ _EMPTY_REPORT = TaskReport()
 class WorkerPool:
     """The workers of one Dask scheduler. Close it when done.
 
-    connect: makes a client; called again when the scheduler was lost. wait_s: how long to wait for the scheduler to
-    come back, or for a worker where there is none, before giving up; first_s: for a scheduler that has never answered, if that
-    is less. revive: called every few seconds, to start workers again that nobody else does. kill: ends the worker at an address,
-    which has hung; None where the scheduler does that.
-    Raises ClusterError if there is no scheduler, no worker, or the workers differ in what decides the stored bytes.
+    Args:
+        connect: makes a client; called again when the scheduler was lost.
+        wait_s: seconds to wait for the scheduler to come back, or for the first worker.
+        on_message: receives sentences about workers and scheduler.
+        revive: called every few seconds, to start workers again that died.
+        kill: ends the worker at an address, which has hung; None if the scheduler does that.
+        first_s: seconds to wait for a scheduler that has never answered, if that is less.
+
+    Raises:
+        ClusterError: there is no scheduler or no worker, or the workers differ in what decides the stored bytes.
     """
 
     def __init__(
@@ -79,12 +84,18 @@ class WorkerPool:
         connect: "Callable[[], Client]",
         *,
         wait_s: float,
-        say: OnMessage = lambda _: None,
+        on_message: OnMessage = lambda _: None,
         revive: Callable[[], None] = lambda: None,
         kill: Callable[[str], None] | None = None,
         first_s: float | None = None,
     ) -> None:
-        self._connect, self._wait_s, self._say, self._revive, self._kill = connect, wait_s, say, revive, kill
+        self._connect, self._wait_s, self._on_message, self._revive, self._kill = (
+            connect,
+            wait_s,
+            on_message,
+            revive,
+            kill,
+        )
         self._client = self._connected(wait_s if first_s is None else min(wait_s, first_s))
         self._blind: set[str] = set()
         self._num_workers, self._counted, self._missed_since, self._remind_s = 0, 0.0, 0.0, _REMIND_S
@@ -96,19 +107,20 @@ class WorkerPool:
 
     @property
     def num_workers(self) -> int:
+        """Number of workers at the last count."""
         return self._num_workers
 
     @property
     def device(self) -> str:
-        """What `--device auto` means to these workers."""
+        """Device that `--device auto` selects on these workers."""
         return "cuda" if self.facts.has_gpu else "cpu"
 
     def worker_facts(self) -> list[WorkerFacts]:
-        """Of the workers that are alive and answer."""
+        """Return the facts of the workers that are alive and answer."""
         return list(cast(dict[str, WorkerFacts], self._client.run(worker_facts, on_error="ignore")).values())
 
     def close(self) -> None:
-        """Let go of the scheduler; workers finish what they are at."""
+        """Disconnect from the scheduler. Workers finish their tasks."""
         _close(self._client)
 
     def build(self, cache: Cache, config: BuildConfig, events: BuildEvents) -> list[TeacherResult]:
@@ -246,18 +258,22 @@ class WorkerPool:
             time.sleep(_POLL_S)
 
     def _seeing_workers(self) -> list[str]:
-        """Addresses of the workers that are not known to be blind."""
-        there = cast(dict[str, int], self._client.nthreads())
-        return [address for address in there if address not in self._blind]
+        """Return the addresses of the workers that are not known to be blind."""
+        addresses = cast(dict[str, int], self._client.nthreads())
+        return [address for address in addresses if address not in self._blind]
 
     def _note_blind(self, error: BlindWorkerError) -> None:
-        """Leave a worker that does not see the images without tasks. Raises the error if there is no other one, or if it does
-        not say which one it is: whoever took the tasks again might be the same."""
+        """Give no more tasks to a worker that does not see the images.
+
+        Raises:
+            BlindWorkerError: the error itself, if there is no other worker, or if it does not name the worker. The tasks might
+                go to the same one again then.
+        """
         if not error.worker:
             raise error
         if error.worker not in self._blind:
             self._blind.add(error.worker)
-            self._say(f"{error}; others do its work")
+            self._on_message(f"{error}; other workers do its tasks")
         if not self._seeing_workers():
             raise error
 
@@ -274,9 +290,9 @@ class WorkerPool:
             return
         if self._missed_since == 0.0:
             self._missed_since, self._remind_s = now, _REMIND_S
-            self._say("no worker is there yet, or any more: waiting")
+            self._on_message("no worker is there yet, or any more: waiting")
         if now - self._missed_since > self._remind_s:
-            self._say(f"no worker has come to {self._address} for {self._remind_s:.0f} s: still waiting")
+            self._on_message(f"no worker has come to {self._address} for {self._remind_s:.0f} s: still waiting")
             self._remind_s *= 2
         if now - self._missed_since > self._wait_s:
             raise ClusterError(
@@ -285,7 +301,7 @@ class WorkerPool:
             )
 
     def _listen(self, now: float) -> None:
-        """Name workers whose heartbeat has stopped; end those of this machine, which go on being waited for otherwise."""
+        """Report workers whose heartbeat has stopped, and end those of this machine, which would be waited for without end."""
         if now - self._listened < _LISTEN_EVERY_S:
             return
         self._listened = now
@@ -294,14 +310,14 @@ class WorkerPool:
         silent = self._heartbeats.silent_s(last_seen)
         late = {address for address, seconds in silent.items() if seconds > NOTICED_S}
         for address in sorted(late - self._silent):
-            then = f"; it is started again if that lasts {HUNG_S} s" if self._kill else ""
-            self._say(f"the worker at {address} has not been heard of for {silent[address]:.0f} s{then}")
+            consequence = f"; it is started again if that lasts {HUNG_S} s" if self._kill else ""
+            self._on_message(f"the worker at {address} has not been heard of for {silent[address]:.0f} s{consequence}")
         for address in sorted(self._silent - late):
-            self._say(f"the worker at {address} {'is back' if address in silent else 'is gone'}")
+            self._on_message(f"the worker at {address} {'is back' if address in silent else 'is gone'}")
         self._silent = late
         for address in late:
             if self._kill is not None and silent[address] > HUNG_S:
-                self._say(f"the worker at {address} hangs: it is ended, and its shards are handed out again")
+                self._on_message(f"the worker at {address} hangs: it is ended, and its shards are handed out again")
                 self._kill(address)
 
     @property
@@ -313,7 +329,7 @@ class WorkerPool:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                return _in_time(self._connect, _ANSWER_S)
+                return _call_in_time(self._connect, _ANSWER_S)
             except (OSError, TimeoutError) as exc:
                 if time.monotonic() > deadline:
                     raise ClusterError(
@@ -323,40 +339,40 @@ class WorkerPool:
                 time.sleep(0.5)
 
     def _reconnect(self, cause: Exception) -> None:
-        self._say(f"the scheduler is lost ({cause}): waiting for it to come back")
+        self._on_message(f"the scheduler is lost ({cause}): waiting for it to come back")
         _close(self._client)
         self._client = self._connected(self._wait_s)
         self._num_workers, self._missed_since = 0, 0.0
         while self._num_workers == 0:
             self._count_workers()
             time.sleep(_POLL_S)
-        self._say("the scheduler is back: going on with what has no receipt")
+        self._on_message("the scheduler is back: going on with what has no receipt")
 
     def _facts_by_address(self) -> dict[str, WorkerFacts | BaseException]:
         return cast(dict[str, WorkerFacts | BaseException], self._client.run(worker_facts, on_error="return"))
 
     def _agreed_facts(self) -> WorkerFacts:
-        """What all workers have in common with this process, and with each other."""
+        """Return the facts that all workers share. Raise ClusterError if they differ from each other or from this process."""
         try:
-            found = _in_time(self._facts_by_address, _FACTS_S)
+            facts_by_address = _call_in_time(self._facts_by_address, _FACTS_S)
         except _NoAnswerError as exc:
             raise ClusterError(
                 f"not all of the {self._num_workers} workers at {self._address} answer within {_FACTS_S} s: one of them hangs, "
                 "or cannot be reached from here. End it, and run the same command again"
             ) from exc
-        own, first = worker_facts(), None
-        for address, facts in found.items():
+        local, first = worker_facts(), None
+        for address, facts in facts_by_address.items():
             if not isinstance(facts, WorkerFacts):
                 raise ClusterError(
-                    f"worker {address} cannot load radio-cache {own.radio_cache} ({type(facts).__name__}: {facts}): install the "
-                    "same version there as here"
+                    f"worker {address} cannot load radio-cache {local.radio_cache} ({type(facts).__name__}: {facts}): install "
+                    "the same version there as here"
                 )
-            for what in ("radio_cache", "torch"):
-                theirs, ours = getattr(facts, what), getattr(own, what)
+            for package in ("radio_cache", "torch"):
+                theirs, ours = getattr(facts, package), getattr(local, package)
                 if theirs != ours:
                     raise ClusterError(
-                        f"worker {address} on {facts.host} has {what.replace('_', '-')} {theirs}, this command {ours}: install "
-                        "the same there"
+                        f"worker {address} on {facts.host} has {package.replace('_', '-')} {theirs}, this command {ours}: "
+                        "install the same there"
                     )
             first = first or facts
             if facts.has_gpu != first.has_gpu:
@@ -369,18 +385,21 @@ class WorkerPool:
 
 
 class _NoAnswerError(TimeoutError):
-    """Something is there, and says nothing."""
+    """A call that has neither returned nor raised in time."""
 
 
-def _in_time(ask: Callable[[], _T], seconds: float) -> _T:
-    """What a call returns or raises. Raises _NoAnswerError if it does neither in time: Dask waits for ever for a worker that
-    hangs, and for whatever listens at an address and is no scheduler, such as its web page."""
+def _call_in_time(call: Callable[[], _T], seconds: float) -> _T:
+    """Return what `call` returns, or raise what it raises. Raise _NoAnswerError if it does neither in time.
+
+    Dask waits without end for a worker that hangs, and for a program that listens at an address and is no scheduler, such as
+    its own web page.
+    """
     answer = concurrent.futures.Future[_T]()
 
     def run() -> None:
         try:
-            answer.set_result(ask())
-        except BaseException as exc:  # for the thread that waits
+            answer.set_result(call())
+        except BaseException as exc:  # raised again in the thread that waits
             answer.set_exception(exc)
 
     threading.Thread(target=run, daemon=True).start()
@@ -391,10 +410,10 @@ def _in_time(ask: Callable[[], _T], seconds: float) -> _T:
 
 
 def _report(future: "Future[TaskReport]") -> TaskReport:
-    """What a task that is done told; nothing if its worker has died since. It is done all the same: the receipt is there."""
+    """Return the report of a completed task, or an empty one if its worker has died since. Its receipt is there either way."""
     try:
         return future.result(timeout=_REPORT_S)
-    except Exception:  # whatever Dask makes of it; a scheduler that is lost is noticed right after
+    except Exception:  # of many types; a lost scheduler is noticed right after
         return _EMPTY_REPORT
 
 

@@ -1,9 +1,9 @@
-"""Loaded by every local Dask worker: Ctrl-C is for the command that started it, which then ends its workers."""
+"""Signals in local Dask workers: Ctrl-C is for the command that started them, which then ends its workers."""
 
 import signal
 
 
 def dask_setup(worker: object) -> None:
-    """Called by Dask in the worker's main thread."""
+    """Ignore SIGINT. Dask calls this function in the main thread of each worker, by its name."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)

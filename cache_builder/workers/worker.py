@@ -98,6 +98,7 @@ class CalibrationTask(BuildTask):
 
     @property
     def key(self) -> str:
+        """Name of the task among all tasks of its build."""
         return f"{self.unit}-calibration"
 
 
@@ -110,6 +111,7 @@ class ShardTask(BuildTask):
 
     @property
     def key(self) -> str:
+        """Name of the task among all tasks of its build."""
         return f"{self.unit}-{self.shard}"
 
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache_builder.build_command import build_commands, short_place
+from cache_builder.build_command import build_commands, short_path
 from evals.encoders import StudentEncoder
 from evals.encoders.trained_on import count_trained_on, divided, split_of
 from evals.errors import EvalError
@@ -344,7 +344,7 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
     queries_are_cache = config.queries is not None and is_cache(config.queries)
     caches = [bank, Cache(config.queries)] if config.queries is not None and queries_are_cache else [bank]
     commands = [command for cache in caches for command in build_commands(cache)]
-    train = ["radio-train", "--cache", short_place(student.cache), "--recipe", short_place(config.run / "recipe.json")]
+    train = ["radio-train", "--cache", short_path(student.cache), "--recipe", short_path(config.run / "recipe.json")]
     # A recipe without --teacher takes all teachers of the cache.
     if {teacher.name for teacher in student.teachers} != set(bank.teachers.names()):
         train += [word for teacher in student.teachers for word in ("--teacher", teacher.name)]
@@ -353,12 +353,12 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
         "radio-eval",
         "all" if config.sections else "report",
         "--run",
-        short_place(config.run),
+        short_path(config.run),
         "--cache",
-        short_place(bank.url),
+        short_path(bank.url),
     ]
     if config.queries is not None:
-        report += ["--queries", short_place(config.queries)]
+        report += ["--queries", short_path(config.queries)]
     defaults = ReportConfig(run=config.run, out=config.out)
     # Only options that differ from their default, so that the commands stay short.
     for name in ("k", "num_images", "limit", "seed", "device"):
@@ -368,10 +368,10 @@ def _commands(config: ReportConfig, bank: Cache, student: StudentConfig) -> list
     if config.masks is not None:
         report += [
             "--masks",
-            *map(short_place, config.masks),
+            *map(short_path, config.masks),
             *(["--classes", config.classes] if config.classes else []),
         ]
-    commands.append([*report, "--out", short_place(config.out)])
+    commands.append([*report, "--out", short_path(config.out)])
     return [shlex.join(command) for command in commands]
 
 

@@ -150,7 +150,7 @@ def test_images_that_changed_are_named_and_the_others_compared(cache: Cache, pho
     told = command("verify", cache.path, "--recompute", 10, "--device", "cpu")
     assert told.exit_code == 0, told.output
     assert f"{key} could not be compared: {key} has changed since the cache was built" in " ".join(told.stdout.split())
-    assert "recorded to lose (without 1 of the sample that could not be compared)" in told.stdout
+    assert "recorded loss of its codec (without 1 of the sample that could not be compared)" in told.stdout
     shutil.rmtree(photos)
     with pytest.raises(
         SourceError, match=r"none of the 4 images of the sample can be compared, the first is .*No such file"

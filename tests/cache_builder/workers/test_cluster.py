@@ -306,7 +306,7 @@ def test_a_scheduler_that_is_killed_and_started_again_loses_nothing(
 
     thread = threading.Thread(target=restart)
     thread.start()
-    with scheduler_pool(scheduler.address, wait_s=60, say=said.append) as worker_pool:
+    with scheduler_pool(scheduler.address, wait_s=60, on_message=said.append) as worker_pool:
         build_cache(settings(photos, out), worker_pool=worker_pool)
     thread.join()
     assert tree(out) == one_process
@@ -359,7 +359,7 @@ def test_a_worker_whose_image_folder_is_empty_condemns_no_image_and_others_do_it
     said: list[str] = []
     scheduler.start_worker(FAKE_BLIND=str(photos))
     scheduler.start_worker()
-    with scheduler_pool(scheduler.address, wait_s=60, say=said.append) as worker_pool:
+    with scheduler_pool(scheduler.address, wait_s=60, on_message=said.append) as worker_pool:
         deadline = time.monotonic() + 60
         while worker_pool.num_workers < 2 and time.monotonic() < deadline:
             worker_pool._counted = 0.0
@@ -370,7 +370,7 @@ def test_a_worker_whose_image_folder_is_empty_condemns_no_image_and_others_do_it
     assert tree(tmp_path / "pool.zarr") == one_process
     blind = [sentence for sentence in said if "does not see the images" in sentence]
     assert len(blind) == 1
-    assert blind[0].endswith("others do its work")
+    assert blind[0].endswith("other workers do its tasks")
 
 
 def test_where_no_worker_sees_the_images_the_build_stops_and_condemns_none(
@@ -499,10 +499,10 @@ def test_a_scheduler_that_is_not_there_is_named_before_it_is_waited_for(monkeypa
     said: list[str] = []
     with (
         pytest.raises(ClusterError, match="the scheduler does not answer"),
-        scheduler_pool(address, wait_s=600, say=said.append),  # ten minutes are for a scheduler that was there
+        scheduler_pool(address, wait_s=600, on_message=said.append),  # ten minutes are for a scheduler that was there
     ):
         pass
-    assert said == [f"--scheduler {address}: nobody answers there (Connection refused); trying for 0 s"]
+    assert said == [f"--scheduler {address}: no scheduler answers there (Connection refused); trying for 0 s"]
 
 
 def test_what_listens_and_is_no_scheduler_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,7 +538,7 @@ def test_workers_of_this_machine_listen_to_this_build_alone() -> None:
 def test_a_worker_that_hangs_is_named_then_ended_and_another_started(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with workers(1) as worker_pool:
-        worker_pool._say = said.append
+        worker_pool._on_message = said.append
         hung = worker_pool.facts.pid
         os.kill(hung, signal.SIGSTOP)
         # Not before: on a busy machine a worker that starts is silent for longer, and would be ended, too.
