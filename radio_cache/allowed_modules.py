@@ -1,8 +1,8 @@
-"""Classes that a name in a file leads to: only from modules that the caller allowed, and only of the kind that is needed.
+"""Import of classes that a file names: only from allowed modules, and only of the needed kind.
 
-A file that somebody sent (student.json, recipe.json) may name any module, and importing a module runs it. So a recorded name
-is imported only after an explicit word of the caller: `allow_modules=...` in Python, `--allow-module NAME` on a command line.
-What a user types as an argument is such a word by itself.
+An untrusted file (student.json, recipe.json) may name any module, and importing a module runs it. So a recorded name
+is imported only with explicit permission: `allow_modules=...` in Python, `--allow-module NAME` on a command line.
+A name that the user types as an argument is such a permission by itself.
 """
 
 import contextlib

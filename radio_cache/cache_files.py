@@ -36,7 +36,7 @@ class CacheFiles:
 
     @property
     def url(self) -> str:
-        """Where the cache lies, as the user typed it."""
+        """Path or URL of the cache, as the user typed it."""
         return self.storage.url
 
     @property
@@ -49,19 +49,19 @@ class CacheFiles:
         return self.column("size_hw")
 
     def receipts(self, unit: str) -> list[Receipt | None]:
-        """The receipts of a unit ("images" or a teacher) by shard; None where the shard has not been made."""
-        found: list[Receipt | None] = [None] * self.meta.num_shards
+        """Return the receipts of a unit ("images" or a teacher) by shard, with None for unfinished shards."""
+        by_shard: list[Receipt | None] = [None] * self.meta.num_shards
         for receipt in UnitReceipts(self.storage, unit).all():
-            if receipt.shard < len(found):
-                found[receipt.shard] = receipt
-        return found
+            if receipt.shard < len(by_shard):
+                by_shard[receipt.shard] = receipt
+        return by_shard
 
     def receipt_columns(self, unit: str) -> ReceiptColumns:
-        """What the receipts of a unit say, all together; the way for caches of millions of images."""
+        """Return the common fields of a unit's receipts, fast enough for caches of millions of images."""
         return UnitReceipts(self.storage, unit).columns()
 
     def refuse_unfounded(self) -> None:
-        """Raise CorruptShardError if the cache says it has more images than it lists."""
+        """Raise CorruptShardError if the cache declares more images than it lists."""
         if not self._founded and self.num_images > _NO_NEED_TO_LOOK:
             refuse_unfounded(self.storage, self.meta.index, self.num_images)
             self._founded = True

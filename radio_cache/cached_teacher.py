@@ -55,8 +55,13 @@ _BATCH_ROWS, _BATCH_BYTES = 32, 64 << 20
 
 
 class Teachers(dict[str, "CachedTeacher"]):
-    """Name -> teacher. unreadable: those that are there and cannot be used. To ask for one, also whether it is there, raises
-    its error: it is neither a teacher nor none."""
+    """Name -> teacher.
+
+    Looking up an unreadable teacher, also by `in`, raises its error, because it is neither present nor absent.
+
+    Attributes:
+        unreadable: errors of teachers that exist and cannot be used, by name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,24 +73,28 @@ class Teachers(dict[str, "CachedTeacher"]):
         return super().__contains__(name)
 
     def names(self) -> tuple[str, ...]:
-        """The teachers, each once, at however many input sizes it is kept."""
+        """Return the names of the teachers, each once for all its input sizes."""
         return tuple(dict.fromkeys(teacher.spec.level_of or name for name, teacher in self.items()))
 
     def levels(self, name: str) -> tuple["CachedTeacher", ...]:
-        """One teacher at all the input sizes it is kept at, from the smallest to the largest; most have one.
+        """Return one teacher at all its input sizes, smallest first. Most have one.
 
-        Raises KeyError for a teacher that is not there, and the error of a level that cannot be used.
+        Raises:
+            KeyError: for an absent teacher. The error of an unreadable level is raised, too.
         """
-        found = [teacher for teacher in self.values() if name in (teacher.name, teacher.spec.level_of)]
-        for one, error in self.unreadable.items():
-            if name in (one, one.partition("@")[0]):  # what would say whose level it is cannot be read
+        teachers = [teacher for teacher in self.values() if name in (teacher.name, teacher.spec.level_of)]
+        for unreadable_name, error in self.unreadable.items():
+            if name in (
+                unreadable_name,
+                unreadable_name.partition("@")[0],
+            ):  # what would say whose level it is cannot be read
                 raise error
-        if not found:
+        if not teachers:
             raise KeyError(name)
-        return tuple(sorted(found, key=lambda level: level.spec.geometry.resize_px))
+        return tuple(sorted(teachers, key=lambda level: level.spec.geometry.resize_px))
 
     def refuse_unreadable(self) -> None:
-        """For whoever takes all there are: raise the error of one that cannot be used, if there is one."""
+        """Raise the error of an unreadable teacher, if there is one, for callers that use all teachers."""
         for error in self.unreadable.values():
             raise error
 
@@ -124,8 +133,8 @@ class CachedTeacher:
         storage, folder, shape = files.storage, f"{self._group}/spatial", self.row_shape
         expected = spatial_document(files.meta, self.spec, codec)
         try:
-            found = storage.read_at_most(f"{folder}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
-            difference = array_difference(found, expected, grows_along=1)
+            stored_document = storage.read_at_most(f"{folder}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
+            difference = array_difference(stored_document, expected, grows_along=1)
         except FileNotFoundError:
             difference = "is gone"
         if difference:
@@ -143,7 +152,7 @@ class CachedTeacher:
 
     @cached_property
     def codec(self) -> Codec:
-        """What the stored codes mean."""
+        """The codec of the stored codes."""
         storage, folder = self._files.storage, f"{self._group}/{TRANSFORM}"
         names = storage.list_folders(folder)
         try:
@@ -164,14 +173,14 @@ class CachedTeacher:
         return codec
 
     def _refuse_other_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Arrays that are right in themselves may be those of another codec."""
-        said = self.spec.codec.array_checksums
-        found = {name: crc32c(np.ascontiguousarray(array).tobytes()) for name, array in arrays.items()}
-        if said is not None and said != found:
-            known = cast(dict[str, Any], said if isinstance(said, dict) else {})
-            others = sorted(name for name in {*known, *found} if known.get(name) != found.get(name))
-            told = [f"'{name}' is {'another' if name in found else 'not there'}" for name in others]
-            raise CorruptShardError(f"its arrays are not those that the teacher's spec names: {', '.join(told)}")
+        """Compare arrays with the spec's checksums: intact arrays may belong to another codec."""
+        recorded = self.spec.codec.array_checksums
+        checksums = {name: crc32c(np.ascontiguousarray(array).tobytes()) for name, array in arrays.items()}
+        if recorded is not None and recorded != checksums:
+            known = cast(dict[str, Any], recorded if isinstance(recorded, dict) else {})
+            others = sorted(name for name in {*known, *checksums} if known.get(name) != checksums.get(name))
+            differences = [f"'{name}' is {'another' if name in checksums else 'not there'}" for name in others]
+            raise CorruptShardError(f"its arrays are not those that the teacher's spec names: {', '.join(differences)}")
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -179,26 +188,36 @@ class CachedTeacher:
         return self.codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
 
     def summaries(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
-        """(len(rows), c) summaries of these rows. Raises MissingRowsError for rows that are not there."""
+        """Return the summaries (len(rows), c) of these rows.
+
+        Raises:
+            MissingRowsError: for rows that are not in the cache.
+        """
         if self.spec.summary_dim is None:
             raise StoreError(f"{self._files.url}: teacher '{self.name}' has no summary, only maps")
         self._refuse_view(view)
-        wanted = self._existing(rows)
-        stored = self._summaries[view][wanted]
+        indices = self._existing(rows)
+        stored = self._summaries[view][indices]
         if np.isnan(stored).any():
-            holes = wanted[np.isnan(stored).any(axis=1)]
+            holes = indices[np.isnan(stored).any(axis=1)]
             raise self._missing(holes, f"summary/c/{view}/{holes[0] // self._files.meta.shard_images}/0")
         return stored.astype(np.float32)
 
     def codes(
         self, rows: Rows, *, view: int = 0, out: NDArray[Any] | None = None, verify: Verify = "always", threads: int = 1
     ) -> NDArray[Any]:
-        """(len(rows), *row_shape) stored codes of these rows' maps, in the codec's type; `codec.decode` gives features.
+        """Return the stored codes (len(rows), *row_shape) of these rows' maps; `codec.decode` returns features.
 
-        out: a buffer to fill instead of a new array; C-contiguous, of that shape and type. After an error it holds anything.
-        verify: compare checksums always, of each row the first time this process reads it, or never.
-        threads: that share the batch, this one among them. An object store is asked by more of them, which wait.
-        Raises MissingRowsError for rows that are not there, CorruptShardError for bytes that fail their checksum.
+        Args:
+            rows: of the images.
+            view: 0 for the whole image, or an extra view.
+            out: buffer to fill instead of a new array, C-contiguous, of that shape and the codec's type. Undefined after an error.
+            verify: compare checksums always, at the first read of a row in this process, or never.
+            threads: number of threads for the batch, including this one. For object stores more threads wait for requests.
+
+        Raises:
+            MissingRowsError: for rows that are not in the cache.
+            CorruptShardError: for bytes that fail their checksum.
         """
         shape = (len(rows), *self.row_shape)
         if out is None:
@@ -209,66 +228,70 @@ class CachedTeacher:
                 f"{self.codec.dtype} {shape}"
             )
         self._refuse_view(view)
-        wanted = self._existing(rows)
+        indices = self._existing(rows)
         flat = out.reshape(len(rows), math.prod(shape[1:])).view(np.uint8)
-        missing = self._shards.read(view, wanted, flat, verify=verify, threads=threads)
+        missing = self._shards.read(view, indices, flat, verify=verify, threads=threads)
         if len(missing):
-            holes = np.sort(wanted[missing])
+            holes = np.sort(indices[missing])
             raise self._missing(holes, f"spatial/{self._shards.key(view, int(holes[0]))}")
         return out
 
     def batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The rows in pieces whose decoded maps take a bounded part of the memory."""
+        """Yield the rows in batches whose decoded maps take bounded memory."""
         map_bytes = 4 * self.spec.spatial_dim * math.prod(self.spec.geometry.grid_hw)
-        most = max(1, min(_BATCH_ROWS, _BATCH_BYTES // map_bytes))
-        yield from (rows[first : first + most] for first in range(0, len(rows), most))
+        most_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // map_bytes))
+        yield from (rows[first : first + most_rows] for first in range(0, len(rows), most_rows))
 
     def maps(self, rows: Rows, *, view: int = 0) -> NDArray[np.float32]:
-        """(len(rows), h, w, c) decoded features of these rows."""
+        """Return the decoded features (len(rows), h, w, c) of these rows."""
         return self.codec.decode(self.codes(rows, view=view))
 
     def views_of(self, rows: Rows, *, view: int) -> list[View]:
-        """Which part of each image a view shows. Raises MissingRowsError for rows that are not there."""
-        wanted = self._existing(rows)
+        """Return the boxes of a view of these rows.
+
+        Raises:
+            MissingRowsError: for rows that are not in the cache.
+        """
+        indices = self._existing(rows)
         self._refuse_view(view)
         if view == 0:
-            return [whole_view((int(h), int(w))) for h, w in self._files.sizes_hw[wanted]]
-        boxes, flipped = self._boxes[view, wanted], self._flipped[view, wanted]
-        holes = wanted[boxes[:, 2] == 0]
+            return [whole_view((int(h), int(w))) for h, w in self._files.sizes_hw[indices]]
+        boxes, flipped = self._boxes[view, indices], self._flipped[view, indices]
+        holes = indices[boxes[:, 2] == 0]
         if len(holes):
             raise self._missing(holes, f"crop_xyxy/c/0/{holes[0] // self._files.meta.shard_images}/0")
         return [View((x0, y0, x1, y1), bool(f)) for (x0, y0, x1, y1), f in zip(boxes.tolist(), flipped, strict=True)]
 
     def spatial_mean_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Per-channel mean and standard deviation of the maps, over every token that shows an image."""
+        """Return the mean and standard deviation (c,) of the maps, over every token that is not padding."""
         return self._mean_std("spatial", [receipt.num_tokens for receipt in self._done()])
 
     def summary_mean_std(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Per-channel mean and standard deviation of the summaries."""
+        """Return the mean and standard deviation (c,) of the summaries."""
         views = self.spec.views
         return self._mean_std("summary", [views * (r.num_rows - len(r.failures)) for r in self._done()])
 
     def fidelity(self) -> Fidelity | None:
-        """What the stored maps kept of the teacher's, over all finished shards; None where nothing was measured.
+        """Return the fidelity of the stored maps to the teacher's, over all finished shards; None if it was not measured.
 
-        Measured while building. In a copy that was encoded again (`conversion`) it is an estimate from two measurements.
+        It is measured by the build. For a transcoded copy (`conversion`) it is an estimate from two measurements.
         """
-        found = combine_fidelity(receipt.fidelity for receipt in self._done() if receipt.fidelity)
-        if found and self.conversion and self.conversion.fidelity:
-            found = chain_fidelity(self.conversion.fidelity, found)
-        return found and replace(found, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
+        fidelity = combine_fidelity(receipt.fidelity for receipt in self._done() if receipt.fidelity)
+        if fidelity and self.conversion and self.conversion.fidelity:
+            fidelity = chain_fidelity(self.conversion.fidelity, fidelity)
+        return fidelity and replace(fidelity, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
 
     @property
     def conversion(self) -> Conversion | None:
-        """What the maps were encoded from, if it was not the teacher's own: a copy in another packing."""
+        """The source codec of a transcoded copy; None if the maps were encoded from the teacher's own."""
         return conversion_of(self.spec.codec, self._files.storage.at(f"{self._group}/{DOCUMENT}"))
 
     def stored_bytes(self) -> int:
-        """Bytes on disk of the finished shards of this teacher."""
+        """Return the bytes on disk of the finished shards of this teacher."""
         return sum(file.num_bytes for receipt in self._done() for file in receipt.files)
 
     def valid_hw(self, row: int) -> tuple[int, int]:
-        """Height and width in input pixels of the part of this teacher's input that shows the image."""
+        """Return height and width of the valid part of this teacher's input, in input pixels."""
         h, w = self._files.sizes_hw[row]
         return valid_hw((int(h), int(w)), self.spec.geometry)
 
@@ -313,11 +336,11 @@ class CachedTeacher:
         return mean, np.sqrt(np.maximum(sums[1] / sum(counts) - mean**2, 0.0))
 
     def _existing(self, rows: Rows) -> NDArray[np.int64]:
-        wanted = np.asarray(rows, dtype=np.int64)
-        outside = (wanted < 0) | (wanted >= self._files.num_images)
+        indices = np.asarray(rows, dtype=np.int64)
+        outside = (indices < 0) | (indices >= self._files.num_images)
         if outside.any():
-            raise self._missing(wanted[outside])
-        return wanted
+            raise self._missing(indices[outside])
+        return indices
 
     def _missing(self, rows: NDArray[np.int64], file: str | None = None) -> StoreError:
         """Why these rows are not there. file: the shard file of the first one, which a receipt may vouch for."""

@@ -1,29 +1,29 @@
-"""Every error radio-cache raises on purpose.
+"""Every error that radio-cache raises on purpose.
 
 RadioCacheError
-├── ImageError                one image cannot be used: its own bytes show it; the build records it and goes on
-│   └── UnreadableImageError  one image cannot be read now: gone, refused; nothing is known of its bytes
-├── SourceError               the place the images come from is wrong as a whole
-├── StoreError                the cache on disk is not what was expected
-│   ├── NotACacheError        there is something at that path, but it is not a radio-cache store
+├── ImageError                an image is unusable, as its own bytes show; the build records it and continues
+│   └── UnreadableImageError  an image cannot be read now (missing, refused); its bytes are unknown
+├── SourceError               a source of images is wrong as a whole
+├── StoreError                the cache on disk is not as expected
+│   ├── NotACacheError        the path exists, but is not a radio-cache store
 │   ├── StaleCacheError       the cache was made with other weights, geometry, codec or images
 │   ├── UnsupportedFormatError  the cache was written by a newer radio-cache
 │   ├── CorruptShardError     stored bytes do not match their checksum
-│   ├── MissingRowsError      rows were asked for that no receipt vouches for
-│   ├── LimitError            the cache declares more than any cache holds: damaged, or hostile
+│   ├── MissingRowsError      requested rows have no receipt
+│   ├── LimitError            the cache declares implausible sizes: damaged, or hostile
 │   └── StorageError          a disk, a bucket or a server refuses: full, read-only, unreachable, wrong credentials
-├── TeacherError              a teacher cannot be had or run
+├── TeacherError              a teacher is unavailable or cannot run
 │   ├── UnknownTeacherError   no teacher of that name
-│   └── TeacherWeightsError   the weights are missing, or are not what the teacher needs
-├── ClusterError              the workers of a cluster cannot do their work, or there are none
-│   └── BlindWorkerError      one worker does not see the images; another may
-├── CodecError                values cannot be stored without breaking the codec's promise
+│   └── TeacherWeightsError   the weights are missing, or do not fit the teacher
+├── ClusterError              the workers of a cluster cannot work, or there are none
+│   └── BlindWorkerError      one worker cannot read the images; another may
+├── CodecError                values cannot be stored within the codec's error bound
 │   └── UnstorableFeaturesError  of one image: NaN, infinite, or too large for the codec
-├── ConfigError               a setting has an impossible value, or a name nobody knows
-├── HadamardError             no Hadamard matrix of that order exists, or none is known here
+├── ConfigError               a setting has an impossible value, or an unknown name
+├── HadamardError             no Hadamard matrix of that order exists or is known here
 ├── MomentsError              a sample of tokens has no variance to normalise by, or is not finite
 ├── ShapeError                two arrays that must agree do not
-└── TrainingError             a training run cannot go on
+└── TrainingError             a training run cannot continue
     └── NonFiniteLossError    a loss, or the weights behind it, became NaN or infinite
 
 A message names the thing, the value, the place and the cure.
@@ -67,7 +67,7 @@ class NotACacheError(StoreError):
 
 
 class StaleCacheError(StoreError):
-    """The cache holds something else than what was asked for."""
+    """The cache holds something else than requested."""
 
 
 class UnsupportedFormatError(StoreError):
@@ -79,7 +79,7 @@ class CorruptShardError(StoreError):
 
 
 class MissingRowsError(StoreError):
-    """Rows were asked for that are not in the cache, or belong to unusable images."""
+    """Requested rows are not in the cache, or belong to unusable images."""
 
 
 class LimitError(StoreError):
@@ -87,8 +87,10 @@ class LimitError(StoreError):
 
 
 class StorageError(StoreError):
-    """The disk, bucket or server that a cache or its images lie on refuses: full, read-only, unreachable, out of memory or
-    descriptors, wrong credentials."""
+    """The disk, bucket or server of a cache or its images refuses.
+
+    It is full, read-only or unreachable, memory or descriptors are exhausted, or credentials are wrong.
+    """
 
 
 class TeacherError(RadioCacheError):
@@ -137,7 +139,7 @@ class UnstorableFeaturesError(CodecError):
 
 
 class ConfigError(RadioCacheError):
-    """A setting has an impossible value, or a name nobody knows."""
+    """A setting has an impossible value, or an unknown name."""
 
 
 class HadamardError(RadioCacheError):
@@ -161,13 +163,16 @@ class NonFiniteLossError(TrainingError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> str:
-    """The message for a name nobody knows: the nearest known names first, then how to find the others.
+    """Return the message for an unknown name: the nearest known names, then how to list the others.
 
-    kind: a singular noun ("teacher"). listed_by: the command that lists all, for those kinds of which there are many; without
-    one they are named here, up to 50 of them.
+    Args:
+        kind: a singular noun ("teacher").
+        name: the unknown name.
+        names: the known ones.
+        listed_by: the command that lists all, for kinds with many names. Without one up to 50 names are listed.
     """
     names = sorted(set(known))
-    near = [f"'{one}'" for one in nearest_names(name, names)]
+    near = [f"'{near_name}'" for near_name in nearest_names(name, names)]
     hint = f" Did you mean {' or '.join(part for part in (', '.join(near[:-1]), near[-1]) if part)}?" if near else ""
     if listed_by is not None and len(names) > _FEW:
         return f"no {kind} is called '{name}'.{hint} `{listed_by}` lists all {len(names)}."
@@ -180,19 +185,19 @@ _FEW, _MANY = 12, 50
 
 
 def nearest_names(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """The known names that may have been meant, the likeliest first; case does not matter.
+    """Return the known names that may have been meant, the likeliest first. Case does not matter.
 
-    They are spelled like it, or hold every part of it ("dinov2-l": dinov2-vit-l-14).
+    They have a similar spelling, or contain every part of the name ("dinov2-l": dinov2-vit-l-14).
     """
-    typed, lower = name.lower(), {one.lower(): one for one in known}
+    typed, lower = name.lower(), {spelled.lower(): spelled for spelled in known}
     if typed in lower:
         return [lower[typed]]
     parts = [part for part in re.split(r"[^a-z0-9]+", typed) if part]
     likeness: dict[str, float] = {}
-    for one in lower:
-        spelling = difflib.SequenceMatcher(None, one, typed).ratio()
-        holds = len(typed) > 2 and all(part in one for part in parts)
+    for spelled in lower:
+        spelling = difflib.SequenceMatcher(None, spelled, typed).ratio()
+        holds = len(typed) > 2 and all(part in spelled for part in parts)
         if holds or spelling >= 0.6:
-            likeness[one] = spelling + 0.3 * holds
-    best = sorted(likeness, key=lambda one: (-likeness[one], one))[:count]
-    return [lower[one] for one in best]
+            likeness[spelled] = spelling + 0.3 * holds
+    best = sorted(likeness, key=lambda spelled: (-likeness[spelled], spelled))[:count]
+    return [lower[spelled] for spelled in best]

@@ -77,7 +77,7 @@ class Cache:
 
     @property
     def url(self) -> str:
-        """Where the cache lies, as the user typed it."""
+        """Path or URL of the cache, as the user typed it."""
         return self.storage.url
 
     @property
@@ -100,21 +100,21 @@ class Cache:
         return self.files.sizes_hw
 
     def receipts(self, unit: str) -> list[Receipt | None]:
-        """The receipts of a unit ("images" or a teacher) by shard; None where the shard has not been made."""
+        """Return the receipts of a unit ("images" or a teacher) by shard, with None for unfinished shards."""
         return self.files.receipts(unit)
 
     def receipt_columns(self, unit: str) -> ReceiptColumns:
-        """What the receipts of a unit say, all together; the way for caches of millions of images."""
+        """Return the common fields of a unit's receipts, fast enough for caches of millions of images."""
         return self.files.receipt_columns(unit)
 
     def refuse_unfounded(self) -> None:
-        """Raise CorruptShardError if the cache says it has more images than it lists."""
+        """Raise CorruptShardError if the cache declares more images than it lists."""
         self.files.refuse_unfounded()
 
     def zarr_group(self) -> "zarr.Group":
-        """Open the cache with zarr-python, for tools that take its arrays: here, or in a bucket with the same credentials.
+        """Open the cache with zarr-python, locally or in a bucket with the same credentials.
 
-        A missing shard reads as fill values there, without a word; `usable_rows` says which rows count.
+        zarr-python reads a missing shard as fill values, without an error. `usable_rows` returns the valid rows.
         """
         import zarr
 
@@ -136,7 +136,7 @@ class Cache:
         return self.files.column("digest")
 
     def failures(self) -> list[Failure]:
-        """The images that cannot be used, and why, as far as the build has come."""
+        """Return the unusable images with their reasons, as far as the build has progressed."""
         return [failure for receipt in self.receipts(IMAGES_UNIT) if receipt for failure in receipt.failures]
 
     def usable_rows(self, teachers: Iterable[str] = ()) -> NDArray[np.int64]:
@@ -150,9 +150,10 @@ class Cache:
         return np.flatnonzero(usable)
 
     def read_file(self, row: int) -> bytes:
-        """The bytes of an image file, from where the build found it.
+        """Read the bytes of an image file from its recorded path.
 
-        Raises ImageError if it is gone, or is no longer the file that the teachers saw.
+        Raises:
+            ImageError: if it is missing, or is not the file that the teachers saw.
         """
         data = self.read_unchecked(row)
         if digest(data) != self.digests[row].tobytes():
@@ -160,16 +161,25 @@ class Cache:
         return data
 
     def read_pixels(self, row: int) -> bytes:
-        """An image file to train on: the one the cache keeps, smaller and encoded again, or else `read_file`.
+        """Read an image for training: the one stored in the cache, smaller and encoded again, or else `read_file`.
 
-        It is upright where the original needed turning. Raises ImageError, and CorruptShardError for a damaged shard.
+        Stored images are upright.
+
+        Raises:
+            ImageError: as `read_file`.
+            CorruptShardError: for a damaged shard.
         """
         return self.read_file(row) if self.pixels is None else self.pixels.file(row)
 
     def read_original_or_kept(self, row: int) -> tuple[bytes, bool]:
-        """An image file to look at: `read_file`, or, where that is gone or changed, the one the cache keeps; and whether kept.
+        """Read an image for viewing: `read_file`, or the stored one if the file is missing or changed.
 
-        Raises as `read_pixels` does.
+        Returns:
+            The bytes, and whether they are the stored image.
+
+        Raises:
+            ImageError: as `read_pixels`.
+            CorruptShardError: as `read_pixels`.
         """
         try:
             return self.read_file(row), False
@@ -185,11 +195,11 @@ class Cache:
         """
         from radio_cache.images.decode import decode_image
 
-        own = max_pixels_of_any_cache()
+        limit = max_pixels_of_any_cache()
         try:
-            return decode_image(data, max_pixels=min(self.meta.max_pixels, own), least_px=least_px)
+            return decode_image(data, max_pixels=min(self.meta.max_pixels, limit), least_px=least_px)
         except ImageError as exc:
-            if self.meta.max_pixels <= own or "--max-pixels" not in str(exc):
+            if self.meta.max_pixels <= limit or "--max-pixels" not in str(exc):
                 raise
             raise ImageError(
                 f"{str(exc).partition('; raise')[0]}, which is as many as an image of any cache may have; this one states "
@@ -198,17 +208,22 @@ class Cache:
 
     def refuse_large_images(self) -> None:
         """Raise LimitError if the cache states that its images may be larger than those of any cache."""
-        own = max_pixels_of_any_cache()
-        if self.meta.max_pixels > own:
+        limit = max_pixels_of_any_cache()
+        if self.meta.max_pixels > limit:
             raise LimitError(
-                f"{self.url} states that an image may have {self.meta.max_pixels} pixels, and {own} are usual: set "
+                f"{self.url} states that an image may have {self.meta.max_pixels} pixels, and {limit} are usual: set "
                 f"{MAX_PIXELS_VARIABLE}={self.meta.max_pixels} if you trust it"
             )
 
+<<<<<<< HEAD
     def remote_images_note(self) -> str:
         """Return a sentence that names the web servers which reading the images asks, for a command to say; "" if there are none.
+=======
+    def web_note(self) -> str:
+        """Return a sentence that names the web servers from which images are read, or "" if there are none.
+>>>>>>> 9c31f30 (Name locals of the store and its images by what they hold)
 
-        Of a list of files about 10,000 are looked at.
+        For a list of files about 10,000 of them are checked.
         """
         places = [container.path for container in self.meta.containers]
         lists = [number for number, container in enumerate(self.meta.containers) if container.kind == "list"]
@@ -234,7 +249,7 @@ class Cache:
         return None if self.meta.pixels is None else StoredPixels(self.storage, self.meta.shard_images)
 
     def read_unchecked(self, row: int) -> bytes:
-        """The bytes of an image file as they are now; for a build, which is about to note what they should be."""
+        """Read the bytes of an image file without comparing its digest, for a build that is about to record it."""
         index, containers = self.index, self.meta.containers
         number, key = int(index.container[row]), index.key(row)
         if not 0 <= number < len(containers):
@@ -246,9 +261,10 @@ class Cache:
 
 
 def max_pixels_of_any_cache() -> int:
-    """Return how many pixels an image is decoded with, whatever the cache that it comes from states.
+    """Return the reader's limit of pixels of an image, which holds whatever a cache states.
 
-    Raises ConfigError if the environment says something else than a number.
+    Raises:
+        ConfigError: if the environment variable is not a number.
     """
     from radio_cache.images.decode import MAX_PIXELS
 
@@ -259,7 +275,7 @@ def max_pixels_of_any_cache() -> int:
 
 
 def digest(data: bytes) -> bytes:
-    """16 bytes that stand for an image file: BLAKE2b-128."""
+    """Return the digest of an image file: BLAKE2b-128, 16 bytes."""
     import hashlib
 
     return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,9 +1,10 @@
-"""Which shards are finished: one small file each while a unit is in the making, one log a unit when many are done.
+"""Receipts of finished shards: one small file each while a unit is being built, one log per unit when there are many.
 
-A log is `receipts/<unit>/log-<its checksum>.jsonl`: a receipt a line, by shard; a line `{"of": unit, "columns": ...}` with
-what a reader needs of all of them at once; and last `{"lines", "columns_bytes", "columns_crc32c", "crc32c"}`, the latter over
-the lines of receipts. A file of its own counts more than a line. A log is written before what it replaces is deleted,
-and named by its contents, so builders that compact at the same time lose nothing.
+A log is `receipts/<unit>/log-<its checksum>.jsonl`. It has one receipt per line, by shard, then a line
+`{"of": unit, "columns": ...}` with the fields that a reader needs of all of them at once, and last
+`{"lines", "columns_bytes", "columns_crc32c", "crc32c"}`, whose last checksum covers the lines of receipts. A receipt file takes
+precedence over a line. A log is written before the files it replaces are deleted, and is named by its contents, so builders
+that compact at the same time lose nothing.
 """
 
 import json
@@ -50,38 +51,53 @@ class ReceiptColumns:
 
 @final
 class UnitReceipts:
-    """The receipts of one unit as they were when first asked for, or later if a log that held them is gone since.
+    """The receipts of one unit, read at the first use, and again if a log that held them has been replaced since.
 
-    Cheap to make: nothing is read before.
+    Creating one reads nothing.
     """
 
     def __init__(self, place: Storage | str | Path, unit: str) -> None:
         self._storage, self._unit = open_storage(place), unit
 
     def columns(self) -> ReceiptColumns:
-        """What readers need of all receipts. Raises CorruptShardError for one that is damaged."""
+        """Return the common fields of all receipts.
+
+        Raises:
+            CorruptShardError: for a damaged receipt.
+        """
         return self._loaded.columns
 
     def receipt(self, shard: int) -> Receipt | None:
-        """One receipt, None where the shard has not been made. Raises CorruptShardError if it is damaged."""
+        """Return one receipt, or None if the shard is not finished.
+
+        Raises:
+            CorruptShardError: if it is damaged.
+        """
         return self._ask(lambda loaded: loaded.receipt(shard))
 
     def all(self) -> Iterator[Receipt]:
-        """Every receipt, by shard. Raises CorruptShardError for one that is damaged."""
+        """Yield every receipt, by shard.
+
+        Raises:
+            CorruptShardError: for a damaged receipt.
+        """
         for shard in self._loaded.columns.shard.tolist():
             receipt = self.receipt(shard)
             if receipt is not None:
                 yield receipt
 
     def checksums(self, array: str) -> dict[str, int]:
-        """Of one array: path of each of its files, below it -> the `shards.file_crc32c` in the receipt that names it.
+        """Return path below an array -> `checksums.file_crc32c` in its receipt, for all files of the array.
 
-        The way for caches of millions of images. Raises CorruptShardError for a receipt that is damaged.
+        Fast enough for caches of millions of images.
+
+        Raises:
+            CorruptShardError: for a damaged receipt.
         """
         return self._ask(lambda loaded: loaded.checksums(f"{array}/"))
 
     def _ask(self, question: Callable[["_Loaded"], T]) -> T:
-        """Lines of logs are read when they are asked for, and by then another process may have put them into a new log."""
+        """Run a query again if a log disappeared: lines are read lazily, and another process may have written a new log since."""
 
         def answer() -> T:
             try:
@@ -98,7 +114,11 @@ class UnitReceipts:
 
 
 def read_receipt(place: Storage | str | Path, unit: str, shard: int) -> Receipt | None:
-    """The receipt of one shard, or None if the shard has not been made. Raises CorruptShardError if it is damaged."""
+    """Return the receipt of one shard, or None if the shard is not finished.
+
+    Raises:
+        CorruptShardError: if it is damaged.
+    """
     storage = open_storage(place)
     path = receipt_path(unit, shard)
     try:
@@ -110,7 +130,7 @@ def read_receipt(place: Storage | str | Path, unit: str, shard: int) -> Receipt 
 def each_receipt(
     place: Storage | str | Path, unit: str, num_shards: int
 ) -> Iterator[tuple[int, Receipt | CorruptShardError | None]]:
-    """(shard, receipt) of every shard; an error in place of a receipt that is damaged, None where there is none."""
+    """Yield (shard, receipt) of every shard, with an error in place of a damaged receipt and None for an unfinished shard."""
     storage = open_storage(place)
     files, lines, error = _again(lambda: _listed_and_salvaged(storage, unit))
     # Shards without a receipt are reported; where there are none, one is all the same, so that the log is written again.
@@ -130,14 +150,14 @@ def each_receipt(
 def _listed_and_salvaged(
     storage: Storage, unit: str
 ) -> tuple[dict[int, str], dict[int, bytes], CorruptShardError | None]:
-    """Paths of receipts that are files, whole lines of logs, both by shard; and what is wrong with a log, if anything is."""
+    """Return the paths of receipt files and the intact lines of logs, both by shard, and the error of a damaged log, if any."""
     files, logs = _listing(storage, unit)
     lines: dict[int, bytes] = {}
     error: CorruptShardError | None = None
     for log in logs:
         data = storage.read(log)
-        found, lost = _salvaged(data, unit)
-        _merge(lines, found)
+        intact, lost = _salvaged(data, unit)
+        _merge(lines, intact)
         if lost or not _is_whole(storage, log, data, unit):
             error = _damaged(
                 storage, log, f"{lost} lines lost" if lost else "its last lines are not what they should be"
@@ -146,9 +166,9 @@ def _listed_and_salvaged(
 
 
 def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
-    """Make a shard unfinished, whether its receipt is a file, a line or damaged; False if it was not finished.
+    """Make a shard unfinished, whether its receipt is a file, a line or damaged. Returns False if it was not finished.
 
-    Lines of a log that are damaged go with it: nobody can tell which shards they spoke of.
+    Damaged lines of a log are dropped, too, because their shards are unknown.
     """
     storage = open_storage(place)
     path = receipt_path(unit, shard)
@@ -157,11 +177,11 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
         dropped = storage.exists(path)
         for log in _listing(storage, unit)[1]:
             data = storage.read(log)
-            kept, lost = _salvaged(data, unit)
-            if shard in kept or lost or not _is_whole(storage, log, data, unit):
+            intact, lost = _salvaged(data, unit)
+            if shard in intact or lost or not _is_whole(storage, log, data, unit):
                 dropped = True
-                kept.pop(shard, None)
-                new = _write_log(storage, unit, kept)
+                intact.pop(shard, None)
+                new = _write_log(storage, unit, intact)
                 if new != log:
                     storage.delete(log)
         storage.delete(path)
@@ -171,9 +191,10 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
 
 
 def is_finished(place: Storage | str | Path, receipt: Receipt | None, num_rows: int) -> bool:
-    """Return whether nothing is left to do for a shard with this receipt: it did not grow since, and lacks no image
-    which a later look
-    found readable."""
+    """Return whether a shard with this receipt is complete.
+
+    A shard is incomplete if it grew since, or if an image that it lacks was read successfully later.
+    """
     if receipt is None or receipt.num_rows != num_rows:
         return False
     if not receipt.failures or receipt.unit == IMAGES_UNIT:
@@ -186,8 +207,10 @@ def is_finished(place: Storage | str | Path, receipt: Receipt | None, num_rows: 
 def drop_outdated_receipt(
     place: Storage | str | Path, unit: str, shard: int, num_rows: int, failed_rows: Iterable[int]
 ) -> None:
-    """Drop the receipt of a shard that is about to be made again with more rows, or with other rows that can be used: its new
-    files and its old receipt would contradict each other."""
+    """Drop the receipt of a shard that is about to be made again with other rows.
+
+    Its new files and its old receipt would contradict each other.
+    """
     receipt = read_receipt(place, unit, shard)
     if receipt is None:
         return
@@ -196,9 +219,12 @@ def drop_outdated_receipt(
 
 
 def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int = 256) -> None:
-    """Put all receipts of a unit into one log. Killed at any moment, no receipt is lost.
+    """Move all receipts of a unit into one log. A kill at any moment loses no receipt.
 
-    from_files: fewer receipts than this that are files of their own stay so; people can read them.
+    Args:
+        place: storage, path or URL of the cache.
+        unit: "images" or a teacher's name.
+        from_files: least number of receipt files to compact. Fewer stay as they are, readable for people.
     """
     storage = open_storage(place)
 
@@ -208,10 +234,10 @@ def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int 
             return
         lines: dict[int, bytes] = {}
         for log in logs:
-            found, lost = _salvaged(storage.read(log), unit)
+            intact, lost = _salvaged(storage.read(log), unit)
             if lost:
                 raise _damaged(storage, log, f"{lost} of its lines do not match their checksums")
-            _merge(lines, found)
+            _merge(lines, intact)
         for shard, receipt in _read_files(storage, unit, files).items():
             lines[shard] = _line(receipt)
         new = _write_log(storage, unit, lines)
@@ -224,7 +250,7 @@ def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int 
 
 
 class _Loaded:
-    """Receipt files, if asked for, and logs of a unit; read once."""
+    """The receipt files (optional) and logs of a unit, read once."""
 
     def __init__(self, storage: Storage, unit: str, *, files: bool = True) -> None:
         self._storage, self._unit = storage, unit
@@ -232,7 +258,7 @@ class _Loaded:
         self._own = _read_files(storage, unit, paths) if files else {}
         self._lazy: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = []
         tables = [_own_table(self._own)] if self._own else []
-        failed = [np.array([failure.row for one in self._own.values() for failure in one.failures], np.int64)]
+        failed = [np.array([failure.row for receipt in self._own.values() for failure in receipt.failures], np.int64)]
         for log in logs:
             table, log_failed = _read_columns(storage, log, unit)
             self._lazy.append((log, table[:, 0], np.cumsum(table[:, 5]) - table[:, 5]))
@@ -255,14 +281,14 @@ class _Loaded:
             at = int(np.searchsorted(shards, shard))
             if at < len(shards) and shards[at] == shard:
                 (line,) = self._storage.read_ranges(log, [(int(starts[at]), int(table[at, 5]))])
-                found = _parsed(self._storage, log, bytes(line), self._unit, shard)
-                if best is None or found.num_rows > best.num_rows:
-                    best = found
+                receipt = _parsed(self._storage, log, bytes(line), self._unit, shard)
+                if best is None or receipt.num_rows > best.num_rows:
+                    best = receipt
         return best
 
     def checksums(self, below: str) -> dict[str, int]:
-        """Of the files whose path begins so, without that."""
-        found: dict[str, int] = {}
+        """Return the checksums of the files whose path begins with `below`, by the rest of the path."""
+        checksums: dict[str, int] = {}
         rows: dict[int, int] = {}
         for log, shards, starts in self._lazy:
             data = self._storage.read(log)
@@ -274,12 +300,12 @@ class _Loaded:
                     line = json.loads(data[start : data.index(b"\n", start)])
                     if shard not in self._own and line["num_rows"] > rows.get(shard, 0):
                         rows[shard] = line["num_rows"]
-                        found |= _crcs_below(below, ((file["path"], file["crc32c"]) for file in line["files"]))
+                        checksums |= _crcs_below(below, ((file["path"], file["crc32c"]) for file in line["files"]))
             except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as exc:
                 raise _damaged(self._storage, log, f"a line is no receipt: {exc!r:.80}") from exc
         for receipt in self._own.values():
-            found |= _crcs_below(below, ((file.path, file.crc32c) for file in receipt.files))
-        return found
+            checksums |= _crcs_below(below, ((file.path, file.crc32c) for file in receipt.files))
+        return checksums
 
 
 def _crcs_below(below: str, files: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -287,7 +313,9 @@ def _crcs_below(below: str, files: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def _own_table(receipts: dict[int, Receipt]) -> NDArray[np.int64]:
-    return np.array([_numbers(one, 0) for _, one in sorted(receipts.items())], np.int64).reshape(-1, len(_PER_SHARD))
+    return np.array([_numbers(receipt, 0) for _, receipt in sorted(receipts.items())], np.int64).reshape(
+        -1, len(_PER_SHARD)
+    )
 
 
 def _numbers(receipt: Receipt, line_bytes: int) -> tuple[int, ...]:
@@ -296,35 +324,35 @@ def _numbers(receipt: Receipt, line_bytes: int) -> tuple[int, ...]:
 
 
 def _listing(storage: Storage, unit: str) -> tuple[dict[int, str], list[str]]:
-    """Paths of the receipts that are files of their own, by shard, and of the logs."""
+    """Return the paths of receipt files, by shard, and those of logs."""
     files: dict[int, str] = {}
     logs: list[str] = []
     for path, _ in storage.list_files(receipts_folder(unit)):
         name = path.rpartition("/")[2]
-        if (found := _FILE_NAME.fullmatch(name)) and path == receipt_path(unit, int(found[1])):
-            files[int(found[1])] = path
+        if (match := _FILE_NAME.fullmatch(name)) and path == receipt_path(unit, int(match[1])):
+            files[int(match[1])] = path
         elif name.startswith("log-") and name.endswith(".jsonl"):
             logs.append(path)
     return files, logs
 
 
 def _read_files(storage: Storage, unit: str, files: dict[int, str]) -> dict[int, Receipt]:
-    """The receipts that are files of their own, by shard, in order."""
-    own = sorted(files.items())
-    found = _at_once(storage, lambda one: _read(storage, one[1], unit, one[0]), own)
-    return {shard: receipt for (shard, _), receipt in zip(own, found, strict=True)}
+    """Read receipt files, ordered by shard."""
+    ordered = sorted(files.items())
+    receipts = _at_once(storage, lambda one: _read(storage, one[1], unit, one[0]), ordered)
+    return {shard: receipt for (shard, _), receipt in zip(ordered, receipts, strict=True)}
 
 
 def _at_once(storage: Storage, do: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do it with each; many at a time in a bucket, where every request is a wait."""
+    """Call `do` on each item, in parallel for buckets, where every request is a wait."""
     if storage.is_local or len(items) < 2:
-        return [do(one) for one in items]
+        return [do(item) for item in items]
     with ThreadPoolExecutor(min(_AT_ONCE, len(items)), thread_name_prefix="radio-cache-receipts") as pool:
         return list(pool.map(do, items))
 
 
 def _read(storage: Storage, path: str, unit: str, shard: int) -> Receipt:
-    """The receipt of a file of its own."""
+    """Read a receipt file."""
     return _parsed(storage, path, storage.read_at_most(path, _MAX_RECEIPT_BYTES), unit, shard)
 
 
@@ -354,8 +382,8 @@ def _line(receipt: Receipt) -> bytes:
     return json.dumps(receipt.to_json(), separators=(",", ":")).encode() + b"\n"
 
 
-def _merge(lines: dict[int, bytes], found: dict[int, bytes]) -> None:
-    for shard, line in found.items():
+def _merge(lines: dict[int, bytes], others: dict[int, bytes]) -> None:
+    for shard, line in others.items():
         if shard not in lines or parse_json(line)["num_rows"] > parse_json(lines[shard])["num_rows"]:
             lines[shard] = line
 
@@ -369,7 +397,7 @@ def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
     """Write a log of these lines; returns its path."""
     ordered = [lines[shard] for shard in sorted(lines)]
     receipts = [Receipt.from_json(parse_json(line)) for line in ordered]
-    table = np.array([_numbers(one, len(line)) for one, line in zip(receipts, ordered, strict=True)], np.int64)
+    table = np.array([_numbers(receipt, len(line)) for receipt, line in zip(receipts, ordered, strict=True)], np.int64)
     columns: dict[str, list[int]] = dict(zip(_PER_SHARD, table.reshape(-1, len(_PER_SHARD)).T.tolist(), strict=True))
     columns["failed_rows"] = sorted(failure.row for receipt in receipts for failure in receipt.failures)
     body = b"".join(ordered)
@@ -386,7 +414,7 @@ def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
 
 
 def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The (lines, 6) numbers of `_PER_SHARD` and the failed rows of a log, without reading its receipts."""
+    """Return the (lines, 6) numbers of `_PER_SHARD` and the failed rows of a log, without reading its receipts."""
     tail, size = storage.read_tail(log, _TAIL_BYTES)
     try:
         last_bytes = len(tail) - tail.rindex(b"\n", 0, -1) - 1
@@ -400,11 +428,11 @@ def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int
         second = tail[-length - last_bytes : -last_bytes]
         if crc32c(second) != last["columns_crc32c"]:
             raise ValueError("the columns do not match their checksum")
-        said = parse_json(second)
-        if said.get("of", unit) != unit:  # logs of the first days do not say it
-            raise ValueError(f"it is the log of {said['of']!r:.40}")
-        table = np.stack([_whole_numbers(said["columns"][name]) for name in _PER_SHARD], axis=1)
-        failed = _whole_numbers(said["columns"]["failed_rows"])
+        document = parse_json(second)
+        if document.get("of", unit) != unit:  # logs of the first days do not say it
+            raise ValueError(f"it is the log of {document['of']!r:.40}")
+        table = np.stack([_whole_numbers(document["columns"][name]) for name in _PER_SHARD], axis=1)
+        failed = _whole_numbers(document["columns"]["failed_rows"])
         shards, lines = table[:, 0], table[:, 5]
         outside = lines.max(initial=0) > size or lines.sum() > size
         if len(table) != last["lines"] or (np.diff(shards) <= 0).any() or outside:
@@ -415,16 +443,22 @@ def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int
 
 
 def _whole_numbers(values: Any) -> NDArray[np.int64]:
-    """A list of JSON as an array. Raises ValueError for anything but whole numbers from 0 on that can be true."""
-    made = np.array(values)
-    if made.ndim != 1 or (len(made) and (made.dtype != np.int64 or made.min() < 0 or made.max() > MAX_INTEGER >> 8)):
+    """Return a JSON list as an array.
+
+    Raises:
+        ValueError: if it holds other values than plausible whole numbers from 0 on.
+    """
+    array = np.array(values)
+    if array.ndim != 1 or (
+        len(array) and (array.dtype != np.int64 or array.min() < 0 or array.max() > MAX_INTEGER >> 8)
+    ):
         raise ValueError("a column holds something else than whole numbers")
-    return made.astype(np.int64)
+    return array.astype(np.int64)
 
 
 def _salvaged(log: bytes, unit: str) -> tuple[dict[int, bytes], int]:
-    """The lines of a unit's log that are whole, by shard, and how many are not."""
-    kept: dict[int, bytes] = {}
+    """Return the intact lines of a unit's log, by shard, and the number of damaged ones."""
+    intact: dict[int, bytes] = {}
     lost = 0
     for line in log.splitlines(keepends=True):
         try:
@@ -435,16 +469,16 @@ def _salvaged(log: bytes, unit: str) -> tuple[dict[int, bytes], int]:
                 receipt = Receipt.from_json(data)
                 if receipt.unit != unit:
                     raise ValueError("of another unit")
-                kept[receipt.shard] = line
+                intact[receipt.shard] = line
             elif "columns" not in data and "lines" not in data:
                 lost += 1
         except (ValueError, StoreError):
             lost += 1
-    return kept, lost
+    return intact, lost
 
 
 def _is_whole(storage: Storage, log: str, data: bytes, unit: str) -> bool:
-    """Return whether the last lines of a log are right, too, and say what the others do."""
+    """Return whether the last lines of a log are intact and match the others."""
     try:
         table, _ = _read_columns(storage, log, unit)
         body = data[: int(table[:, 5].sum())]
@@ -454,7 +488,7 @@ def _is_whole(storage: Storage, log: str, data: bytes, unit: str) -> bool:
 
 
 def _again(read: Callable[[], T]) -> T:
-    """Read once more if a file went away between listing and reading: another process put it into a log."""
+    """Read again if a file disappeared between listing and reading, because another process compacted it into a log."""
     for _ in range(_TRIES - 1):
         try:
             return read()
@@ -464,7 +498,7 @@ def _again(read: Callable[[], T]) -> T:
 
 
 def finished_rows(columns: ReceiptColumns, num_images: int, shard_images: int, out: NDArray[np.bool_]) -> None:
-    """Clear `out` (n,) where no receipt vouches for the row. A receipt from before the cache grew vouches for fewer."""
+    """Clear `out` (n,) for rows without a valid receipt. A receipt from before the cache grew is valid for fewer rows."""
     num_shards = -(-num_images // shard_images)
     known = columns.shard < num_shards
     done = np.zeros(num_shards, np.bool_)
@@ -477,17 +511,18 @@ def finished_rows(columns: ReceiptColumns, num_images: int, shard_images: int, o
 
 
 def shards_lacking_rows(columns: ReceiptColumns, images: ReceiptColumns, shard_images: int) -> list[int]:
-    """Return the shards of a teacher that lack an image which can be used by now: a later look found it readable.
+    """Return the shards of a teacher that lack an image which was read successfully later.
 
     Args:
         columns: receipts of the teacher.
         images: receipts of the images.
+        shard_images: images of a shard.
     """
     lacking = np.setdiff1d(columns.failed_rows, images.failed_rows) // shard_images
     return np.unique(lacking[np.isin(lacking, images.shard)]).tolist()
 
 
 def unfinished_shards(columns: ReceiptColumns, shard_rows: Callable[[int], range], num_shards: int) -> list[int]:
-    """Shards a build has to make: without a receipt, or with one from before the cache grew."""
+    """Return the shards that a build must make: without a receipt, or with one from before the cache grew."""
     done = dict(zip(columns.shard.tolist(), columns.num_rows.tolist(), strict=True))
     return [shard for shard in range(num_shards) if done.get(shard) != len(shard_rows(shard))]

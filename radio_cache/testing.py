@@ -54,7 +54,7 @@ def write_images(
 def fake_spec(
     name: str, *, summary_dim: int | None, spatial_dim: int, size: int = 32, patch: int = 8, fit: Fit = "squash"
 ) -> TeacherSpec:
-    """The spec of a teacher that does not exist: square patches, `half` codec. A name such as "fake@64" is that of a level."""
+    """Return the spec of a fake teacher: square patches, `half` codec. A name such as "fake@64" makes a level."""
     level_of = name.partition("@")[0] if "@" in name else None
     return TeacherSpec(
         name=name,
@@ -104,12 +104,16 @@ def make_tiny_cache(
     codecs: Mapping[str, CodecRequest] | None = None,
     geometries: Mapping[str, ViewGeometry] | None = None,
 ) -> Cache:
-    """A complete cache over a folder of class folders, by fake teachers, in the real format.
+    """Create a complete cache of a folder of class folders, with fake teachers, in the real format.
 
-    teachers: {"fake-a": (6, 8), "fake-b": (None, 5)} by default; "fake-a@64" is a level of 64 pixels of "fake-a", which
-    has 32. unusable: keys to mark as images that cannot be used.
-    codecs: teacher name -> its codec, calibrated on all usable images; `half` for teachers that are not named.
-    geometries: teacher name -> how it sees images; squashed to its size for teachers that are not named.
+    Args:
+        images: folder of class folders.
+        out: of the cache.
+        teachers: name -> (summary width or None, map width), {"fake-a": (6, 8), "fake-b": (None, 5)} by default. "fake-a@64"
+            is a level of 64 pixels of "fake-a", which has 32.
+        unusable: keys to mark as unusable images.
+        codecs: teacher name -> its codec, calibrated on all usable images; `half` by default.
+        geometries: teacher name -> its geometry; squashed to its size by default.
     """
     keys = sorted(file.relative_to(images).as_posix() for file in images.rglob("*.*"))
     class_names = tuple(sorted({key.split("/")[0] for key in keys}))
@@ -157,7 +161,12 @@ def write_images_shard(
     digests: Mapping[int, bytes],
     failures: Sequence[Failure] = (),
 ) -> None:
-    """What a build notes of a shard's images. sizes_hw, digests: by row; 0 for rows that they do not have."""
+    """Write the records of a shard's images.
+
+    Args:
+        sizes_hw: by row; 0 for absent rows.
+        digests: by row; 0 for absent rows.
+    """
     rows = meta.shard_rows(shard)
     unusable = tuple(failure for failure in failures if failure.row in rows)
     status, size_hw = np.zeros(meta.shard_images, np.uint8), np.zeros((meta.shard_images, 2), np.int32)
@@ -186,13 +195,15 @@ def write_teacher_shard(
     failures: Sequence[Failure] = (),
     fidelity: Fidelity | None = None,
 ) -> None:
-    """A shard of a teacher. features: by row; rows of the shard that it does not have are not there.
+    """Write a shard of a teacher.
 
-    codes: as they are stored; otherwise what the codec makes of the maps.
+    Args:
+        features: by row; absent rows are holes.
+        codes: stored codes by row, instead of those that the codec computes from the maps.
     """
     rows = meta.shard_rows(shard)
-    made = {row: features[row] for row in rows if row in features}
-    codes = codes or {row: codec.encode(spatial.astype(np.float32)) for row, (_, spatial) in made.items()}
+    written = {row: features[row] for row in rows if row in features}
+    codes = codes or {row: codec.encode(spatial.astype(np.float32)) for row, (_, spatial) in written.items()}
     writer = ShardWriter(path, spec.name, shard)
     rest = (0,) * len(codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
     writer.write_sharded(
@@ -202,22 +213,24 @@ def write_teacher_shard(
         chunks_per_shard=meta.shard_images,
         zstd_level=codec.zstd_level,
     )
-    tokens = np.concatenate([spatial.reshape(-1, spec.spatial_dim) for _, spatial in made.values()]).astype(np.float64)
+    tokens = np.concatenate([spatial.reshape(-1, spec.spatial_dim) for _, spatial in written.values()]).astype(
+        np.float64
+    )
     writer.write_plain("stats/spatial", _sums(tokens), grid=(shard, 0, 0))
     if spec.summary_dim is not None:
         chunk = np.full((1, meta.shard_images, spec.summary_dim), np.nan, np.float16)
-        for row, (summary, _) in made.items():
+        for row, (summary, _) in written.items():
             if summary is not None:
                 chunk[0, row - rows[0]] = summary
         writer.write_plain("summary", chunk, grid=(0, shard, 0))
-        kept = chunk[0][~np.isnan(chunk[0]).any(axis=1)].astype(np.float64)
-        writer.write_plain("stats/summary", _sums(kept), grid=(shard, 0, 0))
-    told = {"first_row": rows[0], "num_rows": len(rows), "num_tokens": len(tokens), "fidelity": fidelity}
-    writer.commit(told | {"failures": tuple(failure for failure in failures if failure.row in rows)})
+        summaries = chunk[0][~np.isnan(chunk[0]).any(axis=1)].astype(np.float64)
+        writer.write_plain("stats/summary", _sums(summaries), grid=(shard, 0, 0))
+    fields = {"first_row": rows[0], "num_rows": len(rows), "num_tokens": len(tokens), "fidelity": fidelity}
+    writer.commit(fields | {"failures": tuple(failure for failure in failures if failure.row in rows)})
 
 
 def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As statistics are stored: sums of values and of their squares, by channel."""
+    """Return statistics as they are stored: sums of values and of their squares, by channel."""
     return np.stack([values.sum(axis=0), np.square(values).sum(axis=0)])[None]
 
 

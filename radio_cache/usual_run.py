@@ -1,4 +1,4 @@
-"""How long a training run is when nobody says: what `radio-train` takes and `radio-cache plan` counts with."""
+"""The default length of a training run, for `radio-train` and for the estimates of `radio-cache plan`."""
 
 from dataclasses import dataclass
 

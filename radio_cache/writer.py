@@ -1,6 +1,6 @@
-"""Creating a cache, growing it, and committing a shard of it: whole files, the receipt last.
+"""Creation and growth of a cache, and commits of its shards: whole files, the receipt last.
 
-Two processes that write the same shard write the same bytes, so whoever comes last changes nothing; two that write
+Two processes that write the same shard write the same bytes, so the order does not matter. Two that write
 different shards never touch the same file. Nothing is locked, and Zarr documents are written without a Zarr library.
 """
 
@@ -142,8 +142,10 @@ def _grow_teacher(storage: Storage, group: str, meta: CacheMeta) -> None:
 
 
 def refuse_remains(place: Place, name: str) -> None:
-    """Raise CorruptShardError if there are receipts of a teacher whose document is gone: they would vouch for the shards of
-    another one of that name."""
+    """Raise CorruptShardError if a teacher's receipts exist and its document does not.
+
+    The receipts would be taken for those of a new teacher of that name.
+    """
     storage = open_storage(place)
     document = f"{unit_group(name)}/{DOCUMENT}"
     # In this order: another process may just be making the teacher, document first.
@@ -211,7 +213,13 @@ class ShardWriter:
         self._files: list[StoredFile] = []
 
     def write_plain(self, array: str, chunk: NDArray[Any], *, grid: tuple[int, ...]) -> None:
-        """One chunk of an array without sharding. `chunk` has the full chunk shape; `grid` is its chunk coordinate."""
+        """Write one chunk of an array without sharding.
+
+        Args:
+            name: of the array.
+            chunk: of the full chunk shape.
+            grid: chunk coordinates.
+        """
         data = stored_bytes(chunk)
         self._write(_chunk_path(array, grid), [data, crc32c(data).to_bytes(4, "little")])
 
@@ -225,9 +233,14 @@ class ShardWriter:
         zstd_level: int | None = None,
         pool: Executor | None = None,
     ) -> None:
-        """One shard whose inner chunks are `rows`; None leaves a hole.
+        """Write one shard whose inner chunks are `rows`; None leaves a hole.
 
-        zstd_level: of the array's codec, if it has one. pool: threads to compress in; the bytes are the same without.
+        Args:
+            name: of the array.
+            rows: inner chunks.
+            grid: chunk coordinates.
+            zstd_level: of the array's codec; None without compression.
+            pool: threads for compression. They do not change the bytes.
         """
         chunks: list[Chunk | None] = [None if row is None else _flat(row) for row in rows]
         if zstd_level is not None:
@@ -237,7 +250,7 @@ class ShardWriter:
         self._write(path, shard_parts(chunks, chunks_per_shard, f"{unit_group(self._unit)}/{path}"))
 
     def write_stored(self, path: str, data: bytes) -> None:
-        """A whole file as another cache stores it at this path below the unit's group."""
+        """Copy a whole file of another cache to this path below the unit's group."""
         view = memoryview(data)
         self._write(path, [view[:-CRC_BYTES], view[-CRC_BYTES:]])
 
@@ -258,7 +271,7 @@ def _chunk_path(array: str, grid: tuple[int, ...]) -> str:
 
 
 def _flat(row: NDArray[Any]) -> memoryview:
-    """The bytes of an array, little-endian, in C order; a view of them where they lie so already."""
+    """Return the bytes of an array, little-endian, in C order; a view of them where possible."""
     stored = np.ascontiguousarray(row).astype(row.dtype.newbyteorder("<"), copy=False)
     return stored.reshape(-1).view(np.uint8).data
 
@@ -268,7 +281,7 @@ def _compressed_if_any(chunk: Chunk | None, *, level: int) -> bytes | None:
 
 
 def compressed(chunk: Chunk, *, level: int) -> bytes:
-    """What a codec with this zstd level stores of a chunk."""
+    """Return the stored bytes of a chunk for a codec with this zstd level."""
     # The frame says how much it holds; the checksum behind it is Zarr's.
     return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(chunk)
 

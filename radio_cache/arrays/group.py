@@ -1,4 +1,4 @@
-"""What a Zarr group of a cache says about itself, read as JSON: no library, no defaults."""
+"""Attributes of a cache's Zarr groups, read as JSON: no library, no defaults."""
 
 from typing import Any
 

@@ -45,13 +45,17 @@ Damaged = Callable[[str, str], StoreError]
 
 @final
 class PlainArray:
-    """One array, opened. Chunks that are not there hold the fill value. Safe to share between threads.
+    """One open array. Missing chunks hold the fill value. Safe to share between threads.
 
-    Raises StoreError if there is no array at `path`, or one that was not written by this library; LimitError if its
-    chunks are too large to be true.
+    Args:
+        storage: of the cache.
+        path: of the array, below the cache.
+        document: its expected document; any difference is damage. None accepts any array.
+        grows_along: axis along which the stored array may be longer, because a growing cache enlarges its arrays first.
 
-    document: what its own should say; any other is damage. grows_along: the axis along which the stored array may be
-    longer all the same, because a cache that grows has its arrays enlarged first. Without, any array will do.
+    Raises:
+        StoreError: if there is no array at `path`, or one that this library did not write.
+        LimitError: if its chunks are implausibly large.
     """
 
     def __init__(
@@ -67,13 +71,13 @@ class PlainArray:
         self._damaged = damaged or self._damaged_file
         place = storage.at(f"{path}/{DOCUMENT}")
         try:
-            found = storage.read_at_most(f"{path}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
+            stored_document = storage.read_at_most(f"{path}/{DOCUMENT}", MAX_DOCUMENT_BYTES)
         except FileNotFoundError as exc:
             raise self._damaged(DOCUMENT, "it is gone") from exc
-        difference = document and array_difference(found, document, grows_along=grows_along)
+        difference = document and array_difference(stored_document, document, grows_along=grows_along)
         if difference:
             raise self._damaged(DOCUMENT, f"it {difference}")
-        document = document or found
+        document = document or stored_document
         self.shape = shape_of(document, place)
         try:
             data = parse_json(document)
@@ -109,8 +113,10 @@ class PlainArray:
         return self
 
     def refuse_unfounded(self) -> None:
-        """Raise the error of damage if less is stored than is declared, before anything is allocated for it: a document of a
-        hundred bytes can declare terabytes. Small arrays pass."""
+        """Raise the error of damage if less is stored than is declared, before any memory is allocated for it.
+
+        A document of a hundred bytes can declare terabytes. Small arrays pass.
+        """
         declared = math.prod(self.shape) * self.dtype.itemsize
         if declared <= _NO_NEED_TO_LOOK:
             return
@@ -119,11 +125,12 @@ class PlainArray:
             raise self._damaged(DOCUMENT, f"it declares {self.shape} {self.dtype}, and only {stored} bytes are stored")
 
     def read(self, *, holes: bool = True, vouched: Mapping[str, int] | None = None) -> NDArray[Any]:
-        """The whole array.
+        """Read the whole array.
 
-        holes: whether chunks may be missing, and hold the fill value; otherwise they are damage.
-        vouched: path of a chunk below the array -> the `shards.file_crc32c` that its receipt knows. Chunks that are
-        missing or other ones are damage, even if they are right in themselves.
+        Args:
+            holes: whether missing chunks hold the fill value; otherwise they are damage.
+            vouched: path of a chunk below the array -> `checksums.file_crc32c` of its receipt. Missing or different chunks are
+                damage, even if they are intact.
         """
         if not holes:
             self.refuse_unfounded()
@@ -136,29 +143,34 @@ class PlainArray:
         for grid in np.ndindex(self.grid):
             file = _chunk_key(grid)
             known = (vouched or {}).get(file)
-            found = self.chunk(grid, holes=False) if known is not None or not holes else self.stored_chunk(grid)
-            if found is None:
+            chunk = self.chunk(grid, holes=False) if known is not None or not holes else self.stored_chunk(grid)
+            if chunk is None:
                 continue
-            if known is not None and crc32c(found.reshape(-1).view(np.uint8).data) != known:
+            if known is not None and crc32c(chunk.reshape(-1).view(np.uint8).data) != known:
                 raise self._damaged(file, "it is another file than its receipt vouches for")
             places = tuple(
                 slice(at * side, min((at + 1) * side, end))
                 for at, side, end in zip(grid, self.chunks, self.shape, strict=True)
             )
-            out[places] = found[tuple(slice(0, place.stop - place.start) for place in places)]
+            out[places] = chunk[tuple(slice(0, place.stop - place.start) for place in places)]
         return out
 
     def chunk(self, grid: tuple[int, ...], *, holes: bool = True) -> NDArray[Any]:
-        """One chunk in its full shape, also at the array's end. holes: whether it may be missing."""
-        found = self.stored_chunk(grid)
-        if found is not None:
-            return found
+        """Read one chunk in its full shape, also at the array's end.
+
+        Args:
+            grid: chunk coordinates.
+            holes: whether it may be missing.
+        """
+        stored = self.stored_chunk(grid)
+        if stored is not None:
+            return stored
         if not holes:
             raise self._damaged(_chunk_key(grid), "it is gone")
         return np.full(self.chunks, self.fill_value, self.dtype)
 
     def stored_chunk(self, grid: tuple[int, ...]) -> NDArray[Any] | None:
-        """One chunk in its full shape, or None if it is not stored. Raises what `damaged` makes, for one that is damaged."""
+        """Read one chunk in its full shape, or return None if it is not stored. Raises the error of `damage` for a damaged one."""
         file = _chunk_key(grid)
         expected = math.prod(self.chunks) * self.dtype.itemsize
         try:
@@ -173,7 +185,7 @@ class PlainArray:
         return np.frombuffer(body, self.dtype).reshape(self.chunks)
 
     def damage(self, what: str) -> StoreError:
-        """The error for contents that cannot be right although the checksums fit."""
+        """Return the error for contents that are wrong although the checksums match."""
         return self._damaged(DOCUMENT, what)
 
     def _damaged_file(self, file: str, what: str) -> StoreError:

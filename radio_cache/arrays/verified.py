@@ -13,10 +13,13 @@ from radio_cache.storage.base import Storage
 
 
 def unit_array(storage: Storage, unit: str, name: str, document: bytes, *, grows_along: int) -> NDArray[Any]:
-    """A whole small array of a unit, compared with what the unit's receipts vouch for.
+    """Read a whole small array of a unit and compare it with the unit's receipts.
 
-    document: what its own says, but for a longer shape along the axis `grows_along`.
-    Raises CorruptShardError naming the file and the cure.
+    Args:
+        document: expected document, except for a longer shape along the axis `grows_along`.
+
+    Raises:
+        CorruptShardError: with the file and the cure.
     """
     place = f"{unit_group(unit)}/{name}"
 
@@ -38,7 +41,7 @@ def unit_array(storage: Storage, unit: str, name: str, document: bytes, *, grows
 
 
 def damaged_file(storage: Storage, unit: str, file: str, shard: int) -> CorruptShardError:
-    """That a file below a unit's group is not what the shard's receipt says, and the cure."""
+    """Return the error for a file of a unit that differs from the shard's receipt, with the cure."""
     return CorruptShardError(
         f"{storage.at(f'{unit_group(unit)}/{file}')} (shard {shard}) is damaged or gone, although there is a receipt for it: "
         f"radio-cache repair {storage.url}, then run the build again"

@@ -1,4 +1,4 @@
-"""Shards that kept clearly less than was asked for: their images look otherwise than those the codec was calibrated on."""
+"""Shards whose fidelity is clearly below the requested one, because their images differ from those of the calibration."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -35,16 +35,16 @@ class Drift:
 
 def drift_of(cache: Cache, name: str) -> Drift | None:
     """The shards of a teacher that drift; None if none does, or nothing was asked of its codec."""
-    asked = _asked(cache.teachers[name].spec.codec)
-    if asked is None:
+    requested = _asked(cache.teachers[name].spec.codec)
+    if requested is None:
         return None
     measured = [
         (receipt.shard, receipt.fidelity.cosine)
         for receipt in cache.receipts(name)
         if receipt and receipt.fidelity and receipt.fidelity.num_tokens
     ]
-    low = [(shard, cosine) for shard, cosine in measured if 1 - cosine > LOSS_TIMES * (1 - asked) + SLACK]
-    return Drift(name, asked, tuple(sorted(low, key=lambda one: one[1])), len(measured)) if low else None
+    low = [(shard, cosine) for shard, cosine in measured if 1 - cosine > LOSS_TIMES * (1 - requested) + SLACK]
+    return Drift(name, requested, tuple(sorted(low, key=lambda one: one[1])), len(measured)) if low else None
 
 
 def drifts(cache: Cache) -> list[Drift]:
@@ -55,8 +55,8 @@ def drifts(cache: Cache) -> list[Drift]:
 def _asked(codec: CodecRecord) -> float | None:
     """What was asked for; where that was a step, what it kept on held-out images. Both are only told: a cache may say
     anything."""
-    for told, name in ((codec.request, "fidelity"), (codec.calibration, "cosine")):
-        value = cast(dict[str, Any], told).get(name) if isinstance(told, dict) else None
+    for record, name in ((codec.request, "fidelity"), (codec.calibration, "cosine")):
+        value = cast(dict[str, Any], record).get(name) if isinstance(record, dict) else None
         if isinstance(value, float) and 0 < value <= 1:
             return value
     return None

@@ -35,8 +35,8 @@ def refuse_missing_files(cache: Cache, units: Sequence[str]) -> FilesThere:
                 num_files += 1
                 place = f"{group}/{file.path}"
                 if sizes.get(place) != file.num_bytes:
-                    there = f"has {sizes[place]} bytes" if place in sizes else "is gone"
-                    wrong.append((place, f"{there}, and the receipt of its shard says {file.num_bytes} bytes"))
+                    problem = f"has {sizes[place]} bytes" if place in sizes else "is gone"
+                    wrong.append((place, f"{problem}, and the receipt of its shard says {file.num_bytes} bytes"))
         wrong += [
             (receipt_path(unit, shard), "is gone") for shard in range(cache.meta.num_shards) if shard not in finished
         ]

@@ -47,10 +47,15 @@ _INDEX_CURE = "restore images/ from a copy, or build a new cache"
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong. place: path below the cache. shard: of `unit`, None where it is the unit's as a whole.
+    """One damaged thing.
 
-    mendable: whether `repair` can bring it to a state from which a build restores it. is_unread: it could not be read now, so
-    that nothing is known of it; it is left as it is.
+    Attributes:
+        unit: "images" or a teacher's name.
+        shard: of the unit; None for damage of the unit as a whole.
+        place: path below the cache.
+        what: the damage, in words.
+        mendable: whether `repair` and a build can restore it.
+        is_unread: whether it could not be read now. It may be intact, and is left unchanged.
     """
 
     unit: str
@@ -63,7 +68,13 @@ class Damage:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """damages: everything found. shards: receipts there are, by unit; missing: shards that were never finished, by unit."""
+    """The result of `verify_cache`.
+
+    Attributes:
+        damages: all damage.
+        shards: number of finished shards, by unit.
+        missing: number of unfinished shards, by unit.
+    """
 
     damages: tuple[Damage, ...]
     shards: dict[str, int]
@@ -75,9 +86,11 @@ class VerifyReport:
 
 
 def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
-    """Compare every receipt with its files, byte by byte, and every document with what the cache's spec says it is.
+    """Compare every receipt with its files, byte by byte, and every document with the cache's spec.
 
-    deep: also decode every map and summary, and compare which rows there are with what the images say.
+    Args:
+        cache: to verify.
+        deep: also decode every map and summary, and compare the rows with the receipts of the images.
     """
     damages = [*_index_damages(cache), *_lost_teachers(cache)]
     shards: dict[str, int] = {}
@@ -94,18 +107,21 @@ def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
             if isinstance(receipt, StoreError):
                 unit_damages.append(Damage(unit, shard, receipt_path(unit, shard), str(receipt), mendable=True))
                 continue
-            found = list(_shard_damages(cache, unit, shard, receipt))
-            if deep and decodable and not found and unit != IMAGES_UNIT:
-                found = list(_deep_damages(cache, cache.teachers[unit], shard, receipt))
-            unit_damages += found
+            shard_damages = list(_shard_damages(cache, unit, shard, receipt))
+            if deep and decodable and not shard_damages and unit != IMAGES_UNIT:
+                shard_damages = list(_deep_damages(cache, cache.teachers[unit], shard, receipt))
+            unit_damages += shard_damages
         damages += unit_damages
     return VerifyReport(tuple(damages), shards, missing)
 
 
 def repair_cache(cache: Cache, report: VerifyReport) -> list[str]:
-    """Drop what `verify_cache` condemned, so that a build makes just that again; returns what was done, in words.
+    """Drop everything that `verify_cache` found damaged, so that a build makes exactly that again.
 
-    Nothing else is touched. What cannot be mended is left, and named.
+    Nothing else is touched. Damage that cannot be mended is left, and named.
+
+    Returns:
+        A line for each damage.
     """
     done: list[str] = []
     for damage in report.damages:
@@ -123,10 +139,12 @@ def repair_cache(cache: Cache, report: VerifyReport) -> list[str]:
 
 
 def drop_teacher(cache: Cache, name: str) -> int:
-    """Remove one teacher and all it wrote; returns the bytes freed. The images and the other teachers stay as they are.
+    """Remove one teacher with all its files and return the bytes freed. Images and other teachers stay unchanged.
 
-    Receipts go first: killed at any moment, what is left is a teacher that is not finished. Raises StoreError for a
-    teacher that is not there, or that another process on this machine is building.
+    Receipts go first: after a kill at any moment, an unfinished teacher is left.
+
+    Raises:
+        StoreError: for an absent teacher, or one that another process on this machine is building.
     """
     known = _names_below(cache)
     if name not in known:
@@ -143,15 +161,15 @@ def drop_teacher(cache: Cache, name: str) -> int:
 
 
 def teacher_bytes(cache: Cache, name: str) -> int:
-    """What a teacher takes on the disk, whether it can be read or not."""
+    """Return the bytes that a teacher takes on the disk, readable or not."""
     folders = (unit_group(name), receipts_folder(name))
     return sum(size for folder in folders for _, size in cache.storage.list_files(folder))
 
 
 def _names_below(cache: Cache) -> set[str]:
-    """Of all teachers that left anything, whether they can be read or not."""
-    found = {*cache.teachers, *cache.storage.list_folders("teachers"), *cache.storage.list_folders("receipts")}
-    return found - {IMAGES_UNIT}
+    """Return the names of all teachers with any file left, readable or not."""
+    names = {*cache.teachers, *cache.storage.list_folders("teachers"), *cache.storage.list_folders("receipts")}
+    return names - {IMAGES_UNIT}
 
 
 def _index_damages(cache: Cache) -> Iterator[Damage]:
@@ -174,15 +192,15 @@ def _index_damages(cache: Cache) -> Iterator[Damage]:
 
 
 def _lost_teachers(cache: Cache) -> Iterator[Damage]:
-    """Teachers that cannot be read at all, and those of which only other files than the document are left."""
+    """Yield teachers that cannot be read at all, and those whose document is missing."""
     cure = "restore it from a copy, or drop the teacher and build it again: radio-cache drop-teacher"
     for name, error in cache.teachers.unreadable.items():
         place = f"{unit_group(name)}/{DOCUMENT}"
         blocked = _is_unread(error)
-        told = (
+        what = (
             str(error) if blocked or isinstance(error, CorruptShardError) else f"{error}; or {cure} {cache.url} {name}"
         )
-        yield Damage(name, None, place, told, mendable=False, is_unread=blocked)
+        yield Damage(name, None, place, what, mendable=False, is_unread=blocked)
     # Receipts are the last thing a teacher gets, and the first it loses.
     for name in cache.storage.list_folders("receipts"):
         if name not in (IMAGES_UNIT, *cache.teachers, *cache.teachers.unreadable):
@@ -194,10 +212,10 @@ def _lost_teachers(cache: Cache) -> Iterator[Damage]:
 def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Iterator[Damage]:
     rows = cache.meta.shard_rows(shard)
     place = receipt_path(unit, shard)
-    said = (receipt.unit, receipt.shard, receipt.first_row, receipt.num_rows)
+    identity = (receipt.unit, receipt.shard, receipt.first_row, receipt.num_rows)
     # It may speak of fewer rows, from before the cache grew: then the next build makes the shard again.
-    if said[:3] != (unit, shard, rows.start) or not 0 < receipt.num_rows <= len(rows):
-        yield Damage(unit, shard, place, f"it is the receipt of another shard: {said}", mendable=True)
+    if identity[:3] != (unit, shard, rows.start) or not 0 < receipt.num_rows <= len(rows):
+        yield Damage(unit, shard, place, f"it is the receipt of another shard: {identity}", mendable=True)
         return
     for file in receipt.files:
         path = f"{unit_group(unit)}/{file.path}"
@@ -217,7 +235,7 @@ def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Ite
 
 
 def file_difference(file: StoredFile, data: bytes, shard_images: int) -> str | None:
-    """How the bytes of a file differ from those its receipt vouches for, in words; None if they do not."""
+    """Describe the difference between a file's bytes and its receipt; None without one."""
     if len(data) != file.num_bytes:
         return f"{len(data)} bytes long, the receipt says {file.num_bytes}"
     # The last four bytes are no part of the receipt's checksum: they are one themselves, of a chunk or of an index.
@@ -234,9 +252,9 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
     place = f"{unit_group(teacher.name)}, shard {shard}"
     spec = teacher.spec
     try:
-        for some in teacher.batches(rows):
+        for batch in teacher.batches(rows):
             with np.errstate(all="ignore"):
-                finite = all(np.isfinite(teacher.maps(some, view=view)).all() for view in range(spec.views))
+                finite = all(np.isfinite(teacher.maps(batch, view=view)).all() for view in range(spec.views))
             if not finite:
                 yield Damage(teacher.name, shard, place, "a map decodes to values that are not finite", mendable=True)
     except StoreError as exc:
@@ -249,7 +267,10 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
 def _summary_damages(
     cache: Cache, name: str, shard: int, rows: NDArray[np.int64], views: int, channels: int
 ) -> Iterator[Damage]:
-    """From the shard's own files: `CachedTeacher.summaries` reads those of all shards, and would condemn this one for another."""
+    """Yield damaged summaries, read from the shard's own files.
+
+    `CachedTeacher.summaries` reads those of all shards, and would blame this shard for another one.
+    """
     meta = cache.meta
     for view in range(views):
         place = f"{unit_group(name)}/summary/c/{view}/{shard}/0"
@@ -285,7 +306,7 @@ def _transform_damages(cache: Cache, unit: str) -> Iterator[Damage]:
 
 
 def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
-    """The metadata of every group and array of a unit, beside what the cache's spec would make."""
+    """Yield damaged metadata of the groups and arrays of a unit, compared with the cache's spec."""
     for place, expected in _documents(cache, unit):
         below = place.removeprefix(f"{unit_group(unit)}/")
         try:
@@ -300,10 +321,10 @@ def _document_damages(cache: Cache, unit: str) -> Iterator[Damage]:
 
 
 def _documents(cache: Cache, unit: str) -> Documents:
-    """(path below the cache, content) of the documents of a unit; none where its codec is lost, which says what they are."""
+    """Yield (path below the cache, content) of the documents of a unit; none if its codec, which decides them, is lost."""
     if unit == IMAGES_UNIT:
-        made = [(f"{IMAGES_UNIT}/{path}", data) for path, data in images_documents(cache.meta)]
-        yield from [("teachers/" + DOCUMENT, group_document()), *made]
+        documents = [(f"{IMAGES_UNIT}/{path}", data) for path, data in images_documents(cache.meta)]
+        yield from [("teachers/" + DOCUMENT, group_document()), *documents]
         try:
             keys = cache.index.keys
             length = keys.num_bytes if isinstance(keys, StoredKeys) else 0
@@ -324,8 +345,8 @@ def _documents(cache: Cache, unit: str) -> Documents:
 
 def _document_difference(expected: bytes, storage: Storage, path: str, axis: int | None) -> str | None:
     try:
-        found = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
-        ours: Any = parse_json(found)
+        stored = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
+        ours: Any = parse_json(stored)
         sealed = "crc32c" in dict(ours["attributes"].get(ATTRIBUTES_KEY, {}))
     except FileNotFoundError:
         return "gone"
@@ -340,14 +361,16 @@ def _document_difference(expected: bytes, storage: Storage, path: str, axis: int
         return None
     # A cache that was about to grow has longer arrays than it says.
     longer = theirs["node_type"] == "array" and theirs["attributes"] == ours["attributes"]
-    fits = longer and array_difference(found, expected, grows_along=axis) is None
+    fits = longer and array_difference(stored, expected, grows_along=axis) is None
     return None if fits else "is not what the cache's spec says"
 
 
 def _is_unread(error: Exception) -> bool:
-    """Return whether the system refused to read something of a local cache: no permission, no descriptor, a failing
-    disk. That says
-    nothing about what is stored. (Symbolic links and other things that are no files are refused by us: those are damage.)"""
+    """Return whether the system refused a read of a local cache: no permission, no descriptor, a failing disk.
+
+    Such an error reveals nothing about the stored bytes. Symbolic links and other irregular files are refused by radio-cache
+    itself, and count as damage.
+    """
     return isinstance(error, StorageError) and isinstance(error.__cause__, OSError)
 
 

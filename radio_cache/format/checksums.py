@@ -15,14 +15,18 @@ Chunk = bytes | memoryview
 
 
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
-    """CRC-32C (Castagnoli) of the bytes, without copying them. crc: of the bytes before these."""
+    """Return the CRC-32C (Castagnoli) of the bytes, without copying them.
+
+    Args:
+        crc: of the bytes before these.
+    """
     if compiled is not None:  # several times faster, and other threads go on meanwhile
         return compiled.crc32c(data, crc)
     return google_crc32c.extend(crc, np.frombuffer(data, dtype=np.uint8))
 
 
 def file_crc32c(data: bytes) -> int:
-    """What a receipt records of a file: the crc32c of all but its last four bytes.
+    """Return the checksum of a file that receipts record: the crc32c of all but its last four bytes.
 
     Those are a checksum already, of a plain chunk or of a shard's index. Over a plain chunk with its checksum the
     result would be the same constant for every chunk.
@@ -31,7 +35,7 @@ def file_crc32c(data: bytes) -> int:
 
 
 def parts_crc32c(parts: Sequence[Chunk]) -> int:
-    """`file_crc32c` of the file these parts make; the last part is its last four bytes."""
+    """Return `file_crc32c` of the file that consists of these parts; the last part is its last four bytes."""
     crc = 0
     for part in parts[:-1]:
         crc = crc32c(part, crc)
@@ -39,7 +43,7 @@ def parts_crc32c(parts: Sequence[Chunk]) -> int:
 
 
 def with_crc(data: bytes) -> bytes:
-    """The bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
+    """Return the bytes followed by their crc32c, as Zarr's `crc32c` codec stores a chunk."""
     return data + closing_crc(data)
 
 

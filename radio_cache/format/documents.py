@@ -1,6 +1,6 @@
-"""Which documents a cache of format version 1 has, and what each says: a pure function of its meta and its specs.
+"""The documents of a cache of format version 1, as a pure function of its meta and its specs.
 
-The writer stores them, the reader refuses arrays that say something else, `verify` compares and `repair` restores them.
+The writer stores them, the reader refuses arrays with other documents, `verify` compares and `repair` restores them.
 """
 
 import json
@@ -24,12 +24,12 @@ Documents = Iterator[tuple[str, bytes]]
 
 
 def root_document(meta: CacheMeta) -> bytes:
-    """The document that makes a folder a cache."""
+    """Return the document that makes a folder a cache."""
     return group_document({ATTRIBUTES_KEY: meta.to_json()})
 
 
 def images_documents(meta: CacheMeta) -> Documents:
-    """Of the images' group, but for those of the index."""
+    """Yield the documents of the images' group, except those of the index."""
     yield DOCUMENT, group_document()
     for name, (dtype, row) in IMAGES_COLUMNS.items():
         shape, chunks = (meta.num_images, *row), (meta.shard_images, *row)
@@ -67,7 +67,7 @@ _TRANSFORM_AXES = {
 
 
 def index_documents(num_images: int, num_key_bytes: int) -> Documents:
-    """Of the group of an image index."""
+    """Yield the documents of an image index."""
     yield DOCUMENT, group_document()
     yield f"key_bytes/{DOCUMENT}", index_document("uint8", num_key_bytes, "key_byte")
     for name, dtype in INDEX_DTYPES.items():
@@ -75,12 +75,12 @@ def index_documents(num_images: int, num_key_bytes: int) -> Documents:
 
 
 def index_document(dtype: str, length: int, axis: str = "image") -> bytes:
-    """Of one column of an image index."""
+    """Return the document of one column of an image index."""
     return plain_array_document((length,), (max(1, min(length, INDEX_CHUNK)),), dtype, 0, (axis,))
 
 
 def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Documents:
-    """Of a teacher's group."""
+    """Yield the documents of a teacher's group."""
     yield DOCUMENT, group_document({ATTRIBUTES_KEY: spec.to_json()})
     yield f"spatial/{DOCUMENT}", spatial_document(meta, spec, codec)
     if codec.arrays():
@@ -99,7 +99,7 @@ def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Docum
 
 
 def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
-    """Of a teacher's maps."""
+    """Return the document of a teacher's maps."""
     row = codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim)
     return sharded_array_document(
         (spec.views, meta.num_images, *row),
@@ -113,7 +113,7 @@ def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
 
 
 def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
-    """Of a teacher's summaries."""
+    """Return the document of a teacher's summaries."""
     width = spec.summary_dim or 0
     return plain_array_document(
         (spec.views, meta.num_images, width),
@@ -125,34 +125,37 @@ def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
 
 
 def crop_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
-    """Of the boxes that a teacher's views show; a chunk has all views of a shard."""
+    """Return the document of the boxes of a teacher's views. A chunk has all views of a shard."""
     return plain_array_document(
         (spec.views, meta.num_images, 4), (spec.views, meta.shard_images, 4), "int32", 0, ("view", "image", "xyxy")
     )
 
 
 def flipped_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
-    """Of which views are mirrored."""
+    """Return the document of the array that marks mirrored views."""
     return plain_array_document(
         (spec.views, meta.num_images), (spec.views, meta.shard_images), "uint8", 0, ("view", "image")
     )
 
 
 def stats_document(meta: CacheMeta, width: int, name: str = "spatial") -> bytes:
-    """Of the statistics of maps ("spatial") or summaries ("summary")."""
+    """Return the document of the statistics of maps ("spatial") or summaries ("summary")."""
     axes = ("shard", "power_sum", f"{name}_channel")
     return plain_array_document((meta.num_shards, 2, width), (1, 2, width), "float64", np.nan, axes)
 
 
 def stats_widths(spec: TeacherSpec) -> dict[str, int]:
-    """Of what there are statistics, and its channels."""
+    """Return the names of a teacher's statistics, with their numbers of channels."""
     widths = {"spatial": spec.spatial_dim}
     return widths if spec.summary_dim is None else {**widths, "summary": spec.summary_dim}
 
 
 def grows_along(path: str) -> int | None:
-    """The axis of an array that gets longer when the cache does; None for those that do not. path: of its document, below
-    the unit's group."""
+    """Return the axis along which an array grows with the cache; None for arrays that do not grow.
+
+    Args:
+        path: of the array's document, below the unit's group.
+    """
     head = path.split("/")[0]
     if head in ("spatial", "summary", "crop_xyxy", "flipped"):
         return 1

@@ -1,4 +1,4 @@
-"""How a cache keeps its images: format, size, and the document of their array."""
+"""Images stored in a cache: format, size, and the document of their array."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,13 @@ MAX_SIDE_PX = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class PixelStore:
-    """How images are kept. side_px: the shorter side is at most that. quality: of JPEG, 1 to 100; 0 for lossless."""
+    """The format of stored images.
+
+    Attributes:
+        side_px: longest accepted shorter side.
+        format: name of the image format.
+        quality: of JPEG, 1 to 100; 0 for lossless.
+    """
 
     side_px: int
     format: PixelFormat
@@ -31,7 +37,7 @@ class PixelStore:
 
 
 def pixels_document(num_images: int, shard_images: int) -> dict[str, Any]:
-    """What `zarr.json` says of the array."""
+    """Return the `zarr.json` of the array."""
     crc: dict[str, Any] = {"name": "crc32c"}
     sharding = {
         "name": "sharding_indexed",

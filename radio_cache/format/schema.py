@@ -55,7 +55,7 @@ _TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(@[0-9]+)?\Z")
 
 
 class ImageStatus(IntEnum):
-    """What the build found out about an image. Stored in `images/status`; 0 is the fill value."""
+    """The result of scanning an image, stored in `images/status`. 0 is the fill value."""
 
     NOT_SEEN = 0
     OK = 1
@@ -72,11 +72,12 @@ def refuse_teacher_name(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """Where image files lie. Keys start with `prefix`.
+    """A place of image files. Keys of its images start with `prefix`.
 
-    kind: one of CONTAINER_KINDS; another one is a newer version's: such a cache opens, and its pixels cannot be read.
-    path: of the folder, tar, list or Parquet file; a path or a URL.
-    column: with the bytes, in a Parquet file; a field inside is separated by a point ("image.bytes").
+    Attributes:
+        kind: one of CONTAINER_KINDS. An unknown one comes from a newer version: such a cache opens, but its pixels cannot be read.
+        path: path or URL of the folder, tar, list or Parquet file.
+        column: of the images, in a Parquet file. Nested fields are separated by a point ("image.bytes").
     """
 
     kind: str
@@ -138,7 +139,16 @@ class CacheMeta:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], place: str = "zarr.json") -> "CacheMeta":
-        """place: of the document, for messages. Raises UnsupportedFormatError, CorruptShardError or LimitError."""
+        """Parse the root's attributes.
+
+        Args:
+            place: path or URL of the document, for messages.
+
+        Raises:
+            UnsupportedFormatError: for a newer version.
+            CorruptShardError: for damaged contents.
+            LimitError: for implausible sizes.
+        """
         version = data.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise UnsupportedFormatError(
@@ -165,19 +175,24 @@ IMAGENET_PIXELS = Normalisation(scale=255.0, mean=(0.485, 0.456, 0.406), std=(0.
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
-    """Everything that decides a teacher's stored bytes, and all the trainer needs to know about it.
+    """Everything that decides a teacher's stored bytes, and everything the trainer needs to know about it.
 
-    name: the group below `teachers/`; lower case letters, digits, '.', '_' and '-'.
-    summary_dim: width of the one vector per image, None where the teacher has none (SAM).
-    spatial_dim: width of the one vector per token. summary_note, spatial_note: which features these are.
-    weights: where the weights came from; told, not compared. weights_sha256: the hash of the file.
-    compute_dtype: the precision of the forward pass. codec: its parameters, and how they were chosen.
-    software: versions of the libraries that computed the features; told, not compared.
-    views: 1, of the whole image, and the extra ones, which were drawn as view_sampling says.
-    level_of: the teacher of which this is a further input size, with a group of its own called `level_name`.
-    loaded: how the file became the network, where there was a choice: which of several sets of tensors, how tables of
-    positions were resized. Empty where there was none, and in caches made before the field was: those took the set
-    `state_dict` or `model`, and resized as the library does.
+    Attributes:
+        name: the group below `teachers/`; lower case letters, digits, '.', '_' and '-'.
+        summary_dim: width of the one vector per image; None for teachers without a summary (SAM).
+        spatial_dim: width of the one vector per token.
+        summary_note: a description of the summary.
+        spatial_note: a description of the tokens.
+        weights: source of the weights; not compared.
+        weights_sha256: hash of their file.
+        compute_dtype: precision of the forward pass.
+        codec: its parameters and its calibration.
+        software: versions of the libraries that computed the features; not compared.
+        views: 1 for the whole image, plus the extra ones of `view_sampling`.
+        level_of: the teacher of which this is a further input size, in a group named by `level_name`.
+        loaded: choices made when the file was loaded: which of several sets of tensors, how position embeddings were resized.
+            Empty without a choice, and in caches from before the field existed: those used the set `state_dict` or `model`, and
+            resized as the library does.
     """
 
     name: str
@@ -232,7 +247,15 @@ class TeacherSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], place: str = "zarr.json") -> "TeacherSpec":
-        """place: of the document, for messages. Raises CorruptShardError or LimitError."""
+        """Parse a teacher's attributes.
+
+        Args:
+            place: path or URL of the document, for messages.
+
+        Raises:
+            CorruptShardError: for damaged contents.
+            LimitError: for implausible sizes.
+        """
         fields = _unsealed(data, f"{place}: a teacher's spec")
         if isinstance(fields.get("codec"), dict):
             fields["codec"] = CodecRecord.from_json(fields["codec"])
@@ -241,12 +264,14 @@ class TeacherSpec:
         except ConfigError as exc:
             raise CorruptShardError(f"{place}: a teacher's spec is impossible: {exc}") from exc
 
-    def differences(self, asked: "TeacherSpec") -> list[str]:
-        """What is stored and what `asked` asks for, field by field, where they differ; what is only told aside."""
+    def differences(self, requested: "TeacherSpec") -> list[str]:
+        """Describe the fields in which the stored spec differs from a requested one, except those for information only."""
         # Whoever asks for no codec in particular takes the one that is there.
-        stored_codec = self.codec.request_json() if asked.codec.is_chosen else {}
+        stored_codec = self.codec.request_json() if requested.codec.is_chosen else {}
         stored_fields = _flat(asdict(replace(self, software={}, weights="")) | {"codec": stored_codec})
-        asked_fields = _flat(asdict(replace(asked, software={}, weights="")) | {"codec": asked.codec.request_json()})
+        asked_fields = _flat(
+            asdict(replace(requested, software={}, weights="")) | {"codec": requested.codec.request_json()}
+        )
         names = sorted(stored_fields.keys() | asked_fields.keys())
         return [
             f"{name} is {stored_fields.get(name)}, this run asks for {asked_fields.get(name)}"
@@ -361,25 +386,33 @@ class Receipt:
         if self.num_rows < 1 or min(counts) < 0 or any(failure.row not in rows for failure in self.failures):
             raise StoreError(
                 f"a receipt of shard {self.shard} speaks of {self.num_rows} rows from {self.first_row} on, "
-                f"{self.num_tokens} tokens, failures of rows {sorted({one.row for one in self.failures})[:5]}: impossible"
+                f"{self.num_tokens} tokens, failures of rows {sorted({failure.row for failure in self.failures})[:5]}: impossible"
             )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Receipt":
-        """Raises StoreError for a checksum that does not fit, for other fields, and for values no receipt has."""
+        """Parse a receipt.
+
+        Raises:
+            StoreError: for a wrong checksum, other fields, or impossible values.
+        """
         return _parsed(cls, _unsealed(data, "a receipt"), "a receipt")
 
 
-def check_limit(what: str, count: Any, most: int) -> None:
+def check_limit(what: str, count: Any, limit: int) -> None:
     """Raise LimitError if a cache declares fewer than 1 or more than `most` of something, or no whole number."""
-    if type(count) is not int or not 1 <= count <= most:
+    if type(count) is not int or not 1 <= count <= limit:
         raise LimitError(
-            f"the cache declares {count!r:.40} {what}; possible are 1 to {most}: it is damaged, or not to be trusted"
+            f"the cache declares {count!r:.40} {what}; possible are 1 to {limit}: it is damaged, or not to be trusted"
         )
 
 
 def _parsed(kind: type[T], fields: dict[str, Any], what: str) -> T:
-    """Raises CorruptShardError naming `what` for fields that are not those of this version."""
+    """Parse a dataclass from JSON.
+
+    Raises:
+        CorruptShardError: naming `what`, for fields that are not those of this version.
+    """
     try:
         return from_json(kind, fields)
     except LimitError as exc:
@@ -389,13 +422,13 @@ def _parsed(kind: type[T], fields: dict[str, Any], what: str) -> T:
 
 
 def _refuse_newer_containers(containers: Any, place: str) -> None:
-    """Raise UnsupportedFormatError for a container of a kind that is not known here, and that has more to say."""
+    """Raise UnsupportedFormatError for a container of an unknown kind with unknown fields."""
     for item in containers if isinstance(containers, list) else []:
-        one = cast(dict[str, Any], item if isinstance(item, dict) else {})
-        unknown = one.keys() - {field.name for field in fields(Container)}
-        if unknown and one.get("kind") not in CONTAINER_KINDS:
+        document = cast(dict[str, Any], item if isinstance(item, dict) else {})
+        unknown = document.keys() - {field.name for field in fields(Container)}
+        if unknown and document.get("kind") not in CONTAINER_KINDS:
             raise UnsupportedFormatError(
-                f"{place}: images lie in a container of kind {one.get('kind')!r:.40} with {min(unknown)!r:.40}, which this "
+                f"{place}: images lie in a container of kind {document.get('kind')!r:.40} with {min(unknown)!r:.40}, which this "
                 "radio-cache does not know: install a newer one"
             )
 

@@ -1,7 +1,7 @@
-"""JSON that may come from anybody: parsed with one meaning or not at all, and turned into dataclasses by their annotations.
+"""Untrusted JSON: parsed with one meaning or not at all, and turned into dataclasses by their annotations.
 
-Python's own parser takes NaN, takes the last of two equal keys, and hands over whatever types it finds. A cache is read by
-other tools, too, which may see another value than we do; and a number where a string belongs is an error far from its cause.
+Python's own parser accepts NaN, uses the last of two equal keys, and returns whatever types it finds. Other tools read a cache,
+too, and may see another value. A number in place of a string causes an error far from its cause.
 """
 
 import json
@@ -34,7 +34,11 @@ class _WrongError(ValueError):
 
 
 def parse_json(text: bytes) -> Any:
-    """The value of a JSON text. Raises ValueError if it is no UTF-8, no JSON, too deep, or says a key twice, or NaN."""
+    """Parse a JSON text.
+
+    Raises:
+        ValueError: if it is not UTF-8 or not JSON, too deep, or has a duplicate key or NaN.
+    """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError as exc:
@@ -45,28 +49,31 @@ def parse_json(text: bytes) -> Any:
 
 
 def from_json(kind: type[T], data: Any) -> T:
-    """A dataclass from parsed JSON, every field checked against its annotation, down to the innermost.
+    """Build a dataclass from parsed JSON, with every field checked against its annotation, at every depth.
 
-    Known annotations: int (no bool, at most 2^62), float (finite; whole numbers are taken), str, bool, Any, Literal,
-    unions, tuple[x, ...], tuple[x, y], dict[str, x], other dataclasses. Lists become tuples.
-    Raises ValueError naming the field and the value; fields with a default may be absent, and no others may be there.
+    Known annotations: int (no bool, at most 2^62), float (finite; whole numbers are accepted), str, bool, Any, Literal,
+    unions, tuple[x, ...], tuple[x, y], dict[str, x], other dataclasses. Lists become tuples. Fields with a default may be absent,
+    and unknown fields are errors.
+
+    Raises:
+        ValueError: with the field and the value.
     """
     return cast(T, _check(kind)(data))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    document = dict(pairs)
+    if len(document) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} is there twice")
-    return made
+    return document
 
 
 def _refuse_depth(value: Any) -> None:
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
-        inner = [one.values() if type(one) is dict else one for one in level if type(one) in (dict, list)]
-        level = [one for some in inner for one in some]
+        inner = [node.values() if type(node) is dict else node for node in level if type(node) in (dict, list)]
+        level = [node for children in inner for node in children]
         if not level:
             return
     raise ValueError("it is nested too deeply")
@@ -78,7 +85,7 @@ def _refuse_constant(name: str) -> Any:
 
 @cache
 def _check(kind: Any) -> Check:
-    """The function that checks and converts values of an annotation."""
+    """Return the function that checks and converts values of an annotation."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind in _SCALARS:
         return _SCALARS[kind]
@@ -87,7 +94,7 @@ def _check(kind: Any) -> Check:
     if origin is Literal:
         return lambda value: _one_of(value, inner)
     if origin is Union or origin is types.UnionType:
-        return _union([_check(one) for one in inner])
+        return _union([_check(argument) for argument in inner])
     if origin is tuple:
         return _tuple(inner)
     if origin is dict:
@@ -138,33 +145,33 @@ def _one_of(value: Any, known: tuple[Any, ...]) -> Any:
 def _union(checks: list[Check]) -> Check:
     def check(value: Any) -> Any:
         errors: list[_WrongError] = []
-        for one in checks:
+        for check_branch in checks:
             try:
-                return one(value)
+                return check_branch(value)
             except _WrongError as exc:
                 errors.append(exc)
-        raise max(errors, key=lambda error: len(error.keys))  # the one that came furthest
+        raise max(errors, key=lambda error: len(error.keys))  # the error that is nested deepest
 
     return check
 
 
 def _tuple(inner: tuple[Any, ...]) -> Check:
     repeats = len(inner) == 2 and inner[1] is Ellipsis
-    checks = [_check(one) for one in inner if one is not Ellipsis]
+    checks = [_check(element) for element in inner if element is not Ellipsis]
     needed = "a list" if repeats else f"a list of {len(checks)}"
 
     def check(value: Any) -> Any:
         if type(value) is not list or not (repeats or len(cast(list[Any], value)) == len(checks)):
             raise _WrongError(value, needed)
         values = cast(list[Any], value)
-        made: list[Any] = []
-        for number, one in enumerate(values):
+        checked: list[Any] = []
+        for number, element in enumerate(values):
             try:
-                made.append(checks[0 if repeats else number](one))
+                checked.append(checks[0 if repeats else number](element))
             except _WrongError as exc:
                 exc.keys.append(str(number))
                 raise
-        return tuple(made)
+        return tuple(checked)
 
     return check
 
@@ -173,14 +180,14 @@ def _dict(check_value: Check) -> Check:
     def check(value: Any) -> Any:
         if type(value) is not dict:
             raise _WrongError(value, "an object")
-        made: dict[str, Any] = {}
-        for key, one in cast(dict[str, Any], value).items():
+        checked: dict[str, Any] = {}
+        for key, element in cast(dict[str, Any], value).items():
             try:
-                made[key] = check_value(one)
+                checked[key] = check_value(element)
             except _WrongError as exc:
                 exc.keys.append(key)
                 raise
-        return made
+        return checked
 
     return check
 
@@ -201,13 +208,13 @@ def _dataclass(kind: type) -> Check:
             raise ValueError(f"{', '.join(missing)} is not there")
         if unknown:
             raise ValueError(f"nobody knows a field {unknown[0]!r:.40}")
-        made: dict[str, Any] = {}
-        for name, one in data.items():
+        checked: dict[str, Any] = {}
+        for name, element in data.items():
             try:
-                made[name] = checks[name](one)
+                checked[name] = checks[name](element)
             except _WrongError as exc:
                 exc.keys.append(name)
                 raise
-        return kind(**made)
+        return kind(**checked)
 
     return check

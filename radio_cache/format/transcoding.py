@@ -1,4 +1,4 @@
-"""What a teacher's maps were encoded from where that was not the teacher: in a copy that has another packing."""
+"""The record of a transcoded copy: the codec from which its maps were decoded."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,8 +11,14 @@ from radio_cache.statistics.fidelity import Fidelity
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """source: the codec that the maps were decoded from ("klt/packed"). fidelity: what that one kept of the teacher's; None
-    where nobody measured. What receipts say of a converted teacher is beside the maps of the source."""
+    """The source of transcoded maps.
+
+    The receipts of a transcoded teacher compare with the source's decoded maps, not with the teacher's output.
+
+    Attributes:
+        source: the codec that the maps were decoded from ("klt/packed").
+        fidelity: of the source to the teacher; None if the source had none recorded.
+    """
 
     source: str
     fidelity: Fidelity | None = None

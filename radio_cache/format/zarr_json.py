@@ -29,7 +29,7 @@ _CRC32C: dict[str, Any] = {"name": "crc32c"}
 
 
 def group_document(attributes: Mapping[str, Any] | None = None) -> bytes:
-    """A group with these attributes."""
+    """Return the document of a group with these attributes."""
     return _dumped({"attributes": dict(attributes or {}), "zarr_format": 3, "node_type": "group"})
 
 
@@ -40,7 +40,11 @@ def plain_array_document(
     fill_value: float,
     names: Sequence[str] | None = None,
 ) -> bytes:
-    """An uncompressed array whose chunks end with their crc32c. names: of its dimensions."""
+    """Return the document of an uncompressed array whose chunks end with their crc32c.
+
+    Args:
+        names: of its dimensions.
+    """
     return _array(shape, chunks, np.dtype(dtype), fill_value, [_bytes_codec(np.dtype(dtype)), _CRC32C], names)
 
 
@@ -53,9 +57,12 @@ def sharded_array_document(
     zstd_level: int | None,
     names: Sequence[str] | None = None,
 ) -> bytes:
-    """An array of shard files with the index at their end. chunk: the inner chunk's shape; each ends with its crc32c.
+    """Return the document of an array of shard files with the index at their end.
 
-    zstd_level: None where chunks are plain bytes, otherwise what they were compressed with. names: of its dimensions.
+    Args:
+        chunk: shape of an inner chunk; each ends with its crc32c.
+        zstd_level: of compressed chunks; None for plain bytes.
+        names: of its dimensions.
     """
     inner = [_bytes_codec(np.dtype(dtype))]
     if zstd_level is not None:
@@ -73,27 +80,32 @@ def sharded_array_document(
 
 
 def with_shape(document: bytes, shape: tuple[int, ...]) -> bytes:
-    """The same array, larger or smaller."""
+    """Return the document of the same array with another shape."""
     return _dumped(json.loads(document) | {"shape": list(shape)})
 
 
 def attributes_of(document: bytes) -> dict[str, Any]:
-    """The attributes of a group or an array. Raises ValueError for what is no such document."""
+    """Return the attributes of a group or an array.
+
+    Raises:
+        ValueError: for anything but such a document.
+    """
     attributes = parse_json(document)["attributes"]
     if not isinstance(attributes, dict):
         raise TypeError("attributes are not an object")
     return attributes
 
 
-def array_difference(found: bytes, expected: bytes, *, grows_along: int | None = None) -> str | None:
-    """How an array's document differs from what it should say, in words; None if it does not.
+def array_difference(stored: bytes, expected: bytes, *, grows_along: int | None = None) -> str | None:
+    """Describe the difference between an array's document and the expected one; None without one.
 
-    Attributes and the names of dimensions do not count, and a type counts by what it is, whatever it was called.
+    Attributes and names of dimensions do not count. Types are compared by meaning, whatever their spelling.
 
-    grows_along: an axis that may be longer than expected, because arrays are enlarged before the cache says so.
+    Args:
+        grows_along: axis that may be longer than expected, because arrays are enlarged before the cache declares it.
     """
     try:
-        theirs = dict(parse_json(found).items())
+        theirs = dict(parse_json(stored).items())
         needed: dict[str, Any] = json.loads(expected)
         if theirs.get("data_type") == _EARLIER_BYTES:
             theirs["data_type"] = VARIABLE_BYTES
@@ -112,7 +124,11 @@ def array_difference(found: bytes, expected: bytes, *, grows_along: int | None =
 
 
 def shape_of(document: bytes, place: str) -> tuple[int, ...]:
-    """The shape of an array. Raises StoreError naming the place for what is no such document."""
+    """Return the shape of an array.
+
+    Raises:
+        StoreError: with the place, for anything but such a document.
+    """
     try:
         shape = parse_json(document)["shape"]
         if type(shape) is list and all(type(side) is int and 0 <= side <= MAX_INTEGER for side in shape):

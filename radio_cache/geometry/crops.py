@@ -28,13 +28,14 @@ MAX_RESIZED_PIXELS = 64_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ViewGeometry:
-    """How an image reaches a teacher, and where the teacher's tokens lie in its input.
+    """The mapping from an image to a teacher's input, and the positions of the teacher's tokens in it.
 
-    fit: `squash` resizes to `input_hw` and ignores the aspect ratio; `crop` resizes the shorter side to `resize_px`
-        and cuts `input_hw` from the centre; `pad` resizes the longer side to `resize_px` and pads right and bottom.
-    stride_px, offset_px: token (i, j) is centred at input pixel (offset_y + i * stride, offset_x + j * stride). For a
-        ViT the offset is half a patch. For convolutions with TensorFlow's "same" padding it is not: the last token
-        of EfficientNet-Lite0 at 224 px is centred at pixel 223.5.
+    Attributes:
+        fit: `squash` resizes to `input_hw` and ignores the aspect ratio. `crop` resizes the shorter side to `resize_px`
+            and crops `input_hw` from the centre. `pad` resizes the longer side to `resize_px` and pads right and bottom.
+        stride_px: distance of tokens. Token (i, j) is centred at input pixel (offset_y + i * stride, offset_x + j * stride).
+        offset_px: centre of the first token. For a ViT it is half a patch. For convolutions with TensorFlow's "same" padding it
+            is not: the last token of EfficientNet-Lite0 at 224 px is centred at pixel 223.5.
     """
 
     fit: Fit
@@ -63,7 +64,7 @@ class ViewGeometry:
 def patch_geometry(
     size_px: int, patch_px: int, *, fit: Fit, interpolation: Interpolation, resize_px: int | None = None
 ) -> ViewGeometry:
-    """The geometry of a teacher that cuts a square input into square patches. `resize_px` defaults to `size_px`."""
+    """Return the geometry of a teacher that splits a square input into square patches. `resize_px` defaults to `size_px`."""
     if size_px % patch_px:
         raise ConfigError(
             f"input size {size_px} px is not a multiple of the patch, {patch_px} px; "
@@ -119,14 +120,14 @@ def valid_hw(image_hw: tuple[int, int], geometry: ViewGeometry) -> tuple[int, in
 
 
 def valid_tokens(image_hw: tuple[int, int], geometry: ViewGeometry) -> NDArray[np.bool_]:
-    """(grid_h, grid_w): tokens whose centre lies on the image, not on padding."""
+    """Return (grid_h, grid_w) whether the centre of a token lies on the image, and not on padding."""
     limits = valid_hw(image_hw, geometry)
     centres = [geometry.offset_px + geometry.stride_px * np.arange(n) for n in geometry.grid_hw]
     return (centres[0] <= limits[0])[:, None] & (centres[1] <= limits[1])[None, :]
 
 
 def visible_box_xyxy(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:
-    """The part of the image that the teacher saw, in image pixels; the whole image unless `crop` cut some away."""
+    """Return the part of the image that the teacher sees, in image pixels: the whole image unless `crop` cuts some away."""
     h, w = image_hw
     rh, rw = resized_hw(image_hw, geometry)
     top, left = crop_offset_yx((rh, rw), geometry)
@@ -151,26 +152,28 @@ def magnification(image_hw: tuple[int, int], geometry: ViewGeometry) -> float:
 
 
 def image_px_per_token(image_hw: tuple[int, int], geometry: ViewGeometry) -> float:
-    """How many image pixels lie between two tokens of a teacher, along one side."""
+    """Return the image pixels between two tokens of a teacher, along one side."""
     return geometry.stride_px / magnification(image_hw, geometry)
 
 
 def nearest_level(
     box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], student_hw: tuple[int, int], levels: Sequence[ViewGeometry]
 ) -> int:
-    """Which of a teacher's levels saw the image at most nearly the scale at which a student sees a crop of it.
+    """Return the index of the level with the magnification nearest to that of a student's crop.
 
-    student_hw: size in pixels to which the student's crop is resized. Levels are compared by the ratio of magnifications;
-    of two that are as near, the first.
+    Levels are compared by the ratio of magnifications. Of equally near ones the first is returned.
+
+    Args:
+        student_hw: size in pixels to which the student's crop is resized.
     """
     x0, y0, x1, y1 = box_xyxy_px
-    wanted = math.sqrt(math.prod(student_hw) / ((x1 - x0) * (y1 - y0)))
-    distances = [abs(math.log(magnification(image_hw, geometry) / wanted)) for geometry in levels]
+    student_magnification = math.sqrt(math.prod(student_hw) / ((x1 - x0) * (y1 - y0)))
+    distances = [abs(math.log(magnification(image_hw, geometry) / student_magnification)) for geometry in levels]
     return distances.index(min(distances))
 
 
 def box_to_grid(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXYXY:
-    """An image box in the teacher's grid coordinates, (x0, y0, x1, y1); it may reach beyond the grid."""
+    """Return an image box in the teacher's grid coordinates, (x0, y0, x1, y1). It may extend beyond the grid."""
     h, w = image_hw
     rh, rw = resized_hw(image_hw, geometry)
     top, left = crop_offset_yx((rh, rw), geometry)
@@ -229,11 +232,13 @@ def resample_weights(
 
 @dataclass(frozen=True)
 class CropWeights:
-    """What turns one teacher's maps into targets under a batch of crops.
+    """The matrices that turn one teacher's maps into targets of a batch of crops.
 
-    rows (b, out_h, grid_h), columns (b, out_w, grid_w): float32 matrices; target = rows @ map @ columns^T.
-    valid (b, out_h, out_w): output tokens whose centre the teacher saw.
-    kept (b,): the share of what the teacher saw that lies in the crop, in (0, 1]; summaries are weighted by it.
+    Attributes:
+        rows: (b, out_h, grid_h) float32; target = rows @ map @ columns^T.
+        columns: (b, out_w, grid_w) float32.
+        valid: (b, out_h, out_w) output tokens whose centre the teacher saw.
+        kept: (b,) share of the teacher's view inside the crop, in (0, 1]. Summary losses are weighted by it.
     """
 
     rows: NDArray[np.float32]
@@ -254,32 +259,36 @@ def crop_weights(
     *,
     out_hw: tuple[int, int],
 ) -> CropWeights:
-    """The matrices that sample a teacher's maps at the tokens of a student that sees these crops.
+    """Return the matrices that sample a teacher's maps at the tokens of a student's crops.
 
-    boxes_xyxy_px: one crop per image, in image pixels. out_hw: the student's grid.
+    Args:
+        boxes_xyxy_px: one crop per image, in image pixels.
+        out_hw: grid of the student.
     """
     grid = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(boxes_xyxy_px, images_hw, strict=True)])
     seen_px = [visible_box_xyxy(hw, geometry) for hw in images_hw]
-    seen = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(seen_px, images_hw, strict=True)])
+    visible = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(seen_px, images_hw, strict=True)])
     rows, valid_y = resample_weights(
-        grid[:, 1], grid[:, 3], seen[:, 1], seen[:, 3], num_in=geometry.grid_hw[0], num_out=out_hw[0]
+        grid[:, 1], grid[:, 3], visible[:, 1], visible[:, 3], num_in=geometry.grid_hw[0], num_out=out_hw[0]
     )
     columns, valid_x = resample_weights(
-        grid[:, 0], grid[:, 2], seen[:, 0], seen[:, 2], num_in=geometry.grid_hw[1], num_out=out_hw[1]
+        grid[:, 0], grid[:, 2], visible[:, 0], visible[:, 2], num_in=geometry.grid_hw[1], num_out=out_hw[1]
     )
-    kept = np.array([_kept(box, seen_box) for box, seen_box in zip(boxes_xyxy_px, seen_px, strict=True)], np.float32)
-    return CropWeights(rows, columns, valid_y[:, :, None] & valid_x[:, None, :], kept)
+    coverage = np.array(
+        [_kept(box, seen_box) for box, seen_box in zip(boxes_xyxy_px, seen_px, strict=True)], np.float32
+    )
+    return CropWeights(rows, columns, valid_y[:, :, None] & valid_x[:, None, :], coverage)
 
 
-def _kept(box: BoxXYXY, seen: BoxXYXY) -> float:
-    width = min(box[2], seen[2]) - max(box[0], seen[0])
-    height = min(box[3], seen[3]) - max(box[1], seen[1])
-    area = (seen[2] - seen[0]) * (seen[3] - seen[1])
+def _kept(box: BoxXYXY, visible: BoxXYXY) -> float:
+    width = min(box[2], visible[2]) - max(box[0], visible[0])
+    height = min(box[3], visible[3]) - max(box[1], visible[1])
+    area = (visible[2] - visible[0]) * (visible[3] - visible[1])
     return max(0.0, width) * max(0.0, height) / area
 
 
 def rescaled_box_xyxy(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], kept_hw: tuple[int, int]) -> BoxXYXY:
-    """A box of an image in a smaller copy of it, such as a cache keeps; never beyond its edges."""
+    """Return a box of an image in a smaller copy of it, such as a cache stores; never beyond its edges."""
     if kept_hw == image_hw:
         return box_xyxy_px
     (h, w), (kept_h, kept_w) = image_hw, kept_hw
@@ -293,7 +302,7 @@ def rescaled_box_xyxy(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], kept_hw: 
 
 
 def intersect_xyxy(boxes: Sequence[BoxXYXY]) -> BoxXYXY:
-    """The common part of several boxes of one image."""
+    """Return the intersection of several boxes of one image."""
     array = np.array(boxes)
     x0, y0, x1, y1 = (*array[:, :2].max(axis=0), *array[:, 2:].min(axis=0))
     return (float(x0), float(y0), float(x1), float(y1))
@@ -302,10 +311,10 @@ def intersect_xyxy(boxes: Sequence[BoxXYXY]) -> BoxXYXY:
 def random_box_xyxy(
     rng: np.random.Generator, within: BoxXYXY, *, area: tuple[float, float], ratio: tuple[float, float]
 ) -> BoxXYXY:
-    """A random resized crop inside `within`: area share uniform, aspect ratio log-uniform, as in torchvision.
+    """Draw a random resized crop inside `within`: area share uniform, aspect ratio log-uniform, as in torchvision.
 
-    The ratio is relative to `within`, so that a crop of a wide image is as wide, on average, as the image: the student
-    is square, and so is what most teachers see of the image. A box that would not fit is shrunk to the side it exceeds.
+    The ratio is relative to `within`, so that crops of a wide image have, on average, its aspect ratio: the student
+    is square, and so is most teachers' view of the image. A box that would not fit is shrunk to the side it exceeds.
     """
     x0, y0, x1, y1 = within
     share = rng.uniform(*area)

@@ -1,8 +1,8 @@
-"""Extra views: seeded random crops of an image that a teacher saw beside the whole of it, and where they lie.
+"""Extra views: seeded random crops of an image on which a teacher ran in addition to the whole image.
 
-A view is an image of its own: the box is cut out, mirrored if it says so, and goes through the teacher's geometry like any
-image. So its map is sampled with `crops.crop_weights` as ever, after the student's crop was put into the view's frame by
-`box_in_view`. View 0 is the whole image. What was drawn is recorded with the arrays; nobody need draw it again.
+A view is an image of its own: its box is cropped, perhaps mirrored, and goes through the teacher's geometry like any
+image. So its map is sampled with `crops.crop_weights`, after `box_in_view` has moved the student's crop into the view's frame.
+View 0 is the whole image. The boxes are stored with the arrays, so readers need not draw them again.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,14 @@ from radio_cache.geometry.crops import BoxXYXY, random_box_xyxy
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSampling:
-    """How extra views were drawn. area: range of the share of the image; ratio: range of the aspect ratio, relative to the
-    image's own; flip_share: how many of them are mirrored."""
+    """The parameters of random views.
+
+    Attributes:
+        seed: of the draws.
+        area: range of the share of the image.
+        ratio: range of the aspect ratio, relative to the image's own.
+        flip_share: share of mirrored views.
+    """
 
     seed: int
     area: tuple[float, float]
@@ -31,7 +37,12 @@ class ViewSampling:
 
 
 class View(NamedTuple):
-    """Which part of an image a view shows: whole pixels, x1 and y1 beyond the last. flipped: mirrored, left for right."""
+    """The part of an image in a view: whole pixels, x1 and y1 exclusive.
+
+    Attributes:
+        box_xyxy: of the image, pixels.
+        flipped: whether it is mirrored left to right.
+    """
 
     box_xyxy: tuple[int, int, int, int]
     flipped: bool
@@ -64,7 +75,7 @@ def draw_view(sampling: ViewSampling | None, row: int, number: int, image_hw: tu
 
 
 def box_in_view(box_xyxy_px: BoxXYXY, view: View) -> BoxXYXY:
-    """A box of the image in the frame of a view of it, which may be mirrored; it may reach beyond the view."""
+    """Return a box of the image in the frame of a view of it, which may be mirrored. It may extend beyond the view."""
     x0, y0, x1, y1 = box_xyxy_px
     left, top, right, _ = view.box_xyxy
     if view.flipped:

@@ -91,10 +91,10 @@ class Ring(Generic[Item, Buffers, Made]):
             self._changed.wait_for(lambda: self._handed in self._done or self._ended(self._handed))
             if self._handed not in self._done:
                 raise StopIteration
-            made, buffers = self._done.pop(self._handed)()
+            result, buffers = self._done.pop(self._handed)()
         self._handed += 1
         self._held.append(buffers)
-        return made
+        return result
 
     def _ended(self, number: int) -> bool:
         return self._length is not None and number >= self._length
@@ -117,9 +117,9 @@ class Ring(Generic[Item, Buffers, Made]):
                     self._finish(number + 1)
                     return
             try:
-                made = self._fill(item, buffers)
-                self._report(number, _giver(made, buffers))
-                del made
+                result = self._fill(item, buffers)
+                self._report(number, _giver(result, buffers))
+                del result
             except BaseException as exc:
                 self._report(number, _raiser(exc))
                 self._finish(number + 1)
@@ -137,8 +137,8 @@ class Ring(Generic[Item, Buffers, Made]):
             self._changed.notify_all()
 
 
-def _giver(made: Made, buffers: Buffers) -> Callable[[], tuple[Made, Buffers]]:
-    return lambda: (made, buffers)
+def _giver(result: Made, buffers: Buffers) -> Callable[[], tuple[Made, Buffers]]:
+    return lambda: (result, buffers)
 
 
 def _raiser(error: BaseException) -> Callable[[], Never]:

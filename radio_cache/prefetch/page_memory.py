@@ -15,11 +15,11 @@ def page_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     NumPy's own large arrays begin 16 bytes into a page, and a copy whose target lies just behind its source, modulo 4,096,
     runs at a third of the speed on some processors. Linux gives pages of 2 MB where it is asked to.
     """
-    wanted = np.dtype(dtype)
-    num_bytes = math.prod(shape) * wanted.itemsize
+    item_type = np.dtype(dtype)
+    num_bytes = math.prod(shape) * item_type.itemsize
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, max(1, num_bytes), **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8, num_bytes).view(wanted).reshape(shape)
+    return np.frombuffer(memory, np.uint8, num_bytes).view(item_type).reshape(shape)

@@ -123,22 +123,22 @@ class Batch:
             inside &= lengths == layout.max_chunk_bytes
         offsets[~inside] = OUTSIDE
         offsets[absent] = ABSENT_CHUNK
-        kept = array("q", lengths.tobytes()) if layout.zstd else None
-        return KnownShard(array("q", offsets.tobytes()), kept, bytearray(self._shard_images), identity)
+        stored_lengths = array("q", lengths.tobytes()) if layout.zstd else None
+        return KnownShard(array("q", offsets.tobytes()), stored_lengths, bytearray(self._shard_images), identity)
 
     def _present(self, job: Job, shard: KnownShard) -> list[tuple[int, int, int]]:
         """(position, number, offset) of the job's rows that are there; the others are noted as missing."""
-        found: list[tuple[int, int, int]] = []
+        present: list[tuple[int, int, int]] = []
         for position in job.positions:
             number = self._numbers[position]
             offset = shard.offsets[number]
             if offset >= 0:
-                found.append((position, number, offset))
+                present.append((position, number, offset))
             elif offset == ABSENT_CHUNK:
                 self.missing.append(position)
             else:
                 raise self._outside(job.shard, number)
-        return found
+        return present
 
     def _row(self, position: int) -> Bytes:
         size = self._layout.row_bytes
@@ -285,9 +285,9 @@ class LocalBatch(Batch):
         self, buffers: Sequence[bytearray | memoryview], file: OpenFile, offset: int, job: Job, number: int
     ) -> None:
         """Fill the buffers with the bytes from `offset` on."""
-        wanted = sum(map(len, buffers))
+        needed = sum(map(len, buffers))
         got = os.preadv(file.descriptor, buffers, offset)
-        if got == wanted:
+        if got == needed:
             return
         # Network file systems may return less than there is.
         for buffer in buffers:
@@ -329,10 +329,10 @@ class RemoteBatch(Batch):
 
 def _runs(present: list[tuple[int, int, int]], length: int) -> Iterator[list[tuple[int, int, int]]]:
     """Chunks of `length` bytes that follow each other in the file, at most PIECE bytes together."""
-    most = max(1, PIECE // length)
+    most_chunks = max(1, PIECE // length)
     run: list[tuple[int, int, int]] = []
     for chunk in present:
-        if run and (chunk[2] != run[-1][2] + length or len(run) == most):
+        if run and (chunk[2] != run[-1][2] + length or len(run) == most_chunks):
             yield run
             run = []
         run.append(chunk)

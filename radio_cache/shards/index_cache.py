@@ -96,9 +96,9 @@ class KnownShards:
         """These were used last."""
         with self.lock:
             for key in keys:
-                for kept in (self.files, self.shards):
-                    if key in kept:
-                        kept.move_to_end(key)
+                for cached in (self.files, self.shards):
+                    if key in cached:
+                        cached.move_to_end(key)
 
     def forget(self, key: Key) -> None:
         """Look at the file anew next time: it may be repaired, or finished, by then."""

@@ -62,8 +62,8 @@ class NativeBatch(LocalBatch):
         if not self._layout.zstd:
             self._lengths = np.full(count, row_bytes, np.int64)
             return [partial(self._fetch, slice(0, count), self._positions * row_bytes, self._memory, threads)]
-        found = zip(self._opened_rows, self._number_of_row, strict=True)
-        stored = [index.lengths[number] for (_, index), number in found if index.lengths]
+        opened = zip(self._opened_rows, self._number_of_row, strict=True)
+        stored = [index.lengths[number] for (_, index), number in opened if index.lengths]
         self._lengths = np.array(stored, np.int64) - CRC_BYTES
         ends = np.cumsum(self._lengths)
         cuts = np.flatnonzero(np.diff(ends // _SLICE_BYTES, prepend=0)).tolist()
@@ -79,20 +79,20 @@ class NativeBatch(LocalBatch):
         known, view = self._known, self._view
         of_row, numbers = shards.tolist(), [self._numbers[position] for position in positions.tolist()]
         rows: list[tuple[OpenFile, KnownShard] | None] = []
-        last, found = -1, None
+        last, opened = -1, None
         for shard in of_row:
             if shard != last:
-                last, found = shard, known.opened.get((view, shard)) or self.look_up(shard)
-            rows.append(found)
+                last, opened = shard, known.opened.get((view, shard)) or self.look_up(shard)
+            rows.append(opened)
         if known.crowded:
             known.use((view, shard) for shard in dict.fromkeys(of_row))
         offsets = [row[1].offsets[number] if row else ABSENT_CHUNK for row, number in zip(rows, numbers, strict=True)]
         if offsets and min(offsets) < 0:
-            there = self._there(offsets, of_row, numbers)
-            self.missing.extend(np.delete(positions, there).tolist())
-            positions = positions[there]
-            of_row, numbers, offsets = ([every[at] for at in there] for every in (of_row, numbers, offsets))
-            rows = [rows[at] for at in there]
+            present = self._there(offsets, of_row, numbers)
+            self.missing.extend(np.delete(positions, present).tolist())
+            positions = positions[present]
+            of_row, numbers, offsets = ([every[at] for at in present] for every in (of_row, numbers, offsets))
+            rows = [rows[at] for at in present]
         self._opened_rows = [row for row in rows if row]  # keeps the files open for as long as they are read
         self._of_row, self._number_of_row, self._positions = of_row, numbers, positions
         self._descriptors = np.array([file.descriptor for file, _ in self._opened_rows], np.int32)

@@ -93,12 +93,12 @@ def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[Job]:
     return jobs
 
 
-def _shared(jobs: Sequence[Job], most: int) -> list[Job]:
+def _shared(jobs: Sequence[Job], most_rows: int) -> list[Job]:
     """Jobs of at most `most` rows, so that threads can share a batch evenly."""
     return [
-        Job(job.shard, job.positions[first : first + most])
+        Job(job.shard, job.positions[first : first + most_rows])
         for job in jobs
-        for first in range(0, len(job.positions), most)
+        for first in range(0, len(job.positions), most_rows)
     ]
 
 
