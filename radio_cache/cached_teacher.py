@@ -211,7 +211,7 @@ class CachedTeacher:
         Args:
             rows: of the images.
             view: 0 for the whole image, or an extra view.
-            out: buffer to fill instead of a new array, C-contiguous, of that shape and the codec's type. Undefined after an error.
+            out: buffer to fill instead of a new array, C-contiguous, of that shape and the codec's type.
             verify: compare checksums always, at the first read of a row in this process, or never.
             threads: number of threads for the batch, including this one. For object stores more threads wait for requests.
 

@@ -170,7 +170,7 @@ class PlainArray:
         return np.full(self.chunks, self.fill_value, self.dtype)
 
     def stored_chunk(self, grid: tuple[int, ...]) -> NDArray[Any] | None:
-        """Read one chunk in its full shape, or return None if it is not stored. Raises the error of `damage` for a damaged one."""
+        """Read one chunk in its full shape, or return None if it is not stored. Raises the error of `damage`."""
         file = _chunk_key(grid)
         expected = math.prod(self.chunks) * self.dtype.itemsize
         try:

@@ -75,7 +75,7 @@ class Container:
     """A place of image files. Keys of its images start with `prefix`.
 
     Attributes:
-        kind: one of CONTAINER_KINDS. An unknown one comes from a newer version: such a cache opens, but its pixels cannot be read.
+        kind: one of CONTAINER_KINDS. A cache with an unknown one opens, but its pixels cannot be read.
         path: path or URL of the folder, tar, list or Parquet file.
         column: of the images, in a Parquet file. Nested fields are separated by a point ("image.bytes").
     """
