@@ -215,13 +215,8 @@ class Cache:
                 f"{MAX_PIXELS_VARIABLE}={self.meta.max_pixels} if you trust it"
             )
 
-<<<<<<< HEAD
     def remote_images_note(self) -> str:
-        """Return a sentence that names the web servers which reading the images asks, for a command to say; "" if there are none.
-=======
-    def web_note(self) -> str:
         """Return a sentence that names the web servers from which images are read, or "" if there are none.
->>>>>>> 9c31f30 (Name locals of the store and its images by what they hold)
 
         For a list of files about 10,000 of them are checked.
         """
