@@ -94,9 +94,11 @@ def build_cache(
     for note in listing.notes:
         events.message(note)
     cache = None if existing is None else open_cache(config, listing)
+    # Images are identified by digests, so a moved folder is no error, but worth a message.
     if existing is not None and cache is not None:
         _report_moved_images(existing, cache, events)
     if cache is None:
+        # Before teachers are loaded: an occupied folder must not surface after minutes.
         with tolerate_concurrent_creation(config.out):
             refuse_occupied(config.out)
 
@@ -111,6 +113,7 @@ def build_cache(
             events.message(f"{spec.name}: {note}")
     cache = cache or create_or_open(config, listing)
     check_same(cache, specs)
+    # Before the cache is extended, so that a refused command changes nothing.
     refuse_other_batch(cache, config, len(listing.index))
     for spec in specs:
         for note in notes_on_rest(cache, spec, config, len(listing.index), elsewhere=worker_pool is not None):
@@ -118,10 +121,12 @@ def build_cache(
     shared_config = config
     if worker_pool is not None:
         begun = all(recorded_batch(cache, name) for name in config.groups)
+        # Workers cannot measure: each might find another size.
         shared_config = resolve_shared_batch_size(config, begun=begun)
     cache = extend_cache(cache, listing, events.message)
     record_listing(cache, config.request(), listing)
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
+        # With `leave_out`: images that still cannot be read are no error here.
         if retry_failures(cache, config, pool, ImageAccess(cache, leave_out=True), events):
             cache = cache.reopened()
     if worker_pool is not None:
@@ -136,10 +141,12 @@ def build_cache(
         for name in config.groups:
             teacher = teachers.load(name)
             teacher.to(torch.device(config.device))
+            # The recorded size of a begun teacher comes first; "auto" measures only for a new one.
             sized = resolve_batch_size(with_recorded_batch(config, cache, name), teacher, events.message)
             if name not in cache.teachers:
                 sample_access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
                 sample = codec_sample(cache, teacher.spec, sized, pool, sample_access)
+                # Too few of the tried images are usable: a scan of all has to find out which are.
                 if sample is None:
                     scan_images(cache, pool, events, access=access)
                     cache = cache.reopened()
@@ -150,6 +157,7 @@ def build_cache(
             check_same(cache, [teacher.spec])
             sized = _with_batch_of_other_build(sized, cache, name, events)
             todo, unscanned = set(missing_shards(cache, name)), set(missing_shards(cache, IMAGES_UNIT))
+            # Shards that the teacher has already, but the scan has not, get a scan of their own.
             if not unscanned <= todo:
                 scan_images(cache, pool, events, skip=todo, access=access)
             with teacher_pass(cache, name, events) as current:
@@ -218,6 +226,7 @@ def _report(config: BuildConfig, listing: Listing, results: list[TeacherResult])
     files = refuse_missing_files(cache, [IMAGES_UNIT, *config.groups])
     failures = cache.failures()
     unreadable = [failure for failure in failures if failure.is_unreadable]
+    # A few unreadable files are usual in a large collection.
     are_few = len(unreadable) <= max(FEW_UNREADABLE, cache.num_images // 100)
     return BuildReport(
         cache,

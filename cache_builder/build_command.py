@@ -23,6 +23,7 @@ def build_commands(cache: Cache, out: str | None = None) -> list[list[str]]:
         cache: the cache to describe.
         out: where to build; None for the path or URL of the cache itself.
     """
+    # Options of a whole build cannot differ between teachers, so each set is a command.
     runs: dict[tuple[str, ...], list[str]] = {}
     for name in cache.teachers.names():
         runs.setdefault(tuple(_run_options(cache, name)), []).append(name)
@@ -72,6 +73,7 @@ def _run_options(cache: Cache, name: str) -> Iterator[str]:
     spec = cache.teachers[name].spec
     yield from ("--dtype", spec.compute_dtype)
     batch = recorded_batch(cache, name)
+    # The default is left out, so that the command stays short.
     if batch is not None and batch != BATCH_IMAGES:
         yield from ("--batch-size", str(batch))
     if COMPILED in spec.software:

@@ -30,9 +30,11 @@ def open_cache(config: BuildConfig, listing: Listing) -> Cache:
         StaleCacheError: it was built neither from the images of the listing nor from the first of them, or in another way.
     """
     cache = Cache(config.out)
+    # Files of a process that was killed while it wrote.
     cache.storage.remove_leftovers()
     meta = cache.meta
     cure = "choose another --out"
+    # Before the comparison below, which would find other images at the old paths.
     if (containers := _moved_containers(listing, cache)) is not None:
         cache = moved_to(cache, containers)
         meta = cache.meta
@@ -149,6 +151,7 @@ def missing_shards(cache: Cache, unit: str) -> list[int]:
     missing = unfinished_shards(columns, meta.shard_rows, meta.num_shards)
     if unit == IMAGES_UNIT or not len(columns.failed_rows):
         return missing
+    # An image that has become readable is missing in a shard that counts as finished.
     lacking = shards_lacking_rows(columns, cache.receipt_columns(IMAGES_UNIT), meta.shard_images)
     return sorted({*missing, *lacking})
 

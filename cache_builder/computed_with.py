@@ -31,6 +31,7 @@ def recorded(spec: TeacherSpec, config: BuildConfig) -> TeacherSpec:
 def recorded_batch(cache: Cache, name: str) -> int | None:
     """Return the batch size that a teacher's first shards were computed with, or None if it is not recorded."""
     text = cache.teachers[name].spec.software.get(BATCH, "") if name in cache.teachers else ""
+    # Written by any program, so it is checked before it decides the size of an allocation.
     return int(text) if text.isdecimal() and len(text) < 8 and 0 < int(text) <= _MAX_BATCH else None
 
 
@@ -59,6 +60,7 @@ def refuse_other_batch(cache: Cache, config: BuildConfig, num_images: int) -> No
     """
     for name in config.groups:
         batch = recorded_batch(cache, name)
+        # A complete teacher computes nothing more, so its batch size is of no account.
         if batch is None or config.batch_size in (None, "auto", batch) or _is_complete(cache, name, num_images):
             continue
         raise StaleCacheError(

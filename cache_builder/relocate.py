@@ -59,6 +59,7 @@ def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:
         StaleCacheError: an image of the sample differs, or is missing.
     """
     usable = cache.usable_rows()
+    # Spread over all rows, so that a container that was swapped for another is noticed.
     spread = np.linspace(0, len(usable) - 1, min(COMPARED_IMAGES, len(usable))).astype(int)
     index = cache.index
     for row in usable[spread].tolist():
@@ -74,6 +75,7 @@ def moved_to(cache: Cache, containers: Sequence[Container]) -> Cache:
                 f"{cache.meta.containers[int(index.container[row])].path}): {reason}. Nothing was changed: name the place where "
                 "the same images are"
             )
+    # Last: until here nothing has changed.
     cache.storage.write(DOCUMENT, [root_document(replace(cache.meta, containers=tuple(containers)))])
     return cache.reopened()
 

@@ -268,6 +268,7 @@ def build(
         workers=workers, scheduler=scheduler, cluster=cluster, device=device, threads=threads, on_message=print_line
     ) as place:
         config = on_device(config, place.device, threads=place.threads, dtype=options["dtype"])
+        # Workers do it themselves, from the start of their processes.
         if place.worker_pool is None and config.device == "cpu":
             keep_freed_memory()
         where = (
@@ -281,6 +282,7 @@ def build(
         click.echo(
             f"{report.unusable} of {report.cache.num_images} images could not be used: radio-cache info {config.out} --failures"
         )
+    # After the table, where it is not scrolled away.
     for drift in drifts(report.cache):
         click.echo(f"\nwarning: {drift.describe(str(config.out))}")
     for line in conclusion(report, config.out):

@@ -72,11 +72,13 @@ def build_config(
     Raises:
         ConfigError: a value is not possible; the message names the option.
     """
+    # What is left in `options` afterwards are fields of the configuration.
     flags = cast(TeacherFlags, {name: options.pop(name) for name in TeacherFlags.__annotations__})
     existing = Cache(out).meta if None in (shard_images, max_pixels) and is_cache(out) else None
     if existing is not None:
         shard_images = existing.shard_images if shard_images is None else shard_images
         max_pixels = _trusted_max_pixels(existing.max_pixels, out) if max_pixels is None else max_pixels
+    # None stands for the default, which is written in the dataclass alone.
     settings: dict[str, Any] = options | {"shard_images": shard_images, "max_pixels": max_pixels}
     return BuildConfig(
         out=out,
@@ -149,6 +151,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
     for name in teachers:
         find_teacher(name)
     features = per_teacher("--features", flags["features"], teachers, one_of("--features", FEATURES), shared=True)
+    # A trunk is a teacher of its own, with its own group in the cache.
     names = [trunk_of(name) if features.get(name) == "trunk" else name for name in teachers]
     if len(set(names)) < len(names):
         raise ConfigError(f"--teacher {next(name for name in names if names.count(name) > 1)} is given twice")
@@ -173,6 +176,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
             view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(preset) else None,
             compiled=flags["compiled"],
         )
+        # Further sizes are levels: the same teacher, stored beside its first size.
         for px in sizes_px[1:]:
             options[level_name(name, (px, px))] = replace(options[name], size_px=px, level_of=name)
     return options
@@ -214,6 +218,7 @@ def several_per_teacher(
         name, value = split_name_value(text)
         if name is not None and name in teachers:
             values, parsed = named.setdefault(name, []), parse(value)
+        # A file name may hold an equals sign, too.
         elif name is not None and not Path(text).exists():
             raise ConfigError(
                 f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
@@ -225,6 +230,7 @@ def several_per_teacher(
         if parsed in values:
             raise ConfigError(f"{flag} {text}: {name if values is not bare else ', '.join(teachers)} has that already")
         values.append(parsed)
+    # Named values replace bare ones, in whichever order they were typed.
     return (dict.fromkeys(teachers, bare) if bare else {}) | named
 
 
@@ -282,6 +288,7 @@ def codec_requests(
     for teacher in teachers:
         teacher_settings = {name: values[teacher] for name, values in settings.items() if teacher in values}
         name = codecs.get(teacher, CodecRequest().name)
+        # Refused rather than ignored: the user expects an effect.
         foreign = [option for option in teacher_settings if option not in settings_of(name)]
         if foreign:
             users = " and ".join(codec for codec in codec_names() if foreign[0] in settings_of(codec))

@@ -21,6 +21,7 @@ def drop_teacher(cache: str | Path, teacher: str, yes: bool) -> None:
 
     opened = Cache(cache)
     num_bytes = teacher_bytes(opened, teacher)
+    # Nothing is lost with a teacher that has no files.
     if num_bytes and not yes:
         click.confirm(f"remove {teacher} ({human_bytes(num_bytes)}) from {cache}?", abort=True)
     click.echo(f"{teacher} is gone from {cache}: {human_bytes(drop_from_cache(opened, teacher))} freed")

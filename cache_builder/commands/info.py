@@ -22,6 +22,7 @@ def info(cache: str | Path, failures: bool, commands: bool) -> None:
     if commands:
         from cache_builder.build_command import build_commands
 
+        # A command without one of the teachers would not build the same cache.
         opened.teachers.refuse_unreadable()
         for command in build_commands(opened):
             click.echo(shlex.join(command))

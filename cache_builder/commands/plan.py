@@ -23,6 +23,7 @@ _OF_BUILD_ALONE = ("workers", "scheduler", "cluster", "log_json")
 
 def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) -> click.Command:
     """Return the command, with those options of `radio-cache build` that decide what is built, under its headings."""
+    # The same option objects: a plan cannot drift from the build that it predicts.
     shared = [option for option in build.params if option.name not in _OF_BUILD_ALONE]
     headings = {heading: names for heading, names in sections.items() if not set(names) <= set(_OF_BUILD_ALONE)}
     return SectionedCommand(
@@ -135,6 +136,7 @@ def _plan(
         probe_s=probe_s,
         no_weights=no_weights,
     )
+    # Times would be longer than those of a build otherwise.
     if config.build.device == "cpu":
         keep_freed_memory()  # as a build does
     plan = plan_build(config, say=print_line)
@@ -167,6 +169,7 @@ def times(plan: "Plan") -> Table:
     )
     for teacher in plan.teachers:
         probe = teacher.probe
+        # Calibration runs once, however many devices there are.
         shards_s = teacher.seconds - teacher.calibration_s
         shared = (
             [human_seconds(teacher.calibration_s + shards_s / min(devices, plan.num_shards))] if devices > 1 else []

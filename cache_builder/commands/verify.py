@@ -51,8 +51,10 @@ def verify(
     """
     from radio_cache.checks.verify import verify_cache
 
+    # Refused rather than ignored: a user would believe that the teacher was checked.
     if count is None and (teachers or weights):
         raise click.UsageError("--teacher and --weights say what to recompute: add --recompute N")
+    # Opened once, so that checks and messages are about the same state.
     opened = Cache(cache)
     report = verify_cache(opened, deep=deep)
     rows = table("", "unit", "shards right", "damaged", "not built yet")

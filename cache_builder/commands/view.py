@@ -38,6 +38,7 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
     from radio_cache.view.cache_pictures import cache_pictures
     from radio_cache.view.picture_grid import picture_grid
 
+    # In the current folder, because the cache may be read-only or a URL.
     out = out or Path(f"{Path(str(cache)).stem}-view.png")
     opened = Cache(cache)
     names = teachers or tuple(opened.teachers)

@@ -56,6 +56,7 @@ def resolve_codec_request(spec: TeacherSpec, num_images: int) -> tuple[CodecRequ
     """
     min_images = min_calibration_images(spec)
     request = _request(spec)
+    # Only a covariance needs many tokens; ranges of channels are known from a few.
     if request.codec_class.needs != "covariance" or num_images >= min_images:
         return request, ""
     if spec.codec.request is None:
@@ -98,11 +99,13 @@ def enough_tokens(spec: TeacherSpec, images: int) -> bool:
 
 
 def _images_for(spec: TeacherSpec, tokens_per_channel: int) -> int:
+    # Ceiling division: a part of an image is no image.
     return -(-tokens_per_channel * spec.spatial_dim // int(np.prod(spec.geometry.grid_hw)))
 
 
 def sample_rows(rows: NDArray[np.int64], count: int, name: str) -> list[int]:
     """Return a seeded sample of `count` of these rows, in random order, which differs from teacher to teacher."""
+    # By the name, so that two teachers do not share their unlucky images.
     rng = np.random.default_rng((_SEED, zlib.crc32(name.encode())))
     return [int(row) for row in rng.permutation(rows)[:count]]
 
@@ -127,7 +130,9 @@ class Calibration:
 
     def __init__(self, request: CodecRequest, rows: Sequence[int]) -> None:
         self._request, self._rows = request, rows
+        # At least one image, or there would be no fidelity to measure.
         self._num_held_out = max(1, round(_HELD_OUT_SHARE * len(rows)))
+        # The same number of each image, so that no image dominates.
         self._tokens_per_image = max(1, _SAMPLED_TOKENS // len(rows))
         self._moments: Moments | None = None
         self._sampled_tokens: list[NDArray[np.float32]] = []
@@ -144,11 +149,13 @@ class Calibration:
         magnitude = float(np.abs(tokens).max(initial=0))
         if not magnitude <= LARGEST_FEATURE:  # true for NaN, too
             raise UnstorableFeaturesError(self._rows[number], str(not_finite(magnitude)))
+        # Held-out images must not influence the basis that they judge.
         if number >= self._num_held_out:
             with self._libraries.limit(limits=1, user_api="blas"):
                 image_moments = Moments.of(tokens)
             self._moments = image_moments if self._moments is None else self._moments.merge(image_moments)
         if len(tokens) > self._tokens_per_image:
+            # Seeded by the position: the sample is the same however the images come.
             rng = np.random.default_rng((_SEED, number))
             tokens = tokens[rng.permutation(len(tokens))[: self._tokens_per_image]]
         self._sampled_tokens.append(tokens)

@@ -68,6 +68,7 @@ def device_streams(device: torch.device) -> Generator[int]:
     if device.type != "cpu":
         yield _CUDA_STREAMS
         return
+    # Read before it is set to one: it is the number of cores to use.
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -101,14 +102,18 @@ class DeviceWork:
         self._teacher, self._device, self._stages, self._events = teacher, device, stages, events
         self._dtype = getattr(torch, teacher.spec.compute_dtype)
         self._encoder = MapEncoder(codec, device) if codec else None
+        # Only its check is used: the summaries themselves become half precision when they are written.
         self._summary_encoder = MapEncoder(Half(), device)
+        # None until a batch did not fit.
         self._max_views: int | None = None
         self._split_lock = threading.Lock()
+        # A stream of its own, so that copies do not wait for kernels of later batches.
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def features(self, views: Sequence[TeacherView]) -> list[MapBatch]:
         """Return the features of a batch, in several parts if it did not fit into memory."""
         map_batches: list[MapBatch] = []
+        # Closed at once on an error: the generator may hold the lock of split batches.
         with contextlib.closing(self._attempts(views)) as attempts:
             for attempt in attempts:
                 with attempt:
@@ -182,12 +187,14 @@ class DeviceWork:
     def _to_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Copy to the device without waiting for it."""
         host = torch.from_numpy(pixels)
+        # Only pinned memory can be copied without waiting.
         return host if self._copy_stream is None else host.pin_memory().to(self._device, non_blocking=True)
 
     def _to_host(self, tensors: list[Tensor | None]) -> list[NDArray[Any] | None]:
         """Copy to main memory. On a GPU other batches are computed meanwhile, and only this thread waits."""
         if self._copy_stream is None:
             return [None if tensor is None else tensor.numpy() for tensor in tensors]
+        # The copy must not begin before the results are computed.
         self._copy_stream.wait_stream(torch.cuda.current_stream(self._device))
         copies: list[Tensor | None] = []
         with torch.cuda.stream(self._copy_stream):
@@ -202,6 +209,7 @@ class DeviceWork:
                 copies.append(host)
             copied = torch.cuda.Event()
             copied.record(self._copy_stream)
+        # NumPy must not read the memory before the copy has ended.
         copied.synchronize()
         return [None if tensor is None else tensor.numpy() for tensor in copies]
 
@@ -235,6 +243,7 @@ class DeviceWork:
 
     def _halve(self, num_views: int) -> None:
         self._max_views = max(1, num_views // 2)
+        # Tensors of the failed pass may hang in cycles, and the allocator's cache is no use to a smaller batch.
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

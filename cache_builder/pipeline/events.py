@@ -142,12 +142,14 @@ class ReportedEvents(BuildEvents):
             else:
                 yield
         except KeyboardInterrupt:
+            # Read anew: the receipts are written by another thread.
             num_left = len(missing_shards(cache, unit))
             self.message(
                 f"\n{unit}: {cache.meta.num_shards - num_left} of {cache.meta.num_shards} shards are done and stay"
             )
             self._unit.write_total("stopped")
             raise
+        # A pass over scanned shards has nothing to log of the scan.
         if self._scan.images or self._scan.failures:
             self._scan.write_total("scan")
         if unit != IMAGES_UNIT:
@@ -193,6 +195,7 @@ def _ends_with_newline(file: Path) -> bool:
     if not file.exists() or file.stat().st_size == 0:
         return True
     with file.open("rb") as opened:
+        # Only the last byte, because a log may be long.
         opened.seek(-1, os.SEEK_END)
         return opened.read() == b"\n"
 

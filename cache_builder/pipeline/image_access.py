@@ -65,6 +65,7 @@ class ImageAccess:
         self.cache, self._leave_out, self._blind = cache, leave_out, blind
         self._lock, self._one_at_a_time = threading.Lock(), threading.RLock()
         self._witnesses: dict[str, deque[Witness]] = {}
+        # True for an image that could not be read.
         self._recent: deque[bool] = deque(maxlen=RECENT_IMAGES)
         for witness in witnesses:
             self._keep(witness)
@@ -283,6 +284,7 @@ def is_listed_file(cache: Cache, row: int) -> bool:
 
 def _has_memory() -> bool:
     try:
+        # More than a decoder needs for most images, and not touched, so it costs nothing.
         np.empty(_SPARE_BYTES, np.uint8)
     except MemoryError:
         return False

@@ -88,6 +88,7 @@ def scan_images(
 def report_unusable_images(cache: Cache, events: BuildEvents) -> None:
     """Report the images that cannot be used, after all have been scanned. Raise SourceError if none can be used."""
     compact_receipts(cache.storage, IMAGES_UNIT)
+    # Broken images first: those that could not be read are reported once more below.
     failures = sorted(cache.failures(), key=lambda failure: failure.is_unreadable)
     if failures:
         index = cache.index
@@ -104,6 +105,7 @@ def report_unusable_images(cache: Cache, events: BuildEvents) -> None:
             f"{len(unreadable)} of them could not be read, and may be fine ({cache.index.key(first.row)}: {first.reason}): the "
             "same command looks at them again"
         )
+    # Nothing can be built from such a cache, and the reason is more likely a wrong path than broken images.
     if len(failures) == cache.num_images:
         raise SourceError(f"none of the {cache.num_images} images can be used: radio-cache info {cache.url} --failures")
 
@@ -121,6 +123,7 @@ def retry_failures(
     """
     if config.leave_out_unreadable and not config.retry_unusable:
         return False
+    # The columns are cheap to read; the failures themselves are a file for every shard.
     if not len(cache.receipt_columns(IMAGES_UNIT).failed_rows):
         return False
     failures = [failure for failure in cache.failures() if config.retry_unusable or failure.is_unreadable]
@@ -191,6 +194,7 @@ def register_teacher(
         raise CodecError(f"{cache.url}, teacher '{name}': {exc}") from exc
     if chosen.note:
         events.message(f"{name}: {chosen.note}")
+    # The batch size belongs to the record: later builds of the teacher have to take it.
     spec = recorded(replace(teacher.spec, codec=chosen.recorded), config)
     add_teacher(cache.storage, cache.meta, spec, chosen.codec)
 
@@ -225,6 +229,7 @@ def usable_sample(
     """
     meta, reads = cache.meta, access or ImageAccess(cache)
     unscanned = set(missing_shards(cache, IMAGES_UNIT))
+    # Every image would be decoded for the sample alone.
     if unscanned and cache.num_images < count:
         return None
     is_usable = np.zeros(cache.num_images, np.bool_)
@@ -234,6 +239,7 @@ def usable_sample(
         if row // meta.shard_images in unscanned:
             result, image = scan_image(reads, row)
             unreadable = result.reason if result.kind == "surroundings" else None
+            # The image is dropped: the pass decodes it again, because a sample of maps may not fit into memory.
             usable = image is not None
         else:
             usable = bool(is_usable[row])
@@ -245,8 +251,10 @@ def usable_sample(
             )
         return row, usable
 
+    # Twice as many are tried, so that a few broken images do not force a scan of all.
     order = sample_rows(np.arange(cache.num_images), 2 * count if unscanned else cache.num_images, name)
     sample: list[int] = []
+    # Closing cancels the images that are decoded ahead in vain.
     with contextlib.closing(ahead(pool, check, order, depth=_SAMPLE_DEPTH)) as checked:
         for row, usable in checked:
             if usable:
@@ -279,6 +287,7 @@ def calibration_batches(
     """
     spec, device, stages = teacher.spec, torch.device(config.device), StageSeconds()
     work = DeviceWork(teacher, device, stages, events=events)
+    # One view of each image, in turn.
     requests = [(row, (number % spec.views,)) for number, row in enumerate(rows)]
     unscanned = set(missing_shards(cache, IMAGES_UNIT))
     with (
@@ -286,6 +295,7 @@ def calibration_batches(
         device_streams(device) as num_streams,
         ThreadPoolExecutor(num_streams, thread_name_prefix="device") as streams,
     ):
+        # As many images as the batches on the device need, and one for each thread that decodes.
         depth = (num_streams + 2) * config.batch_images + config.threads
         views = prefetch_views(cache, spec, requests, pool, stages, depth=depth, unscanned=unscanned, access=access)
         batches = (list(islice(views, config.batch_images)) for _ in range(0, len(rows), config.batch_images))
@@ -315,6 +325,7 @@ class TeacherPass:
 def teacher_pass(cache: Cache, name: str, events: BuildEvents) -> Generator[TeacherPass]:
     """Hold the lock of a registered teacher and report its pass while its missing shards are made in the block."""
     current = TeacherPass(missing_shards(cache, name), StageSeconds())
+    # Shared with other builds of the teacher. `drop-teacher` refuses while it is held.
     with cache.storage.locked(unit_group(name), shared=True):
         started_s = time.perf_counter()
         with events.shard_pass(cache, name, current.shards, stages=current.stages):

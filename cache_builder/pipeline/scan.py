@@ -70,6 +70,7 @@ def rescan_failures(cache: Cache, failures: Iterable[Failure], pool: ThreadPoolE
     num_usable = 0
     for shard, shard_failures in by_shard.items():
         receipt = read_receipt(cache.storage, IMAGES_UNIT, shard)
+        # The shard was never scanned, or its receipt was dropped by a repair.
         if receipt is None:
             continue  # the scan reads all images of this shard anyway
         before = {failure.row: failure for failure in receipt.failures}
@@ -106,6 +107,7 @@ def write_scan_results(cache: Cache, shard: int, results: Sequence[ScanResult]) 
     An image that cannot be used gets status UNUSABLE and a reason. It never stops the build.
     """
     meta, rows = cache.meta, cache.meta.shard_rows(shard)
+    # Full-size chunks, also for the last shard, which may be shorter.
     status = np.zeros(meta.shard_images, np.uint8)
     size_hw = np.zeros((meta.shard_images, 2), np.int32)
     digests = np.zeros((meta.shard_images, 16), np.uint8)
@@ -118,6 +120,7 @@ def write_scan_results(cache: Cache, shard: int, results: Sequence[ScanResult]) 
         stored_files.append(chunk_of(result.stored_file) if result.stored_file else None)
         if result.reason is not None:
             failures.append(Failure(row=rows[number], reason=result.reason, kind=result.kind))
+    # Before the files change: a receipt must never vouch for half-written ones.
     drop_outdated_receipt(cache.storage, IMAGES_UNIT, shard, len(results), [failure.row for failure in failures])
     writer = ShardWriter(cache.storage, IMAGES_UNIT, shard)
     writer.write_plain("status", status, grid=(shard,))
@@ -138,10 +141,12 @@ def scan_image(access: ImageAccess, row: int) -> tuple[ScanResult, Image.Image |
     try:
         data = access.file(row)
     except ImageError as exc:
+        # A file that cannot be read now may be fine later, and is scanned again.
         kind: FaultKind = "surroundings" if isinstance(exc, UnreadableImageError) else "image"
         return ScanResult(NO_DIGEST, (0, 0), str(exc), kind=kind), None
     try:
         image = access.decode(row, data, lambda file: decode_image(file, max_pixels=cache.meta.max_pixels))
+        # Before any teacher sees it: a strip would take gigabytes once it is resized.
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ImageError(f"{image.width} x {image.height} pixels is too long and thin (more than {MAX_ASPECT} : 1)")
     except UnreadableImageError as exc:
@@ -149,5 +154,6 @@ def scan_image(access: ImageAccess, row: int) -> tuple[ScanResult, Image.Image |
     except ImageError as exc:
         return ScanResult(digest(data), (0, 0), str(exc)), None
     store = cache.meta.pixels
+    # Encoded while the decoded image is at hand.
     stored_file = access.with_memory(row, lambda: encoded_pixels(image, data, store)) if store else b""
     return ScanResult(digest(data), (image.height, image.width), None, stored_file), image

@@ -66,9 +66,12 @@ def run_shards(
         access: reads the images; None for a new one.
     """
     meta, spec, device = cache.meta, teacher.spec, torch.device(config.device)
+    # Compared after each write: another process may drop the teacher meanwhile.
     document = _teacher_document(cache, spec.name)
+    # A lookup by row: `usable_rows` is a list of numbers, and every shard asks for its rows.
     is_usable = np.zeros(cache.num_images, np.bool_)
     is_usable[cache.usable_rows()] = True
+    # Images of these shards are scanned on the way, so that they are decoded once.
     unscanned = set(unfinished_shards(cache.receipt_columns(IMAGES_UNIT), meta.shard_rows, meta.num_shards))
     # Three stages take the same shards, each at its own time.
     to_decode, to_compute, to_write = itertools.tee(shards, 3)
@@ -80,17 +83,22 @@ def run_shards(
 
     work = DeviceWork(teacher, device, stages, codec=cache.teachers[spec.name].codec, events=events)
     with contextlib.ExitStack() as stack:
+        # One writer: shards are committed in order, and the disk is not shared by two.
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="write"))
         num_streams = stack.enter_context(device_streams(device))
         streams = stack.enter_context(ThreadPoolExecutor(num_streams, thread_name_prefix="device"))
+        # Enough for the batches on the device, one being cut, and one image for each thread that decodes.
         depth = (num_streams + 2) * -(-config.batch_images // spec.views) + config.threads
+        # Lazy: the next shard is only taken when its images are about to be decoded.
         requests = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
         reads = access or ImageAccess(cache, leave_out=config.leave_out_unreadable)
         loaded = ahead(pool, view_loader(cache, reads, spec, unscanned, stages), requests, depth=depth)
+        # Cancels images that wait to be decoded, if the build stops.
         stack.callback(loaded.close)
 
         def batches() -> Generator[list[TeacherView]]:
             for shard in to_compute:
+                # Filled here as images come, and read by the loop below once the shard is complete.
                 images = in_flight.setdefault(shard, ShardImages())
                 for batch in images.batches(loaded, len(rows_of(shard)), config.batch_images, stages):
                     is_last_batch.append(batch.is_last)
@@ -112,6 +120,7 @@ def run_shards(
                     events.progress(features.add(code_batch))
                 is_last = is_last_batch.popleft()
             images = in_flight.pop(shard)
+            # Unusable images count as done: the line has to reach the number of all images.
             events.progress(len(meta.shard_rows(shard)) - len(images.rows))
             # One shard is written at a time, so that two shards' codes at most are in memory.
             if written is not None:
@@ -148,6 +157,7 @@ class ShardFeatures:
 
     def __init__(self, cache: Cache, spec: TeacherSpec, shard: int) -> None:
         cached = cache.teachers[spec.name]
+        # Allocated once at full size: the number of usable images is not known before all are decoded.
         max_views = len(cache.meta.shard_rows(shard)) * spec.views
         self._views_per_image, self._num_views = spec.views, 0
         self._codes = np.empty((max_views, *cached.row_shape), cached.codec.dtype)
@@ -203,6 +213,7 @@ def _refuse_dropped(cache: Cache, name: str, shard: int, document: bytes) -> Non
     The receipt that was just written is removed then. `document` is the teacher's from before the work began.
     """
     current_document = _teacher_document(cache, name)
+    # An empty document means that the folder is gone.
     if current_document == document and current_document:
         return
     drop_receipt(cache.storage, name, shard)
@@ -249,8 +260,10 @@ def write_shard(
             try:
                 receipt = read_receipt(cache.storage, spec.name, shard)
                 if receipt is None or not is_finished(cache.storage, receipt, num_rows):
+                    # A receipt from before the cache grew, or from before an image became readable, is no longer right.
                     failures = _drop_outdated(cache, spec.name, shard)
                     writer = ShardWriter(cache.storage, spec.name, shard)
+                    # Positions of the usable rows in the shard; the others stay holes.
                     positions = [row - cache.meta.shard_rows(shard)[0] for row in images.rows]
                     _write_spatial(writer, cache, spec, shard, positions, features, pool)
                     if features.summary is not None:
@@ -303,6 +316,7 @@ def _write_spatial(
     """Write the maps, a file per view, and their sums. `positions`: of the usable rows in the shard."""
     meta, codes = cache.meta, features.codes  # (n, views, *row_shape)
     for view in range(spec.views):
+        # Unusable images stay None, which a Zarr shard stores as empty chunks.
         chunks: list[NDArray[Any] | None] = [None] * len(meta.shard_rows(shard))
         for position, row_codes in zip(positions, codes[:, view], strict=True):
             chunks[position] = row_codes
@@ -326,6 +340,7 @@ def _write_summaries(
     summary: NDArray[np.float32],
 ) -> None:
     for view in range(spec.views):
+        # NaN marks rows without a summary. (n, c) -> (1, shard_images, c)
         stored = np.full((1, cache.meta.shard_images, summary.shape[2]), np.nan, np.float16)
         stored[0, positions] = Half().encode(summary[:, view])  # `DeviceWork.codes` has refused what does not fit
         writer.write_plain("summary", stored, grid=(view, shard, 0))
@@ -336,8 +351,10 @@ def _write_views(
     writer: ShardWriter, cache: Cache, spec: TeacherSpec, shard: int, positions: list[int], views: Sequence[View]
 ) -> None:
     """Write which part of its image each view shows. `views`: of all positions in turn."""
+    # (views, shard_images, 4), zeros for unusable images.
     boxes_xyxy_px = np.zeros((spec.views, cache.meta.shard_images, 4), np.int32)
     flipped = np.zeros((spec.views, cache.meta.shard_images), np.uint8)
+    # The order in which `ShardImages.add` has collected the views.
     numbered = [(number, position) for position in positions for number in range(spec.views)]
     for (number, position), view in zip(numbered, views, strict=True):
         boxes_xyxy_px[number, position], flipped[number, position] = view.box_xyxy, view.flipped

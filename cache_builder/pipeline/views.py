@@ -54,6 +54,7 @@ def load_views(cache: Cache, access: ImageAccess, spec: TeacherSpec, request: Vi
     key = cache.index.key(row)
     try:
         data = access.file(row)
+        # A changed image would silently get features beside the old digest.
         if digest(data) != cache.digests[row].tobytes():
             raise ImageError(f"{key} has changed since the cache was built")
         image = access.decode(row, data, lambda file: decode_image(file, max_pixels=cache.meta.max_pixels))
@@ -89,6 +90,7 @@ def scan_and_load_views(
 
 def _cut_views(spec: TeacherSpec, request: ViewRequest, image: Image.Image) -> list[TeacherView]:
     row, numbers = request
+    # Drawn from seed, row and number alone, so that every build draws the same.
     views = [draw_view(spec.view_sampling, row, number, (image.height, image.width)) for number in numbers]
     return [TeacherView(row, view, view_pixels(cut_view(image, view), spec.geometry)) for view in views]
 
@@ -108,6 +110,7 @@ def view_loader(
 
     def load(request: ViewRequest) -> LoadedViews:
         with Stopwatch(stages, "decode"):
+            # Decoding once for scan and teacher saves a pass over all images.
             if request[0] // cache.meta.shard_images in unscanned:
                 return scan_and_load_views(access, spec, request)
             return load_views(cache, access, spec, request), None

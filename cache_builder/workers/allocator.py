@@ -31,6 +31,7 @@ def keep_freed_memory() -> bool:
     if _is_decided():
         return False
     try:
+        # Looked up in the running process, which fails with another C library than glibc.
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False

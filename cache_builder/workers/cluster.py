@@ -92,11 +92,13 @@ def workplace(
     requested = [name for name, value in sources.items() if value is not None]
     if len(requested) > 1:
         raise ConfigError(f"{' and '.join(requested)}: take one of them")
+    # The system may not know the number.
     cores = os.cpu_count() or 1
     if not requested:
         yield Workplace(worker_pool=None, device=pick_device(device), threads=cores if threads is None else threads)
         return
     if workers is not None:
+        # Workers share the cores: more threads than cores would only take turns.
         share = max(1, cores // max(1, workers))
         device = pick_device(device)
         with local_pool(workers, device=device, threads=share, on_message=on_message) as worker_pool:
@@ -188,12 +190,14 @@ def local_pool(
             for number, nanny in list(cluster.workers.items()):
                 if nanny.status in (Status.closed, Status.failed):
                     cluster.workers.pop(number, None)
+            # Starts as many new processes as were removed.
             cluster.scale(num_workers)
 
         def kill(address: str) -> None:
             """End the worker at an address. Its parent process notices, and starts another."""
             for nanny in list(cluster.workers.values()):
                 if nanny.worker_address == address and nanny.pid is not None:
+                    # A process that hangs does not react to a milder signal.
                     os.kill(nanny.pid, signal.SIGKILL)
 
         worker_pool = WorkerPool(
@@ -279,6 +283,7 @@ def unreachable(address: str) -> str | None:
         return None
     host, port = parse_host_port(host_port)
     try:
+        # A plain connection answers in milliseconds; Dask's client would retry for minutes.
         socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
     except socket.gaierror as exc:
         raise ConfigError(f"--scheduler {address}: no machine called {host} is known here ({exc.strerror})") from exc
@@ -301,6 +306,7 @@ def cluster_pool(
 
     settings = read_cluster_file(file)
     submit = _SUBMIT.get(settings["kind"])
+    # dask-jobqueue would find out only after it has promised workers.
     if submit is not None and shutil.which(submit) is None:
         raise ClusterError(
             f"--cluster {file} with kind {settings['kind']}: there is no command {submit} on this machine: run the build on a "
@@ -366,6 +372,7 @@ def create_cluster(settings: Mapping[str, Any]) -> Any:
         # Without TLS, any program that reaches the scheduler's port could run code on the workers.
         options = {"security": True, "shared_temp_directory": str(Path.cwd())} | options
         options["security"] = options["security"] or None
+    # Dask remembers all clusters to close them at exit, also those that failed to start.
     instances: set[Any] = getattr(cluster_class, "_instances", set[Any]())
     before = set(instances)
     try:

@@ -131,11 +131,13 @@ class WorkerPool:
         """
         config = replace(config, out=absolute_path_or_url(config.out))
         access = ImageAccess(cache, leave_out=config.leave_out_unreadable)
+        # The id keeps workers from using the state of an earlier build.
         build_id, witnesses = uuid.uuid4().hex, known_witnesses(cache, access)
         todo = missing_shards(cache, IMAGES_UNIT)
         if todo:
             with events.shard_pass(cache, IMAGES_UNIT, todo, title="checking images"):
                 task = ShardTask(build=build_id, config=config, unit=IMAGES_UNIT, shard=0, witnesses=witnesses)
+                # Before the pass is logged: an incomplete scan must not look complete.
                 _refuse_abandoned(cache, self._do_shards(cache, task, todo, events))
         cache = cache.reopened()
         report_unusable_images(cache, events)
@@ -143,6 +145,7 @@ class WorkerPool:
         abandoned: list[AbandonedTask] = []
         for name in config.groups:
             started_s = time.perf_counter()
+            # One task, because a codec is chosen once for all shards.
             if name not in cache.teachers:
                 events.message(f"{name}: calibrating on one worker")
                 calibration = CalibrationTask(build=build_id, config=config, unit=name, witnesses=witnesses)
@@ -155,6 +158,7 @@ class WorkerPool:
                 cache = cache.reopened()
                 if (batch := recorded_batch(cache, name)) not in (None, config.batch_images):
                     events.message(f"{name}: batches of {batch} images, as another build has just begun it with")
+            # For the report: shards of this run are the difference.
             before = len(cache.usable_rows([name]))
             stages, todo = StageSeconds(), missing_shards(cache, name)
             with (
@@ -188,6 +192,7 @@ class WorkerPool:
             events: receives each shard that is on disk, and progress.
             stages: the workers' seconds are added to it.
         """
+        # Receipts are compacted now and then, so that a large build starts quickly when it goes on.
         num_completed = itertools.count(1)
         on_shard = events.scanned if task.unit == IMAGES_UNIT else events.committed
 
@@ -199,6 +204,7 @@ class WorkerPool:
             num_images = 0
             if isinstance(completed, ShardTask):
                 num_images = len(cache.meta.shard_rows(completed.shard))
+                # From the cache, not from the worker: a receipt on disk is what counts.
                 if (receipt := read_receipt(cache.storage, completed.unit, completed.shard)) is not None:
                     on_shard(receipt)
                     if next(num_completed) % _COMPACT_EVERY == 0:
@@ -216,12 +222,14 @@ class WorkerPool:
                 try:
                     self._exchange(queue, in_flight, on_completed)
                 except (OSError, TimeoutError) as exc:  # distributed's CommClosedError is one, too
+                    # Their results are lost with the scheduler, and their receipts may be there.
                     queue.put_back(in_flight.values())
                     in_flight.clear()
                     self._reconnect(exc)
         finally:
             for future in in_flight:
                 with contextlib.suppress(Exception):
+                    # Workers must not go on with tasks of a build that has failed.
                     future.cancel()
         return queue.abandoned
 
@@ -230,6 +238,7 @@ class WorkerPool:
     ) -> None:
         """Hand out tasks as far as there is room, and take in those that are completed."""
         self._count_workers()
+        # Before new tasks are handed out: it is about those that may have died.
         was_alone = len(in_flight) == 1
         room = queue.room(in_flight=len(in_flight), workers=self._num_workers)
         for task in queue.take(in_flight=len(in_flight), room=room):
@@ -238,6 +247,7 @@ class WorkerPool:
             where: dict[str, Any] = (
                 {"workers": self._seeing_workers(), "allow_other_workers": True} if self._blind else {}
             )
+            # Not pure: Dask would otherwise return the result of an equal task without doing it.
             in_flight[self._client.submit(do_task, task, key=key, pure=False, **where)] = task
         completed = [future for future in in_flight if future.status != "pending"]
         for future in completed:
@@ -293,6 +303,7 @@ class WorkerPool:
             self._on_message("no worker is there yet, or any more: waiting")
         if now - self._missed_since > self._remind_s:
             self._on_message(f"no worker has come to {self._address} for {self._remind_s:.0f} s: still waiting")
+            # Queues of clusters take hours: a line a minute would bury the rest.
             self._remind_s *= 2
         if now - self._missed_since > self._wait_s:
             raise ClusterError(
@@ -374,6 +385,7 @@ class WorkerPool:
                         f"worker {address} on {facts.host} has {package.replace('_', '-')} {theirs}, this command {ours}: "
                         "install the same there"
                     )
+            # Workers are compared with the first one: any two kinds would show.
             first = first or facts
             if facts.has_gpu != first.has_gpu:
                 raise ClusterError(
@@ -402,6 +414,7 @@ def _call_in_time(call: Callable[[], _T], seconds: float) -> _T:
         except BaseException as exc:  # raised again in the thread that waits
             answer.set_exception(exc)
 
+    # A daemon, because the call may never return and must not keep the process alive.
     threading.Thread(target=run, daemon=True).start()
     done, _ = concurrent.futures.wait([answer], timeout=seconds)
     if not done:

@@ -33,6 +33,7 @@ class ShardQueue:
         self._in_flight: deque[int] = deque()  # taken by `run`, and not on disk yet
         self._receipts: dict[int, Future[Receipt]] = {}
         self._is_running = False
+        # One thread, because a device computes one shard at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
 
     def receipt(self, shard: int) -> Receipt:
@@ -42,6 +43,7 @@ class ShardQueue:
                 self._receipts[shard] = Future()
                 self._requested.append(shard)
             receipt = self._receipts[shard]
+            # The thread ends when no shard is requested, and is started again by the next request.
             if not self._is_running:
                 self._is_running = True
                 self._thread.submit(self._work)
@@ -68,11 +70,13 @@ class ShardQueue:
                 if not self._requested:
                     return
                 shard = self._requested.popleft()
+                # Under the lock: an error must find the shard in one of the two queues.
                 self._in_flight.append(shard)
             yield shard
 
     def _resolve(self, shard: int, outcome: Receipt | BaseException) -> None:
         with self._lock:
+            # Removed, so that a later request makes the shard again if its files are gone.
             receipt = self._receipts.pop(shard)
         if isinstance(outcome, BaseException):
             receipt.set_exception(outcome)
@@ -90,5 +94,6 @@ class ShardQueue:
             if receipt is None:
                 break
         with self._lock:
+            # In front, in their order: their tasks have waited longest.
             self._requested.extendleft(reversed(self._in_flight))
         self._in_flight.clear()

@@ -67,6 +67,7 @@ class TaskQueue:
             in_flight: number of tasks that are handed out and not completed.
             room: number of further tasks that may be.
         """
+        # Isolated tasks come last, so that they hold up no other task.
         if not self.pending and self.isolated:
             return [self.isolated.popleft()] if in_flight == 0 else []
         return [self.pending.popleft() for _ in range(min(room, len(self.pending)))]
@@ -77,6 +78,7 @@ class TaskQueue:
         Each worker gets several tasks, of which it computes one while the others wait in its queue. Towards the end they get
         fewer, so that no task waits for one worker while another is idle.
         """
+        # Half of the remaining tasks are spread over the workers, the rest waits for whoever is faster.
         num_tasks = in_flight + len(self.pending) + len(self.isolated)
         tasks_per_worker = min(max(num_tasks // (2 * max(workers, 1)), 1), TASKS_PER_WORKER)
         return tasks_per_worker * workers - in_flight
@@ -95,6 +97,7 @@ class TaskQueue:
         """
         self.deaths[task.key] = self.deaths.get(task.key, 0) + num_workers
         max_deaths = MAX_CALIBRATION_DEATHS if isinstance(task, CalibrationTask) else MAX_DEATHS
+        # The last attempt is made in isolation, so that a neighbour's fault is not blamed on this task.
         if self.deaths[task.key] < max_deaths - 1:
             self.pending.append(task)
         elif self.deaths[task.key] < max_deaths or not was_alone:
@@ -109,9 +112,11 @@ class TaskQueue:
         Raises:
             RadioCacheError: the error itself, if other shards would fail alike: no weights, no cache, a full disk.
         """
+        # A fault of these images: other shards are not affected, and a retry fails alike.
         if isinstance(error, CodecError | SourceError):
             self.abandoned.append(AbandonedTask(task, str(error)))
             return
+        # A fault of the whole build, which every other shard would meet.
         if isinstance(error, RadioCacheError):
             raise error
         self.failures[task.key] = self.failures.get(task.key, 0) + 1

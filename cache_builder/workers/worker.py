@@ -152,6 +152,7 @@ def build_shard(task: ShardTask) -> Receipt:
         raise ClusterError(
             f"{worker_name()} sees no teacher '{task.unit}' in {cache.url}, although it was made: a stale mount?"
         )
+    # A task may come twice, when a scheduler was lost.
     finished = state.finished_receipt(task.shard)
     if finished is not None:
         return finished
@@ -199,6 +200,7 @@ class _ProcessState:
             witnesses=task.witnesses,
             blind=_blind_worker_error_at(_own_address()),
         )
+        # Before the first task: a worker that sees no image would call all of them unreadable.
         self.access.prove_sight()
         self.queue = ShardQueue(self._run, self.finished_receipt)
         self._stages, self._reported_seconds = StageSeconds(), dict[str, float]()
@@ -206,10 +208,12 @@ class _ProcessState:
     @property
     def teacher(self) -> Teacher:
         """The teacher of the unit, on its device; loaded at the first use."""
+        # Threads of several tasks come here at once, and two teachers may not fit.
         with self._loading:
             if self._teacher is None:
                 teacher = load_teacher(*self._task.config.groups[self._task.unit])
                 try:
+                    # Another version of a library here would store other features under the same name.
                     check_same(self.cache, [teacher.spec])
                 except RadioCacheError as exc:
                     raise ClusterError(f"{worker_name()} would store something else: {exc}") from exc
@@ -236,6 +240,7 @@ class _ProcessState:
         None for the shard that was the last one before the cache grew, and for one that lacks an image which can be used by
         now.
         """
+        # Read from the cache each time: another worker may have made the shard.
         receipt = read_receipt(self.cache.storage, self._task.unit, shard)
         is_whole = is_finished(self.cache.storage, receipt, len(self.cache.meta.shard_rows(shard)))
         return receipt if is_whole else None
@@ -251,6 +256,7 @@ class _ProcessState:
     def take_stage_seconds(self) -> dict[str, float]:
         """Return seconds by stage since the last call, whichever shard they were spent on."""
         with self._loading:
+            # Differences, because several tasks share the stages of one process.
             before, self._reported_seconds = self._reported_seconds, self._stages.to_json()
             return {stage: seconds - before.get(stage, 0.0) for stage, seconds in self._reported_seconds.items()}
 
@@ -283,6 +289,7 @@ def _visible_cache(config: BuildConfig) -> Cache:
             f"{worker_name()} sees no cache at {path_or_url}: it must be mounted there under the same path, or be a bucket"
         )
     cache = Cache(path_or_url)
+    # Found out here, not after minutes of computing.
     if not is_url(path_or_url) and not os.access(path_or_url, os.W_OK):
         raise ClusterError(f"{worker_name()} may not write to {path_or_url}: have its permissions changed there")
     for container in cache.meta.containers:
