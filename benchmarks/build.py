@@ -43,7 +43,7 @@ from cache_builder.pipeline.device import CodeBatch, DeviceWork, device_streams
 from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.shards import run_shards
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import TeacherView, shown
+from cache_builder.pipeline.views import TeacherView, load_views
 from cache_builder.teachers import FAMILIES, TEACHERS, ComputeDtype, TeacherOptions, load_teacher
 from cache_builder.teachers.base import Features, Teacher
 from cache_builder.teachers.preset import TeacherPreset, WeightsSource
@@ -185,7 +185,7 @@ def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) 
     torch.set_num_threads(1)
     try:
         _, seconds["decode"] = timed(
-            lambda: seen.extend(one for row in rows for one in shown(cache, access, spec, (row, (0,))))
+            lambda: seen.extend(one for row in rows for one in load_views(cache, access, spec, (row, (0,))))
         )
         parts = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
         codes: list[CodeBatch] = []
@@ -216,7 +216,9 @@ def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *,
         access = ImageAccess(cache)
         for first in range(0, len(rows), BATCH):
             batch = [
-                one for row in rows[first : first + BATCH] for one in shown(cache, access, teacher.spec, (row, (0,)))
+                one
+                for row in rows[first : first + BATCH]
+                for one in load_views(cache, access, teacher.spec, (row, (0,)))
             ]
             for part in work.features(batch):
                 for one, image in zip(part.views, part.spatial, strict=True):
@@ -313,7 +315,7 @@ def large(args: argparse.Namespace, folder: Path) -> list[str]:
     cache, teacher, config = places[CODECS[0]]
     rows = cache.usable_rows().tolist()
     access = ImageAccess(cache)
-    seen = [one for row in rows for one in shown(cache, access, teacher.spec, (row, (0,)))]
+    seen = [one for row in rows for one in load_views(cache, access, teacher.spec, (row, (0,)))]
     whole: dict[str, list[Measured]] = {name: [] for name in CODECS}
     one_pass, side = [], []
     for _ in range(args.rounds):

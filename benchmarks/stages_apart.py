@@ -12,7 +12,7 @@ import torch
 from cache_builder.pipeline.device import DeviceWork
 from cache_builder.pipeline.image_access import ImageAccess
 from cache_builder.pipeline.timing import StageSeconds
-from cache_builder.pipeline.views import shown
+from cache_builder.pipeline.views import load_views
 from cache_builder.teachers import TeacherOptions, load_teacher
 from cache_builder.workers.allocator import keep_freed_memory
 from radio_cache.reader import Cache
@@ -60,7 +60,7 @@ def _work(
             [
                 one
                 for row in rows[first : first + batch_images]
-                for one in shown(cache, access, teacher.spec, (row, (0,)))
+                for one in load_views(cache, access, teacher.spec, (row, (0,)))
             ]
         )
 

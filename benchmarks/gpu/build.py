@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from build import BAR, Measured, RandomViT, bare, built, listed, prepared, random_preset, shares, verdict
 
 from cache_builder.pipeline.image_access import ImageAccess
-from cache_builder.pipeline.views import shown
+from cache_builder.pipeline.views import load_views
 from cache_builder.teachers import FAMILIES, TEACHERS
 from radio_cache.terminal.output import human_bytes
 
@@ -62,7 +62,7 @@ def measured(args: argparse.Namespace, device: str, name: str, folder: Path) -> 
         name, images, folder, shard_images, batch_images=args.batch, device=device, dtype="bfloat16"
     )
     access = ImageAccess(cache)
-    seen = [one for row in cache.usable_rows().tolist() for one in shown(cache, access, teacher.spec, (row, (0,)))]
+    seen = [one for row in cache.usable_rows().tolist() for one in load_views(cache, access, teacher.spec, (row, (0,)))]
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     whole: list[Measured] = []

@@ -109,7 +109,7 @@ def _trusted_max_pixels(max_pixels: int, out: str | Path) -> int:
     usual = max_pixels_of_any_cache()
     if max_pixels > usual:
         raise ConfigError(
-            f"{out} states that an image may have {max_pixels} pixels, and {usual} are usual: say --max-pixels {max_pixels} "
+            f"{out} states that an image may have {max_pixels} pixels, and {usual} are usual: add --max-pixels {max_pixels} "
             "if you trust it"
         )
     return max_pixels
@@ -224,7 +224,7 @@ def several_per_teacher(
                 f"{flag} {text}: '{name}' is not among the teachers of this build ({', '.join(teachers)})"
             )
         elif not shared and len(teachers) > 1:
-            raise ConfigError(f"{flag} {text}: with several teachers say whose it is: {flag} {teachers[0]}={text}")
+            raise ConfigError(f"{flag} {text}: with several teachers, name one: {flag} {teachers[0]}={text}")
         else:
             values, parsed = bare, parse(text)
         if parsed in values:

@@ -53,7 +53,7 @@ def verify(
 
     # Refused rather than ignored: a user would believe that the teacher was checked.
     if count is None and (teachers or weights):
-        raise click.UsageError("--teacher and --weights say what to recompute: add --recompute N")
+        raise click.UsageError("--teacher and --weights are options of --recompute: add --recompute N")
     # Opened once, so that checks and messages are about the same state.
     opened = Cache(cache)
     report = verify_cache(opened, deep=deep)
@@ -93,11 +93,9 @@ def _cure(report: "VerifyReport", cache: str) -> str:
     if blocked:
         blocked = f". {blocked}"
     if mendable == 0:
-        return f"{damaged} damaged. No build can make that again: the lines above say what to do{blocked}"
-    left = f", and what the lines above say about the other {damaged - mendable}" if mendable < damaged else ""
-    return (
-        f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{left}{blocked}"
-    )
+        return f"{damaged} damaged. No build can make that again: the lines above name the cure{blocked}"
+    other_cures = f", and follow the lines above for the other {damaged - mendable}" if mendable < damaged else ""
+    return f"{damaged} damaged. Mend {mendable}: radio-cache repair {cache}, then the build command again{other_cures}{blocked}"
 
 
 def _print_recomputed(report: "RecomputeReport") -> None:
@@ -145,14 +143,14 @@ def repair(cache: str | Path) -> None:
         click.echo("nothing to repair")
         return
     unread = sum(damage.is_unread for damage in report.damages)
-    left = sum(not damage.mendable for damage in report.damages) - unread
-    if left + unread < len(report.damages):
+    num_left = sum(not damage.mendable for damage in report.damages) - unread
+    if num_left + unread < len(report.damages):
         click.echo(f"\nNow run the build command of {cache} again")
-    if left:
-        click.echo(f"\n{left} left alone, which no build can make again: the lines above say what to do")
+    if num_left:
+        click.echo(f"\n{num_left} left alone, which no build can make again: the lines above name the cure")
     if unread:
         click.echo(f"\n{unread} could not be read, which is no damage: make them readable, and run repair again")
-    if left or unread:
+    if num_left or unread:
         raise SystemExit(1)
 
 

@@ -121,7 +121,7 @@ def test_an_alias_names_the_group_in_the_cache(run: Run, tmp_path: Path, monkeyp
     [
         (["--teacher", "fake-b"], r"no teacher is called 'fake-b'\. Did you mean 'fake-a' or 'fake-maps'\? "),
         (["--teacher", "fake-a"], "--teacher fake-a is given twice"),
-        (["--weights", "w.pth"], r"--weights w\.pth: with several teachers say whose it is"),
+        (["--weights", "w.pth"], r"--weights w\.pth: with several teachers, name one"),
         (["--weights", "clip=w.pth"], "'clip' is not among the teachers of this build"),
         (["--weights", "fake-a=nowhere.pth"], r"teacher 'fake-a': --weights nowhere\.pth does not exist"),
         (["--size", "big"], "--size big: a size is a whole number of pixels"),
@@ -422,10 +422,10 @@ def test_what_no_build_can_make_again_is_not_said_to_be_mended_by_repair(run: Ru
     (out / "teachers/fake-a/zarr.json").write_bytes(b"{}")
     found = command("verify", str(out))
     assert found.exit_code == 1
-    assert found.stdout.splitlines()[-1] == "1 damaged. No build can make that again: the lines above say what to do"
+    assert found.stdout.splitlines()[-1] == "1 damaged. No build can make that again: the lines above name the cure"
     (out / "teachers/fake-maps/spatial/c/0/0/0/0/0").write_bytes(b"")
     last = command("verify", str(out)).stdout.splitlines()[-1]
-    assert last.startswith(f"2 damaged. Mend 1: radio-cache repair {out}, then the build command again, and what")
+    assert last.startswith(f"2 damaged. Mend 1: radio-cache repair {out}, then the build command again, and follow")
 
 
 def test_a_teacher_is_dropped_after_a_question(run: Run, tmp_path: Path) -> None:

@@ -30,9 +30,7 @@ def test_a_bare_value_is_every_teachers_and_a_named_one_wins_in_any_order() -> N
 
 
 def test_one_file_cannot_be_the_weights_of_two_teachers() -> None:
-    with pytest.raises(
-        ConfigError, match=r"--weights w\.pt: with several teachers say whose it is: --weights clip=w\.pt"
-    ):
+    with pytest.raises(ConfigError, match=r"--weights w\.pt: with several teachers, name one: --weights clip=w\.pt"):
         weights("w.pt")
     assert weights("w.pt", teachers=("sam",)) == {"sam": Path("w.pt")}
     assert weights("sam=a/b.pt", "clip=c.pt") == {"sam": Path("a/b.pt"), "clip": Path("c.pt")}
