@@ -56,7 +56,7 @@ from radio_cache.format.checksums import crc32c
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGENET_PIXELS, TeacherSpec
 from radio_cache.geometry.crops import patch_geometry
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_receipt
 from radio_cache.writer import compressed
@@ -168,7 +168,7 @@ def bare(teacher: Teacher, seen: list[TeacherView], config: BuildConfig, *, side
     with device_streams(device) as streams, ThreadPoolExecutor(streams) as pool:
 
         def overlapped() -> None:
-            for _ in ahead(pool, work.features, batches, depth=streams + 1):
+            for _ in prefetch_map(pool, work.features, batches, depth=streams + 1):
                 pass
             finished()
 

@@ -39,7 +39,7 @@ from storage_peers import PEERS, Layout, Reader, Rows
 from storage_report import BATCHES, COLLATE, LIBRARY, LIBRARY_READ, RING, RING_COPYING, Figure, keep, write_report
 
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
-from radio_cache.prefetch.buffers import Ring
+from radio_cache.prefetch.buffers import BufferRing
 from radio_cache.reader import Cache
 from radio_cache.shards import native as native_batch
 from radio_cache.statistics.hadamard import hadamard
@@ -298,7 +298,7 @@ def delivered_batches(name: str, folder: Path, layout: Layout) -> Measured:
 
         # No deeper than it has threads: what the processor's cache can hold is copied to faster.
         filled = fill if name == RING else fill_copying
-        ring = Ring(batches, filled, lambda: peers.buffer_for(BATCH, layout), depth=2, threads=2)
+        ring = BufferRing(batches, filled, lambda: peers.buffer_for(BATCH, layout), depth=2, threads=2)
         stream: Any = ring.__enter__()
     else:
         import torch

@@ -36,7 +36,7 @@ from cache_builder.sources.listing import with_recorded_prefixes
 from cache_builder.teachers import find_teacher, find_weights, load_teacher_file
 from cache_builder.teachers.base import Teacher
 from cache_builder.workers.pool import WorkerPool
-from radio_cache.checks.presence import FilesThere, refuse_missing_files
+from radio_cache.checks.presence import CheckedFiles, refuse_missing_files
 from radio_cache.format.schema import IMAGES_UNIT, TeacherSpec
 from radio_cache.reader import Cache, is_cache
 from radio_cache.writer import refuse_occupied
@@ -60,7 +60,7 @@ class BuildReport:
     notes: tuple[str, ...]
     results: tuple[TeacherResult, ...]
     unusable: int
-    there: FilesThere
+    there: CheckedFiles
     unreadable: int = 0
     is_complete: bool = True
 

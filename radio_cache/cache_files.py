@@ -6,7 +6,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.arrays.verified import unit_array
+from radio_cache.arrays.verified import read_verified_array
 from radio_cache.format.documents import images_documents
 from radio_cache.format.schema import IMAGES_UNIT, CacheMeta, Receipt
 from radio_cache.format.zarr_json import DOCUMENT
@@ -70,4 +70,4 @@ class CacheFiles:
         """Return a column of all images, by the name of its array. Raises CorruptShardError naming the file and the cure."""
         self.refuse_unfounded()
         document = dict(images_documents(self.meta))[f"{name}/{DOCUMENT}"]
-        return unit_array(self.storage, IMAGES_UNIT, name, document, grows_along=0)
+        return read_verified_array(self.storage, IMAGES_UNIT, name, document, grows_along=0)

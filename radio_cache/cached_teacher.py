@@ -9,9 +9,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.arrays.group import group_attributes
+from radio_cache.arrays.group import read_group_attributes
 from radio_cache.arrays.plain import PlainArray
-from radio_cache.arrays.verified import damaged_file, unit_array
+from radio_cache.arrays.verified import damaged_file, read_verified_array
 from radio_cache.cache_files import CacheFiles
 from radio_cache.codecs import Codec, codec_from_json, refuse_unknown
 from radio_cache.errors import (
@@ -39,7 +39,7 @@ from radio_cache.format.schema import (
     check_limit,
     unit_group,
 )
-from radio_cache.format.transcoding import Conversion, conversion_of
+from radio_cache.format.transcoding import Transcoding, transcoding_of
 from radio_cache.format.zarr_json import DOCUMENT, MAX_DOCUMENT_BYTES, array_difference
 from radio_cache.geometry.crops import valid_hw
 from radio_cache.geometry.views import View, whole_view
@@ -113,7 +113,7 @@ class CachedTeacher:
         self.name = name
         place = files.storage.at(f"{self._group}/{DOCUMENT}")
         try:
-            self.spec = TeacherSpec.from_json(group_attributes(files.storage, self._group), place)
+            self.spec = TeacherSpec.from_json(read_group_attributes(files.storage, self._group), place)
         except CorruptShardError as exc:
             cure = f"or drop the teacher and build it again: radio-cache drop-teacher {files.url} {name}"
             raise CorruptShardError(f"{exc}; {cure}") from exc
@@ -282,9 +282,9 @@ class CachedTeacher:
         return fidelity and replace(fidelity, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
 
     @property
-    def conversion(self) -> Conversion | None:
+    def conversion(self) -> Transcoding | None:
         """The source codec of a transcoded copy; None if the maps were encoded from the teacher's own."""
-        return conversion_of(self.spec.codec, self._files.storage.at(f"{self._group}/{DOCUMENT}"))
+        return transcoding_of(self.spec.codec, self._files.storage.at(f"{self._group}/{DOCUMENT}"))
 
     def stored_bytes(self) -> int:
         """Return the bytes on disk of the finished shards of this teacher."""
@@ -303,17 +303,17 @@ class CachedTeacher:
         # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
         self._files.refuse_unfounded()
         document = summary_document(self._files.meta, self.spec)
-        return unit_array(self._files.storage, self.name, "summary", document, grows_along=1)
+        return read_verified_array(self._files.storage, self.name, "summary", document, grows_along=1)
 
     @cached_property
     def _boxes(self) -> NDArray[Any]:
         document = crop_document(self._files.meta, self.spec)
-        return unit_array(self._files.storage, self.name, "crop_xyxy", document, grows_along=1)
+        return read_verified_array(self._files.storage, self.name, "crop_xyxy", document, grows_along=1)
 
     @cached_property
     def _flipped(self) -> NDArray[Any]:
         document = flipped_document(self._files.meta, self.spec)
-        return unit_array(self._files.storage, self.name, "flipped", document, grows_along=1)
+        return read_verified_array(self._files.storage, self.name, "flipped", document, grows_along=1)
 
     def _refuse_view(self, view: int) -> None:
         if not 0 <= view < self.spec.views:
@@ -327,7 +327,7 @@ class CachedTeacher:
                 why = "has finished shards, but none of their images is usable and has a token: there are no statistics"
             raise MissingRowsError(f"{self._files.url}: teacher '{self.name}' {why}")
         document = stats_document(self._files.meta, stats_widths(self.spec)[name])
-        by_shard = unit_array(self._files.storage, self.name, f"stats/{name}", document, grows_along=0)
+        by_shard = read_verified_array(self._files.storage, self.name, f"stats/{name}", document, grows_along=0)
         holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]
         if holes:
             raise damaged_file(self._files.storage, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])

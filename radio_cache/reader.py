@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.arrays.group import NoGroupError, group_attributes
+from radio_cache.arrays.group import NoGroupError, read_group_attributes
 from radio_cache.cache_files import CacheFiles
 from radio_cache.cached_teacher import CachedTeacher, Teachers
 from radio_cache.errors import (
@@ -53,7 +53,7 @@ class Cache:
 
     def __init__(self, place: str | Path | Storage) -> None:
         self.storage = open_storage(place)
-        attributes = group_attributes(self.storage)
+        attributes = read_group_attributes(self.storage)
         if "format_version" not in attributes:
             raise NotACacheError(f"{self.url} is a part of a radio-cache store: open the store it belongs to")
         self.files = CacheFiles(self.storage, CacheMeta.from_json(attributes, self.storage.at(DOCUMENT)))
@@ -279,7 +279,7 @@ def digest(data: bytes) -> bytes:
 def is_cache(place: str | Path | Storage) -> bool:
     """Return whether there is a radio-cache store at `place`, of any format version."""
     try:
-        group_attributes(open_storage(place))
+        read_group_attributes(open_storage(place))
     except NotACacheError:
         return False
     return True

@@ -260,7 +260,7 @@ def build(
     from cache_builder.pipeline.events import ReportedEvents
     from cache_builder.workers.allocator import keep_freed_memory
     from cache_builder.workers.cluster import workplace
-    from radio_cache.checks.fidelity_loss import drifts
+    from radio_cache.checks.fidelity_loss import low_fidelity_shards
 
     # Before workers are awaited, because an error in the options must not surface hours later.
     config = build_config(threads=threads, **options)
@@ -283,8 +283,8 @@ def build(
             f"{report.unusable} of {report.cache.num_images} images could not be used: radio-cache info {config.out} --failures"
         )
     # After the table, where it is not scrolled away.
-    for drift in drifts(report.cache):
-        click.echo(f"\nwarning: {drift.describe(str(config.out))}")
+    for teacher_shards in low_fidelity_shards(report.cache):
+        click.echo(f"\nwarning: {teacher_shards.describe(str(config.out))}")
     for line in conclusion(report, config.out):
         click.echo(line)
     if not report.is_complete:

@@ -22,7 +22,7 @@ from radio_cache.errors import (
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGES_UNIT, CacheMeta
 from radio_cache.images.index import ImageIndex, index_columns, index_group
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache, CachedTeacher, is_cache
 from radio_cache.receipts import compact_receipts, unfinished_shards
 from radio_cache.storage.base import absolute_path_or_url
@@ -96,7 +96,7 @@ def _copy_unit(copying: Copying, pool: ThreadPoolExecutor, threads: int) -> Unit
     if todo:
         with ProgressLine(unit, target.num_images, done=before) as line:
             for shard, receipt in zip(
-                todo, ahead(pool, lambda s: copy_shard(copying, s), todo, depth=threads), strict=True
+                todo, prefetch_map(pool, lambda s: copy_shard(copying, s), todo, depth=threads), strict=True
             ):
                 written += sum(file.num_bytes for file in receipt.files)
                 copied_shards += copying.is_kept(shard)

@@ -17,7 +17,7 @@ from radio_cache.codecs.base import Codec, Transcodable
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
 from radio_cache.errors import CodecError, MissingRowsError
 from radio_cache.format.codec_record import CodecRecord
-from radio_cache.format.transcoding import Conversion
+from radio_cache.format.transcoding import Transcoding
 from radio_cache.geometry.crops import valid_tokens
 from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.statistics.fidelity import token_errors
@@ -36,7 +36,7 @@ class TranscodingPlan:
     """request: of the codec that is wanted. conversion: what the teacher's maps are decoded from."""
 
     request: CodecRequest
-    conversion: Conversion
+    conversion: Transcoding
 
     def record(self) -> CodecRecord:
         """Return the copy's codec record without parameters: the same on every run of the same command."""
@@ -57,7 +57,7 @@ def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: floa
     # The same command must find its own words again, and JSON keeps no tuple and no type of ours.
     return TranscodingPlan(
         CodecRequest(name=codec.name, packing=packing, fidelity=fidelity),
-        Conversion(
+        Transcoding(
             source=teacher.spec.codec.label, fidelity=source_fidelity and replace(source_fidelity, variance=0.0)
         ),
     )

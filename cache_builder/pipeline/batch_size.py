@@ -20,7 +20,7 @@ from cache_builder.pipeline.views import TeacherView
 from cache_builder.teachers.base import Teacher
 from radio_cache.errors import ConfigError
 from radio_cache.geometry.views import draw_view
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 
 CPU_BATCH = 4
 """Measured with EfficientNet-Lite0 (docs/log.md): larger batches are slower, and take more memory."""
@@ -102,7 +102,7 @@ def images_per_s(teacher: Teacher, device: torch.device, images: int) -> float |
     with device_streams(device) as num_streams, ThreadPoolExecutor(num_streams) as streams:
 
         def passes(count: int) -> list[list[MapBatch]]:
-            map_batches = list(ahead(streams, work.features, [batch] * count, depth=num_streams + 1))
+            map_batches = list(prefetch_map(streams, work.features, [batch] * count, depth=num_streams + 1))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # kernels run on after the calls return
             return map_batches

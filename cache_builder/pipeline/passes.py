@@ -31,7 +31,7 @@ from cache_builder.pipeline.views import prefetch_views
 from cache_builder.teachers.base import Teacher
 from radio_cache.errors import CodecError, SourceError, UnstorableFeaturesError
 from radio_cache.format.schema import IMAGES_UNIT, TeacherSpec, unit_group
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache
 from radio_cache.receipts import compact_receipts, read_receipt
 from radio_cache.writer import add_teacher
@@ -255,7 +255,7 @@ def usable_sample(
     order = sample_rows(np.arange(cache.num_images), 2 * count if unscanned else cache.num_images, name)
     sample: list[int] = []
     # Closing cancels the images that are decoded ahead in vain.
-    with contextlib.closing(ahead(pool, check, order, depth=_SAMPLE_DEPTH)) as checked:
+    with contextlib.closing(prefetch_map(pool, check, order, depth=_SAMPLE_DEPTH)) as checked:
         for row, usable in checked:
             if usable:
                 sample.append(row)
@@ -301,7 +301,7 @@ def calibration_batches(
         batches = (list(islice(views, config.batch_images)) for _ in range(0, len(rows), config.batch_images))
         with (
             contextlib.closing(views),
-            contextlib.closing(ahead(streams, work.features, batches, depth=num_streams + 1)) as map_batches,
+            contextlib.closing(prefetch_map(streams, work.features, batches, depth=num_streams + 1)) as map_batches,
         ):
             yield map_batches
 

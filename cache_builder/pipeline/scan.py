@@ -18,7 +18,7 @@ from radio_cache.format.documents import PIXELS
 from radio_cache.format.schema import IMAGES_UNIT, Failure, FaultKind, ImageStatus, Receipt
 from radio_cache.images.decode import decode_image
 from radio_cache.images.stored import chunk_of, encoded_pixels
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache, digest
 from radio_cache.receipts import drop_outdated_receipt, read_receipt
 from radio_cache.writer import ShardWriter
@@ -55,7 +55,7 @@ def scan_shard(cache: Cache, shard: int, pool: ThreadPoolExecutor, access: Image
     """Decode every image of a shard once and write the results. Writes only this shard, and the same bytes each time."""
     rows, reads = cache.meta.shard_rows(shard), access or ImageAccess(cache)
     return write_scan_results(
-        cache, shard, list(ahead(pool, lambda row: scan_image(reads, row)[0], rows, depth=_DEPTH))
+        cache, shard, list(prefetch_map(pool, lambda row: scan_image(reads, row)[0], rows, depth=_DEPTH))
     )
 
 
@@ -78,7 +78,7 @@ def rescan_failures(cache: Cache, failures: Iterable[Failure], pool: ThreadPoolE
         def rescan(failure: Failure) -> tuple[int, ScanResult]:
             return failure.row, scan_image(access, failure.row)[0]
 
-        results = dict(ahead(pool, rescan, shard_failures, depth=_DEPTH))
+        results = dict(prefetch_map(pool, rescan, shard_failures, depth=_DEPTH))
         num_usable += sum(result.reason is None for result in results.values())
         if any(
             (result.reason, result.kind) != (before[row].reason, before[row].kind)

@@ -33,7 +33,7 @@ from radio_cache.errors import StaleCacheError, UnstorableFeaturesError
 from radio_cache.format.schema import IMAGES_UNIT, Failure, Receipt, TeacherSpec, unit_group
 from radio_cache.format.zarr_json import DOCUMENT
 from radio_cache.geometry.views import View
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache
 from radio_cache.receipts import drop_outdated_receipt, drop_receipt, is_finished, read_receipt, unfinished_shards
 from radio_cache.statistics.fidelity import PERFECT, Fidelity, fidelity_from_cosines
@@ -92,7 +92,7 @@ def run_shards(
         # Lazy: the next shard is only taken when its images are about to be decoded.
         requests = ((row, tuple(range(spec.views))) for shard in to_decode for row in rows_of(shard))
         reads = access or ImageAccess(cache, leave_out=config.leave_out_unreadable)
-        loaded = ahead(pool, view_loader(cache, reads, spec, unscanned, stages), requests, depth=depth)
+        loaded = prefetch_map(pool, view_loader(cache, reads, spec, unscanned, stages), requests, depth=depth)
         # Cancels images that wait to be decoded, if the build stops.
         stack.callback(loaded.close)
 
@@ -104,7 +104,7 @@ def run_shards(
                     is_last_batch.append(batch.is_last)
                     yield batch.views
 
-        encoded = ahead(streams, work.codes, batches(), depth=num_streams + 1)
+        encoded = prefetch_map(streams, work.codes, batches(), depth=num_streams + 1)
         stack.callback(encoded.close)
         written: Future[Receipt] | None = None
         for shard in to_write:

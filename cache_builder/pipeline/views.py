@@ -17,7 +17,7 @@ from radio_cache.format.schema import TeacherSpec
 from radio_cache.geometry.crops import ViewGeometry, valid_hw, valid_tokens
 from radio_cache.geometry.views import View, draw_view
 from radio_cache.images.decode import cut_view, decode_image
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache, digest
 
 ViewRequest = tuple[int, tuple[int, ...]]
@@ -142,5 +142,5 @@ def prefetch_views(
         access: reads the files; None for a new one.
     """
     load = view_loader(cache, access or ImageAccess(cache), spec, unscanned, stages)
-    for views, _ in ahead(pool, load, requests, depth=depth):
+    for views, _ in prefetch_map(pool, load, requests, depth=depth):
         yield from views

@@ -29,7 +29,7 @@ from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError, SourceError
 from radio_cache.format.documents import PIXELS
 from radio_cache.format.schema import CacheMeta
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache
 from radio_cache.shards.encoding import shard_parts
 from radio_cache.torch import MapEncoder
@@ -196,7 +196,7 @@ def _forward(
 
         def run(images: list[TeacherView], batch: int) -> Generator[NDArray[np.float32]]:
             parts = (images[first : first + batch] for first in range(0, len(images), batch))
-            for done in ahead(streams, work.features, parts, depth=num_streams + 1):
+            for done in prefetch_map(streams, work.features, parts, depth=num_streams + 1):
                 yield from (part.spatial.cpu().numpy() for part in done)
 
         def timed(images: list[TeacherView], batch: int) -> float:

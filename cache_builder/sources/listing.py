@@ -30,7 +30,7 @@ from radio_cache.errors import ImageError, SourceError
 from radio_cache.format.schema import CacheMeta, Container
 from radio_cache.images.decode import EXTENSIONS
 from radio_cache.images.remote import OnListed
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache
 from radio_cache.storage.base import is_url
 from radio_cache.terminal.output import CountLine
@@ -202,7 +202,7 @@ def _all_listed(sources: Sequence[Source], on_listed: OnListed) -> Iterator[tupl
         return
     # Listing a tar in a bucket waits for many small requests: threads overlap the waiting.
     with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="list") as pool:
-        yield from ahead(pool, lambda source: _listed(source, on_listed), sources, depth=2 * REQUESTS_AT_ONCE)
+        yield from prefetch_map(pool, lambda source: _listed(source, on_listed), sources, depth=2 * REQUESTS_AT_ONCE)
 
 
 def _listed(source: Source, on_listed: OnListed) -> tuple[SourceImages, Stamps]:

@@ -20,7 +20,7 @@ from radio_cache.errors import ConfigError, SourceError, StoreError
 from radio_cache.format.strict_json import parse_json
 from radio_cache.format.zarr_json import MAX_DOCUMENT_BYTES
 from radio_cache.images.remote import remote_status
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache
 from radio_cache.storage.base import is_url
 
@@ -89,7 +89,7 @@ def stamps_of(paths: Iterable[str]) -> Stamps:
     # Each remote stamp is a request: they are sent in parallel.
     if remote:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="stamps") as pool:
-            stamps.update(ahead(pool, lambda url: (url, _remote_stamp(url)), remote, depth=2 * REQUESTS_AT_ONCE))
+            stamps.update(prefetch_map(pool, lambda url: (url, _remote_stamp(url)), remote, depth=2 * REQUESTS_AT_ONCE))
     return stamps
 
 

@@ -30,7 +30,7 @@ from radio_cache.errors import ConfigError
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import IMAGENET_PIXELS, IMAGES_UNIT, CacheMeta, Container, ImageStatus, TeacherSpec
 from radio_cache.geometry.crops import ViewGeometry, crop_weights
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 from radio_cache.reader import Cache, CachedTeacher, digest, is_cache
 from radio_cache.writer import ImageIndex, ShardWriter, add_teacher, create_cache
 
@@ -190,7 +190,7 @@ class StoredMaps(WindowMaps):
             ]
             num_done = meta.num_images - sum(len(meta.shard_rows(shard)) for shard in missing)
             # Three shards of pixels ahead keep the model busy and memory small.
-            shards = ahead(pool, self._shard_pixels, missing, depth=3)
+            shards = prefetch_map(pool, self._shard_pixels, missing, depth=3)
             for shard, pixels in zip(missing, shards, strict=True):
                 self._write(shard, pixels)
                 num_done += len(pixels)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from evals.errors import EvalError
 from evals.segmentation.masks import IGNORED
 from radio_cache.errors import ConfigError
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 
 PAPER_STEPS, PAPER_WARMUP, PAPER_BATCH, PAPER_LR = 80_000, 1_500, 16, 1e-3
 # As a share of the peak rate.
@@ -110,7 +110,7 @@ def train_probe(
     labelled = False
     # Maps are decoded two batches at a time while the device trains.
     with ThreadPoolExecutor(2, thread_name_prefix="maps") as pool:
-        for step, (maps, labels) in enumerate(ahead(pool, read, _batches(windows, steps, config), depth=4)):
+        for step, (maps, labels) in enumerate(prefetch_map(pool, read, _batches(windows, steps, config), depth=4)):
             # One formula is plainer than two chained schedulers of torch.
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * learning_rate(step, steps, warmup)

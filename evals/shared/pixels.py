@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evals.shared.image_set import ImageSet
-from radio_cache.prefetch.ordered import ahead
+from radio_cache.prefetch.ordered import prefetch_map
 
 # Decoding varies from image to image; three batches even it out.
 _BATCHES_AHEAD = 3
@@ -66,7 +66,7 @@ def pixel_batches(images: ImageSet, to_pixels: ToPixels, *, batch_images: int) -
     # More threads would compete with a model that runs on the same CPU.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="pixels") as pool:
         batch: list[_ImagePixels] = []
-        for item in ahead(pool, load, range(len(images)), depth=_BATCHES_AHEAD * batch_images):
+        for item in prefetch_map(pool, load, range(len(images)), depth=_BATCHES_AHEAD * batch_images):
             batch += [] if item is None else [item]
             # Counted after images were left out, so that batches are full.
             if len(batch) == batch_images:

@@ -13,7 +13,7 @@ class NoGroupError(NotACacheError):
     """There is no group of ours at a place."""
 
 
-def group_attributes(storage: Storage, group: str = "") -> dict[str, Any]:
+def read_group_attributes(storage: Storage, group: str = "") -> dict[str, Any]:
     """Our attributes of a group. Raises NotACacheError where it is not one of ours, CorruptShardError where it cannot be read."""
     place = storage.at(group)
     path = f"{group}/{DOCUMENT}" if group else DOCUMENT

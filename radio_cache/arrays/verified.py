@@ -12,7 +12,7 @@ from radio_cache.receipts import UnitReceipts
 from radio_cache.storage.base import Storage
 
 
-def unit_array(storage: Storage, unit: str, name: str, document: bytes, *, grows_along: int) -> NDArray[Any]:
+def read_verified_array(storage: Storage, unit: str, name: str, document: bytes, *, grows_along: int) -> NDArray[Any]:
     """Read a whole small array of a unit and compare it with the unit's receipts.
 
     Args:

@@ -7,12 +7,12 @@ from radio_cache.format.codec_record import CodecRecord
 from radio_cache.reader import Cache
 
 LOSS_TIMES, SLACK = 1.25, 0.0002
-"""A shard drifts if it lost more than this many times what it was allowed to, and this much: shards differ by chance, and
+"""A shard has low fidelity if it lost more than this many times what it was allowed to, and this much: shards differ by chance, and
 calibration aims at 95 % of the loss that was asked for."""
 
 
 @dataclass(frozen=True)
-class Drift:
+class LowFidelityShards:
     """asked: the mean cosine that the codec was to keep. shards: (number, measured cosine) of those that drift, the worst
     first; of `num_shards` that were measured."""
 
@@ -33,7 +33,7 @@ class Drift:
         )
 
 
-def drift_of(cache: Cache, name: str) -> Drift | None:
+def low_fidelity_of(cache: Cache, name: str) -> LowFidelityShards | None:
     """The shards of a teacher that drift; None if none does, or nothing was asked of its codec."""
     requested = _asked(cache.teachers[name].spec.codec)
     if requested is None:
@@ -44,12 +44,14 @@ def drift_of(cache: Cache, name: str) -> Drift | None:
         if receipt and receipt.fidelity and receipt.fidelity.num_tokens
     ]
     low = [(shard, cosine) for shard, cosine in measured if 1 - cosine > LOSS_TIMES * (1 - requested) + SLACK]
-    return Drift(name, requested, tuple(sorted(low, key=lambda one: one[1])), len(measured)) if low else None
+    return (
+        LowFidelityShards(name, requested, tuple(sorted(low, key=lambda one: one[1])), len(measured)) if low else None
+    )
 
 
-def drifts(cache: Cache) -> list[Drift]:
+def low_fidelity_shards(cache: Cache) -> list[LowFidelityShards]:
     """Of all teachers that can be read."""
-    return [drift for name in cache.teachers if (drift := drift_of(cache, name))]
+    return [drift for name in cache.teachers if (drift := low_fidelity_of(cache, name))]
 
 
 def _asked(codec: CodecRecord) -> float | None:

@@ -10,14 +10,14 @@ from radio_cache.receipts import UnitReceipts
 
 
 @dataclass(frozen=True)
-class FilesThere:
+class CheckedFiles:
     """How many shards were looked at, and how many files they consist of."""
 
     num_shards: int
     num_files: int
 
 
-def refuse_missing_files(cache: Cache, units: Sequence[str]) -> FilesThere:
+def refuse_missing_files(cache: Cache, units: Sequence[str]) -> CheckedFiles:
     """Look whether every shard of these units has a receipt, and every file it names is there in the size it says.
 
     What decoding needs is read, no map is: `verify_cache` does. Raises CorruptShardError naming the first that is not, and
@@ -49,4 +49,4 @@ def refuse_missing_files(cache: Cache, units: Sequence[str]) -> FilesThere:
         raise CorruptShardError(
             f"{cache.storage.at(place)} {what}{more}: radio-cache repair {cache.url}, then run the same command again"
         )
-    return FilesThere(num_shards, num_files)
+    return CheckedFiles(num_shards, num_files)

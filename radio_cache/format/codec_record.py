@@ -26,7 +26,7 @@ class CodecRecord:
         parameters: the codec's own JSON (`radio_cache.codecs.base.Codec.to_json`). Before calibration the requested name
             alone; empty if the build is to choose.
         request: JSON of the `CodecRequest` that the codec was calibrated for; None in the first caches.
-        transcoded_from: JSON of the `radio_cache.format.transcoding.Conversion` that made the maps; None for the teacher's
+        transcoded_from: JSON of the `radio_cache.format.transcoding.Transcoding` that made the maps; None for the teacher's
             own maps.
         calibration: number of images and tokens, seed, and fidelity on held-out images; None for codecs without.
         array_checksums: name of an array in `transform/` -> crc32c of its bytes; None in the first caches.

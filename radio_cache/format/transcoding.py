@@ -10,7 +10,7 @@ from radio_cache.statistics.fidelity import Fidelity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class Transcoding:
     """The source of transcoded maps.
 
     The receipts of a transcoded teacher compare with the source's decoded maps, not with the teacher's output.
@@ -27,7 +27,7 @@ class Conversion:
         return asdict(self)
 
 
-def conversion_of(codec: CodecRecord, place: str) -> Conversion | None:
+def transcoding_of(codec: CodecRecord, place: str) -> Transcoding | None:
     """Return what a teacher's maps were encoded from; None if that was the teacher.
 
     Args:
@@ -40,6 +40,6 @@ def conversion_of(codec: CodecRecord, place: str) -> Conversion | None:
     if codec.transcoded_from is None:
         return None
     try:
-        return from_json(Conversion, codec.transcoded_from)
+        return from_json(Transcoding, codec.transcoded_from)
     except (TypeError, ValueError, AttributeError) as exc:
         raise CorruptShardError(f"{place}: 'converted' of the codec says nothing that is known here: {exc}") from exc

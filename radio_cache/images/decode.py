@@ -1,4 +1,4 @@
-"""From file bytes to an upright RGB image, or to one sentence that says why not."""
+"""Decoding of image files to upright RGB images, or to an error of one sentence."""
 
 import errno
 import io
@@ -46,7 +46,7 @@ _ZERO_IS_WHITE, _SIGNED = 0, 2
 def open_image(file: IO[bytes]) -> Image.Image:
     """Open an image of one of FORMATS; only its header is read. Raises as `PIL.Image.open` does.
 
-    Takes no path: PIL maps an uncompressed TIFF at a path into memory, and then scrambles it if its tag says to turn it.
+    Takes no path: PIL maps an uncompressed TIFF at a path into memory, and scrambles it if its orientation tag is not 1.
     """
     return Image.open(file, formats=FORMATS)
 
@@ -102,14 +102,22 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | None = None) -> Image.Image:
-    """Decode an image file to 8-bit RGB, turned upright by its EXIF orientation.
+    """Decode an image file to 8-bit RGB, rotated upright by its EXIF orientation.
 
-    least_px: a JPEG may come at a half, a quarter or an eighth of its size, as long as both sides keep so many pixels,
-    which takes less time; the colours of a few pixels become one, as in a box filter.
-    Grey, palette, CMYK and transparent images become RGB as `Image.convert("RGB")` does, which is what the teachers'
-    own pipelines do. Grey of 12 and 16 bits is scaled to 8 (PIL alone would clip it to white). An animation gives its first
-    frame. Raises ImageError with the reason: empty, not an image, truncated, too many pixels, or pixels without an agreed range;
-    MemoryError and StorageError for what the system refuses, which says nothing about the image.
+    Grey, palette, CMYK and transparent images become RGB as `Image.convert("RGB")` does, which the teachers'
+    own pipelines use. Grey of 12 and 16 bits is scaled to 8 (PIL alone would clip it to white). An animation gives its first
+    frame.
+
+    Args:
+        data: bytes of the file.
+        max_pixels: largest accepted size.
+        least_px: a JPEG may be decoded at a half, a quarter or an eighth of its size, if both sides keep this many pixels. This
+            is faster, and averages pixels as a box filter does.
+
+    Raises:
+        ImageError: with the reason: empty, not an image, truncated, too many pixels, or pixels without an agreed range.
+        MemoryError: if the system refuses memory, which reveals nothing about the image.
+        StorageError: if the system refuses a file of PIL's own code.
     """
     if not data:
         raise ImageError("the file is empty (0 bytes)")
@@ -151,9 +159,7 @@ _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EST
 
 
 def _raise_if_of_the_system(error: Exception) -> None:
-    """Raise MemoryError or StorageError for what PIL met besides the image: it reads the image from memory, and its own code
-    from files.
-    """
+    """Raise MemoryError or StorageError for errors of the system: PIL reads images from memory, but its code from files."""
     if "out of memory" in str(error).lower():  # of a codec: an OSError without a number
         raise MemoryError(str(error)) from error
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
@@ -164,7 +170,7 @@ def _raise_if_of_the_system(error: Exception) -> None:
 
 
 def _refuse_misread_tiff(image: Image.Image) -> None:
-    """PIL reads uncompressed planes of 16 bits as if they had 8, and returns noise without a word."""
+    """Refuse TIFFs with uncompressed planes of 16 bits, which PIL reads as planes of 8 bits, without an error."""
     if isinstance(image, TiffImageFile):
         tags: dict[int, Any] = dict(image.tag_v2)
         planar, raw = tags.get(_PLANES) == 2, tags.get(_COMPRESSION, 1) == 1
@@ -176,7 +182,11 @@ def _refuse_misread_tiff(image: Image.Image) -> None:
 
 
 def _grey_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """An image of integers wider than 8 bits, scaled to 8. opened: what it was turned from, which knows its file's tags."""
+    """Scale an image of integers wider than 8 bits to 8.
+
+    Args:
+        opened: the file's image before it was rotated, which has the file's tags.
+    """
     values = np.asarray(image, dtype=np.int64)
     bits, inverted = 16, False
     if isinstance(opened, TiffImageFile):

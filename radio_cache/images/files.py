@@ -1,6 +1,6 @@
-"""The bytes of files, whole or by range, wherever they lie: on a local disk, or at a URL.
+"""Bytes of files, whole or by range, on a local disk or at a URL.
 
-The places come from a cache, which may come from anybody: nothing but regular files of a sensible size is read.
+Paths may come from an untrusted cache, so only regular files of a plausible size are read.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
 
 @contextlib.contextmanager
 def open_local(path: Path) -> Generator[tuple[int, int]]:
-    """The descriptor and the size of a regular file. What goes wrong, also in the body, is an error as of `read_path_or_url`."""
+    """Open a regular file and yield its descriptor and size. Errors, also those in the body, are those of `read_path_or_url`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
@@ -98,7 +98,7 @@ _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 def reading_error(path: Path | str, error: OSError) -> ImageError | StorageError:
-    """Return the error to raise for what the system said about a file."""
+    """Return the error to raise for a system error of a file."""
     number = error.errno or 0
     if number in _CURES:
         return StorageError(f"cannot read {path}: {_CURES[number]}")

@@ -1,4 +1,4 @@
-"""The list of a cache's images, as columns; stored keys are cut from one long text when they are asked for."""
+"""The list of a cache's images, as columns. Stored keys are slices of one long text, read on demand."""
 
 import math
 from collections import OrderedDict
@@ -21,9 +21,7 @@ _MAX_KEY_BYTES = 1 << 16
 
 
 def refuse_unfounded(storage: Storage, group: str, num_images: int) -> None:
-    """Raise CorruptShardError unless as many images are listed as the cache says it has, before anything is allocated for
-    them.
-    """
+    """Raise CorruptShardError unless the cache lists as many images as it declares, before memory is allocated for them."""
     column = PlainArray(storage, f"{group}/key_ends")
     column.expect((num_images,), INDEX_DTYPES["key_ends"]).refuse_unfounded()
 
@@ -108,7 +106,7 @@ class StoredKeys(Sequence[str]):
 
     @property
     def num_bytes(self) -> int:
-        """Of all keys together."""
+        """Bytes of all keys together."""
         return self._end(self._num_images - 1)
 
     def __len__(self) -> int:

@@ -47,8 +47,11 @@ def read_row(place: str, column: str, row: int) -> bytes:
 
 @contextmanager
 def open_parquet(place: str) -> Generator[Any]:
-    """A `pyarrow.parquet.ParquetFile`, closed at the end. Raises ImageError and StorageError as `read_path_or_url` does, and
-    what pyarrow raises for bytes that are no Parquet file.
+    """Open a `pyarrow.parquet.ParquetFile` and close it at the end.
+
+    Raises:
+        ImageError: as `read_path_or_url`.
+        StorageError: as `read_path_or_url`. Errors of pyarrow for bytes that are not a Parquet file are raised as well.
     """
     with _parquet_file(place, None) as parquet:
         yield parquet
@@ -88,7 +91,7 @@ class _Values(Protocol):
     def image(self, number: int) -> bytes | None: ...
 
     def path(self, number: int) -> str:
-        """Where the image lies, if it is not in the file itself; "" if nothing says so."""
+        """Return the path or URL of an image that is not in the file itself, or "" without one."""
         ...
 
 
@@ -125,7 +128,7 @@ class _Fetched:
 
 @final
 class _Shared:
-    """What the threads of a process share: what is known of files, and row groups in memory."""
+    """State shared by the threads of a process: facts about files, and row groups in memory."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -263,7 +266,7 @@ class _File:
         return int(self._ends[group - 1]) if group else 0
 
     def _known_ranges(self, group: int) -> Ranges | None:
-        """Where the images of a row group lie, as far as that is known, or can be found out for next to nothing."""
+        """Return the byte ranges of the images of a row group, if they are known or cheap to find; else None."""
         if group not in self._ranges and (self._spans[group] is None or not is_url(self._place)):
             self._ranges[group] = self._local_ranges(group) if self._spans[group] else None
         return self._ranges.get(group)
@@ -280,8 +283,10 @@ class _File:
         return value_ranges(read, *span, count, optional=self._optional)
 
     def _decoded(self, group: int) -> _Values:
-        """Return a whole row group. The first look at a plain one at a URL brings all of it, and where each image lies: to ask
-        for a length at a time would take a request an image.
+        """Return a whole row group.
+
+        The first read of a plain one at a URL fetches all of it, and records the range of each image. Reading the lengths one
+        by one would take a request per image.
         """
         if self._group_bytes[group] > MAX_GROUP_BYTES:
             raise ImageError(

@@ -1,8 +1,8 @@
-"""Where the values of a Parquet column lie in the file, if they lie there as they are: plain pages without compression.
+"""Byte ranges of the values of a Parquet column, for plain pages without compression.
 
-Libraries read a column chunk as a whole, a hundred images for one. Page headers are Thrift structs in the compact
-protocol (apache/parquet-format: Encodings.md, parquet.thrift); the values of a plain page of byte arrays follow each
-other, each behind its length.
+Libraries read a whole column chunk, a hundred images for one. Page headers are Thrift structs in the compact
+protocol (apache/parquet-format: Encodings.md, parquet.thrift). The values of a plain page of byte arrays follow each
+other, each after its length.
 """
 
 import struct
@@ -27,9 +27,16 @@ def value_ranges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Return offsets and lengths (n,) of the values of an uncompressed column chunk of byte arrays, in row order.
 
-    start, end: of the chunk in the file. optional: whether values may be null, so that levels precede them in a page.
-    Images themselves are not read, only their lengths. None if a page is not plain, has nulls, or is not what it should be:
-    a library then says better what there is.
+    Only lengths are read, not the images themselves.
+
+    Args:
+        read: function that reads a range of the file.
+        start: of the chunk in the file.
+        end: of the chunk in the file.
+        optional: whether values may be null, so that a page begins with levels.
+
+    Returns:
+        None if a page is not plain, has nulls, or is malformed. A library then reads it, or reports the error.
     """
     if num_values * 4 > end - start:
         return None
@@ -72,7 +79,7 @@ def _page(header: dict[int, Any], read: Read, first: int, *, optional: bool) -> 
 
 
 def _windowed(read: Read) -> Read:
-    """Return the same reader, asking for at least some thousand bytes: small values come many at once."""
+    """Return a reader that fetches at least some thousand bytes at once, since small values come many at a time."""
     start, held = 0, b""
 
     def windowed(offset: int, length: int) -> bytes:

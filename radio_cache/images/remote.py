@@ -48,7 +48,12 @@ OnListed = Callable[[int], object]
 
 @dataclass(frozen=True)
 class RemoteStatus:
-    """num_bytes: of the file. changed_ns: when it was changed last, since 1970. None where the server does not say."""
+    """The status of a remote file.
+
+    Attributes:
+        num_bytes: size of the file; None if the server does not send it.
+        changed_ns: time of the last change since 1970; None if the server does not send it.
+    """
 
     num_bytes: int | None
     changed_ns: int | None
@@ -91,9 +96,10 @@ def remote_status(url: str) -> RemoteStatus:
 
 
 def list_remote(url: str, tell: OnListed = lambda _: None) -> list[tuple[str, int]]:
-    """Return (path below the URL, bytes) of every file below a folder or prefix, sorted; none if nothing is there.
+    """Return (path below the URL, bytes) of every file below a folder or prefix, sorted.
 
-    tell: told of the files as they come, of a bucket page by page.
+    Args:
+        tell: called with the number of files as they arrive, page by page for a bucket.
     """
     place, path = _found(url.rstrip("/"))
     below = f"{path}/" if path else ""
@@ -162,8 +168,12 @@ class _Place(ABC):
         return f"{self.root}/{path}"
 
     def asked(self, path: str, ask: Callable[[], T]) -> T:
-        """Return what `ask` returns for a file. Raises FileNotFoundError and PermissionError where the file itself is the reason,
-        StorageError where this place is.
+        """Return the result of `ask` for a file.
+
+        Raises:
+            FileNotFoundError: if the file does not exist.
+            PermissionError: if the file is refused.
+            StorageError: if the whole bucket or server fails.
         """
         error: Exception | None = None
         for pause_s in (0.0, *_PAUSES_IF_REFUSED_S):
@@ -215,7 +225,7 @@ class _Place(ABC):
 
 @final
 class _Bucket(_Place):
-    """What obstore reaches."""
+    """A bucket, read by obstore."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -300,7 +310,7 @@ class _WebServer(_Place):
 
 @final
 class _FileSystem(_Place):
-    """What fsspec reaches."""
+    """A file system that fsspec reads."""
 
     def __init__(self, root: str) -> None:
         import fsspec.core

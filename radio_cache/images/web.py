@@ -73,7 +73,7 @@ class RefusedError(PermissionError):
 
 
 class ServerError(StorageError):
-    """A server answers with an error of its own, however often it is asked."""
+    """A server answers with an error of its own, also after retries."""
 
 
 class UnreachableError(StorageError):
@@ -82,9 +82,12 @@ class UnreachableError(StorageError):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a request for a page. num_bytes: of the whole page; None where the server does not say.
+    """An answer to a request for a page.
 
-    changed_ns: when it was changed last, since 1970; None where the server does not say.
+    Attributes:
+        data: the bytes.
+        num_bytes: of the whole page; None if the server does not send it.
+        changed_ns: time of the last change since 1970; None if the server does not send it.
     """
 
     data: bytes
@@ -134,7 +137,11 @@ def can_connect(url: str) -> bool:
 
 
 def _ask(url: str, headers: dict[str, str], max_bytes: int, *, offset: int = -1, method: str = "GET") -> Answer:
-    """Ask until there is an answer, with a limit. offset: of the range asked for; -1 for the whole page."""
+    """Request a page until there is an answer, for a limited time.
+
+    Args:
+        offset: of the requested range; -1 for the whole page.
+    """
     began, pause_s = time.monotonic(), 0.1
     for tries_left in range(object_storage.RETRIES, -1, -1):
         wait_s = pause_s * (0.5 + random.random())  # so that threads do not come all at once
@@ -151,7 +158,12 @@ def _ask(url: str, headers: dict[str, str], max_bytes: int, *, offset: int = -1,
 
 
 class _PassingError(Exception):
-    """It may help to ask again. error: what to raise otherwise. retry_after_s: the pause that the server asks for."""
+    """An error that a retry may cure.
+
+    Attributes:
+        error: to raise after the last retry.
+        retry_after_s: pause that the server requests.
+    """
 
     def __init__(self, error: StorageError | RefusedError, retry_after_s: float | None = None) -> None:
         super().__init__(str(error))
@@ -281,7 +293,7 @@ class _Followed:
 
 
 def _sent(url: str, method: str, headers: dict[str, str]) -> Any:
-    """One request, answered by headers; the body is still to come."""
+    """Send one request and return the response after its headers, before its body."""
     from urllib3.exceptions import LocationValueError
     from urllib3.util import Timeout, make_headers
 
@@ -310,7 +322,7 @@ def _sent(url: str, method: str, headers: dict[str, str]) -> Any:
 
 @lru_cache(maxsize=8)
 def _connections_of(proxy: str, process: int) -> Any:  # connections do not survive a fork
-    """urllib3's connections to any server, kept open; the target of a request goes out as it was written."""
+    """Return urllib3's pool of open connections. It sends the target of a request as written."""
     import urllib3
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -343,10 +355,10 @@ def _connections(proxy: str) -> Any:
 
 
 def _refuse_odd_redirect(first: str, url: str, following: str) -> None:
-    """Raise RefusedError for a redirect that a page from elsewhere may not ask of this machine.
+    """Raise RefusedError for a redirect from outside into the network of this machine.
 
-    Other hosts are followed to where everybody may go, not into the network that this machine stands in: a cache that
-    somebody sent names addresses, and should not reach what it does not name.
+    Redirects to public hosts are followed. Addresses may come from an untrusted cache, which must not reach servers that it does
+    not name.
     """
     match = _ADDRESS.match(following)
     if match is None or not match[2]:

@@ -19,10 +19,10 @@ Made = TypeVar("Made")
 
 
 @final
-class Ring(Generic[Item, Buffers, Made]):
+class BufferRing(Generic[Item, Buffers, Made]):
     """`fill(item, buffers)` of every item, in the items' order, made ahead in background threads.
 
-        with Ring(batches_of_rows, fill, make_buffers, depth=4, threads=2) as ring:
+        with BufferRing(batches_of_rows, fill, make_buffers, depth=4, threads=2) as ring:
             for made in ring: ...
 
     items: what to make; taken one by one, by one thread at a time, no further ahead than there are buffers.

@@ -9,12 +9,12 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(
+def prefetch_map(
     pool: ThreadPoolExecutor, make: Callable[[Item], Made], items: Iterable[Item], *, depth: int
 ) -> Generator[Made]:
-    """`map(make, items)` in order, with up to `depth` results being made ahead in the pool.
+    """Yield `map(make, items)` in order, with up to `depth` results computed ahead in the pool.
 
-    An exception of `make` surfaces where its result would have come.
+    An exception of `make` is raised at the position of its result.
     """
     waiting: deque[Future[Made]] = deque()
     try:

@@ -10,11 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 
 def page_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """A new array of zeros.
-
-    NumPy's own large arrays begin 16 bytes into a page, and a copy whose target lies just behind its source, modulo 4,096,
-    runs at a third of the speed on some processors. Linux gives pages of 2 MB where it is asked to.
-    """
+    """"""
     item_type = np.dtype(dtype)
     num_bytes = math.prod(shape) * item_type.itemsize
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from radio_cache.errors import CorruptShardError, StorageError
 from radio_cache.format.checksums import CRC_BYTES
 from radio_cache.shards.encoding import ABSENT, LABEL_BYTES, decode_index, index_bytes, is_mislabelled
-from radio_cache.shards.index_cache import ABSENT_CHUNK, OUTSIDE, KnownShard, KnownShards, OpenFile, ShardLayout
+from radio_cache.shards.index_cache import ABSENT_CHUNK, OUTSIDE, OpenFile, ShardIndex, ShardIndexCache, ShardLayout
 from radio_cache.storage.base import Storage
 
 Verify = Literal["always", "first", "never"]
@@ -42,20 +42,25 @@ class Job:
 
 
 class Batch:
-    """One call of `ShardReader.read`, shared by its threads. Subclasses say how a job's bytes are had."""
+    """One call of `ShardReader.read`, shared by its threads. Subclasses read the bytes of a job."""
 
     def __init__(
         self,
         storage: Storage,
         folder: str,
         layout: ShardLayout,
-        known: KnownShards,
+        known: ShardIndexCache,
         view: int,
         numbers: NDArray[np.int64],
         out: Bytes,
         verify: Verify,
     ) -> None:
-        """numbers: (m,) of the rows in their shards. out: (m * row_bytes,)."""
+        """Prepare a batch.
+
+        Args:
+            numbers: (m,) row numbers within their shards.
+            out: (m * row_bytes,) buffer.
+        """
         self._storage, self._folder, self._layout, self._known = storage, folder, layout, known
         self._view, self._numbers, self._out, self._verify = view, numbers.tolist(), out, verify
         self._memory = out.data  # cut faster than the array
@@ -101,8 +106,12 @@ class Batch:
     def _not_matching(self, shard: int, number: int) -> CorruptShardError:
         return CorruptShardError(f"{self._place(shard, number)} does not match its checksum: {CURE}")
 
-    def _decoded_index(self, shard: int, tail: bytes, size: int, identity: tuple[int, ...]) -> KnownShard:
-        """The index from a shard's last bytes, with places outside the file marked. tail: of `_tail_bytes`, or all there is."""
+    def _decoded_index(self, shard: int, tail: bytes, size: int, identity: tuple[int, ...]) -> ShardIndex:
+        """Return the index in a shard's last bytes, with chunks outside the file marked.
+
+        Args:
+            tail: the last `_tail_bytes` of the file, or the whole file if it is shorter.
+        """
         layout, place = self._layout, self._storage.at(self._path(shard))
         length = index_bytes(self._shard_images)
         if size < length:
@@ -124,10 +133,10 @@ class Batch:
         offsets[~inside] = OUTSIDE
         offsets[absent] = ABSENT_CHUNK
         stored_lengths = array("q", lengths.tobytes()) if layout.zstd else None
-        return KnownShard(array("q", offsets.tobytes()), stored_lengths, bytearray(self._shard_images), identity)
+        return ShardIndex(array("q", offsets.tobytes()), stored_lengths, bytearray(self._shard_images), identity)
 
-    def _present(self, job: Job, shard: KnownShard) -> list[tuple[int, int, int]]:
-        """(position, number, offset) of the job's rows that are there; the others are noted as missing."""
+    def _present(self, job: Job, shard: ShardIndex) -> list[tuple[int, int, int]]:
+        """Return (position, number, offset) of the job's stored rows and record the others as missing."""
         present: list[tuple[int, int, int]] = []
         for position in job.positions:
             number = self._numbers[position]
@@ -144,18 +153,18 @@ class Batch:
         size = self._layout.row_bytes
         return self._out[position * size : (position + 1) * size]
 
-    def _must_check(self, shard: KnownShard, number: int) -> bool:
+    def _must_check(self, shard: ShardIndex, number: int) -> bool:
         return self._verify == "always" or (self._verify == "first" and not shard.checked[number])
 
     def _compare(
-        self, shard: KnownShard, job: Job, number: int, crc: int, stored: bytes | bytearray | memoryview
+        self, shard: ShardIndex, job: Job, number: int, crc: int, stored: bytes | bytearray | memoryview
     ) -> None:
         if crc != int.from_bytes(stored, "little"):
             raise self._not_matching(job.shard, number)
         shard.checked[number] = 1
 
-    def _decode(self, chunk: Bytes, shard: KnownShard, job: Job, position: int, number: int) -> None:
-        """A stored chunk with its checksum, already in memory, into its row of `out`."""
+    def _decode(self, chunk: Bytes, shard: ShardIndex, job: Job, position: int, number: int) -> None:
+        """Decode a chunk with its checksum, already in memory, into its row of `out`."""
         body = chunk[:-CRC_BYTES]
         if self._must_check(shard, number):
             self._compare(shard, job, number, google_crc32c.value(body), chunk[-CRC_BYTES:].data)
@@ -196,7 +205,7 @@ class LocalBatch(Batch):
         place = self._storage.at(self._path(shard))
         return StorageError(f"cannot read {place}: {error.strerror}: check the disk and the file's permissions")
 
-    def _opened(self, shard: int) -> tuple[OpenFile, KnownShard]:
+    def _opened(self, shard: int) -> tuple[OpenFile, ShardIndex]:
         key = (self._view, shard)
         opened = self._known.opened.get(key)
         if opened:
@@ -213,7 +222,7 @@ class LocalBatch(Batch):
             index = self._decoded_index(shard, tail, status.st_size, identity)
         return self._known.keep_opened(key, file, index)
 
-    def _read(self, job: Job, file: OpenFile, shard: KnownShard) -> None:
+    def _read(self, job: Job, file: OpenFile, shard: ShardIndex) -> None:
         if shard.lengths is not None:
             for position, number, offset in self._present(job, shard):
                 chunk = scratch.buffer(self._layout.max_chunk_bytes)[: shard.lengths[number]]
@@ -225,13 +234,13 @@ class LocalBatch(Batch):
         else:
             self._read_small(job, file, shard)
 
-    def _read_cached(self, job: Job, file: OpenFile, shard: KnownShard) -> None:
-        """The rows that the page cache holds whole. Asking for the others has told the disk to fetch them."""
+    def _read_cached(self, job: Job, file: OpenFile, shard: ShardIndex) -> None:
+        """Read the rows that the page cache holds completely. The attempts make the disk fetch the others."""
         left = [chunk[0] for chunk in self._present(job, shard) if not self._read_one(job, file, shard, chunk)]
         if left:
             self._left.append(Job(job.shard, left))
 
-    def _read_large(self, job: Job, file: OpenFile, shard: KnownShard, position: int, number: int, offset: int) -> None:
+    def _read_large(self, job: Job, file: OpenFile, shard: ShardIndex, position: int, number: int, offset: int) -> None:
         row, checked = self._row(position), self._must_check(shard, number)
         if not checked:
             self._fill([row.data], file, offset, job, number)
@@ -244,7 +253,7 @@ class LocalBatch(Batch):
             crc = google_crc32c.extend(crc, piece)
         self._compare(shard, job, number, crc, stored)
 
-    def _read_small(self, job: Job, file: OpenFile, shard: KnownShard) -> None:
+    def _read_small(self, job: Job, file: OpenFile, shard: ShardIndex) -> None:
         """Rows that lie one after the other in one `preadv`."""
         length = self._layout.row_bytes + CRC_BYTES
         present = self._present(job, shard)
@@ -261,8 +270,8 @@ class LocalBatch(Batch):
                 if self._must_check(shard, number):
                     self._compare(shard, job, number, google_crc32c.value(row), crc)
 
-    def _read_one(self, job: Job, file: OpenFile, shard: KnownShard, chunk: tuple[int, int, int]) -> bool:
-        """Returns whether the row could be had; False only where waiting is not allowed."""
+    def _read_one(self, job: Job, file: OpenFile, shard: ShardIndex, chunk: tuple[int, int, int]) -> bool:
+        """Read a row and return True, or return False if it would have to wait and waiting is not allowed."""
         position, number, offset = chunk
         size = self._layout.row_bytes
         row = self._memory[position * size : (position + 1) * size]
@@ -322,7 +331,7 @@ class RemoteBatch(Batch):
                 raise self._cut_short(job.shard, number)
             self._decode(np.frombuffer(chunk, dtype=np.uint8), shard, job, position, number)
 
-    def _index(self, shard: int) -> KnownShard:
+    def _index(self, shard: int) -> ShardIndex:
         tail, size = self._storage.read_tail(self._path(shard), self._tail_bytes)
         return self._known.keep_shard((self._view, shard), self._decoded_index(shard, tail, size, (size,)))
 
@@ -341,7 +350,7 @@ def _runs(present: list[tuple[int, int, int]], length: int) -> Iterator[list[tup
 
 
 class _Scratch(threading.local):
-    """What a thread needs to decompress: reused, because fresh memory costs more than reading does."""
+    """Buffers of a thread for decompression, reused because new memory costs more than reading."""
 
     def __init__(self) -> None:
         self.decompressor = zstandard.ZstdDecompressor()
@@ -357,7 +366,7 @@ scratch = _Scratch()
 
 
 def decompress(frame: Bytes, out: Bytes, place: Callable[[], str]) -> None:
-    """A zstd frame into `out`, which it must fill exactly. Nothing is allocated from what the frame says."""
+    """Decompress a zstd frame into `out`, which it must fill exactly. The frame's own size is never used to allocate memory."""
     try:
         # Believed only if it is what the array's shape says; then the library decodes straight into `out`.
         if zstandard.frame_content_size(frame.data) == len(out):

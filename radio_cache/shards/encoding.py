@@ -1,9 +1,9 @@
 """The bytes of a shard: Zarr v3's `sharding_indexed` codec, inner codecs `bytes` (little endian) and `crc32c`.
 
-Layout: the chunks one after the other, each followed by its own crc32c; then the index (offset and length of every
-chunk as two little-endian uint64, both 2^64 - 1 for a chunk that is not there), then the index's crc32c. Before the index
-lies a label that no chunk covers, which says whose shard it is; the first caches have none. Any Zarr v3 library reads it;
-we write and read it ourselves because that is several times faster (docs/design/001-store.md).
+Layout: the chunks one after the other, each followed by its own crc32c, then the index (offset and length of every
+chunk as two little-endian uint64, both 2^64 - 1 for a missing chunk), then the index's crc32c. Before the index
+lies a label that no chunk covers and that identifies the shard. The first caches have none. Any Zarr v3 library reads it.
+radio-cache reads and writes it itself because that is several times faster (docs/design/001-store.md).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def index_bytes(chunks_per_shard: int) -> int:
 
 
 def shard_label(path: str) -> bytes:
-    """What stands before the index of the shard at a path below the cache. Chunks do not say where they belong."""
+    """Return the label before the index of the shard at a path below the cache, since chunks do not identify their shard."""
     return _LABEL + crc32c(path.encode()).to_bytes(CRC_BYTES, "little")
 
 
@@ -37,14 +37,15 @@ def is_mislabelled(label: bytes, path: str) -> bool:
 
 
 def encode_shard(chunks: Sequence[Chunk | None], chunks_per_shard: int) -> bytes:
-    """A whole shard. None is a chunk that is not there; so are chunks beyond the end of a short last shard."""
+    """Return a whole shard. None marks a missing chunk, as do chunks beyond the end of a short last shard."""
     return b"".join(shard_parts(chunks, chunks_per_shard))
 
 
 def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str | None = None) -> list[Chunk]:
-    """The parts that make a whole shard when written one after the other: the chunks themselves, nothing is copied.
+    """Return the parts of a shard in order. The chunks themselves are not copied.
 
-    path: below the cache, for the shard's label.
+    Args:
+        path: of the shard below the cache, for its label.
     """
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
     parts: list[Chunk] = []
@@ -62,7 +63,11 @@ def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str
 
 
 def decode_index(data: bytes, path: Path | str) -> NDArray[np.uint64]:
-    """The (chunks, 2) offsets and lengths from the last bytes of a shard. Raises CorruptShardError naming `path`."""
+    """Return the (chunks, 2) offsets and lengths in the last bytes of a shard.
+
+    Raises:
+        CorruptShardError: naming `path`.
+    """
     body, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
     if crc32c(body) != stored:
         raise CorruptShardError(f"{path}: the index at the end of this shard does not match its checksum")

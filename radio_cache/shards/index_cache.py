@@ -1,4 +1,4 @@
-"""What a process knows of an array's shards: their indexes, and a bounded number of open files."""
+"""A process's cache of an array's shard indices, and of a bounded number of open files."""
 
 import os
 import threading
@@ -24,9 +24,13 @@ ABSENT_CHUNK, OUTSIDE = -1, -2
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLayout:
-    """What is the same for all shards of an array of shape (views, n, *row), whose inner chunk is one row of one view.
+    """The common layout of all shards of an array (views, n, *row), whose inner chunk is one row of one view.
 
-    row_axes: how many axes a row has. row_bytes: its size, decoded. zstd: whether chunks are compressed.
+    Attributes:
+        row_axes: number of axes of a row.
+        row_bytes: size of a decoded row.
+        shard_images: rows of a shard.
+        zstd: whether chunks are compressed.
     """
 
     row_axes: int
@@ -45,7 +49,7 @@ class ShardLayout:
 
 
 class OpenFile:
-    """An open descriptor, closed when nobody uses it any more: eviction cannot close it under a reading thread."""
+    """An open descriptor that is closed with its last reference, so that eviction cannot close it during a read."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1
@@ -57,7 +61,7 @@ class OpenFile:
 
 
 @dataclass(slots=True)
-class KnownShard:
+class ShardIndex:
     """A shard's index: where each chunk begins (or ABSENT_CHUNK, OUTSIDE), its length with checksum, and who was checked.
 
     identity: of the file the index is of; lengths: None where all are row_bytes + CRC_BYTES.
@@ -69,31 +73,32 @@ class KnownShard:
     identity: tuple[int, ...]
 
 
-class KnownShards:
-    """What a process keeps of an array: indexes, and descriptors, least recently used first.
+class ShardIndexCache:
+    """The cached indices and descriptors of an array, least recently used first.
 
-    opened: both of them, of the shards that have both.
+    Attributes:
+        opened: descriptor and index of the shards that have both.
     """
 
     def __init__(self) -> None:
         self.process = os.getpid()
         self.lock = threading.Lock()
-        self.shards: OrderedDict[Key, KnownShard] = OrderedDict()
+        self.shards: OrderedDict[Key, ShardIndex] = OrderedDict()
         self.files: OrderedDict[Key, OpenFile] = OrderedDict()
-        self.opened: dict[Key, tuple[OpenFile, KnownShard]] = {}
+        self.opened: dict[Key, tuple[OpenFile, ShardIndex]] = {}
 
     @property
     def crowded(self) -> bool:
         """Return whether who was used last matters soon."""
         return 2 * len(self.files) > MAX_OPEN_FILES or 2 * len(self.shards) > MAX_KEPT_SHARDS
 
-    def shard(self, key: Key) -> KnownShard | None:
+    def shard(self, key: Key) -> ShardIndex | None:
         if self.crowded:
             self.use([key])
         return self.shards.get(key)
 
     def use(self, keys: Iterable[Key]) -> None:
-        """These were used last."""
+        """Mark these shards as used last."""
         with self.lock:
             for key in keys:
                 for cached in (self.files, self.shards):
@@ -108,12 +113,12 @@ class KnownShards:
             opened = self.opened.pop(key, None)
         del file, opened  # closed here, outside the lock
 
-    def keep_shard(self, key: Key, shard: KnownShard) -> KnownShard:
+    def keep_shard(self, key: Key, shard: ShardIndex) -> ShardIndex:
         with self.lock:
             self._keep_shard(key, shard)
         return shard
 
-    def keep_opened(self, key: Key, file: OpenFile, shard: KnownShard) -> tuple[OpenFile, KnownShard]:
+    def keep_opened(self, key: Key, file: OpenFile, shard: ShardIndex) -> tuple[OpenFile, ShardIndex]:
         with self.lock:
             self._keep_shard(key, shard)
             replaced = self.opened.get(key)
@@ -126,7 +131,7 @@ class KnownShards:
         del evicted, replaced  # closes them, outside the lock, unless somebody reads from them
         return file, shard
 
-    def _keep_shard(self, key: Key, shard: KnownShard) -> None:
+    def _keep_shard(self, key: Key, shard: ShardIndex) -> None:
         self.shards[key] = shard
         if len(self.shards) > MAX_KEPT_SHARDS:
             oldest, _ = self.shards.popitem(last=False)

@@ -16,7 +16,7 @@ from radio_cache.errors import CorruptShardError
 from radio_cache.format.checksums import CRC_BYTES
 from radio_cache.native import rows as compiled
 from radio_cache.shards.batch import LocalBatch, decompress, scratch
-from radio_cache.shards.index_cache import ABSENT_CHUNK, KnownShard, OpenFile
+from radio_cache.shards.index_cache import ABSENT_CHUNK, OpenFile, ShardIndex
 
 AVAILABLE: bool = compiled is not None
 """Whether compiled code reads rows."""
@@ -35,12 +35,12 @@ class NativeBatch(LocalBatch):
     """
 
     def unknown(self, shards: NDArray[np.int64]) -> list[int]:
-        """Which of these shards cannot be looked up without reading."""
+        """Return the shards that cannot be looked up without a read."""
         opened, view = self._known.opened, self._view
         return [shard for shard in dict.fromkeys(shards.tolist()) if (view, shard) not in opened]
 
-    def look_up(self, shard: int) -> tuple[OpenFile, KnownShard] | None:
-        """A shard's file and index; None if there is no such file."""
+    def look_up(self, shard: int) -> tuple[OpenFile, ShardIndex] | None:
+        """Return a shard's file and index; None without such a file."""
         try:
             return self._opened(shard)
         except FileNotFoundError:
@@ -52,10 +52,12 @@ class NativeBatch(LocalBatch):
             raise self._unreadable(shard, exc) from exc
 
     def steps(self, positions: NDArray[np.int64], shards: NDArray[np.int64], threads: int) -> list[Callable[[], None]]:
-        """What reads the rows, in pieces that threads can share. Rows that are missing are noted.
+        """Return functions that read the rows, in pieces for several threads. Missing rows are recorded.
 
-        positions: (m,) in the batch, in the order of reading. shards: (m,) of the rows at these positions.
-        threads: that one piece may take for itself, where it has threads of its own.
+        Args:
+            positions: (m,) in the batch, in the order of reading.
+            shards: (m,) of the rows at these positions.
+            threads: that one piece may use for itself.
         """
         self._find(positions, shards)
         row_bytes, count = self._layout.row_bytes, len(self._of_row)
@@ -74,11 +76,10 @@ class NativeBatch(LocalBatch):
         ]
 
     def _find(self, positions: NDArray[np.int64], shards: NDArray[np.int64]) -> None:
-        """Keep, for every row that is there, its file, place, shard, number in that, position in the batch, and whether to
-        check it."""
+        """Store file, offset, shard, row number, batch position and verification flag of every row that exists."""
         known, view = self._known, self._view
         of_row, numbers = shards.tolist(), [self._numbers[position] for position in positions.tolist()]
-        rows: list[tuple[OpenFile, KnownShard] | None] = []
+        rows: list[tuple[OpenFile, ShardIndex] | None] = []
         last, opened = -1, None
         for shard in of_row:
             if shard != last:
@@ -103,7 +104,11 @@ class NativeBatch(LocalBatch):
             self._check[:] = [not index.checked[number] for (_, index), number in pairs]
 
     def _there(self, offsets: list[int], of_row: list[int], numbers: list[int]) -> list[int]:
-        """Which rows are there. Raises CorruptShardError for one that cannot be."""
+        """Return the indices of the rows that exist.
+
+        Raises:
+            CorruptShardError: for an impossible offset.
+        """
         for offset, shard, number in zip(offsets, of_row, numbers, strict=True):
             if offset < 0:
                 self._forget(shard)

@@ -1,8 +1,8 @@
-"""Rows of one sharded array, many at a time, straight into the caller's buffer: the hot path of reading.
+"""Reads of many rows of one sharded array into the caller's buffer, the hot path of training.
 
-A batch is sorted by place, cut into jobs of one shard each, and the jobs are taken by as many threads as were asked
-for. A shard's index is read once and kept. On a local disk a job is a `preadv` or a few; on an object store it is one
-`Storage.read_ranges`. No lock is held while bytes are read, checked or decoded.
+A batch is sorted by position and split into jobs of one shard each, which the requested number of threads share.
+A shard's index is read once and cached. On a local disk a job is one or a few `preadv`, on an object store one
+`Storage.read_ranges`. No lock is held while bytes are read, verified or decoded.
 """
 
 import os
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from radio_cache.shards import native as native_batch
 from radio_cache.shards.batch import PIECE, Batch, Bytes, Job, LocalBatch, RemoteBatch, Verify
-from radio_cache.shards.index_cache import KnownShards, ShardLayout
+from radio_cache.shards.index_cache import ShardIndexCache, ShardLayout
 from radio_cache.shards.native import NativeBatch
 from radio_cache.storage.base import Storage
 
@@ -30,9 +30,13 @@ class ShardReader:
     """Reads one array. Safe to share between threads and to pickle; after a fork the child starts with nothing open."""
 
     def __init__(self, storage: Storage, folder: str, layout: ShardLayout) -> None:
-        """folder: of the array, below the storage's root."""
+        """Open an array.
+
+        Args:
+            folder: of the array, below the storage's root.
+        """
         self._storage, self._folder, self._layout = storage, folder, layout
-        self._known = KnownShards()
+        self._known = ShardIndexCache()
 
     def __reduce__(self) -> tuple[type["ShardReader"], tuple[Storage, str, ShardLayout]]:
         return (ShardReader, (self._storage, self._folder, self._layout))
@@ -50,7 +54,7 @@ class ShardReader:
         Raises CorruptShardError naming the file, the row and the cure; StorageError where the file cannot be read.
         """
         if os.getpid() != self._known.process:
-            self._known = KnownShards()  # the parent's locks may be held by threads that are not here
+            self._known = ShardIndexCache()  # the parent's locks may be held by threads that are not here
         shards, numbers = np.divmod(rows, self._layout.shard_images)
         order = np.argsort(rows, kind="stable")
         place = (self._storage, self._folder, self._layout, self._known, view, numbers, out.reshape(-1), verify)
@@ -82,7 +86,7 @@ def _steps(batch: Batch, jobs: Sequence[Job]) -> list[Callable[[], None]]:
 
 
 def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[Job]:
-    """One for each shard."""
+    """Return one job for each shard."""
     jobs: list[Job] = []
     sorted_shards = shards[order]
     ends = np.flatnonzero(np.diff(sorted_shards, append=-1)) + 1
@@ -136,7 +140,7 @@ _MAX_HELPERS = 64
 
 
 def _pool() -> ThreadPoolExecutor:
-    """This process's helpers. Threads do not survive a fork, so that a child has its own."""
+    """Return this process's helper threads. Threads do not survive a fork, so a child has its own."""
     process = os.getpid()
     return _pools.get(process) or _pools.setdefault(
         process, ThreadPoolExecutor(_MAX_HELPERS, thread_name_prefix="radio-cache-read")

@@ -1,4 +1,4 @@
-"""Where a cache lies: a local disk or a bucket."""
+"""Storage of caches: a local disk or a bucket."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Where the bytes of a cache lie: named byte strings under one root, a folder or the prefix of a bucket.
+"""The interface of storage: named byte strings under one root, a folder or the prefix of a bucket.
 
-`open_storage` picks by the look of the place. Every write is whole and atomic; what a power cut or a killed process
-leaves behind is the old content or the new one. Object stores are reached through obstore, imported when one is opened.
+`open_storage` chooses by the form of the path or URL. Every write is whole and atomic: after a power cut or a kill a file has
+its old content or the new one. Object stores are accessed through obstore, imported on first use.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ def absolute_path_or_url(place: str | Path) -> str:
 class Storage(ABC):
     """Named byte strings under one root. Paths are relative to it, separated by '/', and never climb out of it.
 
-    Missing files raise FileNotFoundError. Everything else the system or the bucket says becomes a StorageError that names
-    the place and the cure. Safe to share between threads and to pickle.
+    Missing files raise FileNotFoundError. All other errors of the system or the bucket become a StorageError that names
+    the path or URL and the cure. Safe to share between threads and to pickle.
     """
 
     url: str
@@ -73,9 +73,10 @@ class Storage(ABC):
 
     @abstractmethod
     def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
-        """Write a new folder of (path below it, content), all or nothing for a reader that looks for `last` first.
+        """Write a new folder of (path below it, content), atomically for a reader that opens `last` first.
 
-        False, and nothing changed that counts, if somebody was faster.
+        Returns:
+            False, with nothing changed, if another process was faster.
         """
 
     @abstractmethod
@@ -100,12 +101,14 @@ class Storage(ABC):
 
     @contextlib.contextmanager
     def locked(self, folder: str, *, shared: bool = False, wait: bool = True) -> Generator[bool]:
-        """Hold a folder against other processes of this machine; yields whether this one has it. Buckets have no such lock,
-        nor has a folder that is not there: everybody has those.
+        """Lock a folder against other processes of this machine and yield whether this one has the lock.
+
+        Buckets and absent folders have no lock, so every process gets it.
 
         Args:
-            shared: hold it beside others that hold it so.
-            wait: until others let go of it; else yield False at once.
+            folder: below the root.
+            shared: hold it together with other shared holders.
+            wait: until others release it; else yield False at once.
         """
         del folder, shared, wait
         yield True

@@ -120,7 +120,7 @@ class ObjectStorage(Storage):
             return None
 
     def size_and_time(self, path: str) -> tuple[int, datetime]:
-        """Return bytes in an object, and when it was written; 1970 where the server does not say."""
+        """Return the size of an object and the time of its last write; 1970 if the server does not send it."""
         import obstore
 
         with self._named(path, "read"):
@@ -156,7 +156,11 @@ class ObjectStorage(Storage):
         return self.create(below + last, decisive)
 
     def list_files(self, folder: str = "", tell: Callable[[int], object] = lambda _: None) -> Iterator[tuple[str, int]]:
-        """Yield what `Storage.list_files` does. tell: receives the number of files on each page that the bucket sends."""
+        """Yield the files as `Storage.list_files` does.
+
+        Args:
+            tell: called with the number of files of each page that the bucket sends.
+        """
         import obstore
 
         listed_files: list[tuple[str, int]] = []
@@ -193,7 +197,7 @@ class ObjectStorage(Storage):
         return 0
 
     def _store(self, kind: str) -> Any:
-        """obstore's store, made when first needed. Reads and writes wait differently: a long upload is silent."""
+        """Return the store of obstore, created on first use. Reads and writes have different timeouts."""
         if _Client.process not in (None, os.getpid()):
             raise StorageError(
                 f"{self.url}: this process was forked from one that has used a bucket, and the library for it cannot follow: "

@@ -142,11 +142,11 @@ class LocalStorage(Storage):
             yield held
 
     def remove_leftovers(self) -> int:
-        """Delete what killed processes left half-written; returns how many files and folders that were.
+        """Delete partial files of killed processes and return their number.
 
-        Whoever writes aside holds a lock (flock) on what it writes, which ends with the process. Names carry the kernel that
-        the process ran on, for a lock may be known to that kernel only (NFS, Lustre): what another one left goes when nothing
-        has changed in it for a day.
+        A process that writes a temporary file holds a lock (flock) on it, which ends with the process. Names contain
+        an identifier of the kernel, because a lock may be visible on that kernel only (NFS, Lustre). Leftovers of another kernel are deleted when
+        they have not changed for a day.
         """
         removed = 0
         with self._named("", "clean"):
@@ -164,8 +164,11 @@ class LocalStorage(Storage):
         return str(self.local_path())
 
     def local_path(self, path: str = "") -> Path:
-        """Return the file in the file system. Raises StorageError if the way to it leads through a symbolic link, or ends at
-        anything but a file or a folder: a cache that somebody sent could read, write or wait anywhere by them.
+        """Return the file in the file system.
+
+        Raises:
+            StorageError: if its path contains a symbolic link, or ends at anything but a file or a folder. An untrusted
+                cache could otherwise make readers open, write or wait for any file.
         """
         if not path:
             return self._root
@@ -262,12 +265,12 @@ def write_atomically(path: Path, data: Part) -> None:
 
 
 def refused_by_system(place: Path, exc: BaseException) -> StorageError | None:
-    """Return what the system refused a library that wrote to `place`, in our words.
+    """Return the StorageError for an error of a library that wrote to `place`.
 
-    Libraries turn a full disk into errors of their own, some of them without the system's error behind it.
+    Libraries turn a full disk into errors of their own, some of them without the system's error as a cause.
 
     Returns:
-        None if nothing tells that the system is at fault.
+        None if nothing indicates an error of the system.
     """
     root: BaseException | None = exc
     while root is not None and not isinstance(root, OSError):
@@ -297,7 +300,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _room(place: Path, num_bytes: int | None) -> str:
-    """Which disk a place is on, what is free there, and what was asked for."""
+    """Describe the disk of a path: its mount, its free space, and the requested space."""
     while not place.exists():
         place = place.parent
     place = place.resolve()
@@ -313,7 +316,7 @@ def _local_storage(root: Path, fsync: bool) -> LocalStorage:
 
 
 def _write_all(descriptor: int, parts: Sequence[Part]) -> None:
-    """All parts, in order, without joining them."""
+    """Write all parts in order, without joining them."""
     waiting = [view for part in parts if (view := memoryview(part).cast("B")).nbytes]
     first = 0
     while first < len(waiting):
@@ -370,9 +373,7 @@ def _temporary_suffix() -> str:
 
 @functools.cache
 def _this_kernel() -> str:
-    """Eight digits that all processes and containers on this kernel share since it was started, and no others; empty where the
-    system does not tell.
-    """
+    """Return eight digits that identify this kernel since its start, the same in all containers; "" if the system has none."""
     try:
         return _BOOT_ID.read_text()[:_KERNEL_DIGITS]
     except OSError:
@@ -449,14 +450,15 @@ def _lock_new(path: Path, descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Generator[bool]:
-    """Hold a lock on a file or folder that is there; yields whether this process has it.
+    """Lock an existing file or folder and yield whether this process has the lock.
 
-    It ends with the process at the latest, and is held against processes on this kernel; on a network's file system perhaps
-    against no others. Where a file system has no locks, everybody has it.
+    The lock ends with the process at the latest. It holds against processes on this kernel; on a network file system perhaps
+    against no others. On a file system without locks every process gets it.
 
     Args:
-        shared: hold it beside others that hold it so.
-        wait: until others let go of it; else yield False at once.
+        path: of the file or folder.
+        shared: hold it together with other shared holders.
+        wait: until others release it; else yield False at once.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,1 +1,1 @@
-"""What the commands print: help, tables, progress, errors."""
+"""Output of the commands: help, tables, progress, errors."""

@@ -1,4 +1,4 @@
-"""What all four commands share: errors as one message, a table style, and progress that works in a terminal and in a log."""
+"""Output shared by all four commands: errors of one message, a table style, and progress in a terminal and in a log."""
 
 import errno
 import functools
@@ -39,7 +39,7 @@ DATA_ON_STANDARD_OUTPUT = "radio_cache.data_on_standard_output"
 
 
 class PathOrUrl(click.ParamType[str | Path]):
-    """Where a cache lies, or shall: a path, or a URL such as s3://bucket/cache.zarr, which `click.Path` would break."""
+    """The path or URL of a cache, such as s3://bucket/cache.zarr, which `click.Path` would break."""
 
     name = "place"
 
@@ -66,11 +66,12 @@ _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\ud
 
 
 def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a command: our errors and the system's are one message without a traceback, and it exits with 1.
+    """Decorate a command: errors of radio-cache and of the system become one message without a traceback and exit code 1.
 
-    Also makes compute threads sleep while they wait, so that a command leaves room for others on the machine.
+    Also makes waiting compute threads sleep, so that a command leaves room for others on the machine.
 
-    on_interrupt: what Ctrl-C tells the user to do next.
+    Args:
+        on_interrupt: next step for the user after Ctrl-C.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -152,9 +153,9 @@ _UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 def console() -> Console:
-    """Where results go: standard output, as wide as the terminal; in a file 110 columns, without padding.
+    """Return the console of results: standard output, as wide as the terminal; in a file 110 columns, without padding.
 
-    Standard error instead, where an option put data on standard output (`--json -`).
+    It is standard error if an option puts data on standard output (`--json -`).
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DATA_ON_STANDARD_OUTPUT):
@@ -236,9 +237,9 @@ def in_width(line: str, *, indent: int = 0) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, with what steers a terminal, and what no encoding has, written as escapes.
+    """Return the text on one line, with control characters and unencodable ones written as escapes.
 
-    A cache that somebody sent holds names and notes of their choice.
+    An untrusted cache holds names and notes of its author's choice.
     """
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -249,7 +250,7 @@ def printable_lines(text: str) -> str:
 
 
 def human_bytes(num_bytes: float) -> str:
-    """1234567 -> '1.2 MB' (decimal units, as disks are sold)."""
+    """Format a size in decimal units, as disks are sold: 1234567 -> '1.2 MB'."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(num_bytes) < 1000 or unit == "TB":
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -259,7 +260,7 @@ def human_bytes(num_bytes: float) -> str:
 
 @final
 class _Bar(Progress):
-    """A bar, and below it what there is to say besides, which would leave no room for it on its line."""
+    """A bar, with notes on a second line, for which the first has no room."""
 
     note = ""
 
@@ -271,7 +272,7 @@ class _Bar(Progress):
 
 @final
 class _TimeColumn(ProgressColumn):
-    """How long it will take yet; how long it took, once it is done."""
+    """The remaining time, or the total time at the end."""
 
     def render(self, task: Task) -> Text:
         if task.finished:
@@ -313,7 +314,11 @@ class ProgressLine:
         return self
 
     def advance(self, count: int, note: str | None = None) -> None:
-        """Add `count` completed items. note: what the line says besides the rate from now on; None leaves it."""
+        """Add `count` completed items.
+
+        Args:
+            note: text after the rate from now on; None keeps it.
+        """
         self._done += count
         self._note = self._note if note is None else note
         now = time.monotonic()
@@ -332,7 +337,7 @@ class ProgressLine:
         return (self._done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
 
     def _stalled(self, now: float) -> str:
-        """In place of the time left, where nothing has come for much longer than ever before: the rate says nothing then."""
+        """Return a text in place of the remaining time, if nothing has arrived for much longer than before."""
         silent = now - self._moved
         if self._done >= self._total or silent < max(_STALLED_S, 3 * self._longest_gap):
             return ""
@@ -361,10 +366,14 @@ class ProgressLine:
 
 @final
 class CountLine:
-    """What comes in while nobody knows how much there is, on standard error: nothing for ten seconds, then a live line in a
-    terminal, and a line every ten seconds in a log. A context manager.
+    """A count of items of unknown total, on standard error.
 
-    It speaks by itself, so that one long request is no silence. name: what is being done. unit: what is counted ("files").
+    Nothing is printed for ten seconds, then a live line in a terminal, or a line every ten seconds in a log, also during one long
+    request. A context manager.
+
+    Args:
+        name: of the activity.
+        unit: of the items ("files").
     """
 
     def __init__(self, name: str, unit: str) -> None:

@@ -1,4 +1,4 @@
-"""Images of a cache beside what its teachers say of them, for people to look at. No teacher is run."""
+"""Images of a cache beside its teachers' cached maps, as a picture. No teacher runs."""
 
 from collections.abc import Sequence
 

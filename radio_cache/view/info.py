@@ -1,4 +1,4 @@
-"""What is in a cache, in a table a person understands."""
+"""The contents of a cache as a table."""
 
 import math
 import os
@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from radio_cache.checks.fidelity_loss import drifts
+from radio_cache.checks.fidelity_loss import low_fidelity_shards
 from radio_cache.format.schema import Failure, TeacherSpec
-from radio_cache.format.transcoding import Conversion
+from radio_cache.format.transcoding import Transcoding
 from radio_cache.geometry.crops import photo_share
 from radio_cache.reader import Cache
 from radio_cache.statistics.fidelity import Fidelity
@@ -53,7 +53,7 @@ class TeacherInfo:
 
 
 def teacher_infos(cache: Cache) -> list[TeacherInfo]:
-    """One entry per teacher, by name."""
+    """Return one entry per teacher, by name."""
     infos: list[TeacherInfo] = []
     for teacher in cache.teachers.values():
         done = [receipt for receipt in cache.receipts(teacher.name) if receipt]
@@ -129,7 +129,7 @@ def describe(cache: Cache) -> Group:
     if any(info.shards_done < info.num_shards for info in infos):
         notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
     notes += [_told_of(name, teacher.conversion) for name, teacher in cache.teachers.items() if teacher.conversion]
-    notes += [printable(drift.describe(cache.url)) for drift in drifts(cache)]
+    notes += [printable(drift.describe(cache.url)) for drift in low_fidelity_shards(cache)]
     notes += [f"{name} cannot be read: {printable(str(error))}" for name, error in cache.teachers.unreadable.items()]
     origins = "\n".join(f"{info.name}: {printable(info.origin)}" for info in infos)
     body = [rows, Text(f"\n{origins}")] if infos else [Text("no teacher yet")]
@@ -137,14 +137,14 @@ def describe(cache: Cache) -> Group:
 
 
 def _unusable(failures: list[Failure]) -> str:
-    """How many images cannot be used, and how many of those were never read."""
+    """Return the number of unusable images, and how many of those were never read."""
     unreadable = sum(failure.is_unreadable for failure in failures)
     return f"{len(failures)} unusable" + (
         f" ({unreadable} of them could not be read, and may be fine)" if unreadable else ""
     )
 
 
-def _told_of(name: str, conversion: Conversion) -> str:
+def _told_of(name: str, conversion: Transcoding) -> str:
     """Return a note that a cosine is the product of two, and how to measure it."""
     before = f", which kept {cosine(conversion.fidelity)} of the teacher's" if conversion.fidelity else ""
     return (

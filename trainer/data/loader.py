@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radio_cache.prefetch.buffers import Ring
+from radio_cache.prefetch.buffers import BufferRing
 from trainer.data.batch import Batch, Targets, TeacherCodes
 from trainer.data.crops import CodeReader, CropData, Crops, make_batch, read_codes
 from trainer.data.schedule import BatchSlice, Schedule
@@ -138,10 +138,10 @@ class BatchLoader:
         # Reading codes takes less time than decoding pixels.
         buffers = functools.partial(_Buffers, pin)
         readers = 1 if threads < 4 else 2
-        self._pixels = Ring[_Pass, _Buffers, _Prepared](
+        self._pixels = BufferRing[_Pass, _Buffers, _Prepared](
             passes, self._fill_pixels, buffers, depth=threads + 1, threads=threads, keep=keep
         )
-        self._codes = Ring[_Pass, _Buffers, _Prepared](
+        self._codes = BufferRing[_Pass, _Buffers, _Prepared](
             passes, self._fill_codes, buffers, depth=threads + 1, threads=readers, keep=keep
         )
 

@@ -29,7 +29,7 @@ from cache_builder.pipeline.scan import ScanResult
 from cache_builder.sources.listing_record import LISTING_FILE as LISTING
 from cache_builder.teachers import TeacherOptions
 from radio_cache import Cache
-from radio_cache.checks.presence import FilesThere
+from radio_cache.checks.presence import CheckedFiles
 from radio_cache.errors import RadioCacheError, SourceError, StorageError
 from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.images import remote as remote_files
@@ -82,7 +82,7 @@ def run(fake_teachers: tuple[str, ...], tmp_path: Path, photos: Path, place: Pat
             shutil.copytree(tmp_path / out, kept)
             return report
         shutil.copytree(kept, tmp_path / out)
-        return BuildReport(Cache(tmp_path / out), (), (), 0, FilesThere(0, 0))
+        return BuildReport(Cache(tmp_path / out), (), (), 0, CheckedFiles(0, 0))
 
     def made(out: str, **changes: Any) -> BuildReport:
         fields: dict[str, Any] = {

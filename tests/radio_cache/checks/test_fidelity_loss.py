@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from radio_cache import Cache
-from radio_cache.checks.fidelity_loss import drift_of, drifts
+from radio_cache.checks.fidelity_loss import low_fidelity_of, low_fidelity_shards
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import Receipt, TeacherSpec, receipt_path
 from radio_cache.statistics.fidelity import Fidelity
@@ -41,7 +41,7 @@ def drifting(whole_cache: Path, tmp_path: Path) -> Any:
 
 
 def test_shards_that_lost_much_more_than_allowed_are_named_the_worst_first(drifting: Any) -> None:
-    drift = drift_of(drifting({"asked": ASKED}, 0.985, 0.9893, 0.98), "fake-a")
+    drift = low_fidelity_of(drifting({"asked": ASKED}, 0.985, 0.9893, 0.98), "fake-a")
     assert drift is not None
     assert drift.shards == ((2, 0.98), (0, 0.985))
     told = drift.describe("c.zarr")
@@ -51,16 +51,16 @@ def test_shards_that_lost_much_more_than_allowed_are_named_the_worst_first(drift
 
 
 def test_shards_that_differ_by_chance_are_not(drifting: Any) -> None:
-    assert drifts(drifting({"asked": ASKED}, 0.9898, 0.9912, 0.9878)) == []
+    assert low_fidelity_shards(drifting({"asked": ASKED}, 0.9898, 0.9912, 0.9878)) == []
 
 
 def test_a_step_is_compared_with_what_calibration_kept(drifting: Any) -> None:
     told = {"asked": {"name": "klt", "packing": "zstd", "step": 0.4}, "calibration": {"cosine": 0.997}}
-    drift = drift_of(drifting(told, 0.9972, 0.9971, 0.99), "fake-a")
+    drift = low_fidelity_of(drifting(told, 0.9972, 0.9971, 0.99), "fake-a")
     assert drift is not None
     assert (drift.asked, drift.shards) == (0.997, ((2, 0.99),))
 
 
 @pytest.mark.parametrize("told", [{}, {"asked": "much"}, {"asked": {"fidelity": "0.99"}}, {"asked": {"name": "half"}}])
 def test_where_nothing_was_asked_nothing_drifts(drifting: Any, told: dict[str, Any]) -> None:
-    assert drifts(drifting(told, 0.2, 0.3, 0.4)) == []
+    assert low_fidelity_shards(drifting(told, 0.2, 0.3, 0.4)) == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from radio_cache.errors import ConfigError
-from radio_cache.prefetch.buffers import Ring
+from radio_cache.prefetch.buffers import BufferRing
 
 
 def ring_threads() -> list[str]:
@@ -28,7 +28,7 @@ def buffer() -> np.ndarray:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("depth", [1, 3, 50])
 def test_items_come_in_order_whatever_the_threads_do(depth: int, threads: int) -> None:
-    with Ring(range(30), fill, buffer, depth=depth, threads=threads) as ring:
+    with BufferRing(range(30), fill, buffer, depth=depth, threads=threads) as ring:
         assert [made.tolist() for made in ring] == [[item] * 4 for item in range(30)]
         assert list(ring) == []
     assert ring_threads() == []
@@ -43,7 +43,7 @@ def test_the_last_items_handed_out_stay_as_they_are_and_memory_is_bounded(keep: 
         return made_buffers[-1]
 
     handed: list[np.ndarray] = []
-    with Ring(range(40), fill, counted, depth=2, threads=3, keep=keep) as ring:
+    with BufferRing(range(40), fill, counted, depth=2, threads=3, keep=keep) as ring:
         for item, made in enumerate(ring):
             handed = [*handed, made][-keep:]
             time.sleep(0.001)  # time enough for a thread to spoil what it may not touch
@@ -60,7 +60,7 @@ def test_buffers_handed_back_last_are_filled_next() -> None:
         return buffer
 
     used: set[int] = set()
-    with Ring(range(30), when_wanted, buffer, depth=8, threads=1) as ring:
+    with BufferRing(range(30), when_wanted, buffer, depth=8, threads=1) as ring:
         for _ in range(30):
             wanted.release()
             used.add(id(next(ring)))
@@ -75,7 +75,7 @@ def test_items_are_taken_no_further_ahead_than_there_are_buffers() -> None:
             taken.append(item)
             yield item
 
-    with Ring(items(), fill, buffer, depth=3, threads=2) as ring:
+    with BufferRing(items(), fill, buffer, depth=3, threads=2) as ring:
         for consumed, _ in enumerate(ring, start=1):
             time.sleep(0.002)
             assert len(taken) <= consumed + 3
@@ -93,7 +93,7 @@ def test_an_error_of_fill_surfaces_in_its_place_and_ends_the_ring(threads: int) 
     seen: list[int] = []
     with (
         pytest.raises(ValueError, match="seven"),
-        Ring(range(100), fail_at_seven, buffer, threads=threads) as ring,
+        BufferRing(range(100), fail_at_seven, buffer, threads=threads) as ring,
     ):
         seen.extend(ring)
     assert seen == list(range(7))
@@ -106,31 +106,31 @@ def test_an_error_of_the_items_surfaces_in_its_place() -> None:
         raise KeyError("no more rows")
 
     seen: list[int] = []
-    with pytest.raises(KeyError, match="no more rows"), Ring(items(), fill, buffer) as ring:
+    with pytest.raises(KeyError, match="no more rows"), BufferRing(items(), fill, buffer) as ring:
         seen.extend(int(made[0]) for made in ring)
     assert seen == [0, 1, 2]
 
 
 def test_an_error_of_the_consumer_leaves_no_thread_behind() -> None:
     def train() -> None:
-        with Ring(range(10**9), fill, buffer, threads=4) as ring:
+        with BufferRing(range(10**9), fill, buffer, threads=4) as ring:
             next(ring)
             raise RuntimeError("loss is NaN")
 
     with pytest.raises(RuntimeError, match="loss is NaN"):
         train()
     assert ring_threads() == []
-    with Ring(range(10**9), fill, buffer, threads=4):
+    with BufferRing(range(10**9), fill, buffer, threads=4):
         pass  # nothing taken at all
     assert ring_threads() == []
 
 
 def test_an_empty_ring_ends_at_once() -> None:
-    with Ring([], fill, buffer) as ring:
+    with BufferRing([], fill, buffer) as ring:
         assert list(ring) == []
 
 
 @pytest.mark.parametrize("setting", ["depth", "threads", "keep"])
 def test_impossible_settings_are_refused(setting: str) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        Ring(range(3), fill, buffer, **{setting: 0})
+        BufferRing(range(3), fill, buffer, **{setting: 0})

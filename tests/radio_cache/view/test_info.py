@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from radio_cache import Cache
-from radio_cache.checks.fidelity_loss import Drift
+from radio_cache.checks.fidelity_loss import LowFidelityShards
 from radio_cache.format.schema import receipt_path
 from radio_cache.testing import make_tiny_cache, write_images
 from radio_cache.view.info import describe, describe_failures, teacher_infos
@@ -62,8 +62,8 @@ def test_brackets_in_file_names_are_not_taken_for_markup(tmp_path: Path, key: st
 
 
 def test_info_warns_of_shards_that_kept_less_than_was_asked_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Drift("fake-a", 0.99, ((1, 0.97),), 3)
-    monkeypatch.setattr("radio_cache.view.info.drifts", lambda cache: [found])
+    found = LowFidelityShards("fake-a", 0.99, ((1, 0.97),), 3)
+    monkeypatch.setattr("radio_cache.view.info.low_fidelity_shards", lambda cache: [found])
     text = " ".join(printed(describe(cache)).split())
     assert "1 of 3 shards kept clearly less than the mean cosine of 0.9900 that was asked for: shard 1 (0.9700)" in text
 

@@ -41,12 +41,12 @@ def test_order_and_crops_depend_only_on_seed_and_step(
     groups = {(0, 0): make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2))}
     with BatchLoader(Schedule(tiny_recipe), groups, 0, 6, device=torch.device("cpu"), threads=3) as loader:
         # The feed's memory is used again for later batches: keep copies.
-        ahead = [loaded.batch.map(torch.clone) for loaded in loader]
+        prefetch_map = [loaded.batch.map(torch.clone) for loaded in loader]
     alone = make_data(tiny_cache, TEACHERS, tiny_recipe, (2, 2)).batch(4, 0, 3)
-    assert len(ahead) == 6
-    np.testing.assert_array_equal(ahead[4].rows, alone.rows)
-    np.testing.assert_array_equal(ahead[4].pixels, alone.pixels)
-    np.testing.assert_array_equal(ahead[4].teachers[0].levels[0].rows, alone.teachers[0].levels[0].rows)
+    assert len(prefetch_map) == 6
+    np.testing.assert_array_equal(prefetch_map[4].rows, alone.rows)
+    np.testing.assert_array_equal(prefetch_map[4].pixels, alone.pixels)
+    np.testing.assert_array_equal(prefetch_map[4].teachers[0].levels[0].rows, alone.teachers[0].levels[0].rows)
     other = make_data(tiny_cache, TEACHERS, replace(tiny_recipe, seed=1), (2, 2)).batch(4, 0, 3)
     assert (other.pixels != alone.pixels).any()
 
