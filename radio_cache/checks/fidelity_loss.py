@@ -7,8 +7,9 @@ from radio_cache.format.codec_record import CodecRecord
 from radio_cache.reader import Cache
 
 LOSS_TIMES, SLACK = 1.25, 0.0002
-"""A shard has low fidelity if it lost more than this many times what it was allowed to, and this much: shards differ by chance, and
-calibration aims at 95 % of the loss that was asked for."""
+"""A shard has low fidelity if its loss exceeds the requested one by this factor and by this much.
+
+Shards differ by chance, and calibration aims at 95 % of the requested loss."""
 
 
 @dataclass(frozen=True)

@@ -238,13 +238,13 @@ class CropWeights:
         rows: (b, out_h, grid_h) float32; target = rows @ map @ columns^T.
         columns: (b, out_w, grid_w) float32.
         valid: (b, out_h, out_w) output tokens whose centre the teacher saw.
-        kept: (b,) share of the teacher's view inside the crop, in (0, 1]. Summary losses are weighted by it.
+        coverage: (b,) share of the teacher's view inside the crop, in (0, 1]. Summary losses are weighted by it.
     """
 
     rows: NDArray[np.float32]
     columns: NDArray[np.float32]
     valid: NDArray[np.bool_]
-    kept: NDArray[np.float32]
+    coverage: NDArray[np.float32]
 
     def sample(self, maps: NDArray[np.floating]) -> NDArray[np.float32]:
         """Targets (b, out_h, out_w, c) of maps (b, grid_h, grid_w, c), by numpy; `radio_cache.torch.crop_maps` is for devices."""
@@ -275,12 +275,12 @@ def crop_weights(
         grid[:, 0], grid[:, 2], visible[:, 0], visible[:, 2], num_in=geometry.grid_hw[1], num_out=out_hw[1]
     )
     coverage = np.array(
-        [_kept(box, seen_box) for box, seen_box in zip(boxes_xyxy_px, seen_px, strict=True)], np.float32
+        [_coverage(box, seen_box) for box, seen_box in zip(boxes_xyxy_px, seen_px, strict=True)], np.float32
     )
     return CropWeights(rows, columns, valid_y[:, :, None] & valid_x[:, None, :], coverage)
 
 
-def _kept(box: BoxXYXY, visible: BoxXYXY) -> float:
+def _coverage(box: BoxXYXY, visible: BoxXYXY) -> float:
     width = min(box[2], visible[2]) - max(box[0], visible[0])
     height = min(box[3], visible[3]) - max(box[1], visible[1])
     area = (visible[2] - visible[0]) * (visible[3] - visible[1])

@@ -144,9 +144,9 @@ class LocalStorage(Storage):
     def remove_leftovers(self) -> int:
         """Delete partial files of killed processes and return their number.
 
-        A process that writes a temporary file holds a lock (flock) on it, which ends with the process. Names contain
-        an identifier of the kernel, because a lock may be visible on that kernel only (NFS, Lustre). Leftovers of another kernel are deleted when
-        they have not changed for a day.
+        A process that writes a temporary file holds a lock (flock) on it, which ends with the process. Names contain an
+        identifier of the kernel, because a lock may be visible on that kernel only (NFS, Lustre). Leftovers of another kernel
+        are deleted when they have not changed for a day.
         """
         removed = 0
         with self._named("", "clean"):

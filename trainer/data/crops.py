@@ -278,7 +278,7 @@ class CropData:
             weights = crop_weights(boxes, sizes, level.spec.geometry, out_hw=target_hw)
             # valid (k, out_h, out_w), kept (k,), rows (k, out_h, grid_h), columns (k, out_w, grid_w)
             valid[positions] = weights.valid
-            coverage[positions] = weights.kept / self._mean_coverage[name]
+            coverage[positions] = weights.coverage / self._mean_coverage[name]
             arrays = (positions, codes, weights.rows, weights.columns)
             level_codes.append(LevelCodes(number, *map(torch.from_numpy, arrays)))
             if summary is not None:
@@ -360,7 +360,7 @@ class CropData:
         return [levels.geometry for levels in self.levels.values()]
 
     def _expected_coverage(self, rows: NDArray[np.int64]) -> dict[str, float]:
-        """Return teacher -> mean of `CropWeights.kept` over this group's crops, from a sample that only the seed determines."""
+        """Return teacher -> mean of `CropWeights.coverage` over this group's crops, from a sample that only the seed determines."""
         rng = np.random.default_rng((*self._seed, _CROPS))
         sample = self._draw_crops(rng.choice(rows, _SAMPLED_CROPS), [rng] * _SAMPLED_CROPS)
         fresh = np.array(sample.views) == 0
@@ -369,7 +369,7 @@ class CropData:
             coverage = np.ones(len(fresh))  # the summary of a stored view describes all of it
             if fresh.any():
                 boxes, sizes = self._boxes_in_view(sample, np.flatnonzero(fresh), 0)
-                coverage[fresh] = crop_weights(boxes, sizes, levels.geometry, out_hw=(1, 1)).kept
+                coverage[fresh] = crop_weights(boxes, sizes, levels.geometry, out_hw=(1, 1)).coverage
             means[name] = float(coverage.mean())
         return means
 

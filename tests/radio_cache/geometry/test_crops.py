@@ -397,7 +397,7 @@ def test_kept_share_is_counted_in_pixels(x: tuple[int, int], y: tuple[int, int],
     cropped = np.zeros((h, w), bool)
     cropped[2 * top : 2 * bottom, 4 * left : 4 * right] = True
     box = (4.0 * left, 2.0 * top, 4.0 * right, 2.0 * bottom)
-    kept = crop_weights([box], [(h, w)], geometry, out_hw=(2, 2)).kept[0]
+    kept = crop_weights([box], [(h, w)], geometry, out_hw=(2, 2)).coverage[0]
     assert kept == pytest.approx((seen & cropped).sum() / seen.sum())
 
 

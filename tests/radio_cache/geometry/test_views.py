@@ -96,7 +96,7 @@ def test_a_crop_sampled_from_a_views_map_shows_what_the_crop_shows(flipped: bool
     )
     np.testing.assert_allclose(sampled[0, :, 1], x_centres[::-1] if flipped else x_centres, atol=1e-3)
     assert weights.valid.all()
-    assert weights.kept[0] == pytest.approx(160 * 120 / (h * w))
+    assert weights.coverage[0] == pytest.approx(160 * 120 / (h * w))
 
 
 @pytest.mark.parametrize("flipped", [False, True])
