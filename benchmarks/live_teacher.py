@@ -43,7 +43,7 @@ class LiveData(CropData):
         part = LevelCodes(
             0, torch.arange(len(crops.rows)), *map(torch.from_numpy, (out[0], weights.rows, weights.columns))
         )
-        return TeacherCodes((part,), torch.from_numpy(weights.valid), torch.from_numpy(weights.kept), None)
+        return TeacherCodes((part,), torch.from_numpy(weights.valid), torch.from_numpy(weights.coverage), None)
 
 
 class LiveTargets:

@@ -360,7 +360,7 @@ class CropData:
         return [levels.geometry for levels in self.levels.values()]
 
     def _expected_coverage(self, rows: NDArray[np.int64]) -> dict[str, float]:
-        """Return teacher -> mean of `CropWeights.coverage` over this group's crops, from a sample that only the seed determines."""
+        """Return teacher -> mean of `CropWeights.coverage` over this group's crops, from a sample that the seed determines."""
         rng = np.random.default_rng((*self._seed, _CROPS))
         sample = self._draw_crops(rng.choice(rows, _SAMPLED_CROPS), [rng] * _SAMPLED_CROPS)
         fresh = np.array(sample.views) == 0
