@@ -168,7 +168,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str |
     Args:
         kind: a singular noun ("teacher").
         name: the unknown name.
-        names: the known ones.
+        known: the known ones.
         listed_by: the command that lists all, for kinds with many names. Without one up to 50 names are listed.
     """
     names = sorted(set(known))

@@ -107,8 +107,9 @@ def make_tiny_cache(
     """Create a complete cache of a folder of class folders, with fake teachers, in the real format.
 
     Args:
+        path: of the cache.
         images: folder of class folders.
-        out: of the cache.
+        shard_images: images of a shard.
         teachers: name -> (summary width or None, map width), {"fake-a": (6, 8), "fake-b": (None, 5)} by default. "fake-a@64"
             is a level of 64 pixels of "fake-a", which has 32.
         unusable: keys to mark as unusable images.
@@ -161,12 +162,7 @@ def write_images_shard(
     digests: Mapping[int, bytes],
     failures: Sequence[Failure] = (),
 ) -> None:
-    """Write the records of a shard's images.
-
-    Args:
-        sizes_hw: by row; 0 for absent rows.
-        digests: by row; 0 for absent rows.
-    """
+    """Write the records of a shard's images. `sizes_hw` and `digests` are by row; absent rows get 0."""
     rows = meta.shard_rows(shard)
     unusable = tuple(failure for failure in failures if failure.row in rows)
     status, size_hw = np.zeros(meta.shard_images, np.uint8), np.zeros((meta.shard_images, 2), np.int32)
@@ -195,12 +191,7 @@ def write_teacher_shard(
     failures: Sequence[Failure] = (),
     fidelity: Fidelity | None = None,
 ) -> None:
-    """Write a shard of a teacher.
-
-    Args:
-        features: by row; absent rows are holes.
-        codes: stored codes by row, instead of those that the codec computes from the maps.
-    """
+    """Write a shard of a teacher. Rows absent from `features` are holes. `codes` replace those that the codec computes."""
     rows = meta.shard_rows(shard)
     written = {row: features[row] for row in rows if row in features}
     codes = codes or {row: codec.encode(spatial.astype(np.float32)) for row, (_, spatial) in written.items()}

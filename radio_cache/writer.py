@@ -213,13 +213,7 @@ class ShardWriter:
         self._files: list[StoredFile] = []
 
     def write_plain(self, array: str, chunk: NDArray[Any], *, grid: tuple[int, ...]) -> None:
-        """Write one chunk of an array without sharding.
-
-        Args:
-            name: of the array.
-            chunk: of the full chunk shape.
-            grid: chunk coordinates.
-        """
+        """Write one chunk of an array without sharding, in the full chunk shape, at the chunk coordinates `grid`."""
         data = stored_bytes(chunk)
         self._write(_chunk_path(array, grid), [data, crc32c(data).to_bytes(4, "little")])
 
@@ -235,12 +229,7 @@ class ShardWriter:
     ) -> None:
         """Write one shard whose inner chunks are `rows`; None leaves a hole.
 
-        Args:
-            name: of the array.
-            rows: inner chunks.
-            grid: chunk coordinates.
-            zstd_level: of the array's codec; None without compression.
-            pool: threads for compression. They do not change the bytes.
+        `zstd_level` is that of the array's codec, if it has one. Threads of `pool` compress, which does not change the bytes.
         """
         chunks: list[Chunk | None] = [None if row is None else _flat(row) for row in rows]
         if zstd_level is not None:

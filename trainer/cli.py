@@ -110,7 +110,7 @@ def main(
             allow_partial=allow_partial,
             wandb=wandb,
         )
-        report = train(config, say=print_line)
+        report = train(config, on_message=print_line)
     # A scheduler requeues on this exit code, so that only a saved checkpoint may lead to it.
     if report.stopped:
         if _is_first_process():

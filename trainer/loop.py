@@ -46,14 +46,14 @@ class TrainReport:
     has_classes: bool = False
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> TrainReport:
+def train(config: TrainConfig, on_message: Callable[[str], None] = lambda _: None) -> TrainReport:
     """Train a student, or resume the run in `config.out`. A run killed at any step ends with the same weights.
 
     SIGTERM and Ctrl-C save a checkpoint and return early. Under torchrun, every process makes the same call.
 
     Args:
         config: configuration of the run.
-        say: receives notes for the user.
+        on_message: receives notes for the user.
 
     Raises:
         ConfigError: the configuration does not fit the cache, the student or the run's folder; nothing is written.
@@ -63,29 +63,29 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> T
     """
     processes = Processes.join(torch.device(config.device))
     # All processes reach the same decisions; one note of each is enough.
-    say = say if processes.is_first else lambda _: None
+    on_message = on_message if processes.is_first else lambda _: None
     try:
         if config.wandb is not None and processes.is_first:
             refuse_missing_package()  # before a run's folder is made
         with explain_out_of_memory():
-            run = TrainingRun(config, processes, say)
+            run = TrainingRun(config, processes, on_message)
         with run.claim_folder():
             # Every process reads the checkpoint itself: nothing need be sent.
-            progress = restore_last(config.out / CHECKPOINTS, run.training_state, say)
+            progress = restore_last(config.out / CHECKPOINTS, run.training_state, on_message)
             if progress.step == config.recipe.steps and holds_student(config.out):
                 return TrainReport(
                     progress.step, progress.step, 0.0, stopped=False, was_finished=True, has_classes=run.has_classes
                 )
             if progress.step:
-                say(f"going on from step-{progress.step:08d}.pt")
+                on_message(f"going on from step-{progress.step:08d}.pt")
                 if not run.statistics.from_folder and run.statistics.by_teacher:
-                    say(
+                    on_message(
                         "the run was begun by a version that did not save its target statistics: they are computed again, and "
                         "may differ from the first ones (docs/design/009-target-statistics.md)"
                     )
             # Without a terminal, such as in a log file, 110 columns.
             width = max(80, min(110, shutil.get_terminal_size((110, 24)).columns))
-            say(f"{summarise_recipe(config.recipe, width=width)}\n{run.headline()}")
+            on_message(f"{summarise_recipe(config.recipe, width=width)}\n{run.headline()}")
             with explain_out_of_memory(), report_last_checkpoint(config.out / CHECKPOINTS):
                 return run_steps(run, progress)
     finally:

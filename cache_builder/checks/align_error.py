@@ -1,8 +1,8 @@
-"""How far a cached map, sampled under a crop, is from what the teacher says of the crop: by scale, by level, mirrored or not.
+"""The difference between a cached map sampled under a crop and the teacher's live map of the crop, by scale and level.
 
-The price of training on crops of what was computed once. Maps are compared on the teacher's own grid over the crop, token by
-token, by the cosine of what is left when the teacher's mean token is taken away from both: what all tokens share would make any
-two maps look alike. Geometry is that of training (`radio_cache.geometry.crops`).
+This is the error of training on crops of cached maps. Maps are compared on the teacher's own grid over the crop, token by
+token, by the cosine after the teacher's mean token is subtracted from both: the part that all tokens share would make any
+two maps similar. The geometry is that of training (`radio_cache.geometry.crops`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +59,9 @@ class AlignRequest:
                 raise ConfigError(f"a crop's scale lies above 0 and is at most 1, not {scale}")
 
 
-def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = lambda _: None) -> list[AlignError]:
+def measure(
+    cache: Cache, request: AlignRequest, on_message: Callable[[str], None] = lambda _: None
+) -> list[AlignError]:
     """Run every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
     if not cache.teachers.names():
         raise ConfigError(f"{cache.url} has no teacher yet: add one with `radio-cache build --teacher`")
@@ -73,7 +75,7 @@ def measure(cache: Cache, request: AlignRequest, say: Callable[[str], None] = la
             raise ConfigError(f"{cache.url} has no image that is complete for {name}: run the build to its end")
         rng = np.random.default_rng(request.seed)
         chosen = np.sort(rng.permutation(rows)[: request.limit])
-        say(f"{name}: {len(chosen)} images, {len(request.scales)} scales")
+        on_message(f"{name}: {len(chosen)} images, {len(request.scales)} scales")
         errors += _of_teacher(cache, teacher, levels, chosen, request)
     return errors
 

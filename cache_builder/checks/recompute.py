@@ -1,7 +1,7 @@
-"""Does a cache hold what its teachers say? Runs them again on a sample of the images, and compares.
+"""Comparison of a cache with its teachers, which run again on a sample of the images.
 
-Checksums tell that what is stored is what was written. This tells that what was written is right: of that image, by that
-teacher, through that preprocessing.
+Checksums show that the stored bytes are those that were written. This check shows that they are right: of that image, by that
+teacher, with that preprocessing.
 """
 
 import os
@@ -47,8 +47,16 @@ SUMMARY_FLOOR = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig:
-    """count: images, a sample that follows from the seed. teachers: names of the groups to run. weights: files that are not
-    where the build found them, by teacher. device, batch_images, threads: as in a build.
+    """The configuration of the check.
+
+    Attributes:
+        count: number of images, sampled by the seed.
+        teachers: names of the groups to run; () for all.
+        weights: teacher -> file, for weights that moved.
+        seed: of the sample.
+        device: as in a build.
+        batch_images: as in a build.
+        threads: as in a build.
     """
 
     count: int
@@ -66,7 +74,7 @@ class RecomputeConfig:
 
 @dataclass(frozen=True)
 class ImageCosine:
-    """Mean cosine over one image's tokens of what is stored and what the teacher says now."""
+    """The mean cosine between the stored and the recomputed tokens of one image."""
 
     key: str
     cosine: float
@@ -116,7 +124,12 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class RecomputeReport:
-    """teachers: in the order asked for. unreadable: key -> why an image of the sample could not be compared."""
+    """The result of the check.
+
+    Attributes:
+        teachers: in the requested order.
+        unreadable: key -> reason why an image of the sample could not be compared.
+    """
 
     teachers: tuple[Recomputed, ...]
     unreadable: dict[str, str]

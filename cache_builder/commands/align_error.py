@@ -61,7 +61,7 @@ def align_error(
     request = AlignRequest(teachers=teachers, limit=limit, scales=sides, seed=seed, device=pick_device(device))
     if note := opened.remote_images_note():
         print_line(note)
-    errors = measure(opened, request, say=print_line)
+    errors = measure(opened, request, on_message=print_line)
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):
         cells = [

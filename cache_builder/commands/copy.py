@@ -67,7 +67,7 @@ def copy(threads: int | None, **options: Any) -> None:
     from cache_builder.copying import CopyConfig, copy_cache
 
     config = CopyConfig(threads=min(4, os.cpu_count() or 1) if threads is None else threads, **options)
-    report = copy_cache(config, say=print_line)
+    report = copy_cache(config, on_message=print_line)
     console().print(_table(report))
     click.echo(f"\n{report.target.url} is complete. Check it: radio-cache verify --deep {report.target.url}")
 

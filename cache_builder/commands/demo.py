@@ -34,7 +34,7 @@ def demo(images: Path | None, out: Path) -> None:
     """
     from cache_builder.demo.run import DemoConfig, run_demo
 
-    report = run_demo(DemoConfig(out=out, images=images), say=lambda text: click.echo(printable_lines(text)))
+    report = run_demo(DemoConfig(out=out, images=images), on_message=lambda text: click.echo(printable_lines(text)))
     durations = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in report.seconds.items())
     click.echo(f"\n{durations}.\n\nOpen {report.page.resolve()}: losses, and what teacher, cache and student see.")
     if images is None:

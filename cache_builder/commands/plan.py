@@ -139,7 +139,7 @@ def _plan(
     # Times would be longer than those of a build otherwise.
     if config.build.device == "cpu":
         keep_freed_memory()  # as a build does
-    plan = plan_build(config, say=print_line)
+    plan = plan_build(config, on_message=print_line)
     for note in plan.notes:
         print_line(note)
     console().print(times(plan))
@@ -243,8 +243,8 @@ def conclusions(plan: "Plan") -> list[str]:
     )
     for teacher in plan.teachers:
         if teacher.is_upper_bound:
-            reason = teacher.probe.cost_of(teacher.probe.asked).why
-            lines.append(f"unknown  {teacher.probe.name}, {_label(teacher.probe.asked)}: {reason}; counted as half")
+            reason = teacher.probe.cost_of(teacher.probe.requested).why
+            lines.append(f"unknown  {teacher.probe.name}, {_label(teacher.probe.requested)}: {reason}; counted as half")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What a copy is asked to be."""
+"""The configuration of a copy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,20 @@ from radio_cache.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CopyConfig:
-    """What to copy, and where to. source, target: of caches, folders or URLs. teachers: all there are, if none is
-    named; each at all its input sizes.
+    """The configuration of a copy. Rows keep their order.
 
-    filters: patterns of keys to keep, or, after "!", to leave out. fraction: of what they leave, a sample that follows
-    from `seed` and the keys alone, so that smaller fractions are parts of larger ones. limit: the first so many. Rows keep
-    their order. packing: of klt teachers; None leaves them as they are. fidelity: what encoding again keeps of what is
-    stored, a mean cosine; None decides by what is stored. threads: shards worked on at a time.
+    Attributes:
+        source: path or URL of the cache to copy.
+        target: path or URL of the copy.
+        teachers: names of teachers, each at all its input sizes; () for all.
+        filters: patterns of keys to keep, or, after "!", to leave out.
+        fraction: share of the remaining images, sampled by `seed` and the keys alone, so that smaller fractions are parts of
+            larger ones.
+        seed: of the sample.
+        limit: number of first images.
+        packing: of klt teachers; None keeps the stored one.
+        fidelity: mean cosine with the stored maps after transcoding; None derives it from their recorded fidelity.
+        threads: shards copied at a time.
     """
 
     source: str | Path

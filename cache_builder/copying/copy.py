@@ -35,8 +35,14 @@ OnMessage = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCopied:
-    """What was done for the images or one teacher, in shards: there already, copied as they are, put together from rows, and
-    encoded again; and the bytes that were written.
+    """The result for the images or one teacher.
+
+    Attributes:
+        before: shards that existed already.
+        kept: shards copied unchanged.
+        assembled: shards assembled from selected rows.
+        transcoded: shards encoded again.
+        num_bytes: bytes written.
     """
 
     name: str
@@ -49,19 +55,29 @@ class UnitCopied:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a copy did. target: the cache that is there now."""
+    """The result of a copy.
+
+    Attributes:
+        target: the copied cache.
+    """
 
     source: Cache
     target: Cache
     units: tuple[UnitCopied, ...]
 
 
-def copy_cache(config: CopyConfig, say: OnMessage = lambda _: None) -> CopyReport:
-    """Copy a cache or a part of it; the same command again does only what is missing.
+def copy_cache(config: CopyConfig, on_message: OnMessage = lambda _: None) -> CopyReport:
+    """Copy a cache or a part of it. The same command again copies only what is missing.
 
-    say: told one sentence at a time about what is going on.
-    Raises ConfigError, StoreError or StaleCacheError before anything is written: for teachers and rows that are not in the
-    source, and for a target that holds something else; CorruptShardError for a file of the source that is damaged.
+    Args:
+        config: of the copy.
+        on_message: called with one sentence at a time about the progress.
+
+    Raises:
+        ConfigError: before anything is written, for rows that are not in the source, or impossible options.
+        StoreError: before anything is written, for teachers that are not in the source.
+        StaleCacheError: before anything is written, for a target with other contents.
+        CorruptShardError: for a damaged file of the source.
     """
     _refuse_overlap(config)
     source = Cache(config.source)
@@ -73,10 +89,10 @@ def copy_cache(config: CopyConfig, say: OnMessage = lambda _: None) -> CopyRepor
     _refuse_views(source, names, rows, transcodings)
     _refuse_idle_packing(source, names, config)
     if len(rows) < source.num_images:
-        say(f"{len(rows)} of {source.num_images} images: {config.describe()}")
-    target = _target(config, source, rows, say)
+        on_message(f"{len(rows)} of {source.num_images} images: {config.describe()}")
+    target = _target(config, source, rows, on_message)
     for name in names:
-        target = _join(target, source, name, transcodings[name], say)
+        target = _join(target, source, name, transcodings[name], on_message)
     copyings = [
         Copying(source, target, unit, rows, transcodings.get(unit) is not None) for unit in (IMAGES_UNIT, *names)
     ]
@@ -133,7 +149,7 @@ def _teachers(source: Cache, config: CopyConfig) -> list[str]:
 
 
 def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
-    """Raise ConfigError if a packing is asked for and no teacher has one."""
+    """Raise ConfigError if a packing is requested and no teacher has one."""
     labels = [source.teachers[name].spec.codec.label for name in names]
     if config.packing and not any(source.teachers[name].codec.transcodable for name in names):
         stored_as = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
@@ -166,7 +182,7 @@ def _refuse_views(
             )
 
 
-def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: OnMessage) -> Cache:
+def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], on_message: OnMessage) -> Cache:
     """Return the cache to write to. Raises StaleCacheError for one that is no copy of these images."""
     index = _index(source.index, rows)
     meta = replace(
@@ -182,7 +198,7 @@ def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], say: OnM
             f"{target.url} is no copy of these images of {source.url}: {difference}. Choose another place"
         )
     if target.teachers.keys() & source.teachers.keys():
-        say(f"{target.url} is there: going on with it")
+        on_message(f"{target.url} is there: going on with it")
     return target
 
 
@@ -208,7 +224,7 @@ def _meta_difference(target_meta: CacheMeta, expected_meta: CacheMeta) -> str | 
     return None
 
 
-def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan | None, say: OnMessage) -> Cache:
+def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan | None, on_message: OnMessage) -> Cache:
     """Return the target with a teacher's group in it. Raises StaleCacheError if that is another's."""
     if name not in target.teachers:
         teacher = source.teachers[name]
@@ -216,7 +232,7 @@ def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan 
         if transcoding:
             codec, recorded, note = choose_codec(source, name, transcoding)
             spec = replace(spec, codec=recorded)
-            say(note)
+            on_message(note)
         add_teacher(target.storage, target.meta, spec, codec)
         target = Cache(target.storage)
     difference = _teacher_difference(target.teachers[name], source.teachers[name], transcoding)

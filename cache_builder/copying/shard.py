@@ -63,9 +63,10 @@ class Copying:
 
 
 def copy_shard(copying: Copying, shard: int) -> Receipt:
-    """Write one shard of the target, whole, its receipt last; twice, or by two at once, it is the same bytes.
+    """Write one shard of the target, whole, its receipt last. Repeated or concurrent calls write the same bytes.
 
-    Raises CorruptShardError naming the file of the source that is not what its receipt says, and the cure.
+    Raises:
+        CorruptShardError: naming the file of the source that differs from its receipt, and the cure.
     """
     writer = ShardWriter(copying.target.storage, copying.unit, shard)
     if copying.is_kept(shard):
@@ -137,8 +138,12 @@ def _teacher_shard(copying: Copying, shard: int, writer: ShardWriter) -> Receipt
 
 
 class _Made:
-    """A teacher's shard put together from rows. chunks: codes by row of the shard, None for unusable images; sums (2, c): over
-    the decoded tokens that show an image; num_tokens of them.
+    """A teacher's shard assembled from rows.
+
+    Attributes:
+        chunks: codes by row of the shard; None for unusable images.
+        sums: (2, c) sums and sums of squares over the decoded valid tokens.
+        num_tokens: number of these tokens.
     """
 
     def __init__(self, copying: Copying, shard: int) -> None:
@@ -191,7 +196,7 @@ class _Made:
 
 
 def _fields(copying: Copying, shard: int, num_tokens: int, fidelity: Fidelity | None) -> dict[str, Any]:
-    """Of a receipt: failures keep their reasons and get their new row numbers."""
+    """Return the fields of a receipt. Failures keep their reasons and get their new row numbers."""
     target_rows = copying.target.meta.shard_rows(shard)
     failures = tuple(
         replace(copying.failures[old], row=row)

@@ -1,8 +1,8 @@
-"""A klt teacher in the other packing: the codec its copy gets, and the codes from those that are stored.
+"""Transcoding of a klt teacher to the other packing: the codec of the copy, and its codes.
 
-The two packings share the basis and nothing else. Packed codes name levels of Lloyd's tables times a gain of each token,
-zstd codes are multiples of one step: a value of the one is none of the other, so that going over rounds once more. What that
-costs is measured, and told (docs/design/006-copies.md).
+The two packings share the basis and nothing else. Packed codes are levels of Lloyd's tables times a gain of each token, and
+zstd codes are multiples of one step, so transcoding rounds a second time. The cost is measured and recorded
+(docs/design/006-copies.md).
 """
 
 from dataclasses import dataclass, replace
@@ -64,10 +64,14 @@ def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: floa
 
 
 def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tuple[Codec, CodecRecord, str]:
-    """Return the codec that keeps what was asked for, what its spec records, and a sentence for the user.
+    """Calibrate the codec of the copy, in the source's basis, on a seeded sample of the stored maps.
 
-    In the source's own basis, from a seeded sample of what it stores. Raises CodecError if the fidelity is out of reach,
-    MissingRowsError if there is no token to encode.
+    Returns:
+        The codec, its record in the spec, and a sentence for the user.
+
+    Raises:
+        CodecError: if the fidelity is out of reach.
+        MissingRowsError: if there is no token to encode.
     """
     teacher = source.teachers[name]
     codec = teacher.codec.transcodable
@@ -117,8 +121,12 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
 
 @dataclass(frozen=True)
 class TranscodedShard:
-    """codes (m, *row_shape) of the new codec; cosines and squared_errors (n,), of the tokens that show the image, beside what
-    was stored before.
+    """Codes of the new codec, compared with the stored maps.
+
+    Attributes:
+        codes: (m, *row_shape) of the new codec.
+        cosines: (n,) of the valid tokens.
+        squared_errors: (n,) of the valid tokens.
     """
 
     codes: NDArray[Any]

@@ -29,13 +29,13 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """Where the page is, and how long each step took."""
+    """The page of the demo, and the duration of each step."""
 
     page: Path
     seconds: dict[str, float]
 
 
-def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoReport:
+def run_demo(config: DemoConfig, on_message: Callable[[str], None]) -> DemoReport:
     """Make images, build two caches, train, evaluate, write the page. Started again, it goes on where it stopped.
 
     Raises SourceError for photos that cannot be used, NotACacheError if `out` is something else, and RadioCacheError
@@ -52,9 +52,9 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoReport:
     photos = bundled_photos() if config.images is None else own_photos(config.images, cut)
     images = make_demo_images(photos, out / "images", cut)
     for reason in images.skipped:
-        say(f"left out {reason}")
+        on_message(f"left out {reason}")
     whose = "that ship with scikit-image and scikit-learn" if config.images is None else f"of {config.images}"
-    say(
+    on_message(
         f"{len(images.photos)} photographs {whose}. A class is a photo: {cut.train_crops} training crops from one end of each, "
         f"{cut.test_crops} test crops from the other end, no pixel in both."
     )
@@ -75,7 +75,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoReport:
         ),
     )
     for number, (title, command) in enumerate(steps, start=1):
-        say(f"\n[{number}/{len(steps)}] {title}\n$ {shlex.join(map(str, command))}")
+        on_message(f"\n[{number}/{len(steps)}] {title}\n$ {shlex.join(map(str, command))}")
         started = time.perf_counter()
         _run([str(word) for word in command])
         seconds[title] = time.perf_counter() - started

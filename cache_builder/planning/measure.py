@@ -1,6 +1,6 @@
-"""What a teacher costs on this device: a few batches of the user's own images, every stage measured by itself.
+"""Measured cost of a teacher on this device: a few batches of the user's own images, each stage timed by itself.
 
-The images go through the code of a build, from a cache of nothing but them in a temporary folder that is gone afterwards.
+The images go through the code of a build, from a cache of only these images in a temporary folder that is deleted afterwards.
 """
 
 import contextlib
@@ -52,10 +52,12 @@ _MAX_MAP_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class CodecCost:
-    """What one image's map takes in one codec, with checksum and index entry.
+    """The bytes of one image's map in one codec, with checksum and index entry.
 
-    cosine: mean, on images held out of the probe; None for half. Both None where they could not be measured; `why` says
-    why.
+    Attributes:
+        num_bytes: None if it could not be measured.
+        cosine: mean on held-out images of the probe; None for half, or if it could not be measured.
+        why: reason why it could not be measured.
     """
 
     request: CodecRequest
@@ -68,8 +70,12 @@ class CodecCost:
 class TeacherProbe:
     """Seconds per image of one teacher on this device, and bytes per image by codec.
 
-    images: how many went through the teacher. decode_s: reading, decoding and resizing with all threads. forward_s:
-    the teacher. encode_s: encoding in `asked`, on the device. pack_s: compression and checksums, one thread.
+    Attributes:
+        images: number of images that went through the teacher.
+        decode_s: reading, decoding and resizing, with all threads.
+        forward_s: the teacher.
+        encode_s: encoding in the requested codec, on the device.
+        pack_s: compression and checksums, one thread.
     """
 
     name: str
@@ -82,12 +88,12 @@ class TeacherProbe:
     forward_s: float
     encode_s: float
     pack_s: float
-    asked: CodecRequest
+    requested: CodecRequest
     codecs: tuple[CodecCost, ...]
 
     @property
     def summary_bytes(self) -> int:
-        """Of one image: float16."""
+        """Bytes of one image's summary, in float16."""
         return 2 * (self.summary_dim or 0)
 
     def cost_of(self, request: CodecRequest) -> CodecCost:
@@ -122,8 +128,13 @@ def probe_cache(listing: Listing, num_images: int, config: BuildConfig) -> Gener
 
 
 def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, float]:
-    """Look at every image of a probe cache; seconds an image took, all threads together, and bytes it takes where pixels
-    are kept. Raises SourceError if none is usable.
+    """Scan every image of a probe cache.
+
+    Returns:
+        Seconds per image with all threads, and bytes per image where pixels are stored.
+
+    Raises:
+        SourceError: if no image is usable.
     """
     started = time.perf_counter()
     receipt = scan_shard(cache, 0, pool)
@@ -140,7 +151,7 @@ def time_scan(cache: Cache, pool: ThreadPoolExecutor) -> tuple[Cache, float, flo
 def probe_teacher(
     cache: Cache,
     teacher: Teacher,
-    asked: CodecRequest,
+    requested: CodecRequest,
     config: BuildConfig,
     pool: ThreadPoolExecutor,
     *,
@@ -149,8 +160,14 @@ def probe_teacher(
 ) -> TeacherProbe:
     """Run the images of a probe cache through a teacher that is on its device.
 
-    asked: the codec whose encoding is timed. seconds: about how long the teacher may run; a slow one sees fewer images.
-    values_mean_something: False for random weights, whose maps say nothing about what calibrated codecs take.
+    Args:
+        teacher: loaded, on its device.
+        cache: the probe cache.
+        config: of the build.
+        pool: threads that decode.
+        requested: codec whose encoding is timed.
+        seconds: approximate time limit of the teacher; a slow one gets fewer images.
+        values_mean_something: False for random weights, whose maps do not show the size of calibrated codecs.
     """
     spec = teacher.spec
     map_bytes = 4 * int(np.prod(spec.geometry.grid_hw)) * spec.spatial_dim
@@ -161,13 +178,13 @@ def probe_teacher(
     decode_s = (time.perf_counter() - started) / len(rows)
     maps, forward_s = _forward(image_views, teacher, config, seconds)
     valid_masks = np.stack([image_view.valid_tokens(spec.geometry) for image_view in image_views[: len(maps)]])
-    requests = dict.fromkeys((*COMPARED, asked))
+    requests = dict.fromkeys((*COMPARED, requested))
     costs: list[CodecCost] = []
     timed: Codec = Half()
     for request in requests:
         codec, cost = _measured(request, teacher, maps, valid_masks, values_mean_something=values_mean_something)
         costs.append(cost)
-        if request == asked and codec is not None:
+        if request == requested and codec is not None:
             timed = codec
     encode_s, pack_s = _encode(timed, maps, torch.device(config.device))
     return TeacherProbe(
@@ -181,7 +198,7 @@ def probe_teacher(
         forward_s=forward_s,
         encode_s=encode_s,
         pack_s=pack_s,
-        asked=asked,
+        requested=requested,
         codecs=tuple(costs),
     )
 
@@ -248,7 +265,7 @@ def _measured(
 
 
 def _stored_bytes(codec: Codec, maps: NDArray[np.float32]) -> float:
-    """Of one image's map in a full shard."""
+    """Return the bytes of one image's map in a full shard."""
     return sum(map(len, _parts(codec, codec.encode(maps)))) / len(maps)
 
 

@@ -1,15 +1,15 @@
-"""What a build would cost, before it is started: time, money and bytes, from a short measured probe. Writes nothing.
+"""Predicted cost of a build: time, money and bytes, from a short measured probe. Writes nothing.
 
-The arithmetic, per teacher and image: on a CPU, decoding, the teacher and encoding share the cores, so their times add up;
-beside a GPU they overlap, and the slower of decoding and (teacher + encoding) counts. Every image is also looked at
-once, and a codec that is calibrated sees its sample once more.
+Per teacher and image: on a CPU, decoding, the teacher and encoding share the cores, so their times add up.
+With a GPU they overlap, and the slower of decoding and (teacher + encoding) counts. Every image is also scanned
+once, and calibration runs on its sample once more.
 
-Caching against running the teachers online: a cache costs its build once. Without it every student run costs
-steps x batch x (the teachers' seconds per image) on top of its own time. So the cache is cheaper from run
+Caching against live teachers: a cache costs its build once. Without it every student run costs
+steps x batch x (the teachers' seconds per image) in addition to its own time. So the cache is cheaper from run
 
     build device-seconds / (steps x batch x teacher seconds)
 
-on, rounded up. The student's own time is the same either way, and does not matter for that.
+on, rounded up. The student's own time is the same in both cases.
 """
 
 import math
@@ -48,10 +48,15 @@ SCAN_BYTES = 1 + 8 + 16
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """What to plan for. devices: workers like this machine's device, each with cores like these. student_steps,
-    student_batch: of one student run; None for what `radio-train` would take by itself. probe_images, probe_s: how many images
-    a teacher is measured on, for how long.
-    no_weights: take random weights where a teacher's file is not here; the time does not depend on them.
+    """The configuration of a plan.
+
+    Attributes:
+        devices: workers like this machine's device, each with as many cores.
+        student_steps: of one student run; None for the default of `radio-train`.
+        student_batch: of one student run; None for the default of `radio-train`.
+        probe_images: number of images for each teacher's measurement.
+        probe_s: time limit of each teacher's measurement.
+        no_weights: use random weights if a teacher's file is missing. Times do not depend on them.
     """
 
     build: BuildConfig
@@ -75,9 +80,14 @@ class PlanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPlan:
-    """One teacher of a plan. images_left: not in the cache yet. seconds: of one device, calibration included;
-    calibration_s: the part of it that is done once, on one device. random_weights: whether it was measured with them.
-    views: of each image, the whole one among them.
+    """One teacher of a plan.
+
+    Attributes:
+        images_left: images without features in the cache.
+        seconds: of one device, calibration included.
+        calibration_s: part of `seconds` that is spent once, on one device.
+        random_weights: whether it was measured with random weights.
+        views: of each image, including the whole one.
     """
 
     probe: TeacherProbe
@@ -89,8 +99,8 @@ class TeacherPlan:
 
     @property
     def stored(self) -> CodecCost:
-        """In the codec that was asked for; in half, as an upper bound, where that could not be measured."""
-        requested_cost = self.probe.cost_of(self.probe.asked)
+        """Cost in the requested codec, or in half, as an upper bound, if that could not be measured."""
+        requested_cost = self.probe.cost_of(self.probe.requested)
         return (
             requested_cost
             if requested_cost.bytes_per_image is not None
@@ -99,7 +109,7 @@ class TeacherPlan:
 
     @property
     def is_upper_bound(self) -> bool:
-        return self.stored.request != self.probe.asked
+        return self.stored.request != self.probe.requested
 
     @property
     def bytes_per_image(self) -> float:
@@ -109,10 +119,13 @@ class TeacherPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a build would cost. scan_s: looking at the images that were not looked at yet, on one device's cores.
+    """The predicted cost of a build.
 
-    images_unseen: how many those are. pixel_bytes: of an image as --store-pixels keeps it; 0 without.
-    free_bytes: where the cache shall lie; None in a bucket.
+    Attributes:
+        scan_s: time to scan the unscanned images, on one device's cores.
+        images_unseen: number of unscanned images.
+        pixel_bytes: bytes of a stored image; 0 without --store-pixels.
+        free_bytes: free space of the cache's disk; None in a bucket.
     """
 
     config: PlanConfig
@@ -128,7 +141,7 @@ class Plan:
 
     @property
     def stored_bytes(self) -> float:
-        """Of the whole cache, once it is complete."""
+        """Bytes of the complete cache."""
         of_image = self.pixel_bytes + sum(teacher.bytes_per_image for teacher in self.teachers)
         return self.index_bytes + self.num_images * of_image
 
@@ -144,7 +157,7 @@ class Plan:
 
     @property
     def device_s(self) -> float:
-        """Of all devices together."""
+        """Seconds of all devices together."""
         return self.scan_s + sum(teacher.seconds for teacher in self.teachers)
 
     def wall_s(self, devices: int) -> float:
@@ -154,7 +167,7 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """Of all devices while the build runs."""
+        """Price of all devices during the build."""
         rate = self.config.dollars_per_hour
         return None if rate is None else self.wall_s(self.config.devices) * self.config.devices / 3600 * rate
 
@@ -168,7 +181,7 @@ class Plan:
 
     @property
     def online_s(self) -> float:
-        """What the teachers of one student run cost without a cache, in device-seconds."""
+        """Device-seconds of the teachers in one student run without a cache."""
         return self.student_run.crops * sum(teacher.probe.forward_s for teacher in self.teachers)
 
     @property
@@ -218,10 +231,15 @@ def _teacher_json(teacher: TeacherPlan) -> dict[str, Any]:
     }
 
 
-def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
-    """List the images, run a few of them through every teacher, and say what the build would cost.
+def plan_build(config: PlanConfig, on_message: OnMessage = lambda _: None) -> Plan:
+    """List the images, run a few of them through every teacher, and predict the cost of the build.
 
-    say: told one sentence at a time about what is going on. Raises what `build_cache` raises before it writes anything.
+    Args:
+        config: of the build.
+        plan: of the prediction.
+        on_message: called with one sentence at a time about the progress.
+
+    Raises the errors that `build_cache` raises before it writes anything.
     """
     build = config.build
     existing = Cache(build.out) if is_cache(build.out) else None
@@ -239,7 +257,7 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
     ):
         sample, scan_s, pixel_bytes = time_scan(sample, pool)
         for name, options in build.teachers.items():
-            say(f"{name}: measuring on {len(sample.usable_rows())} of {num_images} images")
+            on_message(f"{name}: measuring on {len(sample.usable_rows())} of {num_images} images")
             with _loaded(options.level_of or name, options, no_weights=config.no_weights) as (teacher, is_random):
                 teacher.to(torch.device(build.device))
                 group = teacher.spec.name
@@ -255,7 +273,7 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
                     sample,
                     teacher,
                     _request(options, teacher.spec, num_images, cache),
-                    resolve_batch_size(begun, teacher, say),
+                    resolve_batch_size(begun, teacher, on_message),
                     pool,
                     seconds=config.probe_s,
                     values_mean_something=not is_random,
@@ -280,7 +298,7 @@ def plan_build(config: PlanConfig, say: OnMessage = lambda _: None) -> Plan:
 
 
 def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
-    """Return the codec that the build will take: what the cache has, what was asked for, or what it chooses by itself."""
+    """Return the codec that the build will use: that of the cache, the requested one, or its default."""
     is_cached = cache is not None and spec.name in cache.teachers
     codec = cache.teachers[spec.name].spec.codec if cache is not None and is_cached else options.codec
     if request := codec.requested():
@@ -307,7 +325,7 @@ def teacher_plan(
     on_device = probe.forward_s + probe.encode_s
     beside = probe.decode_s + probe.pack_s / build.threads
     seconds = views * (on_device + beside if build.device == "cpu" else max(on_device, beside))
-    calibrates = probe.asked.needs_calibration and (cache is None or probe.name not in cache.teachers)
+    calibrates = probe.requested.needs_calibration and (cache is None or probe.name not in cache.teachers)
     calibration_s = sample_images * (probe.forward_s + probe.decode_s) if calibrates else 0.0
     return TeacherPlan(
         probe=probe,

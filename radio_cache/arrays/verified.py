@@ -16,7 +16,11 @@ def read_verified_array(storage: Storage, unit: str, name: str, document: bytes,
     """Read a whole small array of a unit and compare it with the unit's receipts.
 
     Args:
+        storage: of the cache.
+        unit: "images" or a teacher's name.
+        name: of the array, below the unit's group.
         document: expected document, except for a longer shape along the axis `grows_along`.
+        grows_along: axis that may be longer, because a growing cache enlarges its arrays first.
 
     Raises:
         CorruptShardError: with the file and the cure.

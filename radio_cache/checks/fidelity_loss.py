@@ -14,29 +14,35 @@ Shards differ by chance, and calibration aims at 95 % of the requested loss."""
 
 @dataclass(frozen=True)
 class LowFidelityShards:
-    """asked: the mean cosine that the codec was to keep. shards: (number, measured cosine) of those that drift, the worst
-    first; of `num_shards` that were measured."""
+    """The shards of a teacher whose fidelity is clearly below the requested one.
+
+    Attributes:
+        teacher: name of the teacher.
+        requested: mean cosine that the user requested.
+        shards: (shard, cosine), worst first.
+        num_shards: number of measured shards.
+    """
 
     teacher: str
-    asked: float
+    requested: float
     shards: tuple[tuple[int, float], ...]
     num_shards: int
 
     def describe(self, place: str) -> str:
-        """What is wrong, and the cure. place: of the cache."""
+        """Describe the loss and the cure, for the cache at `place`."""
         listed = ", ".join(f"{shard} ({cosine:.4f})" for shard, cosine in self.shards[:5])
         more = f" and {len(self.shards) - 5} more" if len(self.shards) > 5 else ""
         return (
-            f"{self.teacher}: {len(self.shards)} of {self.num_shards} shards kept clearly less than the mean cosine of "
-            f"{self.asked:.4f} that was asked for: shard {listed}{more}. Their images look otherwise than those its codec was "
+            f"{self.teacher}: {len(self.shards)} of {self.num_shards} shards are clearly below the requested mean cosine "
+            f"of {self.requested:.4f}: shard {listed}{more}. Their images differ from those that its codec was "
             f"calibrated on. To calibrate on all images: radio-cache drop-teacher {place} {self.teacher}, and the build command "
             "again, with a higher --fidelity if that was not enough"
         )
 
 
 def low_fidelity_of(cache: Cache, name: str) -> LowFidelityShards | None:
-    """The shards of a teacher that drift; None if none does, or nothing was asked of its codec."""
-    requested = _asked(cache.teachers[name].spec.codec)
+    """Return the low-fidelity shards of a teacher; None if there are none, or no fidelity was requested."""
+    requested = _requested_fidelity(cache.teachers[name].spec.codec)
     if requested is None:
         return None
     measured = [
@@ -46,18 +52,22 @@ def low_fidelity_of(cache: Cache, name: str) -> LowFidelityShards | None:
     ]
     low = [(shard, cosine) for shard, cosine in measured if 1 - cosine > LOSS_TIMES * (1 - requested) + SLACK]
     return (
-        LowFidelityShards(name, requested, tuple(sorted(low, key=lambda one: one[1])), len(measured)) if low else None
+        LowFidelityShards(name, requested, tuple(sorted(low, key=lambda shard_cosine: shard_cosine[1])), len(measured))
+        if low
+        else None
     )
 
 
 def low_fidelity_shards(cache: Cache) -> list[LowFidelityShards]:
-    """Of all teachers that can be read."""
-    return [drift for name in cache.teachers if (drift := low_fidelity_of(cache, name))]
+    """Return the low-fidelity shards of all readable teachers."""
+    return [low for name in cache.teachers if (low := low_fidelity_of(cache, name))]
 
 
-def _asked(codec: CodecRecord) -> float | None:
-    """What was asked for; where that was a step, what it kept on held-out images. Both are only told: a cache may say
-    anything."""
+def _requested_fidelity(codec: CodecRecord) -> float | None:
+    """Return the requested fidelity, or, for a requested step, the fidelity on held-out images.
+
+    Both are for information only, so a cache may hold anything there.
+    """
     for record, name in ((codec.request, "fidelity"), (codec.calibration, "cosine")):
         value = cast(dict[str, Any], record).get(name) if isinstance(record, dict) else None
         if isinstance(value, float) and 0 < value <= 1:

@@ -18,6 +18,7 @@ def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
     """Return the CRC-32C (Castagnoli) of the bytes, without copying them.
 
     Args:
+        data: the bytes.
         crc: of the bytes before these.
     """
     if compiled is not None:  # several times faster, and other threads go on meanwhile
@@ -48,4 +49,5 @@ def with_crc(data: bytes) -> bytes:
 
 
 def closing_crc(data: Chunk) -> bytes:
+    """Return the four bytes that end a chunk: its crc32c, little-endian."""
     return crc32c(data).to_bytes(CRC_BYTES, "little")

@@ -142,6 +142,7 @@ class CacheMeta:
         """Parse the root's attributes.
 
         Args:
+            data: the attributes.
             place: path or URL of the document, for messages.
 
         Raises:
@@ -250,6 +251,7 @@ class TeacherSpec:
         """Parse a teacher's attributes.
 
         Args:
+            data: the attributes.
             place: path or URL of the document, for messages.
 
         Raises:

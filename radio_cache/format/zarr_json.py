@@ -43,6 +43,10 @@ def plain_array_document(
     """Return the document of an uncompressed array whose chunks end with their crc32c.
 
     Args:
+        shape: of the array.
+        chunks: shape of a chunk.
+        dtype: Zarr's name of the type.
+        fill_value: of missing chunks.
         names: of its dimensions.
     """
     return _array(shape, chunks, np.dtype(dtype), fill_value, [_bytes_codec(np.dtype(dtype)), _CRC32C], names)
@@ -60,7 +64,11 @@ def sharded_array_document(
     """Return the document of an array of shard files with the index at their end.
 
     Args:
+        shape: of the array.
+        shard: shape of a shard.
         chunk: shape of an inner chunk; each ends with its crc32c.
+        dtype: Zarr's name of the type.
+        fill_value: of missing chunks.
         zstd_level: of compressed chunks; None for plain bytes.
         names: of its dimensions.
     """
@@ -102,6 +110,8 @@ def array_difference(stored: bytes, expected: bytes, *, grows_along: int | None 
     Attributes and names of dimensions do not count. Types are compared by meaning, whatever their spelling.
 
     Args:
+        stored: the stored document.
+        expected: the document that the cache's spec implies.
         grows_along: axis that may be longer than expected, because arrays are enlarged before the cache declares it.
     """
     try:

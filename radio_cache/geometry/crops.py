@@ -164,7 +164,10 @@ def nearest_level(
     Levels are compared by the ratio of magnifications. Of equally near ones the first is returned.
 
     Args:
+        box_xyxy_px: the crop, in image pixels.
+        image_hw: of the image, pixels.
         student_hw: size in pixels to which the student's crop is resized.
+        levels: geometries of the levels.
     """
     x0, y0, x1, y1 = box_xyxy_px
     student_magnification = math.sqrt(math.prod(student_hw) / ((x1 - x0) * (y1 - y0)))
@@ -263,6 +266,8 @@ def crop_weights(
 
     Args:
         boxes_xyxy_px: one crop per image, in image pixels.
+        images_hw: sizes of the images, pixels.
+        geometry: of the teacher.
         out_hw: grid of the student.
     """
     grid = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(boxes_xyxy_px, images_hw, strict=True)])

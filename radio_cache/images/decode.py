@@ -185,6 +185,7 @@ def _grey_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     """Scale an image of integers wider than 8 bits to 8.
 
     Args:
+        image: upright.
         opened: the file's image before it was rotated, which has the file's tags.
     """
     values = np.asarray(image, dtype=np.int64)

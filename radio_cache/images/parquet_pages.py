@@ -33,6 +33,7 @@ def value_ranges(
         read: function that reads a range of the file.
         start: of the chunk in the file.
         end: of the chunk in the file.
+        num_values: of the chunk.
         optional: whether values may be null, so that a page begins with levels.
 
     Returns:

@@ -99,6 +99,7 @@ def list_remote(url: str, tell: OnListed = lambda _: None) -> list[tuple[str, in
     """Return (path below the URL, bytes) of every file below a folder or prefix, sorted.
 
     Args:
+        url: of the folder or prefix.
         tell: called with the number of files as they arrive, page by page for a bucket.
     """
     place, path = _found(url.rstrip("/"))

@@ -140,7 +140,11 @@ def _ask(url: str, headers: dict[str, str], max_bytes: int, *, offset: int = -1,
     """Request a page until there is an answer, for a limited time.
 
     Args:
+        url: of the page.
+        headers: of the request.
+        max_bytes: longest accepted answer.
         offset: of the requested range; -1 for the whole page.
+        method: GET or HEAD.
     """
     began, pause_s = time.monotonic(), 0.1
     for tries_left in range(object_storage.RETRIES, -1, -1):

@@ -1,5 +1,6 @@
-"""The compiled code of `radio_cache.native._rows`: None where it was not built, or where
-RADIO_CACHE_PURE_PYTHON=1 does without.
+"""The compiled code of `radio_cache.native._rows`, or None.
+
+It is None where it was not built, or with RADIO_CACHE_PURE_PYTHON=1.
 """
 
 import os

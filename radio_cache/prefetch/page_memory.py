@@ -10,7 +10,11 @@ from numpy.typing import DTypeLike, NDArray
 
 
 def page_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """"""
+    """Return a new array of zeros that begins at a page.
+
+    NumPy's own large arrays begin 16 bytes into a page. A copy whose target lies just behind its source, modulo 4,096,
+    runs at a third of the speed on some processors. On Linux the array uses pages of 2 MB.
+    """
     item_type = np.dtype(dtype)
     num_bytes = math.prod(shape) * item_type.itemsize
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}

@@ -55,12 +55,7 @@ class Batch:
         out: Bytes,
         verify: Verify,
     ) -> None:
-        """Prepare a batch.
-
-        Args:
-            numbers: (m,) row numbers within their shards.
-            out: (m * row_bytes,) buffer.
-        """
+        """Prepare a batch. `numbers` (m,) are row numbers within their shards, and `out` (m * row_bytes,) is the buffer."""
         self._storage, self._folder, self._layout, self._known = storage, folder, layout, known
         self._view, self._numbers, self._out, self._verify = view, numbers.tolist(), out, verify
         self._memory = out.data  # cut faster than the array
@@ -109,8 +104,7 @@ class Batch:
     def _decoded_index(self, shard: int, tail: bytes, size: int, identity: tuple[int, ...]) -> ShardIndex:
         """Return the index in a shard's last bytes, with chunks outside the file marked.
 
-        Args:
-            tail: the last `_tail_bytes` of the file, or the whole file if it is shorter.
+        `tail` holds the last `_tail_bytes` of the file, or the whole file if it is shorter.
         """
         layout, place = self._layout, self._storage.at(self._path(shard))
         length = index_bytes(self._shard_images)

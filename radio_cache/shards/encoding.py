@@ -45,6 +45,8 @@ def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str
     """Return the parts of a shard in order. The chunks themselves are not copied.
 
     Args:
+        chunks: with their checksums; None for a missing chunk.
+        chunks_per_shard: length of the index.
         path: of the shard below the cache, for its label.
     """
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")

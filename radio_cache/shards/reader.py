@@ -30,11 +30,7 @@ class ShardReader:
     """Reads one array. Safe to share between threads and to pickle; after a fork the child starts with nothing open."""
 
     def __init__(self, storage: Storage, folder: str, layout: ShardLayout) -> None:
-        """Open an array.
-
-        Args:
-            folder: of the array, below the storage's root.
-        """
+        """Open the array in `folder`, a path below the storage's root."""
         self._storage, self._folder, self._layout = storage, folder, layout
         self._known = ShardIndexCache()
 

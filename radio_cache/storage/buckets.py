@@ -87,8 +87,8 @@ class ObjectStorage(Storage):
             # One of them begins beyond the end of the object, which was cut short; or there is nothing to get.
             size = obstore.head(store, self._checked(path))["size"]
             inside = [(offset, length) for offset, length in ranges if offset < size and length]
-            found = iter(_get_ranges(store, path, inside) if inside else [])
-            return [next(found) if offset < size and length else b"" for offset, length in ranges]
+            parts = iter(_get_ranges(store, path, inside) if inside else [])
+            return [next(parts) if offset < size and length else b"" for offset, length in ranges]
 
     def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
         import obstore
@@ -156,11 +156,7 @@ class ObjectStorage(Storage):
         return self.create(below + last, decisive)
 
     def list_files(self, folder: str = "", tell: Callable[[int], object] = lambda _: None) -> Iterator[tuple[str, int]]:
-        """Yield the files as `Storage.list_files` does.
-
-        Args:
-            tell: called with the number of files of each page that the bucket sends.
-        """
+        """Yield the files as `Storage.list_files` does. `tell` is called with the number of files of each page of the bucket."""
         import obstore
 
         listed_files: list[tuple[str, int]] = []

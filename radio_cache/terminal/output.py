@@ -314,11 +314,7 @@ class ProgressLine:
         return self
 
     def advance(self, count: int, note: str | None = None) -> None:
-        """Add `count` completed items.
-
-        Args:
-            note: text after the rate from now on; None keeps it.
-        """
+        """Add `count` completed items. `note` is the text after the rate from now on; None keeps it."""
         self._done += count
         self._note = self._note if note is None else note
         now = time.monotonic()

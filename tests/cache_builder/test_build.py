@@ -142,7 +142,7 @@ def test_the_notes_of_sources_and_teachers_reach_the_user(build: Build, tmp_path
     shutil.copytree(ten_images, tmp_path / "photos")
     (tmp_path / "photos/readme.txt").write_text("x")
     said: list[str] = []
-    build(images=(str(tmp_path / "photos"),), say=said.append)
+    build(images=(str(tmp_path / "photos"),), on_message=said.append)
     assert said == [
         f"{tmp_path}/photos: 1 file skipped (no image by name): 1 .txt, such as readme.txt",
         "fake-a: fake-a is made up",
@@ -312,7 +312,7 @@ def test_images_that_cannot_be_used_are_holes_everywhere(build: Build, tmp_path:
     (tmp_path / "photos/bee/0.png").write_bytes(b"hello")
     Image.new("RGB", (600, 3)).save(tmp_path / "photos/bee/strip.png")
     said: list[str] = []
-    report = build(images=(str(tmp_path / "photos"),), say=said.append)
+    report = build(images=(str(tmp_path / "photos"),), on_message=said.append)
     cache = report.cache
     assert report.unusable == 3
     assert said[2:6] == [
@@ -467,7 +467,7 @@ def test_the_same_images_elsewhere_are_recognised_by_their_digests(
     folder = copied_images(tmp_path, ten_images)
     before = {path: path.read_bytes() for path in built.path.rglob("*/c/**/*") if path.is_file()}
     said: list[str] = []
-    cache = build(images=(str(folder),), say=said.append).cache
+    cache = build(images=(str(folder),), on_message=said.append).cache
     assert cache.meta.containers[0].path == str(folder)
     assert {path: path.read_bytes() for path in built.path.rglob("*/c/**/*") if path.is_file()} == before
     assert any(f"are in {folder} now (before: {ten_images})" in sentence for sentence in said)
@@ -730,7 +730,7 @@ def test_a_listing_that_goes_on_where_the_cache_ends_makes_it_longer(
 ) -> None:
     before = seven.teachers["fake-a"].maps(range(7))
     said: list[str] = []
-    report = build(say=said.append)
+    report = build(on_message=said.append)
     assert f"{seven.url}: 3 images are added to the 7 that are there" in said
     assert [result.images for result in report.results] == [4, 4]  # the last short shard is made again
     whole = Cache(reference)

@@ -66,7 +66,7 @@ def test_a_teacher_goes_on_in_the_batches_it_was_begun_with(
     begun: Cache, build: Build, batches: list[int], asked: dict[str, Any]
 ) -> None:
     said: list[str] = []
-    build(teachers=ONE, **asked, say=said.append)
+    build(teachers=ONE, **asked, on_message=said.append)
     assert batches == [2, 1, 1]
     note = "fake-a: batches of 2 images, as it was begun with"
     assert said.count(note) == (asked["batch_size"] != 2)
@@ -109,7 +109,7 @@ def test_caches_of_before_say_nothing_and_go_on_as_asked(begun: Cache, build: Bu
     data["attributes"][ATTRIBUTES_KEY] = older.to_json()
     document.write_text(json.dumps(data))
     said: list[str] = []
-    build(teachers=ONE, batch_size=3, say=said.append)
+    build(teachers=ONE, batch_size=3, on_message=said.append)
     assert batches == [3, 1]
     assert not any("begun" in sentence or "otherwise" in sentence for sentence in said)
 
@@ -119,8 +119,8 @@ def test_another_device_or_version_is_told_where_shards_are_missing(
 ) -> None:
     monkeypatch.setattr("cache_builder.computed_with.device_name", lambda device: "another chip")
     said: list[str] = []
-    build(teachers=ONE, batch_size=None, say=said.append)
-    build(teachers=ONE, batch_size=None, say=said.append)
+    build(teachers=ONE, batch_size=None, on_message=said.append)
+    build(teachers=ONE, batch_size=None, on_message=said.append)
     told = [sentence for sentence in said if "computed otherwise" in sentence]
     assert told == [
         f"fake-a: its first shards were computed otherwise (device {device_name('cpu')} then, another chip now): the rest may "
@@ -165,13 +165,13 @@ def test_a_build_that_comes_second_takes_the_batches_of_the_first(
 
     def slower(*arguments: Any) -> Any:
         monkeypatch.setattr(cache_builder.pipeline.passes, "resolve_codec_request", choose)
-        begun = build(teachers=ONE, batch_size=3, say=lambda _: None).cache
+        begun = build(teachers=ONE, batch_size=3, on_message=lambda _: None).cache
         drop_receipt(begun.storage, "fake-a", 0)
         batches.clear()
         return choose(*arguments)
 
     monkeypatch.setattr(cache_builder.pipeline.passes, "resolve_codec_request", slower)
-    build(teachers=ONE, batch_size=2, say=said.append)
+    build(teachers=ONE, batch_size=2, on_message=said.append)
     assert batches == [3]
     assert "fake-a: batches of 3 images, as another build has just begun it with" in said
 
@@ -238,7 +238,7 @@ def test_a_teacher_dropped_from_another_machine_stops_the_build_and_the_same_com
         cache.storage.delete_tree("receipts/fake-a")  # as drop_teacher does, without this machine's lock
         cache.storage.delete_tree("teachers/fake-a")
         if anew:
-            build(teachers={"fake-a": INT8}, say=lambda _: None)
+            build(teachers={"fake-a": INT8}, on_message=lambda _: None)
 
     during(monkeypatch, fake_module, drop, at=at)
     what = "made anew|dropped" if anew else "dropped"

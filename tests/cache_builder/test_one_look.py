@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_told_after_the_first_teacher_and_logged(
 ) -> None:
     said: list[str] = []
     log = tmp_path / "log.jsonl"
-    report = build(images=(str(many),), teachers={"fake-a": half()}, say=said.append, log_json=log)
+    report = build(images=(str(many),), teachers={"fake-a": half()}, on_message=said.append, log_json=log)
     assert report.unusable == 3
     assert "3 of 101 images cannot be used and are left out:" in said
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -97,7 +97,7 @@ def test_images_that_were_moved_and_joined_by_others_are_recognised(build: Build
     build(images=(str(photos),))
     moved = photos.rename(tmp_path / "elsewhere")
     lines: list[str] = []
-    grown = build(images=(str(moved), str(tmp_path / "more")), say=lines.append).cache
+    grown = build(images=(str(moved), str(tmp_path / "more")), on_message=lines.append).cache
     assert any(f"are in {moved} now" in line for line in lines)
     assert any("6 images are added to the 8" in line for line in lines)
     undisturbed = build(images=(str(moved), str(tmp_path / "more")), out=tmp_path / "undisturbed.zarr").cache

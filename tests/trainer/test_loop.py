@@ -94,15 +94,15 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(
     # The only sentence of a new run is said just before the loop; a signal sent then arrives in one of its first steps.
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    def say(text: str) -> None:
+    def on_message(text: str) -> None:
         seen.append(text)
         timer.start()
 
-    report = train(config, say=say)
+    report = train(config, on_message=on_message)
     assert report.stopped
     assert 0 < report.steps < tiny_recipe.steps
     assert not (cut / "student.safetensors").exists()
-    report = train(config, say=seen.append)
+    report = train(config, on_message=seen.append)
     assert not report.stopped
     assert any("going on from step-" in text for text in seen)
     assert_same_weights(whole, cut)

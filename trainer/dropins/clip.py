@@ -35,9 +35,17 @@ def clip_with_student(
 ) -> Any:
     """Return a CLIP of open_clip with a student as its image tower. The text tower is shared with `clip`.
 
-    teacher: the head that learned this CLIP's embeddings. image_hw: what the student is shown, in pixels; by default what it
-    was trained at. Images are prepared as `preprocess_cfg` of the new tower says: as for the CLIP itself, and at the student's
-    size where both are shown the same part of a photo. Raises ConfigError for a head of another width.
+    Images are prepared by the new tower's `preprocess_cfg`: as for the CLIP itself, and at the student's size if both take the
+    same part of a photo.
+
+    Args:
+        clip: of open_clip.
+        model: the student.
+        teacher: the head that learned this CLIP's embeddings.
+        image_hw: input size of the student, in pixels; by default its training size.
+
+    Raises:
+        ConfigError: for a head of another width.
     """
     sized = model.config.image_hw if image_hw is None else image_hw
     summary_dim, text_dim = widths(model, teacher).summary_dim, _text_dim(clip)

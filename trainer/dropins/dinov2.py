@@ -15,12 +15,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @final
 class DinoV2Backbone(nn.Module):
-    """`forward` gives the class token (b, c); `forward_features` a dict with `x_norm_clstoken` (b, c), `x_norm_patchtokens`
-    (b, n, c) row-major, and no register tokens, `x_norm_regtokens` (b, 0, c).
+    """A student with the methods of DINOv2's backbones.
 
-    teacher: the head of a DINOv2, or "backbone" for the student's own features (whose class token may be wider). Images are
-    standardised with ImageNet's colours, as DINOv2's are; sizes are what the student takes, others are resized to the nearest.
-    Raises ConfigError for a teacher without summaries.
+    `forward` returns the class token (b, c). `forward_features` returns a dict with `x_norm_clstoken` (b, c),
+    `x_norm_patchtokens` (b, n, c) row-major, and no register tokens, `x_norm_regtokens` (b, 0, c). Images are
+    standardised with ImageNet's colours, as for DINOv2. Sizes that the student does not accept are resized to the nearest.
+
+    Args:
+        model: the student.
+        teacher: the head of a DINOv2, or "backbone" for the student's own features (whose class token may be wider).
+
+    Raises:
+        ConfigError: for a teacher without summaries.
     """
 
     def __init__(self, model: DistilledStudent, teacher: str = BACKBONE) -> None:

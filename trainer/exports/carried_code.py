@@ -91,7 +91,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
 
 
 def _flat(module: str) -> str:
-    """A module's name in the flat package: without the top package, and without the folder the roots lie in."""
+    """Return a module's name in the flat package: without the top package, with underscores for dots."""
     parts = module.split(".")[1:]
     return "_".join(parts[1:] if parts[0] == "carried" else parts)
 

@@ -38,10 +38,12 @@ def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False)
     """Write `student.onnx`: input `images`, outputs as in `FlatFeatures`.
 
     Args:
-        any_size: images of any size that the student takes; running others is an error.
+        model: the student.
+        folder: of the export.
+        any_size: accept images of any size that the student accepts; others are errors.
 
     Raises:
-        ExportError: ONNX has no operator for something, or the student cannot be traced for any size.
+        ExportError: if ONNX lacks an operator, or the student cannot be traced for any size.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name, "the format onnx")

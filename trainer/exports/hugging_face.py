@@ -78,7 +78,7 @@ def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
 
 
 def refuse_torch_module(model: DistilledStudent, what: str) -> None:
-    """A user's own network cannot be carried."""
+    """Raise ExportError for a user's own network, whose code cannot be exported."""
     if foreign_module(model.config.student) is not None:
         raise ExportError(
             f"--format {what}: the code of '{model.config.student}' is your own package, which the folder cannot carry; "

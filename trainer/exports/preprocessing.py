@@ -58,7 +58,7 @@ def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
 
 
 def view_settings(config: StudentConfig) -> dict[str, Any]:
-    """The arguments of `trainer.model.eval_view.prepare`, as JSON holds them."""
+    """Return the arguments of `trainer.model.eval_view.prepare`, as JSON holds them."""
     return {"image_hw": list(config.image_hw), "fit": config.fit, "centre_share": config.centre_share}
 
 

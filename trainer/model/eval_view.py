@@ -18,8 +18,10 @@ def prepare(
     """Turn a photo into a batch of one for a student.
 
     Args:
-        image: of any mode; turned upright by its EXIF orientation.
-        image_hw, fit, centre_share: as for `eval_pixels`.
+        image: of any mode. It is rotated upright by its EXIF orientation.
+        image_hw: as for `eval_pixels`.
+        fit: as for `eval_pixels`.
+        centre_share: as for `eval_pixels`.
 
     Returns:
         RGB in [0, 1], shape (1, 3, height, width).

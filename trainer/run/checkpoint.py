@@ -217,13 +217,13 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
 
 
-def restore_last(folder: Path, training_state: TrainingState, say: Callable[[str], None]) -> Progress:
+def restore_last(folder: Path, training_state: TrainingState, on_message: Callable[[str], None]) -> Progress:
     """Load the last intact checkpoint, and rename damaged ones after it to `*.damaged`.
 
     Args:
         folder: folder of the checkpoints.
         training_state: modules and optimiser to load into.
-        say: receives notes about damaged checkpoints, and about another number of threads.
+        on_message: receives notes about damaged checkpoints, and about another number of threads.
 
     Returns:
         The progress of the checkpoint, or that of a new run if there is none.
@@ -247,10 +247,10 @@ def restore_last(folder: Path, training_state: TrainingState, say: Callable[[str
             damaged[path] = str(exc)
             continue
         progress = _restored(path, state, training_state)
-        _note_other_threads(state.get("threads"), training_state, say)
+        _note_other_threads(state.get("threads"), training_state, on_message)
         # Renamed only now: if no checkpoint loads, the folder stays as it was.
         for file, reason in damaged.items():
-            say(f"{file.name} is damaged ({reason}) and set aside; the one before it, {path.name}, is used")
+            on_message(f"{file.name} is damaged ({reason}) and set aside; the one before it, {path.name}, is used")
             file.replace(file.with_name(f"{file.name}.damaged"))
         return progress
     if damaged:
@@ -262,12 +262,12 @@ def restore_last(folder: Path, training_state: TrainingState, say: Callable[[str
     return Progress()
 
 
-def _note_other_threads(recorded: Any, training_state: TrainingState, say: Callable[[str], None]) -> None:
+def _note_other_threads(recorded: Any, training_state: TrainingState, on_message: Callable[[str], None]) -> None:
     """Note that the number of threads has changed: sums then round differently, and the weights with them."""
     on_cpu = next((p.device.type for p in training_state.student.parameters()), "cpu") == "cpu"
     num_threads = torch.get_num_threads()
     if on_cpu and isinstance(recorded, int) and recorded != num_threads:
-        say(
+        on_message(
             f"the run was computed by {recorded} threads so far and is by {num_threads} now: its weights will differ, in "
             f"rounding, from those of a run that was never stopped. OMP_NUM_THREADS={recorded} goes on as before"
         )

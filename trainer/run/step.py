@@ -63,7 +63,7 @@ class TrainingRun:
     Args:
         config: configuration of the run.
         processes: processes that train together.
-        say: receives notes for the user.
+        on_message: receives notes for the user.
 
     Raises:
         ConfigError: the recipe does not fit the cache, the student, or the processes.
@@ -72,14 +72,14 @@ class TrainingRun:
     """
 
     def __init__(
-        self, config: TrainConfig, processes: Processes, say: Callable[[str], object] = lambda _: None
+        self, config: TrainConfig, processes: Processes, on_message: Callable[[str], object] = lambda _: None
     ) -> None:
         self.config, self.processes = config, processes
         recipe, self.device = config.recipe, torch.device(config.device)
         self.schedule = Schedule(recipe, world=processes.world, rank=processes.rank, accumulate=recipe.accumulate)
         self.cache = Cache(config.cache)
         if note := self.cache.remote_images_note():
-            say(note)
+            on_message(note)
         by_group = teachers_by_group(recipe, select_teachers(self.cache, config.teachers, recipe))
         used_teachers = {name for names in by_group.values() for name in names}
         # In the cache's order, whatever the order of --teacher.

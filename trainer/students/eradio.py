@@ -173,8 +173,10 @@ class ERadio(Student):
         return (w0, w1, w2, w3) if self.config.neck == "none" else (w0, w1, self.embed_dim, w3)
 
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
-        """Maps of stride 4, 8, 16 and 32, as detectors want them. Where there is a neck, stride 16 is what it gives: the
-        map that `forward` gives, too. Raises what `forward` raises."""
+        """Return maps of stride 4, 8, 16 and 32, as detectors need them.
+
+        With a neck, the map of stride 16 is its output, which `forward` returns, too. Raises the errors of `forward`.
+        """
         x = self.stem(self._condition(images, "NCHW").contiguous(memory_format=torch.channels_last))
         conv0, down1, conv1, down2 = self.conv_stages
         stride4 = conv0(x)
@@ -186,10 +188,10 @@ class ERadio(Student):
         return [stride4, stride8, self.neck(stride16, stride32), stride32]
 
     def deploy(self) -> Self:
-        """A frozen copy for inference: batch norms folded into convolutions, position biases baked into tables, weights
-        laid out channels last.
+        """Return a frozen copy for inference, with the same outputs up to rounding.
 
-        Same outputs up to rounding; it cannot be trained, and its state dict is not that of the original.
+        Batch norms are folded into convolutions, position biases into tables, and weights are channels-last. The copy cannot be
+        trained, and its state dict differs from the original's.
         """
         deployed = copy.deepcopy(self).eval().requires_grad_(False)
         for module in list(deployed.modules()):
@@ -367,7 +369,7 @@ def cut_windows(x: Float[Tensor, "b c h w"], window_hw: tuple[int, int]) -> Floa
 def join_windows(
     tokens: Float[Tensor, "b_windows n c"], map_hw: tuple[int, int], window_hw: tuple[int, int]
 ) -> Float[Tensor, "b c h w"]:
-    """The inverse of `cut_windows`; the padding is cut off again."""
+    """Invert `cut_windows` and remove its padding."""
     (h, w), (wh, ww) = map_hw, window_hw
     rows, columns = math.ceil(h / wh), math.ceil(w / ww)
     x = tokens.view(-1, rows, columns, wh, ww, tokens.shape[-1]).transpose(2, 3)

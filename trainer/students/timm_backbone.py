@@ -41,9 +41,9 @@ WHOLE = "-whole"
 
 
 def _versions() -> dict[str, TimmConfig]:
-    """The efficient students of AM-RADIO's table (arXiv 2312.06709); timm has no FasterViT, the eleventh of its list.
+    """Return the efficient students of AM-RADIO's table (arXiv 2312.06709). timm has no FasterViT, the eleventh of its list.
 
-    Each twice: cut where its stride is 16, as the other students of ours are, and whole, as the table counts it.
+    Each is listed twice: up to a stride of 16, as the other students, and whole, as the table counts it.
     """
     configs: list[TimmConfig] = []
     for name, model, last_stage, settings in (

@@ -74,21 +74,21 @@ def options(*teachers: str, **given: tuple[str, ...]) -> dict[str, TeacherOption
 
 
 def test_the_first_size_is_the_teacher_itself_and_further_ones_are_levels_beside_it() -> None:
-    asked = options("clip", "sam", size=("224", "clip=448", "clip=896"), fidelity=("0.95",))
-    assert {name: (one.size_px, one.level_of) for name, one in asked.items()} == {
+    requested = options("clip", "sam", size=("224", "clip=448", "clip=896"), fidelity=("0.95",))
+    assert {name: (one.size_px, one.level_of) for name, one in requested.items()} == {
         "clip": (448, None),
         "clip@896": (896, "clip"),
         "sam": (224, None),
     }
-    assert asked["clip@896"].codec == asked["clip"].codec != CodecRecord()
+    assert requested["clip@896"].codec == requested["clip"].codec != CodecRecord()
     both = options("clip", "dinov2", size=("448", "224"))
     assert list(both) == ["clip", "clip@224", "dinov2", "dinov2@224"]
 
 
 def test_the_trunk_of_a_teacher_is_a_teacher_of_its_own_with_the_options_of_the_one_that_was_named() -> None:
-    asked = options("clip", "sam", features=("sam=trunk",), weights=("sam=w.pth",), fidelity=("sam=0.999",))
-    assert list(asked) == ["clip", "sam-trunk"]
-    assert asked["sam-trunk"] == options("sam", weights=("w.pth",), fidelity=("0.999",))["sam"]
+    requested = options("clip", "sam", features=("sam=trunk",), weights=("sam=w.pth",), fidelity=("sam=0.999",))
+    assert list(requested) == ["clip", "sam-trunk"]
+    assert requested["sam-trunk"] == options("sam", weights=("w.pth",), fidelity=("0.999",))["sam"]
     assert list(options("sam", features=("neck",))) == ["sam"]
 
 

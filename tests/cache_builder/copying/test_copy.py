@@ -33,8 +33,10 @@ from radio_cache.view.info import teacher_infos
 def copy(source_path: Path, tmp_path: Path) -> Callable[..., CopyReport]:
     """copy(limit=3) copies the source to copy.zarr."""
 
-    def made(*, say: Callable[[str], None] = lambda _: None, **options: Any) -> CopyReport:
-        return copy_cache(CopyConfig(**{"source": source_path, "target": tmp_path / "copy.zarr", **options}), say)
+    def made(*, on_message: Callable[[str], None] = lambda _: None, **options: Any) -> CopyReport:
+        return copy_cache(
+            CopyConfig(**{"source": source_path, "target": tmp_path / "copy.zarr", **options}), on_message
+        )
 
     return made
 
@@ -162,7 +164,7 @@ def test_the_other_packing_keeps_the_fidelity_asked_for_and_records_what_it_kept
     copy: Callable[..., CopyReport], source: Cache, packing: str, name: str, kept: str, part: dict[str, Any]
 ) -> None:
     told: list[str] = []
-    report = copy(packing=packing, fidelity=0.995, teachers=(name, kept), say=told.append, **part)
+    report = copy(packing=packing, fidelity=0.995, teachers=(name, kept), on_message=told.append, **part)
     target = report.target
     assert f"{name}: klt/{name} does not become klt/{packing} without loss" in " ".join(told)
     teacher, original = target.teachers[name], source.teachers[name]

@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_fit_is_split_and_nothing_is_lost(
     whole = build(teachers=ONE, out=tmp_path / "whole.zarr", shard_images=10, batch_size=10).cache
     sizes = room_for(most)
     said: list[str] = []
-    tight = build(teachers=ONE, shard_images=10, batch_size=10, say=said.append).cache
+    tight = build(teachers=ONE, shard_images=10, batch_size=10, on_message=said.append).cache
     # Up to the last bits: the kernels choose by shape how to sum three products.
     np.testing.assert_allclose(
         tight.teachers["fake-a"].maps(range(10)), whole.teachers["fake-a"].maps(range(10)), atol=2e-3

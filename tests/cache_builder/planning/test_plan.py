@@ -105,7 +105,7 @@ def test_on_a_cpu_the_stages_add_up_and_beside_a_gpu_they_overlap(config: BuildC
     assert seconds("cuda") == pytest.approx(100 * 0.12)
     assert seconds("cuda", decode_s=0.5) == pytest.approx(100 * 0.5)
     klt = CodecRequest()
-    assert seconds("cpu", asked=klt) == pytest.approx(100 * 0.13 + 10 * 0.11)
+    assert seconds("cpu", requested=klt) == pytest.approx(100 * 0.13 + 10 * 0.11)
 
 
 def test_a_cache_pays_when_its_build_costs_less_than_the_teachers_of_the_runs(config: BuildConfig) -> None:

@@ -45,7 +45,7 @@ def test_shards_that_lost_much_more_than_allowed_are_named_the_worst_first(drift
     assert drift is not None
     assert drift.shards == ((2, 0.98), (0, 0.985))
     told = drift.describe("c.zarr")
-    assert "fake-a: 2 of 3 shards kept clearly less than the mean cosine of 0.9900" in told
+    assert "fake-a: 2 of 3 shards are clearly below the requested mean cosine of 0.9900" in told
     assert "shard 2 (0.9800), 0 (0.9850)" in told
     assert "radio-cache drop-teacher c.zarr fake-a, and the build command again" in told
 

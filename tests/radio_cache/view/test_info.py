@@ -65,7 +65,7 @@ def test_info_warns_of_shards_that_kept_less_than_was_asked_for(cache: Cache, mo
     found = LowFidelityShards("fake-a", 0.99, ((1, 0.97),), 3)
     monkeypatch.setattr("radio_cache.view.info.low_fidelity_shards", lambda cache: [found])
     text = " ".join(printed(describe(cache)).split())
-    assert "1 of 3 shards kept clearly less than the mean cosine of 0.9900 that was asked for: shard 1 (0.9700)" in text
+    assert "1 of 3 shards are clearly below the requested mean cosine of 0.9900: shard 1 (0.9700)" in text
 
 
 def test_a_cache_without_failures_says_so_in_a_sentence(tmp_path: Path, photos: Path) -> None:
