@@ -78,6 +78,7 @@ def create_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     def files() -> Iterator[tuple[str, bytes]]:
         yield from _index_files(meta.index, columns)
         yield from _below(IMAGES_UNIT, images_documents(meta))
+        # Zarr readers need a document in every group of the path.
         yield f"teachers/{DOCUMENT}", group_document()
         yield DOCUMENT, root_document(meta)
 
@@ -95,6 +96,7 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     """
     storage = open_storage(place)
     columns = index_columns(index)
+    # Read again: another process may have grown the cache since the caller opened it.
     old = CacheMeta.from_json(attributes_of(storage.read(DOCUMENT))[ATTRIBUTES_KEY])
     meta = replace(meta, index=index_group(columns))
     if old.num_images >= meta.num_images and old.index != meta.index:
@@ -102,6 +104,7 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
             f"{storage.url}: another process has just added other images to it, {old.num_images:,} are there now: run the same "
             "command again"
         )
+    # The new index first: it is named by its contents, so the old one stays valid meanwhile.
     for path, data in _index_files(meta.index, columns):
         storage.write(path, [data])
     # Arrays first: one that is longer than the cache says is read as far as the cache goes.

@@ -93,9 +93,11 @@ def resized_hw(image_hw: tuple[int, int], geometry: ViewGeometry) -> tuple[int, 
         return geometry.input_hw
     if geometry.fit == "crop":
         short = geometry.resize_px
+        # torchvision truncates the longer side. Rounding it would shift every crop by up to half a pixel.
         hw = (short, int(short * w / h)) if h <= w else (int(short * h / w), short)
     else:
         scale = geometry.resize_px / max(h, w)
+        # At least one pixel, also for images that are much longer than wide.
         hw = (max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5)))
     if hw[0] * hw[1] > MAX_RESIZED_PIXELS:
         raise ImageError(f"{w} x {h} pixels is too long and thin: resized it would be {hw[1]} x {hw[0]}")
@@ -107,6 +109,7 @@ def crop_offset_yx(resized: tuple[int, int], geometry: ViewGeometry) -> tuple[in
     if geometry.fit != "crop":
         return (0, 0)
     return (
+        # Python's round is to even, as in torchvision.
         round((resized[0] - geometry.input_hw[0]) / 2.0),
         round((resized[1] - geometry.input_hw[1]) / 2.0),
     )
@@ -123,6 +126,7 @@ def valid_tokens(image_hw: tuple[int, int], geometry: ViewGeometry) -> NDArray[n
     """Return (grid_h, grid_w) whether the centre of a token lies on the image, and not on padding."""
     limits = valid_hw(image_hw, geometry)
     centres = [geometry.offset_px + geometry.stride_px * np.arange(n) for n in geometry.grid_hw]
+    # (grid_h, 1) & (1, grid_w) -> (grid_h, grid_w)
     return (centres[0] <= limits[0])[:, None] & (centres[1] <= limits[1])[None, :]
 
 
@@ -133,6 +137,7 @@ def visible_box_xyxy(image_hw: tuple[int, int], geometry: ViewGeometry) -> BoxXY
     top, left = crop_offset_yx((rh, rw), geometry)
     vh, vw = valid_hw(image_hw, geometry)
     return (
+        # Clamped, because the resize rounds: the crop may end a fraction of a pixel outside the image.
         max(0.0, left * w / rw),
         max(0.0, top * h / rh),
         min(float(w), (left + vw) * w / rw),
@@ -171,6 +176,7 @@ def nearest_level(
     """
     x0, y0, x1, y1 = box_xyxy_px
     student_magnification = math.sqrt(math.prod(student_hw) / ((x1 - x0) * (y1 - y0)))
+    # Ratios, not differences: twice and half the size are equally far.
     distances = [abs(math.log(magnification(image_hw, geometry) / student_magnification)) for geometry in levels]
     return distances.index(min(distances))
 
@@ -182,6 +188,7 @@ def box_to_grid(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], geometry: ViewG
     top, left = crop_offset_yx((rh, rw), geometry)
 
     def to_grid(coordinate_px: float, scale: float, cut_px: int) -> float:
+        # A token's centre has coordinate i + 0.5, so that cell i covers [i, i + 1].
         return (coordinate_px * scale - cut_px - geometry.offset_px) / geometry.stride_px + 0.5
 
     x0, y0, x1, y1 = box_xyxy_px
@@ -215,19 +222,24 @@ def resample_weights(
     scale = (hi - lo) / num_out
     if np.any(scale <= 0):
         raise ConfigError("a crop box has no area: its right or lower edge is not beyond the left or upper one")
+    # (b, num_out) centres of the output cells, in units of input cells
     centre = lo[:, None] + (np.arange(num_out) + 0.5)[None, :] * scale[:, None]
     cells = np.arange(num_in) + 0.5
+    # (b, num_in); the tolerance keeps cells whose centre is on the border despite rounding.
     usable = (cells[None, :] > valid_lo[:, None] - 1e-9) & (cells[None, :] < valid_hi[:, None] + 1e-9)
     # A valid region thinner than half a token holds no cell centre; its nearest cell then stands for it.
     nearest = np.clip(np.floor((valid_lo + valid_hi) / 2).astype(np.int64), 0, num_in - 1)
     usable[np.arange(len(lo)), nearest] |= ~usable.any(axis=1)
     first = np.argmax(usable, axis=1) + 0.5
     last = num_in - 1 - np.argmax(usable[:, ::-1], axis=1) + 0.5
+    # Half the width of the triangle: one output cell when shrinking, one input cell when enlarging.
     support = np.maximum(scale, 1.0)[:, None]
     # Centres beyond the usable cells are moved to where the filter still reaches the outermost one.
     inside = np.clip(centre, first[:, None] - support / 2, last[:, None] + support / 2)
+    # (b, num_out, num_in)
     distance = np.abs(cells[None, None, :] - inside[:, :, None])
     weights = np.maximum(0.0, 1.0 - distance / support[:, :, None]) * usable[:, None, :]
+    # Not zero: `inside` keeps the filter on a usable cell.
     total = weights.sum(axis=2, keepdims=True)
     valid = (centre >= valid_lo[:, None] - 1e-9) & (centre <= valid_hi[:, None] + 1e-9)
     return (weights / total).astype(np.float32), valid
@@ -251,6 +263,7 @@ class CropWeights:
 
     def sample(self, maps: NDArray[np.floating]) -> NDArray[np.float32]:
         """Targets (b, out_h, out_w, c) of maps (b, grid_h, grid_w, c), by numpy; `radio_cache.torch.crop_maps` is for devices."""
+        # (b, out_h, grid_h), (b, grid_h, grid_w, c), (b, out_w, grid_w) -> (b, out_h, out_w, c)
         sampled = np.einsum("nyh,nhwc,nxw->nyxc", self.rows, maps, self.columns, optimize=True)
         return sampled.astype(np.float32, copy=False)
 
@@ -272,6 +285,7 @@ def crop_weights(
     """
     grid = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(boxes_xyxy_px, images_hw, strict=True)])
     seen_px = [visible_box_xyxy(hw, geometry) for hw in images_hw]
+    # Padding and cropped margins get no weight, so targets come from the image alone.
     visible = np.array([box_to_grid(box, hw, geometry) for box, hw in zip(seen_px, images_hw, strict=True)])
     rows, valid_y = resample_weights(
         grid[:, 1], grid[:, 3], visible[:, 1], visible[:, 3], num_in=geometry.grid_hw[0], num_out=out_hw[0]
@@ -289,6 +303,7 @@ def _coverage(box: BoxXYXY, visible: BoxXYXY) -> float:
     width = min(box[2], visible[2]) - max(box[0], visible[0])
     height = min(box[3], visible[3]) - max(box[1], visible[1])
     area = (visible[2] - visible[0]) * (visible[3] - visible[1])
+    # A crop beside the visible part has no overlap, and no negative one.
     return max(0.0, width) * max(0.0, height) / area
 
 
@@ -308,6 +323,7 @@ def rescaled_box_xyxy(box_xyxy_px: BoxXYXY, image_hw: tuple[int, int], kept_hw: 
 
 def intersect_xyxy(boxes: Sequence[BoxXYXY]) -> BoxXYXY:
     """Return the intersection of several boxes of one image."""
+    # (boxes, 4)
     array = np.array(boxes)
     x0, y0, x1, y1 = (*array[:, :2].max(axis=0), *array[:, 2:].min(axis=0))
     return (float(x0), float(y0), float(x1), float(y1))
@@ -324,6 +340,7 @@ def random_box_xyxy(
     x0, y0, x1, y1 = within
     share = rng.uniform(*area)
     aspect = float(np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]))))
+    # Relative to `within`, so 1.0 is its whole side.
     w = min(1.0, float(np.sqrt(share * aspect))) * (x1 - x0)
     h = min(1.0, float(np.sqrt(share / aspect))) * (y1 - y0)
     left = x0 + rng.uniform(0.0, 1.0) * (x1 - x0 - w)

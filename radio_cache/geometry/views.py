@@ -65,6 +65,7 @@ def draw_view(sampling: ViewSampling | None, row: int, number: int, image_hw: tu
         return whole_view(image_hw)
     if sampling is None:
         raise ConfigError(f"view {number} is asked for, and how views are drawn is not said")
+    # No teacher in the seed: all teachers see the same crop.
     rng = np.random.default_rng((sampling.seed, row, number))
     h, w = image_hw
     x0, y0, x1, y1 = random_box_xyxy(rng, (0.0, 0.0, float(w), float(h)), area=sampling.area, ratio=sampling.ratio)
@@ -79,5 +80,6 @@ def box_in_view(box_xyxy_px: BoxXYXY, view: View) -> BoxXYXY:
     x0, y0, x1, y1 = box_xyxy_px
     left, top, right, _ = view.box_xyxy
     if view.flipped:
+        # Mirrored: the right edge becomes the left one.
         return (right - x1, y0 - top, right - x0, y1 - top)
     return (x0 - left, y0 - top, x1 - left, y1 - top)

@@ -81,6 +81,7 @@ class ShardIndexCache:
     """
 
     def __init__(self) -> None:
+        # A forked child inherits locks that no thread will release, so readers compare the process.
         self.process = os.getpid()
         self.lock = threading.Lock()
         self.shards: OrderedDict[Key, ShardIndex] = OrderedDict()
@@ -90,6 +91,7 @@ class ShardIndexCache:
     @property
     def crowded(self) -> bool:
         """Return whether who was used last matters soon."""
+        # Half full: until then nothing is evicted soon, and the order need not be maintained.
         return 2 * len(self.files) > MAX_OPEN_FILES or 2 * len(self.shards) > MAX_KEPT_SHARDS
 
     def shard(self, key: Key) -> ShardIndex | None:
@@ -103,6 +105,7 @@ class ShardIndexCache:
             for key in keys:
                 for cached in (self.files, self.shards):
                     if key in cached:
+                        # The least recently used entry is the first, which is evicted.
                         cached.move_to_end(key)
 
     def forget(self, key: Key) -> None:
@@ -124,6 +127,7 @@ class ShardIndexCache:
             replaced = self.opened.get(key)
             self.files[key] = file
             self.opened[key] = (file, shard)
+            # Closed after the lock is released, by its last reference.
             evicted = None
             if len(self.files) > MAX_OPEN_FILES:
                 oldest, _ = self.files.popitem(last=False)

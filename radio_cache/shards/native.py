@@ -62,12 +62,15 @@ class NativeBatch(LocalBatch):
         self._find(positions, shards)
         row_bytes, count = self._layout.row_bytes, len(self._of_row)
         if not self._layout.zstd:
+            # Uncompressed rows have one length and go straight into the caller's buffer.
             self._lengths = np.full(count, row_bytes, np.int64)
             return [partial(self._fetch, slice(0, count), self._positions * row_bytes, self._memory, threads)]
         opened = zip(self._opened_rows, self._number_of_row, strict=True)
         stored = [index.lengths[number] for (_, index), number in opened if index.lengths]
+        # Stored lengths include the checksum, which the compiled code reads by itself.
         self._lengths = np.array(stored, np.int64) - CRC_BYTES
         ends = np.cumsum(self._lengths)
+        # Slices of about equal bytes, so that threads finish together.
         cuts = np.flatnonzero(np.diff(ends // _SLICE_BYTES, prepend=0)).tolist()
         return [
             partial(self._read_and_decode, slice(first, last))
@@ -82,12 +85,14 @@ class NativeBatch(LocalBatch):
         rows: list[tuple[OpenFile, ShardIndex] | None] = []
         last, opened = -1, None
         for shard in of_row:
+            # Rows are sorted, so a shard is looked up once.
             if shard != last:
                 last, opened = shard, known.opened.get((view, shard)) or self.look_up(shard)
             rows.append(opened)
         if known.crowded:
             known.use((view, shard) for shard in dict.fromkeys(of_row))
         offsets = [row[1].offsets[number] if row else ABSENT_CHUNK for row, number in zip(rows, numbers, strict=True)]
+        # Negative offsets mark missing chunks and chunks outside the file.
         if offsets and min(offsets) < 0:
             present = self._there(offsets, of_row, numbers)
             self.missing.extend(np.delete(positions, present).tolist())
@@ -121,6 +126,7 @@ class NativeBatch(LocalBatch):
         descriptors, offsets, lengths, check = (
             every[part] for every in (self._descriptors, self._offsets, self._lengths, self._check)
         )
+        # One call without the interpreter's lock. It returns (row, status, errno) of the first failure.
         failed = compiled.read(descriptors, offsets, lengths, places, check, out, threads)
         if failed is not None:
             self._raise(part.start + failed[0], failed[1], failed[2])
@@ -131,6 +137,7 @@ class NativeBatch(LocalBatch):
     def _read_and_decode(self, part: slice) -> None:
         lengths = self._lengths[part]
         ends = np.cumsum(lengths)
+        # All frames of the slice in one buffer, then decoded one by one.
         frames = scratch.buffer(int(ends[-1]))
         self._fetch(part, ends - lengths, frames, 1)
         for at, end, length in zip(range(part.start, part.stop), ends.tolist(), lengths.tolist(), strict=True):

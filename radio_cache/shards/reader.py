@@ -52,15 +52,18 @@ class ShardReader:
         if os.getpid() != self._known.process:
             self._known = ShardIndexCache()  # the parent's locks may be held by threads that are not here
         shards, numbers = np.divmod(rows, self._layout.shard_images)
+        # In the order of the file, which a disk and a bucket read faster than random order.
         order = np.argsort(rows, kind="stable")
         place = (self._storage, self._folder, self._layout, self._known, view, numbers, out.reshape(-1), verify)
         if not self._storage.is_local:
             batch: Batch = RemoteBatch(*place)
+            # A request is mostly waiting, so more threads than cores pay.
             threads = max(threads, _REMOTE_THREADS)
             steps = _steps(batch, _jobs(shards, order))
         elif native_batch.AVAILABLE:
             batch = NativeBatch(*place)
             if threads > 1:
+                # Indices that are not cached yet are read in parallel, before the rows.
                 _run([partial(batch.look_up, shard) for shard in batch.unknown(shards)], threads)
             steps = batch.steps(order, shards[order], threads)
         else:
@@ -85,6 +88,7 @@ def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[Job]:
     """Return one job for each shard."""
     jobs: list[Job] = []
     sorted_shards = shards[order]
+    # Last position of every run of equal shards.
     ends = np.flatnonzero(np.diff(sorted_shards, append=-1)) + 1
     places, first = order.tolist(), 0
     for shard, end in zip(sorted_shards[ends - 1].tolist(), ends.tolist(), strict=True):
@@ -108,6 +112,7 @@ def _run(steps: Sequence[Callable[[], object]], threads: int) -> None:
         for step in steps:
             step()
         return
+    # An iterator shared by threads: `next` on it is atomic under the interpreter's lock.
     waiting = iter(steps)
 
     def work() -> None:
