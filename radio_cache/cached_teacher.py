@@ -141,6 +141,7 @@ class CachedTeacher:
             raise CorruptShardError(
                 f"{storage.at(folder)}/{DOCUMENT} {difference}: radio-cache repair {files.url}, then run the build again"
             )
+        # The shape follows from the spec and is compared with the stored document above.
         row_bytes = math.prod(shape) * codec.dtype.itemsize
         layout = ShardLayout(
             row_axes=len(shape),
@@ -198,6 +199,7 @@ class CachedTeacher:
         self._refuse_view(view)
         indices = self._existing(rows)
         stored = self._summaries[view][indices]
+        # NaN is the fill value of summaries: a row without one was never written.
         if np.isnan(stored).any():
             holes = indices[np.isnan(stored).any(axis=1)]
             raise self._missing(holes, f"summary/c/{view}/{holes[0] // self._files.meta.shard_images}/0")
@@ -229,6 +231,7 @@ class CachedTeacher:
             )
         self._refuse_view(view)
         indices = self._existing(rows)
+        # (m, *row_shape) -> (m, row_bytes), a view of the caller's buffer
         flat = out.reshape(len(rows), math.prod(shape[1:])).view(np.uint8)
         missing = self._shards.read(view, indices, flat, verify=verify, threads=threads)
         if len(missing):
@@ -238,6 +241,7 @@ class CachedTeacher:
 
     def batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         """Yield the rows in batches whose decoded maps take bounded memory."""
+        # Decoded maps are float32.
         map_bytes = 4 * self.spec.spatial_dim * math.prod(self.spec.geometry.grid_hw)
         most_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // map_bytes))
         yield from (rows[first : first + most_rows] for first in range(0, len(rows), most_rows))
@@ -257,6 +261,7 @@ class CachedTeacher:
         if view == 0:
             return [whole_view((int(h), int(w))) for h, w in self._files.sizes_hw[indices]]
         boxes, flipped = self._boxes[view, indices], self._flipped[view, indices]
+        # A view has a width of at least one pixel, so 0 is the fill value.
         holes = indices[boxes[:, 2] == 0]
         if len(holes):
             raise self._missing(holes, f"crop_xyxy/c/0/{holes[0] // self._files.meta.shard_images}/0")

@@ -197,6 +197,7 @@ class Cache:
 
         limit = max_pixels_of_any_cache()
         try:
+            # The smaller of both: a hostile cache may state any number.
             return decode_image(data, max_pixels=min(self.meta.max_pixels, limit), least_px=least_px)
         except ImageError as exc:
             if self.meta.max_pixels <= limit or "--max-pixels" not in str(exc):

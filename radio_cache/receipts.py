@@ -103,6 +103,7 @@ class UnitReceipts:
             try:
                 return question(self._loaded)
             except FileNotFoundError:
+                # Clears the cached property, so that the next use lists the receipts again.
                 self.__dict__.pop("_loaded", None)
                 raise
 
@@ -181,6 +182,7 @@ def drop_receipt(place: Storage | str | Path, unit: str, shard: int) -> bool:
             if shard in intact or lost or not _is_whole(storage, log, data, unit):
                 dropped = True
                 intact.pop(shard, None)
+                # The new log exists before the old one is deleted: a kill in between leaves two equal ones.
                 new = _write_log(storage, unit, intact)
                 if new != log:
                     storage.delete(log)
@@ -199,6 +201,7 @@ def is_finished(place: Storage | str | Path, receipt: Receipt | None, num_rows: 
         return False
     if not receipt.failures or receipt.unit == IMAGES_UNIT:
         return True
+    # A row that failed for the teacher and not for the scan was read successfully later.
     images = read_receipt(place, IMAGES_UNIT, receipt.shard)
     failed = {failure.row for failure in receipt.failures}
     return images is None or failed <= {failure.row for failure in images.failures}
@@ -238,6 +241,7 @@ def compact_receipts(place: Storage | str | Path, unit: str, *, from_files: int 
             if lost:
                 raise _damaged(storage, log, f"{lost} of its lines do not match their checksums")
             _merge(lines, intact)
+        # Files after logs, because a file takes precedence over a line.
         for shard, receipt in _read_files(storage, unit, files).items():
             lines[shard] = _line(receipt)
         new = _write_log(storage, unit, lines)
@@ -261,6 +265,7 @@ class _Loaded:
         failed = [np.array([failure.row for receipt in self._own.values() for failure in receipt.failures], np.int64)]
         for log in logs:
             table, log_failed = _read_columns(storage, log, unit)
+            # Lines are not read here: offsets follow from the lengths in the columns.
             self._lazy.append((log, table[:, 0], np.cumsum(table[:, 5]) - table[:, 5]))
             tables.append(table)
             failed.append(log_failed)
@@ -399,6 +404,7 @@ def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
     receipts = [Receipt.from_json(parse_json(line)) for line in ordered]
     table = np.array([_numbers(receipt, len(line)) for receipt, line in zip(receipts, ordered, strict=True)], np.int64)
     columns: dict[str, list[int]] = dict(zip(_PER_SHARD, table.reshape(-1, len(_PER_SHARD)).T.tolist(), strict=True))
+    # All shards together: a reader needs the set of unusable rows, not their shards.
     columns["failed_rows"] = sorted(failure.row for receipt in receipts for failure in receipt.failures)
     body = b"".join(ordered)
     second = json.dumps({"of": unit, "columns": columns}, separators=(",", ":")).encode() + b"\n"
@@ -408,6 +414,7 @@ def _write_log(storage: Storage, unit: str, lines: dict[int, bytes]) -> str:
         "columns_crc32c": crc32c(second),
         "crc32c": crc32c(body),
     }
+    # Named by its contents, so two processes that write the same log write the same file.
     path = f"{receipts_folder(unit)}/log-{crc32c(body):08x}.jsonl"
     storage.write(path, [body, second, json.dumps(last).encode() + b"\n"])
     return path
@@ -423,6 +430,7 @@ def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int
         length = last["columns_bytes"]
         if type(length) is not int or not 0 < length <= size - last_bytes:
             raise ValueError(f"columns of {length!r:.40} bytes")
+        # A second read only for units with very many shards.
         if length + last_bytes > len(tail):
             tail, _ = storage.read_tail(log, length + last_bytes)
         second = tail[-length - last_bytes : -last_bytes]
@@ -434,6 +442,7 @@ def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int
         table = np.stack([_whole_numbers(document["columns"][name]) for name in _PER_SHARD], axis=1)
         failed = _whole_numbers(document["columns"]["failed_rows"])
         shards, lines = table[:, 0], table[:, 5]
+        # The sum alone could overflow for hostile lengths.
         outside = lines.max(initial=0) > size or lines.sum() > size
         if len(table) != last["lines"] or (np.diff(shards) <= 0).any() or outside:
             raise ValueError("its columns contradict each other")
@@ -500,11 +509,13 @@ def _again(read: Callable[[], T]) -> T:
 def finished_rows(columns: ReceiptColumns, num_images: int, shard_images: int, out: NDArray[np.bool_]) -> None:
     """Clear `out` (n,) for rows without a valid receipt. A receipt from before the cache grew is valid for fewer rows."""
     num_shards = -(-num_images // shard_images)
+    # Receipts beyond the end are leftovers of a longer cache, and are ignored.
     known = columns.shard < num_shards
     done = np.zeros(num_shards, np.bool_)
     done[columns.shard[known]] = True
     for shard in np.flatnonzero(~done).tolist():
         out[shard * shard_images : (shard + 1) * shard_images] = False
+    # Receipts from before the cache grew cover the first rows of the last shard only.
     short = known & (columns.num_rows < shard_images)
     for shard, rows in zip(columns.shard[short].tolist(), columns.num_rows[short].tolist(), strict=True):
         out[shard * shard_images + rows : (shard + 1) * shard_images] = False

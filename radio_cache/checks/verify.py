@@ -98,6 +98,7 @@ def verify_cache(cache: Cache, *, deep: bool = False) -> VerifyReport:
     for unit in (IMAGES_UNIT, *cache.teachers):
         shards[unit] = missing[unit] = 0
         unit_damages = [*_transform_damages(cache, unit), *_document_damages(cache, unit)]
+        # Maps cannot be decoded with a damaged codec or document, which is reported already.
         decodable = not unit_damages
         for shard, receipt in each_receipt(cache.storage, unit, cache.meta.num_shards):
             if receipt is None:
@@ -155,6 +156,7 @@ def drop_teacher(cache: Cache, name: str) -> int:
                 f"{cache.url}: teacher '{name}' is being built by another process: stop that build first; it keeps what is done"
             )
         freed = teacher_bytes(cache, name)
+        # Without receipts the rest is an unfinished teacher, wherever a kill interrupts.
         cache.storage.delete_tree(receipts_folder(name))
         cache.storage.delete_tree(unit_group(name))
     return freed
@@ -242,6 +244,7 @@ def file_difference(file: StoredFile, data: bytes, shard_images: int) -> str | N
     covered = memoryview(data)[:-CRC_BYTES]
     if file.path.startswith(("spatial/", f"{PIXELS}/")):
         covered = covered[-16 * shard_images :]
+    # The receipt's checksum leaves out the last four bytes, which are compared here.
     closing_fits = crc32c(covered) == int.from_bytes(data[-CRC_BYTES:], "little")
     return None if file_crc32c(data) == file.crc32c and closing_fits else "does not match its checksum"
 
@@ -253,6 +256,7 @@ def _deep_damages(cache: Cache, teacher: CachedTeacher, shard: int, receipt: Rec
     spec = teacher.spec
     try:
         for batch in teacher.batches(rows):
+            # Damaged codes may decode to infinities, which are reported below instead of warned about.
             with np.errstate(all="ignore"):
                 finite = all(np.isfinite(teacher.maps(batch, view=view)).all() for view in range(spec.views))
             if not finite:
@@ -285,6 +289,7 @@ def _summary_damages(
         if len(stored) != meta.shard_images * channels * 2:
             yield Damage(name, shard, place, "does not hold the summaries of a shard", mendable=True)
             continue
+        # (shard_images, c), without a copy
         summaries = np.frombuffer(stored, "<f2").reshape(meta.shard_images, channels)
         if np.isnan(summaries[rows - shard * meta.shard_images]).any():
             yield Damage(name, shard, place, "an image that is usable has no summary", mendable=True)
@@ -347,6 +352,7 @@ def _document_difference(expected: bytes, storage: Storage, path: str, axis: int
     try:
         stored = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
         ours: Any = parse_json(stored)
+        # Documents of the first caches have no checksum, and are compared without it.
         sealed = "crc32c" in dict(ours["attributes"].get(ATTRIBUTES_KEY, {}))
     except FileNotFoundError:
         return "gone"

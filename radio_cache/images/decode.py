@@ -199,7 +199,9 @@ def _grey_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
             beyond = " beyond 0 to 65535" if values.min() < 0 or values.max() > 65535 else ""
             raise ImageError(f"{kind}{beyond} have no agreed range; convert to 8 or 16 bits")
     if inverted:
+        # Zero is white: inverted in the full range, before the scaling.
         values = (1 << bits) - 1 - values
+    # The highest 8 bits, so that the range of the file is that of the result.
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
