@@ -65,7 +65,7 @@ def _image_options(cache: Cache) -> Iterator[str]:
     if cache.meta.shard_images != BUILD_DEFAULTS["shard_images"]:
         yield from ("--shard-images", str(cache.meta.shard_images))
     if cache.meta.pixels is not None:
-        yield from ("--store-pixels", str(cache.meta.pixels.side_px), "--pixels-as", cache.meta.pixels.format)
+        yield from ("--store-pixels", str(cache.meta.pixels.side_px), "--pixel-format", cache.meta.pixels.format)
 
 
 def _run_options(cache: Cache, name: str) -> Iterator[str]:

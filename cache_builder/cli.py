@@ -16,25 +16,29 @@ from cache_builder.commands.view import view
 from radio_cache import __version__
 from radio_cache.terminal.help import HELP_SETTINGS, OrderedGroup
 
+# No docstring: click reads \b as a character, which keeps the lines of the paragraph as they are.
+_HELP = """Run vision teachers once over your images and cache their features.
+
+\b
+Try it on bundled photos, offline, in a few minutes:
+    radio-cache demo
+With your own photos:
+    radio-cache build --images photos/ --teacher efficientnet-lite0 --out c.zarr
+    radio-train --cache c.zarr --student e-radio-tiny --out run
+    radio-eval all --run run
+    radio-export --run run --out student
+"""
+
 
 @click.group(
     cls=OrderedGroup,
     order=("demo", "teachers", "plan", "build", "info", "view", "verify", "repair", "copy", "relocate", "drop-teacher"),
     context_settings=HELP_SETTINGS,
+    help=_HELP,
 )
 @click.version_option(__version__, prog_name="radio-cache")
 def main() -> None:
-    r"""Run vision teachers once over your images and cache their features.
-
-    \b
-    See it work first, offline, in a few minutes:
-        radio-cache demo
-    Then your own:
-        radio-cache build --images photos/ --teacher efficientnet-lite0 --out c.zarr
-        radio-train --cache c.zarr --student e-radio-tiny --out run
-        radio-eval all --run run
-        radio-export --run run --out student
-    """
+    """The command `radio-cache`, a group of all that is done with a cache."""
 
 
 for command in (

@@ -12,20 +12,37 @@ from radio_cache.terminal.output import PATH_OR_URL, allow_module_option, consol
 
 
 @click.command("align-error")
-@click.argument("cache", type=PATH_OR_URL, metavar="CACHE.zarr")
+@click.argument("cache", type=PATH_OR_URL, metavar="CACHE")
 @click.option(
-    "--teacher", "teachers", multiple=True, metavar="NAME", help="This teacher only. Repeatable. [default: all]"
+    "--teacher", "teachers", multiple=True, metavar="NAME", help="Measure only this teacher. Repeatable. [default: all]"
 )
 @click.option(
-    "--limit", default=64, show_default=True, help="Images of the cache, a seeded sample; a crop each and scale."
+    "--limit",
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Measure on N images drawn at random, with one crop per image and scale.",
 )
 @click.option(
-    "--scales", default="1,0.9,0.7,0.5,0.35", show_default=True, help="Sides of the crops, shares of the image."
+    "--scales",
+    default="1,0.9,0.7,0.5,0.35",
+    show_default=True,
+    metavar="SHARES",
+    help="Sides of the crops as shares of the image's sides, separated by commas.",
 )
-@click.option("--seed", default=0, show_default=True)
-@click.option("--json", "json_file", type=OutputFile(), metavar="FILE", help="Write the figures, too.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the images and crops drawn.")
 @click.option(
-    "--plot", type=OutputFile(*PICTURE_ENDINGS, ".svg", ".pdf"), metavar="FILE.png", help="Draw them; needs matplotlib."
+    "--json",
+    "json_file",
+    type=OutputFile(),
+    metavar="FILE",
+    help="Also write the figures to this file as JSON; - is standard output.",
+)
+@click.option(
+    "--plot",
+    type=OutputFile(*PICTURE_ENDINGS, ".svg", ".pdf"),
+    metavar="FILE",
+    help="Draw the figures to this PNG, JPEG, SVG or PDF file. Needs matplotlib.",
 )
 @device_option()
 @allow_module_option
@@ -40,10 +57,10 @@ def align_error(
     plot: Path | None,
     device: str,
 ) -> None:
-    """Compare crops of cached maps with the teachers' own maps of the crops.
+    """Measure the error of training on crops of cached maps instead of running the teachers on the crops.
 
-    Cosine of tokens less the teacher's mean token: 1 is the same. Teachers run at their first size; each of their levels in
-    the cache is compared with them, and so are mirrored crops with mirrored maps.
+    Prints the mean cosine similarity of both maps' tokens, after the teacher's mean token is subtracted: 1 means no error.
+    Teachers run at the first of their cached sizes. Each size in the cache is compared, also for mirrored crops and maps.
     """
     import json
 
@@ -54,15 +71,18 @@ def align_error(
     for name in teachers:
         if name not in opened.teachers.names():
             raise ConfigError(f"{opened.url}: " + unknown_name("cached teacher", name, opened.teachers.names()))
+    # Before the teachers load, which takes longer than to notice a typing error.
     try:
         sides = tuple(float(text) for text in scales.split(","))
     except ValueError as exc:
         raise ConfigError(f"--scales {scales}: numbers with commas between them, such as 1,0.7,0.5") from exc
     request = AlignRequest(teachers=teachers, limit=limit, scales=sides, seed=seed, device=pick_device(device))
+    # Teachers need the original images, which may have to be downloaded: the note explains the wait.
     if note := opened.remote_images_note():
         print_line(note)
     errors = measure(opened, request, on_message=print_line)
     rows = table("centred cosine by side of the crop", "teacher", "level", "", *(f"{side:g}" for side in sides), left=3)
+    # One row per teacher, level and mirroring, in the order of the measurement.
     for key in dict.fromkeys((e.teacher, e.level_px, e.mirrored) for e in errors):
         cells = [
             e.cosine for side in sides for e in errors if (e.teacher, e.level_px, e.mirrored, e.scale) == (*key, side)

@@ -9,14 +9,14 @@ from rich.table import Table
 
 from cache_builder.build_config import BATCH_IMAGES, BUILD_DEFAULTS
 from radio_cache.terminal.help import SectionedCommand
-from radio_cache.terminal.options import device_option
+from radio_cache.terminal.options import device_option, renamed_option
 from radio_cache.terminal.output import PATH_OR_URL, console, human_bytes, plain_errors, print_line, table
 
 if TYPE_CHECKING:
     from cache_builder.build import BuildReport
     from cache_builder.workers.pool import WorkerPool
 
-SAME_COMMAND = "Nothing is lost: the same command goes on where this one stopped."
+SAME_COMMAND = "Nothing is lost: the same command continues where this one stopped."
 """Hint after Ctrl-C."""
 
 BUILD_SECTIONS = {
@@ -39,7 +39,7 @@ BUILD_SECTIONS = {
         "step",
         "packing",
         "store_pixels",
-        "pixels_as",
+        "pixel_format",
         "shard_images",
     ),
     "Speed": ("device", "dtype", "batch_size", "compiled", "threads"),
@@ -61,51 +61,55 @@ BUILD_EXAMPLES = (
     "--images",
     multiple=True,
     required=True,
-    metavar="SOURCE",
-    help="Folder (the first folder below is the class), WebDataset tar, folder of tars, pattern such as 'train-{000..004}.tar', "
-    "Parquet with image bytes, or a text file with a path or URL a line; also at s3://, gs://, https://, hf:// "
-    "(docs/sources.md). Repeatable.",
+    metavar="PATH_OR_URL",
+    help="Images to cache: a folder (its subfolders are the classes), a WebDataset tar, a folder of tars, a pattern such as "
+    "'train-{000..004}.tar', a Parquet file with image bytes, or a text file with one path or URL per line. URLs start with "
+    "s3://, gs://, https:// or hf:// (docs/sources.md). Repeatable.",
 )
 @click.option(
     "--member",
     default=BUILD_DEFAULTS["member"],
     metavar="ENDINGS",
-    help="Ending of the photo among the members of a sample in a tar. Of several, such as 'jpg;png', the first that the sample "
-    "has. "
-    "[default: every image is a photo]",
+    help="File ending of the images to use in tars whose samples have several files, such as 'jpg'. With 'jpg;png', the "
+    "first ending that a sample has is used. [default: every image file]",
 )
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     metavar="GLOB",
-    help="Use only images whose key matches, such as 'cat/*'; with a ! in front leave those out. Repeatable.",
+    help="Use only images whose key (path below --images) matches, such as 'cat/*'. '!cat/*' excludes them. Repeatable.",
 )
-@click.option("--limit", type=int, metavar="N", help="Use only the first N images, after --filter and --shuffle-seed.")
+@click.option(
+    "--limit",
+    type=int,
+    metavar="N",
+    help="Use only the first N images, counted after --filter and --shuffle-seed. [default: all]",
+)
 @click.option(
     "--shuffle-seed",
     type=int,
-    metavar="SEED",
-    help="Order the images at random, by this seed. Folders are sorted by class: without it the first N images are of a few "
-    "classes, and so is every shard.",
+    metavar="N",
+    help="Shuffle the images with this seed. Without it they keep the order of the source, in which folders are sorted by "
+    "class, so that --limit and each shard cover few classes. [default: no shuffling]",
 )
 @click.option(
     "--max-pixels",
     type=int,
     metavar="N",
-    help=f"Refuse larger images before decoding them. [default: {BUILD_DEFAULTS['max_pixels'] / 1e6:.0f} million, or the limit "
-    "of an existing cache]",
+    help="Reject images with more pixels than N before decoding them. "
+    f"[default: {BUILD_DEFAULTS['max_pixels'] / 1e6:.0f} million, or the limit of an existing cache]",
 )
-@click.option("--rescan", is_flag=True, help="List the sources again, even if nothing seems to have changed.")
+@click.option("--rescan", is_flag=True, help="List and scan --images again, even if they seem unchanged.")
 @click.option(
     "--retry-unusable",
     is_flag=True,
-    help="Scan every unusable image again. Images that could not be read are scanned again in any case.",
+    help="Scan damaged and rejected images again. Images that could not be read are always scanned again.",
 )
 @click.option(
     "--leave-out-unreadable",
     is_flag=True,
-    help="Build without the images that cannot be read, however many, as long as others can, and do not scan them again.",
+    help="Build without the images that cannot be read, however many they are, and do not scan them again.",
 )
 @click.option(
     "--teacher",
@@ -119,86 +123,94 @@ BUILD_EXAMPLES = (
     "--weights",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Local weights in the teacher's own format instead of a download.",
+    help="Load weights from this local file, in the format in which they are published, instead of downloading them. "
+    "Here and below, NAME= selects one of several teachers.",
 )
 @click.option(
     "--size",
     multiple=True,
     metavar="[NAME=]PX",
-    help="Side of the teacher's square input. Repeat it to keep a teacher at several sizes: the first is the teacher itself, "
-    "each other one a level beside it, called NAME@PX. [default: the teacher's own]",
+    help="Side of the teacher's square input in pixels. Repeat it to cache a teacher at several sizes: the first is stored "
+    "as NAME, each further one as NAME@PX. [default: the teacher's own size]",
 )
 @click.option(
     "--fit",
     multiple=True,
-    metavar="[NAME=]HOW",
-    help="How images reach the teacher: squash, crop or pad. [default: the teacher's own]",
+    metavar="[NAME=]FIT",
+    help="How an image is fitted to the teacher's square input: squash (ignores the aspect ratio), crop (centre crop) or pad. "
+    "[default: the teacher's own]",
 )
 @click.option(
     "--features",
     multiple=True,
-    metavar="[NAME=]WHICH",
-    help="Map of SAM: neck (read by its mask decoder, 256 channels) or trunk (the wide map before the neck; the teacher is then "
-    "called NAME-trunk). [default: neck]",
+    metavar="[NAME=]MAP",
+    help="Feature map of SAM to cache: neck (256 channels, the input of its mask decoder) or trunk (the wider map before the "
+    "neck, stored as NAME-trunk). [default: neck]",
 )
 @click.option(
     "--views",
     multiple=True,
-    metavar="[NAME=]K",
-    help="Also run the teacher on K random crops of every image, and store the features of each. [default: 0]",
+    metavar="[NAME=]N",
+    help="Also run the teacher on N random crops of every image and cache their features. [default: 0]",
 )
-@click.option("--flip-views", is_flag=True, help="Mirror half of the --views, drawn at random and recorded.")
+@click.option("--flip-views", is_flag=True, help="Mirror a random half of the --views; the cache records which.")
 @click.option(
     "--out",
     required=True,
     type=PATH_OR_URL,
-    metavar="CACHE.zarr",
-    help="Cache to create, to continue, or to add teachers to: a folder, or a URL such as s3://bucket/cache.zarr.",
+    metavar="PATH_OR_URL",
+    help="Cache to create, to continue, or to add teachers to: a folder such as cache.zarr, or a URL such as "
+    "s3://bucket/cache.zarr.",
 )
 @click.option(
     "--codec",
     multiple=True,
     metavar="[NAME=]CODEC",
-    help="Codec of the maps: klt (3 to 5 bits a value, calibrated to --fidelity), int8 (1 byte) or half (2 bytes). "
-    "[default: klt; half where there are too few images to calibrate on]",
+    help="Compression of the feature maps: klt (3 to 5 bits per value, calibrated to --fidelity), int8 (1 byte) or half "
+    "(2 bytes). [default: klt, or half if there are too few images to calibrate on]",
 )
 @click.option(
     "--fidelity",
     multiple=True,
     metavar="[NAME=]COSINE",
-    help="Mean cosine of decoded and true tokens that klt keeps, such as 0.99 or 0.999. [default: 0.99]",
+    help="Mean cosine similarity of decoded to original tokens that klt is calibrated to, below 1. [default: 0.99]",
 )
 @click.option(
-    "--step", multiple=True, metavar="[NAME=]STEP", help="Step of klt instead of a fidelity, in units of phi."
+    "--step",
+    multiple=True,
+    metavar="[NAME=]STEP",
+    help="Quantiser step of klt, set directly instead of by --fidelity, in units of phi, the root mean square standard "
+    "deviation of the channels (docs/format.md).",
 )
 @click.option(
     "--packing",
     multiple=True,
-    metavar="[NAME=]HOW",
-    help="Packing of klt: packed (fixed width, read at the speed of the disk) or zstd (smallest, for buckets and archives). "
+    metavar="[NAME=]PACKING",
+    help="How klt stores its values: packed (fixed width, fastest to read) or zstd (smallest, for buckets and archives). "
     "[default: packed]",
 )
 @click.option(
     "--store-pixels",
     type=int,
     metavar="PX",
-    help="Store the images, too, shorter side at most PX pixels, so that training needs no other file. Teachers still run on "
-    "the originals.",
+    help="Also store the images, resized to a shorter side of at most PX pixels, so that training needs no other files. "
+    "Teachers still see the originals. [default: images are not stored]",
 )
 @click.option(
-    "--pixels-as",
+    "--pixel-format",
     type=click.Choice(["jpeg", "webp-lossless"]),
     default="jpeg",
     show_default=True,
-    metavar="HOW",
-    help="How --store-pixels encodes: jpeg (of quality 90) or webp-lossless.",
+    metavar="FORMAT",
+    help="Image format of --store-pixels: jpeg (quality 90) or webp-lossless.",
 )
+@renamed_option("--pixels-as", "--pixel-format")
 @click.option(
     "--shard-images",
     type=int,
     metavar="N",
-    help="Images in one shard, the unit of work and the most that a crash can cost. "
-    f"[default: {BUILD_DEFAULTS['shard_images']}, or the number of an existing cache]",
+    help="Images per shard. A shard is written as a whole: a crash loses at most the shards in progress. "
+    f"[default: {BUILD_DEFAULTS['shard_images']}, or that of an existing cache]",
 )
 @device_option()
 @click.option(
@@ -207,38 +219,43 @@ BUILD_EXAMPLES = (
     default="auto",
     show_default=True,
     metavar="TYPE",
-    help="Precision of the forward pass: float32, bfloat16, float16; auto is bfloat16 on a GPU, float32 on a CPU.",
+    help="Precision of the teachers: float32, bfloat16 or float16; auto is bfloat16 on a GPU and float32 on a CPU.",
 )
 @click.option(
     "--batch-size",
     metavar="N|auto",
-    help="Images in one forward pass. auto measures it for each teacher on a GPU, and is 4 on a CPU. A teacher that was begun "
-    f"keeps its size. [default: {BATCH_IMAGES}]",
+    help="Images per forward pass. auto measures the best size of each teacher on a GPU, and is 4 on a CPU. A teacher that "
+    f"the cache holds in part keeps its batch size. [default: {BATCH_IMAGES}]",
 )
 @click.option(
     "--compile",
     "compiled",
     is_flag=True,
-    help="Compile teachers with torch.compile: minutes at first, then faster. Last bits differ (docs/build.md).",
+    help="Compile teachers with torch.compile: starts minutes later, then runs faster. Features differ in their last bits "
+    "(docs/build.md).",
 )
-@click.option("--threads", type=int, metavar="N", help="Threads that read and decode. [default: one per core]")
+@click.option("--threads", type=int, metavar="N", help="Threads that read and decode images. [default: one per core]")
 @click.option(
-    "--workers", type=int, metavar="N", help="Build in N processes on this machine, one per GPU if there are any."
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Build in N processes on this machine, each with its own GPU if there are any. [default: this process]",
 )
 @click.option(
-    "--scheduler", metavar="ADDRESS", help="Build on the workers of a Dask scheduler, such as tcp://10.0.0.1:8786."
+    "--scheduler", metavar="ADDRESS", help="Build on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786."
 )
 @click.option(
     "--cluster",
     type=click.Path(path_type=Path),
     metavar="FILE.yaml",
-    help="Request workers from Slurm or Kubernetes (docs/cluster.md).",
+    help="Request workers from Slurm or Kubernetes as this file describes (docs/cluster.md).",
 )
 @click.option(
     "--log-json",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Append one JSON object a line, per shard and per teacher: images, bytes, seconds by stage (docs/build.md).",
+    help="Append a log to this file, one JSON object per line for each shard and teacher: images, bytes, and seconds by "
+    "stage (docs/build.md).",
 )
 @plain_errors(on_interrupt=SAME_COMMAND)
 def build(
@@ -251,9 +268,9 @@ def build(
 ) -> None:
     """Run teachers over images and write their features to a Zarr cache.
 
-    Killed at any moment and started again with the same command, it loses at most the shards in flight. Images that are broken
-    are left out and named; they never stop a build. Where none can be read, or too many cannot, the build stops, and the same
-    command continues. More teachers can be added to a cache later.
+    A build can be stopped at any time: the same command continues it and repeats at most the shards in progress. Damaged
+    images are skipped and listed. If too many images cannot be read, the build stops; once they can, the same command
+    continues. Teachers can be added to a cache later.
     """
     from cache_builder.build import build_cache
     from cache_builder.commands.build_options import build_config, on_device
@@ -287,6 +304,7 @@ def build(
         click.echo(f"\nwarning: {teacher_shards.describe(str(config.out))}")
     for line in conclusion(report, config.out):
         click.echo(line)
+    # Scripts that train after a build must not take an incomplete cache for a finished one.
     if not report.is_complete:
         sys.exit(1)
 
@@ -294,6 +312,7 @@ def build(
 def conclusion(report: "BuildReport", out: str | Path) -> list[str]:
     """Return the last lines of a build: whether the cache is complete, and the next command."""
     count = f"{report.unreadable} image{'s' * (report.unreadable > 1)}"
+    # Unreadable is not damaged: a share that is not mounted must not shrink the cache for good.
     if not report.is_complete:
         return [
             f"\n{out} is not complete: {count} could not be read. Make them readable, and the same command "
@@ -318,6 +337,7 @@ def _table(report: "BuildReport") -> Table:
     rows = table("", "teacher", "images", "made now", "images/s", "time", "codec", "cosine", "bytes/image", "stored")
     for result in report.results:
         teacher = cache.teachers[result.name]
+        # Counted from the files rather than from this run, which may have continued an earlier one.
         num_bytes = teacher.stored_bytes()
         rows.add_row(
             result.name,
@@ -327,6 +347,7 @@ def _table(report: "BuildReport") -> Table:
             human_seconds(result.seconds),
             teacher.spec.codec.label,
             cosine(teacher.fidelity()),
+            # All images of a cache may be unusable.
             human_bytes(num_bytes / max(1, num_usable)),
             human_bytes(num_bytes),
         )

@@ -53,7 +53,7 @@ def build_config(
     shard_images: int | None,
     max_pixels: int | None,
     store_pixels: int | None,
-    pixels_as: PixelFormat,
+    pixel_format: PixelFormat,
     **options: Any,
 ) -> BuildConfig:
     """Return the configuration of a build, from the options of `radio-cache build` as click passes them.
@@ -66,7 +66,7 @@ def build_config(
         shard_images: None for the number of an existing cache, or the default.
         max_pixels: None for the limit of an existing cache, or the default.
         store_pixels: shorter side of stored images, or None.
-        pixels_as: format of stored images.
+        pixel_format: format of stored images.
         options: those of `TeacherFlags`; all others are fields of BuildConfig, where None stands for the default.
 
     Raises:
@@ -85,7 +85,7 @@ def build_config(
         device=device,
         teachers=teacher_options(teachers, device, **flags),
         batch_size=parse_batch_size(batch_size),
-        pixels=pixel_store(store_pixels, pixels_as),
+        pixels=pixel_store(store_pixels, pixel_format),
         **{name: value for name, value in settings.items() if value is not None},
     )
 
@@ -130,10 +130,11 @@ def parse_batch_size(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def pixel_store(side_px: int | None, pixels_as: PixelFormat) -> PixelStore | None:
+def pixel_store(side_px: int | None, pixel_format: PixelFormat) -> PixelStore | None:
     """Return how the cache stores images, or None if it stores none."""
-    quality = JPEG_QUALITY if pixels_as == "jpeg" else 0
-    return None if side_px is None else PixelStore(side_px=side_px, format=pixels_as, quality=quality)
+    # A lossless format has no quality; 0 keeps the record of the cache free of a number without meaning.
+    quality = JPEG_QUALITY if pixel_format == "jpeg" else 0
+    return None if side_px is None else PixelStore(side_px=side_px, format=pixel_format, quality=quality)
 
 
 def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[TeacherFlags]) -> dict[str, TeacherOptions]:
@@ -148,6 +149,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
         UnknownTeacherError: a name is unknown.
         ConfigError: a value is not possible; the message names the option.
     """
+    # First, so that a misspelt teacher is the error that the user sees.
     for name in teachers:
         find_teacher(name)
     features = per_teacher("--features", flags["features"], teachers, one_of("--features", FEATURES), shared=True)
@@ -172,6 +174,7 @@ def teacher_options(teachers: Sequence[str], device: str, **flags: Unpack[Teache
             fit=fits.get(preset),
             dtype=dtype,
             codec=CodecRecord.of_request(codecs[preset]),
+            # The whole image is the first view.
             views=1 + extra_views.get(preset, 0),
             view_sampling=view_sampling(flipped=flags["flip_views"]) if extra_views.get(preset) else None,
             compiled=flags["compiled"],
@@ -250,6 +253,8 @@ def view_count(text: str) -> int:
 
 def view_sampling(*, flipped: bool) -> ViewSampling:
     """Return how extra views are drawn: a quarter of the image or more, in about its proportions, half mirrored if `flipped`."""
+    # The area and the aspect ratios of random-resized crops, but for small crops, whose maps a cached one cannot give.
+    # Random-resized crops without the small ones: a teacher sees too little of an image in them.
     return ViewSampling(seed=0, area=(0.25, 1.0), ratio=(3 / 4, 4 / 3), flip_share=0.5 if flipped else 0.0)
 
 
@@ -295,6 +300,7 @@ def codec_requests(
             raise ConfigError(f"--{foreign[0]} is a setting of {users}, and {teacher} is to be stored as {name}")
         if "fidelity" in teacher_settings and "step" in teacher_settings:
             raise ConfigError(f"{teacher} has both --fidelity and --step: one follows from the other, give one")
+        # None and the default request differ: with None, too few images to calibrate on lead to half.
         is_requested = teacher in codecs or teacher_settings
         requests[teacher] = CodecRequest(name=name, **teacher_settings) if is_requested else None
     return requests

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from cache_builder.commands.build import SAME_COMMAND
 from radio_cache.terminal.help import SectionedCommand
 from radio_cache.terminal.output import PATH_OR_URL, console, human_bytes, plain_errors, print_line, table
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 @click.command(
     cls=SectionedCommand,
     sections={
-        "What is copied": ("teachers", "filters", "limit", "fraction", "seed"),
-        "How it is stored": ("packing", "fidelity"),
+        "Selection": ("teachers", "filters", "limit", "fraction", "seed"),
+        "Codec": ("packing", "fidelity"),
         "Speed": ("threads",),
     },
     examples=(
@@ -28,41 +29,51 @@ if TYPE_CHECKING:
 )
 @click.argument("source", type=PATH_OR_URL)
 @click.argument("target", type=PATH_OR_URL)
-@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Copy only this teacher. Repeatable.")
+@click.option(
+    "--teacher", "teachers", multiple=True, metavar="NAME", help="Copy only this teacher. Repeatable. [default: all]"
+)
 @click.option(
     "--fraction",
     type=float,
-    metavar="PART",
-    help="Copy a random sample of the images, such as 0.1; the same for everybody who asks for it with the same --seed.",
+    metavar="SHARE",
+    help="Copy a random sample of this share of the images, such as 0.1. The same --seed gives the same sample. "
+    "[default: all]",
 )
-@click.option("--seed", default=0, metavar="N", show_default=True, help="Of the sample that --fraction takes.")
-@click.option("--limit", type=int, metavar="N", help="Copy only the first N images (after --filter).")
+@click.option("--seed", default=0, metavar="N", show_default=True, help="Seed of the sample of --fraction.")
+@click.option(
+    "--limit", type=int, metavar="N", help="Copy only the first N images, counted after --filter. [default: all]"
+)
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     metavar="GLOB",
-    help="Copy only images whose key matches, such as 'cat/*'; with a ! in front leave those out. Repeatable.",
+    help="Copy only images whose key matches, such as 'cat/*'. '!cat/*' excludes them. Repeatable.",
 )
 @click.option(
     "--packing",
     type=click.Choice(["packed", "zstd"]),
-    help="Packing of klt teachers in the copy. Another one than theirs is encoded again, which loses a little: how much is "
-    "said and recorded. [default: as they are, lossless]",
+    metavar="PACKING",
+    help="Packing of klt teachers in the copy: packed (fastest to read) or zstd (smallest). Changing it encodes their maps "
+    "again, which loses a little; the loss is printed and recorded. [default: unchanged, lossless]",
 )
 @click.option(
     "--fidelity",
     type=float,
     metavar="COSINE",
-    help="Mean cosine that encoding again keeps with what is stored. [default: loses a quarter of what was lost before]",
+    help="Mean cosine similarity to the stored maps that encoding again keeps, below 1. [default: adds a quarter of the "
+    "loss already recorded]",
 )
-@click.option("--threads", type=int, metavar="N", help="Shards copied at a time. [default: one per core, 4 at most]")
-@plain_errors(on_interrupt="Nothing is lost: the same command goes on where this one stopped.")
+@click.option(
+    "--threads", type=int, metavar="N", help="Shards to copy at the same time. [default: one per core, at most 4]"
+)
+@plain_errors(on_interrupt=SAME_COMMAND)
 def copy(threads: int | None, **options: Any) -> None:
-    """Copy the cache SOURCE, or a part of it, to TARGET; each is a folder or a URL such as s3://bucket/cache.zarr.
+    """Copy the cache SOURCE, or a part of it, to TARGET. Each is a folder or a URL such as s3://bucket/cache.zarr.
 
-    Every byte read is compared with its checksum. What needs no change is copied as it is; images keep their order, labels,
-    failures and places. Killed at any moment, the same command goes on; with another --teacher it adds that one.
+    All bytes are checked against their checksums while they are read. Shards that need no change are copied unchanged, and
+    images keep their order, labels, failures and source paths. The same command continues a copy that was stopped; with
+    another --teacher it adds that teacher.
     """
     from cache_builder.copying import CopyConfig, copy_cache
 
@@ -82,13 +93,14 @@ def _table(report: "CopyReport") -> Table:
         codec_cells = (
             ("", "", "") if info is None else (info.codec, cosine(info.fidelity), f"{info.bits_per_value:.2f}")
         )
+        # A part of a cache reuses whole shards where it can; only the rest is made anew.
         counts = {
-            "as they are": unit.kept,
-            "of chosen rows": unit.assembled,
+            "unchanged": unit.kept,
+            "with selected images": unit.assembled,
             "encoded again": unit.transcoded,
-            "there before": unit.before,
+            "copied before": unit.before,
         }
-        shards = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+        shards = ", ".join(f"{count} {treatment}" for treatment, count in counts.items() if count)
         rows.add_row(unit.name, shards, *codec_cells, human_bytes(unit.num_bytes))
     return rows
 

@@ -14,23 +14,23 @@ from radio_cache.terminal.output import plain_errors, printable_lines
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Your own photos instead of the bundled ones: a folder of two or more.",
+    metavar="FOLDER",
+    help="Folder of your own photos, at least two. [default: the photos that come with the package]",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("demo-out"),
     show_default=True,
-    metavar="DIR",
-    help="Folder for everything that the demo writes.",
+    metavar="FOLDER",
+    help="Folder to write the caches, the run and the page to.",
 )
 @plain_errors(on_interrupt=SAME_COMMAND)
 def demo(images: Path | None, out: Path) -> None:
-    """Run a whole example, offline, in a few minutes on two CPU cores.
+    """Run the whole pipeline on bundled photos, offline, in a few minutes on two CPU cores.
 
-    Cuts photographs into crops, runs three ImageNet-trained teachers over them once, trains a small student from the
-    cache alone, compares all of them by k-NN, and writes one HTML page with the table, the losses and pictures.
+    Cuts the photos into crops, caches the features of three ImageNet-trained teachers, trains a small student from the
+    cache, compares it with the teachers by k-NN, and writes one HTML page with the table, the losses and pictures.
     """
     from cache_builder.demo.run import DemoConfig, run_demo
 
@@ -40,4 +40,4 @@ def demo(images: Path | None, out: Path) -> None:
     if images is None:
         # `make demo` leaves .venv inactive, so the command may not be on the path.
         command = "radio-cache" if shutil.which("radio-cache") else sys.argv[0]
-        click.echo(f"Next, on your own photos: {command} demo --images DIR --out my-demo")
+        click.echo(f"Next, on your own photos: {command} demo --images FOLDER --out my-demo")

@@ -12,7 +12,7 @@ from radio_cache.terminal.output import PATH_OR_URL, human_bytes, plain_errors
 @click.command("drop-teacher")
 @click.argument("cache", type=PATH_OR_URL)
 @click.argument("teacher")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--yes", is_flag=True, help="Remove it without asking for confirmation.")
 @plain_errors(on_interrupt=SAME_COMMAND)
 def drop_teacher(cache: str | Path, teacher: str, yes: bool) -> None:
     """Remove TEACHER and all its files from CACHE. Other teachers stay as they are."""
@@ -24,4 +24,4 @@ def drop_teacher(cache: str | Path, teacher: str, yes: bool) -> None:
     # Nothing is lost with a teacher that has no files.
     if num_bytes and not yes:
         click.confirm(f"remove {teacher} ({human_bytes(num_bytes)}) from {cache}?", abort=True)
-    click.echo(f"{teacher} is gone from {cache}: {human_bytes(drop_from_cache(opened, teacher))} freed")
+    click.echo(f"{teacher} was removed from {cache}: {human_bytes(drop_from_cache(opened, teacher))} freed")

@@ -11,11 +11,13 @@ from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors
 
 @click.command()
 @click.argument("cache", type=PATH_OR_URL)
-@click.option("--failures", is_flag=True, help="List the images that cannot be used, and why.")
-@click.option("--commands", is_flag=True, help="Print the commands that build this cache again, instead.")
+@click.option(
+    "--failures", is_flag=True, help="List the images that cannot be used, with the reason, instead of the teachers."
+)
+@click.option("--commands", is_flag=True, help="Print the commands that rebuild this cache, instead of the teachers.")
 @plain_errors(on_interrupt="")
 def info(cache: str | Path, failures: bool, commands: bool) -> None:
-    """Print what CACHE contains: teachers, sizes, bytes per image, completeness."""
+    """Print the contents of CACHE: images, teachers, feature sizes, bytes per image, and whether it is complete."""
     from radio_cache.view.info import describe, describe_failures
 
     opened = Cache(cache)
@@ -24,6 +26,7 @@ def info(cache: str | Path, failures: bool, commands: bool) -> None:
 
         # A command without one of the teachers would not build the same cache.
         opened.teachers.refuse_unreadable()
+        # Several, if teachers ran in different precisions or batch sizes, which are options of a whole build.
         for command in build_commands(opened):
             click.echo(shlex.join(command))
         return

@@ -12,6 +12,7 @@ from rich.table import Table
 from cache_builder.commands.build import human_seconds
 from radio_cache.terminal.files import OutputFile, write_output
 from radio_cache.terminal.help import SectionedCommand
+from radio_cache.terminal.options import RenamedOption
 from radio_cache.terminal.output import console, human_bytes, in_width, plain_errors, print_line, table
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) ->
     """Return the command, with those options of `radio-cache build` that decide what is built, under its headings."""
     # The same option objects: a plan cannot drift from the build that it predicts.
     shared = [option for option in build.params if option.name not in _OF_BUILD_ALONE]
+    # "Processes and machines" has options of builds alone.
     headings = {heading: names for heading, names in sections.items() if not set(names) <= set(_OF_BUILD_ALONE)}
     return SectionedCommand(
         "plan",
@@ -37,27 +39,26 @@ def plan_command(build: click.Command, sections: Mapping[str, Sequence[str]]) ->
 
 
 _SECTIONS = {
-    "What it would cost": ("devices", "dollars_per_hour", "student_steps", "student_batch"),
-    "How it is measured": ("probe_images", "probe_s", "no_weights", "as_json"),
+    "Cost": ("devices", "dollars_per_hour", "student_steps", "student_batch"),
+    "Measurement": ("probe_images", "probe_s", "no_weights", "as_json"),
 }
 
 _EXAMPLES = (
     "radio-cache plan --images photos/ --teacher efficientnet-lite0 --out c.zarr",
     "radio-cache plan --images photos/ --teacher clip --out c.zarr --no-weights",
-    "radio-cache plan ... --devices 8 --dollars-per-hour 2.5 --steps 300000",
+    "radio-cache plan ... --devices 8 --dollars-per-hour 2.5 --student-steps 300000",
 )
 
 
-_HELP = """Predict the cost of a build: time, money, bytes, and when it pays. Writes nothing.
+_HELP = """Predict the time, money and disk space of a build, and after how many student runs it pays. Writes no cache.
 
-Takes the options of `radio-cache build`, runs a few of the images through every teacher on this device, and measures
-decoding, the teacher, encoding and the bytes of every codec.
+Takes the options of `radio-cache build`. Runs every teacher on a sample of the images on this device, and measures
+decoding, teachers, encoding and the bytes of every codec.
 
 \b
-Caching pays from student run
-    build device-seconds / (steps x batch x teacher seconds per image)
-on, rounded up: without a cache, every run pays for its teachers. docs/plan.md
-has the whole arithmetic.
+Without a cache, every student run has to run the teachers. A build pays after
+    build device-seconds / (steps x batch size x teacher seconds per image)
+student runs, rounded up. docs/plan.md explains the calculation.
 """
 
 
@@ -68,43 +69,48 @@ def _own_options() -> list[click.Option]:
             default=1,
             show_default=True,
             metavar="N",
-            help="Plan also for N devices like this one, each with cores like these.",
+            help="Predict also for N devices like this one, each with as many CPU cores.",
         ),
-        click.Option(["--dollars-per-hour"], type=float, metavar="X", help="What one device costs."),
+        click.Option(["--dollars-per-hour"], type=float, metavar="DOLLARS", help="Price of one device per hour."),
         click.Option(
-            ["--steps", "student_steps"],
+            # Not --steps: --step of the build is the quantiser's.
+            ["--student-steps"],
             type=int,
             metavar="N",
-            help="Steps of one student run. [default: as radio-train: thirty epochs, or 25,600 images]",
+            help="Optimiser steps of one student run. [default: that of radio-train, thirty epochs or 25,600 images]",
         ),
         click.Option(
             ["--student-batch-size", "student_batch"],
             type=int,
             metavar="N",
-            help="Images a step of the student. [default: as radio-train]",
+            help="Images per optimiser step of the student. [default: that of radio-train]",
         ),
         click.Option(
             ["--probe-images"],
             default=64,
             show_default=True,
             metavar="N",
-            help="Images to measure on, drawn from all of them.",
+            help="Number of images to measure on, drawn at random from all.",
         ),
         click.Option(
             ["--probe-seconds", "probe_s"],
             default=20.0,
             show_default=True,
-            metavar="S",
-            help="About how many seconds each teacher may run; slow ones see fewer images.",
+            metavar="SECONDS",
+            help="Approximate time per teacher in seconds. Slow teachers are measured on fewer images.",
         ),
         click.Option(
             ["--no-weights"],
             is_flag=True,
-            help="Take random weights for teachers whose file is not here: times do not depend on them.",
+            help="Use random weights for teachers that are not downloaded. Times stay the same; bytes of klt are left out.",
         ),
         click.Option(
-            ["--json", "as_json"], type=OutputFile(), metavar="FILE", help="Also write everything measured as JSON."
+            ["--json", "as_json"],
+            type=OutputFile(),
+            metavar="FILE",
+            help="Also write all measurements to this file as JSON; - is standard output.",
         ),
+        RenamedOption("--steps", "--student-steps"),
     ]
 
 
@@ -171,6 +177,7 @@ def times(plan: "Plan") -> Table:
         probe = teacher.probe
         # Calibration runs once, however many devices there are.
         shards_s = teacher.seconds - teacher.calibration_s
+        # More devices than shards have nothing to do.
         shared = (
             [human_seconds(teacher.calibration_s + shards_s / min(devices, plan.num_shards))] if devices > 1 else []
         )
@@ -217,6 +224,7 @@ def _label(request: "CodecRequest") -> str:
 def conclusions(plan: "Plan") -> list[str]:
     """Return the lines below the tables: size, space, time, money, and when a cache pays."""
     config, runs = plan.config, plan.runs_to_break_even
+    # A codec that could not be calibrated on the sample is counted as half, the largest.
     bound = "at most " if any(teacher.is_upper_bound for teacher in plan.teachers) else ""
     lines = [
         f"images   {plan.num_images:,} in {plan.num_shards:,} shard{'s' * (plan.num_shards > 1)} of {config.build.shard_images}",

@@ -14,12 +14,13 @@ from radio_cache.terminal.output import PATH_OR_URL, plain_errors, print_line
     "--images",
     multiple=True,
     required=True,
-    metavar="SOURCE",
-    help="Where the images are now, as `radio-cache build --images` takes it. Repeatable, in the order of the build.",
+    metavar="PATH_OR_URL",
+    help="New location of the images, in any form that `radio-cache build --images` takes. Repeatable, in the order of the "
+    "build.",
 )
 @plain_errors(on_interrupt="Nothing was changed.")
 def relocate(cache: str | Path, images: tuple[str, ...]) -> None:
-    """Record in CACHE where its images were moved to. A sample of them is compared with the recorded digests first."""
+    """Record the new location of moved images in CACHE, after comparing a sample of them with the recorded digests."""
     from cache_builder.relocate import relocate as relocate_cache
 
     relocated = relocate_cache(Cache(cache), images)

@@ -24,19 +24,20 @@ where it was measured (benchmarks/results/2026-11-24-codecs.md)."""
     is_flag=False,
     flag_value="-",
     metavar="[FILE]",
-    help="Write the same as JSON, to FILE or to standard output, instead of tables.",
+    help="Write the list as JSON instead of tables, to FILE or to standard output.",
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @plain_errors(on_interrupt="")
 def teachers(names: tuple[str, ...], as_json: str | None) -> None:
-    """List the named teachers: sizes, bytes per image, licences, and where their weights come from.
+    """List the teachers: feature sizes, bytes per image, licences, and the sources of their weights.
 
-    NAME: teachers of any library (timm:MODEL, open_clip:MODEL/WEIGHTS) to list instead: input, visible share of a photo,
-    licence.
+    With NAME, such as timm:MODEL or open_clip:MODEL/WEIGHTS, list only these: input size, the share of a photo that they
+    see, and licence.
     """
+    # Models of other libraries have no sizes without being built, so that their table is a shorter one.
     if names:
         if as_json is not None:
-            raise click.UsageError("--json lists the teachers that have a name: leave out the NAMEs")
+            raise click.UsageError("--json lists all built-in teachers: leave out NAME")
         console().print(named_table([find_teacher(name) for name in names]))
         return
     if as_json is not None:
@@ -46,13 +47,14 @@ def teachers(names: tuple[str, ...], as_json: str | None) -> None:
     console().print(size_table())
     click.echo(f"\n{photo_shares()}")
     click.echo(
-        "\nAt each teacher's own size; klt at --fidelity 0.99, an estimate: `radio-cache plan` measures yours.\n"
+        "\nBytes are those of an image at the teacher's own input size. klt is an estimate at --fidelity 0.99:\n"
+        "`radio-cache plan` measures it on your images. Summary and map are numbers of channels.\n"
     )
     console().print(weights_table())
     click.echo(
-        "\nNames with a slash are repositories on huggingface.co. Any model of timm and open_clip is a teacher too:\n"
-        "timm:MODEL, open_clip:MODEL/WEIGHTS. What the features are, own checkpoints, licences: docs/teachers.md.\n"
-        "Without a network: fetch the file elsewhere and pass it with `radio-cache build --weights FILE`."
+        "\nSources with a slash are repositories on huggingface.co. Models of timm and open_clip are teachers, too:\n"
+        "timm:MODEL, open_clip:MODEL/WEIGHTS. Features, your own checkpoints and licences: docs/teachers.md.\n"
+        "Without a network: download the file elsewhere and pass it with `radio-cache build --weights FILE`."
     )
 
 
@@ -87,7 +89,7 @@ def photo_shares() -> str:
         names.setdefault(_share(preset), []).append(preset.name)
     usual = max(names, key=lambda share: len(names[share]))
     others = "; ".join(f"{share}: {', '.join(names[share])}" for share in sorted(names) if share != usual)
-    return textwrap.fill(f"Of a 4:3 photo these teachers see {usual} of the area, but for {others}.", 100)
+    return textwrap.fill(f"These teachers see {usual} of the area of a 4:3 photo, except: {others}.", 100)
 
 
 def named_table(presets: Sequence[TeacherPreset]) -> Table:

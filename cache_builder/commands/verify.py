@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cache_builder.commands.build import SAME_COMMAND
 from radio_cache.reader import Cache
 from radio_cache.terminal.options import device_option
 from radio_cache.terminal.output import PATH_OR_URL, allow_module_option, console, plain_errors, printable, table
@@ -16,23 +17,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("cache", type=PATH_OR_URL)
-@click.option("--deep", is_flag=True, help="Also decode every map and summary.")
+@click.option("--deep", is_flag=True, help="Also decode every map and summary, which takes longer.")
 @click.option(
     "--recompute",
     "count",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Also run the teachers again on N images, a random sample, and compare with what is stored.",
+    help="Also run the teachers again on N images drawn at random, and compare with the stored features.",
 )
-@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Recompute only this one. Repeatable.")
-@click.option("--seed", default=0, show_default=True, help="Of the sample that --recompute takes.")
+@click.option(
+    "--teacher", "teachers", multiple=True, metavar="NAME", help="Teacher to --recompute. Repeatable. [default: all]"
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the sample of --recompute.")
 @click.option(
     "--weights",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Where a teacher's weights are for --recompute, if they are not where the build found them.",
+    help="File with the weights of a teacher for --recompute, if it has moved since the build.",
 )
-@device_option("Device that recomputes: cpu, cuda, cuda:1 ...")
+@device_option("Device of --recompute: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
 @allow_module_option
 @plain_errors(on_interrupt="")
 def verify(
@@ -44,10 +47,10 @@ def verify(
     weights: tuple[str, ...],
     device: str,
 ) -> None:
-    """Compare every file of CACHE with its checksums, and list what is damaged or missing. Changes nothing.
+    """Verify the checksums of all files of CACHE, and list what is damaged or missing. Changes nothing.
 
-    With --recompute also with the teachers themselves, from the source images: exit code 1 if a mean cosine is lower than
-    the recorded one allows, or a single image is far from what is stored for it.
+    With --recompute, also compare stored features with those that the teachers compute from the source images. Exits with
+    code 1 if any file is damaged, or if a teacher's mean cosine or a single image is too far from the recorded fidelity.
     """
     from radio_cache.checks.verify import verify_cache
 
@@ -75,6 +78,7 @@ def verify(
         from cache_builder.commands.build_options import per_teacher
         from radio_cache.torch import pick_device
 
+        # After the checksums: a teacher that differs from damaged features would prove nothing.
         names = teachers or tuple(opened.teachers)
         files = per_teacher("--weights", weights, names, lambda text: Path(text).expanduser(), shared=False)
         config = RecomputeConfig(count=count, teachers=names, weights=files, seed=seed, device=pick_device(device))
@@ -130,12 +134,16 @@ def _print_recomputed(report: "RecomputeReport") -> None:
 
 @click.command()
 @click.argument("cache", type=PATH_OR_URL)
-@plain_errors(on_interrupt="Nothing is lost: the same command goes on where this one stopped.")
+@plain_errors(on_interrupt=SAME_COMMAND)
 def repair(cache: str | Path) -> None:
-    """Drop what `radio-cache verify --deep` condemns in CACHE, so that the build command makes just that again."""
+    """Remove the damaged shards of CACHE, so that the same build command makes only these again.
+
+    Checks like `radio-cache verify --deep` first. `radio-cache info --commands CACHE` prints the build command.
+    """
     from radio_cache.checks.verify import repair_cache, verify_cache
 
     opened = Cache(cache)
+    # Deep, because a shard may have right checksums and still not decode.
     report = verify_cache(opened, deep=True)
     for line in repair_cache(opened, report):
         click.echo(printable(line))

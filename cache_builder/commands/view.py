@@ -7,6 +7,7 @@ import click
 from radio_cache.errors import ConfigError, unknown_name
 from radio_cache.reader import Cache
 from radio_cache.terminal.files import PICTURE_ENDINGS, OutputFile, save_picture
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import PATH_OR_URL, plain_errors
 
 
@@ -16,24 +17,27 @@ from radio_cache.terminal.output import PATH_OR_URL, plain_errors
     "--out",
     type=OutputFile(*PICTURE_ENDINGS),
     metavar="FILE",
-    help="PNG or JPEG to write. [default: the cache's name with -view.png, here]",
+    help="PNG or JPEG file to write. [default: NAME-view.png in the current folder, for NAME.zarr]",
 )
 @click.option(
-    "--images",
+    "--num-images",
     "count",
     type=click.IntRange(1, 100),
     default=6,
     show_default=True,
     metavar="N",
-    help="How many to show.",
+    help="Number of images to draw.",
 )
-@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Show only this teacher. Repeatable.")
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Which images are drawn.")
+@renamed_option("--images", "--num-images")
+@click.option(
+    "--teacher", "teachers", multiple=True, metavar="NAME", help="Draw only this teacher. Repeatable. [default: all]"
+)
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the random choice of images.")
 @plain_errors(on_interrupt="")
 def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, ...], seed: int) -> None:
-    """Draw images of CACHE beside their teachers' feature maps, as the cache keeps them. No teacher is run.
+    """Draw images of CACHE beside their cached feature maps, decoded from the cache. No teacher runs.
 
-    Colours are the three strongest directions of what is shown of a teacher: equal colours are equal features.
+    Colours are the three principal components of a teacher's features: similar colours mean similar features.
     """
     from radio_cache.view.cache_pictures import cache_pictures
     from radio_cache.view.picture_grid import picture_grid
@@ -47,6 +51,7 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
     for name in names:
         if name not in opened.teachers:
             raise ConfigError(f"{opened.url}: " + unknown_name("cached teacher", name, opened.teachers))
+    # Stored pixels need no source; without them the drawn images are read from where they are.
     if note := opened.remote_images_note():
         click.echo(note, err=True)
     rows = cache_pictures(opened, names, count=count, seed=seed)

@@ -34,7 +34,9 @@ def name_values(flag: str, texts: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def device_option(text: str = "cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.") -> Callable[[F], F]:
+def device_option(
+    text: str = "Device to run on: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.",
+) -> Callable[[F], F]:
     """Return a decorator that adds `--device`, a name for `radio_cache.torch.pick_device`, to a command.
 
     Args:

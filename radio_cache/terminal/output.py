@@ -130,8 +130,8 @@ def allow_module_option(command: F) -> F:
         metavar="NAME",
         expose_value=False,
         callback=allow,
-        help="Let files name this module, or package, as code of a student or teacher (torch-module); importing it runs it. "
-        "Repeatable. [default: none]",
+        help="Allow caches, runs and recipes to name this Python module or package as the code of a student or teacher "
+        "(torch-module). Loading them runs that code. Repeatable. [default: none]",
     )(command)
 
 

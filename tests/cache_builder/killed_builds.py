@@ -115,7 +115,7 @@ def interrupt(folder: Path, images: Path, reference: Path, shards: int) -> None:
         os.kill(child, signal.SIGINT)
         expect(finish(child) == 130, f"Ctrl-C at {receipts} receipts did not exit with 130", log)
         said = log.read_text()
-        told = "Nothing is lost: the same command goes on where this one stopped."
+        told = "Nothing is lost: the same command continues where this one stopped."
         expect(told in said and "shards are done and stay" in said, "Ctrl-C did not say how to go on", log)
         expect("Traceback" not in said, "Ctrl-C left a traceback", log)
         log.unlink()

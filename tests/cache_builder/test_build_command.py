@@ -38,7 +38,7 @@ def invoke(words: list[str]) -> None:
             "6",
             "--store-pixels",
             "24",
-            "--pixels-as",
+            "--pixel-format",
             "webp-lossless",
         ],
         ["--dtype", "bfloat16", "--max-pixels", "5000000"],

@@ -155,7 +155,7 @@ def test_an_occupied_output_is_one_sentence(run: Run, tmp_path: Path) -> None:
 def test_an_output_below_a_file_is_one_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "out.zarr").write_text("mine")
     result = run("--out", str(tmp_path / "out.zarr/inner.zarr"))
-    assert_one_error(result, r"out\.zarr.* Nothing is lost: the same command goes on")
+    assert_one_error(result, r"out\.zarr.* Nothing is lost: the same command continues")
 
 
 # ---------------------------------------------------------------- bad images
@@ -434,6 +434,6 @@ def test_a_teacher_is_dropped_after_a_question(run: Run, tmp_path: Path) -> None
     runner = CliRunner()
     assert runner.invoke(main, ["drop-teacher", str(out), "fake-a"], input="n\n").exit_code != 0
     assert "fake-a" in Cache(out).teachers
-    assert "fake-a is gone" in runner.invoke(main, ["drop-teacher", str(out), "fake-a", "--yes"]).output
+    assert "fake-a was removed" in runner.invoke(main, ["drop-teacher", str(out), "fake-a", "--yes"]).output
     assert list(Cache(out).teachers) == ["fake-maps"]
     assert "no cached teacher is called 'fake-a'" in runner.invoke(main, ["drop-teacher", str(out), "fake-a"]).output

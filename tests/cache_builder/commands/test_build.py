@@ -9,11 +9,11 @@ from cache_builder.build_config import BUILD_DEFAULTS, BuildConfig
 from cache_builder.commands.build import BUILD_SECTIONS, build
 from cache_builder.commands.build_options import TeacherFlags
 
-OPTIONS = {option.name: option for option in build.params if isinstance(option, click.Option)}
+OPTIONS = {option.name: option for option in build.params if isinstance(option, click.Option) and option.expose_value}
 OF_TEACHERS = set(TeacherFlags.__annotations__)
 """Options with a value per teacher, which become `TeacherOptions`."""
 
-OF_PIXELS = {"store_pixels", "pixels_as"}
+OF_PIXELS = {"store_pixels", "pixel_format"}
 """Options that make the field `pixels`."""
 
 OF_WORKERS = {"workers", "scheduler", "cluster"}

@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_picture_is_written_and_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = CliRunner().invoke(main, ["view", str(cache), "--images", "3"])
+    told = CliRunner().invoke(main, ["view", str(cache), "--num-images", "3"])
     assert told.exit_code == 0, told.output
     assert told.output == "cache-view.png: 3 images, fake-a, fake-b\n"
     with Image.open("cache-view.png") as picture:
@@ -52,5 +52,5 @@ def test_web_servers_that_are_asked_for_the_images_are_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Cache, "remote_images_note", lambda self: f"images of {self.url} are read from the web")
-    told = CliRunner().invoke(main, ["view", str(cache), "--images", "1"])
+    told = CliRunner().invoke(main, ["view", str(cache), "--num-images", "1"])
     assert told.stderr == f"images of {cache} are read from the web\n"

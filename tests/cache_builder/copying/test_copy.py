@@ -346,9 +346,9 @@ def test_the_command_tells_what_it_did_shard_by_shard(source_path: Path, tmp_pat
     )
     assert told.exit_code == 0, told.output
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in told.stdout.splitlines() if line}
-    assert lines["images"].startswith("2 as they are, 1 of chosen rows")
+    assert lines["images"].startswith("2 unchanged, 1 with selected images")
     assert lines["packed"].startswith("3 encoded again klt/zstd 0.9")
-    assert lines["zstd"].startswith("2 as they are, 1 of chosen rows klt/zstd")
+    assert lines["zstd"].startswith("2 unchanged, 1 with selected images klt/zstd")
     assert f"radio-cache verify --deep {tmp_path}/c.zarr" in told.stdout
     assert "11 of 18 images: the first of them" in told.stderr
     info = CliRunner().invoke(main, ["info", str(tmp_path / "c.zarr")])

@@ -35,7 +35,7 @@ def test_the_long_commands_have_headings() -> None:
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_every_option_is_shown_once_and_sections_name_no_other(command: SectionedCommand) -> None:
     shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(command), flags=re.MULTILINE)
-    options = [option for option in command.params if isinstance(option, click.Option)]
+    options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
     assert sorted(shown) == sorted([max(option.opts, key=len) for option in options] + ["--help"])
     assert {name for names in command.sections.values() for name in names} <= {
         name for option in (*options, *radio_cache.commands["build"].params) if (name := option.name)
