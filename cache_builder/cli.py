@@ -38,7 +38,7 @@ With your own photos:
 )
 @click.version_option(__version__, prog_name="radio-cache")
 def main() -> None:
-    """The command `radio-cache`, a group of all that is done with a cache."""
+    """Group the commands of `radio-cache`."""
 
 
 for command in (
