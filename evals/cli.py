@@ -23,7 +23,7 @@ from radio_cache.terminal.output import allow_module_option
 )
 @click.version_option(__version__, prog_name="radio-eval")
 def main() -> None:
-    """Evaluate students beside their teachers."""
+    """Evaluate trained students, and compare them with their teachers and other models."""
 
 
 COMMANDS = (

@@ -33,25 +33,26 @@ if TYPE_CHECKING:
 
 _images = click.option(
     "--images",
-    "--cache",
-    "images",
     type=PATH_OR_URL,
-    metavar="PLACE",
-    help=f"Images: {IMAGES}. The teachers of a cache are compared, too. Default: the cache the run was trained on.",
+    metavar="PATH_OR_URL",
+    help=f"Images to evaluate on: {IMAGES}. The teachers of a cache are evaluated, too. [default: the cache the run was trained "
+    "on]",
 )
+_cache_is_images = renamed_option("--cache", "--images")
 _picture = click.option(
-    "--out", type=OutputFile(*PICTURE_ENDINGS), required=True, metavar="FILE.png", help="The picture to write."
+    "--out", type=OutputFile(*PICTURE_ENDINGS), required=True, metavar="FILE", help="PNG or JPEG file to write."
 )
 
 
 @click.command()
 @_images
+@_cache_is_images
 @encoder_options
 @sampling_options(2000)
 @json_option
 @plain_errors(on_interrupt=AGAIN)
 def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[SampledEncoderOptions]) -> None:
-    """Measure the effective rank of summaries (RankMe), and their similarity to every teacher (linear CKA), without labels."""
+    """Measure the effective rank of summaries (RankMe) and their similarity to each teacher's (linear CKA), without labels."""
     from evals.features.rank import RankConfig, run_rank
 
     config = RankConfig(images=images, **encoders)
@@ -62,18 +63,23 @@ def rank(images: str | Path | None, json_file: Path | None, **encoders: Unpack[S
 
 
 @click.command("mode-switch")
-@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--run", type=PATH, required=True, metavar="FOLDER", help="Folder of a run of radio-train.")
 @click.option(
     "--cache",
     type=PATH_OR_URL,
-    metavar="CACHE",
-    help="Cache with the teachers. Default: the cache the run was trained on.",
+    metavar="PATH_OR_URL",
+    help="Cache with the features of the teachers. [default: the cache the run was trained on]",
 )
 @click.option(
-    "--size", "sizes", type=int, multiple=True, metavar="PX", help="Size of the student's input. May be given again."
+    "--size",
+    "sizes",
+    type=int,
+    multiple=True,
+    metavar="PX",
+    help="Side of the student's input in pixels. Repeatable. [default: half to twice the training size]",
 )
 @sampling_options(100)
-@click.option("--plot", type=OutputFile(".svg"), metavar="FILE.svg", help="Draw cosine over sizes.")
+@click.option("--plot", type=OutputFile(".svg"), metavar="FILE", help="Plot cosine over input size to this SVG file.")
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
@@ -87,7 +93,11 @@ def mode_switch(
     json_file: Path | None,
     device: "Device",
 ) -> None:
-    """Compare a student with each teacher at several sizes of its input: cosine, and variance over error (fidelity)."""
+    """Measure how well a student predicts each teacher at several input sizes: cosine similarity and fidelity.
+
+    Fidelity is the variance of the teacher's features over the mean squared error of the student's prediction. A jump
+    between two sizes is a mode switch.
+    """
     # A student's predictions are evaluated, so other models make no sense here.
     from evals.features.mode_switch import ModeSwitchConfig, run_mode_switch
 
@@ -103,19 +113,29 @@ def mode_switch(
 
 @click.command()
 @_images
+@_cache_is_images
 @encoder_options
-@click.option("--queries", default=4, show_default=True, help="Number of query images.")
-@click.option("-k", "--k", default=6, show_default=True, help="Number of neighbours of each query.")
+# Not --queries, which are images elsewhere.
+@click.option(
+    "--num-queries", default=4, show_default=True, metavar="N", help="Number of query images, drawn at random."
+)
+@renamed_option("--queries", "--num-queries")
+@click.option(
+    "-k", "--k", default=6, show_default=True, metavar="N", help="Number of nearest images to draw for each query."
+)
 @sampling_options()
 @_picture
 @plain_errors(on_interrupt=AGAIN)
 def retrieve(
-    images: str | Path | None, queries: int, k: int, out: Path, **encoders: Unpack[SampledEncoderOptions]
+    images: str | Path | None, num_queries: int, k: int, out: Path, **encoders: Unpack[SampledEncoderOptions]
 ) -> None:
-    """Draw the nearest images of a few queries by every encoder: the query left, green borders for its class."""
+    """Draw the most similar images to a few query images, as every encoder ranks them.
+
+    The query is on the left. Images of its class have a green border.
+    """
     from evals.features.retrieve import RetrieveConfig, run_retrieve
 
-    config = RetrieveConfig(images=images, queries=queries, k=k, **encoders)
+    config = RetrieveConfig(images=images, num_queries=num_queries, k=k, **encoders)
     with ProgressLines() as progress:
         rows = run_retrieve(config, progress=progress)
     _save(rows, out)
@@ -123,17 +143,27 @@ def retrieve(
 
 @click.command()
 @_images
+@_cache_is_images
 @encoder_options
-@click.option("--num-images", default=3, show_default=True, help="Number of images to draw.")
+@click.option("--num-images", default=3, show_default=True, metavar="N", help="Number of images to draw.")
 @renamed_option("--shown", "--num-images")
-@click.option("--anchors", default=3, show_default=True, help="Tokens of each image that all others are compared with.")
+@click.option(
+    "--anchors",
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of tokens of each image to compare with all others.",
+)
 @seed_option
 @_picture
 @plain_errors(on_interrupt=AGAIN)
 def similarity(
     images: str | Path | None, num_images: int, anchors: int, seed: int, out: Path, **encoders: Unpack[EncoderOptions]
 ) -> None:
-    """Draw the cosine of all tokens of an image with a few of them, chosen to be unlike each other, as heat maps."""
+    """Draw heat maps of the cosine similarity between a few tokens of an image (anchors) and all its tokens.
+
+    Anchors are chosen to differ from each other as much as possible.
+    """
     from evals.features.similarity import SimilarityConfig, run_similarity
 
     config = SimilarityConfig(images=images, num_images=num_images, anchors=anchors, seed=seed, **encoders)

@@ -16,6 +16,7 @@ from evals.commands.shared import (
     write_record,
 )
 from radio_cache.statistics.knn_protocol import PAPER_K, PAPER_TEMPERATURE
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors, table
 
 if TYPE_CHECKING:
@@ -24,30 +25,32 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    # --cache is the older name, from when a bank was always a cache.
     "--bank",
-    "--cache",
-    "bank",
     type=PATH_OR_URL,
-    metavar="PLACE",
-    help=f"Labelled images that vote: {IMAGES}. Default: the cache the run was trained on.",
+    metavar="PATH_OR_URL",
+    help=f"Labelled images that vote: {IMAGES}. [default: the cache the run was trained on]",
 )
+# From when a bank was always a cache.
+@renamed_option("--cache", "--bank")
 @click.option(
     "--queries",
     type=PATH_OR_URL,
-    metavar="PLACE",
-    help="Labelled images to classify. Default: each image of the bank, by the others.",
+    metavar="PATH_OR_URL",
+    help="Labelled images to classify. [default: each image of the bank, by all others]",
 )
 @encoder_options
-@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Number of neighbours that vote.")
 @click.option(
-    "--sweep", multiple=True, type=int, metavar="K", help="Also report accuracy for K neighbours. May be given again."
+    "-k", "--k", default=PAPER_K, show_default=True, metavar="N", help="Number of nearest neighbours that vote."
+)
+@click.option(
+    "--sweep", multiple=True, type=int, metavar="N", help="Also report the accuracy for N neighbours. Repeatable."
 )
 @click.option(
     "--temperature",
     default=PAPER_TEMPERATURE,
     show_default=True,
-    help="Temperature T of the votes, exp(similarity / T).",
+    metavar="T",
+    help="Temperature of the votes: a neighbour votes with weight exp(similarity / T).",
 )
 @sampling_options()
 @json_option
@@ -61,7 +64,7 @@ def knn(
     json_file: Path | None,
     **encoders: Unpack[SampledEncoderOptions],
 ) -> None:
-    """Compare the k-NN accuracy of a cache's teachers, of students, of the same students untrained, and of any model.
+    """Measure the k-NN accuracy of cached teachers, of students trained and untrained, and of other models.
 
     Nothing is trained: every image is classified by the labels of the k images with the most similar summaries.
     """

@@ -21,15 +21,31 @@ EVALUATIONS = ("zero-shot", "segment", "retrieve", "similarity", "rank", "mode-s
 
 
 @click.command()
-@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--run", type=PATH, required=True, metavar="FOLDER", help="Folder of a run of radio-train.")
 @click.option(
-    "--cache", type=PATH_OR_URL, help="The bank of labelled images. Default: the cache the run was trained on."
+    "--cache",
+    type=PATH_OR_URL,
+    metavar="PATH_OR_URL",
+    help="Cache whose labelled images vote in k-NN (the bank). [default: the cache the run was trained on]",
 )
-@click.option("--queries", type=PATH_OR_URL, help="Labelled images to classify and draw. Default: those of the bank.")
-@click.option("--out", type=OutputFile(".html", ".htm"), required=True, help="The HTML file to write.")
-@click.option("--num-images", default=4, show_default=True, help="Images of each cache to draw as feature maps.")
+@click.option(
+    "--queries",
+    type=PATH_OR_URL,
+    metavar="PATH_OR_URL",
+    help="Labelled images to classify and to draw. [default: those of --cache]",
+)
+@click.option("--out", type=OutputFile(".html", ".htm"), required=True, metavar="FILE", help="HTML file to write.")
+@click.option(
+    "--num-images",
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Number of images of each cache to draw as feature maps.",
+)
 @renamed_option("--shown", "--num-images")
-@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Number of neighbours that vote.")
+@click.option(
+    "-k", "--k", default=PAPER_K, show_default=True, metavar="N", help="Number of nearest neighbours that vote in k-NN."
+)
 @sampling_options()
 @device_option
 @plain_errors(on_interrupt=AGAIN)
@@ -44,9 +60,9 @@ def report(
     seed: int,
     device: "Device",
 ) -> None:
-    """Write one HTML page about a run: k-NN, loss curves, feature maps of teacher, cache and student, the cache.
+    """Write an HTML report of a run: k-NN accuracy, loss curves, cache, and feature maps of teacher, cache and student.
 
-    The page is a single file that needs no network: mail it, or open it on a phone.
+    The page is a single file that needs no network.
     """
     from evals.report.page import ReportConfig, write_report
 
@@ -69,25 +85,50 @@ def report(
 
 
 @click.command("all")
-@click.option("--run", type=PATH, required=True, help="Folder of a training run.")
+@click.option("--run", type=PATH, required=True, metavar="FOLDER", help="Folder of a run of radio-train.")
 @click.option(
-    "--cache", type=PATH_OR_URL, help="The bank of labelled images. Default: the cache the run was trained on."
+    "--cache",
+    type=PATH_OR_URL,
+    metavar="PATH_OR_URL",
+    help="Cache whose labelled images vote in k-NN (the bank). [default: the cache the run was trained on]",
 )
-@click.option("--queries", type=PATH_OR_URL, help="Images to evaluate on and to draw. Default: those of the bank.")
+@click.option(
+    "--queries",
+    type=PATH_OR_URL,
+    metavar="PATH_OR_URL",
+    help="Images to evaluate on and to draw. [default: those of --cache]",
+)
 @click.option(
     "--out",
     type=OutputFile(".html", ".htm"),
-    help="The HTML file to write; a .json of the same name beside it. Default: RUN/report.html.",
+    metavar="FILE",
+    help="HTML file to write. The figures go to a .json file of the same name. [default: report.html in the folder of --run]",
 )
-@click.option("--num-images", default=4, show_default=True, help="Images of each cache to draw as feature maps.")
+@click.option(
+    "--num-images",
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Number of images of each cache to draw as feature maps.",
+)
 @renamed_option("--shown", "--num-images")
-@click.option("-k", "--k", default=PAPER_K, show_default=True, help="Number of neighbours that vote in k-NN.")
 @click.option(
-    "--masks", type=PATH, nargs=2, metavar="IMAGES MASKS", help="For segmentation: folders of images and masks."
+    "-k", "--k", default=PAPER_K, show_default=True, metavar="N", help="Number of nearest neighbours that vote in k-NN."
 )
-@click.option("--classes", metavar="FILE|N|A,B,C", help="Names of the classes in --masks.")
 @click.option(
-    "--skip", multiple=True, metavar="NAME", help=f"Skip an evaluation: {', '.join(EVALUATIONS)}. May be given again."
+    "--masks",
+    type=PATH,
+    nargs=2,
+    metavar="IMAGES MASKS",
+    help="Folder of images and folder of masks to evaluate segmentation on. [default: no segmentation]",
+)
+@click.option(
+    "--classes",
+    metavar="FILE|N|A,B,C",
+    help="Classes in --masks: a file with one name per line, their number, or their names with commas.",
+)
+@click.option(
+    "--skip", multiple=True, metavar="NAME", help=f"Evaluation to skip: {', '.join(EVALUATIONS)}. Repeatable."
 )
 @sampling_options()
 @device_option
@@ -106,9 +147,10 @@ def everything(
     seed: int,
     device: "Device",
 ) -> None:
-    """Run every evaluation of a run and write one self-contained page, report.html, and its figures, report.json.
+    """Run every evaluation of a run, and write an HTML report with all figures, and a JSON file for scripts.
 
-    What cannot be evaluated for this run (no labels, no masks, no CLIP head) is listed on the page with the reason.
+    The page is a single file that needs no network. Evaluations that this run does not allow (no labels, no masks, no CLIP
+    adaptor) are listed on it with the reason.
     """
     from evals.report.page import ReportConfig, headline, page_record, write_report
 

@@ -25,37 +25,53 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--annotations", type=PATH, required=True, metavar="FILE.json", help="Instances in COCO's format.")
+@click.option("--annotations", type=PATH, required=True, metavar="FILE", help="JSON file of COCO with the instances.")
 @click.option(
     "--images",
     type=PATH,
     required=True,
-    metavar="DIR",
-    help="The folder that the file names of the annotations are relative to.",
+    metavar="FOLDER",
+    help="Folder with the images that --annotations names.",
 )
 @runs_option
 @click.option(
-    "--sam", "sam_name", default="sam", show_default=True, help="Teacher name of the SAM whose decoder is used."
+    "--sam",
+    "sam_name",
+    default="sam",
+    show_default=True,
+    metavar="NAME",
+    help="SAM teacher whose mask decoder is used; `radio-cache teachers` lists them.",
 )
-@click.option("--weights", type=PATH, metavar="FILE", help="Weights of that SAM, as segment-anything publishes them.")
+@click.option(
+    "--weights",
+    type=PATH,
+    metavar="FILE",
+    help="Load the weights of --sam from this file, in the format of segment-anything.",
+)
 @click.option(
     "--prompt",
     type=click.Choice(["box", "1-point", "3-points", "detections"]),
     default="box",
     show_default=True,
-    help="Prompt for a mask: the true box, points inside the true mask, or a detector's boxes.",
+    help="Prompt for each mask: the true box, points inside the true mask, or the boxes of --detections.",
 )
 @click.option(
     "--protocol",
     type=click.Choice(["efficientvit-sam", "single-mask"]),
     default="efficientvit-sam",
     show_default=True,
-    help="How masks are prompted and counted: as the public script behind the papers' rows does (best of three masks, "
-    "crowd regions included, sizes by the file's area, further points where the last mask is wrong), or one mask a prompt.",
+    help="Evaluation protocol. efficientvit-sam is that of the published results: best of three masks, crowd regions "
+    "included, sizes by the area in the file, further points where the last mask is wrong. single-mask predicts one mask per "
+    "prompt.",
 )
-@click.option("--detections", type=PATH, metavar="FILE.json", help="A detector's boxes in COCO's result format.")
 @click.option(
-    "--pictures", type=OutputFile(*PICTURE_ENDINGS), metavar="FILE.png", help="Draw the masks of a few images."
+    "--detections", type=PATH, metavar="FILE", help="JSON file with a detector's boxes, in COCO's result format."
+)
+@click.option(
+    "--pictures",
+    type=OutputFile(*PICTURE_ENDINGS),
+    metavar="FILE",
+    help="Draw the masks of four images to this PNG or JPEG file.",
 )
 @sampling_options()
 @json_option
@@ -76,7 +92,7 @@ def sam(
     json_file: Path | None,
     device: "Device",
 ) -> None:
-    """Score SAM, and SAM with a student as its image encoder, on COCO instances: mIoU by size, and AP."""
+    """Evaluate SAM, and SAM with a student as its image encoder, on COCO instances: mIoU by object size, and AP."""
     from evals.sam import SamConfig, run_sam
     from radio_cache.view.picture_grid import picture_grid
 

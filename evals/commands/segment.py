@@ -26,47 +26,68 @@ _CLASSES_SHOWN = 30
 
 
 @click.command()
-@click.option("--ade20k", type=PATH, metavar="DIR", help="ADE20K as the scene parsing benchmark ships it: 150 classes.")
-@click.option("--voc", type=PATH, metavar="DIR", help="Pascal VOC 2012: 21 classes.")
+@click.option(
+    "--ade20k",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder of ADE20K as the scene parsing benchmark publishes it, 150 classes.",
+)
+@click.option("--voc", type=PATH, metavar="FOLDER", help="Folder of Pascal VOC 2012, 21 classes.")
 @click.option(
     "--train",
     type=PATH,
     nargs=2,
     metavar="IMAGES MASKS",
-    help="Training images: folders of images and of masks (palette or grey PNG) with the same names.",
+    help="Training set: a folder of images and a folder of masks (palette or grey PNG) with the same file names.",
 )
 @click.option(
-    "--test", type=PATH, nargs=2, metavar="IMAGES MASKS", help="Test images, likewise. Default: a fifth of --train."
+    "--test", type=PATH, nargs=2, metavar="IMAGES MASKS", help="Test set, likewise. [default: a fifth of --train]"
 )
 @click.option(
     "--classes",
     metavar="FILE|N|A,B,C",
-    help="Names of the classes in --train: a file with one name per line. Default: numbers.",
+    help="Classes in --train: a file with one name per line, their number, or their names with commas. [default: numbers]",
 )
-@click.option("--first-id", default=0, show_default=True, help="The number of the first class in masks.")
+@click.option("--first-id", default=0, show_default=True, metavar="N", help="Value of the first class in masks.")
 @click.option(
-    "--ignore", default=255, show_default=True, help="The number of unlabelled pixels in masks (ignore index)."
+    "--ignore", default=255, show_default=True, metavar="N", help="Value of unlabelled pixels in masks (ignore index)."
 )
 @click.option(
     "--cache",
     type=PATH_OR_URL,
-    metavar="CACHE",
-    help="A cache of these images, whose teachers are compared by their cached maps.",
+    metavar="PATH_OR_URL",
+    help="Cache of the same images, whose teachers are evaluated on their cached maps.",
 )
 @encoder_options
-@click.option("--crop", default=512, show_default=True, help="Side of the windows that a network sees, pixels.")
-@click.option("--steps", type=int, help="Steps of the probe. Default: 80,000, or 100 passes if those are fewer.")
-@click.option("--batch-size", default=16, show_default=True, help="Windows per step of the probe.")
 @click.option(
-    "--features", type=PATH, metavar="DIR", help="Folder of stored maps. Default: ~/.cache/radio-cache/features."
+    "--crop",
+    default=512,
+    show_default=True,
+    metavar="PX",
+    help="Side of the square windows that images are cut into, in pixels.",
+)
+@click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Training steps of the probe. [default: 80,000, or 100 epochs if these are fewer]",
+)
+@click.option(
+    "--batch-size", default=16, show_default=True, metavar="N", help="Windows per training step of the probe."
+)
+@click.option(
+    "--features",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder to store computed maps in. [default: ~/.cache/radio-cache/features]",
 )
 @click.option(
     "--pictures",
     type=OutputFile(*PICTURE_ENDINGS),
-    metavar="FILE.png",
-    help="Draw a few test images: image, truth, prediction.",
+    metavar="FILE",
+    help="Draw some test images to this PNG or JPEG file: image, true classes, predictions.",
 )
-@click.option("--num-images", default=6, show_default=True, help="Number of images in --pictures.")
+@click.option("--num-images", default=6, show_default=True, metavar="N", help="Number of images to draw in --pictures.")
 @renamed_option("--shown", "--num-images")
 @sampling_options()
 @json_option
@@ -89,9 +110,9 @@ def segment(
     json_file: Path | None,
     **encoders: Unpack[SampledEncoderOptions],
 ) -> None:
-    """Train a linear probe for semantic segmentation on frozen maps: mIoU of students, teachers and any model.
+    """Measure semantic segmentation by a linear probe on frozen feature maps: mIoU of students, teachers and other models.
 
-    Maps are computed once and stored; an interrupted run continues where it stopped.
+    Maps are computed once and stored. After an interruption, the same command continues.
     """
     from evals.segmentation import SegmentConfig, run_segment
     from evals.segmentation.probe import ProbeConfig

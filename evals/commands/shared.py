@@ -25,34 +25,41 @@ device_option = click.option(
     type=click.Choice(get_args(Device)),
     default="auto",
     show_default=True,
-    help="Device for models and for the neighbour search.",
+    help="Device to run on; auto takes a GPU if there is one.",
 )
 runs_option = click.option(
-    "--run", "runs", type=PATH, multiple=True, help="Folder of a training run. May be given again."
+    "--run",
+    "runs",
+    type=PATH,
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder of a run of radio-train, whose student is evaluated. Repeatable.",
 )
 _models = click.option(
     "--model",
     "models",
     multiple=True,
     metavar="[NAME=]MODEL[@PX]",
-    help="Another model to compare: a run or export folder, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
-    "FILE.onnx; @PX sets its input size. May be given again.",
+    help="Another model to evaluate: the folder of a run or an export, teacher:NAME, timm:NAME, open_clip:NAME/WEIGHTS or "
+    "FILE.onnx. NAME= sets its name in tables, @PX its input size in pixels. Repeatable.",
 )
 _weights = click.option(
     # Belongs to --model, not to --run: a student has its own weights.
     "--weights",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="Local weights of a --model in its library's own format; 'random' for none.",
+    help="Load the weights of a --model from this local file, in its library's own format; 'random' leaves it untrained. "
+    "Repeatable.",
 )
 json_option = click.option(
     "--json",
     "json_file",
     type=OutputFile(),
     metavar="FILE",
-    help="Write protocol, settings, versions, image hashes and rows to this file; - is standard output.",
+    help="Also write the results to this file as JSON, with protocol, settings, versions and image hashes; - is standard "
+    "output.",
 )
-seed_option = click.option("--seed", default=0, show_default=True, help="Seed of random choices.")
+seed_option = click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of all random choices.")
 
 
 class EncoderOptions(TypedDict):
@@ -86,7 +93,7 @@ def sampling_options(limit: int | None = None) -> Callable[[F], F]:
         metavar="N",
         default=limit,
         show_default=limit is not None,
-        help="Use at most N images of each set, drawn at random.",
+        help="Use at most N images of each set, drawn at random." + (" [default: all]" if limit is None else ""),
     )
     # The default of --limit differs by command, hence a factory.
     return lambda command: option(seed_option(command))

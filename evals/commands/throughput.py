@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     default=(1, 16),
     show_default=True,
     metavar="N",
-    help="Images in a batch. May be given again.",
+    help="Images per batch. Repeatable.",
 )
 @click.option(
     "--mode",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     type=click.Choice(["eager", "channels-last", "compiled"]),
     default=("eager",),
     show_default=True,
-    help="How networks run. May be given again.",
+    help="Execution mode of the networks. Repeatable.",
 )
 @click.option(
     "--dtype",
@@ -43,21 +43,29 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default=("float32",),
     show_default=True,
-    help="Number format of the computation; 16 bits by autocast. May be given again.",
+    help="Precision of the networks; 16-bit types run under autocast. Repeatable.",
 )
-@click.option("--repeats", default=5, show_default=True, help="Timed batches, at least; the median is reported.")
-@click.option("--warmup", default=2, show_default=True, help="Batches before timing starts.")
+@click.option(
+    "--repeats",
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Minimum number of batches to time; the median is reported.",
+)
+@click.option(
+    "--warmup", default=2, show_default=True, metavar="N", help="Number of batches to run before timing starts."
+)
 @click.option(
     "--quality",
     type=PATH,
-    metavar="FILE.json",
-    help="Record of radio-eval knn, zero-shot or segment --json, for --plot.",
+    metavar="FILE",
+    help="JSON file that radio-eval knn, zero-shot or segment wrote with --json, for --plot.",
 )
 @click.option(
     "--plot",
     type=OutputFile(".svg"),
-    metavar="FILE.svg",
-    help="Draw quality over speed, as the papers do. Needs --quality.",
+    metavar="FILE",
+    help="Plot quality over speed to this SVG file. Needs --quality.",
 )
 @json_option
 @plain_errors(on_interrupt=AGAIN)
@@ -72,7 +80,7 @@ def throughput(
     json_file: Path | None,
     **encoders: Unpack[EncoderOptions],
 ) -> None:
-    """Measure images per second, parameters, FLOPs and memory of students, teachers and any model."""
+    """Measure images per second, parameters, FLOPs and memory of students, teachers and other models."""
     from evals.throughput import ThroughputConfig, run_throughput
 
     # Checked before the measurement, which takes minutes.

@@ -7,6 +7,7 @@ import click
 
 from evals.commands.shared import AGAIN, PATH, device_option, json_option, write_record
 from radio_cache.errors import ConfigError
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import console, plain_errors, printable, table
 
 if TYPE_CHECKING:
@@ -20,34 +21,42 @@ VLM_TASKS = ("gqa", "textvqa", "pope", "vqav2")
 @click.option(
     "--check",
     is_flag=True,
-    help="Check that the student of --run works as the vision tower of a small random language model.",
+    help="Check that the student of --run works as the vision tower of a small, untrained language model.",
 )
-@click.option("--run", type=PATH, help="Folder of a training run, for --check.")
-@click.option("--head", metavar="TEACHER", help="Head whose features LLaVA reads, for --check. Default: the backbone.")
+@click.option("--run", type=PATH, metavar="FOLDER", help="Folder of a run of radio-train, for --check.")
+@click.option(
+    "--adaptor",
+    metavar="TEACHER",
+    help="Adaptor whose features LLaVA reads, for --check. [default: the backbone's own features]",
+)
+@renamed_option("--head", "--adaptor")
 @click.option(
     "--llava",
     type=PATH,
-    metavar="DIR",
-    help="A LLaVA and its processor, saved by transformers, to evaluate with lmms-eval.",
+    metavar="FOLDER",
+    help="Folder of a LLaVA and its processor, saved by transformers, to evaluate with lmms-eval.",
 )
 @click.option(
     "--task",
     "tasks",
     multiple=True,
     metavar="NAME",
-    help=f"One of {', '.join(VLM_TASKS)}. May be given again. Default: all.",
+    help=f"Task to run: {', '.join(VLM_TASKS)}. Repeatable. [default: all]",
 )
 @click.option(
-    "--out", type=PATH, metavar="DIR", help="Folder that lmms-eval writes to. Default: lmms-eval in DIR of --llava."
+    "--out",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder that lmms-eval writes to. [default: lmms-eval in that of --llava]",
 )
-@click.option("--limit", type=int, help="Number of questions of each task at most, the first ones.")
+@click.option("--limit", type=int, metavar="N", help="Use only the first N questions of each task. [default: all]")
 @json_option
 @device_option
 @plain_errors(on_interrupt=AGAIN)
 def vlm(
     check: bool,
     run: Path | None,
-    head: str | None,
+    adaptor: str | None,
     llava: Path | None,
     tasks: tuple[str, ...],
     out: Path | None,
@@ -55,17 +64,17 @@ def vlm(
     json_file: Path | None,
     device: "Device",
 ) -> None:
-    """Evaluate a student as LLaVA's vision tower: --check tests the wiring, --llava runs GQA, TextVQA, POPE and VQAv2."""
+    """Evaluate a student as the vision tower of LLaVA: --check tests that it fits, --llava runs GQA, TextVQA, POPE and VQAv2."""
     # Exactly one of the two modes, and --run with --check only.
     if check == (llava is not None) or check != (run is not None):
-        raise ConfigError("give --check and --run RUN, or --llava DIR")
+        raise ConfigError("give --check and --run FOLDER, or --llava FOLDER")
     from trainer.exports.libraries import library
 
     # An optional dependency: the message names what to install.
     library("transformers", "radio-eval vlm")
     if llava is None:
         assert run is not None, "checked above"
-        _check(run, head, json_file)
+        _check(run, adaptor, json_file)
         return
     from evals.vlm import HarnessConfig, run_harness
 
@@ -83,12 +92,12 @@ def vlm(
     console().print(result.record)
 
 
-def _check(run: Path, head: str | None, json_file: Path | None) -> None:
+def _check(run: Path, adaptor: str | None, json_file: Path | None) -> None:
     """Run the check and print what holds."""
     from evals.vlm import check_wiring
     from trainer.model.adaptors import BACKBONE
 
-    wiring = check_wiring(run, teacher=head or BACKBONE)
+    wiring = check_wiring(run, teacher=adaptor or BACKBONE)
     write_record(json_file, wiring.to_json())
     out = console()
     out.print(

@@ -16,6 +16,7 @@ from evals.commands.shared import (
     sampling_options,
     write_record,
 )
+from radio_cache.terminal.options import renamed_option
 from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors, table
 
 if TYPE_CHECKING:
@@ -25,35 +26,38 @@ if TYPE_CHECKING:
 @click.command("zero-shot")
 @click.option(
     "--images",
-    "--cache",
-    "images",
     type=PATH_OR_URL,
-    metavar="PLACE",
-    help=f"Labelled images: {IMAGES}. The CLIPs of a cache are compared, too. Default: the cache the run was trained on.",
+    metavar="PATH_OR_URL",
+    help=f"Labelled images to classify: {IMAGES}. The CLIP teachers of a cache are evaluated, too. [default: the cache the run "
+    "was trained on]",
 )
+@renamed_option("--cache", "--images")
 @encoder_options
 @click.option(
     # Caches record the file of a teacher, which may have moved, or hold the image tower alone.
     "--text-weights",
     multiple=True,
     metavar="[TEACHER=]FILE",
-    help="A weights file in open_clip's format with the text tower of a teacher.",
+    help="File in open_clip's format to load the text tower of a teacher from. [default: the teacher's own file]",
 )
 @click.option(
     "--classes",
     type=PATH,
     metavar="FILE",
-    help="Phrases for the classes: lines of class<TAB>phrase, or one phrase per line. "
-    "Default: CLIP's names for ImageNet, else the names of folders.",
+    help="File with phrases for the classes: lines of class<TAB>phrase, or one phrase per line in the order of the classes. "
+    "[default: CLIP's names for ImageNet, else the names of the class folders]",
 )
 @click.option(
-    "--templates", type=PATH, metavar="FILE", help="Sentences, one per line, {} for the class. Default: CLIP's 80."
+    "--templates",
+    type=PATH,
+    metavar="FILE",
+    help="File with sentences, one per line, in which {} stands for the class. [default: CLIP's 80 templates]",
 )
 @click.option(
     "--classifiers",
     type=PATH,
-    metavar="DIR",
-    help="Folder of stored text classifiers. Default: ~/.cache/radio-cache/text-classifiers.",
+    metavar="FOLDER",
+    help="Folder to store text classifiers in. [default: ~/.cache/radio-cache/text-classifiers]",
 )
 @sampling_options()
 @json_option
@@ -67,9 +71,9 @@ def zero_shot(
     json_file: Path | None,
     **encoders: Unpack[SampledEncoderOptions],
 ) -> None:
-    """Compare the zero-shot accuracy of CLIP-family teachers, of students' CLIP heads, and of open_clip models.
+    """Measure the zero-shot accuracy of CLIP teachers, of students with a CLIP adaptor, and of open_clip models.
 
-    Images are compared with sentences about the classes, encoded by the text tower of the teacher's own CLIP.
+    An image is classified by the most similar class sentence, encoded by the text tower of the teacher's own CLIP.
     """
     from evals.zero_shot import ZeroShotConfig, run_zero_shot
 

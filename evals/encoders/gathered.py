@@ -78,7 +78,7 @@ def images_and_encoders(
     """
     path_or_url = location if location is not None else fallback
     if path_or_url is None:
-        raise ConfigError("nothing to evaluate: give --images PLACE, or --run RUN, or both")
+        raise ConfigError("nothing to evaluate: give --images PATH_OR_URL, or --run FOLDER, or both")
     source = open_source(path_or_url)
     # Which teachers there are decides which images are usable, so a single image opens the cache first.
     first = image_set(source, labelled=labelled, limit=1)

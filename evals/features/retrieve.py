@@ -31,7 +31,7 @@ class RetrieveConfig:
     Attributes:
         images: a cache, folder or tars; None takes the cache of the first run.
         runs, models, weights: as for k-NN.
-        queries: number of query images.
+        num_queries: number of query images.
         k: neighbours of each query.
         limit: images to search at most, drawn by `seed`, as the queries are.
         device: where models run.
@@ -41,15 +41,15 @@ class RetrieveConfig:
     runs: tuple[Path, ...] = ()
     models: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
-    queries: int = 4
+    num_queries: int = 4
     k: int = 6
     seed: int = 0
     limit: int | None = None
     device: Device = "auto"
 
     def __post_init__(self) -> None:
-        if self.queries < 1 or self.k < 1:
-            raise ConfigError(f"--queries and -k are at least 1, not {self.queries} and {self.k}")
+        if self.num_queries < 1 or self.k < 1:
+            raise ConfigError(f"--num-queries and -k are at least 1, not {self.num_queries} and {self.k}")
 
 
 def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) -> list[list[Pane]]:
@@ -73,7 +73,7 @@ def run_retrieve(config: RetrieveConfig, *, progress: Progress | None = None) ->
             raise EvalError(f"{images.location}: retrieval needs at least two images that can be read")
         # The same seed for every encoder: all rows of a query show the same image first.
         order = np.random.default_rng(config.seed).permutation(len(block.positions))
-        query_positions = np.sort(order[: config.queries])
+        query_positions = np.sort(order[: config.num_queries])
         features = block.summaries[OWN]
         # Queries are rows of the bank: each excludes itself.
         search = NeighbourSearch(

@@ -71,7 +71,7 @@ def run_similarity(config: SimilarityConfig, *, progress: Progress | None = None
     fallback = learned_from(encoders)
     location = config.images if config.images is not None else fallback
     if location is None:
-        raise ConfigError("similarity needs images: give --images PLACE, or --run RUN")
+        raise ConfigError("similarity needs images: give --images PATH_OR_URL, or --run FOLDER")
     # A student has memorised its training images, so held-out ones are drawn if there are any.
     images, _ = held_out_of(image_set(open_source(location)), encoders)
     order = np.random.default_rng(config.seed).permutation(len(images))

@@ -56,7 +56,7 @@ class KnnConfig:
 
     def __post_init__(self) -> None:
         if self.bank is None and not self.runs:
-            raise ConfigError("nothing to evaluate: give --bank PLACE, or --run RUN, or both")
+            raise ConfigError("nothing to evaluate: give --bank PATH_OR_URL, or --run FOLDER, or both")
         if self.limit is not None and self.limit < 2:
             raise ConfigError(f"--limit needs at least 2 images to compare, got {self.limit}")
         if too_small := [k for k in (self.k, *self.sweep) if k < 1]:

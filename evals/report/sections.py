@@ -230,7 +230,7 @@ def _retrieve(config: SectionsConfig, progress: Progress | None) -> Section:
         RetrieveConfig(
             images=config.images,
             runs=(config.run,),
-            queries=2,
+            num_queries=2,
             k=5,
             limit=config.limit,
             seed=config.seed,

@@ -63,7 +63,7 @@ class ZeroShotConfig:
 
     def __post_init__(self) -> None:
         if self.images is None and not self.runs:
-            raise ConfigError("nothing to evaluate: give --images PLACE, or --run RUN, or both")
+            raise ConfigError("nothing to evaluate: give --images PATH_OR_URL, or --run FOLDER, or both")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit needs at least 1 image, got {self.limit}")
 

@@ -16,7 +16,7 @@ def test_knn_prints_protocol_table_and_notes(make_cache, make_run) -> None:
     bank, queries = make_cache("bank"), make_cache("queries", seed=1)
     run = make_run("run", bank.path)
     result = CliRunner().invoke(
-        main, ["knn", "--cache", str(bank.path), "--queries", str(queries.path), "--run", str(run), "-k", "5"]
+        main, ["knn", "--bank", str(bank.path), "--queries", str(queries.path), "--run", str(run), "-k", "5"]
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(
@@ -32,7 +32,7 @@ def test_knn_prints_protocol_table_and_notes(make_cache, make_run) -> None:
 def test_json_holds_protocol_versions_and_data_identity(make_cache, tmp_path) -> None:
     bank = make_cache("bank")
     file = tmp_path / "sub" / "knn.json"
-    result = CliRunner().invoke(main, ["knn", "--cache", str(bank.path), "--json", str(file)])
+    result = CliRunner().invoke(main, ["knn", "--bank", str(bank.path), "--json", str(file)])
     assert result.exit_code == 0, result.output
     record = json.loads(file.read_text())
     assert (record["k"], record["temperature"], record["leave_one_out"]) == (19, 0.07, True)
@@ -57,7 +57,7 @@ def test_sweep_prints_accuracy_by_k_and_models_have_rows(make_cache) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--cache", "nowhere.zarr"], ["--run", "nowhere"], ["--limit", "1", "--run", "x"]]
+    "arguments", [[], ["--bank", "nowhere.zarr"], ["--run", "nowhere"], ["--limit", "1", "--run", "x"]]
 )
 def test_errors_are_one_message_without_traceback(arguments: list[str]) -> None:
     result = CliRunner().invoke(main, ["knn", *arguments])
@@ -73,7 +73,7 @@ def test_help_loads_no_torch_and_its_defaults_are_the_papers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("words", "place"), [(["knn", "--cache"], "bank"), (["rank", "--images"], "images")])
+@pytest.mark.parametrize(("words", "place"), [(["knn", "--bank"], "bank"), (["rank", "--images"], "images")])
 def test_a_seed_draws_other_images_and_the_same_ones_again(make_cache, tmp_path, words: list[str], place: str) -> None:
     bank = make_cache("bank")
     digests: list[str] = []

@@ -70,7 +70,7 @@ def test_every_space_has_a_rank_and_its_likeness_with_every_teacher(make_cache, 
     assert all(1 <= row.rank <= row.width for row in table.rows)
     with pytest.raises(ConfigError, match="at least 2 images"):
         run_rank(RankConfig(runs=(run,), limit=1))
-    with pytest.raises(ConfigError, match="give --images PLACE"):
+    with pytest.raises(ConfigError, match="give --images PATH_OR_URL"):
         run_rank(RankConfig())
 
 
@@ -90,14 +90,14 @@ def test_mode_switch_compares_with_every_teacher_at_every_size_it_can(make_cache
 
 
 def test_the_nearest_images_stand_behind_the_query_and_never_itself(make_cache) -> None:
-    rows = run_retrieve(RetrieveConfig(images=make_cache("bank").path, queries=2, k=3))
+    rows = run_retrieve(RetrieveConfig(images=make_cache("bank").path, num_queries=2, k=3))
     assert [len(row) for row in rows] == [4, 4]
     assert rows[0][0][0] == "alpha"
     for row in rows:
         query = row[0][1][8:-8, 8:-8].astype(int)
         assert all(np.abs(picture[8:-8, 8:-8].astype(int) - query).mean() > 5 for _, picture in row[1:])
     with pytest.raises(ConfigError, match="at least 1"):
-        RetrieveConfig(queries=0)
+        RetrieveConfig(num_queries=0)
 
 
 def test_anchors_are_unlike_each_other_and_like_themselves() -> None:
@@ -132,7 +132,7 @@ def test_the_commands_print_write_and_draw(make_cache, make_run, tmp_path: Path)
     assert json.loads((tmp_path / "rank.json").read_text())["rows"][0]["name"] == "alpha"
     assert "fidelity" in invoke("mode-switch", "--run", run, "--limit", 3, "--plot", tmp_path / "m.svg")
     assert (tmp_path / "m.svg").read_text().startswith("<svg")
-    invoke("retrieve", "--run", run, "--queries", 1, "-k", 2, "--out", tmp_path / "r.png")
+    invoke("retrieve", "--run", run, "--num-queries", 1, "-k", 2, "--out", tmp_path / "r.png")
     invoke("similarity", "--run", run, "--num-images", 1, "--anchors", 2, "--out", tmp_path / "s.png")
     for name in ("r.png", "s.png"):
         with Image.open(tmp_path / name) as picture:

@@ -138,7 +138,7 @@ def test_teachers_that_cannot_be_compared_are_named(make_cache, make_run, make_s
 
 
 def test_nothing_to_compare_is_one_sentence(make_cache, make_spec, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"give --bank PLACE, or --run RUN"):
+    with pytest.raises(ConfigError, match=r"give --bank PATH_OR_URL, or --run FOLDER"):
         KnnConfig()
     with pytest.raises(ConfigError, match="at least 2 images"):
         KnnConfig(bank=tmp_path, limit=1)

@@ -54,7 +54,7 @@ def test_the_check_builds_saves_loads_and_asks_a_llava(
     make_run: Callable[..., Path], tmp_path: Path, head: str | None
 ) -> None:
     run, record = make_run("run", tmp_path / "none.zarr"), tmp_path / "out.json"
-    arguments = ["vlm", "--check", "--run", str(run), "--json", str(record), *(["--head", head] if head else [])]
+    arguments = ["vlm", "--check", "--run", str(run), "--json", str(record), *(["--adaptor", head] if head else [])]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     wiring = json.loads(record.read_text())
@@ -130,7 +130,7 @@ def test_what_is_missing_is_named(llava: Path, monkeypatch: pytest.MonkeyPatch, 
     for arguments in ([], ["--check"], ["--check", "--run", "r", "--llava", "l"], ["--run", "r"]):
         result = CliRunner().invoke(main, ["vlm", *arguments])
         assert result.exit_code != 0
-        assert "give --check and --run RUN, or --llava DIR" in result.output
+        assert "give --check and --run FOLDER, or --llava FOLDER" in result.output
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_who_has_no_text_tower_is_told_and_nobody_left_is_an_error(make_cache, p
         run_zero_shot(config(place, tmp_path, images=make_cache("bank").path))
     with pytest.raises(EvalError, match="has no labels"):
         run_zero_shot(config(place, tmp_path, images=make_cache("plain", [-1] * 8).path))
-    with pytest.raises(ConfigError, match="give --images PLACE"):
+    with pytest.raises(ConfigError, match="give --images PATH_OR_URL"):
         ZeroShotConfig()
 
 
