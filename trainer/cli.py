@@ -34,10 +34,10 @@ TERMINATED = 143
     context_settings=HELP_SETTINGS,
     cls=SectionedCommand,
     sections={
-        "What is trained, and from what": ("cache", "student", "teachers", "out"),
+        "Data and student": ("cache", "student", "teachers", "out"),
         "Recipe": option_names("Recipe"),
-        "Where the student starts": option_names("Where the student starts"),
-        "Where it runs": ("device", "allow_partial", "allow_module", "wandb"),
+        "Initial weights": option_names("Initial weights"),
+        "Running": ("device", "allow_partial", "allow_module", "wandb"),
     },
     examples=(
         "radio-train --cache cache.zarr --student e-radio-tiny --out run",
@@ -51,30 +51,35 @@ TERMINATED = 143
     "--cache",
     required=True,
     type=PATH_OR_URL,
-    metavar="CACHE.zarr",
-    help="Cache made by `radio-cache build`: a folder, or a URL.",
+    metavar="PATH_OR_URL",
+    help="Cache made by `radio-cache build`: a folder or a URL.",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="Folder of the run. If it holds this run already, training resumes from its last checkpoint.",
+    metavar="FOLDER",
+    help="Folder of the run to create. If it already holds this run, training resumes from the last checkpoint.",
 )
 @click.option(
     "--teacher",
     "teachers",
     multiple=True,
     metavar="NAME",
-    help="Learn from this cached teacher only. Repeatable. [default: all]",
+    help="Train on this teacher of the cache only. Repeatable. [default: all]",
 )
 @recipe_options
 @click.option(
     "--wandb",
     metavar="PROJECT",
-    help="Log to this project of Weights & Biases, too; WANDB_MODE=offline keeps the log on this machine. [default: no]",
+    help="Also log to this project of Weights & Biases; WANDB_MODE=offline keeps the log on this machine. "
+    "[default: log to the folder of the run only]",
 )
-@click.option("--allow-partial", is_flag=True, help="Train on the images that are complete in an unfinished cache.")
+@click.option(
+    "--allow-partial",
+    is_flag=True,
+    help="Train on an incomplete cache, with the images that have the features of every teacher.",
+)
 @allow_module_option
 @device_option()
 @plain_errors(on_interrupt="")
@@ -87,11 +92,11 @@ def main(
     wandb: str | None,
     **options: Any,
 ) -> None:
-    """Train a student on the cached features of its teachers, with fresh random crops. No teacher runs.
+    """Train a student on the cached features of teachers, with new random crops in each epoch. No teacher runs.
 
-    A run that was stopped at any moment resumes with the same command, and ends with the weights of a run that was never
-    stopped. Under torchrun, all processes share every batch. The run's folder holds student.safetensors, recipe.json,
-    metrics.jsonl and TensorBoard events.
+    The same command resumes a run that was stopped, and ends with the same weights as without the stop. Under torchrun, each
+    batch is divided among all processes. The folder of the run holds student.safetensors, recipe.json, metrics.jsonl and
+    TensorBoard events.
     """
     with _report_on_interrupt(out):
         # Imported at their use: torch takes seconds, which --help and a wrong option should not.
@@ -115,7 +120,7 @@ def main(
     if report.stopped:
         if _is_first_process():
             click.echo(
-                f"stopped at step {report.steps} with a checkpoint saved. Go on with: {_resume_command()}", err=True
+                f"stopped at step {report.steps} with a checkpoint saved. Resume with: {_resume_command()}", err=True
             )
         sys.exit(TERMINATED)
     if _is_first_process():
@@ -198,9 +203,9 @@ def _state_of_run(out: Path) -> str:
     except OSError as exc:
         return f"{out / CHECKPOINTS} cannot be listed ({exc.strerror})."
     if saved:
-        return f"{saved[-1].name} is whole: the same command goes on from it."
+        return f"{saved[-1].name} is complete: the same command resumes from it."
     if (out / RUN_FILE).exists():
-        return "No step was saved yet: the same command starts again."
+        return "No checkpoint was saved yet: the same command starts again from the first step."
     return "Nothing was written yet."
 
 

@@ -20,11 +20,15 @@ _path = click.Path(path_type=Path)
     "--run",
     required=True,
     type=_path,
-    metavar="RUN",
-    help="Folder of a run of radio-train; with --checkpoint it may be unfinished.",
+    metavar="FOLDER",
+    help="Folder of a run of radio-train. Unfinished runs need --checkpoint.",
 )
 @click.option(
-    "--out", required=True, type=_path, metavar="DIR", help="Folder to create; several formats get one subfolder each."
+    "--out",
+    required=True,
+    type=_path,
+    metavar="FOLDER",
+    help="Folder to create. With several --format, each is written to a subfolder.",
 )
 @click.option(
     "--format",
@@ -33,50 +37,54 @@ _path = click.Path(path_type=Path)
     multiple=True,
     default=("safetensors",),
     show_default=True,
-    help="Repeatable. hf: transformers.AutoModel, with its code in the folder. timm: timm.create_model, with features_only. "
-    "onnx, torch-export: a graph for any number of images of the training size; onnx also with --any-size.",
+    help="Format to write. safetensors: for load_student. hf: for transformers.AutoModel, with its code in the folder. timm: for "
+    "timm.create_model, also with features_only. onnx, torch-export: graphs for any number of images of the training "
+    "size. Repeatable.",
 )
 @click.option(
     "--adaptor",
     "adaptors",
     multiple=True,
     metavar="TEACHER",
-    help="Heads to include in hf, onnx and torch-export, or 'none'. Repeatable. [default: all]",
+    help="Adaptor to include in hf, onnx and torch-export, by its teacher, or 'none'. Repeatable. [default: all]",
 )
 @click.option(
     "--checkpoint",
     metavar="best|last|STEP",
-    help="Checkpoint of the run to export, also of a run that was stopped early. [default: the finished student]",
+    help="Checkpoint to export, also of an unfinished run; STEP is a number of steps. [default: the finished student]",
 )
 @click.option(
     "--centre-share",
     type=float,
     metavar="SHARE",
-    help="Side of the student's centre crop, as a share of an image's shorter side; only where its teachers take a centre crop. "
-    "[default: the run's]",
+    help="Side of the centre crop that the student takes of an image, as a share of the image's shorter side. Only for "
+    "students whose teachers take a centre crop. [default: that of the run]",
 )
 @click.option(
     "--any-size",
     is_flag=True,
-    help="Make the onnx graph take any image size that the student supports. Not every student can.",
+    help="Write an onnx graph for all image sizes that the student supports. Some students have no such graph.",
 )
 @click.option(
     "--picture",
     "pictures",
     type=_path,
     multiple=True,
-    metavar="IMAGE",
-    help="Image for the model card. Repeatable. [default: the first two of the cache, named on the screen]",
+    metavar="FILE",
+    help="Image whose features the model card shows. Repeatable. [default: the first two images of the cache; their names "
+    "are printed]",
 )
 @click.option(
-    "--no-picture", is_flag=True, help="Write a model card without a picture, if images of the cache are private."
+    "--no-picture",
+    is_flag=True,
+    help="Write the model card without pictures, for example if the images of the cache are private.",
 )
 @click.option(
     "--results",
     type=_path,
     multiple=True,
-    metavar="JSON",
-    help="File that radio-eval wrote with --json, for the model card. Repeatable.",
+    metavar="FILE",
+    help="JSON file that radio-eval wrote with --json, whose results the model card shows. Repeatable.",
 )
 @allow_module_option
 @plain_errors(on_interrupt="")
@@ -92,7 +100,11 @@ def main(
     checkpoint: str | None,
     any_size: bool,
 ) -> None:
-    """Write a trained student in the formats of other tools. Each is read back and compared. Heads predict in teachers' units."""
+    """Export a trained student to safetensors, Hugging Face, timm, ONNX or torch.export.
+
+    Each export is read back and its features are compared with the student's. Adaptors predict features in the units of
+    their teacher.
+    """
     # Imported at its use: torch takes seconds, which --help should not.
     from trainer.exports import Card, export_student
 

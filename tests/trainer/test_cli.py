@@ -49,10 +49,10 @@ def test_ctrl_c_outside_of_the_steps_says_where_the_run_stands(
         return result.output
 
     assert "stopped. Nothing was written yet." in stopped_in(training_run, "build_distilled")
-    assert "stopped. No step was saved yet: the same command starts again." in stopped_in(loop, "restore_last")
-    assert "stopped. step-00000002.pt is whole: the same command goes on from it." in stopped_in(export, "save")
+    assert "stopped. No checkpoint was saved yet: the same command starts again" in stopped_in(loop, "restore_last")
+    assert "stopped. step-00000002.pt is complete: the same command resumes from it." in stopped_in(export, "save")
     assert not [file for file in (tmp_path / "run").iterdir() if file.name.startswith("student.")]
-    assert "stopped. step-00000002.pt is whole: the same command goes on" in stopped_in(loop, "restore_last")
+    assert "stopped. step-00000002.pt is complete: the same command resumes" in stopped_in(loop, "restore_last")
     assert CliRunner().invoke(main, arguments).exit_code == 0
 
 

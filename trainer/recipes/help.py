@@ -14,12 +14,18 @@ def student_tables() -> Iterator[Table | str]:
     for family, sizes in {"E-RADIO": E_RADIO_SIZES, "ViT": VIT_SIZES, "Backbones of timm": TIMM_SIZES}.items():
         yield _family_table(family, sizes)
         yield ""
-    yield "Patch: pixels a token. Step: sides of images are multiples of it. Made for: in pixels.\nSummary, map: widths."
-    yield "timm:MODEL is any backbone of timm, torch-module:PACKAGE.MODULE:CLASS your own network.\nSpeed: docs/students.md"
+    yield (
+        "Patch: side of a token in the image. Multiple: image sides are multiples of it. Input: preferred\n"
+        "image size in pixels. Summary, map: numbers of channels."
+    )
+    yield (
+        "timm:MODEL is any backbone of timm, torch-module:PACKAGE.MODULE:CLASS your own network.\n"
+        "Speed of each: docs/students.md"
+    )
 
 
 def _family_table(family: str, sizes: Mapping[str, StudentSize]) -> Table:
-    rows = table(family, "student", "parameters", "patch", "step", "made for", "summary", "map")
+    rows = table(family, "student", "parameters", "patch", "multiple", "input", "summary", "map")
     for name, size in sizes.items():
         height, width = size.preferred_hw
         rows.add_row(
@@ -36,7 +42,7 @@ def _family_table(family: str, sizes: Mapping[str, StudentSize]) -> Table:
 
 def recipe_tables() -> Iterator[Table | str]:
     """Yield the table of recipes, with the first line of each one's docstring, then how to change settings."""
-    rows = table("Recipes", "recipe", "stages", "student", "what for", left=4)
+    rows = table("Recipes", "recipe", "stages", "student", "purpose", left=4)
     for name, make_recipe in RECIPES.items():
         recipe = make_recipe()
         # One line a stage: those of a long recipe would not fit side by side.
@@ -47,4 +53,4 @@ def recipe_tables() -> Iterator[Table | str]:
         rows.add_row(name, stages, recipe.student, (make_recipe.__doc__ or "").partition("\n")[0])
     yield rows
     yield ""
-    yield "A run prints its recipe before it starts. --set KEY=VALUE changes any setting:\ndocs/training.md"
+    yield "A run prints its recipe before it starts. --set KEY=VALUE changes any field (docs/training.md)."

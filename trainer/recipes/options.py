@@ -42,9 +42,9 @@ class RecipeOptions:
         default=None,
         metadata=_flag(
             "--student",
-            "e-radio-tiny, vit-s-16, timm:resnet18 ...; `--student help` lists them. [default: the recipe's]",
+            "Student to train: e-radio-tiny, vit-s-16, timm:resnet18 ...; `--student help` lists them. [default: the recipe's]",
             metavar="NAME",
-            section="What is trained, and from what",
+            section="Data and student",
             lists=True,
         ),
     )
@@ -52,17 +52,23 @@ class RecipeOptions:
         default=None,
         metadata=_flag(
             "--recipe",
-            "quick, am-radio, phi-s, radio-v25 ..., or a run's recipe.json; `--recipe help` lists them. [default: quick, with "
-            "image size, steps and learning rate chosen for the cache and the student]",
+            "Recipe to train by: quick, am-radio, phi-s, radio-v25 ... or a run's recipe.json; `--recipe help` lists them. "
+            "[default: quick, with image size, steps and learning rate chosen for the cache and the student]",
             metavar="NAME",
             lists=True,
         ),
     )
     steps: int | None = field(
-        default=None, metadata=_flag("--steps", "Optimiser steps of all stages. [default: the recipe's]", metavar="N")
+        default=None,
+        metadata=_flag(
+            "--steps", "Number of optimiser steps of all stages together. [default: the recipe's]", metavar="N"
+        ),
     )
     batch_images: int | None = field(
-        default=None, metadata=_flag("--batch-size", "Images in a step. [default: the recipe's]", metavar="N")
+        default=None,
+        metadata=_flag(
+            "--batch-size", "Images per optimiser step, over all processes. [default: the recipe's]", metavar="N"
+        ),
     )
     image_px: int | None = field(
         default=None,
@@ -74,8 +80,8 @@ class RecipeOptions:
         default=None,
         metadata=_flag(
             "--centre-share",
-            "Side of the centre crop that the finished student takes of an image, as a share of the image's shorter side; only "
-            "where its teachers take a centre crop. [default: the smallest of the teachers']",
+            "Side of the centre crop that the finished student takes of an image, as a share of the image's shorter side. Only "
+            "for teachers that take a centre crop. [default: the smallest of the teachers']",
             metavar="SHARE",
         ),
     )
@@ -83,8 +89,8 @@ class RecipeOptions:
         default=None,
         metadata=_flag(
             "--holdout",
-            "Share of the images to hold out of training, such as 0.1, for evaluations. Chosen by the digests of the files. "
-            "[default: none]",
+            "Share of the images to hold out of training for evaluations, such as 0.1. Images are selected by the digests of "
+            "their files, so that the same ones are held out in every run. [default: none]",
             metavar="SHARE",
         ),
     )
@@ -94,14 +100,17 @@ class RecipeOptions:
     seed: int | None = field(
         default=None,
         metadata=_flag(
-            "--seed", "Seed of the weights, the order of images and the crops. [default: the recipe's]", metavar="N"
+            "--seed",
+            "Seed of the initial weights, the order of images and the crops. [default: the recipe's]",
+            metavar="N",
         ),
     )
     settings: tuple[str, ...] = field(
         default=(),
         metadata=_flag(
             "--set",
-            "Any other setting of the recipe, such as crop_area=0.5,1 or stages.1.groups.0.image_px=432. Repeatable.",
+            "Set any field of the recipe, such as crop_area=0.5,1 or stages.1.groups.0.image_px=432 (docs/training.md). "
+            "Repeatable.",
             metavar="KEY=VALUE",
         ),
     )
@@ -109,17 +118,19 @@ class RecipeOptions:
         default=None,
         metadata=_flag(
             "--init",
-            "Start from the weights of this finished student, which also determine the network. Heads start anew.",
-            metavar="RUN_OR_EXPORT",
-            section="Where the student starts",
+            "Start from the weights of this finished student, the folder of a run or of an export. --student defaults to its "
+            "network. Adaptors are initialised anew.",
+            metavar="FOLDER",
+            section="Initial weights",
         ),
     )
     pretrained: bool = field(
         default=False,
         metadata=_flag(
             "--pretrained",
-            "Start a student of timm from timm's pretrained weights, downloaded from the Hugging Face Hub and cached.",
-            section="Where the student starts",
+            "Start a student that is a model of timm from timm's pretrained weights, which are downloaded from the Hugging "
+            "Face Hub.",
+            section="Initial weights",
         ),
     )
 

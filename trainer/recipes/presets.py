@@ -19,7 +19,7 @@ _VITDET = {"spectral_reparam": True, "train_windows": [6, 7, 8, 9, 12, 16], "win
 
 
 def quick() -> Recipe:
-    """Train on thousands to a million images with one device; the default. Rates from crops of CIFAR-10 (docs/results.md)."""
+    """Train on thousands to a million images on one device; the default. Learning rate from CIFAR-10 crops (docs/results.md)."""
     stage = Stage(name="all", steps=5000, lr=2e-3, warmup_steps=200, groups=(Group(image_px=96, batch_images=64),))
     return Recipe(
         name="quick",
@@ -73,7 +73,7 @@ def quick() -> Recipe:
 
 
 def demo() -> Recipe:
-    """Train a small student on a few hundred crops, about a minute on two CPU cores, as `radio-cache demo` does."""
+    """Train a small student on a few hundred crops in about a minute on two CPU cores; the recipe of `radio-cache demo`."""
     stage = Stage(name="all", steps=200, lr=2e-3, warmup_steps=40, groups=(Group(image_px=96, batch_images=48),))
     # Frequent checkpoints and log lines: there is something to see within the minute.
     return replace(quick(), name="demo", stages=(stage,), checkpoint_every=100, log_every=10)

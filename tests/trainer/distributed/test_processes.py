@@ -63,4 +63,4 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
-    assert "with a checkpoint saved. Go on with: torchrun --nproc-per-node 2 -m trainer.cli" in outputs[0][1]
+    assert "with a checkpoint saved. Resume with: torchrun --nproc-per-node 2 -m trainer.cli" in outputs[0][1]
