@@ -61,6 +61,8 @@ def align_error(
 
     Prints the mean cosine similarity of both maps' tokens, after the teacher's mean token is subtracted: 1 means no error.
     Teachers run at the first of their cached sizes. Each size in the cache is compared, also for mirrored crops and maps.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
     """
     import json
 

@@ -15,7 +15,10 @@ from radio_cache.terminal.output import PATH_OR_URL, human_bytes, plain_errors
 @click.option("--yes", is_flag=True, help="Remove it without asking for confirmation.")
 @plain_errors(on_interrupt=SAME_COMMAND)
 def drop_teacher(cache: str | Path, teacher: str, yes: bool) -> None:
-    """Remove TEACHER and all its files from CACHE. Other teachers stay as they are."""
+    """Remove TEACHER and all its files from CACHE. Other teachers do not change.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
+    """
     from radio_cache.checks.verify import drop_teacher as drop_from_cache
     from radio_cache.checks.verify import teacher_bytes
 

@@ -17,7 +17,10 @@ from radio_cache.terminal.output import PATH_OR_URL, console, plain_errors
 @click.option("--commands", is_flag=True, help="Print the commands that rebuild this cache, instead of the teachers.")
 @plain_errors(on_interrupt="")
 def info(cache: str | Path, failures: bool, commands: bool) -> None:
-    """Print the contents of CACHE: images, teachers, feature sizes, bytes per image, and whether it is complete."""
+    """Print the contents of CACHE: images, teachers, feature sizes, bytes per image, and whether it is complete.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
+    """
     from radio_cache.view.info import describe, describe_failures
 
     opened = Cache(cache)

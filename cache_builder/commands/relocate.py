@@ -20,7 +20,10 @@ from radio_cache.terminal.output import PATH_OR_URL, plain_errors, print_line
 )
 @plain_errors(on_interrupt="Nothing was changed.")
 def relocate(cache: str | Path, images: tuple[str, ...]) -> None:
-    """Record the new location of moved images in CACHE, after comparing a sample of them with the recorded digests."""
+    """Record the new location of moved images in CACHE, after comparing a sample of them with the recorded digests.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
+    """
     from cache_builder.relocate import relocate as relocate_cache
 
     relocated = relocate_cache(Cache(cache), images)

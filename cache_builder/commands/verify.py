@@ -51,6 +51,8 @@ def verify(
 
     With --recompute, also compare stored features with those that the teachers compute from the source images. Exits with
     code 1 if any file is damaged, or if a teacher's mean cosine or a single image is too far from the recorded fidelity.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
     """
     from radio_cache.checks.verify import verify_cache
 
@@ -139,6 +141,8 @@ def repair(cache: str | Path) -> None:
     """Remove the damaged shards of CACHE, so that the same build command makes only these again.
 
     Checks like `radio-cache verify --deep` first. `radio-cache info --commands CACHE` prints the build command.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
     """
     from radio_cache.checks.verify import repair_cache, verify_cache
 

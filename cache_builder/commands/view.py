@@ -38,6 +38,8 @@ def view(cache: str | Path, out: Path | None, count: int, teachers: tuple[str, .
     """Draw images of CACHE beside their cached feature maps, decoded from the cache. No teacher runs.
 
     Colours are the three principal components of a teacher's features: similar colours mean similar features.
+
+    CACHE is a folder such as cache.zarr, or a URL such as s3://bucket/cache.zarr.
     """
     from radio_cache.view.cache_pictures import cache_pictures
     from radio_cache.view.picture_grid import picture_grid

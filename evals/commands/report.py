@@ -79,6 +79,7 @@ def report(
     )
     with ProgressLines() as progress:
         result = write_report(config, progress=progress)
+    # The same table as on the page, so that a terminal needs no browser.
     assert result.table is not None, "without other evaluations a table that cannot be made is an error"
     print_knn(result.table)
     console().print(f"\n{out} ({human_bytes(out.stat().st_size)})")

@@ -104,6 +104,7 @@ def _check(run: Path, adaptor: str | None, json_file: Path | None) -> None:
         f"{wiring.student} ({wiring.teacher}) as the vision tower of a LLaVA with a small random language model: "
         f"{wiring.tokens} tokens a picture, {wiring.width} wide"
     )
+    # A check that fails is an error, so that the printed ones hold.
     for check in wiring.held:
         out.print(f"holds: {check}")
     out.print(printable(f"it answers (random weights, no meaning): {wiring.answer}"))

@@ -42,6 +42,7 @@ class OutputFile(click.ParamType[Path]):
             self.fail(f"'{path}' should end in {' or '.join(self._endings)}, which says how it is written", param, ctx)
         if path.is_dir():
             self.fail(f"'{path}' is a folder: give the name of a file in it", param, ctx)
+        # The first folder that exists decides; those below it are created when the file is written.
         folder = Path(os.path.realpath(path)).parent
         while not folder.exists():
             folder = folder.parent
@@ -65,6 +66,7 @@ def write_output(path: Path, data: bytes) -> None:
             sys.stdout.buffer.write(data if data.endswith(b"\n") else data + b"\n")
             sys.stdout.flush()
             return
+        # Renaming over a link would replace the link.
         target = Path(os.path.realpath(path))
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
             with path.open("wb", buffering=0) as device:

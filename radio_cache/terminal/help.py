@@ -17,7 +17,7 @@ _MOST_NAME_COLUMNS = 24
 """Longer names of options put their help on the next line."""
 
 
-_QUOTES = "if the shell took a pattern apart, put it into quotes"
+_QUOTES = "if the shell expanded a pattern, put it into quotes"
 
 
 def with_quoting_hint(error: click.UsageError) -> click.UsageError:
@@ -36,6 +36,7 @@ def with_quoting_hint(error: click.UsageError) -> click.UsageError:
 
 def refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[str]) -> None:
     """Raise UsageError if an option that takes one value is given more than once: click would take the last one silently."""
+    # The parser alone keeps repeated options apart; the parsed parameters hold the last value only.
     _, _, order = command.make_parser(ctx).parse_args(args=list(args))
     for option, times in Counter(order).items():
         if not isinstance(option, click.Option) or option.multiple or option.count or times < 2:
@@ -47,7 +48,7 @@ def refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[s
 
 
 class Command(click.Command):
-    """A command that is a program of its own, or in a group. No option is given twice."""
+    """A command, of a group or a program of its own, that accepts renamed options and refuses repeated ones."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args = with_current_names(self, args)
@@ -81,10 +82,11 @@ class SectionedCommand(Command):
         }
         placed = {name for names in self.sections.values() for name in names}
         headings = {**self.sections, "Other": [name for name in records if name not in placed]}
+        # The same column for the help of all sections, whose lists click aligns one by one.
         names_columns = max(len(name) for name, _ in records.values() if len(name) <= _MOST_NAME_COLUMNS)
         for heading, names in headings.items():
             section_records = [records[name] for name in names if name in records]
-            with formatter.section(heading):  # padded, so that all sections have their help in one column
+            with formatter.section(heading):
                 formatter.write_dl(
                     [(name.ljust(names_columns), text) for name, text in section_records],
                     col_max=_MOST_NAME_COLUMNS + 2,

@@ -81,6 +81,7 @@ def with_current_names(command: click.Command, args: Sequence[str]) -> list[str]
     last = list(args).index("--") if "--" in args else len(args)
     current: list[str] = []
     hinted: set[str] = set()
+    # Before parsing, so that the rules for repeated options see one option under one name.
     for argument in args[:last]:
         flag, equals, value = argument.partition("=")
         if flag in new_names:

@@ -84,6 +84,7 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
                 sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes have any characters
             try:
                 return command(*args, **kwargs)
+            # Only errors whose cure is the user's become a message; a bug keeps its traceback.
             except RadioCacheError as exc:
                 _say_error(printable_lines(str(exc)))
                 sys.exit(1)
@@ -136,7 +137,7 @@ def allow_module_option(command: F) -> F:
 
 
 def _say_error(message: str) -> None:
-    """In a terminal broken between words, but never within a `command`, which is there to be copied."""
+    """Print an error to standard error; in a terminal, break lines between words, but not within a `command` to copy."""
     lines = f"error: {message}".split("\n")
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
@@ -162,12 +163,13 @@ def console() -> Console:
         return _PlainConsole(stderr=True, highlight=False)
     if sys.stdout.isatty():
         return _PlainConsole(highlight=False)
+    # A fixed width, so that a table in a log does not depend on the machine that wrote it.
     return _PlainConsole(file=cast("IO[str]", _Unpadded(sys.stdout)), width=110, highlight=False)
 
 
 @final
 class _PlainConsole(Console):
-    """Takes text, in sentences and in cells of tables, as it is: no markup in brackets, nothing that steers a terminal."""
+    """A console that prints all text literally: without markup in brackets or control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         plain: dict[str, Any] = options | {"markup": False, "emoji": False}
@@ -175,12 +177,13 @@ class _PlainConsole(Console):
 
 
 def print_line(sentence: str) -> None:
-    """Write a sentence about what goes on to standard error. Names of files in it are shown escaped."""
+    """Write a progress message to standard error, with control characters escaped."""
+    # Standard error keeps results on standard output free of messages.
     click.echo(printable_lines(sentence), err=True)
 
 
 class _Unpadded:
-    """A text file that loses the blanks with which rich fills up the lines of a table."""
+    """A text file without the trailing blanks with which rich pads the lines of a table."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -300,6 +303,7 @@ class ProgressLine:
         if sys.stderr.isatty():
             self._bar = _Bar(
                 TextColumn("{task.description}"),
+                # The texts around the bar take about 60 columns.
                 BarColumn(bar_width=max(8, min(30, shutil.get_terminal_size().columns - 60))),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
@@ -318,6 +322,7 @@ class ProgressLine:
         self._done += count
         self._note = self._note if note is None else note
         now = time.monotonic()
+        # A call without images only updates the note, and must not hide a stall.
         if count:
             self._longest_gap, self._moved = max(self._longest_gap, now - self._moved), now
         if self._bar:
@@ -335,6 +340,7 @@ class ProgressLine:
     def _stalled(self, now: float) -> str:
         """Return a text in place of the remaining time, if nothing has arrived for much longer than before."""
         silent = now - self._moved
+        # Shards may take minutes each: only three times the longest gap so far is unusual.
         if self._done >= self._total or silent < max(_STALLED_S, 3 * self._longest_gap):
             return ""
         return f"nothing done for {timedelta(seconds=int(silent))}"
@@ -356,6 +362,7 @@ class ProgressLine:
     ) -> None:
         if self._bar:
             self._bar.stop()
+        # After an error, a last line would read as if the work had ended well.
         elif kind is None:
             self._log(time.monotonic())
 

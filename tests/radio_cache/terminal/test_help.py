@@ -23,6 +23,20 @@ COMMANDS = {
 }
 
 
+ALL_COMMANDS = {
+    f"{program.name} {name}".strip(): command
+    for program in (radio_cache, radio_train, radio_eval, radio_export)
+    for name, command in ({"": program} | getattr(program, "commands", {})).items()
+}
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS.values(), ids=ALL_COMMANDS)
+def test_every_old_name_of_an_option_leads_to_an_option_of_the_command(command: click.Command) -> None:
+    flags = {flag for option in command.params for flag in option.opts if not isinstance(option, RenamedOption)}
+    renamed = [option for option in command.params if isinstance(option, RenamedOption)]
+    assert all(option.new in flags and option.old not in flags for option in renamed)
+
+
 def help_of(command: click.Command) -> str:
     return CliRunner(env={"COLUMNS": "80"}).invoke(command, ["--help"], terminal_width=80).output
 
@@ -121,6 +135,6 @@ def test_a_pattern_that_the_shell_took_apart_is_told_to_be_quoted(
     command, arguments = (group, ["build"]) if grouped else (build, [])
     result = CliRunner().invoke(command, [*arguments, "--images", "a.tar", "b.tar", "c.tar"])
     assert result.exit_code == 2
-    hint = "b.tar is there; if the shell took a pattern apart, put it into quotes, such as '*.tar'."
+    hint = "b.tar is there; if the shell expanded a pattern, put it into quotes, such as '*.tar'."
     assert f"Got unexpected extra arguments (b.tar c.tar): {hint}" in result.output
     assert "quotes" not in CliRunner().invoke(command, [*arguments, "--images", "a.tar", "typo"]).output
