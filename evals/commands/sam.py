@@ -115,7 +115,7 @@ def sam(
         result = run_sam(config, progress=progress)
     out = console()
     out.print(result.protocol)
-    # COCO's size classes, by the area of the true mask.
+    # small, medium and large are COCO's size classes, by area.
     rows = table("", "", "masks", "mIoU", "small", "medium", "large", "AP")
     for row in result.rows:
         # A size without instances has no figure.
