@@ -75,7 +75,7 @@ def bundled_photos() -> dict[str, bytes]:
             path = importlib.resources.files(package).joinpath(file)
             if not path.is_file():
                 raise SourceError(
-                    f"{package} no longer carries {file}: use the versions of constraints.txt, or --images DIR"
+                    f"{package} no longer carries {file}: use the versions of constraints.txt, or --images FOLDER"
                 )
             photos[Path(file).stem.replace("_", "-")] = path.read_bytes()
     return photos
