@@ -70,6 +70,7 @@ def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict that may lack the constants of `save_constants`, which constructors set."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     constants = {name for name, _ in model.named_buffers()}
+    # Only constants may be missing. A missing parameter would keep its random first value unnoticed.
     assert not unexpected, unexpected
     assert set(missing) <= constants, missing
 

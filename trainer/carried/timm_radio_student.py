@@ -49,6 +49,7 @@ class RadioStudent(nn.Module):
         self.num_features = self.head_hidden_size = self.student.summary_dim
         self.num_prefix_tokens = self.student.num_summary_tokens if isinstance(self.student, ViT) else 0
         self.head_drop = nn.Dropout(drop_rate)
+        # timm's `features_only` wrapper reads this attribute of the model.
         self.feature_info = _feature_info(self.student)
         self.reset_classifier(num_classes)
 
@@ -65,10 +66,12 @@ class RadioStudent(nn.Module):
         summary, spatial = self.student(x, feature_fmt="NLC" if self.num_prefix_tokens else "NCHW")
         if not self.num_prefix_tokens:
             return spatial
+        # (b, k * c) -> (b, k, c), in front of the patches: (b, k + n, c)
         return torch.cat([summary.unflatten(1, (self.num_prefix_tokens, -1)), spatial], dim=1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         summary = self.head_drop(
+            # (b, k + n, c) -> (b, k * c), or (b, c, h, w) -> (b, c)
             x[:, : self.num_prefix_tokens].flatten(1) if self.num_prefix_tokens else x.mean((2, 3))
         )
         return summary if pre_logits else self.head(summary)
@@ -142,6 +145,7 @@ default_cfgs = {"radio_student": _config()}
 @register_model
 def radio_student(pretrained: bool = False, **kwargs: Any) -> Any:
     """Any student of radio-cache: student="e-radio-b", overrides={...}."""
+    # E-RADIO has maps of four strides, as convolutional networks of timm; the others have one.
     pyramid = isinstance(STUDENTS.get(kwargs.get("student", "e-radio-tiny")), ERadioConfig)
     feature_cfg = {"feature_cls": "getter", "out_indices": 4 if pyramid else 1}
     return build_model_with_cfg(RadioStudent, "radio_student", pretrained, feature_cfg=feature_cfg, **kwargs)

@@ -44,10 +44,12 @@ class DinoV2Backbone(nn.Module):
         if masks is not None:
             raise ConfigError("a student has no mask token: forward_features takes no masks")
         out = self.student(x)
+        # (b, c, h, w) -> (b, n, c)
         patches = out.spatial.flatten(2).transpose(1, 2)
         return {
             "x_norm_clstoken": out.summary,
             "x_norm_patchtokens": patches,
+            # (b, 0, c): code that concatenates register tokens keeps working.
             "x_norm_regtokens": patches[:, :0],
             "masks": None,
         }

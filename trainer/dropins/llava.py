@@ -97,6 +97,7 @@ class StudentTower(PreTrainedModel):
         """Return transformers' output. Its hidden states are always a tuple of one."""
         del return_dict, kwargs  # they select layers, and there is only one
         out = self.tower(pixel_values.to(self.tower.mean.dtype))
+        # (b, c, h, w) -> (b, n, c)
         tokens = out.spatial.flatten(2).transpose(1, 2)
         hidden = cast(tuple[torch.FloatTensor, ...], (tokens,))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=out.summary, hidden_states=hidden)
@@ -143,13 +144,16 @@ def llava_with_student(
         vision_config=vision,
         text_config=language_model.config,
         image_token_index=image_token_id,
+        # The last hidden state, in full: the tower has no class token to leave out.
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_seq_length=(h // vision.patch_size) * (w // vision.patch_size),
     )
     llava = LlavaForConditionalGeneration(config)
     inner: Any = llava.model
+    # Copied into the model that transformers built, so that saving and loading work as for any LLaVA.
     take_weights(inner.vision_tower.tower.student, model.state_dict())
+    # The student stays frozen, and the new projector learns to read it.
     inner.vision_tower.requires_grad_(False)
     inner.language_model.load_state_dict(language_model.model.state_dict())
     llava.lm_head.load_state_dict(language_model.lm_head.state_dict())

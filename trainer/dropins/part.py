@@ -58,16 +58,19 @@ class StudentAsTeacher(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> StudentOutput | AdaptorOutput:
         """Return the summary (b, c), or None for a teacher without one, and a map (b, d, h, w)."""
+        # Back to [0, 1], which students take.
         pixels = images * self.std + self.mean
         h, w = int(images.shape[-2]), int(images.shape[-1])
         input_hw = self.student.nearest_supported_resolution(h, w) if self.image_hw is None else self.image_hw
         if input_hw != (h, w):
             pixels = F.interpolate(pixels, input_hw, mode="bicubic", antialias=True, align_corners=False)
+        # The backbone and one head are called by themselves: `forward` would run the heads that are in use.
         features = self.student.student(pixels)
         grid_hw = self.student.grid_hw(pixels)
         if self.teacher == BACKBONE:
             # (b, n, c) -> (b, c, h, w)
             return StudentOutput(features.summary, features.spatial.transpose(1, 2).unflatten(2, grid_hw))
+        # (b, n, d) -> (b, d, h, w), on the head's own grid
         output = self.student.adaptors(features, grid_hw, [self.teacher])[self.teacher]
         fine_hw = grid_hw[0] * self.student.adaptors.upsample, grid_hw[1] * self.student.adaptors.upsample
         return AdaptorOutput(output.summary, output.spatial.transpose(1, 2).unflatten(2, fine_hw))

@@ -27,6 +27,7 @@ class SamImageEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c h w"]:
         maps = self.student(images).spatial
+        # The mask decoder adds the prompts' dense embedding to the map, so the grids must be equal.
         if tuple(maps.shape[-2:]) != self.grid_hw:
             maps = F.interpolate(maps, self.grid_hw, mode="bilinear", align_corners=False)
         return maps

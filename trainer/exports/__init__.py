@@ -32,6 +32,7 @@ __all__ = ["FORMATS", "ExportError", "ExportReport", "Exported", "export_student
 
 CHECKSUMS_FILE = "SHA256SUMS"
 
+# Two sizes of batch show an export that took the batch of its example as a constant.
 _BATCHES = (1, 3)
 
 
@@ -186,6 +187,7 @@ def _export(
         deployed = model.student.deploy().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # the stub lacks it
         folded = DistilledStudent(deployed, model.adaptors, model.config).eval()
         folded.use_heads(model.heads)
+        # Reported by itself: it is a change of the network, not of the format.
         folding = max(
             largest_change(_run(lambda x: flat_features(folded(x)), images[n]), expected[n]) for n in _BATCHES
         )
@@ -205,6 +207,7 @@ def _export(
             folder, student = aside if len(names) == 1 else aside / name, folded if name in GRAPHS else model
             write = partial(FORMATS[name], any_size=True) if any_size and name == "onnx" else FORMATS[name]
             exported.append(_write(name, write, student, folder, images, expected))
+        # After all formats: a card beside a format that failed would describe nothing.
         for export in exported:
             document.write(export.folder, export.format, export.written.use, export.written.notes)
             _write_checksums(export.folder)
@@ -257,6 +260,7 @@ def _write(
     ):  # loading builds models with first weights
         written = write(model, folder)
         change = max(largest_change(_run(written.run, images[count]), expected[count]) for count in images)
+    # Negated, so that NaN is refused as well.
     if not change <= TOLERANCE:
         raise ExportError(
             f"--format {name}: its features differ from those of '{model.config.student}' by {change:.1e} "
@@ -286,6 +290,7 @@ def _library_errors_as_export_errors(name: str, folder: Path) -> Generator[None]
 
 
 def _noise(count: int, image_hw: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+    # Noise exercises every channel; the seed keeps the reported changes reproducible. (count, 3, h, w)
     return torch.rand(count, 3, *image_hw, generator=torch.Generator().manual_seed(count))
 
 

@@ -66,6 +66,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
     source = _source(module)
     lines = source.splitlines(keepends=True)
     imported: list[str] = []
+    # The syntax tree finds imports inside functions, too. Lines are edited in place, so that comments stay.
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -73,11 +74,13 @@ def _relative(module: str) -> tuple[str, list[str]]:
                     raise ConfigError(
                         f"{module}, line {node.lineno}: write 'from {alias.name} import ...', because only names can be exported"
                     )
+        # `from . import x` names no module. Packages of other libraries stay as they are.
         if not isinstance(node, ast.ImportFrom) or node.module is None:
             continue
         number = node.lineno - 1
         if node.module == "jaxtyping":
             lines[number] = lines[number].replace("from jaxtyping import", f"from .{_SHAPES} import", 1)
+        # A flat package has no submodules, so that `from package import module` cannot be expressed.
         elif node.module.partition(".")[0] in _OURS:
             for alias in node.names:
                 if _is_module(f"{node.module}.{alias.name}"):
@@ -86,6 +89,7 @@ def _relative(module: str) -> tuple[str, list[str]]:
                     )
             lines[number] = lines[number].replace(f"from {node.module} import", f"from .{_flat(node.module)} import", 1)
             imported.append(node.module)
+    # The folder's copy outlives this version; its first line names where to look.
     header = f"# From radio-cache {__version__}, {module}. Apache-2.0.\n"
     return header + "".join(lines), imported
 

@@ -65,6 +65,7 @@ def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False)
     onnx_program.model.metadata_props[VIEW_KEY] = json.dumps(
         {**view_settings(model.config), "step": model.min_resolution_step}
     )
+    # protobuf, which holds the graph, cannot exceed 2 GB: larger weights lie in a file beside it.
     onnx_program.save(str(path), external_data=_bytes_of(model) > 1.9e9)
     if any_size:
         _check_size_in_graph(path, model.min_resolution_step)
@@ -165,6 +166,7 @@ def _check_size_in_graph(path: Path, step: int) -> None:
 
     model = load(str(path), load_external_data=False)
     graph, checked = model.graph, "images_of_whole_steps"
+    # All readers of the input read the checked images, so that the check cannot be optimised away.
     for reader in graph.node:
         for index, name in enumerate(reader.input):
             if name == "images":

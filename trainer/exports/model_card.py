@@ -94,6 +94,7 @@ def model_card(model: DistilledStudent, run: Path, card: Card) -> CardDocument:
         ConfigError: for a picture or a file of results that cannot be read.
     """
     config = model.config
+    # A student is often exported on a machine without its cache: the card then has fewer facts, and is written.
     cache, why = _open(config.cache)
     millions = sum(p.numel() for p in model.student.parameters()) / 1e6
     h, w = config.image_hw
@@ -166,6 +167,7 @@ def _results(path: Path) -> str:
         names = [str(row["name"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ConfigError(f"--results {path} is no JSON file of radio-eval with rows: {exc}") from exc
+    # Columns of numbers, some of them missing: lists and texts of an evaluation do not fit a table.
     keys = [key for key in rows[0] if all(isinstance(row.get(key), int | float | None) for row in rows)] if rows else []
     lines = [f"## Results\n\n{evaluation.get('protocol', path.name)}\n"]
     lines += [f"| features | {' | '.join(keys)} |", "|---" * (1 + len(keys)) + "|"]
@@ -210,11 +212,14 @@ def _picture(model: DistilledStudent, images: Sequence[Image.Image]) -> NDArray[
     backbone, heads = backbone_and_heads(model(batch, feature_fmt="NCHW"))
     columns = [views]
     for spatial in (backbone.spatial, *(output.spatial for output in heads.values())):
+        # (b, c, h, w) -> (b, h, w, c)
         maps = spatial.permute(0, 2, 3, 1).float().numpy()
+        # One fit for all images of a column, so that a colour means the same in each.
         colours = PcaColours.fit(maps)
         columns.append([colours.colours(image_map) for image_map in maps])
     rows = [_strip([column[number] for column in columns]) for number in range(len(images))]
     gap = np.full((_GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
+    # Rows with a gap between them, and none after the last. (rows * (cell + gap) - gap, width, 3)
     return np.concatenate([part for row in rows for part in (row, gap)][:-1])
 
 

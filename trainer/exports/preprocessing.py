@@ -18,12 +18,14 @@ def timm_pretrained_cfg(config: StudentConfig) -> dict[str, Any]:
     crop_pct = 1.0
     if config.fit == "crop":
         short_px = resized_px(config.image_hw, config.centre_share)
+        # timm divides the view's side by crop_pct to get the resized side back.
         crop_pct = min(config.image_hw) / short_px
         if math.floor(min(config.image_hw) / crop_pct) < short_px:  # timm rounds down
             crop_pct = math.nextafter(crop_pct, 0.0)
     return {
         "input_size": [3, *config.image_hw],
         "num_classes": 0,
+        # The student standardises colours itself, so that timm must not.
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
         "interpolation": "bicubic",

@@ -36,6 +36,7 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
     refuse_torch_module(model, "timm")
     import_module(_CARRIED)  # registers it here, too
     config = model.config
+    # Sources of first weights are left out: whoever loads the folder must not need those files.
     overrides = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
     document = {
         "architecture": "radio_student",
@@ -62,6 +63,7 @@ def write_timm(model: DistilledStudent, folder: Path) -> Written:
 
     def run(images: Float[Tensor, "b 3 h w"]) -> FlatFeatures:
         whole, maps = load()
+        # features_only returns one map per stage; the student's is that of its own stride. (b, c, h, w) -> (b, h * w, c)
         spatial = maps(images)[maps.feature_info.reduction().index(model.patch_size)]
         return {"summary": whole(images), "features": spatial.flatten(2).transpose(1, 2)}
 

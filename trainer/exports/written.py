@@ -49,6 +49,7 @@ class FlatStudent(nn.Module):
         super().__init__()
         self.model = model
         with_summary = {teacher.name for teacher in model.config.teachers if teacher.summary_dim is not None}
+        # Known before the first run: graph formats need the names of outputs when they are written.
         kinds = [
             (f"{name}.", ("summary", "features") if name in with_summary else ("features",)) for name in model.heads
         ]
@@ -81,6 +82,8 @@ def largest_change(exported: FlatFeatures, expected: FlatFeatures) -> float:
             raise ExportError(
                 f"output '{name}' came back as {tuple(value.shape)}, the student returns {tuple(reference.shape)}"
             )
+        # At least 1 in the denominator, so that an output near zero is compared in absolute terms.
         difference = (value.float() - reference.float()).abs().max() / reference.float().abs().max().clamp(min=1)
+        # NaN compares false with everything, and `max` could drop it.
         changes.append(float("inf") if torch.isnan(difference) else float(difference))
     return max(changes)

@@ -66,9 +66,11 @@ class ResidualHead(nn.Module):
         )
         self.end = nn.Sequential(nn.LayerNorm(hidden_dim), nn.GELU())
         self.last = nn.Linear(hidden_dim, copies * width_out)
+        # Normalised targets have a mean of 0, so a head starts without an offset.
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
+        # (..., width_in) -> (..., hidden_dim), which blocks keep -> (..., copies * width_out)
         x = self.first(x)
         for block in self.blocks:
             x = x + block(x)
@@ -84,13 +86,16 @@ def fold_into_last(head: Head, factor: Float[Tensor, " c"] | Float[Tensor, "c c"
 
     A head that upsamples returns several copies of y. All are changed alike.
     """
+    # y = W x + b, so factor * y + shift has the weight factor * W and the bias factor * b + shift.
     last, channels = head.last, len(shift)
     factor, shift = factor.to(last.weight), shift.to(last.bias)
+    # (copies * c, hidden) -> (copies, c, hidden), and (copies * c,) -> (copies, c)
     weight = last.weight.unflatten(0, (-1, channels))
     bias = last.bias.unflatten(0, (-1, channels))
     if factor.ndim == 1:
         weight, bias = weight * factor[:, None], bias * factor
     else:
+        # (c, c) @ (copies, c, hidden), and (copies, c) @ (c, c)
         weight, bias = factor @ weight, bias @ factor.T
     last.weight.copy_(weight.flatten(0, 1))
     last.bias.copy_((bias + shift).flatten())
@@ -130,6 +135,7 @@ class Adaptors(nn.Module):
         self.teachers = tuple(teachers)
         self.upsample = config.upsample
         self.num_summary_tokens = student.num_summary_tokens
+        # The summary is the concatenation of equal class tokens.
         token_dim = student.summary_dim // student.num_summary_tokens
         # Lists and not dicts: torch refuses module names with dots, which names of teachers may have.
         self.summary_heads = nn.ModuleList(
@@ -155,7 +161,9 @@ class Adaptors(nn.Module):
         Returns:
             Name -> prediction, with spatial features row-major on (upsample * h, upsample * w) tokens.
         """
+        # (b, k * c) -> k times (b, c)
         tokens: list[Float[Tensor, "b c"]] = list(features.summary.chunk(self.num_summary_tokens, dim=1))
+        # Teachers without a summary have no entry in `summary_heads`, so the two lists are walked at their own pace.
         summary_heads = iter(self.summary_heads)
         predictions: dict[str, AdaptorOutput] = {}
         slot = 0
@@ -164,6 +172,7 @@ class Adaptors(nn.Module):
             summary = None
             if teacher.summary_dim is not None:
                 head = next(summary_heads)
+                # With one token all teachers use it; else the slot is the teacher's own.
                 summary = head(tokens[slot % len(tokens)]).float() if is_used else None
                 slot += 1
             if is_used:

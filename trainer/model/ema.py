@@ -19,6 +19,7 @@ class Ema:
     """
 
     def __init__(self, modules: Sequence[nn.Module], decay: float) -> None:
+        # References, so that an update reads the present values.
         self._parameters = [p for module in modules for p in module.parameters()]
         self._decay, self._updates = decay, 0
         self._average = [p.detach().clone() for p in self._parameters]
@@ -26,9 +27,11 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Update the average after an optimiser step."""
+        # A short average first, because the weights of the start would stay in a long one for thousands of steps.
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
         for average, parameter in zip(self._average, self._parameters, strict=True):
+            # average + (1 - decay) * (parameter - average), in place
             average.lerp_(parameter, 1 - decay)
 
     @torch.no_grad()
@@ -46,4 +49,5 @@ class Ema:
         self._updates = int(state["updates"])
         loaded: list[Tensor] = state["average"]
         for mine, saved in zip(self._average, loaded, strict=True):
+            # A checkpoint holds whole tensors; under FSDP each process takes its shard of them.
             mine.copy_(divided(saved, mine))

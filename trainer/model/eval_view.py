@@ -28,6 +28,7 @@ def prepare(
     """
     upright = ImageOps.exif_transpose(image).convert("RGB")
     pixels = eval_pixels(upright, image_hw=image_hw, fit=fit, centre_share=centre_share)
+    # (h, w, 3) -> (1, 3, h, w)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
 
 
@@ -50,6 +51,7 @@ def eval_pixels(
         return _resized(image, (w, h))
     short_px = resized_px(image_hw, centre_share)
     if h == w:
+        # torchvision's Resize of the shorter side truncates the longer one; `int` does the same.
         size = (int(short_px * image.width / min(image.size)), int(short_px * image.height / min(image.size)))
     else:  # the smallest image that covers the view
         scale = max(w / image.width, h / image.height) * short_px / min(image_hw)

@@ -40,6 +40,7 @@ def deployable(model: DistilledStudent) -> DistilledStudent:
     overrides = {key: value for key, value in model.config.overrides.items() if key not in TRAINING_SETTINGS}
     if overrides == model.config.overrides:
         return model.eval()
+    # Heads are shared with the original, not copied: they have no parts of training.
     plain = DistilledStudent(model.student.materialised(), model.adaptors, replace(model.config, overrides=overrides))
     plain.use_heads(model.heads)
     return plain.eval()
@@ -108,9 +109,11 @@ def load_student(
     shapes = tensor_shapes(folder / WEIGHTS_FILE)
     # The first weights will be replaced, so their download is skipped.
     fresh = {key: value for key, value in config.overrides.items() if key not in STARTING_SETTINGS}
+    # Before the SHA-256, which reads the whole file: a file of another student is refused at once.
     _refuse_other_shapes(folder, replace(config, overrides=fresh), shapes)
     if not untrained:
         _refuse_changed(folder, sha256)
+    # Building seeds the generator with the run's seed. Loading must not change the caller's random numbers.
     rng = torch.get_rng_state()
     with _naming_the_config(folder):
         model = build_distilled(config if untrained else replace(config, overrides=fresh))
@@ -146,6 +149,7 @@ def start_from(student: Student, folder: Path) -> None:
         raise ConfigError(f"--init {folder}: {exc}") from exc
     weights = source.state_dict()
     needed = plain_state(student)
+    # A counter of training, which a new run starts from 0.
     needed.pop("window_draws", None)
     for name in sorted(weights.keys() | needed.keys()):
         shapes = [tuple(of[name].shape) if name in of else None for of in (weights, needed)]
@@ -212,6 +216,7 @@ def _refuse_other_shapes(folder: Path, config: StudentConfig, shapes: Mapping[st
     if foreign_module(config.student) is not None:
         return  # the caller allowed this module, and it may build anything
     depths = [_sum(config.overrides.get(name)) for name in ("depth", "depths")]
+    # Even on the meta device each layer costs time, so their number is bounded by that of the stored tensors first.
     layers = max(config.adaptor_blocks, len(config.teachers), *depths)
     if layers > len(shapes):
         raise _misfit(folder, config, f"it would have {layers} layers, and the file holds {len(shapes)} tensors")

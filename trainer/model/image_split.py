@@ -47,4 +47,5 @@ class ImageSplit:
         limit_high, limit_low = np.frombuffer(bytes.fromhex(self.held_out_to), ">u8")
         # Byte by byte from the first, as two big-endian halves.
         high, low = np.ascontiguousarray(digests, np.uint8).reshape(-1, DIGEST_BYTES).view(">u8").T
+        # Zero is the digest of an image without a file, which no split can place.
         return ((high < limit_high) | ((high == limit_high) & (low <= limit_low))) & ((high > 0) | (low > 0))

@@ -113,8 +113,10 @@ class StudentConfig:
                 f"this student was saved in version {data.get('export_version')}, this radio-cache reads {EXPORT_VERSION}: "
                 "install the radio-cache that saved it, or a newer one"
             )
+        # Earlier versions did not record the share.
         fields.setdefault("centre_share", UNRECORDED_CENTRE_SHARE)
         config = from_json(cls, json.loads(json.dumps(fields)))  # lists, as they are in a file
+        # Before anything is imported: the file is untrusted, and importing a module runs it.
         refuse_foreign_code(config.student, allow_modules)
         return config
 
@@ -146,6 +148,7 @@ class DistilledStudent(nn.Module):
         super().__init__()
         self.student, self.adaptors, self.config = student, adaptors, config
         self.heads: tuple[str, ...] = ()
+        # All heads, as training needs them. `load_student` chooses by its argument.
         self.use_heads("all")
 
     def use_heads(self, names: Heads) -> None:
@@ -171,6 +174,7 @@ class DistilledStudent(nn.Module):
         grid_hw = self.grid_hw(images)
         if not self.heads:
             return _formatted(out, grid_hw, feature_fmt)
+        # Heads that upsample predict a finer grid than the student's own.
         fine_hw = grid_hw[0] * self.adaptors.upsample, grid_hw[1] * self.adaptors.upsample
         predictions = self.adaptors(out, grid_hw, self.heads)
         return {
@@ -227,6 +231,7 @@ def backbone_and_heads(out: Features) -> tuple[StudentOutput, dict[str, AdaptorO
 
 def build_distilled(config: StudentConfig) -> DistilledStudent:
     """Build the student and its heads as a run starts them: same seed, same weights."""
+    # The student draws its weights before the heads. This order is part of what a seed means.
     torch.manual_seed(config.seed)
     student = create_student(config.student, **config.overrides)
     return DistilledStudent(student, Adaptors(student, config.teachers, config.heads), config)
@@ -235,4 +240,5 @@ def build_distilled(config: StudentConfig) -> DistilledStudent:
 def _formatted(out: _Pair, grid_hw: tuple[int, int], feature_fmt: FeatureFormat) -> _Pair:
     if feature_fmt == "NLC":
         return out
+    # (b, h * w, c) -> (b, c, h, w)
     return out._replace(spatial=out.spatial.transpose(1, 2).unflatten(2, grid_hw))

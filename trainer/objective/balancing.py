@@ -47,6 +47,7 @@ class Naive(Balancing):
     """The plain sum of the terms, as in AM-RADIO."""
 
     def forward(self, terms: Terms) -> Tensor:
+        # One after another: the order of the additions is fixed, and so is their rounding.
         total = torch.zeros((), device=terms.means.device)
         for loss in terms.means.unbind():
             total = total + loss
@@ -68,6 +69,8 @@ class Uncertainty(Balancing):
         self.log_variance = nn.Parameter(torch.zeros(num_terms))
 
     def forward(self, terms: Terms) -> Tensor:
+        # exp(-log sigma^2) / 2 is 1 / (2 sigma^2), and log sigma^2 / 2 is log sigma. A learnt logarithm keeps sigma positive.
+        # (t,) -> ()
         log_variance = self.log_variance[list(terms.present)]
         return (0.5 * torch.exp(-log_variance) * terms.means + 0.5 * log_variance).sum()
 
@@ -97,6 +100,7 @@ class AdaLoss(Balancing):
             now = torch.where(before > 0, updated, losses).clamp(min=1e-12)
             self.running[indices] = now
             weights = 1 / now
+            # (t,) weights that average 1
             weights = weights * (len(indices) / weights.sum())
         return (weights * losses).sum()
 
@@ -113,10 +117,12 @@ class AmtmlKd(Balancing):
 
     def __init__(self, num_terms: int, summary_dim: int) -> None:
         super().__init__()
+        # All rows alike, so that the softmax gives every term the same weight at the start.
         self.theta = nn.Parameter(torch.ones(num_terms, summary_dim))
         self.v = nn.Parameter(torch.full((summary_dim,), summary_dim**-0.5))
 
     def forward(self, terms: Terms) -> Tensor:
+        # (t, b) * (t, b) -> (t,) -> ()
         return (self.weights(terms.summary, terms.present) * terms.per_image).mean(1).sum()
 
     def weights(self, summary: Float[Tensor, "b s"], present: tuple[int, ...]) -> Float[Tensor, "t b"]:

@@ -43,6 +43,7 @@ def summary_l1(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> 
     Source: AM-RADIO, arXiv 2312.06709, where it and the next two did worse than the cosine.
     """
     _check_summaries(student, teacher)
+    # (b, d) -> (b,)
     return (student.float() - teacher.float()).abs().mean(-1)
 
 
@@ -61,6 +62,7 @@ def summary_smooth_l1(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d
     Shapes and errors as in `summary_cosine`.
     """
     _check_summaries(student, teacher)
+    # reduction="none" keeps (b, d): the caller weights images before it averages them.
     return F.smooth_l1_loss(student.float(), teacher.float(), reduction="none", beta=1.0).mean(-1)
 
 
@@ -93,6 +95,7 @@ def angle(a: Float[Tensor, "*b d"], b: Float[Tensor, "*b d"]) -> Float[Tensor, "
 
     A vector of zeros is at a right angle to all vectors.
     """
+    # Unit vectors: |u - v| = 2 sin(angle / 2) and |u + v| = 2 cos(angle / 2).
     u, v = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     # 1e-12 keeps the gradient of the root finite where the difference or the sum is zero.
     difference, total = ((x.square().sum(-1) + 1e-12).sqrt() for x in (u - v, u + v))
@@ -107,6 +110,7 @@ def angular_dispersion(summaries: Float[Tensor, "n d"]) -> float:
     Source: C-RADIOv4, arXiv 2601.17237, which gives 0.694 for SigLIP2-g and 2.120 for DINOv3-H+. The report does not
     define the computation, and this reading fits both (independent directions would give (pi / 2)^2 = 2.47).
     """
+    # float64: squared angles of thousands of summaries are summed.
     unit = F.normalize(summaries.double(), dim=-1)
     return max(1e-4, float(angle(unit, unit.mean(0, keepdim=True).expand_as(unit)).square().mean()))
 
@@ -139,6 +143,7 @@ def spatial_match(
     """
     _check_tokens(student, teacher, valid)
     student, teacher = student.float(), teacher.float()
+    # (b, n, d) -> (b, n), both terms
     cosine = 1 - F.cosine_similarity(student, teacher, dim=-1)
     smooth_l1 = F.smooth_l1_loss(student, teacher, reduction="none", beta=1.0).mean(-1)
     return _mean_over_valid(cos_weight * cosine + l1_weight * smooth_l1, valid)
@@ -155,6 +160,7 @@ def spatial_mse(
     Source: PHI-S, arXiv 2410.01680, the objective on normalised targets. Difference: masks padding.
     """
     _check_tokens(student, teacher, valid)
+    # (b, n, d) -> (b, n) -> (b,)
     return _mean_over_valid((student.float() - teacher.float()).square().mean(-1), valid)
 
 
@@ -225,11 +231,14 @@ def align_shifted(
             f"student {_listed(student)} on a grid of {h} x {w} with shifts {_listed(shift_yx)}: "
             f"they are (b, {h * w}, d) and (b, 2)."
         )
+    # (h,) - (b, 1) -> (b, h): the student's row for each row of the teacher's crop; columns alike, (b, w)
     rows = torch.arange(h, device=student.device) - shift_yx[:, :1]
     columns = torch.arange(w, device=student.device) - shift_yx[:, 1:]
     # (b, h, 1) and (b, 1, w) -> (b, h, w)
     overlap = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
+    # Clamped, so that tokens outside the overlap read some legal index; the mask leaves them out.
     indices = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
+    # (b, h, w) -> (b, h * w, 1), which take_along_dim broadcasts over the d channels
     return student.take_along_dim(indices.flatten(1)[:, :, None], dim=1), overlap.flatten(1)
 
 
@@ -254,6 +263,7 @@ def _check_summaries(student: Tensor, teacher: Tensor) -> None:
 
 
 def _mean_over_valid(per_token: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    # (b, n) -> (b,): the sum over valid tokens, divided by their number
     return per_token.masked_fill(~valid, 0).sum(1) / valid.sum(1)
 
 

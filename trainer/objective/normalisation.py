@@ -84,6 +84,7 @@ class Rotated:
     inverse: Float[Tensor, "c c"]
 
     def __call__(self, features: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        # (..., c) @ (c, c): each row is a token, so the matrix applies from the right, transposed
         return (features - self.shift) @ self.matrix.T
 
     def fold_into(self, head: Head) -> None:
@@ -99,6 +100,8 @@ class Rotated:
             HadamardError: for widths without a Hadamard matrix.
         """
         affine = NORMALISATIONS[name](moments)
+        # The inverse is fitted with the matrix, in float64. Inverting the float32 matrix would lose digits where directions
+        # differ much in variance.
         parts = (affine.shift, affine.matrix, affine.inverse_matrix)
         return cls(*(torch.from_numpy(np.ascontiguousarray(a)).to(device, torch.float32) for a in parts))
 
@@ -125,8 +128,11 @@ def spatial_normaliser(
     if how == "standardise":
         return PerChannel.of(*cached.spatial_mean_std(), device)
     with naming_the_teacher(f"{cache.url}, teacher '{teacher}', normalise={how}"), one_blas_thread():
+        # BLAS is held to one thread here, see `one_blas_thread`.
         parts = _spatial_parts(cache, cached, rows, seed)
         mean, std = cached.spatial_mean_std()
+        # klt has a channel transform. Only the mean comes from the records, and not along directions that the codec drops:
+        # docs/design/009-target-statistics.md.
         if cached.codec.channel_transform is not None:
             moments = _with_recorded_mean(_known(how, parts), mean)
         else:
@@ -149,6 +155,7 @@ def summary_normaliser(
         parts = [Moments.empty(cached.spec.summary_dim or 0)] * _PARTS
         for first in range(0, len(sampled), _AT_ONCE):
             vectors = cached.summaries(sampled[first : first + _AT_ONCE])
+            # Interleaved: every part is spread over the whole cache.
             parts = [part.merge(Moments.of(vectors[number::_PARTS])) for number, part in enumerate(parts)]
         return Rotated.of(how, _known(how, _rescaled(parts, *cached.summary_mean_std())), device)
 
@@ -170,6 +177,7 @@ def one_blas_thread() -> AbstractContextManager[object]:
 def _known(how: Normalise, parts: list[Moments]) -> Moments:
     """Return the moments that a normalisation is fitted to, cross-validated if it divides by variances of single directions."""
     filled = [part for part in parts if part.count]
+    # phi-s and global divide by one scale for all channels, the mean variance, which a sample measures without bias.
     if len(filled) < 2 or how in ("phi-s", "global"):
         return merge_all(parts)
     return cross_validated(filled)
@@ -178,6 +186,7 @@ def _known(how: Normalise, parts: list[Moments]) -> Moments:
 def _rescaled(parts: list[Moments], mean: NDArray[np.float64], std: NDArray[np.float64]) -> list[Moments]:
     """Scale the channels of the parts so that the whole has the recorded mean and deviations."""
     whole = merge_all(parts)
+    # Channels that do not vary, in the sample or in the records, are left as they are.
     sample_std = np.sqrt(np.diag(whole.covariance))
     factors = np.where((sample_std > 0) & (std > 0), std / np.where(sample_std > 0, sample_std, 1), 1.0)
     return [
@@ -192,8 +201,10 @@ def _with_recorded_mean(moments: Moments, mean: NDArray[np.float64]) -> Moments:
     Along those every decoded token equals the codec's mean. A difference of means divided by a deviation near
     zero would become a large target.
     """
+    # (c,) eigenvalues and (c, c) axes, one per column
     eigenvalues, axes = moments.principal_axes()
     coded = axes[:, eigenvalues > _KEPT_VARIANCE * eigenvalues.mean()]
+    # coded @ coded.T projects the correction (c,) onto the directions that the codec keeps.
     return Moments(moments.count, moments.mean + coded @ (coded.T @ (mean - moments.mean)), moments.scatter)
 
 
@@ -207,6 +218,7 @@ def _spatial_parts(cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64],
     row_bytes = math.prod(cached.row_shape) * codec.dtype.itemsize
     needed = max(1, 2 * _TOKENS_PER_CHANNEL * spec.spatial_dim // grid)  # twice as many, because padding does not count
     sampled = _sample(rows, max(needed, min(_FEWEST_IMAGES, _MOST_BYTES // row_bytes)), seed)
+    # (n,) view of each sampled image
     views = np.arange(len(sampled)) % spec.views
     valid = _valid_tokens(cache, cached, sampled, views)
     each = _tokens_per_image(
@@ -214,6 +226,7 @@ def _spatial_parts(cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64],
     )
     rng = np.random.default_rng((seed, _TOKENS))
     chosen = [tokens if len(tokens) <= each else np.sort(rng.choice(tokens, each, replace=False)) for tokens in valid]
+    # On the CPU: moments are summed in NumPy, and do not vary with the run's device.
     decoder = MapDecoder(codec, torch.device("cpu"))
     parts = [Moments.empty(spec.spatial_dim)] * _PARTS
     together = max(1, _BATCH_VALUES // (each * spec.spatial_dim))
@@ -242,6 +255,7 @@ def _valid_tokens(
 
 def _tokens_per_image(counts: Sequence[int], total: int) -> int:
     """Return the fewest tokens per image that give `total` tokens, or all tokens if there are fewer."""
+    # Images with fewer tokens give all of theirs, so the others must give more than an even share.
     largest = max([1, *counts])
     available = np.array(counts)
     return next((each for each in range(1, largest) if int(np.minimum(available, each).sum()) >= total), largest)
@@ -258,11 +272,13 @@ def _decoded_tokens(
         indices = chosen[read : read + len(batch)]
         read += len(batch)
         if not is_tokenwise(cached.codec):
+            # A codec of whole maps decodes all tokens at once: (b, ...) codes -> (b, h, w, c) -> (b, h * w, c)
             maps = decoder.token_coordinates(torch.from_numpy(codes)).flatten(1, 2).numpy()
             tokens += [image_map[of_image] for image_map, of_image in zip(maps, indices, strict=True)]
         else:
             # Only the codes of the chosen tokens are decoded.
             picked = [row.reshape(-1, row.shape[-1])[of_image] for row, of_image in zip(codes, indices, strict=True)]
+            # (n, width of a code) -> (1, 1, n, width of a code), a map of one row, as the decoder takes maps
             stored = torch.from_numpy(np.concatenate(picked))
             tokens.append(decoder.coordinates(stored[None, None])[0, 0].numpy())
     return np.concatenate(tokens) if tokens else np.zeros((0, cached.spec.spatial_dim), np.float32)
@@ -271,6 +287,7 @@ def _decoded_tokens(
 def _of_features(part: Moments, transform: ChannelTransform) -> Moments:
     """Turn moments of coordinates into those of the features that they stand for."""
     matrix = transform.matrix
+    # Cov(M x) = M Cov(x) M^T, made symmetric again after rounding. (c, c)
     scatter = matrix @ part.scatter @ matrix.T
     return Moments(part.count, transform.mean.astype(np.float64) + matrix @ part.mean, (scatter + scatter.T) / 2)
 
@@ -290,6 +307,8 @@ def from_coordinates(
     Returns:
         (c, c) weight and (c,) bias, in float32.
     """
+    # Decoding is affine, so its matrix is what it makes of the unit vectors, less what it makes of zero.
+    # (c, c) @ (c, c) -> (c, c), and (c,) @ (c, c) -> (c,)
     origin = decoder.features(torch.zeros(channels, device=device)).double()
     rotation = decoder.features(torch.eye(channels, device=device)).double() - origin
     turned = normaliser.matrix.double().T

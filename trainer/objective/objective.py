@@ -48,6 +48,7 @@ class TeacherLoss(NamedTuple):
 
     def is_finite(self) -> NDArray[np.bool_]:
         """Return (b,) whether all losses of an image are finite. Waits for the device."""
+        # (parts, b) -> (b,)
         return torch.stack(list(self.per_image().values())).isfinite().all(0).cpu().numpy()
 
     def per_image(self) -> dict[str, Float[Tensor, " b"]]:
@@ -74,9 +75,12 @@ def teacher_loss(
         tokens, overlap = align_shifted(tokens, target.shift_yx, student_hw)
         if student_hw != target.grid_hw:
             # A token of the finer grid counts if all tokens that it is interpolated from lie in the overlap.
+            # (b, n) -> (b, n, 1) -> (b, m, 1) -> (b, m)
             overlap_share = resize_tokens(overlap.float()[..., None], student_hw, target.grid_hw)[..., 0]
             overlap = overlap_share > 1 - 1e-3
+        # Both are (b, m) on the teacher's grid here: padding of the teacher, and tokens outside the student's crop.
         valid = valid & overlap
+    # (b, n, d) -> (b, m, d): targets stay on their own grid, predictions are brought to it.
     tokens = resize_tokens(tokens, student_hw, target.grid_hw)
     if recipe.spatial_loss == "match":
         spatial = spatial_match(tokens, target.spatial, valid, cos_weight=recipe.cos_weight, l1_weight=recipe.l1_weight)
@@ -85,6 +89,7 @@ def teacher_loss(
     if prediction.summary is None or target.summary is None:
         return TeacherLoss(None, spatial, target.coverage)
     if recipe.summary_loss == "angle":
+        # A run with this loss fits the dispersion of every teacher that has summaries (`TargetStatistics.fit`).
         assert target.dispersion is not None
         summary = summary_angle(prediction.summary, target.summary, dispersion=target.dispersion)
     else:
@@ -123,13 +128,16 @@ class Objective:
             losses: of the teachers of this step, by name.
             summary: (b, s) of the student, for balancings that depend on it.
         """
+        # () and (b,) for each teacher and part
         means = {name: loss.means() for name, loss in losses.items()}
         images = {name: loss.per_image() for name, loss in losses.items()}
+        # A step may train on some of the teachers only. Learnt weights are found by a term's index in the whole run.
         present = tuple(number for number, (name, part) in enumerate(self.terms) if part in means.get(name, ()))
         named = [self.terms[number] for number in present]
         weights = [self.weight(name, part) for name, part in named]
         return self.balancing(
             Terms(
+                # (t,), then (t, b)
                 torch.stack([weight * means[name][part] for weight, (name, part) in zip(weights, named, strict=True)]),
                 torch.stack([weight * images[name][part] for weight, (name, part) in zip(weights, named, strict=True)]),
                 summary,

@@ -59,6 +59,7 @@ class TargetStatistics:
             summary = summary_normaliser(cache, teacher, recipe.normalise_summary, rows, recipe.seed, device)
             if recipe.summary_loss == "angle":
                 sample = sampled_summaries(cache, teacher, rows, recipe.seed).to(device)
+                # Of the normalised summaries, because the loss compares those. (n, c) -> scalar
                 dispersion = angular_dispersion(summary(sample) if summary else sample)
         return cls(spatial, summary, dispersion)
 
@@ -66,6 +67,7 @@ class TargetStatistics:
         """Return all tensors by the names that `STATISTICS_FILE` uses."""
         named: dict[str, Tensor] = {}
         for kind, normaliser in (("spatial", self.spatial), ("summary", self.summary)):
+            # Names of the dataclass fields are part of the file's format.
             fields = {} if normaliser is None else vars(normaliser)
             named |= {f"{teacher}/{kind}/{field}": tensor.contiguous() for field, tensor in fields.items()}
         if self.dispersion is not None:
@@ -83,6 +85,7 @@ class TargetStatistics:
             }
             if not fields:
                 return None
+            # The field names tell the two kinds apart, so that the file needs no record of the kind.
             return PerChannel(**fields) if "std" in fields else Rotated(**fields)
 
         dispersion = tensors.get(f"{teacher}/dispersion")
@@ -122,6 +125,7 @@ class RunStatistics:
             HadamardError: for a width without a Hadamard matrix.
         """
         shapes = {name: shape for teacher in teachers for name, shape in _shapes(cache, teacher, recipe).items()}
+        # One process fits for all: eigenvectors may differ in their last bits between machines.
         tensors, from_folder = dict[str, Tensor](), False
         if processes.is_first:
             tensors = _read(out / STATISTICS_FILE) or {}
@@ -137,6 +141,7 @@ class RunStatistics:
                     for key, tensor in statistics.tensors(name).items()
                 }
         if processes.world > 1:
+            # Sorted: all processes must take part in the collectives in one order.
             tensors = {name: _sent(tensors.get(name), shapes[name], device, processes) for name in sorted(shapes)}
         return cls({name: TargetStatistics.of(name, tensors, device) for name in teachers}, from_folder)
 
@@ -195,6 +200,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:
+    # Names are summed as well, so that swapped tensors do not pass.
     crc = 0
     for name in sorted(tensors):
         values = tensors[name].contiguous().numpy().reshape(-1) if math.prod(tensors[name].shape) else np.zeros(0)

@@ -98,9 +98,11 @@ def create_student(name: str, **overrides: Any) -> Student:
             + " timm:MODEL and torch-module:PACKAGE.MODULE:CLASS are also valid."
         )
     config = STUDENTS[name]
+    # Models of AM-RADIO's table are compared at 224 px. Their own settings and the caller's may differ.
     if isinstance(config, TimmConfig):
         settings: dict[str, Any] = {"preferred_resolution": (224, 224), **config.settings, **overrides}
         return TimmBackbone(config.model, name=name, **settings)
+    # The name is how a student is found in `STUDENTS`, and no setting.
     known_settings = {field.name for field in fields(config)} - {"name"}
     for setting in overrides:
         if setting not in known_settings:

@@ -150,6 +150,7 @@ class Student(nn.Module, ABC):
     def _formatted(self, out: Encoded, feature_fmt: FeatureFormat) -> StudentOutput:
         if feature_fmt == "NCHW":
             return StudentOutput(out.summary, out.map)
+        # (b, c, h, w) -> (b, h * w, c)
         return StudentOutput(out.summary, out.map.flatten(2).transpose(1, 2))
 
     @final

@@ -41,9 +41,11 @@ class CroppedPositions(nn.Module):
         """Return the positions of evaluation: the top left h x w of the table, resized to a square of the longer side."""
         h, w = grid_hw
         longer = cast(int, torch.sym_max(h, w))  # numbers, or symbols in a graph of free size
+        # (side * side, c) -> (1, c, side, side)
         table = self.table.float().T.reshape(1, -1, self.side, self.side)
         if isinstance(longer, torch.SymInt) or longer != self.side:
             table = F.interpolate(table, (longer, longer), mode="bilinear", align_corners=False)
+        # -> (c, h, w) -> (h * w, c)
         cropped = table[0, :, :h, :w]
         if isinstance(longer, torch.SymInt):  # whether it lies in one piece must not depend on the size
             cropped = cropped.clone(memory_format=torch.contiguous_format)

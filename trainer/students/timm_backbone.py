@@ -108,6 +108,7 @@ class TimmBackbone(Student):
             timm_options = {**timm_options, "pretrained": True}
         with naming_the_weights(model_name) if pretrained or init_file is not None else contextlib.nullcontext():
             net = _feature_model(model_name, stages, timm_options, weights_overlay(init_file))
+        # Fused stages stand side by side on the finest grid, so strides give a minimum and channels a sum.
         reductions = [int(stride) for stride in net.feature_info.reduction()]
         width = sum(int(channels) for channels in net.feature_info.channels())
         native_hw, fixed = _native_resolution(net.pretrained_cfg, timm_options)
@@ -144,10 +145,12 @@ class TimmBackbone(Student):
                 f"student '{self.name}' returns maps of {sizes} for {h} x {w}, not of {grid_hw[0]} x {grid_hw[1]}; "
                 f"{self._known_size()}"
             )
+        # (b, c_i, h_i, w_i) -> (b, c_i, h, w) on the finest grid
         maps = [
             stage_map if tuple(stage_map.shape[-2:]) == grid_hw else F.interpolate(stage_map, grid_hw, mode="bilinear")
             for stage_map in maps
         ]
+        # -> (b, sum of c_i, h, w)
         out = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         return Encoded(out.mean((2, 3)), out)
 
@@ -178,6 +181,7 @@ def _stages(model_name: str, out_index: int | Sequence[int] | None, strides: lis
 
 def _stage_strides(model_name: str, timm_options: dict[str, Any]) -> list[int]:
     """Return the stride of every stage in pixels. Built on the meta device, because timm has them for built models only."""
+    # The meta device allocates no memory, so a large network costs only its construction.
     with torch.device("meta"):
         try:
             net = _feature_model(model_name, (0,), timm_options)

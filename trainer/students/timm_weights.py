@@ -149,6 +149,7 @@ def _copy_blocks(student: ViT, weights: Mapping[str, Tensor]) -> None:
             bias = weights.get(f"blocks.{number}.{theirs}.bias")
             bias = torch.zeros(len(weight)) if bias is None else bias  # some models leave those of qkv out
             gamma = weights.get(f"blocks.{number}.{layer_scale}.gamma")
+            # Layer scale multiplies the output: (o, i) * (o, 1), and (o,) * (o,)
             if gamma is not None:
                 weight, bias = weight * gamma[:, None], bias * gamma
             _put(student, f"blocks.{number}.{ours}.weight", weight)
@@ -164,6 +165,7 @@ def _copy_patches(student: ViT, weights: Mapping[str, Tensor], source: Any, mode
     cfg: dict[str, Any] = source.pretrained_cfg
     mean, std = (torch.tensor(cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     ours_mean, ours_std = student.input_mean.cpu(), student.input_std.cpu()
+    # (o, 3, p, p) -> (o,): what the difference of the means adds to each output
     shift = (kernel * ((ours_mean - mean) / std)).sum((1, 2, 3))
     bias = weights.get("patch_embed.proj.bias")
     bias = shift if bias is None else bias + shift
@@ -181,6 +183,7 @@ def _copy_positions(student: ViT, weights: Mapping[str, Tensor], source: Any) ->
     positions = weights["pos_embed"][0].float()
     rows, columns = source.patch_embed.grid_size
     extra = len(positions) - rows * columns
+    # (rows * columns, c) -> (1, c, rows, columns)
     grid = positions[extra:].T.reshape(1, -1, rows, columns)
     side = student.positions.side
     if (rows, columns) != (side, side):

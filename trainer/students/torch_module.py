@@ -78,6 +78,7 @@ def _build(path: str, settings: dict[str, Any]) -> nn.Module:
 @torch.no_grad()
 def _tried(path: str, net: nn.Module, hw: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
     """Return the width of the summary, the width of the map, and its (height, width) in tokens, for one black image."""
+    # Evaluation mode, so that the trial does not change the statistics of batch norms.
     training = net.training
     try:
         out = _encoded(net.eval()(torch.zeros(1, 3, *hw)))
@@ -90,6 +91,7 @@ def _tried(path: str, net: nn.Module, hw: tuple[int, int]) -> tuple[int, int, tu
 def _encoded(out: Any) -> Encoded:
     match out:
         case Tensor() if out.ndim == 4:
+            # (b, c, h, w) -> (b, c)
             return Encoded(out.mean((2, 3)), out)
         case (Tensor() as summary, Tensor() as tokens_map) if summary.ndim == 2 and tokens_map.ndim == 4:
             return Encoded(summary, tokens_map)

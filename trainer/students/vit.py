@@ -228,10 +228,12 @@ class ViT(Student):
         b, _, h, w = images.shape
         grid_hw = h // self.patch_size, w // self.patch_size
         prefix_len = int(self.tokens.shape[0])
+        # (b, 3, h, w) -> (b, n, 3 * p * p) -> (b, n, c)
         patches = self.positions(self.embed(cut_patches(images, self.patch_size)), grid_hw)
         window = self._window(grid_hw)
         if window is not None:
             patches = to_window_order(patches, grid_hw, window)
+        # (b, prefix + n, c)
         x = self.norm_pre(torch.cat([self.tokens.to(patches.dtype).expand(b, -1, -1), patches], dim=1))
         out: dict[int, Encoded] = {}
         for number in range(max(taps, default=-1) + 1):
@@ -246,7 +248,9 @@ class ViT(Student):
                 spatial = x[:, prefix_len:]
                 if window is not None:
                     spatial = to_row_order(spatial, grid_hw, window)
+                # (b, k, c) -> (b, k * c); registers, which follow the class tokens, are dropped here
                 summary = x[:, : self.num_summary_tokens].flatten(1)
+                # (b, n, c) -> (b, c, h, w)
                 out[number] = Encoded(summary, spatial.transpose(1, 2).unflatten(2, grid_hw))
         return out
 

@@ -25,12 +25,14 @@ def global_blocks(depth: int, *, num_global: int, num_windowed: int | None) -> f
 def to_window_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int) -> Float[Tensor, "b n c"]:
     """Sort row-major tokens by window (row-major, too), row-major within each window of window x window tokens."""
     (h, w), c = grid_hw, tokens.shape[-1]
+    # (b, rows, y, columns, x, c) -> (b, rows, columns, y, x, c) -> (b, h * w, c)
     return tokens.view(-1, h // window, window, w // window, window, c).transpose(2, 3).reshape(-1, h * w, c)
 
 
 def to_row_order(tokens: Float[Tensor, "b n c"], grid_hw: tuple[int, int], window: int) -> Float[Tensor, "b n c"]:
     """Invert `to_window_order`."""
     (h, w), c = grid_hw, tokens.shape[-1]
+    # (b, rows, columns, y, x, c) -> (b, rows, y, columns, x, c) -> (b, h * w, c)
     return tokens.view(-1, h // window, w // window, window, window, c).transpose(2, 3).reshape(-1, h * w, c)
 
 
@@ -45,5 +47,6 @@ def draw_window(windows: Sequence[int], grid_hw: tuple[int, int], probability: f
     """
     fitting = [window for window in windows if grid_hw[0] % window == 0 and grid_hw[1] % window == 0]
     generator = torch.Generator().manual_seed(DRAW_SEED * 1_000_003 + draw)
+    # A generator of its own, seeded by the draw: the window depends on no other random numbers of the process.
     lot, choice = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     return fitting[int(choice * len(fitting))] if fitting and lot < probability else None
