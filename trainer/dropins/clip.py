@@ -68,7 +68,7 @@ def clip_with_student(
 
 
 def _text_dim(clip: Any) -> int:
-    """Width of the text embeddings: of a projection that is a matrix, a Linear, or missing."""
+    """Return the width of the text embeddings: of a projection that is a matrix, a Linear, or missing."""
     text = getattr(clip, "text", clip)
     projection = text.text_projection
     if isinstance(projection, nn.Linear):

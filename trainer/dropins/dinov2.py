@@ -40,7 +40,11 @@ class DinoV2Backbone(nn.Module):
         self.patch_size = model.patch_size if teacher == BACKBONE else model.patch_size // model.adaptors.upsample
 
     def forward_features(self, x: Float[Tensor, "b 3 h w"], masks: Tensor | None = None) -> dict[str, Tensor | None]:
-        """DINOv2's dict. Raises ConfigError for masks, which a student has no token for."""
+        """Return DINOv2's dict of features.
+
+        Raises:
+            ConfigError: for masks, since a student has no mask token.
+        """
         if masks is not None:
             raise ConfigError("a student has no mask token: forward_features takes no masks")
         out = self.student(x)
@@ -69,7 +73,8 @@ class DinoV2Backbone(nn.Module):
     ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:
         """Return the last layer, the only one that a head predicts: tokens, or maps with `reshape`, and perhaps the class token.
 
-        Raises ConfigError for more than one layer.
+        Raises:
+            ConfigError: for more than one layer.
         """
         del norm  # heads learned DINOv2's features behind its norm
         if n != 1:

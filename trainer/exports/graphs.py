@@ -94,7 +94,7 @@ def write_onnx(model: DistilledStudent, folder: Path, *, any_size: bool = False)
 
 
 def write_program(model: DistilledStudent, folder: Path) -> Written:
-    """`student.pt2`, a program that `torch.export.load` reads; its outputs are those of `FlatStudent`, in order."""
+    """Write `student.pt2`, a program that `torch.export.load` reads. Its outputs are those of `FlatStudent`, in order."""
     flat = FlatStudent(model).eval()
     path = folder / PROGRAM_FILE
     archive = io.BytesIO()  # torch's own writer ends the process where the disk is full
@@ -201,8 +201,8 @@ def _check_size_in_graph(path: Path, step: int) -> None:
     ]
     for check_node in reversed(nodes):
         graph.node.insert(0, check_node)
-    for place, label in ((2, "height"), (3, "width")):
-        dimension = graph.input[0].type.tensor_type.shape.dim[place]
+    for axis, label in ((2, "height"), (3, "width")):
+        dimension = graph.input[0].type.tensor_type.shape.dim[axis]
         dimension.Clear()
         dimension.dim_param = label
     save(model, str(path))
@@ -224,8 +224,8 @@ def _compare_other_sizes(run: Callable[[Tensor], FlatFeatures], model: Distilled
             except Exception as exc:  # a size went into the graph as a constant
                 raise _not_free(model, what, _first_line(exc)) from exc
         if not change <= TOLERANCE:
-            place = f"at {rows * step} x {columns * step} pixels"
-            raise _not_free(model, what, f"{place} it differs by {change:.1e} of the largest value")
+            size = f"at {rows * step} x {columns * step} pixels"
+            raise _not_free(model, what, f"{size} it differs by {change:.1e} of the largest value")
     if step == 1:
         return
     try:

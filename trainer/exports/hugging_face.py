@@ -22,7 +22,11 @@ _CARRIED = "trainer.carried.modeling_radio_student"
 
 
 def write_hugging_face(model: DistilledStudent, folder: Path) -> Written:
-    """config.json, model.safetensors, preprocessor_config.json and the code. Raises ExportError for a user's own network."""
+    """Write config.json, model.safetensors, preprocessor_config.json and the code.
+
+    Raises:
+        ExportError: for a user's own network.
+    """
     library("transformers", "the format hf")
     refuse_torch_module(model, "hf")
     carried: Any = import_module(_CARRIED)

@@ -118,15 +118,15 @@ def model_card(model: DistilledStudent, run: Path, card: Card) -> CardDocument:
     return CardDocument(title, "\n".join(parts), picture, keys)
 
 
-def _open(place: str) -> tuple[Cache | None, str]:
+def _open(path_or_url: str) -> tuple[Cache | None, str]:
     try:
-        return Cache(place), ""
+        return Cache(path_or_url), ""
     except RadioCacheError as exc:
         return None, str(exc).splitlines()[0]
 
 
 def _teachers(model: DistilledStudent, cache: Cache | None, why: str) -> str:
-    """Teachers and what their licences are, as the cache recorded them."""
+    """Return the table of teachers and their licences, as the cache recorded them."""
     lines = ["## Teachers\n", "| teacher | model | licence of its weights | weights |", "|---|---|---|---|"]
     for teacher in model.config.teachers:
         spec = _spec(cache, teacher.name)

@@ -40,7 +40,7 @@ def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
     """Describe the view in transformers' words. Its crops are those of timm but for the rounding of their place, one pixel."""
     config = model.config
     h, w = config.image_hw
-    rest: dict[str, Any] = {
+    colours: dict[str, Any] = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": False,
@@ -48,14 +48,14 @@ def image_processor_settings(model: DistilledStudent) -> dict[str, Any]:
     }
     bicubic: dict[str, Any] = {"do_resize": True, "resample": 3}
     if config.fit == "squash":
-        return {"image_processor_type": "ViTImageProcessor", **bicubic, "size": {"height": h, "width": w}, **rest}
+        return {"image_processor_type": "ViTImageProcessor", **bicubic, "size": {"height": h, "width": w}, **colours}
     return {
         "image_processor_type": "CLIPImageProcessor",
         **bicubic,
         "size": {"shortest_edge": resized_px(config.image_hw, config.centre_share)},
         "do_center_crop": True,
         "crop_size": {"height": h, "width": w},
-        **rest,
+        **colours,
     }
 
 

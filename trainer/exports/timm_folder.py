@@ -29,9 +29,10 @@ from .timm_radio_student import RadioStudent as RadioStudent
 
 
 def write_timm(model: DistilledStudent, folder: Path) -> Written:
-    """config.json, model.safetensors and a package that registers `radio_student`. Heads of teachers stay behind.
+    """Write config.json, model.safetensors and a package that registers `radio_student`, without heads of teachers.
 
-    Raises ExportError for a user's own network.
+    Raises:
+        ExportError: for a user's own network.
     """
     refuse_torch_module(model, "timm")
     import_module(_CARRIED)  # registers it here, too

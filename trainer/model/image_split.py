@@ -17,11 +17,11 @@ class ImageSplit:
     """The division of a cache's images into trained-on and held-out ones, decided by the digest of each image file.
 
     Attributes:
-        in_cache: images of the cache when training began; Images added later have higher rows, and
+        in_cache: images of the cache when training began. Images added later have higher rows, and
             the student was not trained on them.
         trained_on: number of images that it was trained on.
         held_out: number of images that it could have been trained on, and was not.
-        held_out_to: greatest digest that is held out, 32 hexadecimal digits; None where nothing is.
+        held_out_to: greatest digest that is held out, 32 hexadecimal digits; None if no image is.
     """
 
     in_cache: int

@@ -124,14 +124,15 @@ class StudentConfig:
 def with_centre_share(config: StudentConfig, share: float | None) -> StudentConfig:
     """Return the configuration with another `centre_share`; None keeps it.
 
-    Raises ConfigError for an impossible share, or one that would change nothing because whole images are squashed.
+    Raises:
+        ConfigError: for an impossible share, or one that would change nothing because whole images are squashed.
     """
     if share is None:
         return config
     if config.fit == "squash" and share != 1:
         raise ConfigError(
-            f"centre_share={share:g}: this student's teachers ("
-            f"{', '.join(teacher.name for teacher in config.teachers)}), so that it takes whole images, squashed: leave it out"
+            f"centre_share={share:g}: none of this student's teachers takes a centre crop ("
+            f"{', '.join(teacher.name for teacher in config.teachers)}), so it takes whole images, squashed: leave it out"
         )
     return replace(config, centre_share=share)
 

@@ -221,19 +221,24 @@ def _spatial_parts(cache: Cache, cached: CachedTeacher, rows: NDArray[np.int64],
     # (n,) view of each sampled image
     views = np.arange(len(sampled)) % spec.views
     valid = _valid_tokens(cache, cached, sampled, views)
-    each = _tokens_per_image(
+    tokens_per_image = _tokens_per_image(
         [len(tokens) for tokens in valid], max(_TOKENS_PER_CHANNEL * spec.spatial_dim, _FEWEST_TOKENS)
     )
     rng = np.random.default_rng((seed, _TOKENS))
-    chosen = [tokens if len(tokens) <= each else np.sort(rng.choice(tokens, each, replace=False)) for tokens in valid]
+    chosen = [
+        tokens if len(tokens) <= tokens_per_image else np.sort(rng.choice(tokens, tokens_per_image, replace=False))
+        for tokens in valid
+    ]
     # On the CPU: moments are summed in NumPy, and do not vary with the run's device.
     decoder = MapDecoder(codec, torch.device("cpu"))
     parts = [Moments.empty(spec.spatial_dim)] * _PARTS
-    together = max(1, _BATCH_VALUES // (each * spec.spatial_dim))
+    images_per_batch = max(1, _BATCH_VALUES // (tokens_per_image * spec.spatial_dim))
     for number in range(_PARTS):
         for view in range(spec.views):
             images = [index for index in range(number, len(sampled), _PARTS) if views[index] == view]
-            for batch in (images[first : first + together] for first in range(0, len(images), together)):
+            for batch in (
+                images[first : first + images_per_batch] for first in range(0, len(images), images_per_batch)
+            ):
                 tokens = _decoded_tokens(cached, decoder, sampled[batch], view, [chosen[index] for index in batch])
                 parts[number] = parts[number].merge(Moments.of(tokens))
     if codec.channel_transform is None:
@@ -316,7 +321,7 @@ def from_coordinates(
 
 
 def _sample(rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
-    """At most `limit` of the rows, the same for the same seed, sorted."""
+    """Return at most `limit` of the rows, sorted. The same seed gives the same rows."""
     if len(rows) <= limit:
         return rows
     return np.sort(np.random.default_rng((seed, len(rows))).choice(rows, limit, replace=False))

@@ -29,7 +29,11 @@ MAX_STRIDE = 16  # pixels: the token size of the other students, and of SAM
 
 @dataclass(frozen=True, kw_only=True)
 class TimmConfig:
-    """A backbone of timm under a name of its own, at 224 px. settings: as for `TimmBackbone`."""
+    """A backbone of timm under a name of its own, at 224 px.
+
+    Attributes:
+        settings: as for `TimmBackbone`.
+    """
 
     name: str
     model: str
@@ -71,12 +75,18 @@ VERSIONS: dict[str, TimmConfig] = _versions()
 class TimmBackbone(Student):
     """The layers of a timm model up to one stage, by default the last of a stride of 16 or less.
 
-    out_index picks another stage, counted as `timm.create_model(..., features_only=True)` counts, or several.
-    pretrained: start from timm's own weights, fetched by timm; init_file: from this file of them instead.
-    any_resolution: timm calls the model's size fixed, and it is not. name: another than "timm:" and the model's.
-    preferred_resolution: height and width in pixels, the model's own by default. Everything else, such as img_size,
-    dynamic_img_size or drop_path_rate, goes to timm as it is.
-    Raises: ConfigError for a model or a stage timm does not have, with the nearest names or the stages it has.
+    Args:
+        model_name: as timm lists it.
+        name: of the student; by default "timm:" and the model's name.
+        out_index: another stage, or several, counted as `timm.create_model(..., features_only=True)` counts.
+        pretrained: start from timm's own weights, which timm downloads.
+        init_file: start from this file of timm's weights instead.
+        any_resolution: accept other sizes than the model's, which timm calls fixed although it is not.
+        preferred_resolution: (height, width) in pixels; by default the model's own.
+        timm_options: passed to timm as they are, such as img_size, dynamic_img_size or drop_path_rate.
+
+    Raises:
+        ConfigError: for a model or a stage that timm does not have, with the nearest names or the known stages.
     """
 
     def __init__(

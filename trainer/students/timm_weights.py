@@ -27,9 +27,13 @@ from trainer.students.vit import ViT
 def initialise_from_timm(student: ViT, model_name: str, weights_file: str | None = None) -> None:
     """Copy the weights of a timm model into `student`, in place; the student's own extra tokens keep their values.
 
-    model_name: with its tag, such as "vit_small_patch14_dinov2.lvd142m". weights_file: a checkpoint of that model, for
-        machines without a network; None lets timm download it.
-    Raises: ConfigError for a model timm does not have, that is no ViT, or whose blocks differ from the student's.
+    Args:
+        student: receives the weights.
+        model_name: with its tag, such as "vit_small_patch14_dinov2.lvd142m".
+        weights_file: a checkpoint of that model, for machines without a network; None lets timm download it.
+
+    Raises:
+        ConfigError: for a model that timm does not have, that is no ViT, or whose blocks differ from the student's.
     """
     if not is_model(model_name.partition(".")[0]):
         raise ConfigError(f"init_from: timm {timm.__version__} has no model '{model_name}'.")
@@ -127,8 +131,8 @@ def _check(student: ViT, model_name: str, source: Any) -> None:
 
 def _put(student: ViT, name: str, value: Tensor) -> None:
     """Set a parameter; a reparametrised weight is assigned, so that its scale follows."""
-    place, _, kind = name.rpartition(".")
-    module = student.get_submodule(place)
+    path, _, kind = name.rpartition(".")
+    module = student.get_submodule(path)
     if parametrize.is_parametrized(module, kind):
         setattr(module, kind, value)
     else:
