@@ -60,12 +60,12 @@ class Row:
 
 def transform(coordinates: Maps) -> Maps:
     """Return the orthonormal DCT-II along rows and columns."""
-    return dctn(coordinates, axes=(1, 2), norm="ortho").astype(np.float32)
+    return np.asarray(dctn(coordinates, axes=(1, 2), norm="ortho"), np.float32)
 
 
 def inverse(coefficients: Maps) -> Maps:
     """Invert `transform`."""
-    return idctn(coefficients, axes=(1, 2), norm="ortho").astype(np.float32)
+    return np.asarray(idctn(coefficients, axes=(1, 2), norm="ortho"), np.float32)
 
 
 def token_cosines(a: Maps, b: Maps) -> NDArray[np.float32]:

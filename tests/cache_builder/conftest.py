@@ -103,7 +103,7 @@ def build(
     """build(teachers={...}, shard_images=3, ...) -> report. What is not said is as in `settings`; into out.zarr."""
 
     def run(**changes: Any) -> BuildReport:
-        on_message = changes.pop("say", print)
+        on_message = changes.pop("on_message", print)
         config = BuildConfig(**{**fake_module.settings(ten_images, tmp_path / "out.zarr"), **changes})
         return build_cache(config, ReportedEvents(on_message, log_json=config.log_json))
 

@@ -60,7 +60,7 @@ def made_up(**changes: Any) -> TeacherProbe:
         "forward_s": 0.1,
         "encode_s": 0.02,
         "pack_s": 0.0,
-        "asked": HALF,
+        "requested": HALF,
         "codecs": (CodecCost(request=HALF, bytes_per_image=100.0),),
     }
     return TeacherProbe(**(fields | changes))
