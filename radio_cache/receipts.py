@@ -1,5 +1,7 @@
 """Receipts of finished shards: one small file each while a unit is being built, one log per unit when there are many.
 
+`writer.py: ShardWriter.commit` writes a receipt, after the shard it describes. This module reads, compacts and deletes them.
+
 A log is `receipts/<unit>/log-<its checksum>.jsonl`. It has one receipt per line, by shard, then a line
 `{"of": unit, "columns": ...}` with the fields that a reader needs of all of them at once, and last
 `{"lines", "columns_bytes", "columns_crc32c", "crc32c"}`, whose last checksum covers the lines of receipts. A receipt file takes

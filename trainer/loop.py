@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, evaluations and checkpoints of a run."""
+"""The training loop: steps, log lines, evaluations and checkpoints of a run; SIGTERM stops it after a checkpoint."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""The batch size of `--batch-size auto`: images in one forward pass.
+"""The batch size of `--batch-size auto`: images in one forward pass. The fixed default is `build_config.BATCH_IMAGES`.
 
 On a GPU it is measured: the batch doubles until it is no faster, does not fit, or fills a shard. On a CPU it is fixed, because
 passes of one thread gain nothing from larger batches and take more memory (docs/log.md).

@@ -1,7 +1,8 @@
-"""Reading of image files in a build. A read that fails is repeated, and no image is blamed for faults around it.
+"""Reading of image files in a build. A failed read is repeated.
 
-An image that cannot be read while others can is unreadable: left out, and looked at again by a later build. Where no image can be
-read, or many one after the other cannot, the build stops: a disk is not mounted, a server refuses this client.
+A file is not marked unreadable when the disk or server is at fault. If other images can be read, the failing one counts as
+unreadable: it is left out, and a later build tries it again. Where no image can be read, or many of the last ones cannot, the
+build stops: a disk is not mounted, or a server refuses this client.
 """
 
 import gc
@@ -24,7 +25,7 @@ PAUSES_S = (0.2, 1.0)
 """Seconds before the second and the third attempt to read a file, or to decode it where memory is short."""
 
 RECENT_IMAGES = 32
-"""Number of last images among which unreadable ones are counted."""
+"""Size of the window of last images in which unreadable ones are counted."""
 
 MAX_UNREADABLE = 16
 """Unreadable ones among the recent images at which a build stops, unless it leaves them out."""
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 
 class Witness(NamedTuple):
-    """An image that was read once: a process that reads the same bytes of this row sees the images."""
+    """An image known to be readable: reading the same bytes again shows that a process can reach the images."""
 
     row: int
     digest: bytes
@@ -51,7 +52,7 @@ class ImageAccess:
         cache: whose images are read; it need not be the latest view of its receipts.
         leave_out: go on however many images cannot be read, as long as others can.
         witnesses: images that another process has read.
-        blind: makes the error to raise if this process sees no image, from a sentence about that.
+        blind: makes the exception raised if this process can read no image, from a message.
     """
 
     def __init__(

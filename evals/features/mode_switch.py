@@ -82,7 +82,7 @@ class ModeSwitchTable:
         return asdict(self)
 
     def chart(self) -> str:
-        """Draw cosine over sizes, one line per teacher, as SVG."""
+        """Plot cosine against input size, one line per teacher, as SVG."""
         sizes = sorted({row.size_px for row in self.rows})
         cosine_of = {(row.teacher, row.size_px): row.cosine for row in self.rows}
         teachers = list(dict.fromkeys(row.teacher for row in self.rows))

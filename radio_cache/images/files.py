@@ -18,7 +18,7 @@ from radio_cache.images.web import WEB
 from radio_cache.storage.base import is_url
 
 MAX_IMAGE_FILE_BYTES = 1 << 30
-"""Larger image files are refused: nobody's, or no images."""
+"""Larger image files are refused: no real image is this large."""
 
 
 def read_path_or_url(place: str, offset: int = -1, length: int = -1) -> bytes:

@@ -1,4 +1,4 @@
-"""The tensors of one forward pass: pixels of crops, stored codes, and the matrices that crop the codes."""
+"""The tensors of one forward pass: pixels of crops with their colour augmentation, stored codes, and matrices that crop them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Crops: pixels of fresh random crops of a cache's images, and the matrices that crop each teacher's maps alike.
+"""Crops and colour augmentation: pixels of random crops of a cache's images, and matrices that crop each teacher's maps alike.
 
 The order of images and every crop are pure functions of the recipe's seed and the image's position in the run. Threads and
 processes change the speed, never the data, and a resumed run takes the crops of an uninterrupted one.

@@ -23,7 +23,7 @@ class StudentAsTeacher(nn.Module):
 
     Args:
         teacher: a head's name, or "backbone" for the student's own features.
-        mean: with which the library standardises pixels in [0, 1].
+        mean: per-channel mean that the library subtracts from pixels in [0, 1].
         std: the same.
         image_hw: input size of the student, in pixels; None keeps the size of the images, or takes the nearest size that the
             student accepts.

@@ -30,7 +30,7 @@ def auto_recipe(
     Args:
         recipe: recipe with one stage, whose other settings are kept.
         cache: cache to train on.
-        teachers: names of the teachers; all of the cache if empty.
+        teachers: names of the teachers; if empty, all teachers in the cache.
         student: name of the student; None for the recipe's.
         device: torch device, which decides the batch size.
         steps: steps that the user chose; warm-up, log lines and checkpoints follow.

@@ -58,7 +58,7 @@ def test_a_step_is_compared_with_what_calibration_kept(drifting: Any) -> None:
     told = {"asked": {"name": "klt", "packing": "zstd", "step": 0.4}, "calibration": {"cosine": 0.997}}
     drift = low_fidelity_of(drifting(told, 0.9972, 0.9971, 0.99), "fake-a")
     assert drift is not None
-    assert (drift.asked, drift.shards) == (0.997, ((2, 0.99),))
+    assert (drift.requested, drift.shards) == (0.997, ((2, 0.99),))
 
 
 @pytest.mark.parametrize("told", [{}, {"asked": "much"}, {"asked": {"fidelity": "0.99"}}, {"asked": {"name": "half"}}])
