@@ -31,6 +31,7 @@ from cache_builder.pipeline.preprocess import teacher_input, view_pixels
 from cache_builder.sources.folder import walk_folder
 from cache_builder.teachers import load_teacher
 from radio_cache.codecs import Codec
+from radio_cache.codecs.base import CalibrationMaps
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.codecs.klt_zstd import split_integers
 from radio_cache.errors import CodecError
@@ -103,19 +104,24 @@ def _tokens(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def our_codecs(sample: Sample) -> Iterator[Row]:
-    """half, int8, and klt in both packings at several fidelities, through the functions that a build calls."""
+    """half, int8, and klt in all packings at several fidelities, through the functions that a build calls."""
     kept = round(len(sample.calibration) * (1 - HELD_OUT_OF_CALIBRATION))
     seen, tested = _tokens(sample.calibration[:kept]), _tokens(sample.calibration[kept:])
     moments = Moments.of(seen)
+    held_out = sample.calibration[kept:]
+    maps = CalibrationMaps(
+        fitted=sample.calibration[:kept], held_out=held_out, valid=np.ones(held_out.shape[:3], np.bool_)
+    )
     requests = [CodecRequest(name="half"), CodecRequest(name="int8")]
     for fidelity in FIDELITIES:
         requests.append(CodecRequest(packing="zstd", fidelity=fidelity))
         requests.append(CodecRequest(packing="packed", fidelity=fidelity))
+        requests.append(CodecRequest(packing="ans", fidelity=fidelity))
     for request in requests:
         klt = request.name == "klt"
         label = f"klt {request.packing}, fidelity {request.fidelity:g}" if klt else request.name
         try:
-            codec = calibrate(request, moments, seen, tested).codec
+            codec = calibrate(request, moments, seen, tested, maps=maps).codec
         except CodecError as exc:
             print(f"{sample.teacher}, {label}: {exc}")
             continue
@@ -289,6 +295,7 @@ def table(rows: list[Row]) -> str:
 
 STYLES = {
     "klt zstd": ("#0b6e4f", "o", "-"),
+    "klt ans": ("#6a3d9a", "D", "-"),
     "klt packed": ("#37b385", "s", "-"),
     "PHI-S step + zstd": ("#b3541e", ".", ":"),
     "PHI-S int8": ("#b3541e", "^", "none"),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from radio_cache.codecs import Codec, Half
+from radio_cache.codecs.base import CalibrationMaps
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.schema import (
@@ -151,7 +152,9 @@ def make_tiny_cache(
 
 def _fitted(request: CodecRequest, spec: TeacherSpec, features: Mapping[int, Features]) -> Codec:
     tokens = np.concatenate([spatial for _, spatial in features.values()]).reshape(-1, spec.spatial_dim)
-    return calibrate(request, Moments.of(tokens), tokens, tokens).codec
+    maps = np.stack([spatial for _, spatial in features.values()])
+    sample = CalibrationMaps(fitted=maps, held_out=maps, valid=np.ones(maps.shape[:3], np.bool_))
+    return calibrate(request, Moments.of(tokens), tokens, tokens, maps=sample).codec
 
 
 def write_images_shard(

@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--packing",
-    type=click.Choice(["packed", "zstd"]),
+    type=click.Choice(["packed", "zstd", "ans"]),
     metavar="PACKING",
-    help="Packing of klt teachers in the copy: packed (fastest to read) or zstd (smallest). Changing it encodes their maps "
-    "again, which loses a little; the loss is printed and recorded. [default: unchanged, lossless]",
+    help="Packing of klt teachers in the copy: packed (fastest to read), zstd (smaller) or ans (smallest). Changing it encodes "
+    "their maps again, which loses a little; the loss is printed and recorded. [default: unchanged, lossless]",
 )
 @click.option(
     "--fidelity",

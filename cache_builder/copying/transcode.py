@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_builder.pipeline.calibrate import sample_rows
+from cache_builder.pipeline.calibrate import SampledMaps, sample_rows
 from radio_cache.codecs import label_of
 from radio_cache.codecs.base import Codec, Transcodable
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, packings
@@ -80,12 +80,15 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
     held_out_images = max(1, round(_HELD_OUT * len(rows)))
     tokens_per_image = max(1, _SAMPLE_TOKENS // max(1, len(rows)))
     sampled_tokens: list[NDArray[np.float32]] = []
+    maps = SampledMaps() if transcoding.request.codec_class.needs == "maps" else None
     for batch_rows in teacher.batches(rows):
         on_image = tokens_on_images(source, teacher, list(batch_rows))
         for row, coordinates, mask in zip(
             batch_rows, codec.coordinates(teacher.codes(batch_rows)), on_image, strict=True
         ):
             tokens = coordinates[mask]
+            if maps is not None:
+                maps.add(coordinates, mask, held_out=len(sampled_tokens) < held_out_images)
             sampled_tokens.append(tokens[np.random.default_rng((0, row)).permutation(len(tokens))[:tokens_per_image]])
     if not any(map(len, sampled_tokens)):
         raise MissingRowsError(
@@ -97,7 +100,14 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
         np.concatenate(sampled_tokens[held_out_images:] or sampled_tokens),
     )
     try:
-        calibrated = calibrate(transcoding.request, None, calibration_tokens, held_out, basis=codec.basis)
+        calibrated = calibrate(
+            transcoding.request,
+            None,
+            calibration_tokens,
+            held_out,
+            basis=codec.basis,
+            maps=maps and maps.sample(),
+        )
     except CodecError as exc:
         raise CodecError(f"{source.url}, teacher '{name}': {exc}") from exc
     chosen = calibrated.codec

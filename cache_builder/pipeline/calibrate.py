@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from radio_cache.codecs import Codec
+from radio_cache.codecs.base import COVARIANCE, CalibrationMaps
 from radio_cache.codecs.calibrate import CodecRequest, calibrate
 from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite
 from radio_cache.errors import CodecError, UnstorableFeaturesError
@@ -29,6 +30,9 @@ _MIN_TOKENS_PER_CHANNEL = 6
 _MIN_IMAGES = 64
 _MAX_IMAGES = 512
 _HELD_OUT_SHARE = 0.2
+_SAMPLED_MAP_TOKENS = 65_536
+"""Tokens of whole maps, for codecs that transform rows and columns; a fifth more for the held-out ones."""
+
 _SAMPLED_TOKENS = 32_768
 """Tokens kept in memory to choose widths and steps with. The moments include all tokens."""
 
@@ -57,7 +61,7 @@ def resolve_codec_request(spec: TeacherSpec, num_images: int) -> tuple[CodecRequ
     min_images = min_calibration_images(spec)
     request = _request(spec)
     # Only a covariance needs many tokens; ranges of channels are known from a few.
-    if request.codec_class.needs != "covariance" or num_images >= min_images:
+    if request.codec_class.needs not in COVARIANCE or num_images >= min_images:
         return request, ""
     if spec.codec.request is None:
         note = f"{too_few_images(num_images)} to calibrate the codec klt (it wants {min_images}): keeping float16"
@@ -117,6 +121,29 @@ def codec_without_calibration(request: CodecRequest, note: str = "") -> ChosenCo
     return ChosenCodec(codec, CodecRecord(parameters=codec.to_json()), note)
 
 
+class SampledMaps:
+    """The first maps of a sample, as many as memory allows."""
+
+    def __init__(self) -> None:
+        self._fitted: list[NDArray[np.float32]] = []
+        self._held_out: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
+
+    def add(self, features: NDArray[np.float32], valid: NDArray[np.bool_], *, held_out: bool) -> None:
+        """Keep a map (h, w, c), unless there are enough."""
+        # At least one of each, however large the maps are.
+        if held_out and len(self._held_out) <= _HELD_OUT_SHARE * _SAMPLED_MAP_TOKENS // valid.size:
+            self._held_out.append((features, valid))
+        if not held_out and len(self._fitted) <= _SAMPLED_MAP_TOKENS // valid.size:
+            self._fitted.append(features)
+
+    def sample(self) -> CalibrationMaps:
+        """Return the kept maps. A sample of one image is fitted to its own map."""
+        held_out, valid = (np.stack(part) for part in zip(*self._held_out, strict=True))
+        return CalibrationMaps(
+            fitted=np.stack(self._fitted) if self._fitted else held_out, held_out=held_out, valid=valid
+        )
+
+
 @final
 class Calibration:
     """A codec in the making: add the tokens of each image of the sample in order, then call `finish`.
@@ -136,16 +163,18 @@ class Calibration:
         self._tokens_per_image = max(1, _SAMPLED_TOKENS // len(rows))
         self._moments: Moments | None = None
         self._sampled_tokens: list[NDArray[np.float32]] = []
+        self._maps = SampledMaps() if request.codec_class.needs == "maps" else None
         # The number of threads of BLAS changes the last bits of a covariance and its eigenvectors, and with them every code.
         self._libraries = ThreadpoolController()
 
-    def add(self, tokens: NDArray[np.float32]) -> None:
-        """Add the tokens (n, c) of the next image, those that show it.
+    def add(self, features: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Add the map (h, w, c) of the next image. valid: (h, w) tokens that show the image.
 
         Raises:
             UnstorableFeaturesError: a feature is not finite, or too large.
         """
         number = len(self._sampled_tokens)
+        tokens = features[valid]  # (h, w, c) -> (n, c)
         magnitude = float(np.abs(tokens).max(initial=0))
         if not magnitude <= LARGEST_FEATURE:  # true for NaN, too
             raise UnstorableFeaturesError(self._rows[number], str(not_finite(magnitude)))
@@ -159,6 +188,8 @@ class Calibration:
             rng = np.random.default_rng((_SEED, number))
             tokens = tokens[rng.permutation(len(tokens))[: self._tokens_per_image]]
         self._sampled_tokens.append(tokens)
+        if self._maps is not None:
+            self._maps.add(features, valid, held_out=number < self._num_held_out)
 
     def finish(self) -> ChosenCodec:
         """Return the calibrated codec. Raise CodecError if there are too few images or the fidelity is out of reach."""
@@ -170,7 +201,8 @@ class Calibration:
         held_out = np.concatenate(self._sampled_tokens[:num_held_out])
         calibrated_on = np.concatenate(self._sampled_tokens[num_held_out:])
         with self._libraries.limit(limits=1, user_api="blas"):
-            calibrated = calibrate(self._request, self._moments, calibrated_on, held_out)
+            maps = None if self._maps is None else self._maps.sample()
+            calibrated = calibrate(self._request, self._moments, calibrated_on, held_out, maps=maps)
         fidelity = calibrated.fidelity
         label = self._request.label.replace("/", ", ")
         note = (
@@ -191,10 +223,13 @@ class Calibration:
 
 
 def calibrate_on_sample(
-    request: CodecRequest, rows: Sequence[int], tokens_by_image: Iterable[NDArray[np.float32]]
+    request: CodecRequest, rows: Sequence[int], maps: Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]]
 ) -> ChosenCodec:
-    """Return a codec calibrated on the tokens (n, c) of each row in order. Raise as `Calibration` does."""
+    """Return a codec calibrated on the map (h, w, c) and the valid tokens (h, w) of each row in order.
+
+    Raises the errors of `Calibration`.
+    """
     calibration = Calibration(request, rows)
-    for tokens in tokens_by_image:
-        calibration.add(tokens)
+    for features, valid in maps:
+        calibration.add(features, valid)
     return calibration.finish()

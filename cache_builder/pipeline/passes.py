@@ -184,7 +184,7 @@ def register_teacher(
                 for part in chain.from_iterable(map_batches):
                     events.progress(len(part.views))
                     for view, features in zip(part.views, part.spatial.cpu().numpy(), strict=True):
-                        calibration.add(features[view.valid_tokens(teacher.spec.geometry)])  # (h, w, c) -> (n, c)
+                        calibration.add(features, view.valid_tokens(teacher.spec.geometry))
             chosen = calibration.finish()
         else:
             chosen = codec_without_calibration(request, note)

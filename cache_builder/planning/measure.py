@@ -25,6 +25,7 @@ from cache_builder.sources import Listing
 from cache_builder.teachers.base import Teacher
 from radio_cache import __version__
 from radio_cache.codecs import CODECS, Codec, Half
+from radio_cache.codecs.base import COVARIANCE
 from radio_cache.codecs.calibrate import CodecRequest
 from radio_cache.errors import CodecError, SourceError
 from radio_cache.format.documents import PIXELS
@@ -246,16 +247,14 @@ def _measured(
     spec = teacher.spec
     if not request.needs_calibration:
         return Half(), CodecCost(request=request, bytes_per_image=_stored_bytes(Half(), maps))
-    if request.codec_class.needs == "covariance":
+    if request.codec_class.needs in COVARIANCE:
         if not values_mean_something:
             return None, CodecCost(request=request, bytes_per_image=None, why="random weights say nothing about it")
         if not enough_tokens(spec, len(maps)):
             why = f"{too_few_images(len(maps))} to calibrate {request.name} for {spec.spatial_dim} channels"
             return None, CodecCost(request=request, bytes_per_image=None, why=why)
     try:
-        chosen = calibrate_on_sample(
-            request, range(len(maps)), (image[valid_mask] for image, valid_mask in zip(maps, valid_masks, strict=True))
-        )
+        chosen = calibrate_on_sample(request, range(len(maps)), zip(maps, valid_masks, strict=True))
     except CodecError as exc:
         return None, CodecCost(request=request, bytes_per_image=None, why=str(exc))
     stored = _stored_bytes(chosen.codec, maps)

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radio_cache.codecs.base import Calibrated, CalibrationSample, CalibrationTarget, Codec, is_tokenwise
+from radio_cache.codecs.base import (
+    Calibrated,
+    CalibrationMaps,
+    CalibrationSample,
+    CalibrationTarget,
+    Codec,
+    is_tokenwise,
+)
 from radio_cache.codecs.half import Half
 from radio_cache.codecs.int8 import Int8
+from radio_cache.codecs.klt_ans import KltAns
 from radio_cache.codecs.klt_packed import KltPacked
 from radio_cache.codecs.klt_zstd import KltZstd
 from radio_cache.errors import StoreError, UnsupportedFormatError
@@ -20,11 +28,13 @@ from radio_cache.errors import StoreError, UnsupportedFormatError
 __all__ = [
     "CODECS",
     "Calibrated",
+    "CalibrationMaps",
     "CalibrationSample",
     "CalibrationTarget",
     "Codec",
     "Half",
     "Int8",
+    "KltAns",
     "KltPacked",
     "KltZstd",
     "codec_from_json",
@@ -40,6 +50,7 @@ CODECS: dict[str, type[Codec]] = {
     "int8": Int8,
     "klt/packed": KltPacked,
     "klt/zstd": KltZstd,
+    "klt/ans": KltAns,
 }
 """Codec name, and packing if the codec has several -> its class. `radio_cache.torch.DEVICE_CODECS` has the same keys."""
 

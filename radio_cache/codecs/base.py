@@ -11,8 +11,11 @@ from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.statistics.fidelity import Fidelity
 from radio_cache.statistics.moments import Moments
 
-Needs = Literal["nothing", "tokens", "covariance"]
-"""Input of a calibration: no sample, a sample of any size, or enough tokens to estimate a covariance."""
+Needs = Literal["nothing", "tokens", "covariance", "maps"]
+"""Input of a calibration: no sample, a sample of any size, enough tokens to estimate a covariance, or these and whole maps."""
+
+COVARIANCE: frozenset[Needs] = frozenset({"covariance", "maps"})
+"""Needs of enough tokens to estimate a covariance."""
 
 TOKEN_AXES = ("token_row", "token_column")
 """First two axes of a stored map in which the codes of each token lie together."""
@@ -34,6 +37,21 @@ class CalibrationTarget:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class CalibrationMaps:
+    """Whole maps of a calibration sample, for codecs that transform rows and columns. Padding is in them.
+
+    Args:
+        fitted: (n, h, w, c) features of calibration images; coordinates where the sample has a basis.
+        held_out: (m, h, w, c) the same of other images.
+        valid: (m, h, w) tokens of the held-out maps that show the image.
+    """
+
+    fitted: NDArray[np.float32]
+    held_out: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CalibrationSample:
     """Tokens that a codec is calibrated on. Only tokens that show the image are in it, never padding.
 
@@ -42,12 +60,14 @@ class CalibrationSample:
         tokens: (n, c) features of some or all of them; coordinates where `basis` is given.
         held_out: (m, c) the same of other images, to measure the fidelity on.
         basis: channel transform that the codec has to take over, as the copy of a stored teacher does.
+        maps: whole maps of some of the images; None without.
     """
 
     moments: Moments | None
     tokens: NDArray[np.float32]
     held_out: NDArray[np.float32]
     basis: KltBasis | None = None
+    maps: CalibrationMaps | None = None
 
 
 @dataclass(frozen=True)

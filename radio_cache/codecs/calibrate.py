@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radio_cache.codecs import CODECS
-from radio_cache.codecs.base import Calibrated, CalibrationSample, CalibrationTarget, Codec
+from radio_cache.codecs.base import Calibrated, CalibrationMaps, CalibrationSample, CalibrationTarget, Codec
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_zstd import LARGEST_STEP, SMALLEST_STEP
 from radio_cache.errors import ConfigError, unknown_name
@@ -108,6 +108,7 @@ def calibrate(
     held_out: NDArray[np.float32],
     *,
     basis: KltBasis | None = None,
+    maps: CalibrationMaps | None = None,
 ) -> Calibrated:
     """Calibrate the requested codec on tokens of some images and measure it on tokens of others.
 
@@ -117,6 +118,7 @@ def calibrate(
         tokens: (n, c) features of some or all of them; coordinates where `basis` is given.
         held_out: (m, c) the same of other images.
         basis: channel transform that the codec has to take over, of a teacher that is stored already.
+        maps: whole maps of some images, for codecs that transform rows and columns.
 
     Raises:
         CodecError: if the fidelity cannot be reached; the message has the cure.
@@ -124,5 +126,5 @@ def calibrate(
     # Fidelity is measured dozens of times in a search: a sample of tokens is as exact as the choice of images.
     if basis is None and len(held_out) > _TESTED_TOKENS:
         held_out = held_out[np.random.default_rng(0).permutation(len(held_out))[:_TESTED_TOKENS]]
-    sample = CalibrationSample(moments=moments, tokens=tokens, held_out=held_out, basis=basis)
+    sample = CalibrationSample(moments=moments, tokens=tokens, held_out=held_out, basis=basis, maps=maps)
     return request.codec_class.calibrate(request.target, sample)

@@ -62,6 +62,10 @@ _TRANSFORM_AXES = {
     "widths": ("component",),
     "scales": ("component",),
     "levels": ("level",),
+    "channel_scales": ("component",),
+    "frequency_scales": ("row_frequency", "column_frequency"),
+    "frequencies": ("table", "symbol"),
+    "thresholds": ("table", "threshold"),
 }
 """Array that a codec decodes with -> names of its axes; arrays of other names have numbered axes."""
 

@@ -8,6 +8,7 @@ import torch
 from radio_cache.torch.base import DeviceDecoder, DeviceEncoder
 from radio_cache.torch.half import HalfDecoder, HalfEncoder
 from radio_cache.torch.int8 import Int8Decoder, Int8Encoder
+from radio_cache.torch.klt_ans import KltAnsDecoder, KltAnsEncoder
 from radio_cache.torch.klt_packed import KltPackedDecoder, KltPackedEncoder
 from radio_cache.torch.klt_zstd import KltZstdDecoder, KltZstdEncoder
 
@@ -24,5 +25,6 @@ DEVICE_CODECS: dict[str, DeviceCodec] = {
     "int8": DeviceCodec(Int8Encoder, Int8Decoder),
     "klt/packed": DeviceCodec(KltPackedEncoder, KltPackedDecoder),
     "klt/zstd": DeviceCodec(KltZstdEncoder, KltZstdDecoder),
+    "klt/ans": DeviceCodec(KltAnsEncoder, KltAnsDecoder),
 }
 """Key in `radio_cache.codecs.CODECS` -> the codec's classes on a device."""

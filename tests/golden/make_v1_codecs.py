@@ -1,9 +1,9 @@
 """Made the golden caches of the calibrated codecs: `python tests/golden/make_v1_codecs.py FOLDER`.
 
-Never write over the committed ones: `v1-codecs.zarr`, and `v1-gains.zarr` with the layouts that klt under zstd has had since
-it has gains. Three images in shards of two; row 1 is unusable; teachers of 16 channels. Codes are chosen by formula, not by
-encoding, and everything they are multiplied with is a sum of few powers of two, so that float32 decodes them without
-rounding, in any order of sums, on any machine.
+Never write over the committed ones: `v1-codecs.zarr`, `v1-gains.zarr` with the layouts that klt under zstd has had since
+it has gains, and `v1-ans.zarr`. Three images in shards of two; row 1 is unusable; teachers of 16 channels. Codes are chosen
+by formula, not by encoding, and everything they are multiplied with is a sum of few powers of two, so that float32 decodes
+them without rounding, in any order of sums, on any machine. The cosines of `v1-ans.zarr` are the exception.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from radio_cache.codecs import Codec, Int8, KltPacked, KltZstd
+from radio_cache.codecs import Codec, Int8, KltAns, KltPacked, KltZstd
 from radio_cache.codecs.klt_basis import KltBasis
 from radio_cache.codecs.klt_zstd import LARGEST
 from radio_cache.format.codec_record import CodecRecord
@@ -34,6 +34,7 @@ from radio_cache.writer import ImageIndex, add_teacher, create_cache
 CACHES = {
     "v1-codecs.zarr": ("golden-int8", "golden-packed", "golden-zstd"),
     "v1-gains.zarr": ("golden-bytes", "golden-nibbles"),
+    "v1-ans.zarr": ("golden-ans",),
 }
 KEYS = ("cat/1.jpg", "cat/broken.jpg", "dog/1.jpg")
 UNUSABLE = Failure(row=1, reason="the file is empty (0 bytes)")
@@ -85,7 +86,26 @@ def codecs() -> dict[str, Codec]:
         "golden-zstd": KltZstd(BASIS, 0.375, "planes"),
         "golden-bytes": KltZstd(BASIS, 0.375, "bytes"),
         "golden-nibbles": KltZstd(BASIS, 0.375, "nibbles"),
+        "golden-ans": ans(),
     }
+
+
+def ans() -> KltAns:
+    """Four classes: tables of 2, 4, 8 and 16 likely symbols, and the same table of 8 for gains."""
+    frequencies = np.zeros((5, 256), np.uint16)
+    for table, symbols in enumerate((2, 4, 8, 16, 8)):
+        frequencies[table, :symbols] = 4096 // symbols
+        frequencies[table, 0] -= 1
+        frequencies[table, 255] = 1
+    return KltAns(
+        BASIS,
+        step=0.375,
+        shrink=(0.125, 0.0625),
+        channel_scales=np.arange(CHANNELS, dtype=np.int16) - 4,
+        frequency_scales=np.array([[8, 4, 0], [2, 0, -9]], np.int16),
+        frequencies=frequencies,
+        thresholds=np.full((4, 2), 0.5, np.float32),
+    )
 
 
 def told(name: str) -> dict[str, Any]:
@@ -135,6 +155,10 @@ def codes(name: str, row: int) -> np.ndarray:
     codec = codecs()[name]
     if isinstance(codec, KltPacked):
         return codec.pack(gains(row), numbers(row))
+    if isinstance(codec, KltAns):
+        return codec.pack(
+            zstd_gains(row).astype(np.int16), np.clip(integers(row, 32_767), -32_766, 32_766).astype(np.int16)
+        )
     if isinstance(codec, KltZstd):
         return codec.rows_of(zstd_gains(row), integers(row, LARGEST[codec.layout]))
     return int8_codes(row)

@@ -25,11 +25,13 @@ from radio_cache.reader import CachedTeacher
 from radio_cache.torch.decode import decode_codes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PATH, GAINS_PATH = GOLDEN / "v1-codecs.zarr", GOLDEN / "v1-gains.zarr"
+PATH, GAINS_PATH, ANS_PATH = GOLDEN / "v1-codecs.zarr", GOLDEN / "v1-gains.zarr", GOLDEN / "v1-ans.zarr"
 ROWS, GRID_HW = (0, 2), (2, 3)
 NAMES = ("golden-int8", "golden-packed", "golden-zstd")
 PLACES = dict.fromkeys(NAMES, PATH) | dict.fromkeys(("golden-bytes", "golden-nibbles"), GAINS_PATH)
 every_teacher = pytest.mark.parametrize("name", PLACES)
+PLACES = PLACES | {"golden-ans": ANS_PATH}
+with_ans = pytest.mark.parametrize("name", PLACES)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def unpacked(token: np.ndarray, a: dict[str, np.ndarray]) -> list[float]:
     return found
 
 
-@every_teacher
+@with_ans
 def test_golden_codes_are_read_bit_for_bit(recipe: ModuleType, name: str) -> None:
     for row, found in zip(ROWS, teacher_of(name).codes(ROWS), strict=True):
         np.testing.assert_array_equal(found, recipe.codes(name, row))
@@ -125,6 +127,14 @@ def test_golden_maps_are_decoded_without_a_rounding(name: str) -> None:
         np.testing.assert_array_equal(found, by_the_book(name, teacher.codes([row])[0]))
     decoded = decode_codes(teacher.codec, torch.from_numpy(teacher.codes(ROWS)))
     np.testing.assert_array_equal(decoded.numpy(), teacher.maps(ROWS))
+
+
+def test_golden_ans_maps_are_decoded_to_the_rounding_of_cosines() -> None:
+    teacher = teacher_of("golden-ans")
+    maps = teacher.maps(ROWS)
+    assert maps[1, 1, 0, :3].tolist() == pytest.approx([-26.097271, -6993.62695, 31.598896], rel=1e-5)
+    decoded = decode_codes(teacher.codec, torch.from_numpy(teacher.codes(ROWS))).numpy()
+    np.testing.assert_allclose(decoded, maps, rtol=1e-5, atol=1e-5 * float(np.abs(maps).max()))
 
 
 def test_some_golden_values_as_numbers(cache: Cache) -> None:
@@ -141,7 +151,7 @@ def test_this_release_still_encodes_to_the_golden_codes(cache: Cache, name: str)
     np.testing.assert_array_equal(teacher.codec.encode(teacher.maps(ROWS)), teacher.codes(ROWS))
 
 
-@every_teacher
+@with_ans
 def test_zarr_python_reads_the_golden_codes(recipe: ModuleType, name: str) -> None:
     array: Any = zarr.open_group(PLACES[name], mode="r")[f"teachers/{name}/spatial"]
     for row in ROWS:
@@ -163,14 +173,14 @@ def test_golden_receipts_and_specs_say_what_was_measured(cache: Cache) -> None:
     assert left.cosine == pytest.approx(0.99 * 0.9925)
 
 
-@pytest.mark.parametrize("path", [PATH, GAINS_PATH])
+@pytest.mark.parametrize("path", [PATH, GAINS_PATH, ANS_PATH])
 def test_the_golden_caches_of_codecs_pass_verification(path: Path) -> None:
     report = verify_cache(Cache(path), deep=True)
     assert report.damages == ()
     assert set(report.missing.values()) == {0}
 
 
-@pytest.mark.parametrize("path", [PATH, GAINS_PATH])
+@pytest.mark.parametrize("path", [PATH, GAINS_PATH, ANS_PATH])
 def test_this_release_still_writes_the_bytes_of_the_golden_codecs(
     tmp_path: Path, recipe: ModuleType, path: Path
 ) -> None:

@@ -36,7 +36,8 @@ def choose_codec(spec: TeacherSpec, sample: Any, tokens_of: Any) -> ChosenCodec:
     request, note = resolve_codec_request(spec, len(sample))
     if not request.needs_calibration:
         return codec_without_calibration(request, note)
-    return calibrate_on_sample(request, list(sample), tokens_of(list(sample)))
+    maps = ((tokens[:, None], np.ones((len(tokens), 1), np.bool_)) for tokens in tokens_of(list(sample)))
+    return calibrate_on_sample(request, list(sample), maps)
 
 
 def chosen(request: CodecRequest | None, usable: Any = MANY) -> Any:
