@@ -1,16 +1,17 @@
-"""A new codec, from nothing to crops on the device: what "Adding a codec" in CONTRIBUTING shows.
+"""A new codec, from its registration to crops on the device: the example of CONTRIBUTING.md, run as it stands there.
 
 `Uint8` is the NumPy side, `Uint8Encoder` and `Uint8Decoder` are the device side. In the project they would be the files
-`radio_cache/codecs/uint8.py` and `radio_cache/torch/uint8.py`; `registered` adds the two dict lines.
+`radio_cache/codecs/uint8.py` and `radio_cache/torch/uint8.py`.
 """
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -21,154 +22,43 @@ from torch import Tensor
 from cache_builder.build import BuildConfig, build_cache
 from cache_builder.teachers import FAMILIES, TEACHERS
 from cache_builder.teachers.preset import TeacherOptions
-from radio_cache.codecs import CODECS, Calibrated, CalibrationSample, CalibrationTarget, codec_from_json
-from radio_cache.codecs.base import Needs
+from radio_cache.codecs import CODECS, codec_from_json
 from radio_cache.codecs.calibrate import CodecRequest, calibrate, codec_names, settings_of
-from radio_cache.codecs.limits import LARGEST_FEATURE, not_finite, too_few_tokens
 from radio_cache.format.codec_record import CodecRecord
 from radio_cache.format.documents import teacher_documents
 from radio_cache.geometry.crops import crop_weights
 from radio_cache.reader import Cache
-from radio_cache.statistics.fidelity import measure_fidelity
 from radio_cache.statistics.moments import Moments
 from radio_cache.testing import fake_features, make_tiny_cache, write_images
-from radio_cache.torch import DEVICE_CODECS, DeviceCodec, Encoded, MapDecoder, MapEncoder, crop_maps, decode_codes
-from radio_cache.torch.base import largest_magnitude, measured
+from radio_cache.torch import DEVICE_CODECS, DeviceCodec, MapDecoder, MapEncoder, crop_maps, decode_codes
 from trainer.objective.normalisation import spatial_normaliser
 
 CPU = torch.device("cpu")
 
 
-# ------------------------------------------------------------------ radio_cache/codecs/uint8.py
+def example(heading: str) -> str:
+    """Return the code block below a heading of CONTRIBUTING.md."""
+    text = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [section] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    [code] = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return code
 
 
-@dataclass(frozen=True)
-class Uint8:
-    """Store q = round(x / (scale 2^e)) + 128, with one scale per teacher and one exponent e per map.
-
-    The exponent fills one more row of tokens below the map. 1 + 1/h bytes a value.
-    Bound: |decode(encode(x)) - x| <= scale 2^e / 2, with 2^e < 2 max|x| / (127 scale) or e = 0.
-
-    Args:
-        scale: the feature that one step stands for in a map as loud as the calibration tokens.
-    """
-
-    needs: ClassVar[Needs] = "tokens"
-    reaches_fidelity: ClassVar[bool] = False
-
-    scale: float
-
-    @property
-    def name(self) -> str:
-        return "uint8"
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype("uint8")
-
-    @property
-    def fill_value(self) -> float:
-        return 0  # a value is 1 to 255
-
-    @property
-    def zstd_level(self) -> int | None:
-        return None
-
-    @property
-    def row_axes(self) -> tuple[str, ...]:
-        return ("code_row", "code_column", "code")  # a token needs the row below the map, too
-
-    @property
-    def channel_transform(self) -> None:
-        return None
-
-    @property
-    def transcodable(self) -> None:
-        return None
-
-    def row_shape(self, grid_hw: tuple[int, int], channels: int) -> tuple[int, ...]:
-        return (grid_hw[0] + 1, grid_hw[1], channels)
-
-    def encode(self, features: NDArray[np.float32]) -> NDArray[np.uint8]:
-        largest = np.abs(features).max(axis=(-3, -2, -1), keepdims=True, initial=0)
-        if not float(largest.max(initial=0)) <= LARGEST_FEATURE:
-            raise not_finite(float(largest.max()))
-        exponent = np.maximum(np.frexp(largest / np.float32(127 * self.scale))[1], 0)
-        codes = np.rint(np.ldexp(features / np.float32(self.scale), -exponent)) + 128
-        below = np.broadcast_to(exponent, (*codes.shape[:-3], 1, *codes.shape[-2:]))
-        return np.concatenate([codes, below], axis=-3).astype(np.uint8)
-
-    def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        values = codes[..., :-1, :, :].astype(np.float32) - 128
-        return np.ldexp(values, codes[..., -1:, :1, :1].astype(np.int32)) * np.float32(self.scale)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "scale": self.scale}
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        return {}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Uint8":
-        del arrays  # the scale is a number
-        return cls(float(data["scale"]))
-
-    @classmethod
-    def calibrate(cls, target: CalibrationTarget, sample: CalibrationSample) -> Calibrated:
-        del target  # the number of bits is fixed
-        if not len(sample.tokens):
-            raise too_few_tokens(0, "uint8")
-        codec = cls(float(np.abs(sample.tokens).max()) / 127)
-        maps = sample.held_out[:, None, None]  # (m, c) -> (m, 1, 1, c)
-        return Calibrated(codec, measure_fidelity(sample.held_out, codec.decode(codec.encode(maps))[:, 0, 0]))
-
-
-# ------------------------------------------------------------------ radio_cache/torch/uint8.py
-
-
-class Uint8Encoder:
-    """Exponent per map, on the device."""
-
-    def __init__(self, codec: Uint8, device: torch.device) -> None:
-        del device  # there is no tensor to keep
-        self._scale = codec.scale
-
-    def encode(self, features: Tensor) -> Encoded:
-        if not largest_magnitude(features) <= LARGEST_FEATURE:
-            raise not_finite(largest_magnitude(features))
-        largest = features.abs().flatten(1).amax(1)[:, None, None, None]  # (b, h, w, c) -> (b, 1, 1, 1)
-        exponent = torch.frexp(largest / (127 * self._scale))[1].clamp(min=0)
-        values = torch.round(torch.ldexp(features / self._scale, -exponent))
-        below = exponent.float().expand(-1, 1, *values.shape[2:])
-        codes = torch.cat([values + 128, below], dim=1).to(torch.uint8)
-        return measured(codes, features, torch.ldexp(values, exponent) * self._scale)
-
-
-class Uint8Decoder:
-    """Values times the map's step, on the device."""
-
-    def __init__(self, codec: Uint8, device: torch.device) -> None:
-        del device
-        self._scale = codec.scale
-
-    def coordinates(self, codes: Tensor) -> Tensor:
-        return torch.ldexp(codes[:, :-1].float() - 128, codes[:, -1:, :1, :1].int()) * self._scale
-
-    def features(self, coordinates: Tensor) -> Tensor:
-        return coordinates
-
-    def axis_transforms(self, grid_hw: tuple[int, int]) -> None:
-        return None
+# The example registers its codec. Other test files must not see it, so each test here registers it again.
+NAMES: dict[str, Any] = {"__name__": "example"}
+with patch.dict(CODECS), patch.dict(DEVICE_CODECS):
+    exec(example("Adding a codec"), NAMES)
+    NUMPY_CODEC, DEVICE_CODEC = CODECS["uint8"], DEVICE_CODECS["uint8"]
+Uint8: Any = NAMES["Uint8"]
+Uint8Encoder: Any = NAMES["Uint8Encoder"]
+Uint8Decoder: Any = NAMES["Uint8Decoder"]
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line in `radio_cache/codecs/__init__.py` and the one in `radio_cache/torch/registry.py`."""
-    monkeypatch.setitem(CODECS, "uint8", Uint8)
-    monkeypatch.setitem(DEVICE_CODECS, "uint8", DeviceCodec(Uint8Encoder, Uint8Decoder))
-
-
-# ------------------------------------------------------------------ what the rest of the project makes of it
+    """Register the codec by the last two lines of the example."""
+    monkeypatch.setitem(CODECS, "uint8", NUMPY_CODEC)
+    monkeypatch.setitem(DEVICE_CODECS, "uint8", DEVICE_CODEC)
 
 
 def loaded(path: Path) -> ModuleType:
@@ -227,7 +117,7 @@ def test_a_cache_stores_it_and_training_reads_it(photos: Path, tmp_path: Path) -
     assert isinstance(codec, Uint8)
     rows = cache.usable_rows().tolist()
     maps = cached.maps(rows)
-    bound = codec.scale * 2 ** cached.codes(rows)[:, -1, 0, 0].astype(float).max() / 2
+    bound = codec.to_json()["scale"] * 2 ** cached.codes(rows)[:, -1, 0, 0].astype(float).max() / 2
     for row, features in zip(rows, maps, strict=True):
         _, true = fake_features(cache.decode(cache.read_file(row)), cached.spec)
         assert np.abs(features - true).max() <= bound * 1.001
@@ -275,7 +165,7 @@ def test_an_array_of_a_new_name_has_a_name_for_each_axis(photos: Path, tmp_path:
 class CoefficientDecoder(Uint8Decoder):
     """A decoder whose coordinates are coefficients of an orthonormal transform along rows and along columns."""
 
-    def __init__(self, codec: Uint8, device: torch.device) -> None:
+    def __init__(self, codec: Any, device: torch.device) -> None:
         super().__init__(codec, device)
         generator = torch.Generator().manual_seed(0)
         self._matrices = {
