@@ -14,18 +14,20 @@ def read_image(container: Container, key: str, offset: int, length: int) -> byte
     """
     member = key.removeprefix(container.prefix)
     match container.kind:
+        # Keys come from an index that may be hostile: `_inside` keeps them below the folder.
         case "folder":
             return read_path_or_url(f"{container.path.rstrip('/')}/{_inside(member)}")
         case "list":
             return read_path_or_url(resolve_list_entry(container.path, member))
         case "tar":
-            if length < -1:  # a sparse member
+            if length < -1:  # a sparse member: its length is stored negated (images/sparse_members.py)
                 return expanded(read_path_or_url(container.path, offset, -length))
             return read_path_or_url(container.path, offset, length)
         case "parquet":
             from radio_cache.images.parquet import read_row
 
             return read_row(container.path, container.column, offset)
+        # A newer radio-cache may know more kinds. Such a cache opens; only its original files cannot be read.
         case _:
             raise UnsupportedFormatError(
                 f"image {key} lies in a container of kind '{container.kind}' ({container.path}), which this radio-cache "

@@ -14,7 +14,8 @@ from radio_cache.geometry.views import View
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """The formats that are opened, as PIL calls them; JPEG brings MPO. PIL has readers for forty more, and some of them hand the
-file to other programs: images come from anywhere, and their names say nothing. `open_image` is the only way in."""
+file to other programs. Images come from untrusted places, and a file name does not determine the format. `open_image` is the
+only way in."""
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
@@ -26,6 +27,7 @@ MAX_PIXELS = 89_478_485
 
 
 _MAGIC_BYTES = 16
+# Brands at bytes 4 to 12. PIL itself has no reader that could name this format.
 _HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 
 _TURNS = {
@@ -68,6 +70,7 @@ def is_turned(image: Image.Image) -> bool:
 
 def upright_hw(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image as `upright` will have them."""
+    # Orientations 5 to 8 exchange height and width.
     turned = not _turns_itself(image) and _orientation(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -76,7 +79,7 @@ def _other_format(magic: bytes) -> str:
     """Return the reason why a file is not opened, from its first bytes alone: none of PIL's other readers gets to see it."""
     name = "HEIF" if magic[4:12] in _HEIF else ""
     Image.init()
-    magic = magic.ljust(_MAGIC_BYTES, b"\0")  # some tests of first bytes take their number for granted
+    magic = magic.ljust(_MAGIC_BYTES, b"\0")  # some of PIL's checks index into the bytes without a length check
     for other, (_, accepts) in Image.OPEN.items():
         if not name and other not in FORMATS and accepts is not None and accepts(magic) is True:
             name = other
@@ -122,7 +125,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     if not data:
         raise ImageError("the file is empty (0 bytes)")
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        # PIL's own limit holds for the whole process and knows nothing of ours: it must never be the lower one.
+        # PIL's own limit holds for the whole process and would refuse first, so it must never be the lower one.
         Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         image = open_image(io.BytesIO(data))
@@ -145,6 +148,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, least_px: int | N
     _refuse_misread_tiff(image)
     try:
         if least_px is not None:
+            # Scales a JPEG by 1/2, 1/4 or 1/8 while it is decoded; other formats ignore it.
             image.draft(None, (least_px, least_px))  # pyright: ignore[reportArgumentType]  # None keeps the mode
         turned = upright(image)
         return _to_rgb(_grey_8_bits(turned, image) if turned.mode.startswith("I") else turned)
@@ -160,7 +164,7 @@ _OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EST
 
 def _raise_if_of_the_system(error: Exception) -> None:
     """Raise MemoryError or StorageError for errors of the system: PIL reads images from memory, but its code from files."""
-    if "out of memory" in str(error).lower():  # of a codec: an OSError without a number
+    if "out of memory" in str(error).lower():  # codecs report it as an OSError without errno
         raise MemoryError(str(error)) from error
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         raise StorageError(
@@ -188,12 +192,13 @@ def _grey_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
         image: upright.
         opened: the file's image before it was rotated, which has the file's tags.
     """
+    # (h, w), signed and wide, so that values beyond 0 to 65535 are visible below instead of wrapped around.
     values = np.asarray(image, dtype=np.int64)
     bits, inverted = 16, False
     if isinstance(opened, TiffImageFile):
         tags: dict[int, Any] = dict(opened.tag_v2)
         bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
-        inverted = tags.get(_PHOTOMETRIC) == _ZERO_IS_WHITE  # PIL heeds that up to 8 bits
+        inverted = tags.get(_PHOTOMETRIC) == _ZERO_IS_WHITE  # PIL inverts only up to 8 bits by itself
         if bits > 16 or _SIGNED in tags.get(_SAMPLE_FORMAT, (1,)):
             kind = f"{bits}-bit integer pixels" if bits > 16 else f"signed {bits}-bit pixels"
             beyond = " beyond 0 to 65535" if values.min() < 0 or values.max() > 65535 else ""

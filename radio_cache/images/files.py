@@ -35,6 +35,7 @@ def read_path_or_url(place: str, offset: int = -1, length: int = -1) -> bytes:
         if offset < 0:
             return fetch(place, max_bytes=MAX_IMAGE_FILE_BYTES)
         refuse_large(length)
+        # A negative length can only come from a damaged index; the check below then reports a file that is cut short.
         data = fetch_range(place, offset, length) if length >= 0 else b""
     except FileNotFoundError as exc:
         raise UnreadableImageError(f"cannot be read: there is nothing at {place:.200}") from exc
@@ -42,7 +43,7 @@ def read_path_or_url(place: str, offset: int = -1, length: int = -1) -> bytes:
         raise UnreadableImageError(f"cannot be read: the server refuses {place:.200}") from exc
     except LimitError as exc:
         raise ImageError(f"cannot be read: {exc}") from exc
-    if len(data) != length:  # tars and Parquet files are listed as a whole: it became shorter since
+    if len(data) != length:  # the container became shorter since its members were listed
         raise UnreadableImageError(f"cannot be read: {place:.200} ends inside it")
     return data
 
@@ -56,6 +57,7 @@ def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
         whole = offset < 0
         if whole:
             offset, length = 0, size
+        # Compared with the real size before memory is allocated for `length`, which an untrusted index states.
         elif not 0 <= length <= size - offset:
             raise UnreadableImageError(f"cannot be read: {path} ends inside it")
         refuse_large(length)
@@ -69,8 +71,11 @@ def read_local(path: Path, offset: int = -1, length: int = -1) -> bytes:
 def open_local(path: Path) -> Generator[tuple[int, int]]:
     """Open a regular file and yield its descriptor and size. Errors, also those in the body, are those of `read_path_or_url`."""
     try:
+        # Without O_NONBLOCK the open of a named pipe waits for a writer; without O_NOCTTY a terminal could become
+        # the controlling one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:
+            # Of the descriptor: the path may lead to another file by now.
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(f"cannot be read: {path} is {kind_of_file(status.st_mode)}, not a file")
@@ -91,7 +96,7 @@ _CURES = {
     errno.ENOMEM: "not enough memory: free some, or take fewer --threads, and run the same command again",
     errno.ENOBUFS: "not enough memory: free some, or take fewer --threads, and run the same command again",
 }
-"""What is wrong with the process or the machine, whichever file is asked for."""
+"""Errors of the process or the machine rather than of one file, with their cures."""
 
 _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 """No file can have such a path."""
@@ -100,6 +105,7 @@ _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 def reading_error(path: Path | str, error: OSError) -> ImageError | StorageError:
     """Return the error to raise for a system error of a file."""
     number = error.errno or 0
+    # Every other image would fail in the same way, so the image is not at fault.
     if number in _CURES:
         return StorageError(f"cannot read {path}: {_CURES[number]}")
     reason = f"cannot be read: {error.strerror or error}"
@@ -124,6 +130,7 @@ def kind_of_file(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something special")
 
 
+# file:/path, file:///path and file://localhost/path. Another host would be no local file.
 _FILE_URL = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)
 
 
@@ -136,6 +143,7 @@ def resolve_list_entry(list_file: str, entry: str) -> str:
     local = _FILE_URL.match(entry)
     if local is not None:
         path = entry[local.end() :]
+        # Lists hold such URLs with and without percent-encoding: a path that exists as written wins.
         return path if Path(path).exists() else unquote(path, errors="surrogateescape")
     if is_url(entry):
         if not is_known_url(entry):
@@ -151,8 +159,10 @@ def resolve_list_entry(list_file: str, entry: str) -> str:
 def _below_url(list_file: str, entry: str) -> str:
     scheme, _, rest = list_file.partition("://")
     if scheme.lower() in WEB:
+        # A query belongs to the address of the list, not to its folder, and may contain slashes.
         rest = rest.partition("#")[0].partition("?")[0]
     host, *folders = rest.split("/")[:-1] or [rest]
+    # Resolved here: servers and buckets treat ".." differently, and it must not lead out of the host.
     for part in entry.split("/"):
         if part == ".." and not folders:
             raise ImageError(f"cannot be read: {entry!r:.200} leads out of {scheme}://{host}")

@@ -16,7 +16,9 @@ from radio_cache.format.documents import INDEX_DTYPES
 from radio_cache.format.schema import IMAGES_UNIT
 from radio_cache.storage.base import Storage
 
+# A chunk holds 2^20 elements: 8 MiB of `key_ends` or 1 MiB of `key_bytes`.
 _KEPT_CHUNKS = 4
+# Damaged or hostile ends could otherwise claim a key of gigabytes.
 _MAX_KEY_BYTES = 1 << 16
 
 
@@ -55,6 +57,7 @@ class ImageIndex:
         holes = _may_have_holes(group)
 
         def column(name: str) -> NDArray[Any]:
+            # `expect` compares the shape before memory is allocated for the column.
             array = PlainArray(storage, f"{group}/{name}").expect((num_images,), INDEX_DTYPES[name])
             return array.read(holes=holes)
 
@@ -125,9 +128,11 @@ class StoredKeys(Sequence[str]):
         return self._between(self._end(row - 1) if row else 0, self._end(row))
 
     def __iter__(self) -> Iterator[str]:
+        # Chunk by chunk: `self[row]` would take the lock and look up two ends for every key.
         start = 0
         for first in range(0, self._num_images, self._ends.chunks[0]):
             chunk = self._chunk("ends", self._ends, first // self._ends.chunks[0])
+            # Chunks are stored in full size, so the last one is cut at the number of images.
             for end in chunk[: self._num_images - first].tolist():
                 yield self._between(start, end)
                 start = end
@@ -147,11 +152,13 @@ class StoredKeys(Sequence[str]):
         return int(self._chunk("ends", self._ends, chunk)[number])
 
     def _between(self, start: int, end: int) -> str:
+        # The ends come from a file, and unordered ones would cut keys out of the wrong places.
         if not 0 <= start <= end <= self._text.shape[0] or end - start > _MAX_KEY_BYTES:
             raise self._ends.damage("the places of keys are out of order")
         side = self._text.chunks[0]
+        # A key may cross the border of a chunk. An empty key stays in the chunk where it starts.
         first, last = start // side, max(start, end - 1) // side
-        if first == last:  # nearly always
+        if first == last:  # the usual case
             return _decoded(self._chunk("text", self._text, first)[start - first * side : end - first * side])
         parts = np.concatenate([self._chunk("text", self._text, number) for number in range(first, last + 1)])
         return _decoded(parts[start - first * side : end - first * side])
@@ -162,6 +169,7 @@ class StoredKeys(Sequence[str]):
             if cached_chunk is not None:
                 self._kept.move_to_end((name, number))
                 return cached_chunk
+        # Outside the lock, so that a slow disk does not stop other threads. Two may read the same chunk, which is harmless.
         chunk = array.chunk((number,), holes=_may_have_holes(self._group))
         with self._lock:
             self._kept[name, number] = chunk
@@ -193,13 +201,14 @@ def index_columns(index: ImageIndex) -> dict[str, NDArray[Any]]:
 
 def index_group(columns: Mapping[str, NDArray[Any]]) -> str:
     """Named by its contents: two processes that write different lists never write the same file."""
+    # `index_columns` fixes the order of the columns, so equal lists have equal names.
     together = b"".join(crc32c(stored_bytes(column)).to_bytes(4, "little") for column in columns.values())
     return f"{IMAGES_UNIT}/index-{crc32c(together):08x}"
 
 
 def encoded_keys(keys: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
     """Return the text of all keys and where each ends in it: variable-length strings are not yet part of the Zarr v3 standard."""
-    # File names are bytes, in any encoding.
+    # File names are bytes in any encoding; surrogateescape keeps those that are not UTF-8.
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     ends = np.cumsum(np.fromiter((len(key) for key in encoded), np.uint64, len(encoded)), dtype=np.uint64)
     return np.frombuffer(b"".join(encoded), np.uint8), ends

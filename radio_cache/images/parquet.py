@@ -27,11 +27,12 @@ from radio_cache.storage.base import is_url
 MAX_GROUP_BYTES = 1 << 30
 """Of a row group's images, where one cannot be read without the others; larger ones are refused when listed."""
 
+# Limits of a process: decoded row groups in memory, and files whose metadata is in memory.
 _KEPT_BYTES = 1 << 28
 _KEPT_FILES = 1024
 
 _DELTA_ROWS = 16
-"""Decoded at once where each may unfold to a whole image."""
+"""Rows decoded at a time where each may expand to a whole image, so that the size is checked in between."""
 
 Ranges = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -59,14 +60,21 @@ def open_parquet(place: str) -> Generator[Any]:
 
 @contextmanager
 def _parquet_file(place: str, dictionaries: list[str] | None) -> Generator[Any]:
-    """Yield what `open_parquet` does. dictionaries: columns that are read as dictionaries instead of being unfolded."""
+    """Yield what `open_parquet` does.
+
+    Args:
+        place: path or URL.
+        dictionaries: columns to read as dictionaries instead of expanding them.
+    """
     import pyarrow.parquet as pq
 
     if is_url(place):
+        # At a URL every read waits for a request: `pre_buffer` joins those of neighbouring column chunks.
         with _remote(place) as file, pq.ParquetFile(file, pre_buffer=True, read_dictionary=dictionaries) as parquet:
             yield parquet
         return
     with open_local(Path(place)) as (descriptor, _):
+        # A duplicate, since `open_local` closes its own descriptor at the end of the block.
         file = os.fdopen(os.dup(descriptor), "rb")
     with file, pq.ParquetFile(file, pre_buffer=False, read_dictionary=dictionaries) as parquet:
         yield parquet
@@ -97,7 +105,7 @@ class _Values(Protocol):
 
 @final
 class _Decoded:
-    """As pyarrow decodes them. paths: beside the images; None where the file has none."""
+    """Images as pyarrow decodes them. `paths` stand beside the images; None if the file has none."""
 
     def __init__(self, array: Any, paths: Any) -> None:
         self._array, self._paths = array, paths
@@ -105,7 +113,7 @@ class _Decoded:
 
     def image(self, number: int) -> bytes | None:
         image = self._array[number].as_py()
-        return image.encode() if isinstance(image, str) else image  # bytes that a writer declared to be text
+        return image.encode() if isinstance(image, str) else image  # some writers declare the bytes to be text
 
     def path(self, number: int) -> str:
         return (self._paths[number].as_py() if self._paths is not None else None) or ""
@@ -113,7 +121,7 @@ class _Decoded:
 
 @final
 class _Fetched:
-    """As they lie in the file, from `start` on."""
+    """Images in bytes fetched from the file, beginning at position `start` of it."""
 
     def __init__(self, data: bytes, start: int, ranges: Ranges) -> None:
         self._data, self._start, self._ranges, self.num_bytes = data, start, ranges, len(data)
@@ -136,12 +144,14 @@ class _Shared:
         self._groups: OrderedDict[tuple[_File, int], Future[_Values]] = OrderedDict()
 
     def file(self, place: str, column: str) -> "_File":
-        """Return the file as it is now: one that was written anew is looked at anew."""
+        """Return the metadata of a file, read again if the file has changed."""
+        # Size and time are part of the key, so a changed file gets an entry of its own.
         key = (place, column, _identity(place))
         with self._lock:
             if key in self._files:
                 self._files.move_to_end(key)
                 return self._files[key]
+        # Opened outside the lock. If two threads open the same file, the first entry counts.
         parquet_file = _File(place, column)
         with self._lock:
             parquet_file = self._files.setdefault(key, parquet_file)
@@ -156,7 +166,7 @@ class _Shared:
         return pending_group and pending_group.result()
 
     def group(self, file: "_File", number: int, make: Callable[[], _Values]) -> _Values:
-        """Return a row group, made by one thread while others that want it wait."""
+        """Return a row group. One thread makes it, and others that need the same one wait."""
         key = (file, number)
         with self._lock:
             pending_group = self._groups.get(key)
@@ -169,9 +179,11 @@ class _Shared:
             assert pending_group is not None
             return pending_group.result()
         try:
+            # Outside the lock: other row groups stay available while this one is decoded.
             values = make()
         except BaseException as exc:
             with self._lock:
+                # Removed first, so that a request after the error tries again.
                 self._groups.pop(key, None)
             new_group.set_exception(exc)
             raise
@@ -181,6 +193,7 @@ class _Shared:
 
     def _make_room(self) -> None:
         with self._lock:
+            # Least recently used first. Unfinished groups have no size yet, and threads wait for them.
             done = {key: group.result().num_bytes for key, group in self._groups.items() if _is_there(group)}
             held = sum(done.values())
             for key, num_bytes in list(done.items())[:-1]:  # the latest stays, whatever its size
@@ -201,7 +214,7 @@ def _shared(process: int) -> _Shared:  # locks and connections do not survive a 
 
 @final
 class _File:
-    """One column of one file: where its row groups lie, and the images in those that were looked into."""
+    """One column of a file: the positions of its row groups, and of the images in those that were read."""
 
     def __init__(self, place: str, column: str) -> None:
         self._place, self._column = place, column
@@ -216,8 +229,9 @@ class _File:
             declared = metadata.schema.column(number)
             self._path_column = path_column(column, names)
             has_bytes = declared.physical_type == "BYTE_ARRAY"
-            # All null, of no type at all: the images lie where the column beside says.
+            # A column of nulls alone has no type; its images are the files that the path column names.
             all_null = str(declared.logical_type) == "Null" and bool(self._path_column)
+            # Level 1: each row is a list. `_decoded_lists` accepts lists of one image.
             self._in_list = declared.max_repetition_level == 1
             if not (has_bytes or all_null) or declared.max_repetition_level > 1:
                 raise ImageError(
@@ -225,8 +239,10 @@ class _File:
                 )
             self._optional = declared.max_definition_level > 0
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+            # (row groups,) number of the row behind each group.
             self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
             chunks = [group.column(number) for group in groups]
+            # (first byte, end) of chunks whose images can be read one by one; None for the others.
             self._spans = [
                 _span(chunk) if has_bytes and not self._in_list and is_plain(chunk) else None for chunk in chunks
             ]
@@ -243,6 +259,8 @@ class _File:
         group = int(np.searchsorted(self._ends, row, side="right"))
         number = row - self._first_row(group)
         shared = _shared(os.getpid())
+        # Ranges unknown: decode the group once. Known at a URL: use the group if it is in memory. Known in a local file:
+        # read the image alone.
         ranges = self._known_ranges(group)
         if ranges is None:
             values = shared.group(self, group, lambda: self._decoded(group))
@@ -266,7 +284,8 @@ class _File:
         return int(self._ends[group - 1]) if group else 0
 
     def _known_ranges(self, group: int) -> Ranges | None:
-        """Return the byte ranges of the images of a row group, if they are known or cheap to find; else None."""
+        """Return the byte ranges of the images of a row group, if they are known or cheap to read; else None."""
+        # Each length is a read of its own: cheap in a local file, a request at a URL (see `_decoded`).
         if group not in self._ranges and (self._spans[group] is None or not is_url(self._place)):
             self._ranges[group] = self._local_ranges(group) if self._spans[group] else None
         return self._ranges.get(group)
@@ -301,7 +320,7 @@ class _File:
             self._ranges[group] = ranges
             if ranges is not None:
                 return _Fetched(data, start, ranges)
-        # A dictionary stays one: a hundred kilobytes may be one image for 15,000 rows.
+        # Dictionaries are not expanded: one of 100 kB may hold a single image for 15,000 rows.
         dictionaries = [self._column] if self._in_dictionary[group] else None
         with self._named(), _parquet_file(self._place, dictionaries) as parquet:
             columns = [self._column, *([self._path_column] if self._path_column else [])]
@@ -326,15 +345,19 @@ class _File:
                 f"cannot be read: column {self._column} of {self._place} does not hold the bytes of one image a row, but up to "
                 f"{counts.max()} of them"
             )
-        # Rows without an image take none of the flattened values: null stands for them.
+        # (rows,) index into the flattened images. An empty list has none, so its index is masked and `take` yields null.
         rows = pa.array(np.cumsum(counts) - 1, mask=counts == 0)
         leaves = pa.table({name: lists.flatten()})
+        # The schema has two levels for a list ("list", "element"), which a flattened array lacks.
         columns = [".".join([name, *inner[2:]]), f"{name}.path" if self._path_column else ""]
         arrays = [leaf_array(leaves, column).take(rows) if column else None for column in columns]
         return _Decoded(*arrays)
 
     def _decoded_deltas(self, parquet: Any, group: int, columns: list[str]) -> _Values:
-        """Return a row group of images of which each is stored as what differs from the one before. Equal ones are kept once."""
+        """Return a row group in the encoding DELTA_BYTE_ARRAY, with equal images stored once.
+
+        Each value is stored as its difference from the value before, so a small file may expand to many large images.
+        """
         import pyarrow as pa
 
         known: dict[bytes | str | None, int] = {}
@@ -347,6 +370,7 @@ class _File:
                 num_bytes += 0 if image in known else len(image or b"")
                 numbers.append(known.setdefault(image, len(known)))
             paths += leaf_array(table, self._path_column).to_pylist() if self._path_column else []
+            # Counted after each batch, because the metadata does not bound the expanded size.
             if num_bytes > MAX_GROUP_BYTES:
                 raise ImageError(
                     f"cannot be read: row group {group} of {self._place} unfolds to more than {MAX_GROUP_BYTES} bytes of images: "
@@ -357,14 +381,20 @@ class _File:
 
     @contextmanager
     def _named(self, kind: type[ImageError] = ImageError) -> Generator[None]:
-        """Translate errors of the library. kind: of the error for bytes that are no Parquet file, or damaged."""
+        """Translate errors of the library.
+
+        Args:
+            kind: class of the error for bytes that are damaged, or no Parquet file.
+        """
         import pyarrow as pa
 
         try:
             yield
+        # Lack of memory reveals nothing about the file.
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, OSError) as exc:
+            # With errno the system refused the read. Without it pyarrow reports damaged data as an OSError.
             if isinstance(exc, OSError) and exc.errno:
                 raise reading_error(self._place, exc) from exc
             reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
@@ -378,7 +408,7 @@ def leaf_array(table: Any, column: str) -> Any:
 
     name, *inner = _names_of(table.schema, column)
     array = table.column(name).combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # of no chunk, in some versions
+    if isinstance(array, pa.ChunkedArray):  # some versions of pyarrow leave an array without chunks as it is
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     for field in inner:
         array = pc.call_function("struct_field", [array], pc.StructFieldOptions(field))
@@ -386,7 +416,7 @@ def leaf_array(table: Any, column: str) -> Any:
 
 
 def _names_of(schema: Any, column: str) -> list[str]:
-    """Return the fields that lead to a column; a name may have points of its own."""
+    """Return the names of the nested fields that lead to a column. A field name may itself contain points."""
     if column in schema.names:
         return [column]
     name = max((name for name in schema.names if column.startswith(f"{name}.")), key=len)
@@ -403,7 +433,8 @@ def _identity(place: str) -> tuple[int, int]:
     if is_url(place):
         return (0, 0)
     try:
-        status = os.stat(place)  # noqa: PTH116  # for every image that is read
+        # A URL has no such check: it would cost one more request per image.
+        status = os.stat(place)  # noqa: PTH116  # runs for every image, and Path costs more
     except (OSError, ValueError):
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 Read = Callable[[int, int], bytes]
 """(offset, length) -> bytes of a file; fewer where it ends."""
 
+# PageType and Encoding of parquet.thrift.
 _DATA_PAGE, _DATA_PAGE_V2 = 0, 3
 _PLAIN, _RLE = 0, 3
+# A longer header runs out of bytes below (IndexError), and the page is left to a library.
 _MAX_HEADER_BYTES = 1 << 14
 _WINDOW_BYTES = 1 << 12
+# Nested structs of a hostile header would otherwise exhaust the stack.
 _MAX_DEPTH = 8
 
 
@@ -39,6 +42,7 @@ def value_ranges(
     Returns:
         None if a page is not plain, has nulls, or is malformed. A library then reads it, or reports the error.
     """
+    # A value takes at least the 4 bytes of its length. A hostile count is refused before arrays are allocated for it.
     if num_values * 4 > end - start:
         return None
     read = _windowed(read)
@@ -49,6 +53,7 @@ def value_ranges(
         while known < num_values:
             header, header_bytes = _parsed(read(at, _MAX_HEADER_BYTES) if at < end else b"")
             first = at + header_bytes
+            # Field 3 of PageHeader is the compressed size, which equals the plain one here.
             at = first + header[3]
             kind, count, skipped = _page(header, read, first, optional=optional)
             if kind != _PLAIN or known + count > num_values or at > end:
@@ -60,6 +65,7 @@ def value_ranges(
                 (length,) = struct.unpack("<I", read(value, 4))
                 offsets[row], lengths[row] = value + 4, length
                 value += 4 + length
+            # Bytes are left over, so the page is not what its header declares.
             if value != at:
                 return None
             known += count
@@ -70,11 +76,14 @@ def value_ranges(
 
 def _page(header: dict[int, Any], read: Read, first: int, *, optional: bool) -> tuple[int, int, int]:
     """Return (encoding, values with nulls, bytes of levels before the first value) of a data page."""
+    # PageHeader: 1 type, 5 data_page_header, 8 data_page_header_v2.
     if header[1] == _DATA_PAGE_V2:
         page = header[8]
+        # DataPageHeaderV2: 1 num_values, 4 encoding, 5 and 6 lengths of the levels in bytes.
         return page[4], page[1], page[5] + page[6]
     if header[1] != _DATA_PAGE or (optional and header[5][3] != _RLE):
         raise ValueError
+    # Version 1 stores the levels behind their own length of 4 bytes.
     levels = 4 + struct.unpack("<I", read(first, 4))[0] if optional else 0
     return header[5][2], header[5][1], levels
 
@@ -103,6 +112,7 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:
+        # The high bits hold the distance from the last field number; 0 announces a number in full.
         delta, kind = data[at] >> 4, data[at] & 15
         at += 1
         if delta:
@@ -141,6 +151,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 127) << shift
         shift += 7
+        # At most 64 bits: a hostile run of continuation bits ends here.
         if byte < 128 or shift > 63:
             return value, at
 

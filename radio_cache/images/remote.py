@@ -30,20 +30,21 @@ from radio_cache.storage.base import BUCKETS
 from radio_cache.storage.buckets import ObjectStorage
 
 FILE_SYSTEMS = ("hf", "sftp", "ftp", "hdfs", "webhdfs", "oss", "memory")
-"""What fsspec may be asked for: a cache from elsewhere names places, and some of what fsspec knows does more than reading."""
+"""Protocols that may be opened through fsspec. An untrusted cache names URLs, and some protocols of fsspec do more than read."""
 
 _PAUSES_S = (0.3, 1.0)
-"""Before the second and the third try of what fsspec could not do."""
+"""Pauses before the second and the third try of a call that failed in fsspec."""
 
 _PAUSES_IF_REFUSED_S = (0.2, 0.5)
-"""Before the second and the third try of a file that is not there or is refused: lists of pages name many such."""
+"""Pauses before the second and the third try of a file that is missing or refused. Short, as lists of pages name many of them."""
 
+# Buckets and servers with open connections.
 _KEPT_PLACES = 64
 
 T = TypeVar("T")
 
 OnListed = Callable[[int], object]
-"""Told how many more files were found, while a place is being listed; from any thread."""
+"""Called with the number of further files while a listing progresses, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RemoteStatus:
 def is_known_url(url: str) -> bool:
     """Return whether anything here reads URLs of this kind."""
     scheme, _, rest = url.partition("://")
+    # fsspec chains protocols by "::" (zip::file://...), which would lead around FILE_SYSTEMS.
     return scheme.lower() in (*BUCKETS, *WEB) or (scheme.lower() in FILE_SYSTEMS and "::" not in rest)
 
 
@@ -145,7 +147,7 @@ class _Place(ABC):
     """A bucket, a server, or another file system. Paths are relative to it."""
 
     _max_refusals = 1
-    """Files refused by a place that has given none yet, from which on it is taken to refuse everything."""
+    """Number of refusals, without one successful read, after which the place counts as refusing everything."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -184,7 +186,7 @@ class _Place(ABC):
             except (FileNotFoundError, PermissionError) as exc:
                 error = exc
                 continue
-            except (ServerError, UnreachableError) as exc:  # was asked again already
+            except (ServerError, UnreachableError) as exc:  # `web` has retried these already
                 error = exc
                 break
             self.note_read(path)
@@ -194,6 +196,7 @@ class _Place(ABC):
 
     def note_read(self, path: str) -> None:
         """Remember a file that was read."""
+        # Without a lock: any path that was read serves, whichever thread sets it last.
         self._read_last, self._refusals = path, 0
 
     def others_are_read(self) -> bool:
@@ -201,12 +204,15 @@ class _Place(ABC):
         return False
 
     def _blamed(self, path: str, error: Exception) -> Exception:
-        """Return the error to raise for a file that is not there or is refused, after looking at one that was there."""
+        """Return the error to raise for a missing or refused file, after a look at a file that was read before."""
         good = self._read_last
+        # The server answered before, so it is down now, and the run stops.
         if isinstance(error, UnreachableError) and good is not None:
             return error
+        # The server never gave another file. If other servers can be read, this one is at fault, not the network.
         if (good is None or good == path) and isinstance(error, StorageError):
             return RefusedError(str(error)) if self.others_are_read() else error
+        # One refused file could be a refusal of everything, so refusals are counted.
         if good is None or good == path:
             self._refusals += not isinstance(error, FileNotFoundError)
             if isinstance(error, PermissionError) and self._refusals >= self._max_refusals:
@@ -215,6 +221,7 @@ class _Place(ABC):
                 )
             return error
         try:
+            # The file that was read last decides: if it can be read now, only the other file is at fault.
             self.status(good)
         except (FileNotFoundError, PermissionError, StorageError) as exc:
             return StorageError(
@@ -241,6 +248,7 @@ class _Bucket(_Place):
     def status(self, path: str) -> RemoteStatus:
         size, changed = self._named(lambda: self._storage.size_and_time(path))
         seconds = changed.timestamp()
+        # 1970 stands for a server that does not send a time.
         return RemoteStatus(size, round(seconds * 1e9) if seconds else None)
 
     def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]:
@@ -260,6 +268,7 @@ class _Bucket(_Place):
         try:
             return ask()
         except StorageError as exc:
+            # As a PermissionError, so that `asked` tries again and compares with another object.
             if isinstance(exc.__cause__, _refusals()):
                 raise PermissionError(str(exc)) from exc
             raise
@@ -269,6 +278,7 @@ class _Bucket(_Place):
 class _WebServer(_Place):
     """A web server, which lists nothing. Paths are what follows the host, as it was written."""
 
+    # Lists of pages contain single pages that are refused, so one refusal proves little.
     _max_refusals = 3
     _read_anywhere: "ClassVar[tuple[_WebServer, str] | None]" = None
     """The page that was read last, of any server."""
@@ -282,6 +292,7 @@ class _WebServer(_Place):
         if _WebServer._read_anywhere is None or _WebServer._read_anywhere[0].root == self.root:
             return False
         other, path = _WebServer._read_anywhere
+        # By a new connection: an open one may outlive the network for a while.
         if not can_connect(other.at(path)):
             return False
         try:
@@ -323,6 +334,7 @@ class _FileSystem(_Place):
             raise ConfigError(f"{root}: a package is missing that reads such URLs: {exc}") from exc
 
     def fetch(self, path: str, max_bytes: int) -> bytes:
+        # `cat_file` has no limit of its own, so the size is requested first.
         size = self.status(path).num_bytes or 0
         if size > max_bytes:
             raise LimitError(f"{self.at(path)} has {size} bytes; the longest that can be true has {max_bytes}")
@@ -340,6 +352,7 @@ class _FileSystem(_Place):
     def list(self, path: str, tell: OnListed) -> list[tuple[str, int]]:
         infos: dict[str, Any] = self._tried(path, lambda: self._fs.find(self.at(path), detail=True))
         tell(len(infos))
+        # fsspec returns names without the protocol.
         root = str(self._fs._strip_protocol(self.root)).rstrip("/") + "/"
         return [(name.removeprefix(root), int(info["size"])) for name, info in infos.items()]
 
@@ -352,7 +365,7 @@ class _FileSystem(_Place):
 
     @contextlib.contextmanager
     def _named(self, path: str, *, last: bool) -> Generator[None]:
-        """Errors that waiting does not help, and the last of the others, in our words."""
+        """Translate errors that a retry cannot cure, and that of the last try. The others are swallowed: `_tried` goes on."""
         try:
             yield
         except FileNotFoundError:
@@ -381,6 +394,7 @@ def _listed_by_arrow(root: str, path: str, endpoint: str, error: StorageError) -
                 anonymous=os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
                 region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
                 endpoint_override=endpoint or None,
+                # Seconds, as in storage/buckets.py.
                 connect_timeout=4,
                 request_timeout=20,
             )
@@ -408,6 +422,7 @@ def _object_key(path: str) -> str:
 
 
 def _is_odd(character: str) -> bool:
+    # Control characters and lone surrogates.
     return character < " " or character == "\x7f" or "\ud800" <= character <= "\udfff"
 
 
@@ -416,6 +431,7 @@ def _found(url: str) -> tuple[_Place, str]:
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     if scheme in WEB:
+        # An address may have a query without a path. All that follows the host goes out as written.
         end = next((position for position, mark in enumerate(rest) if mark in "/?#\\"), len(rest))
         return _place(scheme, rest[:end], os.getpid(), ()), rest[end:]
     host, _, path = rest.partition("/")
@@ -429,7 +445,7 @@ def _settings() -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=_KEPT_PLACES)
 def _place(scheme: str, host: str, process: int, settings: tuple[tuple[str, str], ...]) -> _Place:
-    del process, settings  # connections do not survive a fork, nor other settings
+    del process, settings  # parts of the key: connections survive neither a fork nor new credentials
     root = f"{scheme}://{host}"
     if scheme in WEB:
         return _WebServer(root)

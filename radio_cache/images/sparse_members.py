@@ -11,6 +11,7 @@ from typing import Any, cast
 from radio_cache.errors import ImageError
 from radio_cache.images.files import refuse_large
 
+# tarfile expects two empty blocks behind the last member.
 _END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 
 HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
@@ -33,12 +34,13 @@ def expanded(stored: bytes) -> bytes:
         raise ImageError(f"cannot be read: the header of a sparse tar member is damaged ({exc})") from exc
     if member is None or parts is None:
         raise ImageError("cannot be read: the tar has no sparse member at its place any more")
+    # The header may declare any size, so this comes before the allocation.
     refuse_large(member.size)
     # tarfile's own reader never ends where a position is in no part of the map.
     file, read = bytearray(max(0, member.size)), member.offset_data
     end = 0
     for offset, length in parts:
-        if length == 0:  # the old format fills up its map with such
+        if length == 0:  # the old format pads its map with these
             continue
         if length < 0 or offset < end or offset + length > len(file) or read + length > len(stored):
             raise ImageError("cannot be read: the map of a sparse tar member does not fit what is stored of it")

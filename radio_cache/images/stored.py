@@ -23,8 +23,11 @@ FOLDER = "images/pixels"
 """Of the array, below the cache."""
 
 
+# Longest sides that libjpeg and WebP can encode.
 _LONGEST_PX: dict[PixelFormat, int] = {"jpeg": 65_500, "webp-lossless": 16_383}
+# Number of elements, always 1, and bytes of the file.
 _HEAD = struct.Struct("<II")
+# 16 bytes for each image: 2 KiB for a shard of 128.
 _KEPT_INDEXES = 4096
 _CURE = "radio-cache repair, then run the build again"
 
@@ -38,11 +41,12 @@ def encoded_pixels(image: Image.Image, original: bytes, store: PixelStore) -> by
         resized = image.resize(size, Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     if max(resized.size) > _LONGEST_PX[store.format]:
-        resized.save(encoded, "PNG")  # what the format has no room for: long strips
+        resized.save(encoded, "PNG")  # long strips exceed the limits of the format
     elif store.format == "jpeg":
         resized.save(encoded, "JPEG", quality=store.quality, subsampling=0)
     else:
         resized.save(encoded, "WEBP", lossless=True, method=4)
+    # Encoding again would lose quality, and save nothing if the original is no longer.
     return original if scale >= 1 and len(original) <= encoded.tell() else encoded.getvalue()
 
 
@@ -67,6 +71,7 @@ class StoredPixels:
         shard, number = divmod(row, self._shard_images)
         path = f"{FOLDER}/c/{shard}"
         place = f"{self._storage.at(path)}: row {row}"
+        # A repair may have replaced the shard since its index was read: the second attempt reads the index again.
         for attempt in range(2):
             offset, length = (int(value) for value in self._index(shard, path, anew=attempt > 0)[number])
             if offset == int(ABSENT):
@@ -95,6 +100,7 @@ class StoredPixels:
             index = decode_index(tail[-length:], self._storage.at(path))
         except CorruptShardError as exc:
             raise CorruptShardError(f"{exc}: {_CURE}") from exc
+        # Compared one by one: the sum of two unsigned 64-bit numbers could overflow.
         inside = (index[:, 0] <= size) & (index[:, 1] <= size)
         if not (inside | (index == ABSENT).all(axis=1)).all():
             raise CorruptShardError(f"{self._storage.at(path)}: its index places a chunk outside the file: {_CURE}")

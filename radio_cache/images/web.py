@@ -24,7 +24,9 @@ from radio_cache.storage import buckets as object_storage
 
 WEB = ("http", "https")
 
+# Scheme, authority, and all the rest but the fragment, as written.
 _ADDRESS = re.compile(r"(https?)://([^/?#\\]*)([^#]*)", re.IGNORECASE | re.DOTALL)
+# Sent as it is. Everything else is percent-encoded.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)\Z")
 
@@ -33,13 +35,13 @@ _MAX_REDIRECTS = 10
 
 _GONE = (404, 410)
 _PASSING = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
-"""What a server answers in trouble, or when it is asked too often."""
+"""Status codes of a server in trouble, or of too many requests, which a retry may cure. 501 and 505 are final."""
 
 _PATIENCE_S = 9.0
-"""Tries of one request end after so long, as those of a bucket's."""
+"""Time limit of the retries of one request, the same as for buckets."""
 
 _MAX_RETRY_AFTER_S = 30.0
-"""A server that asks for a longer pause is taken at its word only so far."""
+"""Longest pause that a server can impose by Retry-After."""
 
 _INSIDE = tuple(
     map(
@@ -61,6 +63,7 @@ _INSIDE = tuple(
 )
 """Addresses of this machine, of its network, and of the services that clouds keep beside a machine."""
 
+# Longest wait for a connection, and for the next bytes.
 _CONNECT_S, _SILENCE_S = 4.0, 20.0
 _PIECE_BYTES = 1 << 20
 _CONNECTIONS = 64
@@ -119,7 +122,7 @@ def page_status(url: str) -> Answer:
         if answer.num_bytes is not None:
             return answer
     except (OSError, ServerError):
-        pass  # an address that was signed for GET, or a server that does not know HEAD
+        pass  # the address is signed for GET alone, or the server does not know HEAD
     return _ask(url, {"Range": "bytes=0-0"}, 0, method="GET")
 
 
@@ -148,11 +151,12 @@ def _ask(url: str, headers: dict[str, str], max_bytes: int, *, offset: int = -1,
     """
     began, pause_s = time.monotonic(), 0.1
     for tries_left in range(object_storage.RETRIES, -1, -1):
-        wait_s = pause_s * (0.5 + random.random())  # so that threads do not come all at once
+        wait_s = pause_s * (0.5 + random.random())  # so that threads do not retry all at once
         try:
             return _asked_once(url, headers, max_bytes, offset, method)
         except _PassingError as exc:
             wait_s = wait_s if exc.retry_after_s is None else min(exc.retry_after_s, _MAX_RETRY_AFTER_S)
+            # A pause that the server requests does not count against the time limit.
             over = exc.retry_after_s is None and time.monotonic() - began + wait_s > _PATIENCE_S
             if not tries_left or over:
                 raise exc.error from exc.__cause__
@@ -188,6 +192,7 @@ def _asked_once(url: str, headers: dict[str, str], max_bytes: int, offset: int, 
     except exceptions.HTTPError as exc:
         host = "/".join(url.split("/", 3)[:3])
         reason = " ".join(str(exc).split())[:200]
+        # The named server answers, and redirects to one that does not: this page is at fault.
         if not _same_server(url, followed.url):
             raise _PassingError(
                 RefusedError(f"{url} is redirected to {followed.url:.200}, which cannot be reached ({reason})")
@@ -218,9 +223,11 @@ def _answer(url: str, response: Any, max_bytes: int, offset: int, method: str) -
             raise StorageError(
                 f"cannot read {url}: its server gives whole files only (it ignores Range): fetch it, and name the copy"
             )
+    # Refused by its header, before the body is read.
     elif num_bytes is not None and num_bytes > max_bytes:
         raise LimitError(f"{url} has {num_bytes} bytes; the longest that can be true has {max_bytes}")
     data = bytearray()
+    # One byte more than allowed is read, to notice a longer body: the header may be missing or wrong.
     while piece := response.read(min(_PIECE_BYTES, max_bytes + 1 - len(data))):
         data += piece
         if len(data) > max_bytes:
@@ -261,6 +268,7 @@ def _changed_ns(date: str) -> int | None:
 
 
 def _retry_after_s(seconds: str) -> float | None:
+    # The header may hold a date instead, which depends on the server's clock and is ignored.
     return float(seconds) if seconds.isdecimal() and len(seconds) < 9 else None
 
 
@@ -313,6 +321,8 @@ def _sent(url: str, method: str, headers: dict[str, str]) -> Any:
         more |= make_headers(basic_auth=unquote(login))
     bare = f"{scheme.lower()}://{host}"
     proxy = "" if proxy_bypass(host) else getproxies().get(scheme.lower(), "")
+    # urllib3 would normalise the path, which breaks signed addresses. So the target travels as a header that
+    # `_connections_of` takes out again. Redirects and retries are those of `_Followed` and `_ask`.
     return _connections(proxy).request(
         method,
         f"{bare}/",
@@ -378,6 +388,7 @@ def _refuse_odd_redirect(first: str, url: str, following: str) -> None:
 
 def _same_server(first_url: str, second_url: str) -> bool:
     (host, port), (second_host, second_port) = _host_port(first_url), _host_port(second_url)
+    # http and https of a host are one server; another port may be another service.
     return host == second_host and (port == second_port or {port, second_port} <= {80, 443})
 
 
@@ -396,10 +407,12 @@ def _is_public(host: str, port: int, resolve: Callable[..., Any] = socket.getadd
         }
     except OSError:
         return True  # a request to it fails by itself, or goes through a proxy
+    # All have to be public, since the connection may go to any of them.
     return not any(_is_inside(ipaddress.ip_address(address)) for address in addresses)
 
 
 def _is_inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    # ::ffff:10.0.0.1 leads to 10.0.0.1.
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return any(address in network for network in _INSIDE)
