@@ -16,7 +16,7 @@ def open_storage(place: "str | Path | Storage", *, options: Mapping[str, str] | 
     """
     if isinstance(place, Storage):
         return place
-    from radio_cache.storage.local import LocalStorage  # which imports this module, as the other does
+    from radio_cache.storage.local import LocalStorage  # here, since both storages import this package
 
     scheme_match = URL_PATTERN.match(place) if isinstance(place, str) else None
     if scheme_match is None:

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 from radio_cache.errors import LimitError, StorageError
 
+# Pieces of a file, written one after another without joining them.
 Part = bytes | bytearray | memoryview
 
 URL_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# Schemes that obstore opens; s3a, adl and abfs are Hadoop's names.
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 
 
@@ -115,6 +117,7 @@ class Storage(ABC):
 
     def read_at_most(self, path: str, max_bytes: int) -> bytes:
         """Return the whole file. Raises LimitError for one of more than `max_bytes` bytes, which are not read."""
+        # The last `max_bytes` bytes are the whole file, unless it has more.
         data, size = self.read_tail(path, max_bytes)
         if size > max_bytes:
             raise self._too_large(path, size, max_bytes)

@@ -19,11 +19,12 @@ from radio_cache.storage.base import Part, Storage
 RETRIES = 5
 """Of a request that failed for a moment, with growing pauses, within nine seconds."""
 
+# Ranges with smaller gaps become one request: the wait for another costs more than the gap.
 _COALESCE_BYTES = 1 << 20
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "RequestTimeTooSkewed", "RequestExpired")
-"""Codes of S3 and its like for credentials that were right once."""
+"""Error codes of S3 and compatible servers for credentials that are no longer valid."""
 
 
 class _Client:
@@ -48,6 +49,7 @@ class ObjectStorage(Storage):
         self._stores: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Callable[..., "ObjectStorage"], tuple[Any, ...]]:
+        # Without the open stores: their connections belong to this process.
         return (_object_storage, (self.url, self._options, self._checked))
 
     def read(self, path: str) -> bytes:
@@ -61,6 +63,7 @@ class ObjectStorage(Storage):
 
         with self._named(path, "read"):
             got = obstore.get(self._store("read"), self._checked(path))
+            # Known from the headers: the body of an object that is too large is never read.
             size = got.meta["size"]
             if size <= max_bytes:
                 return bytes(got.bytes())
@@ -93,6 +96,7 @@ class ObjectStorage(Storage):
     def read_tail(self, path: str, length: int) -> tuple[bytes, int]:
         import obstore
 
+        # HTTP has no empty range, so only the size is requested for length 0.
         size = None if length else self.size(path)
         with self._named(path, "read"):
             if size is None:
@@ -131,6 +135,7 @@ class ObjectStorage(Storage):
         import obstore
 
         with self._named(path, "write"):
+            # One PUT is atomic. A multipart upload that is killed leaves invisible parts, which are billed.
             obstore.put(self._store("write"), self._checked(path), _joined(parts), use_multipart=False)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -138,6 +143,7 @@ class ObjectStorage(Storage):
 
         try:
             with self._named(path, "write"):
+                # `If-None-Match: *`: the server lets exactly one creator win.
                 obstore.put(self._store("write"), self._checked(path), data, mode="create", use_multipart=False)
         except FileExistsError:
             return False
@@ -145,6 +151,7 @@ class ObjectStorage(Storage):
 
     def write_tree(self, folder: str, files: Iterable[tuple[str, bytes]], *, last: str) -> bool:
         below = f"{folder}/" if folder else ""
+        # Saves the upload. Among simultaneous writers the conditional write at the end decides.
         if self.exists(below + last):
             return False
         decisive = b""
@@ -161,6 +168,7 @@ class ObjectStorage(Storage):
 
         listed_files: list[tuple[str, int]] = []
         with self._named(folder, "list"):
+            # Pages of 1,000, the most that S3 lists or deletes in one request.
             for batch in obstore.list(self._store("read"), self._checked(folder) or None, chunk_size=1000):
                 listed_files += [(meta["path"], meta["size"]) for meta in batch]
                 tell(len(batch))
@@ -182,7 +190,7 @@ class ObjectStorage(Storage):
     def delete_tree(self, folder: str) -> None:
         import obstore
 
-        # The document first: without it nobody takes what is left for a group.
+        # The documents first: without one no reader takes the remaining files for a group.
         files = sorted((path for path, _ in self.list_files(folder)), key=lambda path: not path.endswith("zarr.json"))
         for first in range(0, len(files), 1000):
             with contextlib.suppress(FileNotFoundError), self._named(folder, "delete"):
@@ -205,9 +213,11 @@ class ObjectStorage(Storage):
             except ImportError as exc:
                 raise StorageError(f"{self.url}: buckets need the package obstore: pip install obstore") from exc
             _Client.process = os.getpid()
+            # Reads give up on a silent server within seconds. A PUT of a large shard may stay without an answer for minutes.
             client: dict[str, Any] = {"connect_timeout": timedelta(seconds=4), "timeout": timedelta(minutes=10)}
             if kind == "read":
                 client["read_timeout"] = timedelta(seconds=20)
+            # obstore refuses unencrypted endpoints by default, and servers in a local network often are.
             if self.endpoint().startswith("http://"):
                 client["allow_http"] = True
             retry: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=9)}
@@ -241,6 +251,7 @@ class ObjectStorage(Storage):
                 raise self._error(path, doing, "there is no such bucket: create it, or check the name", exc) from exc
             raise FileNotFoundError(errno.ENOENT, "no such object", self.at(path)) from exc
         except exceptions.AlreadyExistsError as exc:
+            # obstore raises it for status 409, with which Azure also refuses reads of archived objects.
             if doing != "write":
                 raise self._error(path, doing, "the bucket does not give it in the state that it is in", exc) from exc
             raise FileExistsError(errno.EEXIST, "the object exists", self.at(path)) from exc
@@ -254,6 +265,7 @@ class ObjectStorage(Storage):
         text = str(exc)
         status = _STATUS.search(text)
         code = int(status[1]) if status else 0
+        # obstore reports most errors as text alone. The most specific signs come first.
         if any(sign in text for sign in _EXPIRED):
             return (
                 "the credentials are valid no longer: get new ones (or set the clock), and run the same command again"
@@ -265,6 +277,7 @@ class ObjectStorage(Storage):
             )
         if "NoSuchBucket" in text:
             return "there is no such bucket: create it, or check the name"
+        # 169.254.169.254 is the clouds' metadata service, where obstore looks for credentials if none are set.
         if any(sign in text for sign in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "169.254.169.254")):
             return "no credentials, or wrong ones: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/cloud.md)"
         if code == 501 and doing == "write":
@@ -301,6 +314,7 @@ def _get_ranges(store: Any, path: str, ranges: Sequence[tuple[int, int]]) -> lis
         lengths=[length for _, length in ranges],
         coalesce=_COALESCE_BYTES,
     )
+    # Views of obstore's buffers, without a copy.
     return [memoryview(part) for part in buffers]
 
 

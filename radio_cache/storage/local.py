@@ -20,9 +20,10 @@ from radio_cache.format.paths import checked_path
 from radio_cache.storage.base import Part, Storage
 
 TEMPORARY = ".tmp-"
-"""Names of files and folders in the making contain this; a killed process may leave some behind."""
+"""Part of the names of unfinished files and folders, some of which a killed process may leave behind."""
 
 _MAX_PARTS = 1024  # IOV_MAX of Linux: what one writev takes
+# Folders checked for symbolic links; beyond this the set is emptied, so that memory stays bounded.
 _MAX_KNOWN_FOLDERS = 1 << 16
 
 
@@ -70,6 +71,7 @@ class LocalStorage(Storage):
     def create(self, path: str, data: bytes) -> bool:
         try:
             with self._written_aside(path, [data]) as (temporary, target):
+                # Unlike a rename, a link fails if the name exists, so exactly one creator wins.
                 os.link(temporary, target)
         except FileExistsError:
             return False
@@ -109,7 +111,7 @@ class LocalStorage(Storage):
                     with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                         if TEMPORARY not in name:
                             file = Path(place) / name
-                            # A link is listed as what it is, so that whoever reads it hears of it.
+                            # lstat: a link is listed itself, and reading it raises the error about links.
                             listed_files.append((file.relative_to(self._root).as_posix(), file.lstat().st_size))
         yield from sorted(listed_files)
 
@@ -126,7 +128,8 @@ class LocalStorage(Storage):
 
     def delete_tree(self, folder: str) -> None:
         target = self.local_path(folder)
-        # Renamed first, so that nobody ever sees half of it.
+        # Renamed first, so that no reader sees half of the folder. The lock moves with it, so that
+        # `remove_leftovers` of another process does not take it for abandoned.
         doomed = target.with_name(f"{target.name}{_temporary_suffix()}")
         with contextlib.suppress(FileNotFoundError), self._named(folder, "delete"), locked(target, wait=False):
             target.rename(doomed)
@@ -174,6 +177,7 @@ class LocalStorage(Storage):
             return self._root
         place = self._prefix + checked_path(path)
         folder = place.rpartition("/")[0]
+        # Once for each folder, since reads of single rows would otherwise check the whole path every time.
         if folder not in self._folders:
             self._check_folders(path.split("/")[:-1])
             if len(self._folders) >= _MAX_KNOWN_FOLDERS:
@@ -186,14 +190,14 @@ class LocalStorage(Storage):
         place = str(self._root)
         for name in names:
             place = f"{place}/{name}"
-            # A file in a folder's place is for the system to complain about, in whatever is done next.
+            # A file in place of a folder passes: the next system call reports it.
             self._check(place, stat.S_ISDIR, stat.S_ISREG)
 
     def _check(self, place: str, *kinds: Callable[[int], bool]) -> None:
         try:
             mode = os.lstat(place).st_mode
         except OSError:
-            return  # not there, or not to be had: whoever uses it will say so
+            return  # missing or inaccessible, which the next system call reports
         if not any(is_one(mode) for is_one in kinds):
             what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
             raise StorageError(
@@ -215,6 +219,7 @@ class LocalStorage(Storage):
             try:
                 _write_all(descriptor, parts)
                 if self._fsync:
+                    # Before the rename: a power cut could otherwise leave the new name without its content.
                     os.fdatasync(descriptor)
                 yield temporary, target
             finally:
@@ -230,13 +235,19 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _named(self, path: str, doing: str, num_bytes: int | None = None) -> Generator[None]:
-        """Turn the system's words into ours, except those callers react to. num_bytes: what was to be written."""
+        """Translate system errors, except those that callers handle.
+
+        Args:
+            path: of the file, for the message.
+            doing: verb for the message.
+            num_bytes: size of the file to be written; None for other operations.
+        """
         try:
             yield
         except (FileNotFoundError, FileExistsError):
             raise
         except NotADirectoryError as exc:
-            if doing in ("read", "list", "delete"):  # a file is where a folder should be: what is below it is not there
+            if doing in ("read", "list", "delete"):  # below a file there is nothing to find
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.at(path)) from exc
             raise StorageError(
                 f"cannot {doing} {self.at(path)}: a file is where one of its folders should be: remove that file, and run the "
@@ -273,10 +284,12 @@ def refused_by_system(place: Path, exc: BaseException) -> StorageError | None:
         None if nothing indicates an error of the system.
     """
     root: BaseException | None = exc
+    # A library may wrap the system's error several times.
     while root is not None and not isinstance(root, OSError):
         root = root.__cause__ or root.__context__
     number = root.errno if root is not None else None
     nearest = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    # Some libraries drop the system's error. A disk without free space is the likely cause then.
     if number is None and shutil.disk_usage(nearest).free < _NO_ROOM_BYTES:
         number = errno.ENOSPC
     if number is None:
@@ -321,6 +334,7 @@ def _write_all(descriptor: int, parts: Sequence[Part]) -> None:
     first = 0
     while first < len(waiting):
         written = os.writev(descriptor, waiting[first : first + _MAX_PARTS])
+        # The kernel may write less than requested: finished parts are skipped, and a part that was cut goes on.
         while first < len(waiting) and written >= waiting[first].nbytes:
             written -= waiting[first].nbytes
             first += 1
@@ -353,10 +367,12 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def _leftovers(path: Path) -> Iterator[Path]:
+    # Beside the root lie caches whose creation was killed.
     yield from (entry for entry in path.parent.glob(f"{path.name}{TEMPORARY}*"))
     for folder, folders, files in os.walk(path):
         for name in list(folders):
             if TEMPORARY in name:
+                # Removed from the walk: the folder is one leftover, with all that it holds.
                 folders.remove(name)
                 yield Path(folder) / name
         yield from (Path(folder) / name for name in files if TEMPORARY in name)
@@ -385,8 +401,9 @@ _KERNEL_DIGITS = 8
 
 
 def _is_near(writer: re.Match[str]) -> bool:
-    """Return whether a lock of the process that chose this temporary name would be seen here, if it lived."""
+    """Return whether a lock of the process that chose this temporary name would be visible to this one."""
     if writer["kernel"] is None:
+        # Earlier versions held no locks: on the same host the process number shows whether the writer still runs.
         return writer["host"] == socket.gethostname() and not _is_running(int(writer["process"]))
     return writer["kernel"] == _this_kernel()
 
@@ -395,6 +412,7 @@ def _own_file(target: Path) -> tuple[Path, int]:
     """Return a new, locked file beside `target`, opened for writing. Raises FileNotFoundError if the folder is not there."""
     for left in reversed(range(_LOCK_TRIES)):
         path = target.with_name(f"{target.name}{_temporary_suffix()}")
+        # Until it is locked, another process may take the file for a leftover and delete it. Then the next name is tried.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         if _lock_new(path, descriptor) or (left == 0 and path.exists()):
             return path, descriptor
@@ -431,18 +449,19 @@ def _own_folder(target: Path) -> Generator[Path]:
 
 
 _LOCK_TRIES = 20
-"""Then it is no other process that is faster each time, but a file system that gives nobody a lock (some NFS servers)."""
+"""After this many failures the cause is not another process, but a file system that grants no locks (some NFS servers)."""
 
 
 def _lock_new(path: Path, descriptor: int) -> bool:
-    """Lock what was made a moment ago; False if another process took it for a leftover before it was locked."""
+    """Lock a new file or folder. Return False if another process deleted it as a leftover before it was locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks: only its age tells that it was left behind
+        return True  # a file system without locks: leftovers are recognised by age alone
     try:
+        # The name may have been deleted and used again between the open and the lock.
         return os.path.samestat(os.stat(path), os.fstat(descriptor))  # noqa: PTH116  # beside fstat
     except FileNotFoundError:
         return False
@@ -477,6 +496,7 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Generator[
 
 def _is_running(process: int) -> bool:
     try:
+        # Signal 0 only looks the process up; PermissionError means that another user runs it.
         os.kill(process, 0)
     except ProcessLookupError:
         return False
@@ -486,15 +506,15 @@ def _is_running(process: int) -> bool:
 
 
 def _is_abandoned(leftover: Path, *, near: bool) -> bool:
-    """Return whether no process writes it any more. near: a lock on it would be seen here."""
+    """Return whether no process writes it any more. near: whether a lock of its writer would be visible here."""
     try:
         if not near and time.time() - leftover.lstat().st_mtime < _FOREIGN_S:
             return False
         descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False  # gone by now, or not ours to touch
+        return False  # gone by now, or of another user
     try:
-        # Shared, so that NFS, too, gives it to a file that is open for reading only.
+        # Shared: NFS grants an exclusive lock only for a file that is open for writing.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -506,4 +526,4 @@ def _is_abandoned(leftover: Path, *, near: bool) -> bool:
 
 
 _FOREIGN_S = 86_400
-"""One file is written in seconds; clocks of machines differ by less."""
+"""Age at which an unlocked leftover counts as abandoned. A file is written in seconds, and clocks differ by less than a day."""
