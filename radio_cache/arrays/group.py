@@ -18,8 +18,10 @@ def read_group_attributes(storage: Storage, group: str = "") -> dict[str, Any]:
     place = storage.at(group)
     path = f"{group}/{DOCUMENT}" if group else DOCUMENT
     try:
+        # A limit, because the file may come from an untrusted cache.
         text = storage.read_at_most(path, MAX_DOCUMENT_BYTES)
     except FileNotFoundError as exc:
+        # A mistyped path is the usual cause, so on a disk a file, nothing and another folder differ in the message.
         if storage.is_local and storage.local_path(group).is_file():
             raise NotACacheError(f"{place} is a file, not a radio-cache store, which is a folder") from exc
         if storage.is_local and not storage.local_path(group).exists():
@@ -31,6 +33,7 @@ def read_group_attributes(storage: Storage, group: str = "") -> dict[str, Any]:
     except ValueError as exc:
         raise CorruptShardError(f"{storage.at(path)} is damaged ({exc}): restore it from a copy") from exc
     try:
+        # `.items()` raises for anything but a JSON object.
         return dict(document["attributes"][ATTRIBUTES_KEY].items())
     except (AttributeError, KeyError, TypeError) as exc:
         raise NotACacheError(f"{place} is a Zarr group, but not a radio-cache store") from exc

@@ -15,11 +15,12 @@ from radio_cache.storage.base import Storage
 
 MAX_CHUNK_BYTES = 1 << 31
 MAX_CHUNKS = 1 << 24
-"""Larger chunks than this, and more of them, are nobody's."""
+"""Limits of plausible arrays. A document can declare any numbers, and memory is allocated by them."""
 
 _NO_NEED_TO_LOOK = 1 << 22
-"""Bytes for which there is memory on any machine."""
+"""Arrays of up to this many bytes are allocated without comparing the stored files first."""
 
+# Zarr's name of a type -> the type, little-endian on any machine. Types of objects cannot be declared.
 _DTYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in (
@@ -77,6 +78,7 @@ class PlainArray:
         difference = document and array_difference(stored_document, document, grows_along=grows_along)
         if difference:
             raise self._damaged(DOCUMENT, f"it {difference}")
+        # From here on the expected document counts: the stored array of a growing cache may already be longer.
         document = document or stored_document
         self.shape = shape_of(document, place)
         try:
@@ -86,9 +88,11 @@ class PlainArray:
             self.dtype = _DTYPES[data["data_type"]]
             fill = data["fill_value"]
             self.fill_value = np.nan if fill == "NaN" else np.array(fill, self.dtype)[()]
+            # Types of one byte have no byte order, and Zarr leaves it out.
             big = self.dtype.itemsize > 1 and data["codecs"][0].get("configuration", {}).get("endian") != "little"
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as exc:
             raise StoreError(f"{place} does not describe an array of a cache: {exc!r}") from exc
+        # Not isinstance: True is an int, too.
         sides_fit = len(self.chunks) == len(self.shape) and all(type(side) is int and side > 0 for side in self.chunks)
         if codecs not in _CODECS or not sides_fit or big:
             raise StoreError(f"{place} does not describe an array of a cache: codecs {codecs}, chunks {self.chunks}")
@@ -103,6 +107,7 @@ class PlainArray:
     @property
     def grid(self) -> tuple[int, ...]:
         """Number of chunks along each axis."""
+        # Rounded up: the last chunk along an axis may be partial.
         return tuple(-(-side // chunk) for side, chunk in zip(self.shape, self.chunks, strict=True))
 
     def expect(self, shape: tuple[int, ...], dtype: str) -> "PlainArray":
@@ -143,15 +148,18 @@ class PlainArray:
         for grid in np.ndindex(self.grid):
             file = _chunk_key(grid)
             known = (vouched or {}).get(file)
+            # A chunk with a receipt has to exist, and to be the file that the receipt names.
             chunk = self.chunk(grid, holes=False) if known is not None or not holes else self.stored_chunk(grid)
             if chunk is None:
                 continue
+            # `file_crc32c` leaves out the closing checksum, so it equals the checksum of the values.
             if known is not None and crc32c(chunk.reshape(-1).view(np.uint8).data) != known:
                 raise self._damaged(file, "it is another file than its receipt vouches for")
             places = tuple(
                 slice(at * side, min((at + 1) * side, end))
                 for at, side, end in zip(grid, self.chunks, self.shape, strict=True)
             )
+            # Chunks are stored in full size, also beyond the end of the array.
             out[places] = chunk[tuple(slice(0, place.stop - place.start) for place in places)]
         return out
 
@@ -174,6 +182,7 @@ class PlainArray:
         file = _chunk_key(grid)
         expected = math.prod(self.chunks) * self.dtype.itemsize
         try:
+            # Never more than the expected bytes are read. A file of another size is refused below.
             data, size = self._storage.read_tail(f"{self._path}/{file}", expected + self._crc_bytes)
         except FileNotFoundError:
             return None

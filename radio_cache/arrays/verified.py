@@ -28,6 +28,7 @@ def read_verified_array(storage: Storage, unit: str, name: str, document: bytes,
     place = f"{unit_group(unit)}/{name}"
 
     def damaged(file: str, what: str) -> CorruptShardError:
+        # "c/0/7" -> [0, 7]. Along the growing axis a chunk is a shard.
         grid = [int(part) for part in file.split("/")[1:] if part.isdigit()]
         if file == DOCUMENT:
             cure = f"radio-cache repair {storage.url} writes it again"
@@ -41,7 +42,7 @@ def read_verified_array(storage: Storage, unit: str, name: str, document: bytes,
     try:
         return read()
     except CorruptShardError:
-        return read()  # a builder that makes a shard again changes first its receipt and then its files
+        return read()  # again: a builder replaces the receipt of a shard first and its files then
 
 
 def damaged_file(storage: Storage, unit: str, file: str, shard: int) -> CorruptShardError:

@@ -52,8 +52,9 @@ class BufferRing(Generic[Item, Buffers, Made]):
             raise ConfigError(f"a ring needs depth, threads and keep of at least 1, not {depth}, {threads} and {keep}")
         self._items, self._fill, self._make_buffers = iter(items), fill, make_buffers
         self._depth, self._keep = depth, keep
-        # What was handed back last is filled next: the processor's cache may still hold it. None: go home.
+        # Last in, first out: the processor's cache may still hold the buffers returned last. None ends a thread.
         self._free: queue.LifoQueue[Buffers | None] = queue.LifoQueue()
+        # Held while an item is taken: a generator refuses concurrent calls of `next`.
         self._taking = threading.Lock()
         self._taken = 0
         self._changed = threading.Condition()
@@ -74,7 +75,7 @@ class BufferRing(Generic[Item, Buffers, Made]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._changed:
-            self._length = 0  # whoever takes an item now finds that there are no more
+            self._length = 0  # a thread that takes an item from now on finds none
         for _ in self._threads:
             self._free.put(None)
         for thread in self._threads:
@@ -85,6 +86,7 @@ class BufferRing(Generic[Item, Buffers, Made]):
         return self
 
     def __next__(self) -> Made:
+        # Before the wait: the threads may need these buffers for the item that is waited for.
         while len(self._held) >= self._keep:
             self._free.put(self._held.popleft())
         with self._changed:
@@ -100,7 +102,7 @@ class BufferRing(Generic[Item, Buffers, Made]):
         return self._length is not None and number >= self._length
 
     def _work(self) -> None:
-        # A buffer first, an item then: the item that the consumer waits for always has its buffer.
+        # Buffers before an item: otherwise the item that the consumer waits for could lack buffers forever.
         while (buffers := self._free.get()) is not None:
             with self._taking:
                 number = self._taken
@@ -123,6 +125,7 @@ class BufferRing(Generic[Item, Buffers, Made]):
             except BaseException as exc:
                 self._report(number, _raiser(exc))
                 self._finish(number + 1)
+            # Not kept while waiting: a reference would hold a whole batch in memory.
             del item, buffers
 
     def _report(self, number: int, result: Callable[[], tuple[Made, Buffers]]) -> None:
@@ -131,7 +134,7 @@ class BufferRing(Generic[Item, Buffers, Made]):
             self._changed.notify_all()
 
     def _finish(self, length: int) -> None:
-        """There are no more than `length` items to hand out."""
+        """Record that there are at most `length` items to hand out, and wake the consumer."""
         with self._changed:
             self._length = length if self._length is None else min(length, self._length)
             self._changed.notify_all()

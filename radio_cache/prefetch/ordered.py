@@ -19,11 +19,13 @@ def prefetch_map(
     waiting: deque[Future[Made]] = deque()
     try:
         for item in items:
+            # Submitted before the yield, so that the pool works while the consumer uses a result.
             waiting.append(pool.submit(make, item))
             if len(waiting) >= depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
+        # The consumer stopped or a result raised: what has not begun is not needed.
         for future in waiting:
             future.cancel()

@@ -17,7 +17,9 @@ def page_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """
     item_type = np.dtype(dtype)
     num_bytes = math.prod(shape) * item_type.itemsize
+    # Python's anonymous maps are shared with forked children by default; a private one is copied on write.
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    # mmap refuses a length of 0.
     memory = mmap.mmap(-1, max(1, num_bytes), **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without large pages

@@ -58,7 +58,7 @@ class Batch:
         """Prepare a batch. `numbers` (m,) are row numbers within their shards, and `out` (m * row_bytes,) is the buffer."""
         self._storage, self._folder, self._layout, self._known = storage, folder, layout, known
         self._view, self._numbers, self._out, self._verify = view, numbers.tolist(), out, verify
-        self._memory = out.data  # cut faster than the array
+        self._memory = out.data  # slices of a memoryview cost less than slices of an array
         self._shard_images = self._layout.shard_images
         self._tail_bytes = LABEL_BYTES + index_bytes(self._shard_images)
         self.missing: list[int] = []
@@ -67,6 +67,7 @@ class Batch:
         """Read a job's rows into `out`, and note those that are missing."""
         known = len(self.missing)
         try:
+            # After an error or a missing row the index is read again: a repair or a build may replace the file.
             self.do(job)
         except CorruptShardError:
             self._forget(job.shard)
@@ -174,7 +175,7 @@ class LocalBatch(Batch):
     _flags = 0
 
     def left_to_wait_for(self, jobs: list[Job]) -> list[Job]:
-        # Small rows in the page cache: two threads cost more in taking turns at the interpreter than they gain.
+        # Small rows in the page cache: a second thread loses more in turns at the interpreter lock than it gains.
         if _NO_WAIT is None or self._layout.zstd or self._layout.row_bytes > PIECE:
             return jobs
         self._flags, self._left = _NO_WAIT, list[Job]()
@@ -240,6 +241,7 @@ class LocalBatch(Batch):
             self._fill([row.data], file, offset, job, number)
             return
         crc, stored = 0, bytearray(CRC_BYTES)
+        # Each piece is checked while the processor's cache still holds it.
         for first in range(0, len(row), PIECE):
             piece = row[first : first + PIECE]
             last = first + PIECE >= len(row)
@@ -331,7 +333,7 @@ class RemoteBatch(Batch):
 
 
 def _runs(present: list[tuple[int, int, int]], length: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Chunks of `length` bytes that follow each other in the file, at most PIECE bytes together."""
+    """Yield runs of chunks of `length` bytes that follow each other in the file, of at most PIECE bytes together."""
     most_chunks = max(1, PIECE // length)
     run: list[tuple[int, int, int]] = []
     for chunk in present:
@@ -362,9 +364,10 @@ scratch = _Scratch()
 def decompress(frame: Bytes, out: Bytes, place: Callable[[], str]) -> None:
     """Decompress a zstd frame into `out`, which it must fill exactly. The frame's own size is never used to allocate memory."""
     try:
-        # Believed only if it is what the array's shape says; then the library decodes straight into `out`.
+        # The frame's own size only counts if it is that of a row. Then zstd decodes straight into `out`.
         if zstandard.frame_content_size(frame.data) == len(out):
             reader = scratch.decompressor.stream_reader(frame.data, read_across_frames=True)
+            # One more byte would be a frame longer than a row.
             if reader.readinto(out) == len(out) and not reader.read(1):
                 return
     except zstandard.ZstdError as exc:

@@ -17,6 +17,7 @@ from radio_cache.format.checksums import CRC_BYTES, Chunk, closing_crc, crc32c
 
 ABSENT = np.uint64(2**64 - 1)
 
+# Swapped shard files pass all checksums, so a label binds a file to its path.
 _LABEL = b"rc-shard"
 LABEL_BYTES = len(_LABEL) + CRC_BYTES
 
@@ -49,6 +50,7 @@ def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str
         chunks_per_shard: length of the index.
         path: of the shard below the cache, for its label.
     """
+    # (chunks, 2) offset and length. Chunks that are not set stay absent.
     index = np.full((chunks_per_shard, 2), ABSENT, dtype="<u8")
     parts: list[Chunk] = []
     offset = 0
@@ -60,6 +62,7 @@ def shard_parts(chunks: Sequence[Chunk | None], chunks_per_shard: int, path: str
         offset += len(chunk) + CRC_BYTES
     last = index.tobytes()
     if path is not None:
+        # No entry of the index covers the label, so other Zarr libraries pass over it.
         parts.append(shard_label(path))
     return [*parts, last, closing_crc(last)]
 

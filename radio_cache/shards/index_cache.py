@@ -41,6 +41,7 @@ class ShardLayout:
     @property
     def max_chunk_bytes(self) -> int:
         """The longest chunk there can be, with its checksum. What zstd cannot compress grows a little."""
+        # At least ZSTD_compressBound, which is n + n / 256 + 64 at most.
         return self.row_bytes + ((self.row_bytes >> 7) + 64 if self.zstd else 0) + CRC_BYTES
 
     def key(self, view: int, shard: int) -> str:
@@ -52,6 +53,7 @@ class OpenFile:
     """An open descriptor that is closed with its last reference, so that eviction cannot close it during a read."""
 
     def __init__(self, path: str) -> None:
+        # Set first, because `__del__` also runs when the open fails.
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY)
 
@@ -67,7 +69,7 @@ class ShardIndex:
     identity: of the file the index is of; lengths: None where all are row_bytes + CRC_BYTES.
     """
 
-    offsets: "array[int]"  # not NumPy's: whose elements cost five times as much to look at
+    offsets: "array[int]"  # reading one element of a NumPy array costs five times as much
     lengths: "array[int] | None"
     checked: bytearray
     identity: tuple[int, ...]
@@ -132,7 +134,7 @@ class ShardIndexCache:
             if len(self.files) > MAX_OPEN_FILES:
                 oldest, _ = self.files.popitem(last=False)
                 evicted = self.opened.pop(oldest, None)
-        del evicted, replaced  # closes them, outside the lock, unless somebody reads from them
+        del evicted, replaced  # closes the files, outside the lock, unless a thread still reads from them
         return file, shard
 
     def _keep_shard(self, key: Key, shard: ShardIndex) -> None:

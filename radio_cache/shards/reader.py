@@ -50,7 +50,7 @@ class ShardReader:
         Raises CorruptShardError naming the file, the row and the cure; StorageError where the file cannot be read.
         """
         if os.getpid() != self._known.process:
-            self._known = ShardIndexCache()  # the parent's locks may be held by threads that are not here
+            self._known = ShardIndexCache()  # the parent's locks may be held by threads that a child lacks
         shards, numbers = np.divmod(rows, self._layout.shard_images)
         # In the order of the file, which a disk and a bucket read faster than random order.
         order = np.argsort(rows, kind="stable")
@@ -98,7 +98,7 @@ def _jobs(shards: NDArray[np.int64], order: NDArray[np.int64]) -> list[Job]:
 
 
 def _shared(jobs: Sequence[Job], most_rows: int) -> list[Job]:
-    """Jobs of at most `most` rows, so that threads can share a batch evenly."""
+    """Split jobs into jobs of at most `most_rows` rows, so that threads share a batch evenly."""
     return [
         Job(job.shard, job.positions[first : first + most_rows])
         for job in jobs
@@ -123,7 +123,7 @@ def _run(steps: Sequence[Callable[[], object]], threads: int) -> None:
         try:
             work()
         finally:
-            deque(waiting, maxlen=0)  # after an error, nobody takes another job
+            deque(waiting, maxlen=0)  # after an error the remaining steps are dropped
 
     helpers: list[Future[None]] = [_pool().submit(help_out) for _ in range(min(threads, len(steps)) - 1)]
     try:
