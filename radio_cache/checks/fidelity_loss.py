@@ -45,11 +45,13 @@ def low_fidelity_of(cache: Cache, name: str) -> LowFidelityShards | None:
     requested = _requested_fidelity(cache.teachers[name].spec.codec)
     if requested is None:
         return None
+    # Shards without a usable image have no tokens and no fidelity.
     measured = [
         (receipt.shard, receipt.fidelity.cosine)
         for receipt in cache.receipts(name)
         if receipt and receipt.fidelity and receipt.fidelity.num_tokens
     ]
+    # Compared as losses, 1 - cosine, because cosines close to 1 hardly differ as a ratio.
     low = [(shard, cosine) for shard, cosine in measured if 1 - cosine > LOSS_TIMES * (1 - requested) + SLACK]
     return (
         LowFidelityShards(name, requested, tuple(sorted(low, key=lambda shard_cosine: shard_cosine[1])), len(measured))
@@ -68,6 +70,7 @@ def _requested_fidelity(codec: CodecRecord) -> float | None:
 
     Both are for information only, so a cache may hold anything there.
     """
+    # The request comes first: the held-out cosine only stands in for it.
     for record, name in ((codec.request, "fidelity"), (codec.calibration, "cosine")):
         value = cast(dict[str, Any], record).get(name) if isinstance(record, dict) else None
         if isinstance(value, float) and 0 < value <= 1:

@@ -27,6 +27,7 @@ def refuse_missing_files(cache: Cache, units: Sequence[str]) -> CheckedFiles:
     wrong: list[tuple[str, str]] = []
     for unit in units:
         group = unit_group(unit)
+        # One listing: in a bucket the size of each file would be a request.
         sizes = dict(cache.storage.list_files(group))
         finished: set[int] = set()
         for receipt in UnitReceipts(cache.storage, unit).all():
@@ -42,7 +43,7 @@ def refuse_missing_files(cache: Cache, units: Sequence[str]) -> CheckedFiles:
         ]
         num_shards += len(finished)
         if unit in cache.teachers:
-            cache.teachers[unit].maps(())  # no map, but all that any map needs
+            cache.teachers[unit].maps(())  # decodes no map, but reads its document, the codec and the codec's arrays
     if wrong:
         place, what = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

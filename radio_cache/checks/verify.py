@@ -134,6 +134,7 @@ def repair_cache(cache: Cache, report: VerifyReport) -> list[str]:
             _rewrite_document(cache, damage)
             done.append(f"{damage.place}: written again from the spec")
         else:
+            # Dropping the receipt is enough: a shard without one counts as unfinished.
             if drop_receipt(cache.storage, damage.unit, damage.shard):
                 done.append(f"{damage.unit}, shard {damage.shard}: dropped, the next build makes it again")
     return done
@@ -180,7 +181,7 @@ def _index_damages(cache: Cache) -> Iterator[Damage]:
         cache.refuse_unfounded()
         index = cache.index
         columns = index_columns(index)
-        if group not in (IMAGES_UNIT, index_group(columns)):  # the first caches' was not named by what it holds
+        if group not in (IMAGES_UNIT, index_group(columns)):  # the first caches' index has a fixed name
             what = f"its columns are not those that its name was made from: {_INDEX_CURE}"
             yield Damage(IMAGES_UNIT, None, group, what, mendable=False)
         if not 0 <= int(index.container.min()) <= int(index.container.max()) < len(cache.meta.containers):
@@ -215,7 +216,7 @@ def _shard_damages(cache: Cache, unit: str, shard: int, receipt: Receipt) -> Ite
     rows = cache.meta.shard_rows(shard)
     place = receipt_path(unit, shard)
     identity = (receipt.unit, receipt.shard, receipt.first_row, receipt.num_rows)
-    # It may speak of fewer rows, from before the cache grew: then the next build makes the shard again.
+    # Fewer rows are valid: the receipt is from before the cache grew, and the next build makes the shard again.
     if identity[:3] != (unit, shard, rows.start) or not 0 < receipt.num_rows <= len(rows):
         yield Damage(unit, shard, place, f"it is the receipt of another shard: {identity}", mendable=True)
         return
@@ -243,6 +244,7 @@ def file_difference(file: StoredFile, data: bytes, shard_images: int) -> str | N
     # The last four bytes are no part of the receipt's checksum: they are one themselves, of a chunk or of an index.
     covered = memoryview(data)[:-CRC_BYTES]
     if file.path.startswith(("spatial/", f"{PIXELS}/")):
+        # The last checksum of a shard file covers its index alone: 16 bytes for each chunk.
         covered = covered[-16 * shard_images :]
     # The receipt's checksum leaves out the last four bytes, which are compared here.
     closing_fits = crc32c(covered) == int.from_bytes(data[-CRC_BYTES:], "little")
@@ -300,6 +302,7 @@ def _transform_damages(cache: Cache, unit: str) -> Iterator[Damage]:
         return
     try:
         cache.teachers[unit].codec  # noqa: B018
+    # A codec of a newer version is no damage, and repair must not touch it.
     except UnsupportedFormatError:
         raise
     except RadioCacheError as exc:
@@ -331,6 +334,7 @@ def _documents(cache: Cache, unit: str) -> Documents:
         documents = [(f"{IMAGES_UNIT}/{path}", data) for path, data in images_documents(cache.meta)]
         yield from [("teachers/" + DOCUMENT, group_document()), *documents]
         try:
+            # The length of `key_bytes` follows from the keys. A damaged index is reported by `_index_damages`.
             keys = cache.index.keys
             length = keys.num_bytes if isinstance(keys, StoredKeys) else 0
         except RadioCacheError:
@@ -365,7 +369,7 @@ def _document_difference(expected: bytes, storage: Storage, path: str, axis: int
         theirs["attributes"].get(ATTRIBUTES_KEY, {}).pop("crc32c", None)  # the first caches had none
     if ours == theirs:
         return None
-    # A cache that was about to grow has longer arrays than it says.
+    # Growth enlarges the arrays before the cache declares more images, so a growth that was killed leaves longer ones.
     longer = theirs["node_type"] == "array" and theirs["attributes"] == ours["attributes"]
     fits = longer and array_difference(stored, expected, grows_along=axis) is None
     return None if fits else "is not what the cache's spec says"

@@ -23,6 +23,7 @@ def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
     """
     if compiled is not None:  # several times faster, and other threads go on meanwhile
         return compiled.crc32c(data, crc)
+    # As an array, whose memory the library reads without a copy.
     return google_crc32c.extend(crc, np.frombuffer(data, dtype=np.uint8))
 
 

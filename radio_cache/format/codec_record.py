@@ -6,6 +6,7 @@ from typing import Any
 from radio_cache.codecs import codec_label
 from radio_cache.codecs.calibrate import CodecRequest
 
+# Stored keys are part of the format, and keep the names of its first version.
 _SECTIONS = {
     "request": "asked",
     "transcoded_from": "converted",
@@ -41,6 +42,7 @@ class CodecRecord:
     @classmethod
     def of_request(cls, request: CodecRequest | None) -> "CodecRecord":
         """Return the record of a codec that is not calibrated yet. request: None leaves the choice to the build."""
+        # The name alone: the other parameters follow from the calibration.
         return cls() if request is None else cls(parameters={"name": request.name}, request=request.to_json())
 
     @property
@@ -69,10 +71,12 @@ class CodecRecord:
     def to_json(self) -> dict[str, Any]:
         """Return the stored JSON: parameters, then the sections that there are."""
         sections = {key: getattr(self, name) for name, key in _SECTIONS.items()}
+        # Sections without a value are left out, as in documents of the first caches.
         return self.parameters | {key: section for key, section in sections.items() if section is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "CodecRecord":
         """Build the record from what `to_json` returned."""
+        # All that is no section belongs to the codec, parameters of a newer version included.
         parameters = {key: value for key, value in data.items() if key not in _SECTIONS.values()}
         return cls(parameters=parameters, **{name: data.get(key) for name, key in _SECTIONS.items()})

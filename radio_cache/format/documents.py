@@ -32,6 +32,7 @@ def images_documents(meta: CacheMeta) -> Documents:
     """Yield the documents of the images' group, except those of the index."""
     yield DOCUMENT, group_document()
     for name, (dtype, row) in IMAGES_COLUMNS.items():
+        # A chunk is a shard, so that two builders never write the same file.
         shape, chunks = (meta.num_images, *row), (meta.shard_images, *row)
         yield (
             f"{name}/{DOCUMENT}",
@@ -80,6 +81,7 @@ def index_documents(num_images: int, num_key_bytes: int) -> Documents:
 
 def index_document(dtype: str, length: int, axis: str = "image") -> bytes:
     """Return the document of one column of an image index."""
+    # Zarr requires chunks of at least one element, also for an empty array.
     return plain_array_document((length,), (max(1, min(length, INDEX_CHUNK)),), dtype, 0, (axis,))
 
 
@@ -91,6 +93,7 @@ def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Docum
         yield f"{TRANSFORM}/{DOCUMENT}", group_document()
     for name, array in codec.arrays().items():
         axes = _TRANSFORM_AXES.get(name, tuple(f"axis_{number}" for number in range(array.ndim)))
+        # One chunk each: a codec needs its arrays whole.
         yield f"{TRANSFORM}/{name}/{DOCUMENT}", plain_array_document(array.shape, array.shape, array.dtype, 0, axes)
     if spec.summary_dim is not None:
         yield f"summary/{DOCUMENT}", summary_document(meta, spec)
@@ -104,6 +107,7 @@ def teacher_documents(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> Docum
 
 def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
     """Return the document of a teacher's maps."""
+    # (views, n, *row). A file holds a shard of one view, and an inner chunk one row, so that rows are read one by one.
     row = codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim)
     return sharded_array_document(
         (spec.views, meta.num_images, *row),
@@ -118,6 +122,7 @@ def spatial_document(meta: CacheMeta, spec: TeacherSpec, codec: Codec) -> bytes:
 
 def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
     """Return the document of a teacher's summaries."""
+    # (views, n, c). NaN marks rows that were never written, since no valid summary holds one.
     width = spec.summary_dim or 0
     return plain_array_document(
         (spec.views, meta.num_images, width),
@@ -130,6 +135,7 @@ def summary_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
 
 def crop_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
     """Return the document of the boxes of a teacher's views. A chunk has all views of a shard."""
+    # (views, n, xyxy) in whole pixels
     return plain_array_document(
         (spec.views, meta.num_images, 4), (spec.views, meta.shard_images, 4), "int32", 0, ("view", "image", "xyxy")
     )
@@ -144,6 +150,7 @@ def flipped_document(meta: CacheMeta, spec: TeacherSpec) -> bytes:
 
 def stats_document(meta: CacheMeta, width: int, name: str = "spatial") -> bytes:
     """Return the document of the statistics of maps ("spatial") or summaries ("summary")."""
+    # (shards, 2, c): sums and sums of squares, in float64 because they run over millions of tokens.
     axes = ("shard", "power_sum", f"{name}_channel")
     return plain_array_document((meta.num_shards, 2, width), (1, 2, width), "float64", np.nan, axes)
 
@@ -163,6 +170,7 @@ def grows_along(path: str) -> int | None:
     head = path.split("/")[0]
     if head in ("spatial", "summary", "crop_xyxy", "flipped"):
         return 1
+    # A path without a slash is a group's own document, which has no shape.
     return 0 if head in (*IMAGES_COLUMNS, PIXELS, "stats") and path.count("/") else None
 
 

@@ -4,7 +4,8 @@ import re
 
 from radio_cache.errors import StorageError
 
-_ODD = re.compile("[\0-\x1f\x7f\\\\\ud800-\udfff]")  # control characters, backslashes, what no encoding has
+# Control characters, backslashes (separators on Windows), and surrogates, which no encoding has.
+_ODD = re.compile("[\0-\x1f\x7f\\\\\ud800-\udfff]")
 
 
 def checked_path(path: str) -> str:

@@ -42,6 +42,7 @@ def pixels_document(num_images: int, shard_images: int) -> dict[str, Any]:
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
+            # One image, so that each can be read without its neighbours.
             "chunk_shape": [1],
             "codecs": [{"name": "vlen-bytes", "configuration": {}}, crc],
             "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc],

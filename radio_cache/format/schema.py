@@ -42,15 +42,17 @@ MAX_ROW_BYTES = 1 << 30
 MAX_IMAGE_PIXELS = 1 << 32
 """What a cache may declare at most: of images, images in a shard, shards, views, channels, pixels along a side of a
 teacher's input, values and stored bytes of one image's map, pixels of an image. Checked before anything is allocated,
-because a cache may come from anybody."""
+because a cache may come from an untrusted source."""
 
 CONTAINER_KINDS = ("folder", "tar", "list", "parquet")
-"""What images may lie in: files below a folder, members of a tar (read by offset), files that a text file lists, rows of a
+"""Kinds of containers of images: files below a folder, members of a tar (read by offset), files that a text file lists, rows of a
 Parquet file with an image's bytes."""
 
 T = TypeVar("T")
 
+# \Z instead of $, which also matches before a line feed at the end.
 _INDEX_GROUP = re.compile(rf"{IMAGES_UNIT}(/index-[0-9a-z]+)?\Z")
+# Lower case only: a file system that ignores case would merge two teachers. A number behind "@" is a level.
 _TEACHER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(@[0-9]+)?\Z")
 
 
@@ -88,7 +90,7 @@ class Container:
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         if not self.column:
-            del data["column"]  # as the first caches had it
+            del data["column"]  # left out, as in the first caches
         return data
 
 
@@ -130,9 +132,10 @@ class CacheMeta:
         return range(first, min(first + self.shard_images, self.num_images))
 
     def to_json(self) -> dict[str, Any]:
+        # `asdict` does not call `to_json` of the containers.
         data = asdict(self) | {"containers": tuple(container.to_json() for container in self.containers)}
         if self.index == IMAGES_UNIT:
-            del data["index"]  # as the first caches had it
+            del data["index"]  # left out, as in the first caches
         if self.pixels is None:
             del data["pixels"]
         return _sealed({"format_version": FORMAT_VERSION, **data})
@@ -150,6 +153,7 @@ class CacheMeta:
             CorruptShardError: for damaged contents.
             LimitError: for implausible sizes.
         """
+        # Before the checksum, which a newer version may compute in another way.
         version = data.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise UnsupportedFormatError(
@@ -158,6 +162,7 @@ class CacheMeta:
             )
         known = _unsealed(data, f"{place}: the cache's own document")
         del known["format_version"]
+        # Before the strict parser, which would report the fields of a newer version as damage.
         _refuse_newer_containers(known.get("containers"), place)
         return _parsed(cls, known, f"{place}: the cache's own document")
 
@@ -218,6 +223,7 @@ class TeacherSpec:
 
     def __post_init__(self) -> None:
         refuse_teacher_name(self.name)
+        # Readers group levels by the name and by `level_of`, so both have to agree.
         level = None if self.level_of is None else level_name(self.level_of, self.geometry.input_hw)
         if level != (self.name if "@" in self.name else None):
             raise ConfigError(
@@ -241,9 +247,9 @@ class TeacherSpec:
         data = asdict(self) | {"codec": self.codec.to_json()}
         for name in ("level_of", "view_sampling"):
             if data[name] is None:
-                del data[name]  # as the first caches had it
+                del data[name]  # left out, as in the first caches
         if not self.loaded:
-            del data["loaded"]  # as the first caches had it
+            del data["loaded"]  # left out, as in the first caches
         return _sealed(data)
 
     @classmethod
@@ -259,6 +265,7 @@ class TeacherSpec:
             LimitError: for implausible sizes.
         """
         fields = _unsealed(data, f"{place}: a teacher's spec")
+        # `CodecRecord` allows sections that the strict parser would refuse. Other values are left to the parser's error.
         if isinstance(fields.get("codec"), dict):
             fields["codec"] = CodecRecord.from_json(fields["codec"])
         try:
@@ -268,8 +275,9 @@ class TeacherSpec:
 
     def differences(self, requested: "TeacherSpec") -> list[str]:
         """Describe the fields in which the stored spec differs from a requested one, except those for information only."""
-        # Whoever asks for no codec in particular takes the one that is there.
+        # A request without a codec accepts the stored one.
         stored_codec = self.codec.request_json() if requested.codec.is_chosen else {}
+        # The source of the weights may differ, as their hash identifies them.
         stored_fields = _flat(asdict(replace(self, software={}, weights="")) | {"codec": stored_codec})
         asked_fields = _flat(
             asdict(replace(requested, software={}, weights="")) | {"codec": requested.codec.request_json()}
@@ -288,6 +296,7 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= _flat(cast(dict[str, Any], value), f"{prefix}{key}.")
         else:
+            # JSON has lists where a spec has tuples.
             flat[prefix + key] = tuple(value) if isinstance(value, list) else value
     return flat
 
@@ -301,12 +310,14 @@ class StoredFile:
     crc32c: int
 
     def __post_init__(self) -> None:
+        # The path comes from a receipt, which may be hostile, and is opened below the cache.
         checked_path(self.path)
 
 
 FaultKind = Literal["image", "surroundings"]
-"""Whose fault it is that an image cannot be used: its own bytes show it, or nothing is known of them."""
+"""Cause of an unusable image: its own bytes, or its surroundings, in which case nothing is known of the bytes."""
 
+# The system's own texts, which earlier versions stored in place of a kind.
 _UNREADABLE = re.compile(
     r"cannot be read: (there is nothing at |the server refuses |("
     + "|".join(
@@ -332,7 +343,7 @@ _UNREADABLE = re.compile(
     )
     + r")\Z)"
 )
-"""Reasons that caches without kinds recorded for what was no fault of the image."""
+"""Reasons in caches without kinds that were no fault of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +366,7 @@ class Failure:
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         if self.kind == "image":
-            del data["kind"]  # as the first caches had it
+            del data["kind"]  # left out, as in the first caches
         return data
 
 
@@ -383,6 +394,7 @@ class Receipt:
         return _sealed(data)
 
     def __post_init__(self) -> None:
+        # Receipts are read from files, and impossible numbers would reach rows of other shards.
         rows = range(self.first_row, self.first_row + self.num_rows)
         counts = (self.shard, self.first_row, self.num_tokens, *(file.num_bytes for file in self.files))
         if self.num_rows < 1 or min(counts) < 0 or any(failure.row not in rows for failure in self.failures):
@@ -403,6 +415,7 @@ class Receipt:
 
 def check_limit(what: str, count: Any, limit: int) -> None:
     """Raise LimitError if a cache declares fewer than 1 or more than `most` of something, or no whole number."""
+    # Not isinstance: True is an int, too.
     if type(count) is not int or not 1 <= count <= limit:
         raise LimitError(
             f"the cache declares {count!r:.40} {what}; possible are 1 to {limit}: it is damaged, or not to be trusted"
@@ -436,18 +449,22 @@ def _refuse_newer_containers(containers: Any, place: str) -> None:
 
 
 def _sealed(data: dict[str, Any]) -> dict[str, Any]:
-    """With a checksum of the document in canonical form: layout and order of fields do not count."""
+    """Return the document with its checksum, which does not depend on layout or order of fields."""
     return data | {"crc32c": crc32c(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())}
 
 
 def _unsealed(data: dict[str, Any], what: str) -> dict[str, Any]:
-    """Without the checksum, if there is one and it is right. Raises CorruptShardError naming `what` if it is wrong."""
+    """Return the document without its checksum.
+
+    Raises:
+        CorruptShardError: naming `what`, for a wrong checksum. The first caches have none, which is no error.
+    """
     fields = dict(data)
     try:
         if "crc32c" not in fields or fields.pop("crc32c") == _sealed(fields)["crc32c"]:
             return fields
     except (ValueError, RecursionError):
-        pass  # what cannot be written as JSON was not sealed
+        pass  # not JSON, so the checksum was never computed for it
     raise CorruptShardError(f"{what} does not match its own checksum: restore it from a copy")
 
 

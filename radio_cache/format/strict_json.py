@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 T = TypeVar("T")
 
 MAX_INTEGER = 1 << 62
-"""Larger whole numbers are nobody's, and overflow elsewhere."""
+"""Larger whole numbers are implausible, and overflow 64-bit arithmetic."""
 
 _MAX_DEPTH = 64
-"""Of lists and objects in each other: what can be parsed can then be printed and written, too."""
+"""Deepest accepted nesting of lists and objects, so that a parsed document can be printed and written, too."""
 
 Check = Callable[[Any], Any]
 
@@ -43,6 +43,7 @@ def parse_json(text: bytes) -> Any:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError as exc:
         raise ValueError("it is nested too deeply") from exc
+    # An upper bound of the depth, so that most documents need no second pass.
     if text.count(b"[") + text.count(b"{") > _MAX_DEPTH:
         _refuse_depth(value)
     return value
@@ -63,6 +64,7 @@ def from_json(kind: type[T], data: Any) -> T:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
+    # Python keeps the last of equal keys, other parsers the first: two tools would read two caches.
     if len(document) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} is there twice")
@@ -70,6 +72,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_depth(value: Any) -> None:
+    # Level by level, because recursion would overflow the stack on hostile nesting.
     level: list[Any] = [value]
     for _ in range(_MAX_DEPTH):
         inner = [node.values() if type(node) is dict else node for node in level if type(node) in (dict, list)]
@@ -105,6 +108,7 @@ def _check(kind: Any) -> Check:
 
 
 def _integer(value: Any) -> int:
+    # Not isinstance: True is an int, too.
     if type(value) is not int or abs(value) > MAX_INTEGER:
         raise _WrongError(value, "a whole number" if type(value) is not int else "a number that can be true")
     return value
@@ -114,7 +118,7 @@ def _number(value: Any) -> float:
     if type(value) is float and math.isfinite(value):
         return value
     if type(value) is int and abs(value) <= MAX_INTEGER:
-        return value  # stays what it is, so that it is written again as it was
+        return value  # stays an int, so that a document is written again with the same bytes
     raise _WrongError(value, "a finite number")
 
 
@@ -156,6 +160,7 @@ def _union(checks: list[Check]) -> Check:
 
 
 def _tuple(inner: tuple[Any, ...]) -> Check:
+    # tuple[x, ...], or an annotation for each position.
     repeats = len(inner) == 2 and inner[1] is Ellipsis
     checks = [_check(element) for element in inner if element is not Ellipsis]
     needed = "a list" if repeats else f"a list of {len(checks)}"
@@ -193,6 +198,7 @@ def _dict(check_value: Check) -> Check:
 
 
 def _dataclass(kind: type) -> Check:
+    # `fields` holds annotations as strings where a module postpones their evaluation.
     hints = get_type_hints(kind)
     checks = {field.name: _check(hints[field.name]) for field in fields(kind)}
     needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
@@ -211,6 +217,7 @@ def _dataclass(kind: type) -> Check:
         checked: dict[str, Any] = {}
         for name, element in data.items():
             try:
+                # The keys are collected on the way out, innermost first.
                 checked[name] = checks[name](element)
             except _WrongError as exc:
                 exc.keys.append(name)

@@ -39,6 +39,7 @@ def transcoding_of(codec: CodecRecord, place: str) -> Transcoding | None:
     """
     if codec.transcoded_from is None:
         return None
+    # A spec opens with any JSON in this record, so it is checked here, where it is used.
     try:
         return from_json(Transcoding, codec.transcoded_from)
     except (TypeError, ValueError, AttributeError) as exc:

@@ -16,7 +16,7 @@ from radio_cache.format.strict_json import MAX_INTEGER, parse_json
 DOCUMENT = "zarr.json"
 
 MAX_DOCUMENT_BYTES = 1 << 26
-"""Longer documents are nobody's; that of a cache from a hundred thousand tars has ten megabytes."""
+"""Longer documents are refused. That of a cache of a hundred thousand tars has ten megabytes."""
 
 VARIABLE_BYTES, _EARLIER_BYTES = "bytes", "variable_length_bytes"
 """The registered name of byte strings of any length, and zarr-python's own one, which earlier caches have."""
@@ -74,6 +74,7 @@ def sharded_array_document(
     """
     inner = [_bytes_codec(np.dtype(dtype))]
     if zstd_level is not None:
+        # Without zstd's own checksum: the crc32c behind each chunk covers the same bytes.
         inner.append({"name": "zstd", "configuration": {"level": zstd_level, "checksum": False}})
     sharding = {
         "name": "sharding_indexed",
@@ -115,15 +116,19 @@ def array_difference(stored: bytes, expected: bytes, *, grows_along: int | None 
         grows_along: axis that may be longer than expected, because arrays are enlarged before the cache declares it.
     """
     try:
+        # `.items()` raises for anything but a JSON object.
         theirs = dict(parse_json(stored).items())
         needed: dict[str, Any] = json.loads(expected)
+        # Two names of one type.
         if theirs.get("data_type") == _EARLIER_BYTES:
             theirs["data_type"] = VARIABLE_BYTES
         longer = None if grows_along is None else theirs["shape"][grows_along]
         if grows_along is not None and type(longer) is int and needed["shape"][grows_along] < longer <= MAX_INTEGER:
+            # A longer array along this axis counts as equal.
             needed["shape"][grows_along] = longer
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
         return f"does not describe a Zarr array ({exc!r})"
+    # Fields that are not expected are ignored, since other tools may add some.
     for field, value in needed.items():
         if field not in _FREE_FIELDS and theirs.get(field) != value:
             return (
@@ -156,6 +161,7 @@ def _array(
     codecs: list[Any],
     names: Sequence[str] | None,
 ) -> bytes:
+    # Zarr requires an integer as fill value of an integer type.
     whole = np.issubdtype(dtype, np.integer)
     assert names is None or len(names) == len(shape), (names, shape)
     return _dumped(
@@ -176,10 +182,12 @@ def _array(
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
+    # A type of one byte has no byte order.
     return _BYTES if dtype.itemsize > 1 else {"name": "bytes"}
 
 
 def _json_float(value: float) -> float | str:
+    # JSON has neither NaN nor infinities, so Zarr stores their names.
     return float(value) if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity"}.get(str(value), "-Infinity")
 
 
