@@ -5,5 +5,5 @@ from radio_cache.format.schema import CacheMeta, TeacherSpec
 from radio_cache.reader import Cache, CachedTeacher
 
 __all__ = ["Cache", "CacheMeta", "CachedTeacher", "RadioCacheError", "TeacherSpec"]
-__distribution__ = "radio-cache"  # by which `radio_cache.start` knows our packages
+__distribution__ = "radio-cache"  # `radio_cache.start` recognises our packages by this line
 __version__ = "0.1.0"

@@ -16,8 +16,10 @@ from radio_cache.errors import ConfigError
 
 C = TypeVar("C")
 
+# Identifiers only, so that no other text of a file reaches `import_module`.
 _PATH = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 
+# A context variable: one thread's permissions do not hold in another.
 _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed_modules", default=())
 
 
@@ -46,6 +48,7 @@ def refuse_unless_allowed(path: str, allow_modules: Iterable[str] = (), *, what:
     """
     module, _ = split_path(path, what=what)
     for name in (*_as_names(allow_modules), *_allowed.get()):
+        # With the point, "pack" allows "pack.net" and not "package".
         if name in (path, module) or module.startswith(f"{name}."):
             return
     raise ConfigError(
@@ -92,4 +95,5 @@ def split_path(path: str, *, what: str) -> tuple[str, str]:
 
 
 def _as_names(names: Iterable[str]) -> tuple[str, ...]:
+    # A single name is a sequence of letters, too.
     return (names,) if isinstance(names, str) else tuple(names)

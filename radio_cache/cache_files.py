@@ -15,7 +15,7 @@ from radio_cache.receipts import ReceiptColumns, UnitReceipts
 from radio_cache.storage.base import Storage
 
 _NO_NEED_TO_LOOK = 1 << 20
-"""Images for which there is memory on any machine."""
+"""Caches of up to this many images are read without comparing the index first."""
 
 
 @final
@@ -32,6 +32,7 @@ class CacheFiles:
         self._founded = False
 
     def __reduce__(self) -> tuple[type["CacheFiles"], tuple[Storage, CacheMeta]]:
+        # Without the columns read so far, which may take gigabytes.
         return (CacheFiles, (self.storage, self.meta))
 
     @property
@@ -52,6 +53,7 @@ class CacheFiles:
         """Return the receipts of a unit ("images" or a teacher) by shard, with None for unfinished shards."""
         by_shard: list[Receipt | None] = [None] * self.meta.num_shards
         for receipt in UnitReceipts(self.storage, unit).all():
+            # Receipts beyond the end are leftovers of a longer cache.
             if receipt.shard < len(by_shard):
                 by_shard[receipt.shard] = receipt
         return by_shard
@@ -62,6 +64,7 @@ class CacheFiles:
 
     def refuse_unfounded(self) -> None:
         """Raise CorruptShardError if the cache declares more images than it lists."""
+        # Compares with a listing of the index, which is slow in a bucket, so only once and only for large caches.
         if not self._founded and self.num_images > _NO_NEED_TO_LOOK:
             refuse_unfounded(self.storage, self.meta.index, self.num_images)
             self._founded = True

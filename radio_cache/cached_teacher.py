@@ -51,6 +51,7 @@ from radio_cache.statistics.fidelity import Fidelity, chain_fidelity, combine_fi
 
 Rows = NDArray[np.int64] | Sequence[int] | range
 
+# Most rows decoded at a time, and most bytes of their float32 maps.
 _BATCH_ROWS, _BATCH_BYTES = 32, 64 << 20
 
 
@@ -87,7 +88,7 @@ class Teachers(dict[str, "CachedTeacher"]):
             if name in (
                 unreadable_name,
                 unreadable_name.partition("@")[0],
-            ):  # what would say whose level it is cannot be read
+            ):  # the spec that names the teacher of a level cannot be read
                 raise error
         if not teachers:
             raise KeyError(name)
@@ -155,15 +156,19 @@ class CachedTeacher:
     def codec(self) -> Codec:
         """The codec of the stored codes."""
         storage, folder = self._files.storage, f"{self._group}/{TRANSFORM}"
+        # Arrays that lie there, not those that the spec lists: documents of the first caches have no list.
         names = storage.list_folders(folder)
         try:
+            # Without holes, so that an array is refused that declares more than is stored.
             arrays = {name: PlainArray(storage, f"{folder}/{name}").read(holes=False) for name in names}
             self._refuse_other_arrays(arrays)
             codec = codec_from_json(self.spec.codec.parameters, arrays, channels=self.spec.spatial_dim)
+            # Buffers are allocated by the size of a row, which a hostile codec may declare.
             row = codec.row_shape(self.spec.geometry.grid_hw, self.spec.spatial_dim)
             check_limit(
                 f"bytes in a map of teacher '{self.name}'", math.prod(row) * codec.dtype.itemsize, MAX_ROW_BYTES
             )
+        # A newer codec and a bucket that does not answer are no damage.
         except (UnsupportedFormatError, StorageError):
             raise
         except StoreError as exc:
@@ -198,6 +203,7 @@ class CachedTeacher:
             raise StoreError(f"{self._files.url}: teacher '{self.name}' has no summary, only maps")
         self._refuse_view(view)
         indices = self._existing(rows)
+        # (views, n, c) -> (m, c), float16
         stored = self._summaries[view][indices]
         # NaN is the fill value of summaries: a row without one was never written.
         if np.isnan(stored).any():
@@ -260,6 +266,7 @@ class CachedTeacher:
         self._refuse_view(view)
         if view == 0:
             return [whole_view((int(h), int(w))) for h, w in self._files.sizes_hw[indices]]
+        # (views, n, 4) -> (m, 4) and (views, n) -> (m,)
         boxes, flipped = self._boxes[view, indices], self._flipped[view, indices]
         # A view has a width of at least one pixel, so 0 is the fill value.
         holes = indices[boxes[:, 2] == 0]
@@ -284,6 +291,7 @@ class CachedTeacher:
         fidelity = combine_fidelity(receipt.fidelity for receipt in self._done() if receipt.fidelity)
         if fidelity and self.conversion and self.conversion.fidelity:
             fidelity = chain_fidelity(self.conversion.fidelity, fidelity)
+        # The variance over all shards includes how their means differ, which that of each shard leaves out.
         return fidelity and replace(fidelity, variance=float(np.square(self.spatial_mean_std()[1]).sum()))
 
     @property
@@ -305,7 +313,7 @@ class CachedTeacher:
 
     @cached_property
     def _summaries(self) -> NDArray[Any]:
-        # A summary is a few kilobytes an image: 1.28 million of 1280 channels are 3.3 GB, and memory is the right place.
+        # Kept in memory: a summary has a few kilobytes, and 1.28 million of 1280 channels take 3.3 GB.
         self._files.refuse_unfounded()
         document = summary_document(self._files.meta, self.spec)
         return read_verified_array(self._files.storage, self.name, "summary", document, grows_along=1)
@@ -336,8 +344,10 @@ class CachedTeacher:
         holes = [shard for shard in shards if np.isnan(by_shard[shard]).any()]
         if holes:
             raise damaged_file(self._files.storage, self.name, f"stats/{name}/c/{holes[0]}/0/0", holes[0])
+        # (shards, 2, c) -> (2, c) sums of x and of x^2
         sums = by_shard[shards].sum(axis=0)
         mean = sums[0] / sum(counts)
+        # Rounding can make the variance of a constant channel slightly negative.
         return mean, np.sqrt(np.maximum(sums[1] / sum(counts) - mean**2, 0.0))
 
     def _existing(self, rows: Rows) -> NDArray[np.int64]:
@@ -348,9 +358,15 @@ class CachedTeacher:
         return indices
 
     def _missing(self, rows: NDArray[np.int64], file: str | None = None) -> StoreError:
-        """Why these rows are not there. file: the shard file of the first one, which a receipt may vouch for."""
+        """Return the error for rows that are not stored.
+
+        Args:
+            rows: at least one.
+            file: of the first row, below the teacher's group; None for rows outside the cache.
+        """
         shard = int(rows[0]) // self._files.meta.shard_images
         receipt = read_receipt(self._files.storage, self.name, shard) if file else None
+        # The receipt covers the row, so its file is damaged. Without a receipt the shard is only unfinished.
         if receipt and rows[0] not in [failure.row for failure in receipt.failures]:
             return damaged_file(self._files.storage, self.name, str(file), shard)
         listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")

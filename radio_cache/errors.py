@@ -196,8 +196,11 @@ def nearest_names(name: str, known: Iterable[str], *, count: int = 3) -> list[st
     likeness: dict[str, float] = {}
     for spelled in lower:
         spelling = difflib.SequenceMatcher(None, spelled, typed).ratio()
+        # One or two letters are part of too many names.
         holds = len(typed) > 2 and all(part in spelled for part in parts)
+        # 0.6 is the default of `difflib.get_close_matches`.
         if holds or spelling >= 0.6:
             likeness[spelled] = spelling + 0.3 * holds
+    # Equally likely names are sorted, so that a message is always the same.
     best = sorted(likeness, key=lambda spelled: (-likeness[spelled], spelled))[:count]
     return [lower[spelled] for spelled in best]

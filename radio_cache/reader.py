@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS_VARIABLE = "RADIO_CACHE_MAX_PIXELS"
-"""Of the environment: how many pixels an image of a cache may have, where its user trusts larger ones than usual."""
+"""Environment variable for the largest number of pixels of an image, for users who trust a cache with larger ones than usual."""
 
 _ROWS_FOR_HOSTS = 10_000
 
@@ -54,6 +54,7 @@ class Cache:
     def __init__(self, place: str | Path | Storage) -> None:
         self.storage = open_storage(place)
         attributes = read_group_attributes(self.storage)
+        # Groups of teachers have attributes of ours, too, but no version.
         if "format_version" not in attributes:
             raise NotACacheError(f"{self.url} is a part of a radio-cache store: open the store it belongs to")
         self.files = CacheFiles(self.storage, CacheMeta.from_json(attributes, self.storage.at(DOCUMENT)))
@@ -62,10 +63,10 @@ class Cache:
             try:
                 self.teachers[name] = CachedTeacher(self.files, name)
             except NoGroupError:
-                pass  # a teacher being dropped, or none
+                pass  # the folder of a teacher that is being dropped, or of no teacher
             except StoreError as exc:
                 if isinstance(exc, StorageError) and not self.storage.is_local:
-                    raise  # a bucket that does not answer says nothing about a teacher
+                    raise  # a bucket that does not answer reveals nothing about one teacher
                 self.teachers.unreadable[name] = exc
 
     def __reduce__(self) -> tuple[type["Cache"], tuple[Storage]]:
@@ -146,6 +147,7 @@ class Cache:
         for unit in (IMAGES_UNIT, *teachers):
             columns = self.receipt_columns(unit)
             finished_rows(columns, self.num_images, self.meta.shard_images, usable)
+            # Receipts of a longer cache may name rows beyond the end.
             usable[columns.failed_rows[columns.failed_rows < self.num_images]] = False
         return np.flatnonzero(usable)
 
@@ -156,6 +158,7 @@ class Cache:
             ImageError: if it is missing, or is not the file that the teachers saw.
         """
         data = self.read_unchecked(row)
+        # Features of other bytes would not fit the pixels that the student sees.
         if digest(data) != self.digests[row].tobytes():
             raise ImageError(f"{self.index.key(row)} has changed since the cache was built: build the cache again")
         return data
@@ -221,10 +224,12 @@ class Cache:
 
         For a list of files about 10,000 of them are checked.
         """
+        # The path of a tar or a Parquet file names its server; the entries of a list name servers of their own.
         places = [container.path for container in self.meta.containers]
         lists = [number for number, container in enumerate(self.meta.containers) if container.kind == "list"]
         if lists and self.num_images:
             rows = np.flatnonzero(np.isin(self.index.container, lists))
+            # A sample, spread over the list: each key is decoded on its own.
             chosen = rows[:: max(1, len(rows) // _ROWS_FOR_HOSTS)].tolist()
             places += [
                 self.index.key(row).removeprefix(self.meta.containers[int(self.index.container[row])].prefix)
@@ -236,6 +241,7 @@ class Cache:
         if not hosts or self.meta.pixels is not None:
             return ""
         more = f" and {len(hosts) - 5} more" if len(hosts) > 5 else ""
+        # Without logins, and escaped: hosts come from an untrusted cache and go to a terminal.
         named = ", ".join(repr(host.rpartition("@")[2])[1:-1][:100] for host in hosts[:5])
         return f"images of {self.url} are read from the web, where the cache says: {named}{more}"
 
@@ -248,10 +254,12 @@ class Cache:
         """Read the bytes of an image file without comparing its digest, for a build that is about to record it."""
         index, containers = self.index, self.meta.containers
         number, key = int(index.container[row]), index.key(row)
+        # The number comes from the index, which may be damaged; a negative one would count from the end.
         if not 0 <= number < len(containers):
             raise ImageError(f"cannot be read: {self.url} says that it lies in place {number} of {len(containers)}")
         try:
             return read_image(containers[number], key, int(index.offset[row]), int(index.length[row]))
+        # Names the document: the error itself knows only the image.
         except UnsupportedFormatError as exc:
             raise UnsupportedFormatError(f"{self.storage.at(DOCUMENT)}: {exc}") from exc
 
@@ -262,6 +270,7 @@ def max_pixels_of_any_cache() -> int:
     Raises:
         ConfigError: if the environment variable is not a number.
     """
+    # Imported here, because only decoding needs PIL.
     from radio_cache.images.decode import MAX_PIXELS
 
     text = os.environ.get(MAX_PIXELS_VARIABLE, str(MAX_PIXELS))

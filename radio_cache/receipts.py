@@ -28,11 +28,14 @@ from radio_cache.format.strict_json import MAX_INTEGER, parse_json
 from radio_cache.storage import open_storage
 from radio_cache.storage.base import Storage
 
+# Holds the columns of some thousand shards, so that most logs take one request.
 _TAIL_BYTES = 1 << 16
 _TRIES = 5
 _AT_ONCE = 32
+# Room for a failure of 256 bytes for each of the 2^20 images that a shard may have.
 _MAX_RECEIPT_BYTES = 1 << 28
 _FILE_NAME = re.compile(r"(\d{6,9})\.json")
+# The columns of a log, in the order of `_numbers`.
 _PER_SHARD = ("shard", "num_rows", "num_tokens", "num_failures", "num_bytes", "line_bytes")
 
 T = TypeVar("T")
@@ -136,12 +139,13 @@ def each_receipt(
     """Yield (shard, receipt) of every shard, with an error in place of a damaged receipt and None for an unfinished shard."""
     storage = open_storage(place)
     files, lines, error = _again(lambda: _listed_and_salvaged(storage, unit))
-    # Shards without a receipt are reported; where there are none, one is all the same, so that the log is written again.
+    # A damaged line shows as a shard without a receipt. If no shard lacks one, some shard is blamed all the same, so that
+    # repair writes the log again.
     blamed = min(lines, default=0) if error and lines.keys() | files.keys() >= set(range(num_shards)) else None
     for shard in range(num_shards):
         try:
             if shard in files:
-                yield shard, read_receipt(storage, unit, shard)  # it may have gone into a log since
+                yield shard, read_receipt(storage, unit, shard)  # another process may have moved it into a log since
             elif shard in lines and shard != blamed:
                 yield shard, Receipt.from_json(parse_json(lines[shard]))
             else:
@@ -391,6 +395,7 @@ def _line(receipt: Receipt) -> bytes:
 
 def _merge(lines: dict[int, bytes], others: dict[int, bytes]) -> None:
     for shard, line in others.items():
+        # Caches only grow, so the receipt of more rows is the later one.
         if shard not in lines or parse_json(line)["num_rows"] > parse_json(lines[shard])["num_rows"]:
             lines[shard] = line
 
@@ -428,6 +433,7 @@ def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int
     try:
         last_bytes = len(tail) - tail.rindex(b"\n", 0, -1) - 1
         last = parse_json(tail[-last_bytes:])
+        # A log may be empty, while the limit starts at 1.
         check_limit("receipts in a log", max(1, last["lines"]), MAX_SHARDS)
         length = last["columns_bytes"]
         if type(length) is not int or not 0 < length <= size - last_bytes:
@@ -439,7 +445,7 @@ def _read_columns(storage: Storage, log: str, unit: str) -> tuple[NDArray[np.int
         if crc32c(second) != last["columns_crc32c"]:
             raise ValueError("the columns do not match their checksum")
         document = parse_json(second)
-        if document.get("of", unit) != unit:  # logs of the first days do not say it
+        if document.get("of", unit) != unit:  # the first logs lack the field
             raise ValueError(f"it is the log of {document['of']!r:.40}")
         table = np.stack([_whole_numbers(document["columns"][name]) for name in _PER_SHARD], axis=1)
         failed = _whole_numbers(document["columns"]["failed_rows"])
@@ -461,6 +467,7 @@ def _whole_numbers(values: Any) -> NDArray[np.int64]:
     """
     array = np.array(values)
     if array.ndim != 1 or (
+        # Well below 2^63, so that sums over millions of shards cannot overflow.
         len(array) and (array.dtype != np.int64 or array.min() < 0 or array.max() > MAX_INTEGER >> 8)
     ):
         raise ValueError("a column holds something else than whole numbers")
@@ -481,6 +488,7 @@ def _salvaged(log: bytes, unit: str) -> tuple[dict[int, bytes], int]:
                 if receipt.unit != unit:
                     raise ValueError("of another unit")
                 intact[receipt.shard] = line
+            # The last two lines hold the columns and the checksums; any other one without a unit is damaged.
             elif "columns" not in data and "lines" not in data:
                 lost += 1
         except (ValueError, StoreError):

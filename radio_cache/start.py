@@ -13,7 +13,7 @@ from typing import NoReturn
 
 PACKAGES = ("radio_cache", "cache_builder", "trainer", "evals")
 OWN = b'__distribution__ = "radio-cache"'
-"""What the file `__init__.py` of each package says."""
+"""A line in the `__init__.py` of each package."""
 
 
 def radio_cache() -> NoReturn:
@@ -51,10 +51,12 @@ def run(program: str) -> NoReturn:
 def complaint_about_packages() -> str:
     """Return a sentence about a package of ours that another distribution replaced or hides; "" if there is none."""
     for name in PACKAGES:
+        # Finds the file and does not run it, since a package of the same name may do anything when it is imported.
         spec = find_spec(name)
         origin = None if spec is None else spec.origin
         if origin is not None and OWN in Path(origin).read_bytes():
             continue
+        # Only after a mismatch: reading the metadata of all distributions slows every start.
         owners = [owner for owner in metadata.packages_distributions().get(name, ()) if owner != "radio-cache"]
         if origin is None and not owners:
             return f"the package '{name}' of radio-cache is gone: pip install --force-reinstall radio-cache"

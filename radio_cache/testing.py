@@ -44,6 +44,7 @@ def write_images(
     keys: list[str] = []
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True, exist_ok=True)
+        # A generator of its own, so that `seed` changes the noise and not the colours of the classes.
         colour = np.random.default_rng((7, number)).integers(40, 216, 3)
         for image in range(per_class):
             pixels = np.clip(colour + rng.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
@@ -56,6 +57,7 @@ def fake_spec(
     name: str, *, summary_dim: int | None, spatial_dim: int, size: int = 32, patch: int = 8, fit: Fit = "squash"
 ) -> TeacherSpec:
     """Return the spec of a fake teacher: square patches, `half` codec. A name such as "fake@64" makes a level."""
+    # A spec refuses a level whose name does not end with its input size.
     level_of = name.partition("@")[0] if "@" in name else None
     return TeacherSpec(
         name=name,
@@ -86,8 +88,11 @@ def fake_features(
     Returns summary (c,) or None, and spatial (h, w, c).
     """
     h, w = spec.geometry.grid_hw
+    # (h, w, 3) mean colour of each patch, around 0
     grid = np.asarray(image.resize((w, h), Image.Resampling.BOX), np.float64) / 255 - 0.5
+    # Seeded by the width, so that two sizes of a teacher project in the same way.
     rng = np.random.default_rng((seed, spec.spatial_dim))
+    # (h, w, 3) @ (3, c) -> (h, w, c)
     spatial = grid @ rng.normal(size=(3, spec.spatial_dim)) * 4
     summary = None
     if spec.summary_dim is not None:
@@ -138,6 +143,7 @@ def make_tiny_cache(
     for shard in range(meta.num_shards):
         write_images_shard(path, meta, shard, sizes_hw, digests, failures)
     for name, (summary_dim, spatial_dim) in (teachers or {"fake-a": (6, 8), "fake-b": (None, 5)}).items():
+        # The name of a level ends with its size.
         size = int(name.partition("@")[2] or 32)
         spec = fake_spec(name, summary_dim=summary_dim, spatial_dim=spatial_dim, size=size)
         spec = replace(spec, geometry=(geometries or {}).get(name, spec.geometry))
@@ -151,6 +157,7 @@ def make_tiny_cache(
 
 
 def _fitted(request: CodecRequest, spec: TeacherSpec, features: Mapping[int, Features]) -> Codec:
+    # (images, h, w, c) -> (tokens, c)
     tokens = np.concatenate([spatial for _, spatial in features.values()]).reshape(-1, spec.spatial_dim)
     maps = np.stack([spatial for _, spatial in features.values()])
     sample = CalibrationMaps(fitted=maps, held_out=maps, valid=np.ones(maps.shape[:3], np.bool_))
@@ -168,6 +175,7 @@ def write_images_shard(
     """Write the records of a shard's images. `sizes_hw` and `digests` are by row; absent rows get 0."""
     rows = meta.shard_rows(shard)
     unusable = tuple(failure for failure in failures if failure.row in rows)
+    # Chunks are stored in full size, also for a short last shard.
     status, size_hw = np.zeros(meta.shard_images, np.uint8), np.zeros((meta.shard_images, 2), np.int32)
     digest = np.zeros((meta.shard_images, 16), np.uint8)
     for place, row in enumerate(rows):
@@ -199,6 +207,7 @@ def write_teacher_shard(
     written = {row: features[row] for row in rows if row in features}
     codes = codes or {row: codec.encode(spatial.astype(np.float32)) for row, (_, spatial) in written.items()}
     writer = ShardWriter(path, spec.name, shard)
+    # Along the axes of a row there is one chunk.
     rest = (0,) * len(codec.row_shape(spec.geometry.grid_hw, spec.spatial_dim))
     writer.write_sharded(
         "spatial",
@@ -212,6 +221,7 @@ def write_teacher_shard(
     )
     writer.write_plain("stats/spatial", _sums(tokens), grid=(shard, 0, 0))
     if spec.summary_dim is not None:
+        # NaN is the fill value, which marks rows without a summary.
         chunk = np.full((1, meta.shard_images, spec.summary_dim), np.nan, np.float16)
         for row, (summary, _) in written.items():
             if summary is not None:
@@ -225,6 +235,7 @@ def write_teacher_shard(
 
 def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return statistics as they are stored: sums of values and of their squares, by channel."""
+    # (tokens, c) -> (1, 2, c), the chunk of one shard
     return np.stack([values.sum(axis=0), np.square(values).sum(axis=0)])[None]
 
 

@@ -24,8 +24,10 @@ def usual_run(num_images: int, device: str, *, steps: int | None = None, batch_i
 
     Args: steps, batch_images: where the user decides them, the other follows.
     """
+    # A small data set in large batches would give too few optimiser steps.
     usual = 64 if device == "cpu" or num_images < _MANY_IMAGES else 256
     batch = batch_images or max(1, min(usual, num_images))
+    # Rounded up, so that the crops are at least as many as documented.
     return UsualRun(steps or -(-max(_LEAST_CROPS, _EPOCHS * num_images) // max(1, batch)), batch)
 
 

@@ -57,7 +57,7 @@ def refuse_occupied(place: Place) -> None:
         path = storage.local_path()
         occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     else:
-        # What a creation left that was killed before the root's document: a local one leaves nothing at this place.
+        # Leftovers of a creation that was killed before it wrote the root's document. On a disk it leaves none here.
         ours = (f"{IMAGES_UNIT}/", "teachers/")
         occupied = storage.exists(DOCUMENT) or any(not path.startswith(ours) for path, _ in storage.list_files())
     if occupied:
@@ -107,17 +107,15 @@ def grow_cache(place: Place, meta: CacheMeta, index: ImageIndex) -> CacheMeta:
     # The new index first: it is named by its contents, so the old one stays valid meanwhile.
     for path, data in _index_files(meta.index, columns):
         storage.write(path, [data])
-    # Arrays first: one that is longer than the cache says is read as far as the cache goes.
+    # Arrays first: of an array that is longer than the cache, readers use only the rows that the cache declares.
     for path, data in _below(IMAGES_UNIT, images_documents(meta)):
         storage.write(path, [data])
     for name in storage.list_folders("teachers"):
         _grow_teacher(storage, unit_group(name), meta)
     storage.write(DOCUMENT, [root_document(meta)])
     if old.index == meta.index:
-        return (
-            meta  # another process has just made the cache as long: which index its readers still need, that one knew
-        )
-    # Whoever has the old cache open may still need its index; nobody needs those before.
+        return meta  # another process has just made the cache as long, and removed the unused indices itself
+    # Readers that opened the old cache may still need its index. Earlier ones are unused.
     for name in storage.list_folders(IMAGES_UNIT):
         group = f"{IMAGES_UNIT}/{name}"
         if name.startswith("index-") and group not in (old.index, meta.index):
@@ -179,7 +177,7 @@ def add_teacher(place: Place, meta: CacheMeta, spec: TeacherSpec, codec: Codec |
 
     storage, group = open_storage(place), unit_group(spec.name)
     with storage.locked("teachers"):
-        # In a bucket nothing is in the way, and another build may be half through the same.
+        # In a bucket leftover files do no harm, and they may be those of another build that is adding the same teacher.
         if storage.is_local and not storage.exists(f"{group}/{DOCUMENT}"):
             storage.delete_tree(group)
         storage.write_tree(group, files(), last=DOCUMENT)
@@ -274,7 +272,7 @@ def _compressed_if_any(chunk: Chunk | None, *, level: int) -> bytes | None:
 
 def compressed(chunk: Chunk, *, level: int) -> bytes:
     """Return the stored bytes of a chunk for a codec with this zstd level."""
-    # The frame says how much it holds; the checksum behind it is Zarr's.
+    # The frame records its decoded size, as readers expect. Zarr's crc32c stands behind it, so it has no checksum.
     return zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False).compress(chunk)
 
 
