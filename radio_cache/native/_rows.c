@@ -1,4 +1,4 @@
-/* Rows of shard files into one buffer, read and checked without Python: see native_batch.py for what it is for and when it is absent.
+/* Rows of shard files into one buffer, read and checked without Python: see radio_cache/shards/native.py for its use, and what happens where it was not built.
 
    Needs a processor with the crc32 instruction (x86-64 since 2008); elsewhere the import fails and Python does the work. */
 
@@ -19,7 +19,7 @@
 #include <string.h>
 #include <sys/uio.h>
 
-#define VERSION 2 /* one more whenever a function takes or returns something else: compiled.py asks for it */
+#define VERSION 2 /* incremented whenever a signature changes: radio_cache/native/__init__.py compares it */
 #define TARGET __attribute__((target("sse4.2")))
 #define CRC_BYTES 4
 #define PIECE (256 << 10) /* bytes read before they are checked, while the processor's cache still holds them */
@@ -291,7 +291,7 @@ static void run(Job *job, int helpers) {
     pthread_mutex_unlock(&lock);
 }
 
-/* A fork copies this thread alone: the child has no helpers and no jobs, and nobody else may hold the lock meanwhile. */
+/* A fork copies this thread alone: the child has no helpers and no jobs, and no other thread may hold the lock meanwhile. */
 static void before_fork(void) { pthread_mutex_lock(&lock); }
 static void in_parent(void) { pthread_mutex_unlock(&lock); }
 static void in_child(void) {
