@@ -1,4 +1,4 @@
-"""Copying a cache, or a part of it, to another place, in the same packing or the other one."""
+"""Copies of a cache or of a part of it, in the same packing or in another one."""
 
 from cache_builder.copying.config import CopyConfig
 from cache_builder.copying.copy import CopyReport, copy_cache

@@ -44,15 +44,14 @@ class CopyConfig:
     def __post_init__(self) -> None:
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ConfigError(
-                f"--fraction {self.fraction:g}: a part of the images is above 0 and at most 1, such as 0.1"
+                f"--fraction {self.fraction:g}: a fraction of the images is above 0 and at most 1, such as 0.1"
             )
         if self.fraction is not None and self.limit is not None:
-            raise ConfigError("--fraction and --limit both say how many images: give one")
+            raise ConfigError("--fraction and --limit both set the number of images: use only one of them")
         if self.fidelity is not None and self.packing is None:
-            raise ConfigError(
-                "--fidelity is what encoding again keeps: it needs --packing, without which nothing is encoded"
-            )
+            raise ConfigError("--fidelity applies only to transcoding: add --packing, or leave --fidelity out")
         if self.fidelity is not None:
+            # Constructed only for its own validation, so that both report one bound.
             CodecRequest(fidelity=self.fidelity)
         if len(set(self.teachers)) < len(self.teachers):
             raise ConfigError(
@@ -60,20 +59,30 @@ class CopyConfig:
             )
         if self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
+        # Validates the patterns and the limit before the source is opened.
         Selection(filters=self.filters, limit=self.limit)
 
     def rows(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Numbers of the images to copy, ascending. Raises ConfigError if there are none."""
+        """Return the rows of the images to copy, ascending.
+
+        Args:
+            keys: of all images of the source, by row.
+
+        Raises:
+            ConfigError: if the filters leave no image.
+        """
         if not self.filters and self.fraction is None:
-            return np.arange(len(keys))[: self.limit]  # without a look at millions of keys
+            # Matching millions of keys takes seconds, and is not needed here.
+            return np.arange(len(keys))[: self.limit]
         chosen, num_matches = Selection(filters=self.filters, limit=self.limit).rows(keys)
         if num_matches == 0:
             raise ConfigError(
-                f"--filter {' '.join(self.filters)}: none of {len(keys)} images is left, such as {keys[0]}"
+                f"--filter {' '.join(self.filters)}: none of {len(keys)} images matches, such as {keys[0]}"
             )
         if self.fraction is None:
             return chosen
         count = max(1, round(self.fraction * num_matches))
+        # The seeded order comes first and the count cuts it, so that smaller fractions are subsets of larger ones.
         return np.sort(Selection(filters=self.filters, shuffle_seed=self.seed, limit=count).rows(keys)[0])
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""A copy of a cache: checked, made or gone on with, shard by shard."""
+"""A copy of a cache: checked, then written or continued, shard by shard."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ from radio_cache.terminal.output import ProgressLine, human_bytes
 from radio_cache.writer import add_teacher, create_cache
 
 OnMessage = Callable[[str], None]
-"""Told one sentence at a time about what is going on."""
+"""Called with one sentence at a time about the progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,9 @@ class CopyReport:
     """The result of a copy.
 
     Attributes:
-        target: the copied cache.
+        source: the cache that was copied.
+        target: the copy, opened after its last shard.
+        units: one result for the images, then one per teacher.
     """
 
     source: Cache
@@ -77,8 +79,14 @@ def copy_cache(config: CopyConfig, on_message: OnMessage = lambda _: None) -> Co
         ConfigError: before anything is written, for rows that are not in the source, or impossible options.
         StoreError: before anything is written, for teachers that are not in the source.
         StaleCacheError: before anything is written, for a target with other contents.
+        MissingRowsError: before anything is written, for shards that the source has not finished.
+        UnsupportedFormatError: before anything is written, for a teacher with views that cannot be copied as a whole.
         CorruptShardError: for a damaged file of the source.
+
+    Returns:
+        The opened caches and the number of shards of each kind.
     """
+    # Refusals that need no target come first, so that a refused command writes nothing.
     _refuse_overlap(config)
     source = Cache(config.source)
     names = _teachers(source, config)
@@ -92,10 +100,11 @@ def copy_cache(config: CopyConfig, on_message: OnMessage = lambda _: None) -> Co
         on_message(f"{len(rows)} of {source.num_images} images: {config.describe()}")
     target = _target(config, source, rows, on_message)
     for name in names:
-        target = _join(target, source, name, transcodings[name], on_message)
+        target = _register_teacher(target, source, name, transcodings[name], on_message)
     copyings = [
         Copying(source, target, unit, rows, transcodings.get(unit) is not None) for unit in (IMAGES_UNIT, *names)
     ]
+    # All units before the first write: a target of another source must not grow by a single shard.
     for copying in copyings:
         _refuse_other_shards(copying)
     units: list[UnitCopied] = []
@@ -106,37 +115,42 @@ def copy_cache(config: CopyConfig, on_message: OnMessage = lambda _: None) -> Co
 
 def _copy_unit(copying: Copying, pool: ThreadPoolExecutor, threads: int) -> UnitCopied:
     target, unit = copying.target, copying.unit
-    todo = unfinished_shards(target.receipt_columns(unit), target.meta.shard_rows, target.meta.num_shards)
-    before = target.num_images - sum(len(target.meta.shard_rows(shard)) for shard in todo)
+    # A receipt is written last, so that a shard with one is complete and needs no other check.
+    unfinished = unfinished_shards(target.receipt_columns(unit), target.meta.shard_rows, target.meta.num_shards)
+    before = target.num_images - sum(len(target.meta.shard_rows(shard)) for shard in unfinished)
     written = copied_shards = assembled = 0
-    if todo:
+    if unfinished:
         with ProgressLine(unit, target.num_images, done=before) as line:
-            for shard, receipt in zip(
-                todo, prefetch_map(pool, lambda s: copy_shard(copying, s), todo, depth=threads), strict=True
-            ):
+            receipts = prefetch_map(pool, lambda shard: copy_shard(copying, shard), unfinished, depth=threads)
+            for shard, receipt in zip(unfinished, receipts, strict=True):
                 written += sum(file.num_bytes for file in receipt.files)
                 copied_shards += copying.is_kept(shard)
                 assembled += not copying.transcoded and not copying.is_kept(shard)
                 line.advance(receipt.num_rows, f"{human_bytes(written)} written")
+    # Also when nothing was left to copy: an earlier run may have been killed before this line.
     compact_receipts(target.storage, unit)
     return UnitCopied(
         name=unit,
-        before=target.meta.num_shards - len(todo),
+        before=target.meta.num_shards - len(unfinished),
         kept=copied_shards,
         assembled=assembled,
-        transcoded=len(todo) - copied_shards - assembled,
+        transcoded=len(unfinished) - copied_shards - assembled,
         num_bytes=written,
     )
 
 
 def _refuse_overlap(config: CopyConfig) -> None:
-    source, target = (absolute_path_or_url(place).rstrip("/") for place in (config.source, config.target))
+    source, target = (absolute_path_or_url(path_or_url).rstrip("/") for path_or_url in (config.source, config.target))
+    # The slash keeps siblings such as cache.zarr and cache.zarr-copy apart.
     if source == target or source.startswith(f"{target}/") or target.startswith(f"{source}/"):
-        raise ConfigError(f"{config.target} is {config.source} itself, or one lies in the other: copy to another place")
+        raise ConfigError(f"{config.target} is {config.source} itself, or one lies in the other: choose another target")
 
 
 def _teachers(source: Cache, config: CopyConfig) -> list[str]:
-    """Return groups of those to copy, in the order they are copied in. A teacher means all its levels, a level itself."""
+    """Return the names of the groups to copy, in the order of copying.
+
+    A teacher's name stands for all its levels, the name of a level for that level only.
+    """
     if not config.teachers:
         source.teachers.refuse_unreadable()
     chosen: list[str] = []
@@ -145,19 +159,22 @@ def _teachers(source: Cache, config: CopyConfig) -> list[str]:
             raise StoreError(f"{source.url}: " + unknown_name("cached teacher", name, source.teachers))
         levels = source.teachers.levels(name) if "@" not in name else (source.teachers[name],)
         chosen += [level.name for level in levels]
+    # A level may be requested by its own name and by its teacher's.
     return list(dict.fromkeys(chosen))
 
 
 def _refuse_idle_packing(source: Cache, names: list[str], config: CopyConfig) -> None:
-    """Raise ConfigError if a packing is requested and no teacher has one."""
+    """Raise ConfigError if a packing is requested and no teacher can be transcoded."""
     labels = [source.teachers[name].spec.codec.label for name in names]
     if config.packing and not any(source.teachers[name].codec.transcodable for name in names):
         stored_as = ", ".join(f"{name} is stored as {label}" for name, label in zip(names, labels, strict=True))
-        raise ConfigError(f"--packing is about klt, and in {source.url} {stored_as or 'there is no teacher'}")
+        raise ConfigError(
+            f"--packing applies only to klt, and in {source.url} {stored_as or 'there is no teacher'}: leave it out"
+        )
 
 
 def _refuse_unfinished(source: Cache, names: list[str], rows: NDArray[np.int64]) -> None:
-    """Raise MissingRowsError if a shard that rows are needed of is not there."""
+    """Raise MissingRowsError if a shard that holds any of `rows` is not finished."""
     needed = np.unique(rows // source.meta.shard_images)
     for unit in (IMAGES_UNIT, *names):
         columns = source.receipt_columns(unit)
@@ -172,18 +189,25 @@ def _refuse_unfinished(source: Cache, names: list[str], rows: NDArray[np.int64])
 def _refuse_views(
     source: Cache, names: list[str], rows: NDArray[np.int64], transcodings: dict[str, TranscodingPlan | None]
 ) -> None:
-    """Raise UnsupportedFormatError where views would have to be taken apart."""
+    """Raise UnsupportedFormatError if a teacher with several views would have to be copied row by row.
+
+    Only whole files can be copied for such teachers: assembling and transcoding handle one view per image.
+    """
     for name in names:
         views = source.teachers[name].spec.views
         if views > 1 and (transcodings[name] or len(rows) < source.num_images):
             raise UnsupportedFormatError(
-                f"{source.url}: teacher '{name}' has {views} views of every image, and is copied as a whole or not at all: copy "
-                "all images in their packing, or other teachers (--teacher)"
+                f"{source.url}: teacher '{name}' has {views} views of every image, so it can only be copied with all images "
+                "and in its packing: leave out --packing, --filter, --fraction and --limit, or copy other teachers (--teacher)"
             )
 
 
 def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], on_message: OnMessage) -> Cache:
-    """Return the cache to write to. Raises StaleCacheError for one that is no copy of these images."""
+    """Return the cache to write to, created if there is none yet.
+
+    Raises:
+        StaleCacheError: for a cache that holds other images than this copy would.
+    """
     index = _index(source.index, rows)
     meta = replace(
         source.meta, num_images=len(rows), creator=f"radio-cache {__version__}", index=index_group(index_columns(index))
@@ -191,18 +215,20 @@ def _target(config: CopyConfig, source: Cache, rows: NDArray[np.int64], on_messa
     if not is_cache(config.target):
         create_cache(config.target, meta, index)
     target = Cache(config.target)
+    # Temporary files of a killed run; the shards that they belong to are copied again.
     target.storage.remove_leftovers()
     difference = _meta_difference(target.meta, meta)
     if difference:
         raise StaleCacheError(
-            f"{target.url} is no copy of these images of {source.url}: {difference}. Choose another place"
+            f"{target.url} is no copy of these images of {source.url}: {difference}. Choose another target"
         )
     if target.teachers.keys() & source.teachers.keys():
-        on_message(f"{target.url} is there: going on with it")
+        on_message(f"{target.url} exists: continuing this copy")
     return target
 
 
 def _index(index: ImageIndex, rows: NDArray[np.int64]) -> ImageIndex:
+    # Rows are unique and ascending, so that equal lengths mean all images.
     if len(rows) == len(index):
         return index
     keys = [index.key(row) for row in rows.tolist()]
@@ -218,14 +244,20 @@ def _meta_difference(target_meta: CacheMeta, expected_meta: CacheMeta) -> str | 
         if target_value != expected_value:
             return f"it has {target_value} {quantity}, the copy would have {expected_value}"
     if target_meta.index != expected_meta.index:
-        return "it has as many images, but other ones, or in another order"
+        return "it has as many images, but different ones, or in another order"
     if (target_meta.containers, target_meta.class_names) != (expected_meta.containers, expected_meta.class_names):
-        return "its images come from other places, or have other classes"
+        return "its images come from other folders or archives, or have other classes"
     return None
 
 
-def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan | None, on_message: OnMessage) -> Cache:
-    """Return the target with a teacher's group in it. Raises StaleCacheError if that is another's."""
+def _register_teacher(
+    target: Cache, source: Cache, name: str, transcoding: TranscodingPlan | None, on_message: OnMessage
+) -> Cache:
+    """Return the target with a group for the teacher, added if it is not there yet.
+
+    Raises:
+        StaleCacheError: if the target has a group of this name with another spec or codec.
+    """
     if name not in target.teachers:
         teacher = source.teachers[name]
         spec, codec = teacher.spec, teacher.codec
@@ -239,7 +271,7 @@ def _join(target: Cache, source: Cache, name: str, transcoding: TranscodingPlan 
     if difference:
         raise StaleCacheError(
             f"{target.url} holds another teacher '{name}' than this copy of {source.url} would: {difference}. Choose another "
-            f"place, or radio-cache drop-teacher {target.url} {name}"
+            f"target, or run radio-cache drop-teacher {target.url} {name}"
         )
     return target
 
@@ -248,7 +280,8 @@ def _teacher_difference(
     target_teacher: CachedTeacher, source_teacher: CachedTeacher, transcoding: TranscodingPlan | None
 ) -> str | None:
     if replace(target_teacher.spec, codec=CodecRecord()) != replace(source_teacher.spec, codec=CodecRecord()):
-        return "its spec is another"
+        return "its spec differs"
+    # The first caches recorded no checksums. The arrays themselves are compared below.
     codec = replace(target_teacher.spec.codec, array_checksums=None)
     if transcoding is None:
         same = codec == replace(source_teacher.spec.codec, array_checksums=None)
@@ -258,21 +291,22 @@ def _teacher_difference(
             and source_arrays.keys() == target_arrays.keys()
             and all(np.array_equal(source_arrays[key], target_arrays[key]) for key in source_arrays)
         )
-        return None if same else f"its codec, {codec.label}, is another"
+        return None if same else f"its codec, {codec.label}, differs"
+    # The target keeps the parameters of its first calibration, so that only the requests must agree.
     new = transcoding.record()
     if (codec.request, codec.transcoded_from) == (new.request, new.transcoded_from):
         return None
-    return f"it is stored as {codec.label}, asked for as {codec.request}, this copy asks for {new.request}"
+    return f"it is stored as {codec.label}, requested as {codec.request}, and this copy requests {new.request}"
 
 
 def _refuse_other_shards(copying: Copying) -> None:
-    """Raise StaleCacheError if the target has a shard that should have come from the source as it is, and did not."""
+    """Raise StaleCacheError if the target has a shard that should equal the source's and does not."""
+    # The target may have fewer shards: a selection of rows.
     for target_receipt, source_receipt in zip(copying.target.receipts(copying.unit), copying.receipts, strict=False):
         if target_receipt and copying.is_kept(target_receipt.shard) and target_receipt != source_receipt:
             raise StaleCacheError(
-                f"{copying.target.url}: shard {target_receipt.shard} of '{copying.unit}' is another than that of "
-                f"{copying.source.url}, "
-                "which was built again since, or never was its source: choose another place"
+                f"{copying.target.url}: shard {target_receipt.shard} of '{copying.unit}' differs from that of "
+                f"{copying.source.url}, which was built again since, or never was its source: choose another target"
             )
 
 

@@ -23,28 +23,41 @@ from radio_cache.reader import Cache, CachedTeacher
 from radio_cache.statistics.fidelity import token_errors
 
 EXTRA_LOSS = 0.25
-"""Encoding again may lose this part of what was lost before, unless a fidelity is asked for."""
+"""Additional loss that transcoding may cause by default, as a share of the source's loss (1 - cosine)."""
 
-_UNMEASURED = 0.0025
+_UNMEASURED_LOSS = 0.0025
+"""Allowed loss (1 - cosine) where the source recorded no fidelity."""
+
 _SAMPLE_IMAGES = 256
 _SAMPLE_TOKENS = 32_768
-_HELD_OUT = 0.2
+_HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class TranscodingPlan:
-    """request: of the codec that is wanted. conversion: what the teacher's maps are decoded from."""
+    """The transcoding of one teacher.
+
+    Attributes:
+        request: the codec of the copy.
+        conversion: the source's codec label and fidelity, as recorded in the copy.
+    """
 
     request: CodecRequest
     conversion: Transcoding
 
     def record(self) -> CodecRecord:
-        """Return the copy's codec record without parameters: the same on every run of the same command."""
+        """Return the copy's codec record without parameters, which is equal on every run of the same command."""
         return CodecRecord(request=self.request.to_json(), transcoded_from=self.conversion.to_json())
 
 
 def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: float | None) -> TranscodingPlan | None:
-    """Return how to transcode this teacher to `packing`; None where its codes can stay as they are."""
+    """Return the plan to transcode a teacher to `packing`, or None if its codes stay unchanged.
+
+    Args:
+        teacher: of the source.
+        packing: requested packing; None keeps the stored one.
+        fidelity: mean cosine with the stored maps; None allows `EXTRA_LOSS` of the loss recorded in the source.
+    """
     codec = teacher.codec
     if packing is None or codec.transcodable is None or packing not in packings(codec.name):
         return None
@@ -52,9 +65,10 @@ def plan_transcoding(teacher: CachedTeacher, packing: str | None, fidelity: floa
         return None
     source_fidelity = teacher.fidelity()
     if fidelity is None:
-        loss = EXTRA_LOSS * (1 - source_fidelity.cosine) if source_fidelity else _UNMEASURED
+        loss = EXTRA_LOSS * (1 - source_fidelity.cosine) if source_fidelity else _UNMEASURED_LOSS
+        # A loss of 0 would request a fidelity of 1, which no quantiser reaches.
         fidelity = round(1 - min(max(loss, 1e-5), 0.5), 6)
-    # The same command must find its own words again, and JSON keeps no tuple and no type of ours.
+    # A repeated command compares this request with the stored one, so both hold only values that JSON preserves.
     return TranscodingPlan(
         CodecRequest(name=codec.name, packing=packing, fidelity=fidelity),
         Transcoding(
@@ -67,7 +81,7 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
     """Calibrate the codec of the copy, in the source's basis, on a seeded sample of the stored maps.
 
     Returns:
-        The codec, its record in the spec, and a sentence for the user.
+        The codec, its record in the spec, and a progress message.
 
     Raises:
         CodecError: if the fidelity is out of reach.
@@ -76,8 +90,9 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
     teacher = source.teachers[name]
     codec = teacher.codec.transcodable
     assert codec is not None, "only teachers that can be transcoded have a TranscodingPlan"
+    # Seeded by the name: an interrupted and repeated command calibrates the same codec.
     rows = sample_rows(source.usable_rows([name]), _SAMPLE_IMAGES, name)
-    held_out_images = max(1, round(_HELD_OUT * len(rows)))
+    held_out_images = max(1, round(_HELD_OUT_SHARE * len(rows)))
     tokens_per_image = max(1, _SAMPLE_TOKENS // max(1, len(rows)))
     sampled_tokens: list[NDArray[np.float32]] = []
     maps = SampledMaps() if transcoding.request.codec_class.needs == "maps" else None
@@ -86,20 +101,24 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
         for row, coordinates, mask in zip(
             batch_rows, codec.coordinates(teacher.codes(batch_rows)), on_image, strict=True
         ):
-            tokens = coordinates[mask]
+            tokens = coordinates[mask]  # (h, w, c) -> (tokens on the image, c)
             if maps is not None:
                 maps.add(coordinates, mask, held_out=len(sampled_tokens) < held_out_images)
+            # Seeded per row, so that the sample does not depend on how rows fall into batches.
             sampled_tokens.append(tokens[np.random.default_rng((0, row)).permutation(len(tokens))[:tokens_per_image]])
     if not any(map(len, sampled_tokens)):
         raise MissingRowsError(
-            f"{source.url}, teacher '{name}': no image is usable and has a token, so that nothing can be encoded again: copy it "
-            "without --packing"
+            f"{source.url}, teacher '{name}': no usable image has a token on its grid, so that the new codec cannot be "
+            "calibrated: copy it without --packing"
         )
+    # Split by image: tokens of one image resemble each other, and would make the held-out cosine too high.
+    # A single image serves as both.
     held_out, calibration_tokens = (
         np.concatenate(sampled_tokens[:held_out_images]),
         np.concatenate(sampled_tokens[held_out_images:] or sampled_tokens),
     )
     try:
+        # In the source's basis, so that only the quantisation changes and no second rotation adds error.
         calibrated = calibrate(
             transcoding.request,
             None,
@@ -118,14 +137,14 @@ def choose_codec(source: Cache, name: str, transcoding: TranscodingPlan) -> tupl
         **calibrated.fidelity.to_json(),
     }
     note = (
-        f"{name}: {transcoding.conversion.source} does not become {label_of(chosen)} without loss. What is stored is "
-        f"encoded again, and keeps a mean cosine of {calibrated.fidelity.cosine:.4f} with it"
+        f"{name}: transcoding {transcoding.conversion.source} to {label_of(chosen)} is lossy. The copy has a mean cosine of "
+        f"{calibrated.fidelity.cosine:.4f} with the stored maps"
     )
     source_fidelity = transcoding.conversion.fidelity
     if source_fidelity:
         # Measured against the stored maps only: the cosine with the teacher is estimated by the product.
         combined = source_fidelity.cosine * calibrated.fidelity.cosine
-        note += f"; of the teacher about {combined:.4f} are left, of {source_fidelity.cosine:.4f}"
+        note += f", and of about {combined:.4f} with the teacher (the source: {source_fidelity.cosine:.4f})"
     return chosen, replace(transcoding.record(), parameters=chosen.to_json(), calibration=record), note
 
 
@@ -147,14 +166,23 @@ class TranscodedShard:
 def transcode(
     old: Transcodable, new: Transcodable, codes: NDArray[Any], on_image: NDArray[np.bool_]
 ) -> TranscodedShard:
-    """Transcode stored codes (m, *row_shape) into the other packing of the same basis. on_image (m, h, w)."""
-    true = old.coordinates(codes)
-    new_codes = new.codes_of(true)
+    """Transcode stored codes to the other packing of the same basis.
+
+    Args:
+        old: codec of the codes.
+        new: codec of the result, with the basis of `old`.
+        codes: (m, *row_shape).
+        on_image: (m, h, w), True for tokens that show the image; the others are not compared.
+    """
+    stored = old.coordinates(codes)  # (m, h, w, c), in the klt basis
+    new_codes = new.codes_of(stored)
+    # The rotation preserves angles, so that cosines need no inverse rotation; coordinates are centred, features are not.
     mean = old.basis.rotated_mean
-    cosines, squared_errors = token_errors(true[on_image] + mean, new.coordinates(new_codes)[on_image] + mean)
+    cosines, squared_errors = token_errors(stored[on_image] + mean, new.coordinates(new_codes)[on_image] + mean)
+    # Coordinates are in units of phi; errors are recorded in those of the features.
     return TranscodedShard(new_codes, cosines, squared_errors * old.basis.phi**2)
 
 
 def tokens_on_images(cache: Cache, teacher: CachedTeacher, rows: list[int]) -> NDArray[np.bool_]:
-    """Return (len(rows), grid_h, grid_w): tokens that show the image."""
+    """Return the mask (len(rows), grid_h, grid_w) of the tokens that show the image."""
     return np.stack([valid_tokens((int(h), int(w)), teacher.spec.geometry) for h, w in cache.sizes_hw[rows]])

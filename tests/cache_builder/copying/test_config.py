@@ -45,12 +45,12 @@ def test_at_least_one_image_is_taken() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fraction": 0.0}, "--fraction 0: a part of the images is above 0 and at most 1"),
-        ({"fraction": 10}, "--fraction 10: a part"),
-        ({"fraction": 0.5, "limit": 3}, "--fraction and --limit both say how many images"),
+        ({"fraction": 0.0}, "--fraction 0: a fraction of the images is above 0 and at most 1"),
+        ({"fraction": 10}, "--fraction 10: a fraction"),
+        ({"fraction": 0.5, "limit": 3}, "--fraction and --limit both set the number of images"),
         ({"limit": 0}, "limit must be at least 1, not 0"),
-        ({"filters": ("owl/*",)}, r"--filter owl/\*: none of 120 images is left, such as ant/0\.jpg"),
-        ({"fidelity": 0.99}, "--fidelity is what encoding again keeps: it needs --packing"),
+        ({"filters": ("owl/*",)}, r"--filter owl/\*: none of 120 images matches, such as ant/0\.jpg"),
+        ({"fidelity": 0.99}, "--fidelity applies only to transcoding: add --packing"),
         ({"packing": "zstd", "fidelity": 1.5}, "fidelity 1.5 is a mean cosine"),
         ({"teachers": ("clip", "sam", "clip")}, "--teacher clip is given twice"),
         ({"threads": 0}, "threads must be at least 1, not 0"),
