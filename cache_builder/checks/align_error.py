@@ -22,12 +22,21 @@ from radio_cache.geometry.crops import BoxXYXY, crop_weights, valid_hw, visible_
 from radio_cache.reader import Cache, CachedTeacher
 
 SCALES = (1.0, 0.9, 0.7, 0.5, 0.35)
-"""Sides of crops, as shares of what the teacher saw."""
+"""Default sides of crops, as shares of the side that the teacher sees."""
 
 
 @dataclass(frozen=True)
 class AlignError:
-    """Mean and standard error of the centred cosine over crops. level_px: input size of the cached map."""
+    """Centred cosine between cached and live maps, for one level, scale and mirroring.
+
+    Attributes:
+        level_px: input size of the cached map.
+        mirrored: whether the crop was flipped before the live teacher ran.
+        scale: side of the crop, as a share of the side that the teacher sees.
+        cosine: mean over crops.
+        standard_error: of the mean; NaN for a single crop.
+        crops: number of crops.
+    """
 
     teacher: str
     level_px: int
@@ -38,12 +47,21 @@ class AlignError:
     crops: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRequest:
-    """teachers: names, or all. limit: images of the cache at most, a seeded sample. scales: of crops, one an image and scale."""
+    """The configuration of the measurement.
+
+    Attributes:
+        teachers: names; () for all.
+        limit: largest number of images, sampled by the seed.
+        scales: sides of the crops, above 0 and at most 1; each image gives one crop per scale.
+        seed: of the sample and of the positions of the crops.
+        device: of the live teachers.
+    """
 
     teachers: tuple[str, ...] = ()
     limit: int = 64
@@ -56,13 +74,28 @@ class AlignRequest:
             raise ConfigError(f"--limit must be at least 1, not {self.limit}")
         for scale in self.scales:
             if not 0 < scale <= 1:
-                raise ConfigError(f"a crop's scale lies above 0 and is at most 1, not {scale}")
+                raise ConfigError(f"the scale of a crop must be above 0 and at most 1, not {scale}")
 
 
 def measure(
     cache: Cache, request: AlignRequest, on_message: Callable[[str], None] = lambda _: None
 ) -> list[AlignError]:
-    """Run every teacher, at its first size, on the crops. Raises TeacherError if one cannot be had."""
+    """Compare every teacher's cached maps with its live maps of random crops.
+
+    The live teacher runs at its first size, and is compared with the cached maps of all its levels.
+
+    Args:
+        cache: with at least one image that is complete for each teacher.
+        request: of the measurement.
+        on_message: called with one sentence per teacher.
+
+    Returns:
+        One entry per teacher, level, mirroring and scale.
+
+    Raises:
+        ConfigError: for a cache without teachers or complete images.
+        TeacherError: if a teacher cannot be loaded.
+    """
     if not cache.teachers.names():
         raise ConfigError(f"{cache.url} has no teacher yet: add one with `radio-cache build --teacher`")
     errors: list[AlignError] = []
@@ -76,20 +109,23 @@ def measure(
         rng = np.random.default_rng(request.seed)
         chosen = np.sort(rng.permutation(rows)[: request.limit])
         on_message(f"{name}: {len(chosen)} images, {len(request.scales)} scales")
-        errors += _of_teacher(cache, teacher, levels, chosen, request)
+        errors += _teacher_errors(cache, teacher, levels, chosen, request)
     return errors
 
 
-def _of_teacher(
+def _teacher_errors(
     cache: Cache, teacher: Teacher, levels: Sequence[CachedTeacher], rows: NDArray[np.int64], request: AlignRequest
 ) -> Iterator[AlignError]:
+    # (c,), of the first level, at whose size the live teacher runs.
     mean = levels[0].spatial_mean_std()[0]
     cosines: dict[tuple[int, bool, float], list[float]] = {}
     for row in rows.tolist():
         image = cache.decode(cache.read_file(row))
         maps = [level.maps([row])[0] for level in levels]
+        # Seeded per row, so that an image keeps its crops when `limit` changes.
         rng = np.random.default_rng((request.seed, row))
         for scale in request.scales:
+            # One box per scale for all levels, so that their cosines compare.
             box = _box(rng, visible_box_xyxy((image.height, image.width), levels[0].spec.geometry), scale)
             for mirrored in (False, True):
                 live, valid = _live(teacher, image.crop(box), mirrored, request.device)
@@ -97,18 +133,20 @@ def _of_teacher(
                     cached, cached_valid = _cached(
                         maps[number], level, box, (image.height, image.width), live.shape[:2]
                     )
+                    # (grid_h, grid_w, c): a flipped map stands for the map of the flipped crop, as in training
                     if mirrored:
                         cached, cached_valid = cached[:, ::-1], cached_valid[:, ::-1]
                     value = _cosine(cached - mean, live - mean, valid & cached_valid)
                     cosines.setdefault((number, mirrored, scale), []).append(value)
     for (number, mirrored, scale), values in cosines.items():
+        # ddof=1: the mean is estimated from the same values.
         error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
         side = levels[number].spec.geometry.input_hw[0]
         yield AlignError(levels[0].name, side, mirrored, scale, float(np.mean(values)), error, len(values))
 
 
 def _box(rng: np.random.Generator, visible_box: BoxXYXY, scale: float) -> tuple[int, int, int, int]:
-    """Return a random box of whole pixels, so that the teacher sees just these."""
+    """Return a random box of whole pixels, since the live teacher receives whole pixels only."""
     x0, y0, x1, y1 = visible_box
     w, h = max(1, round(scale * (x1 - x0))), max(1, round(scale * (y1 - y0)))
     left, top = round(x0 + rng.uniform() * (x1 - x0 - w)), round(y0 + rng.uniform() * (y1 - y0 - h))
@@ -120,10 +158,12 @@ def _live(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the teacher's features of the crop, on an even grid (grid_h, grid_w, c), and the valid mask."""
     geometry, hw = teacher.spec.geometry, (crop.height, crop.width)
-    if geometry.fit == "crop":  # a crop of what the teacher saw is shown to it whole, not its middle
+    # A centre crop would show the teacher less than the box that the cached map is sampled under.
+    if geometry.fit == "crop":
         geometry = replace(geometry, fit="squash")
     pixels = view_pixels(ImageOps.mirror(crop) if mirrored else crop, geometry)
     with torch.inference_mode():
+        # (h, w, 3) -> (1, h, w, 3); copied because the array may be read-only
         batch = teacher_input(
             torch.from_numpy(pixels.copy())[None].to(device), [valid_hw(hw, geometry)], teacher.spec.normalisation
         )
@@ -145,20 +185,31 @@ def _sampled(
     features: NDArray[np.float32], geometry: Any, box: BoxXYXY, image_hw: tuple[int, int], out_hw: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     weights = crop_weights([box], [image_hw], geometry, out_hw=out_hw)
+    # (h, w, c) -> (1, h, w, c) -> (out_h, out_w, c), in float64 for the differences of similar maps
     return weights.sample(features[None])[0].astype(np.float64), weights.valid[0]
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64], valid: NDArray[np.bool_]) -> float:
+    # (h, w, c) -> (h, w); the bound avoids 0 / 0 for a token equal to the mean
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     products = (a * b).sum(-1) / np.maximum(lengths, 1e-12)
     return float(products[valid].mean())
 
 
 def save_plot(errors: Sequence[AlignError], path: str) -> None:
-    """Plot a panel per teacher: cosine by scale, a line per level, dashed if mirrored. Raises ConfigError without matplotlib."""
+    """Plot cosine by scale: a panel per teacher, a line per level, dashed if mirrored.
+
+    Args:
+        errors: from `measure`.
+        path: of the picture; its ending sets the format.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
     try:
         import matplotlib
 
+        # Draws into a file, on machines without a display.
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as exc:
@@ -166,11 +217,12 @@ def save_plot(errors: Sequence[AlignError], path: str) -> None:
     teachers = list(dict.fromkeys(error.teacher for error in errors))
     figure, axes = plt.subplots(1, len(teachers), figsize=(5 * len(teachers), 4), sharey=True, squeeze=False)
     for axis, teacher in zip(axes[0], teachers, strict=True):
-        mine = [error for error in errors if error.teacher == teacher]
-        for number, level in enumerate(sorted({error.level_px for error in mine})):
+        teacher_errors = [error for error in errors if error.teacher == teacher]
+        for number, level in enumerate(sorted({error.level_px for error in teacher_errors})):
             for mirrored in (False, True):
                 line = sorted(
-                    (e for e in mine if (e.level_px, e.mirrored) == (level, mirrored)), key=lambda error: error.scale
+                    (e for e in teacher_errors if (e.level_px, e.mirrored) == (level, mirrored)),
+                    key=lambda error: error.scale,
                 )
                 axis.errorbar(
                     [e.scale for e in line],

@@ -35,14 +35,16 @@ from radio_cache.statistics.fidelity import PERFECT, token_errors
 from radio_cache.terminal.output import ProgressLine
 
 SLACK, SLACK_SHARE = 0.001, 0.5
-"""The mean cosine may be below the recorded one by this, and by this share of what the codec lost: a sample varies, and other
-hardware rounds in other ways."""
+"""Allowed drop of the mean cosine below the recorded one: a constant plus a share of the codec's loss (1 - cosine).
+
+A sample varies, and other hardware rounds in other ways.
+"""
 
 IMAGE_SLACK, IMAGE_SLACK_TIMES = 0.01, 3.0
-"""One image's mean may be off by this, and by this many times what the recorded worst percentile of tokens lost."""
+"""Allowed loss of one image: a constant plus a multiple of the loss that is recorded for the worst percentile of tokens."""
 
 SUMMARY_FLOOR = 0.99
-"""Of summaries, which are kept in half precision."""
+"""Lowest allowed cosine of a summary, which is stored in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,17 @@ class ImageCosine:
 
 @dataclass(frozen=True, kw_only=True)
 class Recomputed:
-    """One teacher on the sample: mean cosine over all tokens, of every image, and the lowest of the summaries (None without).
+    """The result for one teacher.
 
-    recorded: the mean cosine that the cache claims. floor, image_floor: what the mean and every image must reach.
+    Attributes:
+        name: of the teacher's group.
+        images: number of images compared.
+        recorded: mean cosine recorded in the cache.
+        floor: lowest allowed `cosine`.
+        image_floor: lowest allowed mean cosine of an image.
+        cosine: mean over all tokens of the sample.
+        by_image: mean cosine of each image.
+        summary: lowest cosine of a summary; None for a teacher without summaries.
     """
 
     name: str
@@ -98,22 +108,24 @@ class Recomputed:
 
     @property
     def worst(self) -> ImageCosine:
+        """The image with the lowest mean cosine."""
         return min(self.by_image, key=lambda image: image.cosine)
 
     def complaints(self) -> list[str]:
         """Return one sentence for each difference that exceeds its bound."""
         sentences: list[str] = []
+        # `not >=` instead of `<`, so that NaN is a complaint too.
         if not self.cosine >= self.floor:
             sentences.append(
                 f"{self.name}: a mean cosine of {self.cosine:.4f} is below {self.floor:.4f}: these are not this teacher's "
-                "features of these images, or less was kept than recorded: radio-cache drop-teacher, and build it again"
+                "features of these images, or the fidelity is lower than recorded. Run radio-cache drop-teacher, then build again"
             )
         low_images = sorted(
             (image for image in self.by_image if not image.cosine >= self.image_floor), key=lambda image: image.cosine
         )
         sentences += [
-            f"{self.name}: {image.key} has {image.cosine:.4f}: what is stored for it differs from what the teacher computes"
-            for image in low_images[:5]
+            f"{self.name}: {image.key} has {image.cosine:.4f}: its stored features differ from those that the teacher computes"
+            for image in low_images[:5]  # a wrong teacher would list every image
         ]
         if len(low_images) > 5:
             sentences.append(f"{self.name}: ... and {len(low_images) - 5} more images")
@@ -136,14 +148,23 @@ class RecomputeReport:
 
     @property
     def ok(self) -> bool:
+        """Whether no teacher has a complaint."""
         return not any(teacher.complaints() for teacher in self.teachers)
 
 
 def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
     """Run teachers again on a sample of the images that all of them have.
 
-    Raises StoreError for a teacher that is not there, TeacherError if its weights are gone or other ones,
-    StaleCacheError if this radio-cache runs it in another way, SourceError if no image of the sample is there as it was.
+    Args:
+        cache: whose images are still where they were when it was built.
+        config: of the check.
+
+    Raises:
+        StoreError: for a teacher that is not in the cache.
+        MissingRowsError: if no image has features of all teachers.
+        TeacherError: for weights that are missing or differ from those of the build.
+        StaleCacheError: if this version runs a teacher in another way than the build did.
+        SourceError: if no image of the sample is unchanged.
     """
     for name in config.teachers:
         if name not in cache.teachers:
@@ -152,7 +173,7 @@ def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
     usable = cache.usable_rows(config.teachers)
     if not config.teachers or not len(usable):
         raise MissingRowsError(f"{cache.url}: nothing to recompute: no image has its features yet")
-    # All teachers at once, before the first runs: weights that are gone must not surface at the end.
+    # Loaded before the first one runs, so that missing weights are reported at once and not after hours.
     teachers = [_load(cache.teachers[name], config) for name in config.teachers]
     rows, unreadable = _readable(cache, sorted(sample_rows(usable, config.count, f"recompute {config.seed}")))
     if not rows:
@@ -163,6 +184,7 @@ def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
         )
     recomputed: list[Recomputed] = []
     with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
+        # Popped, so that each teacher is freed before the next one moves to the device.
         while teachers:
             recomputed.append(_run(cache, teachers.pop(0), rows, config, pool))
     return RecomputeReport(tuple(recomputed), unreadable)
@@ -170,17 +192,18 @@ def recompute(cache: Cache, config: RecomputeConfig) -> RecomputeReport:
 
 def _load(cached: CachedTeacher, config: RecomputeConfig) -> Teacher:
     teacher = load_recorded(cached.spec, config.weights.get(cached.name))
+    # A library may load the same weights in another way since the build.
     differences = cached.spec.differences(teacher.spec)
     if differences:
         raise StaleCacheError(
-            f"teacher '{cached.name}': {'; '.join(differences)}: it cannot be compared with what this radio-cache makes"
+            f"teacher '{cached.name}': {'; '.join(differences)}: this version of radio-cache cannot recompute its features"
         )
     return teacher
 
 
 def _readable(cache: Cache, rows: list[int]) -> tuple[list[int], dict[str, str]]:
-    """Return rows whose files are there and have the digest they had; and why the others cannot be used, by key."""
-    good: list[int] = []
+    """Return the rows whose files have the recorded digest, and key -> reason for the others."""
+    readable: list[int] = []
     unreadable: dict[str, str] = {}
     for row in rows:
         try:
@@ -188,8 +211,8 @@ def _readable(cache: Cache, rows: list[int]) -> tuple[list[int], dict[str, str]]
         except ImageError as exc:
             unreadable[cache.index.key(row)] = str(exc)
         else:
-            good.append(row)
-    return good, unreadable
+            readable.append(row)
+    return readable, unreadable
 
 
 def _run(
@@ -199,6 +222,7 @@ def _run(
     name, cached = spec.name, cache.teachers[spec.name]
     teacher.to(device)
     work = DeviceWork(teacher, device, stages)
+    # One view per image, in turn, so that the sample covers all views at the price of one.
     views = {row: number % spec.views for number, row in enumerate(rows)}
     by_image: list[ImageCosine] = []
     cosines: list[NDArray[np.float64]] = []
@@ -208,6 +232,7 @@ def _run(
     with ProgressLine(f"{name}, recomputing", len(rows)) as line:
         while batch := list(islice(image_views, config.batch_images)):
             for part in work.features(batch):
+                # live_maps (b, h, w, c), summary (b, d)
                 live_maps, summary = (
                     part.spatial.cpu().numpy(),
                     None if part.summary is None else part.summary.cpu().numpy(),
@@ -215,16 +240,19 @@ def _run(
                 for number, image_view in enumerate(part.views):
                     view, on_image = views[image_view.row], image_view.valid_tokens(spec.geometry)
                     cached_map = cached.maps([image_view.row], view=view)[0]
+                    # (h, w, c) -> (tokens on the image, c) -> (tokens,)
                     image_cosines, _ = token_errors(live_maps[number][on_image], cached_map[on_image])
                     # An image so thin that no token's centre lies on it has no token to differ in.
                     mean_cosine = float(image_cosines.mean()) if len(image_cosines) else 1.0
                     by_image.append(ImageCosine(cache.index.key(image_view.row), mean_cosine))
                     cosines.append(image_cosines)
                     if summary is not None:
+                        # (1, d) against (1, d) -> (1,)
                         stored = cached.summaries([image_view.row], view=view)
                         summaries.append(token_errors(summary[number : number + 1], stored)[0])
                 line.advance(len(part.views))
-    recorded = cached.fidelity() or PERFECT  # the first caches recorded nothing, and lost nothing but half precision
+    # The first caches recorded no fidelity. They store half precision, which loses next to nothing.
+    recorded = cached.fidelity() or PERFECT
     tokens = np.concatenate(cosines)
     return Recomputed(
         name=name,

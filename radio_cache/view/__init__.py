@@ -1,4 +1,4 @@
-"""Looking at feature maps: pictures for people. Needs numpy and PIL only."""
+"""Pictures of feature maps, and tables about a cache. Pictures need NumPy and PIL only."""
 
 from radio_cache.view.pca import PcaColours, png_bytes
 

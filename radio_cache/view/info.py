@@ -21,8 +21,15 @@ from radio_cache.terminal.output import human_bytes, printable, table
 class TeacherInfo:
     """One teacher of a cache.
 
-    origin: model, input, licence and weights, in words. bytes_per_image: stored bytes over the images of finished shards.
-    map_bytes: the part of stored_bytes that is maps.
+    Attributes:
+        origin: description of the model, its input, licence and weights.
+        fit: resizing of images to the input, as in the teacher's geometry.
+        codec: label of the codec.
+        fidelity: as recorded; None without a record.
+        shards_done: number of finished shards.
+        stored_bytes: of the finished shards.
+        map_bytes: part of `stored_bytes` that holds maps.
+        images_done: usable images of the finished shards.
     """
 
     name: str
@@ -43,11 +50,13 @@ class TeacherInfo:
 
     @property
     def bytes_per_image(self) -> float:
+        """Stored bytes per usable image of the finished shards."""
         return self.stored_bytes / max(1, self.images_done)
 
     @property
     def bits_per_value(self) -> float:
-        """Stored bits of the maps, checksums and indexes included, for each of their values."""
+        """Stored bits per value of the maps, checksums and indices included."""
+        # (views, grid_h, grid_w, c) values of one image
         values = self.views * self.grid_hw[0] * self.grid_hw[1] * self.spatial_dim
         return 8 * self.map_bytes / max(1, self.images_done) / values
 
@@ -59,13 +68,15 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
         done = [receipt for receipt in cache.receipts(teacher.name) if receipt]
         spec = teacher.spec
         height, width = spec.geometry.input_hw
-        more = f", and of {spec.views - 1} more view{'s' * (spec.views > 2)} of every image" if spec.views > 1 else ""
+        view_note = (
+            f", and of {spec.views - 1} more view{'s' * (spec.views > 2)} of every image" if spec.views > 1 else ""
+        )
         infos.append(
             TeacherInfo(
                 name=teacher.name,
                 origin=f"{spec.model} at {height}x{width} px ({spec.geometry.fit}, sees "
-                f"{photo_share(spec.geometry):.0%} of a 4:3 photo){more}{_loaded(spec)}; {spec.licence}; {spec.weights} "
-                f"(SHA-256 {spec.weights_sha256[:12]})",
+                f"{photo_share(spec.geometry):.0%} of a 4:3 photo){view_note}{_loading_note(spec)}; {spec.licence}; "
+                f"{spec.weights} (SHA-256 {spec.weights_sha256[:12]})",
                 input_hw=spec.geometry.input_hw,
                 fit=spec.geometry.fit,
                 grid_hw=spec.geometry.grid_hw,
@@ -86,20 +97,25 @@ def teacher_infos(cache: Cache) -> list[TeacherInfo]:
     return infos
 
 
-def _loaded(spec: TeacherSpec) -> str:
+def _loading_note(spec: TeacherSpec) -> str:
     """Return the loading options of the weights, as a suffix for a sentence."""
     return "".join(f"; {name.replace('_', ' ')}: {printable(value)}" for name, value in spec.loaded.items())
 
 
 def cosine(fidelity: Fidelity | None) -> str:
-    """Mean cosine of stored and true tokens for a table, cut, not rounded: 0.98996 must not look like 0.99."""
+    """Return the mean cosine of stored and true tokens for a table, or "-" if none is recorded.
+
+    The number is cut, not rounded: 0.98996 must not look like 0.99.
+    """
+    # 1e-6 keeps a cosine such as 0.9900 from losing a digit to its binary fraction.
     return "-" if fidelity is None else f"{math.floor(fidelity.cosine * 1e4 + 1e-6) / 1e4:.4f}"
 
 
 def describe(cache: Cache) -> Group:
-    """Return the answer to `radio-cache info`: a headline, a row per teacher, what is missing."""
+    """Return the output of `radio-cache info`: a headline, a row per teacher, and notes on missing or damaged parts."""
     meta = cache.meta
     failures = cache.failures()
+    # Without names, the distinct labels count; a negative label means none.
     classes = len(meta.class_names) or len(set(cache.index.labels[cache.index.labels >= 0].tolist()))
     head = Text.assemble(
         (cache.url, "bold"),
@@ -107,7 +123,7 @@ def describe(cache: Cache) -> Group:
         f"{classes or 'no'} classes"
         f", {_unusable(failures)}; from {printable(meta.containers[0].path)}"
         + (f" and {len(meta.containers) - 1} more" if len(meta.containers) > 1 else "")
-        + (f"\nimages kept in it, too: shorter side at most {meta.pixels}" if meta.pixels else "")
+        + (f"\nimages stored in it: shorter side at most {meta.pixels}" if meta.pixels else "")
         + f"\nwritten by {printable(meta.creator)}\n",
     )
     rows = table("", "teacher", "maps", "summary", "codec", "cosine", "bits/value", "per image", "stored", "built")
@@ -127,9 +143,11 @@ def describe(cache: Cache) -> Group:
     scanned = sum(receipt is not None for receipt in cache.receipts("images"))
     notes = [f"images checked: {scanned} of {meta.num_shards} shards"] if scanned < meta.num_shards else []
     if any(info.shards_done < info.num_shards for info in infos):
-        notes.append("not complete: the same `radio-cache build` command goes on where it stopped")
-    notes += [_told_of(name, teacher.conversion) for name, teacher in cache.teachers.items() if teacher.conversion]
-    notes += [printable(drift.describe(cache.url)) for drift in low_fidelity_shards(cache)]
+        notes.append("not complete: run the same `radio-cache build` command again to continue")
+    notes += [
+        _transcoding_note(name, teacher.conversion) for name, teacher in cache.teachers.items() if teacher.conversion
+    ]
+    notes += [printable(low_shards.describe(cache.url)) for low_shards in low_fidelity_shards(cache)]
     notes += [f"{name} cannot be read: {printable(str(error))}" for name, error in cache.teachers.unreadable.items()]
     origins = "\n".join(f"{info.name}: {printable(info.origin)}" for info in infos)
     body = [rows, Text(f"\n{origins}")] if infos else [Text("no teacher yet")]
@@ -137,36 +155,42 @@ def describe(cache: Cache) -> Group:
 
 
 def _unusable(failures: list[Failure]) -> str:
-    """Return the number of unusable images, and how many of those were never read."""
+    """Return a phrase with the number of unusable images, and of those among them that could not be read."""
     unreadable = sum(failure.is_unreadable for failure in failures)
     return f"{len(failures)} unusable" + (
         f" ({unreadable} of them could not be read, and may be fine)" if unreadable else ""
     )
 
 
-def _told_of(name: str, conversion: Transcoding) -> str:
-    """Return a note that a cosine is the product of two, and how to measure it."""
-    before = f", which kept {cosine(conversion.fidelity)} of the teacher's" if conversion.fidelity else ""
+def _transcoding_note(name: str, conversion: Transcoding) -> str:
+    """Return a note that the cosine of a transcoded teacher is an estimate, and how to measure it."""
+    # The product of both cosines, since the teacher did not run again.
+    before = f", which had a cosine of {cosine(conversion.fidelity)} with the teacher" if conversion.fidelity else ""
     return (
-        f"{name} was encoded again, from {conversion.source}{before}: its cosine is an estimate, which radio-cache verify "
-        "--recompute measures"
+        f"{name} was transcoded from {conversion.source}{before}: its cosine is an estimate. To measure it, run radio-cache "
+        "verify --recompute"
     )
 
 
 def describe_failures(cache: Cache) -> Table | Text:
-    """Return every image that cannot be used, and why: first those whose bytes show it, then those that could not be read."""
+    """Return a table of the unusable images with their reasons, or a sentence if there are none.
+
+    Images that could not be read come last, since a later build may read them.
+    """
     failures = sorted(cache.failures(), key=lambda failure: failure.is_unreadable)
     if not failures:
-        return Text(f"every image of {cache.url} that was looked at can be used")
+        return Text(f"every scanned image of {cache.url} can be used")
     rows = table(f"{len(failures)} image{'s' * (len(failures) != 1)} cannot be used", "image", "why", left=2)
     for failure in failures:
-        key = os.fsencode(cache.index.key(failure.row)).decode(errors="replace")  # names need not be UTF-8
-        rows.add_row(Text(printable(key)), Text(printable(failure.reason)))  # not strings: brackets are no markup
+        # Names of files need not be UTF-8.
+        key = os.fsencode(cache.index.key(failure.row)).decode(errors="replace")
+        # `Text` instead of strings, in which rich would read brackets as markup.
+        rows.add_row(Text(printable(key)), Text(printable(failure.reason)))
     unreadable = sum(failure.is_unreadable for failure in failures)
     if unreadable:
         rows.caption_justify = "left"
         rows.caption = Text(
-            f"The last {unreadable} could not be read, and may be fine: the build command looks at them again. "
-            "--retry-unusable looks at all of them again."
+            f"The last {unreadable} could not be read, and may be fine: the build command tries them again. "
+            "--retry-unusable tries all of them again."
         )
     return rows

@@ -1,4 +1,4 @@
-"""Titled pictures in rows, as one picture: for files that people look at, and for pages."""
+"""A grid of titled pictures, as one picture for a file or a page."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,18 @@ _GAP, _TITLE_PX, _LETTER_PX = 8, 18, 13
 
 
 def picture_grid(rows: Sequence[Sequence[Pane]], *, legend: Sequence[tuple[str, str]] = ()) -> Image.Image:
-    """Return rows of pictures, each under its title, on white. legend: names and their colours (#rrggbb), below all rows.
+    """Return rows of pictures, each under its title, on white.
 
     A title longer than its picture is cut. An empty grid is one white pixel.
+
+    Args:
+        rows: titles and pictures (h, w, 3), of any sizes.
+        legend: names and colours (#rrggbb), below all rows.
     """
     font = ImageFont.load_default(_LETTER_PX)
     widths = [sum(picture.shape[1] + _GAP for _, picture in row) for row in rows]
     heights = [max((picture.shape[0] for _, picture in row), default=0) + _TITLE_PX + _GAP for row in rows]
+    # A legend needs room for a few names, even below one small picture.
     width = max([*widths, 1 if not legend else 480]) + _GAP
     lines = _legend_lines(legend, font, width - 2 * _GAP)
     canvas = Image.new("RGB", (width, sum(heights) + _GAP + _TITLE_PX * len(lines)), "white")
@@ -51,10 +56,12 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: i
 def _legend_lines(
     legend: Sequence[tuple[str, str]], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> list[list[tuple[int, str, str]]]:
-    """Return lines of (x, name, colour)."""
+    """Return lines of (x, name, colour) that fit the width."""
     lines: list[list[tuple[int, str, str]]] = []
+    # Beyond the width, so that the first entry starts a line.
     x = width + 1
     for name, colour in legend:
+        # The name, its colour square and the gaps around them.
         length = int(font.getlength(name)) + 32
         if not lines or x + length > width:
             lines.append([])

@@ -70,7 +70,7 @@ def test_the_command_prints_a_table_and_writes_figures_and_a_plot(cache: Cache, 
         result = CliRunner().invoke(main, ["align-error", str(cache.path), "--limit", "2", "--device", "cpu", *wrong])
         assert result.exit_code == 1
         assert said in result.output
-    with pytest.raises(ConfigError, match="a crop's scale lies above 0 and is at most 1, not 2"):
+    with pytest.raises(ConfigError, match="the scale of a crop must be above 0 and at most 1, not 2"):
         AlignRequest(scales=(2.0,))
 
 

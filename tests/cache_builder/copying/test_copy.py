@@ -354,7 +354,7 @@ def test_the_command_tells_what_it_did_shard_by_shard(source_path: Path, tmp_pat
     assert f"radio-cache verify --deep {tmp_path}/c.zarr" in told.stdout
     assert "11 of 18 images: the first of them" in told.stderr
     info = CliRunner().invoke(main, ["info", str(tmp_path / "c.zarr")])
-    assert "packed was encoded again, from klt/packed: its cosine is an estimate" in " ".join(info.stdout.split())
+    assert "packed was transcoded from klt/packed: its cosine is an estimate" in " ".join(info.stdout.split())
 
 
 def test_a_mistake_of_the_command_is_one_sentence(source_path: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_info_says_what_is_not_complete_and_how_to_go_on(cache_path: Path) -> No
     text = printed(describe(Cache(cache_path)))
     assert "67%" in text
     assert "images checked: 2 of 3 shards" in text
-    assert "not complete: the same `radio-cache build` command goes on where it stopped" in text
+    assert "not complete: run the same `radio-cache build` command again to continue" in text
 
 
 def test_info_of_a_cache_without_teachers_says_so(cache_path: Path) -> None:
@@ -70,7 +70,4 @@ def test_info_warns_of_shards_that_kept_less_than_was_asked_for(cache: Cache, mo
 
 def test_a_cache_without_failures_says_so_in_a_sentence(tmp_path: Path, photos: Path) -> None:
     cache = make_tiny_cache(tmp_path / "c.zarr", photos)
-    assert (
-        printed(describe_failures(cache)).split()
-        == f"every image of {cache.url} that was looked at can be used".split()
-    )
+    assert printed(describe_failures(cache)).split() == f"every scanned image of {cache.url} can be used".split()
