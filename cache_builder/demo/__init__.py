@@ -1,1 +1,1 @@
-"""The offline demo: photographs that install as packages, cut into crops, through the whole pipeline."""
+"""The offline demo: crops of photographs that ship with two packages, through the whole pipeline."""

@@ -1,6 +1,6 @@
-"""`radio-cache demo`: the whole idea in a few minutes, offline, through the same commands a user types.
+"""The demo of `radio-cache demo`: the whole pipeline in a few minutes, offline, through the same commands a user types.
 
-The stages do not import each other, so the demo runs their commands as a user would, and shows each one.
+The stages do not import each other, so the demo runs their commands as a user would, and prints each one.
 """
 
 import shlex
@@ -17,11 +17,17 @@ from radio_cache.errors import NotACacheError, RadioCacheError
 
 TEACHERS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 _MARK = ".radio-cache-demo"
+"""Empty file that marks a folder as the demo's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """out: folder for everything the demo makes. images: a folder of your own photos, None for the bundled ones."""
+    """The configuration of the demo.
+
+    Attributes:
+        out: folder for all files of the demo.
+        images: folder of the user's photos; None for the bundled ones.
+    """
 
     out: Path
     images: Path | None = None
@@ -29,19 +35,33 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The page of the demo, and the duration of each step."""
+    """The result of the demo.
+
+    Attributes:
+        page: the HTML report.
+        seconds: duration by step.
+    """
 
     page: Path
     seconds: dict[str, float]
 
 
 def run_demo(config: DemoConfig, on_message: Callable[[str], None]) -> DemoReport:
-    """Make images, build two caches, train, evaluate, write the page. Started again, it goes on where it stopped.
+    """Make images, build two caches, train a student, evaluate it and write the report.
 
-    Raises SourceError for photos that cannot be used, NotACacheError if `out` is something else, and RadioCacheError
-    naming the command if a step fails.
+    A repeated call continues where the last one stopped.
+
+    Args:
+        config: of the demo.
+        on_message: called with a message before each step.
+
+    Raises:
+        SourceError: for photos that cannot be used.
+        NotACacheError: if `out` exists and is not the demo's folder.
+        RadioCacheError: naming the command, if a step fails.
     """
     out = config.out
+    # Never write into a folder of the user: only into a new or empty one, or one with the mark.
     if out.exists() and not (out / _MARK).exists() and (not out.is_dir() or any(out.iterdir())):
         raise NotACacheError(f"{out} exists and is not a demo's folder: choose another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
@@ -53,14 +73,16 @@ def run_demo(config: DemoConfig, on_message: Callable[[str], None]) -> DemoRepor
     images = make_demo_images(photos, out / "images", cut)
     for reason in images.skipped:
         on_message(f"left out {reason}")
-    whose = "that ship with scikit-image and scikit-learn" if config.images is None else f"of {config.images}"
+    origin = "that ship with scikit-image and scikit-learn" if config.images is None else f"of {config.images}"
     on_message(
-        f"{len(images.photos)} photographs {whose}. A class is a photo: {cut.train_crops} training crops from one end of each, "
+        f"{len(images.photos)} photographs {origin}. A class is a photo: {cut.train_crops} training crops from one end of each, "
         f"{cut.test_crops} test crops from the other end, no pixel in both."
     )
     seconds["images"] = time.perf_counter() - started
+    # Small teachers whose weights need no download, so that the demo runs offline on a CPU.
     teachers = [word for name in TEACHERS for word in ("--teacher", name)]
-    teachers += ["--codec", "half"]  # calibrating klt would run each teacher on a third more crops, to save 20 MB
+    # Calibrating klt would run each teacher on a third more crops, to save 20 MB.
+    teachers += ["--codec", "half"]
     train, test, run, page = out / "train.zarr", out / "test.zarr", out / "run", out / "report.html"
     steps = (
         (
@@ -83,13 +105,15 @@ def run_demo(config: DemoConfig, on_message: Callable[[str], None]) -> DemoRepor
 
 
 def _run(command: list[str]) -> None:
+    # That of this environment first: another version may come first on the PATH.
     beside = Path(sys.executable).parent / command[0]
     program = str(beside) if beside.exists() else shutil.which(command[0])
     if program is None:
         raise RadioCacheError(
             f"the command {command[0]} is not installed beside {sys.executable}: pip install the project again"
         )
-    code = subprocess.run([program, *command[1:]], check=False).returncode  # its output is the demo's output
+    # Standard output and error are inherited, so that the command's output is part of the demo's.
+    code = subprocess.run([program, *command[1:]], check=False).returncode
     if code != 0:
         raise RadioCacheError(
             f"the demo stopped: `{shlex.join(command)}` ended with exit code {code}; its message is above"

@@ -43,7 +43,7 @@ from radio_cache.storage.base import is_url
 from radio_cache.usual_run import UsualRun, usual_run
 
 SCAN_BYTES = 1 + 8 + 16
-"""Of an image in the columns status, size and digest."""
+"""Bytes of one image in the columns status, size and digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class PlanConfig:
     """The configuration of a plan.
 
     Attributes:
+        build: the build that is planned.
+        dollars_per_hour: price of one device; None without a price.
         devices: workers like this machine's device, each with as many cores.
         student_steps: of one student run; None for the default of `radio-train`.
         student_batch: of one student run; None for the default of `radio-train`.
@@ -100,6 +102,7 @@ class TeacherPlan:
     @property
     def stored(self) -> CodecCost:
         """Cost in the requested codec, or in half, as an upper bound, if that could not be measured."""
+        # Half needs no calibration, so that it always has a cost.
         requested_cost = self.probe.cost_of(self.probe.requested)
         return (
             requested_cost
@@ -109,10 +112,12 @@ class TeacherPlan:
 
     @property
     def is_upper_bound(self) -> bool:
+        """Whether `stored` is the cost of half, because the requested codec could not be measured."""
         return self.stored.request != self.probe.requested
 
     @property
     def bytes_per_image(self) -> float:
+        """Bytes of the maps and summaries of all views of one image."""
         assert self.stored.bytes_per_image is not None, "half is always measured"
         return self.views * (self.stored.bytes_per_image + self.probe.summary_bytes)
 
@@ -123,7 +128,7 @@ class Plan:
 
     Attributes:
         scan_s: time to scan the unscanned images, on one device's cores.
-        images_unseen: number of unscanned images.
+        num_unscanned: number of unscanned images.
         pixel_bytes: bytes of a stored image; 0 without --store-pixels.
         free_bytes: free space of the cache's disk; None in a bucket.
     """
@@ -134,7 +139,7 @@ class Plan:
     index_bytes: float
     free_bytes: int | None
     scan_s: float
-    images_unseen: int
+    num_unscanned: int
     pixel_bytes: float
     teachers: tuple[TeacherPlan, ...]
     notes: tuple[str, ...]
@@ -147,21 +152,23 @@ class Plan:
 
     @property
     def bytes_to_write(self) -> float:
-        """By the build that is planned: less than the whole if part of it is there."""
+        """Bytes that the planned build writes: less than `stored_bytes` if the cache exists in part."""
         features = sum(teacher.images_left * teacher.bytes_per_image for teacher in self.teachers)
-        return features + self.images_unseen * self.pixel_bytes + self.index_bytes
+        return features + self.num_unscanned * self.pixel_bytes + self.index_bytes
 
     @property
     def fits(self) -> bool | None:
+        """Whether the disk has room for the build; None if the free space is not known."""
         return None if self.free_bytes is None else self.bytes_to_write <= self.free_bytes
 
     @property
     def device_s(self) -> float:
-        """Seconds of all devices together."""
+        """Device-seconds of the whole build."""
         return self.scan_s + sum(teacher.seconds for teacher in self.teachers)
 
     def wall_s(self, devices: int) -> float:
-        """On so many devices: calibration is done once, the rest is shared out."""
+        """Return the seconds that the build takes on this number of devices."""
+        # Calibration runs on one device while the others wait, and more devices than shards have nothing to do.
         once = sum(teacher.calibration_s for teacher in self.teachers)
         return once + (self.device_s - once) / min(devices, self.num_shards)
 
@@ -186,11 +193,14 @@ class Plan:
 
     @property
     def runs_to_break_even(self) -> float:
-        """Student runs whose teachers, online, cost as much as the build; below 1: the first run is cheaper already."""
+        """Number of student runs after which the cache has paid for itself; below 1, the first run is cheaper already.
+
+        That many runs with live teachers cost as many device-seconds as the build.
+        """
         return self.device_s / self.online_s
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything that was measured and concluded, for machines: seconds, bytes."""
+        """Return all measured and derived values, in seconds and bytes."""
         return {
             "images": self.num_images,
             "shards": self.num_shards,
@@ -199,7 +209,8 @@ class Plan:
             "devices": self.config.devices,
             "scan_seconds": self.scan_s,
             "pixel_bytes_per_image": self.pixel_bytes,
-            "images_unseen": self.images_unseen,
+            # The key of the first version, which scripts read.
+            "images_unseen": self.num_unscanned,
             "teachers": [_teacher_json(teacher) for teacher in self.teachers],
             "index_bytes": self.index_bytes,
             "stored_bytes": self.stored_bytes,
@@ -235,14 +246,15 @@ def plan_build(config: PlanConfig, on_message: OnMessage = lambda _: None) -> Pl
     """List the images, run a few of them through every teacher, and predict the cost of the build.
 
     Args:
-        config: of the build.
-        plan: of the prediction.
+        config: of the plan.
         on_message: called with one sentence at a time about the progress.
 
-    Raises the errors that `build_cache` raises before it writes anything.
+    Raises:
+        RadioCacheError: any of the errors that `build_cache` raises before it writes anything.
     """
     build = config.build
     existing = Cache(build.out) if is_cache(build.out) else None
+    # An existing cache fixes what the build may not change, as in `build_cache`.
     if existing is not None and build.pixels is None:
         build = replace(build, pixels=existing.meta.pixels)
     build = with_recorded_loading(build, existing)
@@ -258,29 +270,35 @@ def plan_build(config: PlanConfig, on_message: OnMessage = lambda _: None) -> Pl
         sample, scan_s, pixel_bytes = time_scan(sample, pool)
         for name, options in build.teachers.items():
             on_message(f"{name}: measuring on {len(sample.usable_rows())} of {num_images} images")
-            with _loaded(options.level_of or name, options, no_weights=config.no_weights) as (teacher, is_random):
+            with _load_for_plan(options.level_of or name, options, no_weights=config.no_weights) as (
+                teacher,
+                is_random,
+            ):
                 teacher.to(torch.device(build.device))
                 group = teacher.spec.name
                 notes += [f"{name}: {note}" for note in teacher.notes]
+                # Random weights have another checksum than the cached ones, so that a comparison would fail.
                 if is_random:
                     notes.append(
                         f"{name}: measured with random weights (--no-weights): times hold, bytes of klt do not"
                     )
                 elif cache is not None:
                     check_same(cache, [teacher.spec])
-                begun = build if cache is None else with_recorded_batch(build, cache, group)
+                # A teacher that is built in part goes on with its recorded batch size.
+                teacher_build = build if cache is None else with_recorded_batch(build, cache, group)
                 probe = probe_teacher(
                     sample,
                     teacher,
                     _request(options, teacher.spec, num_images, cache),
-                    resolve_batch_size(begun, teacher, on_message),
+                    resolve_batch_size(teacher_build, teacher, on_message),
                     pool,
                     seconds=config.probe_s,
-                    values_mean_something=not is_random,
+                    has_trained_weights=not is_random,
                 )
                 sample_images = min(num_images, sample_size(teacher.spec))
-            left = _images_left(cache, group, num_images)
-            plans.append(teacher_plan(probe, left, sample_images, cache, build, is_random, views=options.views))
+            images_left = _images_left(cache, group, num_images)
+            plans.append(teacher_plan(probe, images_left, sample_images, cache, build, is_random, views=options.views))
+    # An image is scanned once, whichever teachers follow.
     num_unscanned = _images_left(cache, IMAGES_UNIT, num_images)
     columns = index_columns(listing.index).values()
     return Plan(
@@ -290,7 +308,7 @@ def plan_build(config: PlanConfig, on_message: OnMessage = lambda _: None) -> Pl
         index_bytes=sum(column.nbytes for column in columns) + SCAN_BYTES * num_images,
         free_bytes=free_bytes(build.out),
         scan_s=scan_s * num_unscanned,
-        images_unseen=num_unscanned,
+        num_unscanned=num_unscanned,
         pixel_bytes=pixel_bytes,
         teachers=tuple(plans),
         notes=tuple(notes),
@@ -299,10 +317,12 @@ def plan_build(config: PlanConfig, on_message: OnMessage = lambda _: None) -> Pl
 
 def _request(options: TeacherOptions, spec: TeacherSpec, num_images: int, cache: Cache | None) -> CodecRequest:
     """Return the codec that the build will use: that of the cache, the requested one, or its default."""
+    # The codec of a teacher is fixed once its group exists, whatever the command requests.
     is_cached = cache is not None and spec.name in cache.teachers
     codec = cache.teachers[spec.name].spec.codec if cache is not None and is_cached else options.codec
     if request := codec.requested():
         return request
+    # Without a recorded request, the name alone decides the codec.
     if is_cached:
         return CodecRequest(name=codec.parameters["name"])
     return CodecRequest() if num_images >= min_calibration_images(spec) else CodecRequest(name="half")
@@ -318,13 +338,22 @@ def teacher_plan(
     *,
     views: int = 1,
 ) -> TeacherPlan:
-    """From what was measured to how long the images left take. sample_images: what its codec is calibrated on.
+    """Return the predicted cost of one teacher, from its measurement.
 
-    views: each is counted as an image of its own, its decoding, too: a little more than it takes.
+    Args:
+        probe: the measurement.
+        images_left: images without features in the cache.
+        sample_images: images that the codec is calibrated on.
+        cache: the existing cache; None for a new one.
+        build: the build that is planned.
+        is_random: whether the weights were random.
+        views: of each image, each counted as an image of its own. Views share one decoding, so this is an upper bound.
     """
-    on_device = probe.forward_s + probe.encode_s
-    beside = probe.decode_s + probe.pack_s / build.threads
-    seconds = views * (on_device + beside if build.device == "cpu" else max(on_device, beside))
+    on_device_s = probe.forward_s + probe.encode_s
+    on_cores_s = probe.decode_s + probe.pack_s / build.threads
+    # On a CPU both use the same cores and add up; a GPU runs beside them, and the slower one sets the pace.
+    seconds = views * (on_device_s + on_cores_s if build.device == "cpu" else max(on_device_s, on_cores_s))
+    # A teacher that is in the cache already has its codec.
     calibrates = probe.requested.needs_calibration and (cache is None or probe.name not in cache.teachers)
     calibration_s = sample_images * (probe.forward_s + probe.decode_s) if calibrates else 0.0
     return TeacherPlan(
@@ -341,32 +370,43 @@ def _images_left(cache: Cache | None, unit: str, num_images: int) -> int:
     if cache is None or (unit != IMAGES_UNIT and unit not in cache.teachers):
         return num_images
     missing = sum(len(cache.meta.shard_rows(shard)) for shard in missing_shards(cache, unit))
+    # The source may have grown since the cache was built.
     return missing + num_images - cache.num_images
 
 
 @contextmanager
-def _loaded(name: str, options: TeacherOptions, *, no_weights: bool) -> Generator[tuple[Teacher, bool]]:
-    """Yield a teacher on the CPU, and whether its weights are random."""
+def _load_for_plan(name: str, options: TeacherOptions, *, no_weights: bool) -> Generator[tuple[Teacher, bool]]:
+    """Yield a teacher on the CPU and a flag that is True for random weights.
+
+    Raises:
+        TeacherWeightsError: if its weights are missing and `no_weights` is False.
+    """
     preset = find_teacher(name)
     try:
         path = find_weights(preset, options.weights)
     except TeacherWeightsError as exc:
         if not no_weights:
             raise TeacherWeightsError(
-                f"{exc}\nTo plan without it: --no-weights, for times do not depend on weights"
+                f"{exc}\nTo plan without this file, add --no-weights: times do not depend on the weights"
             ) from exc
+        # The temporary file must exist until the caller is done with the teacher.
         with random_weights(preset) as path:
             yield load_teacher_file(name, path, options), True
         return
     yield load_teacher_file(name, path, options), False
 
 
-def free_bytes(place: str | Path) -> int | None:
-    """Free space where a cache shall lie, whose folder need not be there yet; None in a bucket."""
-    if is_url(place):
+def free_bytes(path_or_url: str | Path) -> int | None:
+    """Return the free bytes of the disk on which a cache is to be written; None for a bucket.
+
+    Args:
+        path_or_url: of the cache, which need not exist yet.
+    """
+    if is_url(path_or_url):
         return None
-    path = Path(place).absolute()
-    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110  # never raises
+    path = Path(path_or_url).absolute()
+    # `Path.exists` raises without permission to look, `os.path.exists` does not.
+    existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
     return shutil.disk_usage(existing).free
 
 

@@ -58,7 +58,7 @@ def test_photos_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> None
         "tiny: 40 x 200 pixels is too small to cut up (at least 128)",
         "text: not an image in a format PIL knows",
     )
-    with pytest.raises(SourceError, match=r"needs at least two that it can use, here are 1 \(text: not an image"):
+    with pytest.raises(SourceError, match=r"needs at least two usable photos, not 1 \(text: not an image"):
         make_demo_images({"a": photo(200, 200), "text": b"x"}, tmp_path / "other", FEW)
 
 
