@@ -1,4 +1,4 @@
-"""Files that a command writes beside its table: checked before the work begins, so that no result is lost at its end."""
+"""Files that a command writes beside its table, checked before the work begins, so that no result is lost at its end."""
 
 import errno
 import io
@@ -21,7 +21,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 @final
 class OutputFile(click.ParamType[Path]):
-    """A file to write: an option's type that refuses, before anything is computed, what could not be written at the end.
+    """The type of an option that names a file to write. Refuses paths that could not be written at the end.
 
     Args:
         endings: file name endings that are allowed, such as ".png"; none allows all, and "-" for standard output.
@@ -39,7 +39,9 @@ class OutputFile(click.ParamType[Path]):
                 ctx.meta[DATA_ON_STANDARD_OUTPUT] = True
             return path
         if self._endings and path.suffix.lower() not in self._endings:
-            self.fail(f"'{path}' should end in {' or '.join(self._endings)}, which says how it is written", param, ctx)
+            self.fail(
+                f"'{path}' should end in {' or '.join(self._endings)}, because its ending sets the format", param, ctx
+            )
         if path.is_dir():
             self.fail(f"'{path}' is a folder: give the name of a file in it", param, ctx)
         # The first folder that exists decides; those below it are created when the file is written.
@@ -54,12 +56,16 @@ class OutputFile(click.ParamType[Path]):
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user named, replacing what is there at once and as a whole; "-" is standard output.
+    """Write a file that a user named, replacing an existing one atomically.
 
     A link stays a link, and its target is written. A device or a pipe is written into.
 
+    Args:
+        path: of the file; "-" is standard output.
+        data: the whole contents.
+
     Raises:
-        ConfigError: with the reason, if it cannot be written.
+        ConfigError: with the reason, if the file cannot be written.
     """
     try:
         if path == STANDARD_OUTPUT:
@@ -69,6 +75,7 @@ def write_output(path: Path, data: bytes) -> None:
         # Renaming over a link would replace the link.
         target = Path(os.path.realpath(path))
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+            # Unbuffered, so that an error appears here and not when the file is closed.
             with path.open("wb", buffering=0) as device:
                 device.write(data)
             return
@@ -79,7 +86,15 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture in the format that the file's ending names, as `write_output` does."""
+    """Write a picture with `write_output`, as PNG or JPEG by the ending of the path.
+
+    Args:
+        path: ending in one of `PICTURE_ENDINGS`.
+        picture: in mode RGB.
+
+    Raises:
+        ConfigError: with the reason, if the file cannot be written.
+    """
     encoded = io.BytesIO()
     picture.save(encoded, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
     write_output(path, encoded.getvalue())

@@ -1,4 +1,4 @@
-"""Commands as all four programs have them: help under headings, examples at the end, and no option given twice."""
+"""Command classes of all four programs: help under headings, examples at the end, and no option given twice."""
 
 import os
 import re
@@ -11,9 +11,9 @@ import click
 from radio_cache.terminal.options import with_current_names
 
 HELP_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-"""Of every command: -h too, and as wide as the terminal up to 100 columns."""
+"""Context settings of every command: -h as well as --help, and help as wide as the terminal up to 100 columns."""
 
-_MOST_NAME_COLUMNS = 24
+_MAX_NAME_COLUMNS = 24
 """Longer names of options put their help on the next line."""
 
 
@@ -22,6 +22,7 @@ _QUOTES = "if the shell expanded a pattern, put it into quotes"
 
 def with_quoting_hint(error: click.UsageError) -> click.UsageError:
     """Return the error, with a hint to quote the pattern where the shell expanded it into several files."""
+    # A command and its group both pass the error through here.
     if _QUOTES in error.message:
         return error
     extra = re.search(r"unexpected extra arguments? \((.*)\)", error.message)
@@ -42,7 +43,7 @@ def refuse_repeated(command: click.Command, ctx: click.Context, args: Sequence[s
         if not isinstance(option, click.Option) or option.multiple or option.count or times < 2:
             continue
         if option.is_bool_flag and not option.secondary_opts:
-            continue  # twice the same
+            continue  # a flag without a counterpart has one meaning, however often it is given
         names = " or ".join((*option.opts, *option.secondary_opts))
         raise click.UsageError(f"{names} is given {times} times: it takes one value", ctx)
 
@@ -62,8 +63,11 @@ class Command(click.Command):
 class SectionedCommand(Command):
     """A command whose help shows its options under headings.
 
-    sections: heading -> parameter names, in the order shown; what is in none of them comes last, under "Other".
-    examples: lines, shown as they are.
+    Args:
+        sections: heading -> parameter names, in the order of the help. Parameters in none of them come last, under "Other".
+        examples: lines, printed unchanged at the end.
+        *args: of `click.Command`.
+        **kwargs: of `click.Command`.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class SectionedCommand(Command):
         self.examples = examples
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Also writes the examples: click has them before the options otherwise."""
+        """Write the options under headings, then the examples, which click would print before the options."""
         records = {
             option.name: record
             for option in self.get_params(ctx)
@@ -83,13 +87,13 @@ class SectionedCommand(Command):
         placed = {name for names in self.sections.values() for name in names}
         headings = {**self.sections, "Other": [name for name in records if name not in placed]}
         # The same column for the help of all sections, whose lists click aligns one by one.
-        names_columns = max(len(name) for name, _ in records.values() if len(name) <= _MOST_NAME_COLUMNS)
+        names_columns = max(len(name) for name, _ in records.values() if len(name) <= _MAX_NAME_COLUMNS)
         for heading, names in headings.items():
             section_records = [records[name] for name in names if name in records]
             with formatter.section(heading):
                 formatter.write_dl(
                     [(name.ljust(names_columns), text) for name, text in section_records],
-                    col_max=_MOST_NAME_COLUMNS + 2,
+                    col_max=_MAX_NAME_COLUMNS + 2,
                 )
         if self.examples:
             with formatter.section("Examples"):
@@ -98,9 +102,12 @@ class SectionedCommand(Command):
 
 
 class OrderedGroup(click.Group):
-    """A group whose help lists commands in the order in which they are used, and those not in `order` behind them.
+    """A group whose help lists commands in the order in which they are used, and which refuses repeated options.
 
-    No option of its commands is given twice, whatever their class.
+    Args:
+        order: names of commands, in the order of the help. Other commands follow by name.
+        *args: of `click.Group`.
+        **kwargs: of `click.Group`.
     """
 
     def __init__(self, *args: Any, order: Sequence[str], **kwargs: Any) -> None:
@@ -110,11 +117,12 @@ class OrderedGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
+        name, command, arguments = super().resolve_command(ctx, args)
+        # `Command` does both itself; commands of other classes are checked here.
         if command is not None and not isinstance(command, Command):
-            rest = with_current_names(command, rest)
-            refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), rest)
-        return name, command, rest
+            arguments = with_current_names(command, arguments)
+            refuse_repeated(command, click.Context(command, info_name=name, parent=ctx), arguments)
+        return name, command, arguments
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

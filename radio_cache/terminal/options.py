@@ -1,4 +1,4 @@
-"""Options that several commands have, and how their values are read: each is written here once."""
+"""Options shared by several commands, and the parsing of their values."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +14,10 @@ _NAME_VALUE = re.compile(r"([^=]*)=(.*)", re.DOTALL)
 
 
 def split_name_value(text: str) -> tuple[str | None, str]:
-    """Return (name, value) of `NAME=VALUE`, or (None, text) without an equals sign. A value may hold further ones."""
+    """Return (name, value) of `NAME=VALUE`, or (None, text) without an equals sign.
+
+    The first equals sign separates, so that a value may contain further ones.
+    """
     parts = _NAME_VALUE.fullmatch(text)
     return (parts[1], parts[2]) if parts else (None, text)
 
@@ -40,14 +43,14 @@ def device_option(
     """Return a decorator that adds `--device`, a name for `radio_cache.torch.pick_device`, to a command.
 
     Args:
-        text: what the help prints.
+        text: help of the option.
     """
     return click.option("--device", default="auto", show_default=True, metavar="NAME", help=text)
 
 
 @final
 class RenamedOption(click.Option):
-    """An option's old spelling: hidden, and read as the new one by `with_current_names`."""
+    """The old name of an option: hidden, and replaced by the new one in `with_current_names`."""
 
     def __init__(self, old: str, new: str) -> None:
         # The parser never meets the old spelling, so that this option needs no value of its own.
@@ -59,8 +62,8 @@ def renamed_option(old: str, new: str) -> Callable[[F], F]:
     """Return a decorator that lets a command take an option by its old name, with a hint on standard error.
 
     Args:
-        old: the earlier spelling, such as "--shown".
-        new: the present one, such as "--num-images", which the command has anyway.
+        old: the earlier name, such as "--shown".
+        new: the present name, such as "--num-images", which is an option of the command.
     """
 
     def decorate(function: F) -> F:
@@ -73,7 +76,10 @@ def renamed_option(old: str, new: str) -> Callable[[F], F]:
 
 
 def with_current_names(command: click.Command, args: Sequence[str]) -> list[str]:
-    """Return the arguments with old names of options (`renamed_option`) replaced, one hint a name on standard error."""
+    """Return the arguments with old names of options replaced by the current ones.
+
+    Prints one hint per old name on standard error (`renamed_option`).
+    """
     new_names = {option.old: option.new for option in command.params if isinstance(option, RenamedOption)}
     if not new_names:
         return list(args)

@@ -35,7 +35,7 @@ from radio_cache.errors import RadioCacheError
 from radio_cache.storage.base import is_url
 
 DATA_ON_STANDARD_OUTPUT = "radio_cache.data_on_standard_output"
-"""Key of a command's `click.Context.meta`: what is read by machines goes to standard output, and tables to standard error."""
+"""Key of `click.Context.meta`: if set, standard output is for data only, and tables go to standard error."""
 
 
 class PathOrUrl(click.ParamType[str | Path]):
@@ -58,11 +58,12 @@ INTERRUPTED = 130
 
 _LOG_EVERY_S = 10.0
 _STALLED_S = 30.0
+"""Shortest pause without progress that is reported."""
 
 _PADDING = re.compile(r"[ \t]+(?=\n)")
 
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, those that turn the direction of writing, and halves of characters."""
+"""Control characters, those that change the direction of writing, and lone surrogates."""
 
 
 def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -81,30 +82,31 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
             # idle machine, and make everything five times slower beside one other busy process (docs/log.md).
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes have any characters
+                # Names of files and classes may have characters that the terminal's encoding lacks.
+                sys.stdout.reconfigure(errors="backslashreplace")
             try:
                 return command(*args, **kwargs)
             # Only errors whose cure is the user's become a message; a bug keeps its traceback.
             except RadioCacheError as exc:
-                _say_error(printable_lines(str(exc)))
+                _print_error(printable_lines(str(exc)))
                 sys.exit(1)
             except OSError as exc:
                 # Disk full, no permission, no such device: the user's to cure. A closed pipe is click's business.
                 if exc.errno is None or exc.errno == errno.EPIPE:
                     raise
                 where = f": '{exc.filename}'" if exc.filename is not None else ""
-                _say_error(f"{exc.strerror}{where}. {on_interrupt}".rstrip())
+                _print_error(f"{exc.strerror}{where}. {on_interrupt}".rstrip())
                 sys.exit(1)
             except MemoryError as exc:
                 requested_bytes = f" ({exc})" if str(exc) else ""
-                _say_error(
-                    f"there is not enough memory{requested_bytes}: free some, or ask for less at once. {on_interrupt}".rstrip()
+                _print_error(
+                    f"there is not enough memory{requested_bytes}: free some, or process less at once. {on_interrupt}".rstrip()
                 )
                 sys.exit(1)
             except RuntimeError as exc:
                 if "can't start new thread" not in str(exc):
                     raise
-                _say_error(
+                _print_error(
                     "the system starts no more threads for this process: raise `ulimit -u`, free memory, or take fewer threads. "
                     f"{on_interrupt}".rstrip()
                 )
@@ -119,7 +121,7 @@ def plain_errors(*, on_interrupt: str) -> Callable[[Callable[P, R]], Callable[P,
 
 
 def allow_module_option(command: F) -> F:
-    """Add --allow-module to a command: what it names is allowed to all that the command loads."""
+    """Add --allow-module to a command. The modules named are allowed to everything that the command loads."""
 
     def allow(context: click.Context, option: click.Parameter, names: tuple[str, ...]) -> None:
         del option
@@ -136,12 +138,13 @@ def allow_module_option(command: F) -> F:
     )(command)
 
 
-def _say_error(message: str) -> None:
+def _print_error(message: str) -> None:
     """Print an error to standard error; in a terminal, break lines between words, but not within a `command` to copy."""
     lines = f"error: {message}".split("\n")
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        unbroken_lines = [_COMMAND.sub(lambda found: found[0].replace(" ", _UNBROKEN), line) for line in lines]
+        # A line break within a command would be pasted with it.
+        unbroken_lines = [_COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN), line) for line in lines]
         lines = [
             fill(line, width, break_long_words=False, break_on_hyphens=False).replace(_UNBROKEN, " ")
             for line in unbroken_lines
@@ -154,9 +157,10 @@ _UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 def console() -> Console:
-    """Return the console of results: standard output, as wide as the terminal; in a file 110 columns, without padding.
+    """Return the console for results.
 
-    It is standard error if an option puts data on standard output (`--json -`).
+    It writes to standard output: as wide as a terminal, or 110 columns without padding in a file. If an option puts data
+    on standard output (`--json -`), it writes to standard error.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.meta.get(DATA_ON_STANDARD_OUTPUT):
@@ -196,9 +200,14 @@ class _Unpadded:
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
-    """Return an empty table; the first `left` columns are text, the others numbers aligned right.
+    """Return an empty table.
 
     A terminal of fewer than 100 columns gets one space between columns, and a line for each word of a number's header.
+
+    Args:
+        title: above the table.
+        *columns: headers.
+        left: number of leading columns that hold text; the others hold numbers, aligned right.
     """
     narrow = is_narrow()
     new_table = Table(
@@ -211,7 +220,7 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
         collapse_padding=narrow,
     )
     for position, name in enumerate(columns):
-        # Numbers are never broken, and what names the row is not while there is room; other text folds.
+        # A broken number would be misread, and a broken name could not be copied; other text folds.
         number = position >= left
         new_table.add_column(
             _HEADER_BREAKS.sub("\n", name) if narrow and number else name,
@@ -229,11 +238,16 @@ def is_narrow() -> bool:
 
 _WIDE = 100
 _HEADER_BREAKS = re.compile(r" |(?<=\w)(?=/\w)")
-"""Between words, and before the unit that something is divided by."""
+"""Matches between words, and before the slash of a unit such as bits/value."""
 
 
 def in_width(line: str, *, indent: int = 0) -> str:
-    """Return the line broken between words where standard output is a terminal; lines after the first are indented."""
+    """Return the line broken between words to the width of the terminal, or unchanged in a file.
+
+    Args:
+        line: without line breaks.
+        indent: columns before each line after the first.
+    """
     if not sys.stdout.isatty():
         return line
     return fill(line, shutil.get_terminal_size().columns, subsequent_indent=" " * indent, break_on_hyphens=False)
@@ -244,11 +258,11 @@ def printable(text: str) -> str:
 
     An untrusted cache holds names and notes of its author's choice.
     """
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def printable_lines(text: str) -> str:
-    """Return the text with its lines as they are, each as `printable` has it."""
+    """Return the text with `printable` applied to each line."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -289,7 +303,11 @@ class _TimeColumn(ProgressColumn):
 class ProgressLine:
     """Progress on standard error: a live bar in a terminal, a line every ten seconds in a log. A context manager.
 
-    name: what is being worked on. unit: what is counted ("images").
+    Args:
+        name: of the activity.
+        total: number of items.
+        unit: of the items ("images").
+        done: number of items completed before the start, which do not count for the rate.
     """
 
     def __init__(self, name: str, total: int, *, unit: str = "images", done: int = 0) -> None:
@@ -298,6 +316,7 @@ class ProgressLine:
         self._note = ""
         self._started = self._logged = self._moved = time.monotonic()
         self._longest_gap = 0.0
+        # None in a log, where a redrawn bar would fill the file with control characters.
         self._bar: _Bar | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
@@ -334,7 +353,7 @@ class ProgressLine:
 
     @property
     def rate(self) -> float:
-        """Items a second since the start, not counting what was done before."""
+        """Items per second since the start, without those completed before."""
         return (self._done - self._done_before) / max(time.monotonic() - self._started, 1e-9)
 
     def _stalled(self, now: float) -> str:
@@ -352,10 +371,11 @@ class ProgressLine:
     def _log(self, now: float) -> None:
         self._logged = now
         rate = (self._done - self._done_before) / max(now - self._started, 1e-9)
-        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
+        # Without progress there is no rate to extrapolate.
+        remaining = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
         if stalled := self._stalled(now):
-            left = f", {stalled}"
-        click.echo(f"{self._name}: {self._done}/{self._total} {self._unit}, {self._text(now)}{left}", err=True)
+            remaining = f", {stalled}"
+        click.echo(f"{self._name}: {self._done}/{self._total} {self._unit}, {self._text(now)}{remaining}", err=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -383,7 +403,8 @@ class CountLine:
         self._name, self._unit, self._count = name, unit, 0
         self._counting = threading.Lock()
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._speak, name="count line", daemon=True)
+        # A thread of its own, since one request may block the caller for minutes; a daemon, so that it ends with the process.
+        self._thread = threading.Thread(target=self._print_counts, name="count line", daemon=True)
 
     def __enter__(self) -> "CountLine":
         self._started = time.monotonic()
@@ -403,7 +424,8 @@ class CountLine:
     def _text(self) -> str:
         return f"{self._name}: {self._count} {self._unit} in {time.monotonic() - self._started:.0f} s"
 
-    def _speak(self) -> None:
+    def _print_counts(self) -> None:
+        # Most counts end sooner, and then print nothing.
         if self._done.wait(_LOG_EVERY_S):
             return
         if sys.stderr.isatty():
