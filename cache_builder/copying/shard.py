@@ -1,7 +1,7 @@
 """The unit of work of a copy: one shard of the images or of a teacher.
 
 A shard that keeps its rows and its codec is copied file by file, compared with its receipt on the way, and gets the same
-receipt. Otherwise it is assembled from rows: codes as they are stored, or transcoded to the other packing.
+receipt. Otherwise it is assembled from rows: codes as they are stored, or transcoded to another packing.
 """
 
 from collections.abc import Callable

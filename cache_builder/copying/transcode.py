@@ -1,6 +1,6 @@
-"""Transcoding of a klt teacher to the other packing: the codec of the copy, and its codes.
+"""Transcoding of a klt teacher to another packing: the codec of the copy, and its codes.
 
-The two packings share the basis and nothing else. Packed codes are levels of Lloyd's tables times a gain of each token, and
+The packings share the basis and nothing else. Packed codes are levels of Lloyd's tables times a gain of each token, and
 zstd codes are multiples of one step, so transcoding rounds a second time. The cost is measured and recorded
 (docs/design/006-copies.md).
 """
@@ -166,7 +166,7 @@ class TranscodedShard:
 def transcode(
     old: Transcodable, new: Transcodable, codes: NDArray[Any], on_image: NDArray[np.bool_]
 ) -> TranscodedShard:
-    """Transcode stored codes to the other packing of the same basis.
+    """Transcode stored codes to another packing of the same basis.
 
     Args:
         old: codec of the codes.
