@@ -148,7 +148,7 @@ class RecomputeReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no teacher has a complaint."""
+        """True if no teacher has a complaint."""
         return not any(teacher.complaints() for teacher in self.teachers)
 
 

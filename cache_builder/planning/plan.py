@@ -112,7 +112,7 @@ class TeacherPlan:
 
     @property
     def is_upper_bound(self) -> bool:
-        """Whether `stored` is the cost of half, because the requested codec could not be measured."""
+        """True if `stored` is the cost of half, because the requested codec could not be measured."""
         return self.stored.request != self.probe.requested
 
     @property
@@ -158,7 +158,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the disk has room for the build; None if the free space is not known."""
+        """True if the disk has room for the build; None if the free space is not known."""
         return None if self.free_bytes is None else self.bytes_to_write <= self.free_bytes
 
     @property
