@@ -1,8 +1,8 @@
 """Transcoding of a klt teacher to another packing: the codec of the copy, and its codes.
 
-The packings share the basis and nothing else. Packed codes are levels of Lloyd's tables times a gain of each token, and
-zstd codes are multiples of one step, so transcoding rounds a second time. The cost is measured and recorded
-(docs/design/006-copies.md).
+The packings share the basis and nothing else. Packed codes are levels of Lloyd's tables times a gain of each token,
+zstd codes are multiples of one step, and ans codes are coefficients of a DCT. So transcoding rounds a second time. The cost is
+measured and recorded (docs/design/006-copies.md).
 """
 
 from dataclasses import dataclass, replace
