@@ -146,12 +146,12 @@ def built(cache: Cache, teacher: Teacher, config: BuildConfig) -> Measured:
     return Measured(wall, Cache(cache.storage).teachers[name].stored_bytes(), stages)
 
 
-def bare(teacher: Teacher, seen: list[TeacherView], config: BuildConfig, *, side_by_side: bool) -> float:
+def bare(teacher: Teacher, views: list[TeacherView], config: BuildConfig, *, side_by_side: bool) -> float:
     """Wall seconds of the forward passes alone, from pixels in memory: on all cores in one pass, or a pass a core."""
     device, shard_images, batch_images = torch.device(config.device), config.shard_images, config.batch_images
     work = DeviceWork(teacher, device, StageSeconds())
     # Cut as the build cuts them: within shards.
-    shards = [seen[first : first + shard_images] for first in range(0, len(seen), shard_images)]
+    shards = [views[first : first + shard_images] for first in range(0, len(views), shard_images)]
     batches = [shard[first : first + batch_images] for shard in shards for first in range(0, len(shard), batch_images)]
 
     def finished() -> None:
@@ -179,24 +179,24 @@ def stages_alone(cache: Cache, teacher: Teacher, codec: Codec, rows: list[int]) 
     """CPU seconds of each stage by itself, on one thread while the other cores have nothing to do."""
     spec, device, stages = teacher.spec, torch.device("cpu"), StageSeconds()
     seconds: dict[str, float] = {}
-    seen: list[TeacherView] = []
+    views: list[TeacherView] = []
     access = ImageAccess(cache)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         _, seconds["decode"] = timed(
-            lambda: seen.extend(one for row in rows for one in load_views(cache, access, spec, (row, (0,))))
+            lambda: views.extend(view for row in rows for view in load_views(cache, access, spec, (row, (0,))))
         )
-        parts = [seen[first : first + BATCH] for first in range(0, len(seen), BATCH)]
+        parts = [views[first : first + BATCH] for first in range(0, len(views), BATCH)]
         codes: list[CodeBatch] = []
         work = DeviceWork(teacher, device, stages, codec=codec)
-        _, both = timed(lambda: codes.extend(made for part in parts for made in work.codes(part)))
+        _, both = timed(lambda: codes.extend(batch for part in parts for batch in work.codes(part)))
         # One thread: its wall seconds are its CPU seconds, but for what others take from it, which `both` does not hold.
         seconds["forward"] = both * stages.teacher / (stages.teacher + stages.encode)
         seconds["encode"] = both - seconds["forward"]
     finally:
         torch.set_num_threads(before)
-    chunks = [row.tobytes() for made in codes for row in made.codes]
+    chunks = [row.tobytes() for batch in codes for row in batch.codes]
     level = codec.zstd_level
     _, seconds["compress"] = timed(
         lambda: [crc32c(chunk if level is None else compressed(chunk, level=level)) for chunk in chunks]
@@ -222,11 +222,11 @@ def plain_loop(cache: Cache, teacher: Teacher, rows: list[int], folder: Path, *,
             ]
             for part in work.features(batch):
                 for one, image in zip(part.views, part.spatial, strict=True):
-                    kept = {"spatial": image.half().contiguous()}
+                    arrays = {"spatial": image.half().contiguous()}
                     if archive is None:
-                        torch.save(kept, folder / f"{one.row}.pt")
+                        torch.save(arrays, folder / f"{one.row}.pt")
                         continue
-                    data = safetensors_bytes(kept)
+                    data = safetensors_bytes(arrays)
                     member = tarfile.TarInfo(f"{one.row}.safetensors")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
@@ -315,25 +315,25 @@ def large(args: argparse.Namespace, folder: Path) -> list[str]:
     cache, teacher, config = places[CODECS[0]]
     rows = cache.usable_rows().tolist()
     access = ImageAccess(cache)
-    seen = [one for row in rows for one in load_views(cache, access, teacher.spec, (row, (0,)))]
+    views = [view for row in rows for view in load_views(cache, access, teacher.spec, (row, (0,)))]
     whole: dict[str, list[Measured]] = {name: [] for name in CODECS}
     one_pass, side = [], []
     for _ in range(args.rounds):
         for name, place in places.items():
             whole[name].append(built(*place))
-        side.append(bare(teacher, seen, config, side_by_side=True))
-        one_pass.append(bare(teacher, seen, config, side_by_side=False))
+        side.append(bare(teacher, views, config, side_by_side=True))
+        one_pass.append(bare(teacher, views, config, side_by_side=False))
     lines = [
         f"## ViT-B/16, random weights, {len(rows)} images",
         "",
         f"- bare forward passes {median(one_pass):.2f} s with all threads in each, {median(side):.2f} s side by side",
     ]
-    for name, found in whole.items():
-        walls = [one.wall_s for one in found]
+    for name, builds in whole.items():
+        walls = [build.wall_s for build in builds]
         lines += [
-            f"- codec {name}, {found[0].num_bytes / len(rows):.0f} bytes an image: build {median(walls):.2f} s, "
+            f"- codec {name}, {builds[0].num_bytes / len(rows):.0f} bytes an image: build {median(walls):.2f} s, "
             f"{ratios(walls, one_pass)} of the plain passes; {ratios(walls, side)} of those side by side",
-            f"  - thread-seconds: {shares(found[0].stages)}",
+            f"  - thread-seconds: {shares(builds[0].stages)}",
         ]
     return [*lines, ""]
 
@@ -354,15 +354,15 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
             whole.append(built(cache, teacher, config))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             alone.append(stages_alone(cache, teacher, codec, rows))
-            for how, kept in loops.items():
-                kept.append(plain_loop(cache, teacher, rows, folder / f"{how[:3]}-{number}", tar=how.startswith("tar")))
-    walls = [one.wall_s for one in whole]
+            for how, runs in loops.items():
+                runs.append(plain_loop(cache, teacher, rows, folder / f"{how[:3]}-{number}", tar=how.startswith("tar")))
+    walls = [run.wall_s for run in whole]
     ideal = [sum(seconds.values()) / cores for seconds in alone]
-    told = ", ".join(f"{stage} {median([seconds[stage] for seconds in alone]):.2f}" for stage in alone[0])
+    stage_seconds = ", ".join(f"{stage} {median([seconds[stage] for seconds in alone]):.2f}" for stage in alone[0])
     lines = [
         f"## EfficientNet-Lite0, {len(rows)} images, codec {cache.teachers[name].spec.codec.label}",
         "",
-        f"- CPU seconds of each stage alone: {told}; together over {cores} cores {median(ideal):.2f} s",
+        f"- CPU seconds of each stage alone: {stage_seconds}; together over {cores} cores {median(ideal):.2f} s",
         f"- the same stages in {cores} processes at once, one a core: {median(apart):.2f} s, "
         f"{ratios(apart, ideal, bar=None)} of that: what the cores take from each other",
         f"- build {median(walls):.2f} s, {ratios(walls, ideal)} of the stages alone; {ratios(walls, apart)} of those processes; "
@@ -373,8 +373,8 @@ def small(args: argparse.Namespace, folder: Path, cores: int) -> list[str]:
         "|---|---|---|---|",
         f"| this build | {median(walls):.2f} | 1 | {whole[0].num_bytes / len(rows):.0f} |",
     ]
-    for how, kept in loops.items():
-        taken, each = [one.wall_s for one in kept], kept[0].num_bytes / len(rows)
+    for how, runs in loops.items():
+        taken, each = [run.wall_s for run in runs], runs[0].num_bytes / len(rows)
         lines.append(f"| plain loop, {how} | {median(taken):.2f} | {ratios(taken, walls, bar=None)} | {each:.0f} |")
     return [*lines, "", *scaling(cache, config, len(rows), args.rounds)]
 
@@ -412,9 +412,9 @@ def shares(stages: StageSeconds) -> str:
 
 def ratios(seconds: Sequence[float], of: Sequence[float], *, bar: float | None = BAR) -> str:
     """The median of the rounds' ratios, their range, and whether the bar is met."""
-    found = [one / other for one, other in zip(seconds, of, strict=True)]
-    text = f"{median(found):.3f} ({min(found):.2f} to {max(found):.2f})"
-    return text if bar is None else f"{text}: {verdict(median(found))}"
+    quotients = [value / other for value, other in zip(seconds, of, strict=True)]
+    text = f"{median(quotients):.3f} ({min(quotients):.2f} to {max(quotients):.2f})"
+    return text if bar is None else f"{text}: {verdict(median(quotients))}"
 
 
 def verdict(ratio: float) -> str:

@@ -86,15 +86,15 @@ class Sample:
             len(encode_shard(chunks[first : first + SHARD_IMAGES], len(chunks[first : first + SHARD_IMAGES])))
             for first in range(0, len(chunks), SHARD_IMAGES)
         )
-        found = measure_fidelity(_tokens(self.held_out), _tokens(decoded))
+        fidelity = measure_fidelity(_tokens(self.held_out), _tokens(decoded))
         return Row(
             teacher=self.teacher,
             family=family,
             codec=codec,
             bits_per_value=8 * stored / self.held_out.size,
-            cosine=found.cosine,
-            cosine_worst=found.cosine_worst,
-            relative_mse=found.relative_mse,
+            cosine=fidelity.cosine,
+            cosine_worst=fidelity.cosine_worst,
+            relative_mse=fidelity.relative_mse,
             once_per_teacher_bytes=once_bytes,
         )
 
@@ -105,12 +105,12 @@ def _tokens(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def our_codecs(sample: Sample) -> Iterator[Row]:
     """half, int8, and klt in all packings at several fidelities, through the functions that a build calls."""
-    kept = round(len(sample.calibration) * (1 - HELD_OUT_OF_CALIBRATION))
-    seen, tested = _tokens(sample.calibration[:kept]), _tokens(sample.calibration[kept:])
-    moments = Moments.of(seen)
-    held_out = sample.calibration[kept:]
+    num_fitted = round(len(sample.calibration) * (1 - HELD_OUT_OF_CALIBRATION))
+    fitted, tested = _tokens(sample.calibration[:num_fitted]), _tokens(sample.calibration[num_fitted:])
+    moments = Moments.of(fitted)
+    held_out = sample.calibration[num_fitted:]
     maps = CalibrationMaps(
-        fitted=sample.calibration[:kept], held_out=held_out, valid=np.ones(held_out.shape[:3], np.bool_)
+        fitted=sample.calibration[:num_fitted], held_out=held_out, valid=np.ones(held_out.shape[:3], np.bool_)
     )
     requests = [CodecRequest(name="half"), CodecRequest(name="int8")]
     for fidelity in FIDELITIES:
@@ -121,7 +121,7 @@ def our_codecs(sample: Sample) -> Iterator[Row]:
         klt = request.name == "klt"
         label = f"klt {request.packing}, fidelity {request.fidelity:g}" if klt else request.name
         try:
-            codec = calibrate(request, moments, seen, tested, maps=maps).codec
+            codec = calibrate(request, moments, fitted, tested, maps=maps).codec
         except CodecError as exc:
             print(f"{sample.teacher}, {label}: {exc}")
             continue
@@ -243,8 +243,10 @@ def faiss_quantisers(sample: Sample) -> Iterator[Row]:
 
 def demo_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Crops of the bundled photographs; calibration and measurement share no pixel."""
-    made = make_demo_images(bundled_photos(), folder, DemoImagesConfig(train_crops=20, test_crops=20, max_side_px=256))
-    train, test = (sorted(part.rglob("*.png")) for part in (made.train, made.test))
+    images = make_demo_images(
+        bundled_photos(), folder, DemoImagesConfig(train_crops=20, test_crops=20, max_side_px=256)
+    )
+    train, test = (sorted(part.rglob("*.png")) for part in (images.train, images.test))
     order = np.random.default_rng(SEED).permutation(len(train))  # calibration's last fifth is of all photos
     return [train[i] for i in order], test
 
@@ -261,9 +263,9 @@ def features_of(name: str, files: list[Path], kept_in: Path) -> Maps:
     """A teacher's maps of image files, from the last run if it saw the same files."""
     listed = [[str(file), file.stat().st_size] for file in files]
     key = hashlib.sha256(json.dumps([name, version("timm"), listed]).encode()).hexdigest()[:16]
-    kept = kept_in / f"{name}-{key}.npz"
-    if kept.exists():
-        with np.load(kept) as stored:
+    cached_path = kept_in / f"{name}-{key}.npz"
+    if cached_path.exists():
+        with np.load(cached_path) as stored:
             return stored["maps"]
     teacher = load_teacher(name)
     geometry = teacher.spec.geometry
@@ -276,7 +278,7 @@ def features_of(name: str, files: list[Path], kept_in: Path) -> Maps:
             parts.append(teacher(teacher_input(pixels, valid, teacher.spec.normalisation)).spatial.float().numpy())
     maps = np.ascontiguousarray(np.concatenate(parts))
     kept_in.mkdir(parents=True, exist_ok=True)
-    np.savez(kept, maps=maps)
+    np.savez(cached_path, maps=maps)
     return maps
 
 

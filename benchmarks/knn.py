@@ -69,8 +69,8 @@ def ours(bank: Rows, queries: Rows, device: str = "cpu") -> NDArray[np.int64]:
 
 
 def scikit_learn(bank: Rows, queries: Rows, metric: str) -> NDArray[np.int64]:
-    found = NearestNeighbors(n_neighbors=K, algorithm="brute", metric=metric).fit(bank)
-    return found.kneighbors(queries, return_distance=False)
+    index = NearestNeighbors(n_neighbors=K, algorithm="brute", metric=metric).fit(bank)
+    return index.kneighbors(queries, return_distance=False)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -84,11 +84,11 @@ def compare(args: argparse.Namespace) -> None:
         "scikit-learn, cosine": lambda: scikit_learn(bank, queries, "cosine"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
     for _ in range(args.rounds):
         for name, way in ways.items():
             started = time.perf_counter()
-            found[name] = way()
+            results[name] = way()
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     floor = min(medians["matrix product, numpy"], medians["matrix product, torch"])
@@ -96,7 +96,7 @@ def compare(args: argparse.Namespace) -> None:
     print(f"{'':26} {'seconds':>8} {'x product':>9}   all rounds")
     for name, median in medians.items():
         print(f"{name:26} {median:8.2f} {median / floor:9.2f}   {', '.join(f'{value:.2f}' for value in seconds[name])}")
-    mine, theirs = (np.asarray(found[name]) for name in ("radio-eval", "scikit-learn, euclidean"))
+    mine, theirs = (np.asarray(results[name]) for name in ("radio-eval", "scikit-learn, euclidean"))
     same = np.mean(np.sort(mine, axis=1) == np.sort(theirs, axis=1))
     print(f"neighbours that scikit-learn finds too: {same:.4%}; {fastest / medians['radio-eval']:.2f} times its speed")
 

@@ -52,8 +52,8 @@ def watched(command: list[str], out: Path, every_s: float) -> list[tuple[float, 
             except OSError:
                 break
             done = max(done, shards_done(out))  # at the end its receipts become one file
-            if found := re.search(r"VmRSS:\s*(\d+)", status):
-                series.append((time.perf_counter() - started, done, int(found[1]) / 1024))
+            if match := re.search(r"VmRSS:\s*(\d+)", status):
+                series.append((time.perf_counter() - started, done, int(match[1]) / 1024))
             time.sleep(every_s)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)

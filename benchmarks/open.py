@@ -113,11 +113,11 @@ def main() -> None:
             started = time.perf_counter()
             synthesise(place, arguments.images)
             print(f"made {place} in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        found = [measure(place) for _ in range(arguments.repeats)]
-    for one in found:
-        print(json.dumps(one))
-    seconds = sorted(float(one["import_seconds"]) + float(one["open_seconds"]) for one in found)[len(found) // 2]
-    megabytes = max(float(one["peak_rss_mb"]) for one in found)
+        measured = [measure(place) for _ in range(arguments.repeats)]
+    for run in measured:
+        print(json.dumps(run))
+    seconds = sorted(float(run["import_seconds"]) + float(run["open_seconds"]) for run in measured)[len(measured) // 2]
+    megabytes = max(float(run["peak_rss_mb"]) for run in measured)
     print(
         f"median {seconds:.2f} s with imports (bar {MAX_SECONDS} s), at most {megabytes:.0f} MB (bar {MAX_MEGABYTES:.0f} MB)"
     )

@@ -122,8 +122,8 @@ def line(name: str, preset: TeacherPreset, path: Path, photos: list[Image.Image]
             with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
                 low = teacher(x).spatial.flatten(1, 2).float()
             losses.append(float(1 - torch.cosine_similarity(low, ours, dim=-1).mean()))
-    told = " | ".join(f"{np.mean(losses):.1e}" for losses in lost.values()) + ("" if float16 else " | -")
-    return f"| `{name}` | {'bitwise' if same else 'DIFFER'} | {largest:.1e} | {told} |"
+    cells = " | ".join(f"{np.mean(losses):.1e}" for losses in lost.values()) + ("" if float16 else " | -")
+    return f"| `{name}` | {'bitwise' if same else 'DIFFER'} | {largest:.1e} | {cells} |"
 
 
 def main() -> None:

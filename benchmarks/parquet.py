@@ -101,8 +101,8 @@ def main() -> None:
                 "150" if slow else str(args.images),
             ]
             runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(args.repeats)]
-            found = [[float(number) for number in run.stdout.split()] for run in runs]
-            rate, megabytes, listed, peak = (statistics.median(column) for column in zip(*found, strict=True))
+            timings = [[float(number) for number in run.stdout.split()] for run in runs]
+            rate, megabytes, listed, peak = (statistics.median(column) for column in zip(*timings, strict=True))
             lines.append(
                 f"| {name} | {how} | {order} | {rate:,.0f} | {megabytes:,.0f} | {listed * 1e3:.0f} | {peak:.0f} |"
             )

@@ -96,10 +96,10 @@ def prepare(args: argparse.Namespace) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     train = args.work / f"train-{args.train_images}.tar"
     first, *others = sorted(args.images.glob("train-*.tar"))
-    with tarfile.open(first) as source, tarfile.open(train, "w") as kept:
+    with tarfile.open(first) as source, tarfile.open(train, "w") as pixels:
         members = source.getmembers()
         for member in members[: args.train_images * len({Path(m.name).suffix for m in members})]:
-            kept.addfile(member, source.extractfile(member))
+            pixels.addfile(member, source.extractfile(member))
     sampling = ViewSampling(seed=0, area=(args.least_area, 1.0), ratio=quick().crop_ratio, flip_share=0.0)
     for codec in args.codecs.split(","):
         request = CodecRequest(name="half") if codec == "half" else CodecRequest(name="klt", fidelity=CODECS[codec])
@@ -142,7 +142,7 @@ def held_out(work: Path, train: Path) -> HeldOut:
     def data(kind: type[CropData], area: tuple[float, float], ratio: tuple[float, float]) -> CropData:
         mine = replace(recipe, crop_area=area, crop_ratio=ratio, match="off")
         grid = STUDENT_PX // 16
-        made = CropData(
+        crops = CropData(
             held,
             [TEACHER],
             mine,
@@ -152,8 +152,8 @@ def held_out(work: Path, train: Path) -> HeldOut:
             image_px=STUDENT_PX,
             grid_hw=(grid, grid),
         )
-        made.__class__ = kind
-        return made
+        crops.__class__ = kind
+        return crops
 
     def answers(made: CropData, make: Any) -> list[tuple[Batch, Tensor]]:
         batches = [made.batch(number, 0, 100) for number in range(COSINE_IMAGES // 100)]
@@ -199,22 +199,22 @@ def knn_of_others(features: Tensor, labels: Tensor) -> float:
         near = features[first : first + 1000] @ features.T
         mine = torch.arange(len(near))
         near[mine, mine + first] = -1.0
-        found = near.topk(K)
+        neighbours = near.topk(K)
         votes = torch.zeros(len(near), int(labels.max()) + 1)
-        votes.scatter_add_(1, labels[found.indices], torch.exp(found.values / TEMPERATURE))
+        votes.scatter_add_(1, labels[neighbours.indices], torch.exp(neighbours.values / TEMPERATURE))
         right += int((votes.argmax(1) == labels[first : first + 1000]).sum())
     return right / len(features)
 
 
 @torch.inference_mode()
 def cosine(run: TrainingRun, answered: list[tuple[Batch, Tensor]]) -> float:
-    found: list[Tensor] = []
+    cosines: list[Tensor] = []
     for batch, true in answered:
         features = run.model.student(student_images(batch, torch.channels_last))
         side = STUDENT_PX // run.model.student.patch_size
         said = run.model.adaptors(features, (side, side), (TEACHER,))[TEACHER].spatial
-        found.append(torch.nn.functional.cosine_similarity(said, true, dim=-1).mean(1))
-    return float(torch.cat(found).mean())
+        cosines.append(torch.nn.functional.cosine_similarity(said, true, dim=-1).mean(1))
+    return float(torch.cat(cosines).mean())
 
 
 def train_one(args: argparse.Namespace, setting: str, codec: str, seed: int) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def report(args: argparse.Namespace) -> None:
                 name: [result[name] for result in groups[pair]]
                 for name in ("knn_whole", "knn_centre", "cosine_whole", "cosine_crops", "loss")
             }
-            means = {name: statistics.fmean(found) for name, found in values.items()}
+            means = {name: statistics.fmean(values_of_run) for name, values_of_run in values.items()}
             whole = [100 * value for value in values["knn_whole"]]
             print(
                 f"| {pair[0]} | {pair[1]} | {len(whole)} | {100 * means['knn_whole']:.1f} | {min(whole):.1f} to {max(whole):.1f} "
@@ -329,8 +329,8 @@ def report(args: argparse.Namespace) -> None:
             )
             axes[0].invert_yaxis()
     longest = max(runs, key=lambda key: key[1])
-    for (setting, codec), found in runs[longest].items():
-        epochs, knn, _ = zip(*found[0]["curve"], strict=True)
+    for (setting, codec), values_of_run in runs[longest].items():
+        epochs, knn, _ = zip(*values_of_run[0]["curve"], strict=True)
         axes[1].plot(epochs, [100 * value for value in knn], marker="o", label=f"{setting}, {codec}")
     axes[1].set(xlabel="epochs", ylabel="k-NN top-1 while training, %", title=f"{longest[1]} epochs, one seed")
     axes[1].legend()

@@ -88,8 +88,8 @@ def costs_table(prices: Prices) -> str:
         return images / prices.shard_images * len(GFLOPS) * (FILES_A_SHARD + 1)
 
     def month(images: int, codec: str) -> str:
-        kept = images * _all(codec)
-        return f"{human_bytes(kept)}, {kept / 1e9 * prices.gigabyte_month:,.0f} $"
+        stored_bytes = images * _all(codec)
+        return f"{human_bytes(stored_bytes)}, {stored_bytes / 1e9 * prices.gigabyte_month:,.0f} $"
 
     row("teachers, device-hours", *(f"{hours(n):,.0f}" for n in IMAGES))
     row("teachers, $", *(f"{hours(n) * prices.device_hour:,.0f}" for n in IMAGES))

@@ -47,9 +47,9 @@ def masked(photo: Image.Image) -> Masked:
 
 def write_imagenet(photos: dict[str, bytes], folder: Path) -> None:
     """`train` and `val`, a folder a class; a class is a photo, and no pixel is in both."""
-    made = make_demo_images(photos, folder, DemoImagesConfig(train_crops=4, test_crops=2))
-    if made.test.exists():  # else it was, when this was stopped
-        made.test.rename(folder / "val")
+    images = make_demo_images(photos, folder, DemoImagesConfig(train_crops=4, test_crops=2))
+    if images.test.exists():  # else it was, when this was stopped
+        images.test.rename(folder / "val")
 
 
 def write_ade20k(pairs: list[Masked], folder: Path) -> None:

@@ -234,13 +234,13 @@ def warm(folder: Path, layout: Layout, plan: Plan) -> list[tuple[str, str, float
         for turn in pairs[name] if PEERS[name].starts_alone else []:
             turn.ready()
     try:
-        one = interleaved({name: pair[:1] for name, pair in pairs.items()}, plan)
+        rates = interleaved({name: pair[:1] for name, pair in pairs.items()}, plan)
         two = interleaved({name: pair for name, pair in pairs.items() if name not in _ONE_PROCESS}, plan)
     finally:
         for turn in (turn for pair in pairs.values() for turn in pair):
             turn.close()
-    found = [("warm, 1 process", name, rate) for name, rate in one.items()]
-    return found + [("warm, 2 processes", name, rate) for name, rate in two.items()]
+    figures = [("warm, 1 process", name, rate) for name, rate in rates.items()]
+    return figures + [("warm, 2 processes", name, rate) for name, rate in two.items()]
 
 
 def _processes(name: str) -> int:
@@ -386,7 +386,7 @@ def zstd(folder: Path, rows: Rows, plan: Plan) -> list[tuple[str, str, float]]:
     for number, row in enumerate(rows.distinct):
         (folder / f"chunk{number}").write_bytes(compressor.compress(row.tobytes()))
     layout = layout_of(rows)
-    found: list[tuple[str, str, float]] = []
+    figures: list[tuple[str, str, float]] = []
     for threads in (1, 2):
         runs = {
             name: [Turns(decoded_batches, name, folder, layout, threads)] for name in (LIBRARY, LIBRARY_READ, OUR_ZSTD)
@@ -396,8 +396,8 @@ def zstd(folder: Path, rows: Rows, plan: Plan) -> list[tuple[str, str, float]]:
         finally:
             for (turn,) in runs.values():
                 turn.close()
-        found += [(f"zstd, {threads} thread{'s'[: threads - 1]}", name, rate) for name, rate in rates.items()]
-    return found
+        figures += [(f"zstd, {threads} thread{'s'[: threads - 1]}", name, rate) for name, rate in rates.items()]
+    return figures
 
 
 # --- writing
@@ -446,28 +446,28 @@ def measure(map_name: str, codec_name: str, parts: set[str], base: Path, plan: P
     rows = make_rows(map_name, codec_name, 0)
     rows = replaced(rows, num_rows=max(plan.min_rows, plan.num_bytes // rows.row_bytes))
     layout = layout_of(rows)
-    found: list[tuple[str, str, float]] = []
+    figures: list[tuple[str, str, float]] = []
     with tempfile.TemporaryDirectory(dir=base, prefix="storage-") as name:
         folder = Path(name)
         if codec_name == "zstd":
-            found += zstd(folder, rows, plan)
+            figures += zstd(folder, rows, plan)
         else:
             if parts & {"warm", "cold", "delivered"}:
                 peers.write_everywhere(folder, rows)
                 os.sync()  # so that nothing is written back while others are measured
             if "warm" in parts:
-                found += warm(folder, layout, plan)
+                figures += warm(folder, layout, plan)
             if "delivered" in parts:
-                found += delivered(folder, layout, plan)
+                figures += delivered(folder, layout, plan)
             if "cold" in parts:
-                found += cold(folder, layout, plan)
+                figures += cold(folder, layout, plan)
             for file in {peer.files for peer in PEERS.values()}:
                 peers.remove(folder / file)
             if "write" in parts and codec_name == "half":
-                found += write(folder, rows, plan)
+                figures += write(folder, rows, plan)
     return [
         Figure(rows=f"{map_name} {codec_name}", part=part, name=name, per_second=rate, row_bytes=rows.row_bytes)
-        for part, name, rate in found
+        for part, name, rate in figures
     ]
 
 

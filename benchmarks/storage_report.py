@@ -99,10 +99,10 @@ BARS = (
 
 def ratios(figures: Sequence[Figure], part: str, ours: str, theirs: str) -> dict[str, float]:
     """ours / theirs by kind of rows."""
-    found = {(f.rows, f.name): f.per_second for f in figures if f.part == part}
+    rates = {(f.rows, f.name): f.per_second for f in figures if f.part == part}
     kinds = dict.fromkeys(f.rows for f in figures if f.part == part)
     return {
-        rows: found[rows, ours] / found[rows, theirs] for rows in kinds if {(rows, ours), (rows, theirs)} <= set(found)
+        rows: rates[rows, ours] / rates[rows, theirs] for rows in kinds if {(rows, ours), (rows, theirs)} <= set(rates)
     }
 
 
@@ -129,7 +129,7 @@ def keep(figures: Sequence[Figure], out: Path, *, json_of: Mapping[str, Any]) ->
 
 
 def _title() -> str:
-    versions = ", ".join(f"{name} {found}" for name in _LIBRARIES if (found := _version(name)))
+    versions = ", ".join(f"{name} {version}" for name in _LIBRARIES if (version := _version(name)))
     return (
         f"# Storage, {datetime.now(UTC):%Y-%m-%d}\n\n`benchmarks/storage.py`, radio-cache {radio_cache.__version__}, "
         f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}; {versions}. Random batches of 32 rows into one "
@@ -176,12 +176,14 @@ def _cell(figure: Figure | None, floor: Figure | None) -> str:
 def _bars(figures: Sequence[Figure]) -> tuple[list[str], list[str]]:
     lines, missed = ["## Bars", "", "| bar | least | median | met |", "|---|---|---|---|"], list[str]()
     for bar in BARS:
-        found = list(ratios(figures, bar.part, bar.ours, bar.theirs).values())
-        if not found:
+        quotients = list(ratios(figures, bar.part, bar.ours, bar.theirs).values())
+        if not quotients:
             continue
         decide: Callable[[Sequence[float]], float] = min if bar.each else statistics.median
-        met = decide(found) >= bar.least
-        lines.append(f"| {bar.text} | {min(found):.2f} | {statistics.median(found):.2f} | {'yes' if met else 'NO'} |")
+        met = decide(quotients) >= bar.least
+        lines.append(
+            f"| {bar.text} | {min(quotients):.2f} | {statistics.median(quotients):.2f} | {'yes' if met else 'NO'} |"
+        )
         if not met:
             missed.append(bar.text)
     return [*lines, ""], missed

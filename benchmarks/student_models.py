@@ -103,13 +103,13 @@ def build(model: Model) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_init() -> Generator[None]:
-    kept = {name: getattr(nn.init, name) for name in _INITS}
+    originals = {name: getattr(nn.init, name) for name in _INITS}
     try:
         for name in _INITS:
             setattr(nn.init, name, lambda tensor, *_, **__: tensor)
         yield
     finally:
-        for name, function in kept.items():
+        for name, function in originals.items():
             setattr(nn.init, name, function)
 
 

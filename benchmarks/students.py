@@ -79,9 +79,9 @@ def time_built_anew(ours: Model, theirs: Model, batch: int, *, rounds: int, comp
     together = [Timed(ours, batch, []), Timed(theirs, batch, [])]
     for build_number in range(BUILDS):
         order = together if build_number % 2 == 0 else together[::-1]
-        found = time_interleaved([(one.model, batch) for one in order], rounds=rounds, compiled=compiled)
-        for one, new in zip(order, found, strict=True):
-            one.seconds.extend(new.seconds)
+        timings = time_interleaved([(timing.model, batch) for timing in order], rounds=rounds, compiled=compiled)
+        for timing, new in zip(order, timings, strict=True):
+            timing.seconds.extend(new.seconds)
     return together
 
 
@@ -119,15 +119,15 @@ def print_times(found: Sequence[Timed], title: str) -> list[dict[str, Any]]:
     return rows
 
 
-def ratios(found: Sequence[Timed], first: str, second: str) -> list[float]:
+def ratios(timings: Sequence[Timed], first: str, second: str) -> list[float]:
     """How many times as fast `first` is as `second`, round by round, in ascending order."""
-    a, b = (next(one for one in found if one.model.name == name) for name in (first, second))
+    a, b = (next(timing for timing in timings if timing.model.name == name) for name in (first, second))
     return sorted((y / b.batch) / (x / a.batch) for x, y in zip(a.seconds, b.seconds, strict=True))
 
 
-def print_ratio(found: Sequence[Timed], first: str, second: str, bar: float | None = None) -> None:
+def print_ratio(timings: Sequence[Timed], first: str, second: str, bar: float | None = None) -> None:
     """The median over rounds, and between which ratios half of the rounds lie."""
-    all_ratios = ratios(found, first, second)
+    all_ratios = ratios(timings, first, second)
     times, quarter = statistics.median(all_ratios), len(all_ratios) // 4
     verdict = "" if bar is None else f"; the bar is {bar:g}: {'met' if times >= bar else 'MISSED'}"
     half = f"{all_ratios[quarter]:.3f} to {all_ratios[-1 - quarter]:.3f} in half of the rounds"
@@ -154,19 +154,19 @@ def list_models(models: Sequence[Model], *, batch: int, rounds: int, compiled: b
                 fast(images)
             compiling = time.perf_counter() - started
             for number in range(rounds + 1):
-                for one, run in ((eager, net), (quick, fast)) if compiled else ((eager, net),):
+                for row, run in ((eager, net), (quick, fast)) if compiled else ((eager, net),):
                     begun = time.perf_counter()
                     run(images)
                     if number:  # the first round warms up
-                        one.seconds.append(time.perf_counter() - begun)
+                        row.seconds.append(time.perf_counter() - begun)
         size = size_of(model)
-        told = "| | |"
+        cells = "| | |"
         if compiled:
             gain = statistics.median(a / b for a, b in zip(eager.seconds, quick.seconds, strict=True))
-            told = f"{quick.images_per_s:.2f} | {gain:.2f} | {compiling:.0f} |"
+            cells = f"{quick.images_per_s:.2f} | {gain:.2f} | {compiling:.0f} |"
         print(
             f"| {model.name} | {batch} | {4e-6 * size.parameters:.0f} | {added / 1e6:.0f} | {eager.images_per_s:.2f} | "
-            f"{eager.images_per_s * size.gflops:.0f} | {told}",
+            f"{eager.images_per_s * size.gflops:.0f} | {cells}",
             flush=True,
         )
         rows.append(
@@ -230,26 +230,26 @@ def main() -> None:
             )
         case "bars":
             models = [student("e-radio-l", 224), student("e-radio-l-512", 224), openclip_h_14(), dinov2_g_14()]
-            found = time_interleaved(
+            timings = time_interleaved(
                 [(model, args.batch or 1) for model in models], rounds=args.rounds, compiled=args.compiled
             )
-            rows = print_times(found, f"224 px, {how}")
+            rows = print_times(timings, f"224 px, {how}")
             for teacher in ("OpenCLIP ViT-H/14", "DINOv2 ViT-g/14-reg"):
-                print_ratio(found, "e-radio-l", teacher, 4)
+                print_ratio(timings, "e-radio-l", teacher, 4)
         case "students":
             every = [*students_at(224), openclip_h_14(), dinov2_g_14()]
             wanted = [model for model in every if not args.only or model.name in args.only]
             rows = list_models(wanted, batch=args.batch or 2, rounds=args.rounds, compiled=args.compiled)
         case "sam":
-            found = time_interleaved(
+            timings = time_interleaved(
                 [(model, 1) for model in (student("e-radio-l", 1024), sam("b"), sam("l"), sam("h"))],
                 rounds=args.rounds,
                 compiled=args.compiled,
                 warm_up=1,
             )
-            rows = print_times(found, f"1024 px, {how}")
+            rows = print_times(timings, f"1024 px, {how}")
             for encoder in ("SAM ViT-L", "SAM ViT-H"):
-                print_ratio(found, "e-radio-l", encoder)
+                print_ratio(timings, "e-radio-l", encoder)
         case _:
             for letter, size in (("s", "small"), ("b", "base"), ("l", "large")):
                 # The same shape: one class token, no registers.
@@ -257,9 +257,9 @@ def main() -> None:
                 theirs = timm_vit(f"vit_{size}_patch16_224", 224)
                 if args.only and ours.name not in args.only:
                     continue
-                found = time_built_anew(ours, theirs, args.batch or 4, rounds=args.rounds, compiled=args.compiled)
-                rows += print_times(found, f"224 px, {how}")
-                print_ratio(found, ours.name, theirs.name, 1)
+                timings = time_built_anew(ours, theirs, args.batch or 4, rounds=args.rounds, compiled=args.compiled)
+                rows += print_times(timings, f"224 px, {how}")
+                print_ratio(timings, ours.name, theirs.name, 1)
     if args.json:
         args.json.write_text(json.dumps({"cpu": cpu, "how": how, "rows": rows}, indent=1))
 

@@ -59,9 +59,9 @@ def cache_of(args: argparse.Namespace) -> Path:
 
 def prepare(args: argparse.Namespace) -> None:
     teachers = {name: TeacherOptions() for name in TEACHERS}
-    kept = PixelStore(side_px=args.store_pixels, format="jpeg", quality=90) if args.store_pixels else None
+    pixels = PixelStore(side_px=args.store_pixels, format="jpeg", quality=90) if args.store_pixels else None
     build_cache(
-        BuildConfig(images=(str(args.images),), out=cache_of(args), teachers=teachers, pixels=kept),
+        BuildConfig(images=(str(args.images),), out=cache_of(args), teachers=teachers, pixels=pixels),
         ReportedEvents(print),
     )
 
@@ -121,12 +121,12 @@ class Setting:
         return other
 
     def _timed(self, loaded_batches: Iterator[LoadedBatch], steps: int) -> list[tuple[float, float]]:
-        found: list[tuple[float, float]] = []
+        times: list[tuple[float, float]] = []
         for step in range(steps + 1):
             started = time.perf_counter()
             _, waits, _, _ = self.run.step(step, loaded_batches)
-            found.append((time.perf_counter() - started, waits.pixels + waits.codes + waits.transfer))
-        return found[1:]
+            times.append((time.perf_counter() - started, waits.pixels + waits.codes + waits.transfer))
+        return times[1:]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -178,10 +178,12 @@ def report(args: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    rows_by_setting: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in RESULTS.read_text().splitlines():
         result = json.loads(line)
-        found[tuple(result[name] for name in ("student", "px", "store_pixels", "teachers", "keeps_freed"))] = result
+        rows_by_setting[
+            tuple(result[name] for name in ("student", "px", "store_pixels", "teachers", "keeps_freed"))
+        ] = result
     kinds = ("constant", "pixels", "cache", "online")
     print(
         "| student | images | teachers | "
@@ -189,9 +191,9 @@ def report(args: argparse.Namespace) -> None:
         + " | cache / constant | online / cache | of the ceiling |"
     )
     print("|---" * 10 + "|")
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.8 * len(found)))
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.8 * len(rows_by_setting)))
     labels: list[str] = []
-    for place, result in enumerate(found.values()):
+    for place, result in enumerate(rows_by_setting.values()):
         times, ratio, ceiling = result["step_s"], result["online_over_cache"], result["ceiling"]
         images = f"kept at {result['store_pixels']} px" if result["store_pixels"] else "their own JPEGs"
         images += ", memory kept" if result["keeps_freed"] else ""

@@ -60,8 +60,8 @@ class Killer:
 
 def files(cache: Path) -> dict[str, bytes]:
     """Every file but the note of when the sources were changed, which depends on the clock."""
-    found = (file for file in cache.rglob("*") if file.is_file() and file.name != LISTING)
-    return {file.relative_to(cache).as_posix(): file.read_bytes() for file in found}
+    stored = (file for file in cache.rglob("*") if file.is_file() and file.name != LISTING)
+    return {file.relative_to(cache).as_posix(): file.read_bytes() for file in stored}
 
 
 def config(images: str, out: Path, shard_images: int) -> BuildConfig:
@@ -102,11 +102,12 @@ def main() -> None:
         ):
             build_cache(config(arguments.images, out, arguments.shard_images), worker_pool=worker_pool)
             seconds = time.perf_counter() - started
-        found = files(out)
-        differing = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        stored = files(out)
+        differing = sorted(path for path in expected.keys() | stored.keys() if expected.get(path) != stored.get(path))
         killed += len(killer.killed)
         rows.append(
-            f"| {arguments.workers} workers, run {run} | {seconds:.0f} | {len(killer.killed)} | {len(found)} | {len(differing)} |"
+            f"| {arguments.workers} workers, run {run} | {seconds:.0f} | {len(killer.killed)} | "
+            f"{len(stored)} | {len(differing)} |"
         )
         print(rows[-1], flush=True)
         if differing:

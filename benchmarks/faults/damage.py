@@ -223,11 +223,11 @@ def _seal(data: dict[str, Any]) -> dict[str, Any]:
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in a JSON value, as keys from the top."""
-    found = [path]
+    paths = [path]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
-        found += _places(inner, (*path, key))
-    return found
+        paths += _places(inner, (*path, key))
+    return paths
 
 
 def _edit(rng: random.Random, value: Any) -> Any:
@@ -406,12 +406,12 @@ def forgery(rng: random.Random, files: Files, shard_images: int, row_bytes: int)
             return Damage("forged text", {path: _forged_text(rng, data)})
         return Damage("forged JSON", {path: _forged_json(rng, data)})
     if kind == "maps":
-        name, made = "forged shard", _forged_shard(rng, data, shard_images, row_bytes)
+        name, data_out = "forged shard", _forged_shard(rng, data, shard_images, row_bytes)
     else:
-        name, made = "forged chunk", _forged_plain(rng, data)
-    changes: Changes = {path: made}
+        name, data_out = "forged chunk", _forged_plain(rng, data)
+    changes: Changes = {path: data_out}
     if rng.random() < 0.7:
-        changes |= _receipts_that_fit(path, made, files)
+        changes |= _receipts_that_fit(path, data_out, files)
     return Damage(name, changes)
 
 

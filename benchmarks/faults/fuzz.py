@@ -82,7 +82,7 @@ def _text(renderable: Any) -> str:
 
 def readings(rows: list[int], teachers: tuple[str, ...]) -> dict[str, Callable[[Cache], Any]]:
     """Everything a user may ask of a cache, by name."""
-    asked: dict[str, Callable[[Cache], Any]] = {
+    reads: dict[str, Callable[[Cache], Any]] = {
         "info": lambda cache: _text(describe(cache)),
         "failures": lambda cache: _text(describe_failures(cache)),
         "keys": lambda cache: list(cache.index.keys),
@@ -95,7 +95,7 @@ def readings(rows: list[int], teachers: tuple[str, ...]) -> dict[str, Callable[[
         "usable rows": lambda cache: cache.usable_rows(teachers),
     }
     for name in teachers:
-        asked |= {
+        reads |= {
             f"{name} spec": lambda cache, name=name: cache.teachers[name].spec,
             f"{name} codes": lambda cache, name=name: cache.teachers[name].codes(rows, verify="always"),
             f"{name} maps": lambda cache, name=name: cache.teachers[name].maps(rows),
@@ -104,11 +104,11 @@ def readings(rows: list[int], teachers: tuple[str, ...]) -> dict[str, Callable[[
             f"{name} bytes": lambda cache, name=name: cache.teachers[name].stored_bytes(),
         }
         if TEACHERS[name][0] is not None:
-            asked |= {
+            reads |= {
                 f"{name} summaries": lambda cache, name=name: cache.teachers[name].summaries(rows),
                 f"{name} summary statistics": lambda cache, name=name: cache.teachers[name].summary_mean_std(),
             }
-    return asked
+    return reads
 
 
 def _pixels(cache: Cache, row: int) -> bytes:
@@ -309,8 +309,8 @@ def work(folder: Path, seed: int, cases: range, results: int) -> None:
     places: list[Place] = [FolderPlace(folder / f"damaged-{os.getpid()}.zarr", files), BucketPlace(files)]
     usable = [row for row in range(10) if row != 6]
     rows = random.Random(seed).sample(usable, len(usable))
-    asked = readings(rows, tuple(TEACHERS))
-    truths = [look(place.storage, asked) for place in places]
+    reads = readings(rows, tuple(TEACHERS))
+    truths = [look(place.storage, reads) for place in places]
     for truth in truths:
         assert not truth.errors, truth.errors
         assert truth.report
@@ -323,7 +323,7 @@ def work(folder: Path, seed: int, cases: range, results: int) -> None:
         damage = choose(seed, case, files)
         place, truth = places[case % 2], truths[case % 2]
         kinds = sorted({kind_of_file(path) for path in damage.changes})
-        told: dict[str, Any] = {
+        outcome: dict[str, Any] = {
             "case": case,
             "kind": damage.kind,
             "files": kinds[0] if len(kinds) == 1 else "several",
@@ -334,22 +334,22 @@ def work(folder: Path, seed: int, cases: range, results: int) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with place.damaged(damage.changes) as storage:
-                    told["outcome"] = judge(damage, look(storage, asked), truth, storage.url)
+                    outcome["outcome"] = judge(damage, look(storage, reads), truth, storage.url)
             if _status("VmHWM") - before > MAX_MEGABYTES:
                 raise Failed(f"{_status('VmHWM') - before:.0f} MB were allocated")
         except Exception as exc:
-            told["failure"] = (
+            outcome["failure"] = (
                 f"{list(damage.changes)[:3]}: {exc}"
                 if isinstance(exc, Failed)
                 else (f"{list(damage.changes)[:3]}\n{''.join(traceback.format_exception(exc)[-4:])}")
             )
-        told["megabytes"] = _status("VmHWM") - before
-        os.write(results, json.dumps(told).encode() + b"\n")
+        outcome["megabytes"] = _status("VmHWM") - before
+        os.write(results, json.dumps(outcome).encode() + b"\n")
 
 
 def run(folder: Path, seed: int, cases: range) -> list[dict[str, Any]]:
     """All cases, in a process that may crash or hang: then another one goes on behind the case that did it."""
-    told: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
     while len(cases):
         reading, writing = os.pipe()
         child = os.fork()
@@ -374,9 +374,9 @@ def run(folder: Path, seed: int, cases: range) -> list[dict[str, Any]]:
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
                 if line.startswith(b"{"):
-                    told.append(json.loads(line))
-                    if len(told) % 500 == 0:
-                        print(f"{len(told)} cases", file=sys.stderr, flush=True)
+                    outcomes.append(json.loads(line))
+                    if len(outcomes) % 500 == 0:
+                        print(f"{len(outcomes)} cases", file=sys.stderr, flush=True)
                 else:
                     begun = int(line)
         os.close(reading)
@@ -386,9 +386,9 @@ def run(folder: Path, seed: int, cases: range) -> list[dict[str, Any]]:
         if code == 0 and not hangs:
             break
         what = f"more than {MAX_SECONDS} s" if hangs else f"the process ended with {code}"
-        told.append({"case": begun, "kind": "?", "files": "?", "where": begun % 2, "failure": what, "megabytes": 0})
+        outcomes.append({"case": begun, "kind": "?", "files": "?", "where": begun % 2, "failure": what, "megabytes": 0})
         cases = range(begun + 1, cases.stop)
-    return told
+    return outcomes
 
 
 def report(told: list[dict[str, Any]], seed: int, seconds: float) -> str:
@@ -412,17 +412,19 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=10, help="failures to print")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as name:
         folder = Path(name)
         make_cache(folder)
         started = time.monotonic()
-        told = run(folder, given.seed, range(given.first, given.first + given.cases))
-        print(report(told, given.seed, time.monotonic() - started))
-    failed = [one for one in told if "failure" in one]
-    for one in failed[: given.show]:
-        print(f"\ncase {one['case']}, {one['kind']}, {'a bucket' if one['where'] else 'a folder'}: {one['failure']}")
+        outcomes = run(folder, arguments.seed, range(arguments.first, arguments.first + arguments.cases))
+        print(report(outcomes, arguments.seed, time.monotonic() - started))
+    failed = [outcome for outcome in outcomes if "failure" in outcome]
+    for outcome in failed[: arguments.show]:
+        print(
+            f"\ncase {outcome['case']}, {outcome['kind']}, {'a bucket' if outcome['where'] else 'a folder'}: {outcome['failure']}"
+        )
     sys.exit(bool(failed))
 
 

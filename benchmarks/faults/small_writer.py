@@ -100,20 +100,20 @@ def write_images(storage: LocalStorage, meta: CacheMeta, shard: int) -> None:
 def write_teacher(storage: LocalStorage, meta: CacheMeta, name: str, shard: int) -> None:
     rows = meta.shard_rows(shard)
     codec, spec = CODECS[name], SPECS[name]
-    made = {row: features(name, row) for row in rows if not unusable(row)}
+    features_by_row = {row: features(name, row) for row in rows if not unusable(row)}
     drop_outdated_receipt(storage, name, shard, len(rows), [row for row in rows if unusable(row)])
     writer = ShardWriter(storage, name, shard)
-    codes = [codec.encode(made[row][0]) if row in made else None for row in rows]
+    codes = [codec.encode(features_by_row[row][0]) if row in features_by_row else None for row in rows]
     grid = (0, shard, *(0 for _ in codec.row_shape((16, 16), 24)))
     writer.write_sharded("spatial", codes, grid=grid, chunks_per_shard=SHARD_IMAGES, zstd_level=codec.zstd_level)
-    writer.write_plain("stats/spatial", _sums([one[0] for one in made.values()]), grid=(shard, 0, 0))
+    writer.write_plain("stats/spatial", _sums([value[0] for value in features_by_row.values()]), grid=(shard, 0, 0))
     if spec.summary_dim is not None:
         summary = np.full((1, SHARD_IMAGES, spec.summary_dim), np.nan, np.float16)
-        for row, (_, one) in made.items():
-            summary[0, row - rows[0]] = one
+        for row, (_, value) in features_by_row.items():
+            summary[0, row - rows[0]] = value
         writer.write_plain("summary", summary, grid=(0, shard, 0))
-        writer.write_plain("stats/summary", _sums([one[1] for one in made.values()]), grid=(shard, 0, 0))
-    _commit(writer, rows, 256 * len(made))
+        writer.write_plain("stats/summary", _sums([value[1] for value in features_by_row.values()]), grid=(shard, 0, 0))
+    _commit(writer, rows, 256 * len(features_by_row))
 
 
 def _sums(values: list[NDArray[np.float32]]) -> NDArray[np.float64]:

@@ -95,8 +95,8 @@ def start(cache: Path, recipe: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def step_of(out: Path) -> int:
-    found = checkpoints(out / "checkpoints")
-    return int(found[-1].stem.removeprefix("step-")) if found else 0
+    paths = checkpoints(out / "checkpoints")
+    return int(paths[-1].stem.removeprefix("step-")) if paths else 0
 
 
 def killed_run(args: argparse.Namespace, recipe: Path, out: Path, steps: int) -> list[int]:
